@@ -1,0 +1,1 @@
+"""The Ray code of a rayfed run: placement, client and server actors, the driver."""

@@ -1,0 +1,187 @@
+"""The driver: joins or starts Ray, places the server, follows it. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.placement import Plan, nodes_of, plan
+from rayfed import launch
+from rayfed.errors import PlacementError, RunFailed
+
+if TYPE_CHECKING:
+    from rayfed.config import Config, Study
+    from rayfed.engine import Ending
+    from rayfed.folder import RunFolder
+    from rayfed.partition import Federation
+
+POLL = 0.3  # seconds between two looks at the server's status
+
+
+class RayLauncher:
+    """Starts its own local Ray, or joins a cluster; one server and one pool for all runs of the request."""
+
+    def __init__(self, address: str | None = None):
+        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self.server: Any = None
+        self.group: Any = None
+        self.ours = False
+
+    def start(self, configs: Sequence[Config]) -> None:
+        """Connect, plan, reserve one placement group, start the server. PlacementError before any actor starts."""
+        if self.address == "local":
+            # A local Ray has exactly this machine: refuse before starting it.
+            wanted = _largest(configs, [local_node()])
+        import ray
+
+        _connect(self.address)
+        self.ours = self.address == "local"
+        wanted = _largest(configs, nodes_of(ray.nodes()))
+        self._place(configs[0].name, wanted)
+
+    def _place(self, name: str, wanted: Plan) -> None:
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+        from actors.server import ServerActor
+
+        bundles = wanted.bundles()
+        self.group = placement_group(bundles, strategy="PACK")
+        if not self.group.wait(timeout_seconds=60):
+            free = ray.available_resources()
+            ray.util.remove_placement_group(self.group)
+            raise PlacementError(
+                f"resources: {wanted.actors} actors of {wanted.cpus:g} CPU and {wanted.gpus:g} GPU are not free on this cluster now "
+                f"(free: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU). Wait for other jobs, or lower resources.actors."
+            )
+        label = f"rayfed/{name}-{os.getpid()}"
+        here = ray.get_runtime_context().get_node_id()
+        owns_bundle = len(bundles) > wanted.actors
+        where: Any = NodeAffinitySchedulingStrategy(here, soft=wanted.server_anywhere)
+        if owns_bundle:
+            where = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=len(bundles) - 1)
+        options = {
+            "name": f"{label}/server", "num_cpus": wanted.server_cpus, "num_gpus": wanted.server_gpus,
+            "max_concurrency": 4, "max_restarts": 0, "scheduling_strategy": where,
+        }  # fmt: skip
+        from rayfed.folder import Owner
+
+        me = Owner.me()
+        driver = {"host": me.host, "pid": me.pid, "start": me.start}
+        self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, driver)
+
+    def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: launch.Watch) -> Ending:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        from rayfed.engine import Ending
+
+        done = self.server.run.remote(
+            str(folder.path.resolve()), folder.fence, config.to_dict(), ray.put(federation.numpy())
+        )
+        while True:
+            try:
+                ready, _ = ray.wait([done], timeout=POLL)
+                if ready:
+                    watch(ray.get(self.server.status.remote()))
+                    return Ending(*ray.get(done))
+                watch(ray.get(self.server.status.remote()))
+            except RayTaskError as e:
+                cause = getattr(e, "cause", None)
+                raise (cause if isinstance(cause, Exception) else RunFailed(str(e))) from None
+            except RayActorError as e:
+                raise RunFailed(f"the server actor died: {e}\nContinue with: rayfed resume {folder.path}") from None
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.stop.remote()
+
+    def close(self) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            return
+        try:
+            if self.server is not None:
+                ray.get(self.server.close.remote(), timeout=5)
+                ray.kill(self.server)
+            if self.group is not None:
+                ray.util.remove_placement_group(self.group)
+        except Exception:  # a dead server has nothing left to close; Ray ends what it owned
+            pass
+        finally:
+            ray.shutdown()
+
+
+def _largest(configs: Sequence[Config], nodes: Sequence[Any]) -> Plan:
+    """One plan that serves every run of the request: the one with most actors."""
+    return max((plan(c, nodes) for c in configs), key=lambda p: p.actors)
+
+
+def local_node() -> dict[str, float]:
+    """What a Ray started here will have."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        cpus = os.cpu_count() or 1
+    return {"CPU": float(cpus), "GPU": float(_gpus())}
+
+
+def _gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([v for v in visible.split(",") if v.strip()])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "rayfed"}
+    if address == "local":
+        node = local_node()
+        ray.init(
+            address="local", num_cpus=int(node["CPU"]), num_gpus=int(node["GPU"]), include_dashboard=None, **common
+        )
+        return
+    try:
+        ray.init(address=address, **common)
+    except ConnectionError as e:
+        raise PlacementError(
+            f"--address {address}: no Ray answers there ({e}). Is the head running, and does its token "
+            "(RAY_AUTH_TOKEN, ~/.ray/auth_token) match?"
+        ) from None
+
+
+def run(
+    request: Config | Study,
+    *,
+    out: str | Path | None = None,
+    address: str | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> launch.Finished:
+    """`rayfed run` on Ray."""
+    launcher = RayLauncher(address)
+    try:
+        return launch.run(request, launcher, out=out, watch=watch)
+    finally:
+        launcher.close()
+
+
+def resume(
+    path: str | Path,
+    *,
+    sets: Sequence[str] = (),
+    address: str | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> launch.Finished:
+    """`rayfed resume` on Ray."""
+    launcher = RayLauncher(address)
+    try:
+        return launch.resume(path, launcher, sets=sets, watch=watch)
+    finally:
+        launcher.close()

@@ -1,0 +1,89 @@
+"""The server actor: the engine's rounds in one thread, status and stop answered from another."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from actors.placement import Plan
+from rayfed.errors import RayfedError, RunFailed
+
+
+class ServerActor:
+    """Owns the client actors and the state of the run in hand; stops when the driver that made it is gone."""
+
+    def __init__(self, plan: Plan, group: Any, name: str, driver: dict[str, Any] | None):
+        import torch
+
+        from actors.pool import RayPool
+
+        torch.set_num_threads(plan.threads)
+        self.driver, self.name = driver, name
+        self.runner: Any = None
+        self.stopping = False
+        self.pool = RayPool(plan, group, name)
+
+    def __repr__(self) -> str:
+        return f"ServerActor({self.name})"
+
+    def ready(self) -> dict[str, Any]:
+        """All client actors run: who is where."""
+        return {"server": os.getpid(), "clients": self.pool.about()}
+
+    def run(self, path: str, fence: int, config: dict[str, Any], federation: dict[str, Any]) -> tuple[str, int]:
+        """One run from its folder's last snapshot to its end: (status, round)."""
+        from pathlib import Path
+
+        from rayfed.config import Config
+        from rayfed.engine import Runner
+        from rayfed.folder import RunFolder
+        from rayfed.partition import Federation
+
+        resolved = Config.from_dict(config)
+        self.pool.retries = resolved.failures.actor_death.retries
+        folder = RunFolder.attach(Path(path), fence)
+        folder.event("placed", **self.ready())
+        self.runner = Runner(
+            resolved, Federation.from_numpy(federation), self.pool, folder, before_commit=self._driver_lives
+        )
+        if self.stopping:
+            self.runner.stop()
+        try:
+            return tuple(self.runner.run())
+        except RayfedError:
+            raise
+        except Exception as e:
+            import traceback
+
+            raise RunFailed(
+                f"{type(e).__name__}: {e}\n{traceback.format_exc()}\nContinue with: rayfed resume {path}"
+            ) from None
+
+    def status(self) -> dict[str, Any]:
+        """The live state of the run in hand (see state.json)."""
+        return dict(self.runner.status) if self.runner is not None else {"status": "starting"}
+
+    def stop(self) -> None:
+        """Commit the round in hand and end."""
+        self.stopping = True
+        if self.runner is not None:
+            self.runner.stop()
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def _driver_lives(self) -> None:
+        if self.driver is None:  # detached: the run may outlive whoever started it
+            return
+        import socket
+
+        import psutil
+
+        if socket.gethostname() != self.driver["host"]:
+            return
+        try:
+            alive = abs(psutil.Process(self.driver["pid"]).create_time() - self.driver["start"]) < 1
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            raise RunFailed("the driver of this run is gone; nothing more is committed")

@@ -1,0 +1,95 @@
+"""Clusterers: from what a round's clients showed to a partition of them. One file per kind; the folder is the registry."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from rayfed.errors import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ClustererSettings(BaseModel):
+    """Settings of one kind of clusterer: frozen and strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a clusterer may look at; what costs an exchange is a function and is called only by those that need it.
+
+    ids: client ids, sorted; signatures: (n, q) unit rows; counts: (n, C) class counts; planted: () -> (n,) true groups;
+    losses: () -> (n, K) mean loss of each of the K known experts on each client's training data, None while K = 0.
+    """
+
+    ids: Sequence[int]
+    signatures: Tensor
+    counts: Tensor
+    planted: Callable[[], Tensor]
+    losses: Callable[[], Tensor | None]
+
+
+class Clusterer:
+    """Base: `labels(evidence, clusters)` gives one integer per client, (n,)."""
+
+    Settings: type[ClustererSettings] = ClustererSettings
+
+    def __init__(self, settings: Any):
+        self.settings = settings
+
+    def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} does not say how it clusters")
+
+
+def names() -> list[str]:
+    """Known kinds."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def make(spec: dict[str, Any]) -> Clusterer:
+    """The clusterer of `{kind: ..., settings ...}`. Raises ValueError naming the nearest known kind."""
+    options = dict(spec)
+    kind = str(options.pop("kind", "agglomerative"))
+    if kind not in names():
+        raise ValueError(f"clusterer {kind!r} is unknown{nearest(kind, names())}; known: {', '.join(names())}")
+    module = importlib.import_module(f"{__name__}.{kind}")
+    (cls,) = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Clusterer) and c.__module__ == module.__name__
+    ]
+    return cls(cls.Settings(**options))
+
+
+def canonical(labels: np.ndarray) -> np.ndarray:
+    """The same partition numbered 0..K-1 in the order of each cluster's first member."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[inverse]
+
+
+def match(similarity: np.ndarray, known: Sequence[int], fresh: int) -> list[int]:
+    """Persistent ids for this round's clusters by Hungarian assignment on `similarity` (K_new, K_known).
+
+    known: ids of the columns; unmatched new clusters get ids from `fresh` on.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    ids = [-1] * similarity.shape[0]
+    if similarity.size:
+        for new, old in zip(*linear_sum_assignment(-similarity), strict=True):
+            ids[new] = int(known[old])
+    for i, k in enumerate(ids):
+        if k < 0:
+            ids[i], fresh = fresh, fresh + 1
+    return ids

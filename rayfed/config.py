@@ -1,0 +1,357 @@
+"""The whole experiment as typed, validated settings: one file, every key with its meaning.
+
+Strict: an unknown key is an error that names the nearest one, and all problems are reported together. Kinds whose parts
+are not built yet are known names and refused as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+
+LATER: dict[str, tuple[str, ...]] = {  # known kinds whose part is not built yet
+    "federation.participation": ("trace",),
+    "federation.partition": ("quantity", "embedding", "domain", "longtail"),
+    "federation.groups": ("domain",),
+    "adapter": ("lora", "prompt", "bias", "ssf", "full", "ia3", "prefix", "vpt"),
+    "aggregate": ("krum", "multi_krum", "trimmed_mean", "median", "bulyan", "foolsgold"),
+    "attacks": ("label_flip",),
+    "transforms": ("clip", "gaussian", "topk", "randomk", "quantise", "mask"),
+    "devices": ("trace", "synthetic"),
+    "track": ("mlflow", "wandb", "prometheus"),
+}
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Named(Section):
+    """A part chosen by name, with that part's own options: `digits`, or `{name: parquet:DIR, image: picture}`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and "name" in value:
+            rest = {k: v for k, v in value.items() if k != "name"}
+            return {"name": value["name"], "options": rest}
+        return value
+
+    @model_serializer
+    def _plain(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options}
+
+
+class TaskSection(Section):
+    data: Named = Field(
+        description="digits | parquet:DIR | hf:NAME_OR_PATH | synthetic:KIND | path/to/file.py:function"
+    )
+    model: Named = Field(description="linear | mlp | cnn | resnet | vit-tiny | path/to/file.py:function")
+    dtype: Literal["float32", "float64"] = Field("float32", description="Type of parameters and inputs.")
+
+
+class Participation(Section):
+    kind: Literal["uniform", "poisson", "cyclic"] = Field("uniform", description="How a round's clients are drawn.")
+
+
+class IID(Section):
+    kind: Literal["iid"]
+    min_examples: int = Field(2, ge=1, description="Least examples of a client.")
+
+
+class Dirichlet(Section):
+    kind: Literal["dirichlet"]
+    alpha: float = Field(gt=0, description="Concentration: small is skewed, large is even.")
+    min_examples: int = Field(2, ge=1, description="Least examples of a client; reached by moving single examples.")
+
+
+class Shards(Section):
+    kind: Literal["shards"]
+    per_client: int = Field(2, ge=1, description="Label-sorted shards per client (McMahan et al. 2017).")
+
+
+class Natural(Section):
+    kind: Literal["natural"]
+    min_examples: int = Field(2, ge=1, description="Natural clients with fewer examples are left out.")
+
+
+class Groups(Section):
+    kind: Literal["none", "rotation", "label_permutation", "classes"] = Field(
+        "none", description="Planted groups of clients."
+    )
+    count: int = Field(1, ge=1, description="Number of planted groups.")
+    sets: list[list[int]] | None = Field(
+        None, description="For `classes`: the classes of each group; default: overlapping runs."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Groups:
+        if self.kind == "rotation" and self.count > 4:
+            raise ValueError(f"count: {self.count} found, rotations are 0, 90, 180 and 270 degrees: at most 4")
+        if self.sets is not None and (self.kind != "classes" or len(self.sets) != self.count):
+            raise ValueError(f"sets: belongs to kind classes and needs one list per group ({self.count})")
+        return self
+
+
+class Holdout(Section):
+    kind: Literal["none", "clients"] = Field("none", description="Clients that never train.")
+    fraction: float = Field(0.1, gt=0, lt=1, description="Share of `clients` held out.")
+
+
+class Split(Section):
+    val: float = Field(0.0, ge=0, lt=1, description="Share of each client's examples for validation.")
+    test: float = Field(0.25, ge=0, lt=1, description="Share of each client's examples for its own test.")
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Split:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test is {self.val + self.test:g}, it must leave something to train on (< 1)")
+        return self
+
+
+class FederationSection(Section):
+    clients: int = Field(60, ge=1, description="Number of clients; under `natural`, so many ids drawn by seed.")
+    per_round: int | float | None = Field(None, description="Clients per round: a number, a fraction, or null for all.")
+    participation: Participation = Participation()
+    partition: IID | Dirichlet | Shards | Natural = Field(IID(kind="iid"), discriminator="kind")
+    groups: Groups = Groups()
+    holdout: Holdout = Holdout()
+    split: Split = Split()
+
+    @field_validator("per_round")
+    @classmethod
+    def _amount(cls, v: Any) -> Any:
+        if v is not None and (v <= 0 or (isinstance(v, float) and v > 1)):
+            raise ValueError(f"{v} found, allowed: a whole number >= 1, a fraction in (0, 1], or null")
+        return v
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0, description="Local learning rate.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="SGD's momentum.")
+    nesterov: bool = Field(False, description="Nesterov's form of momentum.")
+    weight_decay: float = Field(0.0, ge=0, description="L2 (decoupled for adamw).")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates.")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+
+
+class Schedule(Section):
+    kind: Literal["constant", "exponential", "step", "cosine"] = Field(
+        "constant", description="Learning rate over rounds."
+    )
+    gamma: float = Field(0.99, gt=0, le=1, description="Factor per round (exponential) or per step (step).")
+    every: int = Field(10, ge=1, description="Rounds between two steps (step).")
+    warmup: int = Field(0, ge=0, description="Rounds of linear warm-up.")
+
+
+class Local(Section):
+    epochs: int | None = Field(None, ge=1, description="Local epochs per visit (default 1 where `steps` is not set).")
+    steps: int | None = Field(None, ge=1, description="Local steps per visit, instead of epochs.")
+    batch_size: int = Field(16, ge=1, description="Examples per local step.")
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _one(self) -> Local:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are both set; choose one")
+        return self
+
+
+class Init(Section):
+    from_: str | None = Field(None, alias="from", description="A run folder or a model folder to start from.")
+
+
+class Adapter(Section):
+    kind: Literal["none"] = "none"
+
+
+class Aggregate(Section):
+    kind: Literal["mean"] = "mean"
+
+
+class Evaluate(Section):
+    every: int = Field(5, ge=1, description="Rounds between two evaluations; the last round is always evaluated.")
+    clients: Literal["all"] | int | float = Field("all", description="Clients scored: all, a number, or a fraction.")
+    finetune_epochs: int = Field(0, ge=0, description="Epochs of local fine-tuning before `local` is scored.")
+
+    @field_validator("clients")
+    @classmethod
+    def _amount(cls, v: Any) -> Any:
+        if v != "all" and (v <= 0 or (isinstance(v, float) and v > 1)):
+            raise ValueError(f"{v} found, allowed: all, a whole number >= 1 or a fraction in (0, 1]")
+        return v
+
+
+class Server(Section):
+    cpus: float = Field(0, ge=0, description="CPUs reserved for the server.")
+    gpus: float = Field(0, ge=0, description="GPUs reserved for the server.")
+    place: Literal["driver", "any"] = Field("driver", description="On the driver's node, or on any (with gpus > 0).")
+
+
+class Resources(Section):
+    actors: Literal["auto"] | int = Field("auto", description="Client actors; auto fits the machine.")
+    cpus_per_actor: float = Field(1, gt=0, description="CPUs (and torch threads) of one actor.")
+    gpus_per_actor: Literal["auto"] | float = Field(
+        "auto", description="GPU share of one actor; auto: 1/k where GPUs exist, else 0."
+    )
+    cohort: Literal["auto"] | int = Field("auto", description="Clients per call.")
+    executor: Literal["auto", "loop", "vmap", "debug"] = Field(
+        "auto", description="How visits run; auto: the faster, by timing once."
+    )
+    deterministic: bool = Field(False, description="Deterministic CUDA kernels.")
+    server: Server = Server()
+
+    @field_validator("actors", "cohort")
+    @classmethod
+    def _positive(cls, v: Any) -> Any:
+        if v != "auto" and v < 1:
+            raise ValueError(f"{v} found, allowed: auto or a whole number >= 1")
+        return v
+
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _share(cls, v: Any) -> Any:
+        if v != "auto" and (v < 0 or (v > 1 and v != int(v))):
+            raise ValueError(f"{v} found, allowed: auto, a share in [0, 1], or a whole number")
+        return v
+
+
+class Devices(Section):
+    profile: Literal["none"] = "none"
+
+
+class Storage(Section):
+    path: str = Field("runs", description="Folder of run folders.")
+    snapshot_every: int = Field(5, ge=1, description="Rounds between two snapshots.")
+    keep: int = Field(2, ge=1, description="Snapshots kept.")
+
+    @field_validator("path")
+    @classmethod
+    def _local(cls, v: str) -> str:
+        if "://" in v:
+            raise ValueError(f"{v!r} found: object storage is not available yet, allowed: a local path")
+        return v
+
+
+class ActorDeath(Section):
+    retries: int = Field(3, ge=0, description="How often one call is repeated after its actor died.")
+
+
+class Stragglers(Section):
+    deadline_s: None = None
+    over_select: Literal[0] = 0
+
+
+class Failures(Section):
+    client_error: Literal["raise", "drop", "retry"] = Field(
+        "raise", description="A client that raises: end the run, drop it, or try once more and then drop it."
+    )
+    actor_death: ActorDeath = ActorDeath()
+    stragglers: Stragglers = Stragglers()
+
+
+class Stop(Section):
+    metric: str | None = Field(None, description="Metric that ends the run early, e.g. accuracy/global.")
+    at: float | None = Field(None, description="Its value.")
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str = Field("run", min_length=1, description="First part of the run folder's name.")
+    seed: int = Field(0, ge=0, description="Everything random follows from it.")
+    rounds: int = Field(30, ge=1, description="Communication rounds.")
+    task: TaskSection
+    federation: FederationSection = FederationSection()
+    local: Local = Local()
+    init: Init = Init()
+    adapter: Adapter = Adapter()
+    method: Named = Field(description="A method's name and its own settings.")
+    aggregate: Aggregate = Aggregate()
+    attacks: list[Any] = Field([], max_length=0)
+    transforms: list[Any] = Field([], max_length=0)
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+    devices: Devices = Devices()
+    storage: Storage = Storage()
+    failures: Failures = Failures()
+    stop: Stop = Stop()
+    track: list[Literal["tensorboard"]] = Field(["tensorboard"], description="Sinks beside the run folder.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` reads back."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """A config that was valid before; raises pydantic's ValidationError otherwise (users' files go through `load_config`)."""
+        return cls.model_validate(values)
+
+    def training_clients(self) -> int:
+        """Clients that can take part: all but the held-out ones."""
+        f = self.federation
+        held = max(1, round(f.holdout.fraction * f.clients)) if f.holdout.kind == "clients" else 0
+        return f.clients - held
+
+    def per_round(self) -> int:
+        """Clients per round as a number."""
+        asked, n = self.federation.per_round, self.training_clients()
+        if asked is None:
+            return n
+        return max(1, round(asked * n)) if isinstance(asked, float) else asked
+
+    def with_resources(self, **changes: Any) -> Config:
+        """The same config with other `resources`."""
+        return self.model_copy(update={"resources": self.resources.model_copy(update=changes)})
+
+
+class Claim(Section):
+    metric: str
+    at: int = Field(ge=1, description="The round that is judged.")
+    better: str
+    than: str
+    margin: float = 0.0
+
+
+class Study(BaseModel):
+    """Every arm with every seed, on the same splits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Config
+    raw: dict[str, Any]
+    seeds: tuple[int, ...]
+    arms: dict[str, Config]
+    claim: Claim | None = None
+
+    def runs(self) -> list[tuple[str, int, Config]]:
+        """(arm, seed, config) of every run."""
+        named = [
+            (a, s, c.model_copy(update={"seed": s, "name": f"{self.base.name}-{a}"}))
+            for a, c in self.arms.items()
+            for s in self.seeds
+        ]
+        return named
+
+    def to_dict(self) -> dict[str, Any]:
+        """The study's own file: base config, seeds, arms as written, claim."""
+        return self.raw
+
+
+def load_config(source: str | Path | Mapping[str, Any], sets: Any = ()) -> Config | Study:
+    """A config or a study from a file, a ready name or a mapping, with `a.b=c` overrides. ConfigError lists all problems."""
+    from rayfed.configfile import load
+
+    return load(source, tuple(sets))

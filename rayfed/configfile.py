@@ -1,0 +1,289 @@
+"""From a file, a ready name or a mapping to a checked config: overrides, arms, and all problems at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rayfed.config import LATER, Claim, Config, Study
+from rayfed.errors import ConfigError, nearest
+
+READY = Path(__file__).parent / "configs"
+STUDY_KEYS = ("seeds", "arms", "claim")
+
+
+def ready() -> list[str]:
+    """Names of the ready configs."""
+    return sorted(f.stem for f in READY.glob("*.yaml"))
+
+
+def load(source: str | Path | Mapping[str, Any], sets: Sequence[str]) -> Config | Study:
+    """See `rayfed.config.load_config`."""
+    raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source)
+    problems: list[str] = []
+    for s in sets:
+        name, eq, text = s.partition("=")
+        if not eq:
+            problems.append(f"--set {s}: write it as a.b=value")
+            continue
+        change: Any = yaml.safe_load(text) if text else None
+        for key in reversed(name.strip().split(".")):
+            change = {key: change}
+        raw = merge(raw, change)
+    if not any(k in raw for k in STUDY_KEYS):
+        config = _check(raw, problems)
+        return _or_raise(config, problems)
+    return _study(raw, problems)
+
+
+def merge(base: Any, change: Any) -> Any:
+    """`change` over `base`, key by key; a section whose `name` or `kind` changes is replaced whole."""
+    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
+        if isinstance(base, Mapping) and isinstance(change, str) and base.keys() & {"name", "kind"}:
+            key = "name" if "name" in base else "kind"
+            return dict(base) if base[key] == change else {key: change}
+        return copy.deepcopy(change)
+    for key in ("name", "kind"):
+        if key in change and key in base and change[key] != base[key] and not _top(base):
+            return copy.deepcopy(dict(change))
+    return {**base, **{k: merge(base.get(k), v) for k, v in change.items()}}
+
+
+def _top(section: Mapping[str, Any]) -> bool:
+    """The whole config has a `name` too; that one is only a name."""
+    return "task" in section or "rounds" in section or "method" in section
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if not path.is_file():
+        path = READY / f"{source}.yaml"
+    if not path.is_file():
+        hint = nearest(str(source), ready())
+        raise ConfigError(
+            f"config {str(source)!r}: no such file, and no ready config of that name{hint}; ready: {', '.join(ready())}"
+        )
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{source}: not readable as YAML: {e}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: a config is a mapping of keys, found {type(raw).__name__}")
+    return raw
+
+
+def _or_raise(config: Any, problems: list[str]) -> Any:
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return config
+
+
+def _study(raw: dict[str, Any], problems: list[str]) -> Study:
+    base_raw = {k: v for k, v in raw.items() if k not in STUDY_KEYS}
+    seeds = raw.get("seeds") or [base_raw.get("seed", 0)]
+    if not (isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)):
+        problems.append(f"seeds: {seeds!r} found, allowed: a list of whole numbers >= 0")
+        seeds = [0]
+    elif len(set(seeds)) < len(seeds):
+        problems.append(f"seeds: {seeds} holds a seed twice")
+    arms_raw = raw.get("arms") or {"run": {}}
+    if not isinstance(arms_raw, Mapping) or not all(v is None or isinstance(v, Mapping) for v in arms_raw.values()):
+        problems.append("arms: a mapping of names to overrides is needed")
+        arms_raw = {"run": {}}
+    base = _check(base_raw, problems)
+    arms: dict[str, Config] = {}
+    for arm, change in arms_raw.items():
+        found: list[str] = []
+        config = _check(merge(base_raw, change or {}), found)
+        problems += [f"arms.{arm}: {p}" for p in found if p not in problems]
+        if config is not None:
+            arms[str(arm)] = config
+    claim = None
+    if raw.get("claim") is not None:
+        try:
+            claim = Claim.model_validate(raw["claim"])
+        except ValidationError as e:
+            problems += _sentences(e, Claim, "claim")
+        else:
+            problems += [
+                f"claim.{k}: {v!r} is not an arm{nearest(v, arms_raw)}; arms: {', '.join(arms_raw)}"
+                for k, v in (("better", claim.better), ("than", claim.than)) if v not in arms_raw
+            ]  # fmt: skip
+            if base is not None and claim.at > base.rounds:
+                problems.append(f"claim.at: {claim.at} found, the study has {base.rounds} rounds")
+    _or_raise(None, problems)
+    assert base is not None
+    return Study(base=base, raw=raw, seeds=tuple(seeds), arms=arms, claim=claim)
+
+
+def _check(raw: dict[str, Any], problems: list[str]) -> Config | None:
+    """The config, or None; what is wrong goes to `problems`, also what can be seen without a valid whole."""
+    raw = _shorthand(raw)
+    later = _not_yet(raw)
+    problems += later
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as e:
+        told = {p.split(":")[0] for p in later}
+        problems += [s for s in _sentences(e, Config) if not any(s.startswith(t) for t in told)]
+        config = None
+    before = len(problems)
+    _parts(raw, config, problems)
+    if config is not None:
+        _rules(config, problems)
+    return config if len(problems) == before and config is not None else None
+
+
+def _shorthand(raw: dict[str, Any]) -> dict[str, Any]:
+    """`adapter: none` for `adapter: {kind: none}`, and the same for every section with a kind."""
+    out = dict(raw)
+    for key in ("adapter", "aggregate"):
+        if isinstance(out.get(key), str):
+            out[key] = {"kind": out[key]}
+    if isinstance(out.get("devices"), str):
+        out["devices"] = {"profile": out["devices"]}
+    if isinstance(out.get("method"), str):
+        out["method"] = {"name": out["method"]}
+    f = out.get("federation")
+    if isinstance(f, Mapping):
+        out["federation"] = {
+            k: {"kind": v} if k in ("partition", "groups", "participation", "holdout") and isinstance(v, str) else v
+            for k, v in f.items()
+        }
+    return out
+
+
+def _not_yet(raw: Mapping[str, Any]) -> list[str]:
+    """Kinds that are known and not built yet, refused by name."""
+    out = []
+    for where, names in LATER.items():
+        node: Any = raw
+        for key in where.split("."):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        for item in node if isinstance(node, list) else [node]:
+            at_key = next((k for k in ("kind", "profile") if isinstance(item, Mapping) and k in item), None)
+            kind = item[at_key] if at_key and isinstance(item, Mapping) else item
+            if isinstance(kind, str) and kind in names:
+                at = f"{where}.{at_key}" if at_key and not isinstance(node, list) else where
+                out.append(f"{at}: {kind!r} is not available yet{_available(where)}")
+    return out
+
+
+def _available(where: str) -> str:
+    kinds = {
+        "federation.participation": "cyclic, poisson, uniform",
+        "federation.partition": "dirichlet, iid, natural, shards",
+        "federation.groups": "classes, label_permutation, none, rotation",
+        "adapter": "none", "aggregate": "mean", "devices": "none", "track": "tensorboard",
+    }  # fmt: skip
+    return f" (available: {kinds[where]})" if where in kinds else " (available: none, leave the list empty)"
+
+
+def _parts(raw: Mapping[str, Any], config: Config | None, problems: list[str]) -> None:
+    """Data, model and method checked by their own modules, even when the rest is wrong."""
+    from rayfed import data, models
+    from rayfed.config import Named
+
+    task = raw.get("task")
+    for key, check in (("data", data.check), ("model", models.check)):
+        spec = task.get(key) if isinstance(task, Mapping) else None
+        try:
+            named = Named.model_validate(spec)
+        except ValidationError:
+            continue  # told by the schema
+        problems += check(named)
+    spec = raw.get("method")
+    if not (isinstance(spec, Mapping) and isinstance(spec.get("name"), str)):
+        return
+    from rayfed.methods import get
+
+    try:
+        cls = get(spec["name"])
+    except ConfigError as e:
+        problems += e.problems
+        return
+    try:
+        settings = cls.Settings(**{k: v for k, v in spec.items() if k != "name"})
+    except ValidationError as e:
+        problems += _sentences(e, cls.Settings, "method")
+        return
+    if config is not None:
+        problems += cls(settings, config).check(config)
+
+
+def _rules(c: Config, problems: list[str]) -> None:
+    n = c.training_clients()
+    if n < 1:
+        problems.append(f"federation.holdout.fraction: {c.federation.holdout.fraction:g} leaves no client to train")
+    elif isinstance(c.federation.per_round, int) and c.federation.per_round > n:
+        problems.append(
+            f"federation.per_round: {c.federation.per_round} found, allowed: at most {n} (the clients that are not held out)"
+        )
+    if c.init.from_ is not None:
+        where = Path(c.init.from_)
+        if not any((p / "model.safetensors").is_file() for p in (where, where / "model")):
+            problems.append(
+                f"init.from: {c.init.from_!r} holds no model.safetensors (a run folder has it in model/ once the run has ended)"
+            )
+    if c.resources.server.place == "any" and not c.resources.server.gpus:
+        problems.append("resources.server.place: any needs resources.server.gpus > 0")
+    if (c.stop.metric is None) != (c.stop.at is None):
+        problems.append("stop: metric and at belong together; set both or none")
+    if isinstance(c.evaluate.clients, int) and c.evaluate.clients > c.federation.clients:
+        problems.append(f"evaluate.clients: {c.evaluate.clients} found, there are {c.federation.clients} clients")
+
+
+def _sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Pydantic's findings as `a.b: what was found, what is allowed`."""
+    out = []
+    for e in error.errors(include_url=False):
+        where = [str(p) for p in e["loc"] if p not in ("function-before", "function-after")]
+        tags = {"iid", "dirichlet", "shards", "natural"}
+        path = [
+            p
+            for i, p in enumerate(where)
+            if not (p in tags and i and where[i - 1] == "partition")
+            and not p.startswith(("literal[", "int", "float", "constrained"))
+        ]
+        name = ".".join(([prefix] if prefix else []) + path)
+        if e["type"] == "extra_forbidden":
+            known = _fields(model, path[:-1], where)
+            tag = next((w for w in where if w in tags), None)
+            suffix = f" of kind {tag}" if tag else ""
+            out.append(f"{name}: unknown key{suffix}{nearest(path[-1], known)}; known: {', '.join(known)}")
+        elif e["type"] == "missing":
+            out.append(f"{name}: missing")
+        elif e["type"] == "union_tag_invalid":
+            allowed = "dirichlet, iid, natural, shards"
+            found = (e.get("ctx") or {}).get("tag", "")
+            out.append(f"{name}.kind: {found!r} found{nearest(str(found), allowed.split(', '))}, allowed: {allowed}")
+        elif e["type"] == "literal_error":
+            allowed = str((e.get("ctx") or {}).get("expected", ""))
+            hint = nearest(str(e["input"]), [a.strip("'") for a in allowed.replace(" or ", ", ").split(", ")])
+            out.append(f"{name}: {e['input']!r} found{hint}, allowed: {allowed}")
+        elif e["type"] == "value_error":
+            out.append(f"{name}: {str(e['msg']).removeprefix('Value error, ')}")
+        else:
+            message = str(e["msg"]).replace("Input should be", "should be")
+            out.append(f"{name}: {e['input']!r} found, {message[0].lower()}{message[1:]}")
+    return list(dict.fromkeys(out))
+
+
+def _fields(model: Any, path: Sequence[str], where: Sequence[str]) -> list[str]:
+    """Known keys of the section at `path`."""
+    for key in path:
+        field = model.model_fields.get(key) or next((f for f in model.model_fields.values() if f.alias == key), None)
+        kinds = [
+            k
+            for k in ((field.annotation, *get_args(field.annotation)) if field else ())
+            if isinstance(k, type) and issubclass(k, BaseModel)
+        ]
+        if not kinds:
+            return []
+        model = next((k for k in kinds if k.__name__.lower() in where), kinds[0])
+    return [f.alias or n for n, f in model.model_fields.items()]

@@ -1,0 +1,106 @@
+"""Data sets: one file per source. A source gives labelled training and test rows as NumPy arrays."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayfed.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from rayfed.config import Named
+
+SOURCES = {"digits": "digits", "parquet": "parquet", "hf": "hub", "synthetic": "synthetic"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows: x (n, ...) float32 (images (n, C, H, W) in [0, 1]); y (n,) int64; natural client, domain, split (n,) str."""
+
+    x: np.ndarray
+    y: np.ndarray
+    client: np.ndarray | None = None
+    domain: np.ndarray | None = None
+    split: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Part:
+        """These rows."""
+        rest = (None if a is None else a[rows] for a in (self.client, self.domain, self.split))
+        return Part(self.x[rows], self.y[rows], *rest)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set; kind: image | tabular."""
+
+    name: str
+    train: Part
+    test: Part
+    classes: int
+    label_names: tuple[str, ...]
+    kind: str
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.train.x.shape[1:])
+
+
+def names() -> list[tuple[str, str]]:
+    """(name, one sentence) of every source, for `rayfed tasks`."""
+    return [
+        ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
+        (
+            "parquet:DIR",
+            "train.parquet and test.parquet: images as bytes or numeric columns, a label, maybe client and domain",
+        ),
+        ("hf:NAME_OR_PATH", "a labelled set through the `datasets` library, from the hub or a local folder"),
+        ("synthetic:blobs", "Gaussian classes in `features` dimensions"),
+        ("synthetic:images", "images of one smooth pattern per class under noise"),
+        ("synthetic:logistic", "synthetic(alpha, beta) of Li et al. 2020 with natural clients"),
+        ("path/to/file.py:function", "your own function (seed, **options) -> rayfed.data.Dataset"),
+    ]
+
+
+def _source(spec: Named) -> Any:
+    head = spec.name.partition(":")[0]
+    if head.endswith(".py"):
+        return importlib.import_module("rayfed.data.own")
+    if head not in SOURCES:
+        known = [n for n, _ in names()]
+        raise ConfigError(
+            f"task.data: {spec.name!r} is unknown{nearest(spec.name, [*SOURCES, *known])}; known: {', '.join(known)}"
+        )
+    return importlib.import_module(f"rayfed.data.{SOURCES[head]}")
+
+
+def check(spec: Named) -> list[str]:
+    """What is wrong with `task.data`, without loading it."""
+    try:
+        return list(_source(spec).check(spec))
+    except ConfigError as e:
+        return e.problems
+
+
+def load(spec: Named, seed: int) -> Dataset:
+    """The data set. ConfigError if it cannot be had as described."""
+    return _source(spec).load(spec, seed)
+
+
+def unknown_options(spec: Named, known: tuple[str, ...]) -> list[str]:
+    """A sentence for every option that the source does not have."""
+    return [
+        f"task.data.{o}: unknown option of {spec.name}{nearest(o, known)}; known: {', '.join(known) or 'none'}"
+        for o in spec.options if o not in known
+    ]  # fmt: skip
+
+
+def stratified(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """A mask of about `fraction` of the rows, the same share of every class, at least one row of each."""
+    mask = np.zeros(len(y), bool)
+    for c in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == c))
+        mask[rows[: max(1, round(fraction * len(rows)))]] = True
+    return mask

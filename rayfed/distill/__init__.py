@@ -1,0 +1,1 @@
+"""Data-free distillation at the server: a conditional generator, class-weighted ensembles of experts, the student."""

@@ -1,0 +1,134 @@
+"""The data-free distillation loop (FedFTG, Zhang et al. CVPR 2022, lifted from clients to experts of any kind)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rayfed import keys, optim, tree
+from rayfed.distill import ensemble
+from rayfed.distill import generator as gen
+from rayfed.lazy import F, torch
+from rayfed.method import MethodSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class DataFree(MethodSettings):
+    """Settings of the loop. Defaults are the desk-scale ones of the DisUE card; FedFTG's code has 10, 1, 5 iterations."""
+
+    iterations: int = Field(
+        20, ge=0, description="Outer iterations per round, I_out; 0 leaves the student as it starts."
+    )
+    generator_steps: int = Field(1, ge=0, description="Generator steps per iteration, I_g.")
+    student_steps: int = Field(5, ge=0, description="Student steps per iteration, I_s.")
+    batch: int = Field(64, ge=1, description="Generated examples per step, B_g.")
+    gamma: float = Field(
+        1.0, ge=0, description="Exponent of class counts in the experts' weights; 1 by counts, 0 one voice each."
+    )
+    sampler: Literal["pooled", "group"] = Field(
+        "pooled", description="Labels from pooled class counts, or an expert first."
+    )
+    rho: float = Field(1.0, ge=0, description="Exponent of pooled class counts in the label sampler; 0 uniform.")
+    tau: float = Field(2.0, gt=0, description="Distillation temperature.")
+    mix: Literal["prob", "logit"] = Field("prob", description="Experts mix as probabilities or as logits.")
+    fidelity: float = Field(1.0, ge=0, description="Weight of cross-entropy of the ensemble against the drawn label.")
+    adversarial: float = Field(1.0, ge=0, description="Weight of the disagreement of student and ensemble.")
+    adversary: Literal["kl", "l1", "selective"] = Field(
+        "kl",
+        description="Disagreement: KL; FedFTG's weighted L1; KL only where the ensemble is right and the student wrong (DFRD).",
+    )
+    diversity: float = Field(1.0, ge=0, description="Weight of the diversity term.")
+    cross_entropy: float = Field(
+        0.0, ge=0, description="Weight of cross-entropy against the drawn label in the student's loss."
+    )
+    noise: int = Field(32, ge=1, description="Noise size, d_z.")
+    generator_lr: float = Field(1e-3, gt=0, description="Adam's rate for the generator.")
+    student_lr: float = Field(0.05, gt=0, description="SGD's rate for the student.")
+    student_decay: float = Field(1.0, gt=0, le=1, description="Factor of the student's rate per round.")
+    generator_ema: float = Field(
+        0.0, ge=0, lt=1, description="Decay of an averaged generator that also feeds the student; 0 none."
+    )
+
+
+def init(task: Task, key: int, s: DataFree) -> Tree:
+    """The part of the server state that is kept between rounds: generator, its Adam state, its average if asked for."""
+    g = gen.init(key, s.noise, task.classes, task.input_shape, dtype=task.dtype)
+    return {"g": g, "adam": optim.adam().init(g), **({"ema": g} if s.generator_ema else {})}
+
+
+def distill(
+    task: Task, student: Tree, experts: list[Tree], counts: Tensor, state: Tree, s: DataFree, key: int, round: int
+) -> tuple[Tree, Tree, dict[str, float]]:
+    """(student, generator state, last losses) after one round's D-phase; `experts` are K parameter trees, counts (K, C).
+
+    Per iteration: generator steps on L_fid + L_adv + L_div through frozen experts and student, then student steps on
+    tau^2 KL(ensemble || student) with the generator frozen. Experts are only read.
+    """
+    rng = keys.torch_generator(key)
+    alpha = ensemble.class_weights(counts, s.gamma)
+    frozen = tree.stack(experts)
+    adam, lr = optim.adam(), s.student_lr * s.student_decay ** (round - 1)
+    losses: dict[str, float] = {}
+
+    def draw() -> tuple[Tensor, Tensor]:
+        y = ensemble.draw_labels(counts, s.batch, rng, s.rho, s.sampler == "group")
+        return y, torch.randn(s.batch, s.noise, generator=rng, dtype=task.dtype)
+
+    def ensemble_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.vmap(task.apply, in_dims=(0, None))(frozen, x)
+        return ensemble.teacher(logits, alpha, y, s.mix, s.tau), logits
+
+    def generator_loss(g: Tree, y: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        x = gen.generate(g, z, y, task.classes, task.input_shape)
+        qbar, logits = ensemble_of(x, y)
+        f = task.apply(student, x)
+        parts = {
+            "fidelity": F.cross_entropy(qbar, y),
+            "adversarial": _against(s, qbar, logits, f, alpha, y),
+            "diversity": gen.diversity(z, x),
+        }
+        return s.fidelity * parts["fidelity"] + s.adversarial * parts["adversarial"] + s.diversity * parts[
+            "diversity"
+        ], parts
+
+    def student_loss(theta: Tree, x: Tensor, y: Tensor, qbar: Tensor) -> Tensor:
+        f = task.apply(theta, x)
+        loss = ensemble.kl(qbar, f, s.tau).mean()
+        return loss + s.cross_entropy * F.cross_entropy(f, y) if s.cross_entropy else loss
+
+    step_generator = torch.func.grad(generator_loss, has_aux=True)
+    step_student = torch.func.grad_and_value(student_loss)
+    for _ in range(s.iterations):
+        for _ in range(s.generator_steps):
+            grads, parts = step_generator(state["g"], *draw())
+            g, moments = adam.update(grads, state["adam"], state["g"], s.generator_lr)
+            ema = (
+                {"ema": tree.add(tree.scale(state["ema"], s.generator_ema), g, 1 - s.generator_ema)}
+                if s.generator_ema
+                else {}
+            )
+            state = {"g": g, "adam": moments, **ema}
+            losses = {n: float(v) for n, v in parts.items()}
+        for i in range(s.student_steps):
+            y, z = draw()
+            source = state["ema"] if s.generator_ema and i % 2 else state["g"]
+            x = gen.generate(source, z, y, task.classes, task.input_shape)
+            grads, value = step_student(student, x, y, ensemble_of(x, y)[0])
+            student = tree.add(student, grads, -lr)
+            losses["student"] = float(value)
+    return student, state, losses
+
+
+def _against(s: DataFree, qbar: Tensor, logits: Tensor, f: Tensor, alpha: Tensor, y: Tensor) -> Any:
+    if s.adversary == "l1":
+        return -(alpha[:, y].to(f.dtype)[..., None] * (f[None] - logits).abs()).sum(0).mean()
+    apart = ensemble.kl(qbar, f, s.tau)
+    if s.adversary == "selective":
+        apart = apart * ((qbar.argmax(-1) == y) & (f.argmax(-1) != y)).to(f.dtype)
+    return -apart.mean()

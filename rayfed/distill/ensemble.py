@@ -1,0 +1,54 @@
+"""Experts as one teacher: who counts for which class, which labels to draw, how their outputs mix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def class_weights(counts: Tensor, gamma: float = 1.0) -> Tensor:
+    """alpha (K, C) from class counts n_{k,c} (K, C): n^gamma over its column's sum, with 0^gamma := 0.
+
+    Columns sum to 1 for every class that some expert has seen; columns of unseen classes are zero.
+    """
+    n = counts.double()
+    power = torch.where(n > 0, n.clamp(min=1e-300) ** gamma, torch.zeros_like(n))
+    total = power.sum(0, keepdim=True)
+    return torch.where(total > 0, power / total.clamp(min=1e-300), torch.zeros_like(power))
+
+
+def draw_labels(counts: Tensor, n: int, generator: torch.Generator, rho: float = 1.0, group: bool = False) -> Tensor:
+    """n labels (n,): p(c) ~ (sum_k n_{k,c})^rho over seen classes; `group`: an expert uniformly, then its own classes."""
+    c = counts.double()
+    if group:
+        c = c[c.sum(1) > 0]
+        p = (c / c.sum(1, keepdim=True)).mean(0)
+    else:
+        pooled = c.sum(0)
+        p = torch.where(pooled > 0, pooled.clamp(min=1e-300) ** rho, torch.zeros_like(pooled))
+    return torch.multinomial(p / p.sum(), n, replacement=True, generator=generator)
+
+
+def teacher(logits: Tensor, alpha: Tensor, y: Tensor, mix: str, tau: float) -> Tensor:
+    """qbar (B, C) from the experts' logits (K, B, C) and alpha (K, C) at the labels y (B,).
+
+    mix "prob": tau log sum_k alpha_{k,y} softmax(f_k / tau) (FedFTG's student step); "logit": sum_k alpha_{k,y} f_k.
+    """
+    w = alpha[:, y].to(logits.dtype)[..., None]
+    if mix == "logit":
+        return (w * logits).sum(0)
+    log_p = torch.log_softmax(logits / tau, -1)
+    # log sum_k w_k p_k, with w_k = 0 dropped exactly
+    return tau * torch.logsumexp(
+        torch.where(w > 0, torch.log(w.clamp(min=1e-38)), torch.full_like(w, -torch.inf)) + log_p, 0
+    )
+
+
+def kl(target: Tensor, student: Tensor, tau: float) -> Tensor:
+    """tau^2 KL(softmax(target / tau) || softmax(student / tau)) of each row, (B,)."""
+    t = torch.log_softmax(target / tau, -1)
+    return tau**2 * (t.exp() * (t - torch.log_softmax(student / tau, -1))).sum(-1)

@@ -1,0 +1,386 @@
+"""A run, round by round: the same program in a Ray actor and in the calling process. Knows no method by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rayfed import keys, tree
+from rayfed.errors import RunFailed
+from rayfed.fed import ClientFailed, Fed
+from rayfed.folder import RunFolder
+from rayfed.lazy import torch
+from rayfed.metrics import TensorBoard, ari, lower_is_better, scope
+from rayfed.snapshot import load_tree, save_tree
+from rayfed.store import collect_segments
+from rayfed.worker import Job, Resident
+
+if TYPE_CHECKING:
+    from rayfed.config import Config
+    from rayfed.partition import Federation
+    from rayfed.pool import Pool
+    from rayfed.tree import Tree
+
+
+class Ending(NamedTuple):
+    """How a run ended: done | stopped, and after which round."""
+
+    status: str
+    round: int
+
+
+class Runner:
+    """Executes one run into its folder. `stop()` may be called from another thread; the round in hand still commits."""
+
+    def __init__(
+        self,
+        config: Config,
+        federation: Federation,
+        pool: Pool,
+        folder: RunFolder,
+        *,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+        before_commit: Callable[[], None] | None = None,
+    ):
+        self.pool, self.folder, self.federation = pool, folder, federation
+        self.progress = progress or (lambda state: None)
+        self.before_commit = before_commit or (lambda: None)
+        self._stop = False
+        self.config = config
+        self.status: dict[str, Any] = {"run": folder.run_id, "status": "starting", "round": 0, "rounds": config.rounds}
+
+    def stop(self) -> None:
+        """Finish the round in hand, commit it with a snapshot, and end as `stopped`."""
+        self._stop = True
+
+    # -- the rounds ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Ending:
+        """Start or continue the run. RunFailed says what broke and how to go on; the folder stays valid throughout."""
+        began = time.perf_counter()
+        self.sinks = [TensorBoard(self.folder.path / "tensorboard")] if "tensorboard" in self.config.track else []
+        try:
+            self._prepare()
+            return self._rounds(began)
+        except BaseException as error:
+            self.status["status"] = "failed"
+            self._failed(error)
+            raise
+        finally:
+            for sink in self.sinks:
+                sink.close()
+
+    def _failed(self, error: BaseException) -> None:
+        resume = f"The folder is valid up to its last snapshot; continue with: rayfed resume {self.folder.path}"
+        if isinstance(error, ClientFailed):
+            resume += (
+                f"\nTo look at this client: rayfed resume {self.folder.path} --local --set resources.executor=debug"
+            )
+            if error.failure.arguments is not None:
+                where = self.folder.path / "debug"
+                where.mkdir(exist_ok=True)
+                name = f"client-{error.client}-round-{error.round}"
+                save_tree(where, name, error.failure.arguments)
+                resume += f"\nWhat its code was given is in {where / name}.safetensors"
+        if isinstance(error, RunFailed):
+            error.hint = resume
+        try:
+            self.folder.event("failed", error=f"{type(error).__name__}: {error}")
+            self.folder.state(**self.status)
+            self.folder.close()
+        except Exception:  # a full disk must not hide the first error
+            pass
+
+    def _prepare(self) -> None:
+        start = _start_from(self.config)
+        res = Resident(self.config, self.federation, start, "cpu")
+        self.method, self.task = res.method, res.task
+        self.pool.setup(self.folder.run_id, self.config, self.federation, start)
+        if self.config.resources.executor == "auto":
+            self._choose_executor(start)
+        self.fed = Fed(self.config, self.federation, self.method, self.task, self.pool, self.folder.run_id)
+        self.fed.watch = lambda live: self.status.update(live)
+        self.segments = self.folder.path / "segments"
+        self.last, snapshot = self.folder.rewind()
+        if snapshot is None:
+            self.state = self.method.init(self.task, keys.key(self.config.seed, 0, -1, "init"))
+        else:
+            self.state = tree.from_numpy(load_tree(snapshot, "server"))
+            self.fed.store.load(snapshot, self.segments)
+            self.folder.event("resumed", round=self.last)
+        undeclared = sorted(set(self.state) ^ set(self.method.wire.server))
+        if undeclared:
+            raise RunFailed(f"the server state's parts and `wire.server` differ in {undeclared}")
+
+    def _choose_executor(self, start: Tree | None) -> None:
+        """`executor: auto` becomes `vmap` or `loop` once, by timing, and stays so for this run."""
+        from rayfed.fed import cohort_size
+
+        size = cohort_size(self.config, self.federation, self.method, self.task)
+        same = json.dumps([self.config.to_dict()[k] for k in ("task", "local")] + [size], sort_keys=True, default=str)
+        if same not in self.pool.probed:  # once per model and machine
+            ((_, out),) = list(self.pool.run([Job(self.folder.run_id, "probe", {"cohort": size})]))
+            self.pool.probed[same] = out.meta["value"]
+        seconds = dict(self.pool.probed[same])
+        chosen = "vmap" if seconds["vmap"] < seconds["loop"] else "loop"
+        for name in dir(self.method):  # a visit that declares why it cannot be vectorised decides for the whole method
+            reason = _refuses(self.method, name, self.task)
+            if reason:
+                chosen, seconds["why"] = "loop", reason
+        self.config = self.config.with_resources(executor=chosen, cohort=size)
+        self.folder.set_config(self.config.to_dict())
+        self.folder.event(
+            "executor",
+            chosen=chosen,
+            cohort=size,
+            seconds=seconds,
+            repeat=f"--set resources.executor={chosen} --set resources.cohort={size}",
+        )
+        self.method.config = self.config
+        self.pool.setup(self.folder.run_id, self.config, self.federation, start)
+
+    def _rounds(self, began: float) -> Ending:
+        c, last = self.config, self.last
+        while last < c.rounds and not self._stop:
+            last = self._round(last + 1, began)
+            if self._reached(self.row):
+                self.folder.event("early stop", round=last, metric=c.stop.metric, value=self.row[str(c.stop.metric)])
+                return self._end(last, began, early=True)
+        return self._end(last, began) if last >= c.rounds else self._stopped(last)
+
+    def _round(self, r: int, began: float) -> int:
+        c, fed, clock = self.config, self.fed, time.perf_counter()
+        scored = r % c.evaluate.every == 0 or r == c.rounds
+        fed.begin(r, score_local=scored)
+        try:
+            state = self.method.round(self.state, fed, self.task)
+            self._check(state, r)
+            seconds = time.perf_counter() - clock
+            row: dict[str, Any] = {n: t / w for n, (t, w) in fed.logged.items()}
+            rows = None
+            if scored:
+                measured, rows = self.evaluate(state)
+                row |= measured
+                row["time/evaluate"] = time.perf_counter() - clock - seconds
+        except BaseException:
+            fed.store.rollback()
+            raise
+        meter = fed.meter
+        row |= {n: float(v) for n, v in meter.items() if n not in ("visits", "dropped")}
+        row["ray/bytes"] = float(meter["ray/bytes/up"] + meter["ray/bytes/down"])
+        row |= {"time/round": seconds, "clients/visits": meter["visits"], "clients/dropped": meter["dropped"]}
+        row["clients/per_second"] = meter["visits"] / max(seconds, 1e-9)
+        row["actors/restarts"] = self.pool.restarts
+        due = r % c.storage.snapshot_every == 0 or r == c.rounds or self._stop or self._reached(row)
+        self.before_commit()
+        self.folder.commit(r, row, rows, (lambda d: self._snapshot(d, state, r)) if due else None)
+        fed.store.commit()
+        if due:
+            fed.store.saved_now()
+            collect_segments(self.folder.path / "snapshots", self.segments)
+        self.state, self.row = state, row
+        for sink in self.sinks:
+            sink.write(r, row)
+        self._publish(r, row, began)
+        return r
+
+    def _check(self, state: Tree, r: int) -> None:
+        missing = sorted(set(state) ^ set(self.method.wire.server))
+        if missing:
+            raise RunFailed(f"round {r}: the new server state and `wire.server` differ in {missing}")
+        bad = [
+            "/".join(p) for p, x in tree.leaves(state) if x.is_floating_point() and not bool(torch.isfinite(x).all())
+        ]
+        if bad:
+            raise RunFailed(
+                f"round {r}: the new server state has NaN or infinity in {', '.join(bad[:3])}; the state of round {r - 1} is kept"
+            )
+
+    def _reached(self, row: dict[str, Any]) -> bool:
+        s = self.config.stop
+        value = row.get(s.metric) if s.metric else None
+        if value is None or s.at is None:
+            return False
+        return bool(value <= s.at if lower_is_better(s.metric) else value >= s.at)
+
+    def _snapshot(self, where: Path, state: Tree, r: int) -> None:
+        save_tree(where, "server", tree.to_numpy(state))
+        self.fed.store.save(where, self.segments, f"round-{r:06d}-{self.folder.fence}")
+
+    def _publish(self, r: int, row: dict[str, Any], began: float) -> None:
+        spent = time.perf_counter() - began
+        left = (spent / max(1, r - self.last)) * (self.config.rounds - r)
+        known = {**self.status.get("metrics", {}), **{n: v for n, v in row.items() if "/" in n and v is not None}}
+        self.status.update(
+            status="running", round=r, rounds=self.config.rounds, metrics=known, clients_per_s=row["clients/per_second"],
+            bytes=self.status.get("bytes", 0) + row["bytes/up"] + row["bytes/down"], eta_s=left, visits=0,
+        )  # fmt: skip
+        self._tell()
+
+    def _stopped(self, r: int) -> Ending:
+        """Stopped from outside: no summary, the folder is free to be resumed."""
+        self.status["status"] = "stopped"
+        self.folder.event("stopped", round=r)
+        self._tell()
+        self.folder.close()
+        return Ending("stopped", r)
+
+    def _end(self, r: int, began: float, early: bool = False) -> Ending:
+        notes = []
+        if self.method.universal is None:
+            notes.append(
+                "accuracy/global and loss/global score the size-weighted mean of the served models' predictions: "
+                "the method has no single model"
+            )
+        notes += [
+            f"to repeat: --set resources.executor={self.config.resources.executor} --set resources.cohort={self.fed.size}"
+        ]
+        self._save_models()
+        self.status["status"] = "done"
+        summary = {
+            "rounds": r,
+            "wall_s": time.perf_counter() - began,
+            "method": self.config.method.name,
+            "seed": self.config.seed,
+        }
+        summary |= {"executor": self.config.resources.executor, "notes": notes, "stopped_early": early}
+        self._tell()
+        self.folder.finish("done", summary)
+        return Ending("done", r)
+
+    def _tell(self) -> None:
+        self.folder.state(**self.status)
+        self.progress(dict(self.status))
+
+    def _save_models(self) -> None:
+        where = self.folder.path / "model"
+        where.mkdir(exist_ok=True)
+        if self.method.universal:
+            save_tree(where, "model", tree.to_numpy(self.state[self.method.universal]))
+        for k, expert in (self.method.experts(self.state) or {}).items():
+            save_tree(where, f"expert-{k}", tree.to_numpy(expert))
+
+    # -- scores ----------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, state: Tree) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """All scopes that the method has: the round's numbers (NAME/SCOPE) and one row per scored client."""
+        fed, m = self.fed, self.method
+        scored = self._scored_clients()
+        people = [c for c in scored if c < fed.population]
+        serve = m.serve(state)
+        mine = {c: m.mine(state, c) for c in scored}
+        personal = self._ask("@personal", scored, serve, mine)
+        row = {**scope("personal", {c: s for c, s in personal.items() if c < fed.population})}
+        row |= scope("unseen", {c: s for c, s in personal.items() if c >= fed.population})
+        member = m.clusters(state)
+        experts = m.experts(state)
+        if member is not None and experts:
+            ids = sorted(experts)
+            have = [c for c in people if member.get(c) in experts]
+            stacked = {"experts": tree.stack([experts[k] for k in ids])}
+            row |= scope(
+                "cluster",
+                self._ask("@cluster", have, stacked, {c: {"expert": torch.tensor(ids.index(member[c]))} for c in have}),
+            )
+        if member is not None:
+            row["clusters/count"] = len(set(member.values()))
+            truth = {c: int(self.federation.group[c]) for c in member if self.federation.group[c] >= 0}
+            if len(truth) > 1:
+                row["clusters/ari"] = ari([truth[c] for c in truth], [member[c] for c in truth])
+        if self.config.evaluate.finetune_epochs:
+            row |= scope("local", self._ask("@local", people, serve, mine))
+        elif fed.local_scores:
+            row |= scope("local", fed.local_scores)
+        row |= self._global(state, serve, mine, people)
+        return row, [self._client_row(c, personal[c], member) for c in sorted(personal)]
+
+    def _client_row(self, c: int, s: dict[str, float], member: dict[int, int] | None) -> dict[str, Any]:
+        n = s["n"]
+        return {
+            "client": c,
+            "name": self.federation.names[c],
+            "unseen": c >= self.fed.population,
+            "group": int(self.federation.group[c]),
+            "cluster": None if member is None or c not in member else int(member[c]),
+            "examples": int(self.federation.class_counts[c].sum()),
+            "test_examples": int(n),
+            **{k: v / n if n else None for k, v in s.items() if k != "n"},
+            "seconds": self.fed.seconds.get(c),
+        }
+
+    def _scored_clients(self) -> list[int]:
+        want, n = self.config.evaluate.clients, len(self.federation.group)
+        if want == "all":
+            return list(range(n))
+        count = want if isinstance(want, int) else max(1, math.ceil(want * n))
+        rng = keys.numpy(self.fed.key("evaluated clients"))
+        return sorted(rng.choice(n, min(count, n), replace=False).tolist())
+
+    def _ask(self, name: str, ids: list[int], shared: Tree, mine: dict[int, Any]) -> dict[int, dict[str, float]]:
+        """Sums of scores per client; clients with and without a `mine` are asked apart, their payloads differ."""
+        out: dict[int, dict[str, float]] = {}
+        for group in ([c for c in ids if mine.get(c)], [c for c in ids if not mine.get(c)]):
+            if group:
+                got = self.fed.ask(
+                    name, group, shared=shared, mine={c: mine[c] for c in group} if mine.get(group[0]) else None
+                )
+                columns = {part: got.stacked(part).tolist() for part in ("n", "loss", "accuracy")} if got.ids else {}
+                out.update({c: {k: v[i] for k, v in columns.items()} for i, c in enumerate(got.ids)})
+        return out
+
+    def _global(self, state: Tree, serve: Tree, mine: dict[int, Any], people: list[int]) -> dict[str, float]:
+        pool, fed = self.federation.pool, self.fed
+        if not len(pool):
+            return {}
+        if self.method.universal:
+            pieces = range(math.ceil(len(pool) / 512))
+            sums = self._ask("@global", list(pieces), {"model": state[self.method.universal]}, {})
+            n = sum(s["n"] for s in sums.values())
+            return {f"{k}/global": sum(s[k] for s in sums.values()) / n for k in ("loss", "accuracy")}
+        from rayfed.fold import mean
+
+        total: Any = None
+        weight = 0.0
+        for group in ([c for c in people if mine.get(c)], [c for c in people if not mine.get(c)]):
+            if group:
+                got = fed.ask(
+                    "@ensemble",
+                    group,
+                    shared=serve,
+                    mine={c: mine[c] for c in group} if mine.get(group[0]) else None,
+                    fold=mean("p"),
+                )
+                part = tree.scale(got.folded["p"], got.weight["p"])
+                total, weight = part if total is None else tree.add(total, part), weight + got.weight["p"]
+        if total is None:
+            return {}
+        probs = torch.cat([total[k] for k in sorted(total, key=int)]) / weight
+        y = torch.as_tensor(np.asarray(self.federation.arrays["y"])[pool])
+        judged = self.task.judge(torch.log(probs.clamp(min=1e-12)), y)
+        return {f"{k}/global": float(v.mean()) for k, v in judged.items()}
+
+
+def _refuses(method: Any, name: str, task: Any) -> str | None:
+    """The reason that a visit of the method gives against vectorising, if `name` is a visit and gives one."""
+    f = getattr(type(method), name, None)
+    annotation = getattr(f, "__annotations__", {}).get("return")
+    if annotation not in ("Visit",) and getattr(annotation, "__name__", "") != "Visit":
+        return None
+    reason = getattr(method, name)(task).vectorize
+    return reason if isinstance(reason, str) else None
+
+
+def _start_from(config: Config) -> Tree | None:
+    """`init.from`: a run folder or a folder with model.safetensors, as NumPy arrays by parameter name."""
+    where = config.init.from_
+    if where is None:
+        return None
+    path = Path(where)
+    folder = path / "model" if (path / "model").is_dir() else path
+    return load_tree(folder, "model")

@@ -1,0 +1,56 @@
+"""Errors that end a command, each with its exit code, and the nearest-name hint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class RayfedError(Exception):
+    """Something the user can act on; the command line prints the text without a traceback."""
+
+    exit_code = 4
+
+
+class ConfigError(RayfedError):
+    """The request is wrong; `problems` lists everything found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        return (type(self), (self.problems,))
+
+
+class PlacementError(RayfedError):
+    """The cluster cannot hold what was asked for."""
+
+    exit_code = 3
+
+
+class RunFailed(RayfedError):
+    """A run broke after it had started; `hint` says how to resume."""
+
+    hint = ""
+
+    def __str__(self) -> str:
+        return super().__str__() + (f"\n{self.hint}" if self.hint else "")
+
+
+class Fenced(RayfedError):
+    """Another process has taken over this run folder; nothing may be written any more."""
+
+
+class Interrupted(RayfedError):
+    """The user (130) or the system (143) asked the run to stop; it can be resumed."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the closest known name, or the empty string."""
+    found = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,0 +1,119 @@
+"""Evaluation as visits: what is scored is written for one client and runs where training runs, vectorised alike.
+
+Names start with "@": @global (the one model on the pooled test set, cut into pseudo-clients), @personal (what each client
+is served, on its own test split), @cluster (its cluster's expert), @local (what it is served, fine-tuned on its train
+split), @ensemble (the served models' predictions on the pooled test set). `local` is also scored inside training visits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rayfed import visit as v
+from rayfed.lazy import torch
+from rayfed.visit import Info, Phase, Visit
+
+if TYPE_CHECKING:
+    from rayfed.method import Method
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+def build(name: str, method: Method, task: Task, chunks: int) -> Visit:
+    """The evaluation visit `name`; `chunks`: into how many pieces the pooled test set is cut."""
+    if name == "@global":
+        return _measure(task, "chunk", lambda info, shared, mine, own: shared["model"])
+    if name == "@cluster":
+        return _measure(task, "test", lambda info, shared, mine, own: v.tree.pick(shared["experts"], mine["expert"]))
+    view = method.view(task)
+    if name == "@personal":
+        return scored(
+            view, task, lambda info, carry, shared, mine, own: view.end(info, carry, shared, mine, own)[0]["model"]
+        )
+    if name == "@local":
+        tuned = _finetuned(view, method, task)
+        return scored(tuned, task, lambda info, carry, shared, mine, own: carry["model"])
+    if name == "@ensemble":
+        return _predictions(view, task, chunks)
+    raise ValueError(f"no evaluation {name!r}")
+
+
+def zero(task: Task) -> Tree:
+    """Sums of one scoring, before the first batch."""
+    return {n: torch.zeros((), dtype=task.dtype, device=task.device) for n in ("loss", "accuracy")}
+
+
+def _measure(task: Task, split: str, model: Any) -> Visit:
+    return v.measure(
+        task.metrics, lambda info, shared, mine, own: zero(task), over=v.once(split), reduce="sum", model=model
+    )
+
+
+def scored(inner: Visit, task: Task, model: Any) -> Visit:
+    """`inner`, then its `model(info, carry, shared, mine, own)` on the client's test split; sends only the scores."""
+
+    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        return {
+            "model": model(info, carry, shared, mine, own),
+            "sum": zero(task),
+            "n": torch.zeros((), dtype=task.dtype, device=task.device),
+        }
+
+    def step(carry: Tree, batch: Any, key: Any) -> Tree:
+        return {"model": carry["model"], **v.accumulate(carry, task.metrics(carry["model"], batch), batch["w"])}
+
+    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        return {**carry["sum"], "n": carry["n"]}, own
+
+    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter)], end, inner.vectorize)
+
+
+def with_local_score(inner: Visit, task: Task) -> Visit:
+    """A training visit that also sends `@local`: the scores of its locally trained model on the client's test split."""
+    trained = inner.local
+    assert trained is not None
+
+    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        return {"inner": carry, "sum": zero(task), "n": torch.zeros((), dtype=task.dtype, device=task.device)}
+
+    def step(carry: Tree, batch: Any, key: Any) -> Tree:
+        return {
+            "inner": carry["inner"],
+            **v.accumulate(carry, task.metrics(trained(carry["inner"]), batch), batch["w"]),
+        }
+
+    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        parts, own = inner.end(info, carry["inner"], shared, mine, own)
+        return {**parts, "@local": {**carry["sum"], "n": carry["n"]}}, own
+
+    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter)], end, inner.vectorize)
+
+
+def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
+    n = method.config.evaluate.finetune_epochs
+    tune = v.sgd_visit(task.loss, method.local, phases=[(v.epochs(n), lambda name: True)])
+    first = tune.phases[0]
+    inner_enter = first.enter
+    assert inner_enter is not None
+
+    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        served = view.end(info, carry, shared, mine, own)[0]["model"]
+        return inner_enter(info, {"model": served}, shared, mine, own)
+
+    return Visit(view.begin, [*view.phases, Phase(first.over, first.step, enter)], tune.end, view.vectorize)
+
+
+def _predictions(view: Visit, task: Task, chunks: int) -> Visit:
+    """Probabilities of the served model on every pooled test example, chunk by chunk: part `p` = {"0": (b, C), ...}."""
+
+    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        return {"model": view.end(info, carry, shared, mine, own)[0]["model"], "p": {}}
+
+    def step(carry: Tree, batch: Any, key: Any) -> Tree:
+        return {"model": carry["model"], "p": {**carry["p"], str(len(carry["p"])): task.predict(carry["model"], batch)}}
+
+    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        return {"p": carry["p"]}, own
+
+    pieces = [Phase(v.whole(f"chunk {i}"), step, enter if i == 0 else None) for i in range(chunks)]
+    return Visit(view.begin, [*view.phases, *pieces], end, view.vectorize)

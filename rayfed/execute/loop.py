@@ -1,0 +1,51 @@
+"""The plain executor: one client after another, any model, any size. Its numbers are the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rayfed import keys, tree
+from rayfed.execute.plan import Cohort, batch_at
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from rayfed.tree import Tree
+    from rayfed.visit import Visit
+
+Watch = Callable[[str, dict[str, Any]], None]
+
+
+def run(
+    visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree
+) -> Iterator[tuple[slice, Tree, Tree, Any]]:
+    """Yields once per client, with leaves (1, ...)."""
+    for i in range(len(cohort.clients)):
+        parts, after, steps = client(visit, cohort.one(i), shared, tree.pick(mine, i), tree.pick(own, i), data)
+        yield slice(i, i + 1), *(tree.map(lambda x: x[None], t) for t in (parts, after)), steps[None]
+
+
+def client(
+    visit: Visit, one: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree, watch: Watch | None = None
+) -> tuple[Tree, Tree, Any]:
+    """The whole visit of a single client; `watch(stage, arguments)` is told what each piece is about to get."""
+    tell = watch or (lambda stage, arguments: None)
+    info = type(one.info)(*(x[0] for x in one.info))
+    tell("begin", {"info": info, "shared": shared, "mine": mine, "own": own})
+    carry = visit.begin(info, shared, mine, own)
+    for number, (phase, plan) in enumerate(zip(visit.phases, one.phases, strict=True)):
+        if phase.enter:
+            carry = phase.enter(info, carry, shared, mine, own)
+        for t in range(plan.active.shape[1]):
+            batch = first(batch_at(plan, t, data))
+            tell(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
+            carry = tree.map(lambda x: x.detach(), phase.step(carry, batch, keys.fold(plan.keys[0], t)))
+        done = torch.as_tensor(plan.active.shape[1])
+        info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
+    tell("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
+    parts, after = visit.end(info, carry, shared, mine, own)
+    return parts, after, info.steps
+
+
+def first(batch: Any) -> Any:
+    return tuple(first(b) for b in batch) if isinstance(batch, tuple) else {n: x[0] for n, x in batch.items()}

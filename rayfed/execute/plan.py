@@ -1,0 +1,177 @@
+"""Which examples each step of each client sees: index arrays drawn from keys, padded to one shape per cohort."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rayfed import keys
+from rayfed.lazy import torch
+from rayfed.visit import Info, Over, Visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.partition import Federation
+    from rayfed.tree import Tree
+
+MEASURE_BATCH = 128  # rows per step of `once`: large enough for the kernels, small enough for memory
+
+
+class PhasePlan(NamedTuple):
+    """rows: (k, T, m, B) int64 rows of the data arrays; w: (k, T, m, B) 1 or 0; active: (k, T) bool; keys: (k,) int64.
+
+    m is `Over.batches`; a phase over nothing has B = 0.
+    """
+
+    rows: Tensor
+    w: Tensor
+    active: Tensor
+    keys: Tensor
+    batches: int
+
+
+@dataclass
+class Cohort:
+    """The clients of one call with everything drawn: `info` has leaves (k,), one PhasePlan per phase of the visit."""
+
+    clients: tuple[int, ...]
+    info: Info
+    phases: list[PhasePlan]
+    dtype: Any = None
+
+    def one(self, i: int) -> Cohort:
+        """The cohort of client number `i` alone, without its padded steps."""
+        cut = slice(i, i + 1)
+        phases = []
+        for p in self.phases:
+            real = int(p.active[i].sum())
+            phases.append(PhasePlan(p.rows[cut, :real], p.w[cut, :real], p.active[cut, :real], p.keys[cut], p.batches))
+        return Cohort(self.clients[cut], Info(*(x[cut] for x in self.info)), phases, self.dtype)
+
+    def without(self, bad: Sequence[int]) -> tuple[Cohort, list[int]]:
+        """The cohort without the positions in `bad`, and the positions that stay."""
+        stay = [i for i in range(len(self.clients)) if i not in set(bad)]
+        at = torch.as_tensor(stay)
+        phases = [PhasePlan(p.rows[at], p.w[at], p.active[at], p.keys[at], p.batches) for p in self.phases]
+        return Cohort(tuple(self.clients[i] for i in stay), Info(*(x[at] for x in self.info)), phases, self.dtype), stay
+
+
+def order_of(n: int, over: Over, batch: int, k: int) -> np.ndarray:
+    """Positions (T, m, B) into a client's n examples for one phase, -1 on padding; `k` is the key of the order."""
+    if over.kind == "nothing":
+        return np.full((over.n, 1, 0), -1)
+    if n == 0:
+        return np.full((0, over.batches, 1), -1)
+    if over.kind in ("once", "whole"):
+        width = n if over.kind == "whole" else min(n, MEASURE_BATCH)
+        return _cut(np.arange(n), width)[:, None, :]
+    rng = keys.numpy(k)
+    if over.kind == "epochs":
+        slots = [_cut(rng.permutation(n), batch) for _ in range(over.n)]
+    else:  # steps: as many passes as the steps need
+        per_pass = math.ceil(n / batch)
+        passes = math.ceil(over.n * over.batches / per_pass)
+        slots = [_cut(rng.permutation(n), batch) for _ in range(passes)]
+    flat = np.concatenate(slots) if slots else np.full((0, batch), -1)
+    if over.kind == "steps":
+        flat = flat[: over.n * over.batches]
+    short = -len(flat) % over.batches
+    if short:  # a tuple of batches is always full: the last one borrows from the front
+        flat = np.concatenate([flat, flat[:short]])
+    return flat.reshape(-1, over.batches, flat.shape[1])
+
+
+def _cut(order: np.ndarray, width: int) -> np.ndarray:
+    rows = math.ceil(len(order) / width)
+    padded = np.full(rows * width, -1)
+    padded[: len(order)] = order
+    return padded.reshape(rows, width)
+
+
+class Planner:
+    """Draws cohorts for one run: the federation's indices, the batch size and the seed are fixed."""
+
+    def __init__(self, federation: Federation, *, seed: int, batch_size: int, device: str, dtype: Any):
+        self.fed, self.seed, self.batch, self.device, self.dtype = federation, seed, batch_size, device, dtype
+        # The pooled test set, cut into pseudo-clients so that any number of actors can share its scoring.
+        self.chunks = (
+            [c[c >= 0] for c in _cut(np.arange(len(federation.pool)), 4 * MEASURE_BATCH)]
+            if len(federation.pool)
+            else []
+        )
+
+    def rows(self, client: int, split: str) -> np.ndarray:
+        """Rows of the data arrays of one client's split, or of a piece of the pooled test set."""
+        if split.startswith("chunk"):  # "chunk": the client's number says which; "chunk 3": the same one for everyone
+            _, _, number = split.partition(" ")
+            return self.fed.pool[self.chunks[int(number) if number else client]]
+        return getattr(self.fed, split)[client]
+
+    def cohort(
+        self, visit: Visit, clients: Sequence[int], *, dispatch: int, round: int, rounds: int, lr: float
+    ) -> Cohort:
+        """Everything that the clients of one call need beyond the payloads."""
+        n = len(clients)
+        population = [c for c in clients if 0 <= c < len(self.fed.class_counts)]
+        real = len(population) == n
+        counts = self.fed.class_counts[list(clients)] if real else np.zeros((n, self.fed.classes), np.int64)
+
+        def full(v: Any, kind: Any = np.int64) -> Tensor:
+            return torch.as_tensor(np.full(n, v, kind), device=self.device)
+
+        f = np.float64 if self.dtype == torch.float64 else np.float32
+        info = Info(
+            client=torch.as_tensor(np.asarray(clients, np.int64), device=self.device),
+            examples=torch.as_tensor(counts.sum(1), device=self.device),
+            counts=torch.as_tensor(counts, device=self.device),
+            steps=full(0),
+            lr=full(lr, f),
+            sum_lr=full(0, f),
+            round=full(round),
+            rounds=full(rounds),
+            secret=full(keys.key(self.seed, dispatch, -1, "secret among clients")),
+        )
+        return Cohort(
+            tuple(clients),
+            info,
+            [self._phase(i, p.over, clients, dispatch) for i, p in enumerate(visit.phases)],
+            self.dtype,
+        )
+
+    def _phase(self, number: int, over: Over, clients: Sequence[int], dispatch: int) -> PhasePlan:
+        drawn = []
+        for c in clients:
+            k = keys.key(self.seed, dispatch, c, f"order {number}")
+            own = self.rows(c, over.split) if over.kind != "nothing" else np.zeros(0, np.int64)
+            at = order_of(len(own), over, self.batch, k)
+            drawn.append((np.where(at >= 0, own[at] if len(own) else 0, -1), k))
+        t = max(d.shape[0] for d, _ in drawn)
+        width = max(d.shape[2] for d, _ in drawn)
+        rows = np.full((len(clients), t, over.batches, width), -1, np.int64)
+        active = np.zeros((len(clients), t), bool)
+        for i, (d, _) in enumerate(drawn):
+            rows[i, : d.shape[0], :, : d.shape[2]] = d
+            active[i, : d.shape[0]] = True
+        where = torch.as_tensor(rows, device=self.device)
+        return PhasePlan(
+            where.clamp(min=0),
+            (where >= 0).to(self.dtype),
+            torch.as_tensor(active),
+            torch.as_tensor(np.asarray([k for _, k in drawn], np.int64), device=self.device),
+            over.batches,
+        )
+
+
+def batch_at(plan: PhasePlan, t: int, data: Tree) -> Any:
+    """Step `t`'s batch for all clients of the plan: leaves (k, B, ...), a tuple where the phase asks for several."""
+    if plan.rows.shape[-1] == 0:
+        return {}
+    several = tuple(
+        {**{n: x[plan.rows[:, t, j]] for n, x in data.items()}, "w": plan.w[:, t, j]} for j in range(plan.batches)
+    )
+    return several if plan.batches > 1 else several[0]

@@ -1,0 +1,380 @@
+"""The federation as a server program sees it: sample clients, ask them, get folded replies.
+
+got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta"))
+got.folded["delta"]; len(got); got.failures; got.gather("counts"); got.gram("delta"); got.linear("delta", W)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rayfed import fold as folds
+from rayfed import keys, tree
+from rayfed.errors import RunFailed
+from rayfed.fold import Fold, Merger
+from rayfed.lazy import torch
+from rayfed.store import ClientStore
+from rayfed.worker import Call, Job
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.config import Config
+    from rayfed.method import Method
+    from rayfed.partition import Federation
+    from rayfed.pool import Outcome, Pool
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+Cohort = tuple[int, ...]
+
+
+class Reply(NamedTuple):
+    """One client's answer: its id, its train examples, the real steps it took."""
+
+    client: int
+    examples: int
+    steps: int
+
+
+class Kept(NamedTuple):
+    """The replies of one cohort that did not fold: small parts here, large parts behind a handle."""
+
+    clients: list[int]
+    small: Tree
+    large: Any
+
+
+class Replies(Sequence[Reply]):
+    """What came back from one `ask`, ordered by client id.
+
+    folded: part -> tree (or {key: tree} for a fold with `by`); weight: part -> the fold's total weight (likewise);
+    failures: client -> reason, for clients that were dropped.
+    """
+
+    def __init__(
+        self,
+        replies: list[Reply],
+        kept: list[Kept],
+        folded: dict[str, Any],
+        weight: dict[str, Any],
+        failures: dict[int, str],
+        fed: Fed,
+    ):
+        self._replies = sorted(replies)
+        self._kept, self._fed = kept, fed
+        self.folded, self.weight, self.failures = folded, weight, failures
+        self.ids = [r.client for r in self._replies]
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._replies[i]
+
+    @property
+    def examples(self) -> Tensor:
+        """Train examples of each reply, (n,) float64, in the order of `ids`."""
+        return torch.tensor([float(r.examples) for r in self._replies], dtype=torch.float64)
+
+    def _order(self) -> Tensor:
+        here = [c for k in self._kept for c in k.clients]
+        return torch.as_tensor(np.argsort(np.asarray(here, np.int64), kind="stable"))
+
+    def stacked(self, part: str) -> Tree:
+        """An unfolded part of all replies at the server, leaves (n, ...), in the order of `ids`."""
+        pieces = [
+            tree.from_numpy(k.small[part] if part in k.small else self._fed.pool.get(k.large)[part]) for k in self._kept
+        ]
+        if not pieces:
+            raise KeyError(f"part {part!r}: nobody replied")
+        order = self._order()
+        return tree.map(lambda *xs: torch.cat(xs)[order], *pieces)
+
+    def gather(self, part: str) -> dict[int, Tree]:
+        """client -> part, at the server."""
+        return dict(zip(self.ids, tree.unstack(self.stacked(part)), strict=True)) if self._replies else {}
+
+    def gram(self, part: str) -> Tensor:
+        """(n, n) inner products of a large part, computed where it lies; rows in the order of `ids`."""
+        m = len(self._kept)
+        jobs = [(i, j) for i in range(m) for j in range(i, m)]
+        got = self._fed._reduce("gram", [({"part": part}, (self._where(i), self._where(j))) for i, j in jobs])
+        blocks: dict[tuple[int, int], Tensor] = {}
+        for (i, j), value in zip(jobs, got, strict=True):
+            blocks[i, j] = tree.from_numpy(value)
+            blocks[j, i] = blocks[i, j].T
+        g = torch.cat([torch.cat([blocks[i, j] for j in range(m)], 1) for i in range(m)])
+        order = self._order()
+        return g[order][:, order]
+
+    def linear(self, part: str, weights: Tensor) -> list[Tree]:
+        """`weights` (K, n), columns in the order of `ids`, times a large part: K trees, computed where the part lies."""
+        back = torch.empty(len(self.ids), dtype=torch.int64)
+        order = self._order()
+        back[order] = torch.arange(len(self.ids))
+        at, jobs = 0, []
+        for i, k in enumerate(self._kept):
+            columns = weights[:, back[at : at + len(k.clients)]]
+            jobs.append(({"part": part, "weights": columns.numpy()}, (self._where(i),)))
+            at += len(k.clients)
+        merger = Merger(tree.add)
+        for i, value in enumerate(self._fed._reduce("linear", jobs)):
+            merger.add(i, tree.from_numpy(value))
+        return tree.unstack(merger.result())
+
+    def _where(self, i: int) -> Any:
+        return self._kept[i].large if self._kept[i].large is not None else self._fed.pool.put(self._kept[i].small)
+
+
+class Fed:
+    """One run's federation on a pool. `round`, `rounds` count from 1; clients 0..population-1 take part."""
+
+    def __init__(self, config: Config, federation: Federation, method: Method, task: Task, pool: Pool, run: str):
+        self.config, self.federation, self.method, self.task, self.pool, self.run = (
+            config,
+            federation,
+            method,
+            task,
+            pool,
+            run,
+        )
+        self.population, self.rounds = federation.population, config.rounds
+        self.store = ClientStore(pool)
+        self.round = 0
+        self.size = cohort_size(config, federation, method, task)
+        self.watch: Callable[[dict[str, Any]], None] | None = None
+        self.begin(0)
+
+    def begin(self, round: int, score_local: bool = False) -> None:
+        """A round starts: numbers of asks, draws and meters start anew, so a round depends on nothing but its number."""
+        self.round, self._score_local = round, score_local
+        self._asks = self._samples = 0
+        self._puts: dict[int, tuple[Any, Any, set[int]]] = {}
+        self.logged: dict[str, tuple[float, float]] = {}
+        self.meter = {"bytes/up": 0, "bytes/down": 0, "ray/bytes/up": 0, "ray/bytes/down": 0, "visits": 0, "dropped": 0}
+        self.local_scores: dict[int, dict[str, float]] = {}
+        self.seconds: dict[int, float] = {}
+
+    # -- randomness and records --------------------------------------------------------------------------------------
+
+    def key(self, purpose: str) -> int:
+        """The server's key of this round for `purpose`."""
+        return keys.key(self.config.seed, self.round << 20, -1, purpose)
+
+    def log(self, name: str, value: float, n: float = 1) -> None:
+        """A number for this round's row; several calls give their mean weighted by `n`."""
+        total, weight = self.logged.get(name, (0.0, 0.0))
+        self.logged[name] = (total + float(value) * n, weight + n)
+
+    def planted(self, clients: Sequence[int]) -> Tensor:
+        """The planted group of each client, (n,) int64, -1 without one: the truth, for oracles and scores only."""
+        return torch.as_tensor(self.federation.group[list(clients)])
+
+    # -- participation -----------------------------------------------------------------------------------------------
+
+    def sample(self, n: int | None = None, *, where: Sequence[int] | None = None) -> Cohort:
+        """This round's clients by `federation.participation`, from a keyed stream that is the same for every method.
+
+        n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson).
+        """
+        self._samples += 1
+        rng = keys.numpy(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
+        among = np.arange(self.population) if where is None else np.asarray(sorted(where), np.int64)
+        want = min(self.config.per_round() if n is None else n, len(among))
+        p = self.config.federation.participation
+        if p.kind == "poisson" and n is None:
+            q = want / max(1, len(among))
+            return tuple(among[rng.random(len(among)) < q].tolist())
+        if p.kind == "cyclic" and n is None:
+            # One fixed shuffle, walked block by block, round after round.
+            order = keys.numpy(keys.key(self.config.seed, 0, -1, "cyclic order")).permutation(among)
+            start = (self.round - 1) * want % max(1, len(order))
+            return tuple(sorted(np.take(order, np.arange(start, start + want), mode="wrap").tolist()))
+        return tuple(sorted(rng.choice(among, want, replace=False).tolist())) if want else ()
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        visit: Callable[..., Any] | str,
+        to: Sequence[int],
+        *,
+        shared: Tree | None = None,
+        mine: dict[int, Tree] | None = None,
+        fold: Fold | Sequence[Fold] = (),
+        keep: str | Sequence[str] = (),
+    ) -> Replies:
+        """Ask clients for one visit and wait for all of them.
+
+        visit: a method's visit (`self.train`); to: client ids, in any order; shared: parts for everyone; mine: client ->
+        small tree for it alone; fold: what becomes of parts; keep: folded parts that stay reachable for `gram`, `linear`
+        and `gather`. A client that fails is dropped or ends the run, as `failures.client_error` says.
+        """
+        name = visit if isinstance(visit, str) else visit.__name__
+        shared, wanted = shared or {}, (fold,) if isinstance(fold, Fold) else tuple(fold)
+        keeping = (keep,) if isinstance(keep, str) else tuple(keep)
+        evaluation = name.startswith("@")
+        if not evaluation:
+            self._check_down(name, shared, mine)
+        self._asks += 1
+        dispatch = (self.round << 20) + self._asks
+        cohorts = self._cohorts(name, to)
+        handles = tuple(self._put(part, shared[part], to, evaluation) for part in shared)
+        jobs = []
+        for ids in cohorts:
+            blocks, places = self.store.lookup(ids) if self.method.wire.keep else ((), ())
+            own_mine = _stacked_mine(mine, ids)
+            if not evaluation:
+                self.meter["bytes/down"] += tree.nbytes(own_mine)
+            call = Call(
+                name,
+                ids,
+                dispatch,
+                self.round,
+                self.rounds,
+                tuple(shared),
+                own_mine,
+                places,
+                wanted,
+                keeping,
+                self._score_local and not evaluation,
+            )
+            jobs.append(Job(self.run, "visit", {"call": call}, (*handles, *blocks)))
+        return self._collect(name, jobs, wanted, evaluation)
+
+    def _collect(self, name: str, jobs: list[Job], wanted: tuple[Fold, ...], evaluation: bool) -> Replies:
+        mergers = {f.part: Merger(folds.merge) for f in wanted}
+        kept: dict[int, Kept] = {}
+        replies: list[Reply] = []
+        failures: dict[int, str] = {}
+        for number, out in self._run(jobs):
+            meta = out.meta
+            self._failed(name, meta["failures"], failures)
+            for part, m in mergers.items():
+                if part in meta["folded"]:
+                    m.add(
+                        number,
+                        {
+                            k: {"total": tree.from_numpy(p["total"]), "weight": p["weight"]}
+                            for k, p in meta["folded"][part].items()
+                        },
+                    )
+                else:
+                    m.add(number, {})  # every client of the cohort was dropped
+            ids = meta["clients"]
+            replies += [Reply(*r) for r in zip(ids, meta["examples"], meta["steps"], strict=True)]
+            if ids:
+                kept[number] = Kept(ids, meta["small"], out.large)
+            if not evaluation:
+                if out.own is not None:
+                    self.store.write(ids, out.own)
+                self.meter["bytes/up"] += meta["bytes_up"]
+                self.meter["visits"] += len(ids)
+                self.local_scores.update(meta["local"])
+                self.seconds.update({c: meta["seconds"] / max(1, len(ids)) for c in ids})
+            self.meter["ray/bytes/up"] += out.moved or tree.nbytes(meta["small"]) + sum(
+                tree.nbytes(p["total"]) for f in meta["folded"].values() for p in f.values()
+            )
+            if self.watch:
+                self.watch({"visits": self.meter["visits"]})
+        self.meter["dropped"] += len(failures)
+        folded, weight = {}, {}
+        for f in wanted:
+            merged = mergers[f.part].result() or ({} if f.by else {"": {"total": self._zeros(f.part), "weight": 0.0}})
+            folded[f.part], weight[f.part] = folds.finish(f, merged)
+        return Replies(replies, [kept[i] for i in sorted(kept)], folded, weight, failures, self)
+
+    def _failed(self, name: str, found: dict[int, Any], failures: dict[int, str]) -> None:
+        for client, f in found.items():
+            failures[client] = f.reason
+            if self.config.failures.client_error == "raise":
+                raise ClientFailed(client, self.round, name, f)
+
+    def _cohorts(self, name: str, to: Sequence[int]) -> list[Cohort]:
+        """Clients of similar work together, whatever order they were named in: size by size, then by id."""
+        if name == "@global":
+            ordered = sorted(to)
+        else:
+            sizes = self.federation.class_counts.sum(1)
+            ordered = sorted(set(to), key=lambda c: (int(sizes[c]), c))
+            if len(ordered) != len(to):
+                raise ValueError(f"{name}: a client is asked twice in one ask")
+        return [tuple(ordered[i : i + self.size]) for i in range(0, len(ordered), self.size)]
+
+    def _put(self, part: str, value: Tree, to: Sequence[int], evaluation: bool) -> Any:
+        """A shared part goes out once a round however often it is asked with; clients that have it do not pay again."""
+        known = self._puts.get(id(value))
+        if known is None:
+            known = (value, self.pool.put(tree.to_numpy(value)), set())
+            self._puts[id(value)] = known
+            self.meter["ray/bytes/down"] += tree.nbytes(value)
+        if not evaluation:
+            new = set(to) - known[2]
+            self.meter["bytes/down"] += tree.nbytes(value) * len(new)
+            known[2].update(new)
+        return known[1]
+
+    def _check_down(self, name: str, shared: Tree, mine: dict[int, Tree] | None) -> None:
+        sent = set(shared) | {n for m in (mine or {}).values() for n in m}
+        unknown = sorted(sent - self.method.wire.down.keys())
+        if unknown:
+            raise TypeError(f"{name}: parts {unknown} go down but the wire declares {sorted(self.method.wire.down)}")
+
+    def _zeros(self, part: str) -> Tree:
+        """What a fold over no reply gives: zeros of the declared shape."""
+        like = self.method.wire.up[part].like if part in self.method.wire.up else "any"
+        if like == "params":
+            return tree.zeros(self.task.params_like)
+        if like == "scalar":
+            return torch.zeros((), dtype=self.task.dtype)
+        if like == "(C,)" or like.startswith("(C,) "):
+            return torch.zeros(self.task.classes, dtype=self.task.dtype)
+        raise RunFailed(f"nobody replied and part {part!r}, declared {like!r}, has no zero to stand for it")
+
+    def _reduce(self, kind: str, jobs: list[tuple[dict[str, Any], tuple[Any, ...]]]) -> list[Any]:
+        values: list[Any] = [None] * len(jobs)
+        for i, out in self._run([Job(self.run, kind, args, handles) for args, handles in jobs]):
+            values[i] = out.meta["value"]
+            self.meter["ray/bytes/up"] += out.moved or tree.nbytes(values[i])
+        return values
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        return self.pool.run(jobs)
+
+
+class ClientFailed(RunFailed):
+    """A client's own code failed (or sent a NaN) and the config says that this ends the run."""
+
+    def __init__(self, client: int, round: int, visit: str, failure: Any):
+        self.client, self.round, self.visit, self.failure = client, round, visit, failure
+        trace = f"\n{failure.trace.rstrip()}" if failure.trace else ""
+        super().__init__(f"client {client} failed in round {round}, visit {visit!r}: {failure.reason}{trace}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.client, self.round, self.visit, self.failure), {"hint": self.hint})
+
+
+def _stacked_mine(mine: dict[int, Tree] | None, ids: Cohort) -> Tree:
+    if not mine:
+        return {}
+    return tree.to_numpy(tree.stack([mine[c] for c in ids]))
+
+
+def cohort_size(config: Config, federation: Federation, method: Method, task: Task) -> int:
+    """Clients per call: `resources.cohort`, or for `auto` a function of config and shapes alone.
+
+    At least two calls a round so that two actors share it, at most 32 clients, at most about 2 GiB of client models,
+    gradients and optimizer state.
+    """
+    if config.resources.cohort != "auto":
+        return int(config.resources.cohort)
+    asked = max(1, config.per_round())
+    calls = max(2, math.ceil(asked / 32))
+    calls += calls % 2
+    fits = max(1, int(2 * 2**30 // max(1, 6 * tree.nbytes(task.params_like))))
+    return max(1, min(math.ceil(asked / calls), fits))

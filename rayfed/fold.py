@@ -1,0 +1,118 @@
+"""Folds: what happens to a part of many replies without the replies travelling.
+
+A fold runs where the cohort ran and gives a `Partial` (weighted total, weight); partials are merged on the way to the
+server along a binary tree fixed by cohort number, so neither the number of actors nor the order of arrival changes a bit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rayfed import tree
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.tree import Tree
+
+
+class Fold(NamedTuple):
+    """kind: mean | sum; weight: "examples", "one", or the name of a scalar part of the reply; by: the name of an integer
+    part (of the reply or of `mine`) that sorts replies into separate folds; denominator: fixed instead of the weights' sum.
+    """
+
+    kind: str
+    part: str
+    weight: str = "examples"
+    by: str | None = None
+    denominator: float | None = None
+
+
+def mean(part: str, weight: str = "examples", by: str | None = None, denominator: float | None = None) -> Fold:
+    """Weighted mean of `part` over the replies; of none, zeros."""
+    return Fold("mean", part, weight, by, denominator)
+
+
+def total(part: str, weight: str = "one", by: str | None = None) -> Fold:
+    """Weighted sum of `part` over the replies."""
+    return Fold("sum", part, weight, by)
+
+
+Partial = dict[str, Any]  # {"total": tree, "weight": float} per key; the key is "" without `by`
+
+
+def partial(fold: Fold, parts: Tree, mine: Tree, examples: Tensor) -> dict[str, Partial]:
+    """One chunk of replies, leaves (c, ...), folded: key -> Partial."""
+    part = parts[fold.part]
+    n = examples.shape[0]
+    if fold.weight == "examples":
+        w = examples.to(torch.float64)
+    elif fold.weight == "one":
+        w = torch.ones(n, dtype=torch.float64, device=examples.device)
+    else:
+        w = parts[fold.weight].to(torch.float64)
+    if fold.by is None:
+        return {"": _weighted(w, part)}
+    keys = (parts if fold.by in parts else mine)[fold.by].to(torch.int64)
+    return {str(int(k)): _weighted(torch.where(keys == k, w, torch.zeros_like(w)), part) for k in torch.unique(keys)}
+
+
+def _weighted(w: Tensor, part: Tree) -> Partial:
+    def leaf(x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(torch.float64)
+        return (w.to(x.dtype) @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
+
+    return {"total": tree.map(leaf, part), "weight": float(w.sum())}
+
+
+def merge(a: dict[str, Partial], b: dict[str, Partial]) -> dict[str, Partial]:
+    """Two partials of neighbouring cohorts, left first."""
+    out = dict(a)
+    for k, p in b.items():
+        out[k] = (
+            {"total": tree.add(out[k]["total"], p["total"]), "weight": out[k]["weight"] + p["weight"]}
+            if k in out
+            else p
+        )
+    return out
+
+
+def finish(fold: Fold, partials: dict[str, Partial]) -> tuple[Any, Any]:
+    """(folded, weight): trees, or per key {int: tree} and {int: float} where the fold has `by`."""
+
+    def close(p: Partial) -> Tree:
+        if fold.kind == "sum":
+            return p["total"]
+        d = fold.denominator if fold.denominator is not None else p["weight"]
+        return tree.scale(p["total"], 1.0 / d if d else 0.0)
+
+    if fold.by is None:
+        return close(partials[""]), partials[""]["weight"]
+    ordered = sorted(partials.items(), key=lambda kv: int(kv[0]))
+    return {int(k): close(p) for k, p in ordered}, {int(k): p["weight"] for k, p in ordered}
+
+
+class Merger:
+    """Merges things numbered 0..n-1 along one fixed binary tree, whatever order they come in; holds O(log n) of them
+    when they come nearly in order."""
+
+    def __init__(self, combine: Any):
+        self.combine = combine
+        self.held: dict[tuple[int, int], Any] = {}  # (level, index) -> merged subtree
+
+    def add(self, number: int, value: Any) -> None:
+        """Thing `number` has arrived; complete subtrees merge at once."""
+        level, index = 0, number
+        while (level, index ^ 1) in self.held:
+            other = self.held.pop((level, index ^ 1))
+            value = self.combine(other, value) if index & 1 else self.combine(value, other)
+            level, index = level + 1, index >> 1
+        self.held[level, index] = value
+
+    def result(self) -> Any:
+        """All merged, left to right; None if nothing came. What stays is one subtree per set bit of n."""
+        out = None
+        for place in sorted(self.held, reverse=True):
+            out = self.held[place] if out is None else self.combine(out, self.held[place])
+        return out

@@ -1,0 +1,357 @@
+"""The folder of a run: one writer at a time, and a round is either in it or not.
+
+The writer holds a number, the fence. Whoever opens the folder raises it, so a writer that was thought dead and is not
+can write nothing more. Every write checks the fence under a file lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayfed import rows, snapshot
+from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
+from rayfed.files import durable_write, json_bytes, now, read_yaml, sweep, sync_dir, why, write_all, yaml_bytes
+from rayfed.metrics import outcome
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOCK_WAIT_S = 300.0  # an old writer may be in the middle of a large snapshot
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that answers for a run: the driver."""
+
+    host: str
+    pid: int
+    start: float  # seconds since the epoch; tells a reused pid apart
+
+    @classmethod
+    def me(cls) -> Owner:
+        """This process."""
+        import psutil
+
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+    def here(self) -> bool:
+        """On this machine, where it can be looked up."""
+        return self.host == socket.gethostname()
+
+    def alive(self) -> bool:
+        """Whether the process still runs. One on another machine counts as alive: it cannot be looked up from here."""
+        import psutil
+
+        if not self.here():
+            return True
+        try:
+            process = psutil.Process(self.pid)
+            # The start time is computed from the machine's clock, which may be corrected a little between two looks.
+            same = abs(process.create_time() - self.start) < 2.0
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers, without importing any of it."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for label, package in {"rayfed": "rayfed-engine", "torch": "torch", "ray": "ray", "numpy": "numpy"}.items():
+        try:
+            found[label] = version(package)
+        except PackageNotFoundError:
+            found[label] = "not installed"
+    return found
+
+
+def new_id(name: str) -> str:
+    """`NAME-20261121-153000-ab12`: sorts by time, is unique, and is a file name."""
+    safe = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name).lstrip(".") or "run"
+    return f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def new_folder(path: Path, name: str, files: Mapping[str, str | bytes]) -> Path:
+    """Make `PATH/NAME-ID` with `files` in one step. ConfigError if it cannot be written."""
+    return _make(Path(path) / new_id(name), files)
+
+
+def _make(target: Path, files: Mapping[str, str | bytes]) -> Path:
+    path, hidden = target.parent, target.parent / f".new-{secrets.token_hex(6)}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        hidden.mkdir()
+        for file, content in files.items():
+            durable_write(hidden / file, content.encode() if isinstance(content, str) else content)
+        if target.exists():
+            raise ConfigError(f"{target} exists already; continue it with: rayfed resume {target}")
+        os.rename(hidden, target)
+        sync_dir(path)
+    except OSError as error:
+        text = f"storage.path: cannot make a run folder in {path}: {why(error, path)}"
+        raise ConfigError(f"{text}. Choose another folder with --out DIR") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return target
+
+
+def read_metrics(path: Path) -> pa.Table:
+    """One row per committed round of a run, finished or not: `round` from 1, null where a metric was not measured."""
+    return rows.table(list(rows.read(Path(path)).values()))
+
+
+class RunFolder:
+    """A run on disk. Made by `create`, `open` or `attach`; see the module for what a writer may rely on."""
+
+    def __init__(self, path: Path, fence: int):
+        self.path, self.fence = Path(path), fence
+        self._last: int | None = None
+
+    # -- beginning -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], *, owner: Owner, exact: bool = False) -> RunFolder:
+        """Make `PATH/NAME-ID`, or PATH itself if `exact` (a study's `ARM/seed-S`). ConfigError if that cannot be."""
+        run_id = new_id(str(config.get("name") or "run"))
+        lock = {"run": run_id, "fence": 1, "owner": asdict(owner), "time": now()}
+        files: dict[str, str | bytes] = {"config.yaml": yaml_bytes(config), "lock.json": json_bytes(lock), ".lock": b""}
+        made = cls(_make(Path(path) if exact else Path(path) / run_id, files), 1)
+        made.event("created", owner=str(owner))
+        return made
+
+    @classmethod
+    def open(cls, path: Path, *, owner: Owner) -> RunFolder:
+        """Take a run over, to continue it. ConfigError if it is no run folder, or its owner lives.
+
+        An owner on another machine cannot be looked up; RAYFED_TAKE_OVER=1 in the environment says that it is gone.
+        """
+        path = Path(path)
+        _must_be_run(path)
+        folder = cls(path, 0)
+        with folder._locked("open the run", ConfigError, check=False):
+            lock = folder._lock()
+            other = Owner(**lock["owner"]) if lock.get("owner") else None
+            if other and other != owner and other.alive() and not (other.here() and other.pid == owner.pid):
+                if other.here():
+                    raise ConfigError(f"{path} is being written by {other}, which still runs; stop it first")
+                if os.environ.get("RAYFED_TAKE_OVER") != "1":
+                    raise ConfigError(
+                        f"{path} belongs to {other}; whether that still runs cannot be seen from "
+                        f"{socket.gethostname()}. If it is gone, set RAYFED_TAKE_OVER=1 and repeat the command"
+                    )
+            folder.fence = int(lock["fence"]) + 1
+            lock |= {"fence": folder.fence, "owner": asdict(owner), "time": now()}
+            durable_write(path / "lock.json", json_bytes(lock))
+            for part in ("", "parts", "clients", "snapshots", "segments"):
+                sweep(path / part)
+            folder._event("opened", owner=str(owner), before=str(other) if other else None)
+        return folder
+
+    @classmethod
+    def attach(cls, path: Path, fence: int) -> RunFolder:
+        """Write under the fence that the driver took (from the server process). Fenced if it is not valid any more."""
+        _must_be_run(Path(path))
+        folder = cls(Path(path), fence)
+        with folder._locked("attach to the run"):
+            return folder
+
+    @property
+    def run_id(self) -> str:
+        """A name of the run that no other run has."""
+        return self._lock().get("run") or self.path.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """`config.yaml`."""
+        return read_yaml(self.path / "config.yaml")
+
+    # -- rounds --------------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        round: int,
+        row: Mapping[str, float | int | None],
+        clients: Sequence[Mapping[str, Any]] | None = None,
+        snapshot: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write a round: its client rows, its row and, if `snapshot` fills a folder, a snapshot. All of it or nothing.
+
+        Fenced if another writer has taken over; RunFailed if the disk refuses (the earlier rounds stay valid);
+        ValueError if `round` does not follow the last one.
+        """
+        with self._locked(f"write round {round}"):
+            last = self._round()
+            if round != last + 1:
+                raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
+            keep = int((self.config.get("storage") or {}).get("keep", 2)) if snapshot else 0
+            if clients:
+                rows.write_clients(self.path, self.fence, round, clients)
+            staged = _snapshots.stage(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
+            # The row before the snapshot becomes visible: every snapshot then has all its rows.
+            undo = rows.append(self.path, self.fence, round, row)
+            if staged:
+                try:
+                    _snapshots.publish(staged, round)
+                except OSError:
+                    undo()
+                    raise
+                _snapshots.prune(self.path / "snapshots", keep)
+            self._last = round
+
+    def rewind(self) -> tuple[int, Path | None]:
+        """Go back to the newest snapshot that is whole and has all its rows: (its round, its folder), or (0, None).
+
+        Drops what was written after it, so that the run continues from there, and `summary.json`: the run goes on.
+        """
+        with self._locked("go back to the last snapshot"):
+            found = rows.read(self.path)
+            chosen: tuple[int, Path | None] = (0, None)
+            for round, path in snapshot.listed(self.path / "snapshots"):
+                lost = next((r for r in range(1, round + 1) if r not in found), None)
+                why = f"the row of round {lost} is lost" if lost else snapshot.damage(path, round)
+                if why is None:
+                    chosen = (round, path)
+                    break
+                aside = snapshot.set_aside(path)
+                self._event("snapshot skipped", round=round, reason=why, moved_to=aside.name)
+            (self.path / "summary.json").unlink(missing_ok=True)
+            dropped = rows.keep_until(self.path, chosen[0])
+            if dropped or chosen[0]:
+                self._event("rewound", round=chosen[0], rows_dropped=dropped)
+            self._last = chosen[0]
+            return chosen
+
+    def metrics(self) -> pa.Table:
+        """One row per committed round: column `round` from 1, then every metric, null where it was not measured."""
+        return read_metrics(self.path)
+
+    def clients(self, round: int | None = None) -> list[dict[str, Any]]:
+        """One row per client of an evaluated round, by default the newest."""
+        return rows.read_clients(self.path, round)
+
+    def _round(self) -> int:
+        if self._last is None:
+            self._last = max(rows.read(self.path), default=0)
+        return self._last
+
+    # -- beside the rounds ---------------------------------------------------------------------------------------------
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append a line to `events.jsonl`: time, kind, fence and the fields."""
+        with self._locked("write events.jsonl"):
+            self._event(kind, **fields)
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        line = json_bytes({"time": now(), "kind": kind, "fence": self.fence, **fields})
+        fd = os.open(self.path / "events.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            end = os.lseek(fd, 0, os.SEEK_END)
+            torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"
+            write_all(fd, b"\n" + line if torn else line)
+        finally:
+            os.close(fd)
+
+    def state(self, **fields: Any) -> None:
+        """Replace `state.json`, the live status: the fields, and run, pid, host and time."""
+        with self._locked("write state.json"):
+            whole = {"run": self.run_id, **fields, "pid": os.getpid(), "host": socket.gethostname(), "time": now()}
+            durable_write(self.path / "state.json", json_bytes(whole, 1), sync=False)
+
+    def set_config(self, config: Mapping[str, Any]) -> None:
+        """Rewrite `config.yaml`."""
+        with self._locked("write config.yaml"):
+            durable_write(self.path / "config.yaml", yaml_bytes(config))
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """End the run: compact the rows, write `summary.json` (completed from config and rows), free the lock."""
+        with self._locked("finish the run"):
+            config, found = self.config, rows.compact(self.path)
+            method = config.get("method")
+            known: dict[str, Any] = {
+                "status": status,
+                "rounds": max(found, default=0),
+                "wall_s": None,
+                "method": method.get("name") if isinstance(method, Mapping) else method,
+                "seed": config.get("seed"),
+                "executor": (config.get("resources") or {}).get("executor"),
+                "versions": versions(),
+                "metrics": outcome(list(found.values())),
+                "notes": [],
+            }
+            durable_write(self.path / "summary.json", json_bytes({**known, **summary, "status": status}, 1))
+            self._event("finished", status=status, rounds=known["rounds"])
+            self._release()
+
+    def close(self) -> None:
+        """Give the run up (ended or not) while this process lives on: another one may resume it. Repeatable."""
+        with contextlib.suppress(Fenced), self._locked("free the lock"):
+            self._release()
+
+    def _release(self) -> None:
+        durable_write(self.path / "lock.json", json_bytes({**self._lock(), "owner": None}))
+
+    # -- the lock ------------------------------------------------------------------------------------------------------
+
+    def _lock(self) -> dict[str, Any]:
+        return json.loads((self.path / "lock.json").read_text())
+
+    @contextlib.contextmanager
+    def _locked(self, doing: str, failure: type[RayfedError] = RunFailed, check: bool = True) -> Iterator[None]:
+        """Alone with the folder, on this machine and on file systems that pass locks on; OSErrors become sentences."""
+        try:
+            fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                _flock(fd, self.path)
+                if check and (fence := int(self._lock()["fence"])) != self.fence:
+                    raise Fenced(
+                        f"{self.path} has been taken over by another process (its fence is {fence}, this writer's "
+                        f"{self.fence}); nothing was written"
+                    )
+                yield
+            finally:
+                os.close(fd)  # frees the lock, as does the end of the process
+        except OSError as error:
+            where = error.filename or self.path
+            raise failure(
+                f"cannot {doing}: {where}: {why(error, self.path)}. The rows and snapshots written before stay valid"
+            ) from error
+
+
+_snapshots = snapshot  # `commit` has an argument of that name
+
+
+def _flock(fd: int, path: Path) -> None:
+    end = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise RunFailed(f"{path} has been locked by another writer for {LOCK_WAIT_S:.0f} s") from None
+            time.sleep(0.005)
+
+
+def _must_be_run(path: Path) -> None:
+    for name in ("config.yaml", "lock.json"):
+        if not (path / name).is_file():
+            if path.is_dir():
+                raise ConfigError(f"{path} is not a run folder: it has no {name}")
+            near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise ConfigError(f"there is no run folder {path}{nearest(path.name, near)}")

@@ -1,0 +1,75 @@
+"""Randomness by address: every draw is a function of (seed, dispatch, client, purpose), never of call order.
+
+On the server a key is a Python int of 63 bits. Inside a visit it is a 0-d int64 tensor, so that one `vmap` call serves
+clients with different keys; `uniform`, `normal` and `fold` are a counter-based generator (SplitMix64's finaliser over
+key + counter) made of element-wise integer operations, equal under `loop` and `vmap`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64 bit, which is what tensors hold
+_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def key(seed: int, dispatch: int, client: int, purpose: str) -> int:
+    """The 63-bit key of one purpose of one client in one dispatch; `client` -1 is the server."""
+    h = hashlib.blake2b(f"{seed}/{dispatch}/{client}/{purpose}".encode(), digest_size=8)
+    return int.from_bytes(h.digest(), "little") >> 1
+
+
+def numpy(k: int) -> np.random.Generator:
+    """A NumPy generator for key `k` (Philox, counter-based)."""
+    return np.random.Generator(np.random.Philox(key=k))
+
+
+def torch_generator(k: int, device: str = "cpu") -> torch.Generator:
+    """A torch generator for key `k`, for server-side draws."""
+    g = torch.Generator(device=device)
+    g.manual_seed(k)
+    return g
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """Logical right shift of int64 (torch's is arithmetic)."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def fold(k: Tensor, n: int | Tensor) -> Tensor:
+    """A new key from key `k` (0-d int64) and a number."""
+    if isinstance(n, int):  # wrapped by hand: a Python product can leave 64 bits
+        return _mix(_mix(k + _GOLDEN) + ((n * _GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)))
+    return _mix(_mix(k + _GOLDEN) + n * _GOLDEN)
+
+
+def uniform(k: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Uniform numbers in [0, 1) of `shape` from key `k`; 24 random bits each."""
+    n = math.prod(shape)
+    counter = torch.arange(1, n + 1, dtype=torch.int64, device=k.device)
+    bits = _shift(_mix(_mix(k) + counter * _GOLDEN), 40)
+    return (bits.to(dtype or torch.get_default_dtype()) * (1.0 / (1 << 24))).reshape(tuple(shape))
+
+
+def normal(k: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Standard normal numbers of `shape` from key `k` (Box-Muller)."""
+    u = uniform(k, (2, *shape), dtype)
+    radius = torch.sqrt(-2.0 * torch.log1p(-u[0]))
+    return radius * torch.cos(2.0 * math.pi * u[1])

@@ -1,0 +1,244 @@
+"""From a request (one run or a study) to finished folders: the part that Ray and in-process execution share."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
+from rayfed.files import yaml_bytes
+from rayfed.folder import Owner, RunFolder, new_folder
+
+if TYPE_CHECKING:
+    from rayfed.config import Config, Study
+    from rayfed.engine import Ending
+    from rayfed.partition import Federation
+
+Watch = Callable[[dict[str, Any]], None]
+RESUMABLE = (
+    "rounds",
+    "resources",
+    "failures",
+    "storage",
+    "stop",
+    "track",
+    "evaluate.every",
+)  # change the future, not the past
+
+
+class Launcher(Protocol):
+    """Executes prepared runs somewhere."""
+
+    def start(self, configs: Sequence[Config]) -> None:
+        """Get ready for these runs; PlacementError if they cannot be placed."""
+
+    def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: Watch) -> Ending: ...
+
+    def stop(self) -> None:
+        """Ask the run in hand to stop after committing its round (may be called from a signal handler)."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Finished:
+    """A run's or a study's folder, how it ended, and its summary.json."""
+
+    path: Path
+    status: str
+    summary: dict[str, Any]
+
+
+@dataclass
+class _Federations:
+    """The split of each (seed, data, federation), so that all arms of a study share one."""
+
+    known: dict[str, Federation] = field(default_factory=dict)
+
+    def of(self, config: Config) -> Federation:
+        from rayfed import partition
+
+        d = config.to_dict()
+        k = json.dumps([d["seed"], d["task"]["data"], d["federation"]], sort_keys=True, default=str)
+        if k not in self.known:
+            self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
+        return self.known[k]
+
+
+def run(
+    request: Config | Study, launcher: Launcher, *, out: str | Path | None = None, watch: Watch | None = None
+) -> Finished:
+    """Run a config or every arm and seed of a study. Errors as in `rayfed.errors`; what was committed stays."""
+    from rayfed.config import Config
+
+    watch, federations = watch or (lambda state: None), _Federations()
+    if isinstance(request, Config):
+        federation = federations.of(request)
+        launcher.start([request])
+        folder = RunFolder.create(Path(out or request.storage.path), request.to_dict(), owner=Owner.me())
+        return _single(request, federation, folder, launcher, watch)
+    first = request.runs()[0][2]
+    federations.of(first)
+    launcher.start([c for _, _, c in request.runs()])
+    path = new_folder(Path(out or first.storage.path), request.base.name, {"study.yaml": yaml_bytes(request.to_dict())})
+    return _study(request, path, federations, launcher, watch)
+
+
+def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), watch: Watch | None = None) -> Finished:
+    """Continue a run or a study where its last snapshot left it. `sets`: overrides of what may change, e.g. rounds=50."""
+    from rayfed.config import Config, Study, load_config
+
+    watch, federations, path = watch or (lambda state: None), _Federations(), Path(path)
+    for s in sets:
+        name = s.partition("=")[0].strip()
+        if not any(name == r or name.startswith(r + ".") for r in RESUMABLE):
+            raise ConfigError(
+                f"--set {name}: a resumed run keeps its {name.split('.')[0]}; may change: {', '.join(RESUMABLE)}{nearest(name, RESUMABLE)}"
+            )
+    if (path / "study.yaml").exists():
+        request = load_config(path / "study.yaml", sets)
+        assert isinstance(request, Study)
+        launcher.start([c for _, _, c in request.runs()])
+        return _study(request, path, federations, launcher, watch)
+    if not (path / "config.yaml").exists():
+        raise ConfigError(f"{path}: no run to resume here (a run folder holds config.yaml, a study study.yaml)")
+    config = load_config(path / "config.yaml", sets)
+    assert isinstance(config, Config)
+    federation = federations.of(config)
+    launcher.start([config])
+    folder = RunFolder.open(path, owner=Owner.me())
+    if sets:
+        folder.set_config(config.to_dict())
+        folder.event("settings", sets=list(sets))
+    return _single(config, federation, folder, launcher, watch)
+
+
+def _single(config: Config, federation: Federation, folder: RunFolder, launcher: Launcher, watch: Watch) -> Finished:
+    from rayfed.report import write_report
+
+    with _signals(launcher) as asked:
+        ending = launcher.execute(config, federation, folder, watch)
+    if ending.status == "stopped":
+        raise _interrupted(asked, folder.path)
+    write_report(folder.path)
+    return Finished(folder.path, ending.status, json.loads((folder.path / "summary.json").read_text()))
+
+
+def _study(study: Study, path: Path, federations: _Federations, launcher: Launcher, watch: Watch) -> Finished:
+    from rayfed.report import study_summary, write_report
+
+    runs = sorted(study.runs(), key=lambda r: study.seeds.index(r[1]))  # all arms of a seed together share its split
+    reports: list[threading.Thread] = []
+    with _signals(launcher) as asked:
+        for k, (arm, seed, config) in enumerate(runs):
+            where = path / arm / f"seed-{seed}"
+            if _done(where, config.rounds):
+                continue
+            folder = (
+                RunFolder.open(where, owner=Owner.me())
+                if (where / "config.yaml").exists()
+                else RunFolder.create(where, config.to_dict(), owner=Owner.me(), exact=True)
+            )
+            if folder.fence > 1:  # what was chosen by timing stays chosen
+                chosen = folder.config["resources"]
+                config = config.with_resources(executor=chosen["executor"], cohort=chosen["cohort"])
+            about = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
+            ending = launcher.execute(config, federations.of(config), folder, _with(watch, about))
+            if ending.status == "stopped":
+                raise _interrupted(asked, path)
+            reports.append(threading.Thread(target=write_report, args=(where,)))
+            reports[-1].start()
+    for t in reports:
+        t.join()
+    summary = study_summary(path)
+    write_report(path)
+    return Finished(path, summary["status"], summary)
+
+
+def _with(watch: Watch, about: dict[str, Any]) -> Watch:
+    return lambda state: watch({**state, **about})
+
+
+def _done(where: Path, rounds: int) -> bool:
+    file = where / "summary.json"
+    if not file.exists():
+        return False
+    summary = json.loads(file.read_text())
+    return summary["status"] == "done" and (summary["rounds"] >= rounds or bool(summary.get("stopped_early")))
+
+
+def _interrupted(asked: list[int], path: Path) -> Exception:
+    if not asked:
+        return RunFailed(f"the run was stopped from outside; continue with: rayfed resume {path}")
+    error = Interrupted(f"interrupted; the last round is committed. Continue with: rayfed resume {path}")
+    error.exit_code = 128 + asked[0]
+    return error
+
+
+@contextmanager
+def _signals(launcher: Launcher) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM lets the round in hand commit; a second one ends at once."""
+    asked: list[int] = []
+
+    def handler(signum: int, frame: Any) -> None:
+        if asked:
+            error = Interrupted("interrupted at once; continue with `rayfed resume` from the last snapshot")
+            error.exit_code = 128 + signum
+            raise error
+        asked.append(signum)
+        launcher.stop()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for s, h in before.items():
+            signal.signal(s, h)
+
+
+class LocalLauncher:
+    """Runs in this process, no Ray."""
+
+    def __init__(self) -> None:
+        self.runner: Any = None
+        self.pool: Any = None
+
+    def start(self, configs: Sequence[Config]) -> None:
+        import torch
+
+        from rayfed.pool import LocalPool
+
+        self.device = "cuda" if torch.cuda.is_available() and configs[0].resources.gpus_per_actor != 0 else "cpu"
+        self.pool = LocalPool(self.device)
+
+    def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: Watch) -> Ending:
+        from rayfed.engine import Runner
+
+        self.runner = Runner(config, federation, self.pool, folder, progress=watch)
+        return self.runner.run()
+
+    def stop(self) -> None:
+        if self.runner is not None:
+            self.runner.stop()
+
+    def close(self) -> None:
+        pass
+
+
+def run_local(request: Config | Study, *, out: str | Path | None = None, watch: Watch | None = None) -> Finished:
+    """`rayfed run --local`: everything in this process."""
+    return run(request, LocalLauncher(), out=out, watch=watch)
+
+
+def resume_local(path: str | Path, *, sets: Sequence[str] = (), watch: Watch | None = None) -> Finished:
+    """`rayfed resume --local`."""
+    return resume(path, LocalLauncher(), sets=sets, watch=watch)

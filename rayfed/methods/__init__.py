@@ -1,0 +1,92 @@
+"""The folder is the registry: every module here holds one method, named as the file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from rayfed.errors import ConfigError, nearest
+from rayfed.method import Method
+
+
+def names() -> list[str]:
+    """The ready methods and those that installed packages offer (entry-point group `rayfed.methods`)."""
+    ready = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
+    return sorted(ready | {e.name for e in entry_points(group="rayfed.methods")})
+
+
+def get(name: str) -> type[Method]:
+    """The class of a ready method, an installed package's, or `path/to/file.py:Class`.
+
+    Raises ConfigError naming what was asked for and the nearest known name.
+    """
+    if ":" in name and name.partition(":")[0].endswith(".py"):
+        return _from_file(name)
+    if name in {m.name for m in pkgutil.iter_modules(__path__)}:
+        return _only_method(importlib.import_module(f"{__name__}.{name}"), name)
+    for entry in entry_points(group="rayfed.methods"):
+        if entry.name == name:
+            found = entry.load()
+            if isinstance(found, type) and issubclass(found, Method):
+                return found
+            raise ConfigError(f"method.name: {name!r} of package {entry.dist} is not a rayfed.Method")
+    raise ConfigError(
+        f"method.name: {name!r} is unknown{nearest(name, names())}; known: {', '.join(names())}, or path/to/file.py:Class"
+    )
+
+
+def _only_method(module: ModuleType, name: str) -> type[Method]:
+    mine = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__
+    ]
+    if len(mine) != 1:
+        raise ConfigError(f"method.name: the file of {name!r} must define exactly one Method, it defines {len(mine)}")
+    return mine[0]
+
+
+def _from_file(name: str) -> type[Method]:
+    file, _, cls = name.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"method.name: file {file!r} does not exist")
+    try:
+        module = load_file(path)
+    except Exception as e:
+        raise ConfigError(f"method.name: {file} cannot be imported: {type(e).__name__}: {e}") from e
+    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method]
+    found = vars(module).get(cls)
+    if cls not in known or not isinstance(found, type):
+        raise ConfigError(
+            f"method.name: {file} has no Method named {cls!r}{nearest(cls, known)}; it has: {', '.join(known) or 'none'}"
+        )
+    return found
+
+
+def load_file(path: Path) -> object:
+    """Import a user's file under a name of its own, once per content."""
+    import hashlib
+
+    content = path.read_bytes()
+    name = (
+        f"rayfed_user_{path.stem}_{hashlib.blake2b(content + str(path.resolve()).encode(), digest_size=6).hexdigest()}"
+    )
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

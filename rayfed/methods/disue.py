@@ -1,0 +1,244 @@
+"""DisUE: clustered FL whose cluster experts are distilled, data-free, into one universal expert."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from rayfed import cluster, keys, tree
+from rayfed.distill import datafree
+from rayfed.fold import mean
+from rayfed.lazy import F, torch
+from rayfed.method import Method, Part, Wire
+from rayfed.visit import Info, Visit, measure, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.config import Config
+    from rayfed.fed import Fed, Replies
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class DisUE(Method):
+    """Leng et al., IJCAI 2025 (2506.20285). The paper's equations were not readable: what is marked [inferred] is rebuilt
+    from its keywords and the nearest public code (FedFTG, FedGen), and is a switch.
+
+    L-phase, client i: omega_i <- theta, E epochs of SGD; sends omega_i - theta, class counts h_i, a signature s_i: the
+    unit direction of its update's classifier layer [inferred]; under `secure_similarity: rotation` turned by an orthogonal
+    map that only the clients know, which leaves all inner products as they are.
+    C-phase, server: clusters of the round's clients (any of `rayfed.cluster`); omega_k = example-weighted mean of members.
+    D-phase, server: alpha_{k,c} = n_{k,c}^gamma / sum_k' n_{k',c}^gamma; theta starts at the plain average and learns from
+    the class-weighted experts on inputs of a generator that is kept between rounds (`rayfed.distill`) [inferred].
+    Broadcast: theta, to every client of the next round.
+    `distill: false` is the control arm: theta is FedAvg's to the bit, clusters and experts are found all the same.
+    `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average; both are ours.
+    Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id; a client that
+    never took part is served theta.
+    Down: theta (P). Up: update (P), h_i (C ints), s_i (q). Kept at clients: nothing.
+    """
+
+    class Settings(datafree.DataFree):
+        clusters: int = Field(3, ge=1, description="Number of clusters, K, where the clusterer takes one.")
+        clusterer: dict[str, Any] = Field(
+            {"kind": "agglomerative"}, description="Kind of clusterer and its settings; a kind's name alone will do."
+        )
+        signature: Literal["head", "all", "counts"] = Field(
+            "head", description="What similarity is read from: classifier layer, all layers, class shares."
+        )
+        secure_similarity: Literal["none", "rotation"] = Field(
+            "none", description="Hide signatures from the server by a secret rotation."
+        )
+        distill: bool = Field(True, description="The D-phase; false is the control arm.")
+        distill_until: int | None = Field(
+            12, ge=0, description="Last round with a D-phase; null never stops (worse late in training)."
+        )
+        distill_mix: float = Field(1.0, ge=0, le=1, description="theta = (1 - mix) average + mix distilled.")
+        student_init: Literal["average", "previous"] = Field(
+            "average", description="Where the student starts: this round's average or last theta."
+        )
+
+        @field_validator("clusterer", mode="before")
+        @classmethod
+        def _known(cls, value: Any) -> dict[str, Any]:
+            spec = {"kind": value} if isinstance(value, str) else dict(value)
+            cluster.make(spec)
+            return spec
+
+    wire: ClassVar[Wire] = Wire(
+        down={
+            "model": Part("params", note="theta"),
+            "experts": Part("K x params", note="only for clusterer least_loss"),
+        },
+        up={
+            "delta": Part("params", update=True),
+            "counts": Part("(C,) int64", note="h_i"),
+            "signature": Part("(q,)", note="unit norm, maybe rotated"),
+            "losses": Part("(K,)", note="only for clusterer least_loss"),
+        },
+        server={
+            "model": Part("params", note="theta"),
+            "experts": Part("any", note="cluster id -> omega_k"),
+            "assignment": Part("(N,) int64", note="cluster id of each client, -1 before its first round"),
+            "generator": Part("any", note="generator and its Adam state"),
+        },
+    )
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {
+            "model": task.init_params(key),
+            "experts": {},
+            "assignment": torch.full((task.population,), -1),
+            "generator": datafree.init(task, keys.key(key, 0, -1, "generator"), self.settings),
+        }
+
+    # L-phase
+    def train(self, task: Task) -> Visit:
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            delta = tree.sub(carry["model"], shared["model"])
+            return {"delta": delta, "counts": info.counts, "signature": self._signature(task, info, delta)}, own
+
+        return sgd_visit(task.loss, self.local, end=end)
+
+    def _signature(self, task: Task, info: Info, delta: Tree) -> Tensor:
+        if self.settings.signature == "counts":
+            s = info.counts.to(task.dtype) / info.examples.clamp(min=1)
+        else:
+            s = tree.flatten({n: delta[n] for n in task.head} if self.settings.signature == "head" else delta)
+        s = s / s.norm().clamp(min=1e-12)
+        return rotate(s, info.secret) if self.settings.secure_similarity == "rotation" else s
+
+    def score(self, task: Task) -> Visit:
+        """Mean training loss of each known expert (clusterer least_loss)."""
+
+        def losses(experts: Tree, batch: Any) -> Tree:
+            return {"losses": torch.stack([task.loss(e, batch) for e in experts.values()], -1)}
+
+        def like(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"losses": torch.zeros(len(shared["experts"]), dtype=task.dtype, device=task.device)}
+
+        visit = measure(losses, like, model=lambda info, shared, mine, own: shared["experts"])
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"losses": visit.end(info, carry, shared, mine, own)[0]["losses"]}, own
+
+        return visit._replace(end=end)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        s = self.settings
+        got = fed.ask(
+            self.train,
+            fed.sample(),
+            shared={"model": state["model"]},
+            fold=mean("delta", weight="examples"),
+            keep="delta",
+        )
+        average = tree.add(state["model"], got.folded["delta"])
+        if not got.ids:
+            return state
+        # C-phase
+        labels = self._cluster(state, got, fed)
+        n = got.examples
+        member = F.one_hot(torch.as_tensor(labels)).T.double()  # (K, n)
+        weights = member * n / (member @ n)[:, None]
+        experts = [tree.add(state["model"], d) for d in got.linear("delta", weights)]
+        counts = member @ got.stacked("counts").double()  # (K, C)
+        ids = self._ids(state, got.ids, labels, experts)
+        # D-phase
+        theta, generator = average, state["generator"]
+        if s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until):
+            start = average if s.student_init == "average" else state["model"]
+            taught, generator, losses = datafree.distill(
+                task, start, experts, counts, generator, s, fed.key("D-phase"), fed.round
+            )
+            theta = (
+                taught
+                if s.distill_mix == 1
+                else tree.add(tree.scale(average, 1 - s.distill_mix), taught, s.distill_mix)
+            )
+            for name, value in losses.items():
+                fed.log(f"distill/{name}", value)
+        assignment = state["assignment"].index_put((torch.tensor(got.ids),), torch.tensor([ids[k] for k in labels]))
+        kept = {k: e for k, e in state["experts"].items() if bool((assignment == int(k)).any())}
+        return {
+            "model": theta,
+            "experts": {**kept, **{str(i): e for i, e in zip(ids, experts, strict=True)}},
+            "assignment": assignment,
+            "generator": generator,
+        }
+
+    def _cluster(self, state: Tree, got: Replies, fed: Fed) -> np.ndarray:
+        known = state["experts"]
+
+        def losses() -> Tensor | None:
+            return fed.ask(self.score, got.ids, shared={"experts": known}).stacked("losses") if known else None
+
+        evidence = cluster.Evidence(
+            got.ids, got.stacked("signature"), got.stacked("counts"), lambda: fed.planted(got.ids), losses
+        )
+        return cluster.canonical(cluster.make(self.settings.clusterer).labels(evidence, self.settings.clusters))
+
+    def _ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
+        """Persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members."""
+        known = sorted(state["experts"], key=int)
+        fresh = max([int(k) for k in known], default=-1) + 1
+        if not known:
+            return list(range(len(experts)))
+
+        def deviations(es: list[Tree]) -> Tensor:
+            rows = torch.stack([tree.flatten(e) for e in es])
+            return F.normalize(rows - rows.mean(0, keepdim=True), dim=1)
+
+        alike = deviations(experts) @ deviations([state["experts"][k] for k in known]).T
+        before = state["assignment"][clients]
+        shared = torch.tensor(
+            [[float((before[labels == j] == int(k)).double().mean()) for k in known] for j in range(len(experts))]
+        )
+        return cluster.match((alike.double() + shared.double()).numpy(), [int(k) for k in known], fresh)
+
+    def serve(self, state: Tree) -> Tree:
+        ids = sorted(state["experts"], key=int)
+        return {"served": tree.stack([*(state["experts"][k] for k in ids), state["model"]])}
+
+    def mine(self, state: Tree, client: int) -> Tree:
+        ids = [int(k) for k in sorted(state["experts"], key=int)]
+        k = int(state["assignment"][client]) if client < len(state["assignment"]) else -1
+        return {"place": torch.tensor(ids.index(k) if k in ids else len(ids))}
+
+    def view(self, task: Task) -> Visit:
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"model": tree.pick(shared["served"], mine["place"])}, own
+
+        return Visit(lambda info, shared, mine, own: {}, (), end)
+
+    def clusters(self, state: Tree) -> dict[int, int]:
+        return {i: k for i, k in enumerate(state["assignment"].tolist()) if k >= 0}
+
+    def experts(self, state: Tree) -> dict[int, Tree]:
+        return {int(k): e for k, e in state["experts"].items()}
+
+    def check(self, config: Config) -> list[str]:
+        if self.settings.clusterer["kind"] == "oracle" and config.federation.groups.kind == "none":
+            return ["method.clusterer: oracle needs planted groups, but federation.groups is none"]
+        return []
+
+
+def rotate(s: Tensor, secret: Tensor) -> Tensor:
+    """Q s for an orthogonal Q drawn from `secret`: random signs, a Hadamard transform, random signs again; (q,) -> (2^m,).
+
+    Inner products of two vectors turned by the same secret stay what they are, to rounding.
+    """
+    m = 1 << max(0, (s.shape[0] - 1).bit_length())
+    x = F.pad(s, (0, m - s.shape[0]))
+    for i in range(2):
+        x = x * torch.where(keys.uniform(keys.fold(secret, i), (m,), s.dtype) < 0.5, -1.0, 1.0).to(s.dtype)
+        h = 1
+        while h < m:
+            pairs = x.reshape(-1, 2, h)
+            x = torch.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(-1)
+            h *= 2
+        x = x / m**0.5
+    return x

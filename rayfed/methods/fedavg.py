@@ -1,0 +1,42 @@
+"""FedAvg: the mean of what clients learn, weighted by their examples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.fold import mean
+from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.visit import Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class FedAvg(Method):
+    """McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data" (1602.05629).
+
+    Client i: y <- x^r, E epochs of minibatch SGD, sends u_i = y - x^r.
+    Server: x^{r+1} = x^r + server_lr * sum_i (n_i / n) u_i over the round's clients.
+    Down: the model (P floats). Up: the update (P floats), n_i. Kept at clients: nothing. At the server: the model.
+    """
+
+    class Settings(MethodSettings):
+        server_lr: float = Field(
+            1.0, gt=0, description="Step of the server along the mean update (1 is plain averaging)."
+        )
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+    )
+
+    def train(self, task: Task) -> Visit:
+        return sgd_visit(task.loss, self.local)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="examples"))
+        return {"model": tree.add(state["model"], got.folded["delta"], self.settings.server_lr)}

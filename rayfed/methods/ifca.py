@@ -1,0 +1,117 @@
+"""IFCA: K models; each client picks the one with the least loss on its data and trains that one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import keys, tree
+from rayfed.fold import mean
+from rayfed.lazy import torch
+from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.visit import Info, Phase, Visit, accumulate, average, once, sgd_visit
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torch import Tensor
+
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class IFCA(Method):
+    """Ghosh et al. 2020, "An Efficient Framework for Clustered Federated Learning" (2006.04088), model averaging.
+
+    Client i: j = argmin_k mean loss of c_k on its training data; trains from c_j; sends u_i and j.
+    Server: c_k <- c_k + mean of u_i with j(i) = k; a model that nobody picked stays.
+    Down: K models (K P floats). Up: u_i (P floats), j (one int). Kept at clients: nothing. At the server: the K models
+    and each client's last choice. The K models start from different random draws (identical ones never separate).
+    `weight`: the paper's code averages unweighted, "one"; "examples" makes K = 1 FedAvg to the bit.
+    A client is served the model with the least loss on its own training data, never on test data.
+    """
+
+    class Settings(MethodSettings):
+        clusters: int = Field(3, ge=1, description="Number of models, K.")
+        weight: Literal["one", "examples"] = Field(
+            "one", description="Weights of a cluster's mean: unweighted or by examples."
+        )
+
+    wire: ClassVar[Wire] = Wire(
+        down={"experts": Part("K x params", note="all K models")},
+        up={"delta": Part("params", update=True), "cluster": Part("() int64", note="the chosen model")},
+        server={
+            "experts": Part("K x params"),
+            "assignment": Part("(N,) int64", note="last choice of each client, -1 before"),
+        },
+    )
+    universal: ClassVar[str | None] = None
+
+    def init(self, task: Task, key: int) -> Tree:
+        first = task.init_params(key)
+        others = [task.fresh_params(keys.key(key, 0, -1, f"expert {k}")) for k in range(1, self.settings.clusters)]
+        return {"experts": tree.stack([first, *others]), "assignment": torch.full((task.population,), -1)}
+
+    def _choose(self, task: Task) -> Phase:
+        k = self.settings.clusters
+
+        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            zero = torch.zeros(k, dtype=task.dtype, device=task.device)
+            return {"experts": shared["experts"], "sum": {"loss": zero}, "n": zero.sum()}
+
+        def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
+            losses = torch.stack([task.loss(tree.pick(carry["experts"], i), batch, key) for i in range(k)], -1)
+            return {"experts": carry["experts"], **accumulate(carry, {"loss": losses}, batch["w"])}
+
+        return Phase(once("train"), step, enter)
+
+    def train(self, task: Task) -> Visit:
+        visit = sgd_visit(task.loss, self.local)
+        training = visit.phases[0]
+
+        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            best = average(carry)["loss"].argmin()
+            picked = {"model": tree.pick(shared["experts"], best)}
+            assert training.enter is not None
+            return {"cluster": best, **training.enter(info, picked, shared, mine, own)}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            start = tree.pick(shared["experts"], carry["cluster"])
+            return {"delta": tree.sub(carry["model"], start), "cluster": carry["cluster"]}, own
+
+        return Visit(_nothing, [self._choose(task), training._replace(enter=enter)], end, True, visit.local)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        to = fed.sample()
+        got = fed.ask(
+            self.train, to, shared={"experts": state["experts"]},
+            fold=mean("delta", weight=self.settings.weight, by="cluster"), keep="cluster",
+        )  # fmt: skip
+        experts = tree.unstack(state["experts"])
+        for k, delta in got.folded["delta"].items():
+            experts[k] = tree.add(experts[k], delta)
+        assignment = state["assignment"]
+        if got.ids:
+            assignment = assignment.index_put((torch.tensor(got.ids),), got.stacked("cluster"))
+        return {"experts": tree.stack(experts), "assignment": assignment}
+
+    def serve(self, state: Tree) -> Tree:
+        return {"experts": state["experts"]}
+
+    def view(self, task: Task) -> Visit:
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"model": tree.pick(shared["experts"], average(carry)["loss"].argmin())}, own
+
+        return Visit(_nothing, [self._choose(task)], end)
+
+    def clusters(self, state: Tree) -> dict[int, int]:
+        return {i: int(k) for i, k in enumerate(state["assignment"].tolist()) if k >= 0}
+
+    def experts(self, state: Tree) -> dict[int, Tree]:
+        return dict(enumerate(tree.unstack(state["experts"])))
+
+
+def _nothing(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+    return {}

@@ -1,0 +1,55 @@
+"""Local-only: every client learns alone; nothing but presence crosses the wire."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from rayfed.method import Method, Part, Wire
+from rayfed.visit import Info, Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class LocalOnly(Method):
+    """The no-communication baseline: v_i^0 = x^0 (the run's common initial model); v_i <- E epochs of SGD from v_i.
+
+    Down, up: nothing. Kept at client i: v_i (P floats), through the rounds it skips. At the server: nothing.
+    A client that never took part, a held-out one too, is served x^0.
+    """
+
+    wire: ClassVar[Wire] = Wire(keep={"model": Part("params", private=True, note="v_i")})
+    universal: ClassVar[str | None] = None
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {}
+
+    def own_init(self, task: Task, client: int, key: int) -> Tree:
+        return {"model": task.initial}
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": own["model"]}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {}, {"model": carry["model"]}
+
+        return sgd_visit(task.loss, self.local, start=start, end=end)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        fed.ask(self.train, fed.sample())
+        return {}
+
+    def serve(self, state: Tree) -> Tree:
+        return {}
+
+    def view(self, task: Task) -> Visit:
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"model": own["model"]}, own
+
+        return Visit(begin, (), end)

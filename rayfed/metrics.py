@@ -1,0 +1,180 @@
+"""Metrics: sums that add up in any grouping, what each name means, and the TensorBoard sink."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Mean(NamedTuple):
+    """A mean in parts: `a + b` is the mean over both."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def __add__(self, other: object) -> Mean:
+        if not isinstance(other, Mean):
+            return NotImplemented
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    @property
+    def value(self) -> float | None:
+        """None if nothing was counted."""
+        return self.total / self.weight if self.weight else None
+
+    @classmethod
+    def of(cls, parts: Iterable[Mean]) -> Mean:
+        """The sum of many, exactly rounded: the order does not matter."""
+        parts = list(parts)
+        return cls(math.fsum(p.total for p in parts), math.fsum(p.weight for p in parts))
+
+
+def scope(name: str, rows: Mapping[Any, Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of one scope from each client's sums `{"n": examples, NAME: sum over its examples}`.
+
+    `NAME/SCOPE` is the mean over clients of their means, `NAME/SCOPE_ex` the mean over all examples. Clients without
+    examples do not count; without any client that does, there is no metric.
+    """
+    counted = [r for r in rows.values() if r["n"] > 0]
+    out: dict[str, float] = {}
+    for metric in dict.fromkeys(k for r in counted for k in r if k != "n"):
+        have = [r for r in counted if metric in r]
+        out[f"{metric}/{name}"] = math.fsum(r[metric] / r["n"] for r in have) / len(have)
+        out[f"{metric}/{name}_ex"] = math.fsum(r[metric] for r in have) / math.fsum(r["n"] for r in have)
+    return out
+
+
+def ari(labels_a: Sequence[int], labels_b: Sequence[int]) -> float:
+    """Adjusted Rand index of two clusterings of the same items: 1 equal up to names, about 0 by chance."""
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(labels_a, labels_b))
+
+
+# -- what the names mean -----------------------------------------------------------------------------------------------
+
+
+class Meaning(NamedTuple):
+    """A metric for a reader: what, in which unit, averaged over what."""
+
+    text: str
+    unit: str
+    over: str
+
+
+NAMES: dict[str, tuple[str, str]] = {
+    "accuracy": ("share of correct predictions", "fraction"),
+    "loss": ("cross-entropy", "nats"),
+    "rmse": ("root mean squared error", "unit of the target"),
+    "hypervolume": ("hypervolume of the found front", "product of the objectives' units"),
+}
+SCOPES: dict[str, tuple[str, str]] = {
+    "global": ("the one server or universal model", "examples of the pooled test data"),
+    "personal": ("what each client is served", "clients, each on its own test split"),
+    "cluster": ("the expert of the client's cluster", "clients, each on its own test split"),
+    "local": ("after local training", "clients, each on its own test split"),
+    "unseen": ("what held-out clients are served", "held-out clients, each on its own test split"),
+}
+OTHERS: dict[str, Meaning] = {
+    "clusters/ari": Meaning("adjusted Rand index of found and planted clusters", "1 = equal", "clients that have both"),
+    "clusters/count": Meaning("clusters in use", "clusters", "-"),
+    "bytes/up": Meaning("sent by clients in a deployment, encoded", "bytes per round", "sum over visits"),
+    "bytes/down": Meaning("sent to clients in a deployment, encoded", "bytes per round", "sum over visits"),
+    "ray/bytes": Meaning("moved between processes here", "bytes per round", "sum"),
+    "ray/bytes/up": Meaning("moved here from actors", "bytes per round", "sum"),
+    "ray/bytes/down": Meaning("moved here to actors", "bytes per round", "sum"),
+    "time/round": Meaning("wall time of a round without evaluation", "s", "-"),
+    "time/evaluate": Meaning("wall time of the evaluation", "s", "-"),
+    "time/simulated": Meaning("virtual time since the start, by the device profiles", "s", "-"),
+    "privacy/epsilon": Meaning("privacy spent so far", "epsilon at the set delta", "-"),
+    "clients/visits": Meaning("client visits", "visits per round", "sum"),
+    "clients/dropped": Meaning("visits that failed and were left out", "visits per round", "sum"),
+    "clients/per_second": Meaning("client visits per second of wall time", "1/s", "-"),
+    "actors/restarts": Meaning("actors replaced since the start", "actors", "sum"),
+}
+
+
+def meaning(metric: str) -> Meaning | None:
+    """What a metric is; None for a method's own names."""
+    if metric in OTHERS:
+        return OTHERS[metric]
+    name, _, where = metric.partition("/")
+    examples = where.endswith("_ex")
+    found = SCOPES.get(where.removesuffix("_ex"))
+    if found is None:
+        return None
+    text, unit = NAMES.get(name, (name, "-"))
+    over = found[1].replace("clients, each", "all examples of clients,") if examples else found[1]
+    return Meaning(f"{text}: {found[0]}", unit, over)
+
+
+def lower_is_better(metric: str | None) -> bool:
+    """loss/..., rmse/..., time/..., bytes/... and ray/... are better low; everything else is better high."""
+    return bool(metric) and str(metric).split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
+
+
+def outcome(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{metric: {"final", "best", "best_round"}} of rows in order; the first of equal bests."""
+    out: dict[str, dict[str, Any]] = {}
+    names = dict.fromkeys(name for row in found for name in row if name != "round")
+    for name in names:
+        seen = [(row["round"], row[name]) for row in found if row.get(name) is not None]
+        if not seen:
+            continue
+        sign = 1 if lower_is_better(name) else -1
+        usable = [(sign * v, r, v) for r, v in seen if not math.isnan(v)]
+        best = min(usable) if usable else (0, None, None)
+        out[name] = {"final": seen[-1][1], "best": best[2], "best_round": best[1]}
+    return out
+
+
+# -- TensorBoard -------------------------------------------------------------------------------------------------------
+
+
+class TensorBoard:
+    """Scalars by round, into event files under `path`. A resumed run begins a new file, which replaces later steps."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._file: Any = None
+        self._writer: Any = None
+
+    def write(self, round: int, row: Mapping[str, float | int | None]) -> None:
+        """One round's row; None values are left out. OSError if the disk refuses."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if self._writer is None:
+            self._open()
+            self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            # Readers drop the steps of earlier files from here on: nothing doubles after a resume.
+            start = SessionLog(status=SessionLog.START)
+            self._put(Event(wall_time=time.time(), step=round, session_log=start))
+        values = [Summary.Value(tag=k, simple_value=float(v)) for k, v in row.items() if k != "round" and v is not None]
+        self._put(Event(wall_time=time.time(), step=round, summary=Summary(value=values)))
+        self._file.flush()
+
+    def _open(self) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Files are read in the order of their names, by the second: never name a later one before an earlier one.
+        stamps = [p.name.split(".")[3] for p in self.path.glob("events.out.tfevents.*")]
+        stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
+        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self._file = open(self.path / name, "wb")  # noqa: SIM115
+        self._writer = RecordWriter(self._file)
+
+    def _put(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Close the file; writing again begins a new one."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._writer = None

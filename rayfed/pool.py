@@ -1,0 +1,60 @@
+"""Where jobs run. The engine knows only this protocol; `actors.pool` is the Ray one, `LocalPool` runs in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from rayfed.tree import Tree
+from rayfed.worker import Job, Worker
+
+if TYPE_CHECKING:
+    from rayfed.partition import Federation
+
+
+class Outcome(NamedTuple):
+    """A job's answer: the small part itself, handles of what stayed where it was made (or None), bytes that moved here."""
+
+    meta: dict[str, Any]
+    large: Any
+    own: Any
+    moved: int = 0
+
+
+class Pool(Protocol):
+    """Puts payloads where workers can reach them and runs jobs, repeating those whose actor died."""
+
+    restarts: int  # actors replaced so far
+    probed: dict[str, dict[str, Any]]  # what the executor probe measured, by model and local work
+
+    def setup(self, run: str, config: Any, federation: Federation, start: Tree | None) -> None: ...
+
+    def put(self, value: Tree) -> Any: ...
+
+    def get(self, handle: Any) -> Tree: ...
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """(number of the job, its outcome) as they complete, in any order."""
+        ...
+
+
+class LocalPool:
+    """One worker in this process: `rayfed run --local` and tests."""
+
+    def __init__(self, device: str = "cpu"):
+        self.worker = Worker(device)
+        self.restarts = 0
+        self.probed: dict[str, dict[str, Any]] = {}
+
+    def setup(self, run: str, config: Any, federation: Federation, start: Tree | None) -> None:
+        self.worker.setup(run, config, federation, start)
+
+    def put(self, value: Tree) -> Any:
+        return value
+
+    def get(self, handle: Any) -> Tree:
+        return handle
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        for i, job in enumerate(jobs):
+            yield i, Outcome(*self.worker.do(job, job.handles))

@@ -1,0 +1,127 @@
+"""Live progress and the closing table of a command."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")
+
+
+def human(n: float) -> str:
+    """1234567 -> "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def line(state: dict[str, Any]) -> str:
+    """One line: which run, round, last metrics, clients/s, bytes, time left."""
+    parts = []
+    if "arm" in state:
+        parts.append(f"[{state['run_number']}/{state['runs']}] {state['arm']} seed {state['seed']}")
+    parts.append(
+        f"round {state.get('round', 0)}/{state.get('rounds', '?')}"
+        if state.get("round")
+        else state.get("status", "starting")
+    )
+    metrics = state.get("metrics", {})
+    parts += [f"{n} {metrics[n]:.3f}" for n in SHOWN if metrics.get(n) is not None]
+    if state.get("clients_per_s"):
+        parts.append(f"{state['clients_per_s']:.0f} clients/s")
+    if state.get("bytes"):
+        parts.append(human(state["bytes"]))
+    if state.get("eta_s") is not None and state.get("status") == "running":
+        parts.append(f"{state['eta_s']:.0f} s left")
+    return "  ".join(parts)
+
+
+class Progress:
+    """A single live line on a terminal; elsewhere a plain line at most once a second, and always each run's last."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet, self._last, self._at = quiet, "", 0.0
+        self.live: Any = None
+        self.terminal = sys.stdout.isatty()
+
+    def __enter__(self) -> Progress:
+        if self.terminal and not self.quiet:
+            from rich.live import Live
+
+            self.live = Live("starting", refresh_per_second=8)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.live is not None:
+            self.live.__exit__(*error)
+
+    def update(self, state: dict[str, Any]) -> None:
+        """Show a state (see state.json); keys arm, seed, run_number and runs come with a study."""
+        if self.quiet:
+            return
+        text = line(state)
+        if text == self._last:
+            return
+        ended = state.get("status") in ("done", "stopped", "failed")
+        if self.live is not None:
+            if ended and "arm" in state:
+                self.live.console.print(text)
+            self.live.update(text)
+        elif ended or time.monotonic() - self._at >= 1:
+            print(text, flush=True)
+            self._at = time.monotonic()
+        self._last = text
+
+
+def print_result(path: Path, summary: dict[str, Any]) -> None:
+    """The table a command ends with, and where the report is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if "arms" in summary:
+        table = Table(title=f"final round, mean ± sd over {_seeds(path)} seeds")
+        names = [
+            m
+            for m in ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
+            if any(m in a for a in summary["arms"].values())
+        ]
+        table.add_column("arm")
+        for n in names:
+            table.add_column(n, justify="right")
+        for arm, found in summary["arms"].items():
+            table.add_row(arm, *(_mean_sd(found.get(n)) for n in names))
+        console.print(table)
+        if summary.get("claim"):
+            c = summary["claim"]
+            console.print(
+                f"claim: {c['metric']} of {c['better']} over {c['than']} at round {c['at']}: {c.get('verdict')}"
+            )
+    else:
+        table = Table(title=f"{summary['method']}, {summary['rounds']} rounds in {summary['wall_s']:.1f} s")
+        for column in ("metric", "final", "best", "round of best"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for n, v in summary["metrics"].items():
+            if n.split("/")[0] in ("accuracy", "loss", "clusters"):
+                table.add_row(n, f"{v['final']:.4f}", f"{v['best']:.4f}", str(v["best_round"]))
+        console.print(table)
+        for note in summary["notes"]:
+            console.print(f"note: {note}", markup=False)
+    print(f"report: {path / 'report.html'}")
+
+
+def _mean_sd(v: dict[str, Any] | None) -> str:
+    if not v or v.get("mean") is None:
+        return "-"
+    return f"{v['mean']:.3f}" + (f" ± {v['sd']:.3f}" if v.get("sd") is not None else "")
+
+
+def _seeds(path: Path) -> int:
+    return len({p.parent.name for p in path.glob("*/seed-*/summary.json")}) and max(
+        len(list(a.glob("seed-*/summary.json"))) for a in path.iterdir() if a.is_dir()
+    )

@@ -1,0 +1,218 @@
+"""The rows of a run on disk: one per round, and one per round and client.
+
+While a run goes on, rounds are lines of `parts/rows-FENCE.jsonl` (one append and one fsync each; a torn last line does
+not count) and clients are `parts/clients-ROUND-FENCE.parquet`. At the end they become `metrics.parquet` and
+`clients/round-000005.parquet`. Reading takes all of it, so a crash between the two forms loses and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayfed.files import durable_write, sync_dir, write_all
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+
+
+def number(name: str, value: Any) -> float | int | None:
+    """A row's value as a plain number; TypeError names the column."""
+    if value is not None and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or isinstance(value, int | float):
+        return value
+    raise TypeError(f"metric {name!r} must be a number or None, found {type(value).__name__}")
+
+
+def _fence(path: Path) -> int:
+    return int(path.stem.rsplit("-", 1)[1])
+
+
+def _parts(folder: Path, pattern: str) -> list[Path]:
+    """Part files, oldest writer first."""
+    return sorted((folder / "parts").glob(pattern), key=lambda p: (_fence(p), p.name))
+
+
+def _lines(path: Path) -> tuple[list[Row], bool]:
+    """(complete rows, whether the file holds nothing else)."""
+    whole, torn = [], False
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line) if line else None
+        except ValueError:
+            row, torn = None, True
+        if isinstance(row, dict) and isinstance(row.get("round"), int):
+            whole.append(row)
+        elif line:
+            torn = True
+    return whole, not torn
+
+
+def _compacted(folder: Path) -> list[Row]:
+    import pyarrow.parquet as pq
+
+    path = folder / "metrics.parquet"
+    if not path.exists():
+        return []
+    return pq.read_table(path).to_pylist()
+
+
+def read(folder: Path) -> dict[int, Row]:
+    """All rows by round, in order; where two writers left the same round, the later writer's."""
+    found = {row["round"]: row for row in _compacted(folder)}
+    for path in _parts(folder, "rows-*.jsonl"):
+        found.update({row["round"]: row for row in _lines(path)[0]})
+    return dict(sorted(found.items()))
+
+
+def table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as a table: `round` (int64) first, then in order of appearance int64 or float64, null where absent."""
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(["round", *(name for row in rows for name in row)]))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        present = [v for v in values if v is not None]
+        whole = name == "round" or (bool(present) and not any(isinstance(v, float) for v in present))
+        kind = pa.int64() if whole else pa.float64()
+        columns[name] = pa.array([v if v is None or whole else float(v) for v in values], kind, from_pandas=False)
+    return pa.table(columns)
+
+
+def append(folder: Path, fence: int, round: int, row: Mapping[str, Any]) -> Callable[[], None]:
+    """Add one row, durably; returns what takes it back. After an OSError the row is not there."""
+    line = json.dumps({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}).encode() + b"\n"
+    parts = folder / "parts"
+    parts.mkdir(exist_ok=True)
+    path = parts / f"rows-{fence}.jsonl"
+    fresh = not path.exists()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        end = _whole_end(fd)
+        try:
+            os.ftruncate(fd, end)
+            os.lseek(fd, end, os.SEEK_SET)
+            write_all(fd, line)
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, end)
+            raise
+    finally:
+        os.close(fd)
+    if fresh:
+        sync_dir(parts)
+
+    def undo() -> None:
+        os.truncate(path, end)
+
+    return undo
+
+
+def _whole_end(fd: int) -> int:
+    """Where the last complete line ends; behind it is what an interrupted append left."""
+    end = os.lseek(fd, 0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        os.lseek(fd, start, os.SEEK_SET)
+        at = os.read(fd, end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+# -- clients -----------------------------------------------------------------------------------------------------------
+
+
+def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mapping[str, Any]]) -> None:
+    """One Parquet part with a row per client; column `round` first. It counts once the round's own row is there."""
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(name for row in clients for name in row if name != "round"))
+    columns: dict[str, Any] = {"round": pa.array([round] * len(clients), pa.int64())}
+    for name in names:
+        values: list[Any] = [row.get(name) for row in clients]
+        values = [v.item() if hasattr(v, "item") else v for v in values]
+        if any(isinstance(v, float) for v in values) and all(v is None or isinstance(v, int | float) for v in values):
+            values = [None if v is None else float(v) for v in values]
+        columns[name] = pa.array(values, from_pandas=False)
+    (folder / "parts").mkdir(exist_ok=True)
+    durable_write(folder / "parts" / f"clients-{round:06d}-{fence}.parquet", _parquet(pa.table(columns)))
+
+
+def _parquet(content: pa.Table) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(content, sink)
+    return sink.getvalue()
+
+
+def _client_files(folder: Path) -> dict[int, Path]:
+    """round -> file; a part of a later writer comes before the compacted file."""
+    found = {int(p.stem.removeprefix("round-")): p for p in (folder / "clients").glob("round-*.parquet")}
+    found.update({int(p.stem.split("-")[1]): p for p in _parts(folder, "clients-*.parquet")})
+    return dict(sorted(found.items()))
+
+
+def read_clients(folder: Path, round: int | None = None) -> list[Row]:
+    """Client rows of one committed evaluated round (default: the newest that has any); empty if there are none."""
+    import pyarrow.parquet as pq
+
+    committed = read(folder)
+    files = {r: p for r, p in _client_files(folder).items() if r in committed}
+    path = files.get(max(files) if round is None and files else round or 0)
+    return pq.read_table(path).to_pylist() if path else []
+
+
+# -- both together -----------------------------------------------------------------------------------------------------
+
+
+def keep_until(folder: Path, last: int) -> int:
+    """Drop every round after `last`, in all forms; returns how many rows. Each file changes atomically; repeatable."""
+    dropped = {r for r in read(folder) if r > last}
+    for path in _parts(folder, "rows-*.jsonl"):
+        rows, clean = _lines(path)
+        kept = [row for row in rows if row["round"] <= last]
+        if not kept:
+            os.unlink(path)
+        elif not clean or len(kept) < len(rows):
+            durable_write(path, b"".join(json.dumps(row).encode() + b"\n" for row in kept))
+    done = _compacted(folder)
+    if any(row["round"] > last for row in done):
+        if last:
+            durable_write(folder / "metrics.parquet", _parquet(table([row for row in done if row["round"] <= last])))
+        else:
+            os.unlink(folder / "metrics.parquet")
+    for path in [*_parts(folder, "clients-*.parquet"), *(folder / "clients").glob("round-*.parquet")]:
+        if int(path.stem.split("-")[1]) > last:
+            os.unlink(path)
+    return len(dropped)
+
+
+def compact(folder: Path) -> dict[int, Row]:
+    """Parts become `metrics.parquet` and `clients/*.parquet`; returns the rows."""
+    rows = read(folder)
+    durable_write(folder / "metrics.parquet", _parquet(table(list(rows.values()))))
+    clients = folder / "clients"
+    clients.mkdir(exist_ok=True)
+    for round, path in _client_files(folder).items():
+        if round in rows and path.parent != clients:
+            os.replace(path, clients / f"round-{round:06d}.parquet")
+    sync_dir(clients)
+    # Only now are the parts spare.
+    if (folder / "parts").is_dir():
+        for path in (folder / "parts").iterdir():
+            os.unlink(path)
+        os.rmdir(folder / "parts")
+    return rows

@@ -1,0 +1,136 @@
+"""What lies in a folder of runs: `rayfed runs`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rayfed import rows
+from rayfed.files import read_yaml
+from rayfed.folder import Owner
+
+ENDED = ("done", "stopped", "failed")
+
+
+def runs(dir: Path | str) -> list[dict[str, Any]]:
+    """Runs and studies directly in a folder, oldest first.
+
+    Each: name, kind (run | study), method, status, round, rounds, started (local time, ISO), path. A study's rounds are
+    the sum over its arms and seeds. A run counts as running only if its owner lives.
+    """
+    found = []
+    for path in sorted(Path(dir).iterdir()) if Path(dir).is_dir() else ():
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        try:
+            if (path / "study.yaml").is_file():
+                found.append(_study(path))
+            elif (path / "config.yaml").is_file() and (path / "lock.json").is_file():
+                found.append(_run(path))
+        except (OSError, ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
+            about = {"method": None, "round": None, "rounds": None, "started": _started(path), "path": str(path)}
+            found.append({"name": path.name, "kind": "run", "status": f"unreadable: {error}", **about})
+    return sorted(found, key=lambda r: r["started"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} if the file is not there or not whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """The method of a config, whether written as a name or as a section."""
+    method = config.get("method")
+    return str(method.get("name", "?")) if isinstance(method, Mapping) else str(method or "?")
+
+
+def status(path: Path) -> str:
+    """A run's status: as its summary or state says, but `interrupted (...)` if nobody is at work on it."""
+    again = f"(resume with: rayfed resume {path})"
+    said = read_json(path / "summary.json").get("status") or read_json(path / "state.json").get("status", "starting")
+    if said == "done":
+        return said
+    if said in ENDED:
+        return f"{said} {again}"
+    owner = read_json(path / "lock.json").get("owner")
+    if not owner or not Owner(**owner).alive():
+        return f"interrupted {again}"
+    return said if Owner(**owner).here() else f"{said} (owner on {owner['host']}, not checked)"
+
+
+def study_base(study: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config part of a study file."""
+    base = study.get("base")
+    return base if isinstance(base, Mapping) else study
+
+
+def study_runs(path: Path, study: Mapping[str, Any]) -> Iterator[tuple[str, int, Path]]:
+    """(arm, seed, folder) of every run that the study asks for, whether it has begun or not."""
+    seeds = study.get("seeds") or [study_base(study).get("seed", 0)]
+    for arm in study.get("arms") or {"run": {}}:
+        for seed in seeds:
+            yield str(arm), int(seed), path / str(arm) / f"seed-{seed}"
+
+
+def _started(path: Path) -> str:
+    """From the name's id; the folder's time if it was renamed."""
+    parts = path.name.rsplit("-", 3)
+    try:
+        when = datetime.strptime("-".join(parts[1:3]), "%Y%m%d-%H%M%S")
+    except ValueError:
+        when = datetime.fromtimestamp(path.stat().st_mtime)
+    return when.isoformat(timespec="seconds")
+
+
+def _run(path: Path) -> dict[str, Any]:
+    config = read_yaml(path / "config.yaml")
+    return {
+        "name": path.name,
+        "kind": "run",
+        "method": method_name(config),
+        "status": status(path),
+        "round": _round(path),
+        "rounds": config.get("rounds"),
+        "started": _started(path),
+        "path": str(path),
+    }
+
+
+def _round(path: Path) -> int:
+    known = read_json(path / "summary.json").get("rounds", read_json(path / "state.json").get("round"))
+    return int(known) if known is not None else max(rows.read(path), default=0)
+
+
+def _study(path: Path) -> dict[str, Any]:
+    study = read_yaml(path / "study.yaml")
+    planned = list(study_runs(path, study))
+    begun = [where for _, _, where in planned if (where / "config.yaml").is_file()]
+    known = {where: int(read_yaml(where / "config.yaml").get("rounds", 0)) for where in begun}
+    default = study_base(study).get("rounds") or next(iter(known.values()), 0)
+    arms = study.get("arms") or {}
+    rounds = sum(known.get(where, int((arms.get(arm) or {}).get("rounds", default))) for arm, _, where in planned)
+    states = [status(where) for where in begun]
+    again = f"(resume with: rayfed resume {path})"
+    if (path / "summary.json").is_file() and all(s == "done" for s in states):
+        said = read_json(path / "summary.json").get("status", "done")
+    elif any(s.split()[0] not in (*ENDED, "interrupted") for s in states):
+        said = "running"
+    else:
+        said = f"failed {again}" if any(s.startswith("failed") for s in states) else f"interrupted {again}"
+    return {
+        "name": path.name,
+        "kind": "study",
+        "method": ", ".join(dict.fromkeys(arm for arm, _, _ in planned)),
+        "status": said,
+        "round": sum(_round(where) for where in begun),
+        "rounds": rounds,
+        "started": _started(path),
+        "path": str(path),
+    }

@@ -1,0 +1,189 @@
+"""Trees: nested dicts with string keys and tensor leaves. States, payloads and parameters are all trees.
+
+On the wire and on disk the leaves are NumPy arrays (`to_numpy`, `from_numpy`); bfloat16, which NumPy lacks, travels as
+its bits in a `BF16`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tree = Any  # Mapping[str, Tree] | Tensor
+
+
+class BF16(NamedTuple):
+    """The bits of a bfloat16 array."""
+
+    bits: np.ndarray
+
+
+def map(f: Callable[..., Any], *trees: Tree) -> Tree:
+    """`f` on each leaf of trees of one structure."""
+    first = trees[0]
+    if not isinstance(first, Mapping):
+        return f(*trees)
+    for other in trees[1:]:
+        if not isinstance(other, Mapping) or other.keys() != first.keys():
+            raise ValueError(f"trees differ: {_keys(first)} against {_keys(other)}")
+    return {k: map(f, *(t[k] for t in trees)) for k in first}
+
+
+def _keys(tree: Tree) -> str:
+    return str(sorted(tree)) if isinstance(tree, Mapping) else type(tree).__name__
+
+
+def leaves(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, leaf) in the order of the keys as written."""
+    if isinstance(tree, Mapping):
+        for k, v in tree.items():
+            yield from leaves(v, (*prefix, k))
+    else:
+        yield prefix, tree
+
+
+def values(tree: Tree) -> list[Any]:
+    """The leaves."""
+    return [leaf for _, leaf in leaves(tree)]
+
+
+def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
+    """a + scale * b; `scale` a number or a 0-d tensor."""
+    return map(lambda x, y: x + y * scale, a, b)
+
+
+def sub(a: Tree, b: Tree) -> Tree:
+    """a - b."""
+    return map(lambda x, y: x - y, a, b)
+
+
+def scale(a: Tree, s: Any) -> Tree:
+    """s * a."""
+    return map(lambda x: x * s, a)
+
+
+def zeros(a: Tree) -> Tree:
+    """Zeros of the same shapes."""
+    return map(lambda x: torch.zeros_like(x), a)
+
+
+def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
+    """a where `mask` (0-d bool, or (k,) against leaves (k, ...)), else b."""
+    return map(lambda x, y: torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, y), a, b)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """n trees -> one tree with leaves (n, ...)."""
+    return map(lambda *xs: torch.stack([torch.as_tensor(x) for x in xs]), *trees)
+
+
+def pick(stacked: Tree, i: Any) -> Tree:
+    """Entry `i` (int or 0-d int64 tensor, also under vmap) of a stacked tree."""
+    return map(lambda x: x[i], stacked)
+
+
+def unstack(stacked: Tree) -> list[Tree]:
+    """One tree with leaves (n, ...) -> n trees."""
+    n = next(iter(values(stacked))).shape[0]
+    return [pick(stacked, i) for i in range(n)]
+
+
+def combine(weights: Tensor, stacked: Tree) -> Tree:
+    """weights (K, n) times leaves (n, ...) -> leaves (K, ...)."""
+    return map(
+        lambda x: (weights.to(x.dtype) @ x.reshape(x.shape[0], -1)).reshape(weights.shape[0], *x.shape[1:]), stacked
+    )
+
+
+def flatten(tree: Tree) -> Tensor:
+    """All leaves as one vector, in the order of the keys."""
+    return torch.cat([x.reshape(-1) for x in values(tree)])
+
+
+def dot(a: Tree, b: Tree) -> Tensor:
+    """Inner product over all leaves, 0-d."""
+    return sum((x * y).sum() for x, y in zip(values(a), values(b), strict=True))
+
+
+def norm(a: Tree) -> Tensor:
+    """Euclidean norm over all leaves, 0-d."""
+    return torch.sqrt(dot(a, a))
+
+
+def detach(a: Tree) -> Tree:
+    """Without gradient history."""
+    return map(lambda x: x.detach(), a)
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all leaves (tensors, arrays, numbers count 8)."""
+    total = 0
+    for x in values(tree):
+        if isinstance(x, BF16):
+            total += x.bits.nbytes
+        elif hasattr(x, "element_size"):
+            total += x.numel() * x.element_size()
+        else:
+            total += getattr(x, "nbytes", 8)
+    return total
+
+
+def finite(tree: Tree) -> bool:
+    """No NaN and no infinity in any floating leaf."""
+    return all(bool(torch.isfinite(x).all()) for x in values(tree) if x.is_floating_point())
+
+
+def to_numpy(tree: Tree) -> Tree:
+    """Tensor leaves -> NumPy arrays without a copy where the memory allows (CPU, contiguous)."""
+
+    def leaf(x: Any) -> Any:
+        if not hasattr(x, "detach"):
+            return x if isinstance(x, BF16) else np.asarray(x)
+        x = x.detach().contiguous().cpu()
+        return BF16(x.view(torch.uint16).numpy()) if x.dtype == torch.bfloat16 else x.numpy()
+
+    return _walk(leaf, tree)
+
+
+def from_numpy(tree: Tree, device: str = "cpu") -> Tree:
+    """NumPy leaves -> tensors. Memory may be shared with a read-only store: results must never be written in place."""
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, BF16):
+            return _shared(x.bits).view(torch.bfloat16).to(device)
+        return _shared(x).to(device) if isinstance(x, np.ndarray) else torch.as_tensor(x).to(device)
+
+    return _walk(leaf, tree)
+
+
+def _shared(x: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        # Fetched payloads are read-only views of shared memory; visits are pure, so nothing writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(x)) if x.ndim else torch.as_tensor(x[()])
+
+
+def _walk(f: Callable[[Any], Any], tree: Tree) -> Tree:
+    if isinstance(tree, Mapping):
+        return {k: _walk(f, v) for k, v in tree.items()}
+    return f(tree)
+
+
+def same(a: Tree, b: Tree) -> bool:
+    """Equal structure, dtypes and bits."""
+    if isinstance(a, Mapping) or isinstance(b, Mapping):
+        return (
+            isinstance(a, Mapping)
+            and isinstance(b, Mapping)
+            and a.keys() == b.keys()
+            and all(same(a[k], b[k]) for k in a)
+        )
+    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))

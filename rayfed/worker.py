@@ -1,0 +1,401 @@
+"""What runs inside an actor: the resident task and data of a run, and the execution of one call.
+
+A `Job` is small: names, ids, settings and references. Payloads reach `Worker.do` as values that the pool resolved.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rayfed import evaluate, execute, keys, optim, tree
+from rayfed.execute.debug import Kept
+from rayfed.execute.plan import Cohort, Planner
+from rayfed.fold import Fold, merge, partial
+from rayfed.lazy import torch
+from rayfed.tree import Tree
+
+if TYPE_CHECKING:
+    from rayfed.method import Method
+    from rayfed.partition import Federation
+    from rayfed.task import Task
+    from rayfed.visit import Visit
+
+SMALL = 4096  # elements per client: up to here an unfolded part travels to the server with the reply
+
+
+@dataclass(frozen=True)
+class Job:
+    """kind: visit | linear | gram | probe; handles: what the pool resolves to values, in this order."""
+
+    run: str
+    kind: str
+    args: dict[str, Any]
+    handles: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One cohort asked for one visit.
+
+    shared: names of the shared parts, their values come first; mine: tree with leaves (k, ...); own: per client
+    (number of the value that holds its state, row in it) or None; folds, keep: what happens to parts.
+    """
+
+    visit: str
+    clients: tuple[int, ...]
+    dispatch: int
+    round: int
+    rounds: int
+    shared: tuple[str, ...] = ()
+    mine: Tree = field(default_factory=dict)
+    own: tuple[tuple[int, int] | None, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    keep: tuple[str, ...] = ()
+    score_local: bool = False
+
+
+class Failure(NamedTuple):
+    """Why a client's reply is missing: a sentence, its traceback, and under `debug` what its code was given."""
+
+    reason: str
+    trace: str
+    arguments: Tree | None = None
+
+
+class Resident:
+    """One run inside one process: method, task, data."""
+
+    def __init__(self, config: Any, federation: Federation, start: Tree | None, device: str):
+        from rayfed.methods import get
+        from rayfed.task import Task
+
+        self.config, self.device = config, device
+        cls = get(config.method.name)
+        self.method: Method = cls(cls.Settings(**config.method.options), config)
+        self.task = Task(config, federation, device, start)
+        self.data = {n: torch.as_tensor(x) for n, x in tree.from_numpy(federation.arrays).items()}
+        self.data = {
+            n: x.to(device, self.task.dtype if x.is_floating_point() else x.dtype) for n, x in self.data.items()
+        }
+        self.planner = Planner(
+            federation, seed=config.seed, batch_size=config.local.batch_size, device=device, dtype=self.task.dtype
+        )
+        self._visits: dict[tuple[str, bool], Visit] = {}
+
+    def visit(self, name: str, score_local: bool) -> Visit:
+        if (name, score_local) not in self._visits:
+            if name.startswith("@"):
+                made = evaluate.build(name, self.method, self.task, len(self.planner.chunks))
+            else:
+                made = getattr(self.method, name)(self.task)
+                if score_local and made.local is not None:
+                    made = evaluate.with_local_score(made, self.task)
+            self._visits[name, score_local] = made
+        return self._visits[name, score_local]
+
+
+class Worker:
+    """Executes jobs of any run that was set up; holds no client's state between calls."""
+
+    RUNS = 4  # runs kept resident: a study's arms alternate, a sweep's trials move on
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+        self.runs: OrderedDict[str, Resident] = OrderedDict()
+
+    def setup(self, run: str, config: Any, federation: Federation, start: Tree | None = None) -> None:
+        """Make a run resident; `start`: initial parameters as NumPy arrays, if not drawn from the seed."""
+        self.runs[run] = Resident(config, federation, start, self.device)
+        while len(self.runs) > self.RUNS:
+            self.runs.popitem(last=False)
+
+    def do(self, job: Job, values: Sequence[Any]) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        """(small answer, large parts that stay where they are, new client states); trees of NumPy arrays, (k, ...)."""
+        return getattr(self, f"_{job.kind}")(self.runs[job.run], job.args, values)
+
+    # -- a visit ---------------------------------------------------------------------------------------------------
+
+    def _visit(
+        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        call: Call = args["call"]
+        began = time.perf_counter()
+        visit = res.visit(call.visit, call.score_local)
+        lr = optim.rate(res.config.local, call.round, call.rounds)
+        cohort = res.planner.cohort(
+            visit, call.clients, dispatch=call.dispatch, round=call.round, rounds=call.rounds, lr=lr
+        )
+        # Payloads are copied out of the store: a method's in-place write must never reach another client.
+        shared = {
+            n: tree.map(lambda x: x.clone(), tree.from_numpy(values[i], self.device)) for i, n in enumerate(call.shared)
+        }
+        mine = tree.from_numpy(call.mine, self.device)
+        own = self._own(res, call, values)
+        with torch.no_grad():
+            return self._collect(res, call, visit, cohort, shared, mine, own, began)
+
+    def _collect(
+        self, res: Resident, call: Call, visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, began: float
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        failures: dict[int, Failure] = {}
+        folded: dict[str, dict[str, Any]] = {}
+        kept: list[Tree] = []
+        states: list[Tree] = []
+        clients: list[int] = []
+        counted: dict[str, list[Any]] = {"examples": [], "steps": []}
+        local: dict[int, dict[str, float]] = {}
+        sent = 0
+        evaluation = call.visit.startswith("@")
+        for at, parts, after, steps in self._chunks(res, visit, cohort, shared, mine, own, failures):
+            good = self._finite(cohort, at, parts, after, failures)
+            if not good:
+                continue
+            if len(good) < len(at):
+                rows = torch.as_tensor([i for i, p in enumerate(at) if p in set(good)], device=self.device)
+                parts, after, steps = (tree.map(lambda x, rows=rows: x[rows], t) for t in (parts, after, steps))
+            here = torch.as_tensor(good, device=self.device)
+            ids = [cohort.clients[p] for p in good]
+            scores = parts.pop("@local", None)
+            if scores is not None:
+                local.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
+            if not evaluation:
+                check_wire(res.method.wire.up, parts, res.task, call.visit)
+                check_wire(res.method.wire.keep, after, res.task, f"{call.visit} (client state)", all_of_them=True)
+                sent += tree.nbytes(parts) + 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
+            examples = cohort.info.examples[here]
+            for fold in call.folds:
+                got = partial(fold, parts, tree.map(lambda x, here=here: x[here], mine), examples)
+                folded[fold.part] = merge(folded[fold.part], got) if fold.part in folded else got
+            stay = {n: p for n, p in parts.items() if n in call.keep or n not in {f.part for f in call.folds}}
+            kept.append(tree.map(lambda x: x.contiguous(), stay))
+            states.append(after)
+            clients += ids
+            counted["examples"] += examples.tolist()
+            counted["steps"] += torch.as_tensor(steps).reshape(-1).tolist()
+        stacked = _join(kept)
+        large = {n: p for n, p in stacked.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
+        small = {n: p for n, p in stacked.items() if n not in large}
+        wants_own = not evaluation and bool(res.method.wire.keep) and bool(clients)
+        meta = {
+            "clients": clients,
+            "failures": failures,
+            "folded": {
+                p: {k: {"total": tree.to_numpy(x["total"]), "weight": x["weight"]} for k, x in f.items()}
+                for p, f in folded.items()
+            },
+            "small": tree.to_numpy(small),
+            "large": tuple(large),
+            "has_own": wants_own,
+            "local": local,
+            "bytes_up": sent,
+            "seconds": time.perf_counter() - began,
+            **counted,
+        }
+        return meta, tree.to_numpy(large) if large else None, tree.to_numpy(_join(states)) if wants_own else None
+
+    def _chunks(
+        self,
+        res: Resident,
+        visit: Visit,
+        cohort: Cohort,
+        shared: Tree,
+        mine: Tree,
+        own: Tree,
+        failures: dict[int, Failure],
+    ) -> Iterator[tuple[list[int], Tree, Tree, Any]]:
+        """(positions, parts, own, steps) piece by piece; what a client raises goes to `failures` and the rest goes on."""
+        name = res.config.resources.executor
+        everyone = list(range(len(cohort.clients)))
+        if name == "vmap":
+            if isinstance(visit.vectorize, str):
+                raise VectorizeError(visit.vectorize)
+            try:
+                yield from (
+                    (everyone, p, o, s)
+                    for _, p, o, s in execute.run("vmap", visit, cohort, shared, mine, own, res.data)
+                )
+                return
+            except Exception as error:
+                bad = self._culprits(res, visit, cohort, shared, mine, own, failures)
+                if not bad:
+                    raise VectorizeError(f"{type(error).__name__}: {error}") from error
+            rest, stay = cohort.without(bad)
+            if stay:
+                at = torch.as_tensor(stay, device=self.device)
+                less = [tree.map(lambda x: x[at], t) for t in (mine, own)]
+                for _, p, o, s in execute.run("vmap", visit, rest, shared, less[0], less[1], res.data):
+                    yield stay, p, o, s
+            return
+        for i in everyone:
+            try:
+                out = self._alone(res, name, visit, cohort, i, shared, mine, own)
+            except Exception as error:
+                failures[cohort.clients[i]] = _failure(error)
+                continue
+            yield [i], *out
+
+    def _alone(
+        self, res: Resident, name: str, visit: Visit, cohort: Cohort, i: int, shared: Tree, mine: Tree, own: Tree
+    ) -> tuple[Tree, Tree, Any]:
+        cut = [tree.map(lambda x: x[i : i + 1], t) for t in (mine, own)]
+
+        def once() -> tuple[Tree, Tree, Any]:
+            ((_, parts, after, steps),) = execute.run(name, visit, cohort.one(i), shared, cut[0], cut[1], res.data)
+            return parts, after, steps
+
+        try:
+            return once()
+        except Exception:
+            if res.config.failures.client_error != "retry":
+                raise
+            return once()
+
+    def _culprits(
+        self,
+        res: Resident,
+        visit: Visit,
+        cohort: Cohort,
+        shared: Tree,
+        mine: Tree,
+        own: Tree,
+        failures: dict[int, Failure],
+    ) -> list[int]:
+        bad = []
+        for i in range(len(cohort.clients)):
+            try:
+                self._alone(res, "loop", visit, cohort, i, shared, mine, own)
+            except Exception as error:
+                bad.append(i)
+                failures[cohort.clients[i]] = _failure(error)
+        return bad
+
+    def _finite(
+        self, cohort: Cohort, at: list[int], parts: Tree, after: Tree, failures: dict[int, Failure]
+    ) -> list[int]:
+        """The positions whose reply and state hold no NaN and no infinity; the others become failures."""
+        ok = torch.ones(len(at), dtype=torch.bool, device=self.device)
+        blame: dict[int, str] = {}
+        for kind, t in (("part", parts), ("client state", after)):
+            for path, x in tree.leaves(t):
+                if not x.is_floating_point() or path[0] == "@local":
+                    continue
+                fine = torch.isfinite(x.reshape(len(at), -1)).all(1)
+                if not bool(fine.all()):
+                    for i in (~fine).nonzero()[:, 0].tolist():
+                        blame.setdefault(i, f"NaN or infinity in {kind} {'/'.join(path)}")
+                    ok &= fine
+        for i, reason in blame.items():
+            failures[cohort.clients[at[i]]] = Failure(reason, "")
+        return [p for i, p in enumerate(at) if bool(ok[i])]
+
+    def _own(self, res: Resident, call: Call, values: Sequence[Any]) -> Tree:
+        """Client states stacked, (k, ...): from the blocks they lie in, or fresh for clients without one."""
+        if not res.method.wire.keep:
+            return {}
+        seed, n = res.config.seed, len(call.shared)
+        rows = []
+        for client, place in zip(call.clients, call.own or (None,) * len(call.clients), strict=True):
+            if place is None:
+                rows.append(res.method.own_init(res.task, client, keys.key(seed, 0, client, "own state")))
+            else:
+                rows.append(tree.from_numpy(tree.map(lambda x, r=place[1]: x[r], values[n + place[0]]), self.device))
+        return tree.stack(rows)
+
+    # -- where the large parts lie -----------------------------------------------------------------------------------
+
+    def _linear(
+        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        """W (K, c) times the part's rows of one cohort (c, ...) -> (K, ...)."""
+        part = tree.from_numpy(values[0][args["part"]], self.device)
+        w = torch.as_tensor(args["weights"], device=self.device)
+        return {"value": tree.to_numpy(tree.combine(w, part))}, None, None
+
+    def _gram(
+        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        """Inner products of two cohorts' parts, (a, b)."""
+        a, b = (tree.values(tree.from_numpy(v[args["part"]], self.device)) for v in values)
+        g = sum(x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in zip(a, b, strict=True))
+        return {"value": tree.to_numpy(g)}, None, None
+
+    def _probe(
+        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        """Which executor trains this task's model faster here: seconds of a few local steps under each."""
+        from rayfed.visit import sgd_visit, steps
+
+        k = min(args["cohort"], len(res.planner.fed.class_counts))
+        visit = sgd_visit(res.task.loss, res.config.local, phases=[(steps(3), lambda name: True)])
+        cohort = res.planner.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
+        shared = {"model": res.task.initial}
+        seconds: dict[str, Any] = {}
+        with torch.no_grad():
+            for name in ("vmap", "loop"):
+                try:
+                    times = []
+                    for _ in range(3):
+                        began = time.perf_counter()
+                        list(execute.run(name, visit, cohort, shared, {}, {}, res.data))
+                        if self.device != "cpu":
+                            torch.cuda.synchronize()
+                        times.append(time.perf_counter() - began)
+                    seconds[name] = min(times[1:])  # the first call builds what later ones reuse
+                except Exception as e:
+                    seconds[name] = float("inf")
+                    if name == "loop":
+                        raise
+                    seconds["why"] = f"{type(e).__name__}: {e}"
+        return {"value": seconds}, None, None
+
+
+class VectorizeError(RuntimeError):
+    """`vmap` was asked for what it cannot run; the text is the reason."""
+
+
+def _failure(error: Exception) -> Failure:
+    cause = error.__cause__ if isinstance(error, Kept) and error.__cause__ is not None else error
+    trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
+    return Failure(f"{type(cause).__name__}: {cause}", trace, error.arguments if isinstance(error, Kept) else None)
+
+
+def _join(pieces: list[Tree]) -> Tree:
+    if not pieces:
+        return {}
+    return pieces[0] if len(pieces) == 1 else tree.map(lambda *xs: torch.cat(xs), *pieces)
+
+
+def check_wire(declared: dict[str, Any], parts: Tree, task: Task, where: str, all_of_them: bool = False) -> None:
+    """Raise TypeError where a part (leaves (k, ...)) is not declared or not of the declared shape."""
+    unknown = [n for n in parts if n not in declared]
+    missing = [n for n in declared if n not in parts] if all_of_them else []
+    if unknown or missing:
+        raise TypeError(f"{where}: parts {sorted(parts)} against the wire's {sorted(declared)}")
+    for name, part in parts.items():
+        problem = mismatch(declared[name].like, part, task)
+        if problem:
+            raise TypeError(f"{where}: part {name!r} is declared {declared[name].like!r} but {problem}")
+
+
+def mismatch(like: str, part: Tree, task: Task, lead: int = 1) -> str | None:
+    """What is wrong with a tree against `like` ("params", "scalar", "(C,) int64", "any"); `lead` leading axes are skipped."""
+    if like == "params":
+        shapes = {n: tuple(p.shape) for n, p in task.params_like.items()}
+        found = {n: tuple(p.shape[lead:]) for n, p in part.items()} if isinstance(part, dict) else None
+        return None if found == shapes else "its names or shapes are not the model's"
+    if like == "scalar" or like.startswith("("):
+        want = 0 if like == "scalar" else len([s for s in like[1 : like.index(")")].split(",") if s.strip()])
+        if isinstance(part, dict):
+            return "is a tree"
+        dims = part.dim() - lead
+        if dims != want:
+            return f"has {dims} axes"
+        kind = like.rpartition(")")[2].strip()
+        if kind and str(part.dtype) != f"torch.{kind}":
+            return f"is {part.dtype}"
+    return None

@@ -1,0 +1,159 @@
+"""Real local clusters: every test here is marked `ray`, has its own temp dir and ends only what it started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture
+def env() -> Iterator[dict[str, str]]:
+    """An environment whose Ray lives in a short, fresh folder (socket paths are limited to 107 bytes)."""
+    where = tempfile.mkdtemp(prefix="rf-", dir="/tmp")
+    (Path(where) / "ray").mkdir()
+    made = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+    yield {**made, "RAY_TMPDIR": where, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"}
+    shutil.rmtree(where, ignore_errors=True)
+
+
+CONFIG: dict[str, Any] = {
+    "name": "t",
+    "seed": 3,
+    "rounds": 8,
+    "task": {
+        "data": {"name": "synthetic:blobs", "examples": 1200, "classes": 4, "features": 8, "test": 100},
+        "model": {"name": "mlp", "hidden": [16]},
+    },
+    "federation": {
+        "clients": 40,
+        "per_round": 16,
+        "partition": {"kind": "dirichlet", "alpha": 0.5},
+        "groups": {"kind": "label_permutation", "count": 2},
+    },
+    "local": {"epochs": 1, "batch_size": 8},
+    "method": {"name": "scaffold"},
+    "evaluate": {"every": 4},
+    "resources": {"executor": "vmap", "cohort": 4, "actors": 2},
+    "storage": {"snapshot_every": 3},
+    "track": [],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Path]:
+    """Write the test config with overrides (nested dicts merge) and return its path."""
+
+    def write(name: str = "config.yaml", **changes: Any) -> Path:
+        made = json.loads(json.dumps(CONFIG))
+        for k, v in changes.items():
+            made[k] = (
+                {**made[k], **v} if isinstance(v, dict) and isinstance(made.get(k), dict) and "name" not in v else v
+            )
+        file = tmp_path / name
+        file.write_text(yaml.safe_dump(made))
+        return file
+
+    return write
+
+
+class Command:
+    """`rayfed ...` as a user starts it, in a process of its own."""
+
+    def __init__(self, env: dict[str, str], *args: str):
+        code = (
+            "import sys\nfrom rayfed.cli import main\n"
+            "try:\n    main()\nfinally:\n    print('torch in the driver:', 'torch' in sys.modules)"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *args],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait(self, timeout: float = 240) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        self.process.send_signal(signum)
+
+
+@pytest.fixture
+def rayfed(env: dict[str, str]) -> Iterator[Callable[..., Command]]:
+    """Start commands; what still runs at the end of the test is ended."""
+    started: list[Command] = []
+
+    def start(*args: object) -> Command:
+        started.append(Command(env, *map(str, args)))
+        return started[-1]
+
+    yield start
+    for c in started:
+        if c.process.poll() is None:
+            c.kill()
+            c.process.wait()
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    """Wait for a truthy value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            value = condition()
+        except (OSError, ValueError, IndexError, StopIteration):
+            value = None
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"did not happen in {seconds} s: {what}")
+
+
+def only_run(out: Path) -> Path:
+    """The one run folder under `out`."""
+    (found,) = [p for p in out.iterdir() if not p.name.startswith(".")]
+    return found
+
+
+def at_round(out: Path, r: int) -> Path:
+    """Wait until the run under `out` has committed round r."""
+    until(lambda: json.loads((only_run(out) / "state.json").read_text())["round"] >= r, f"round {r}")
+    return only_run(out)
+
+
+def placed(folder: Path) -> dict[str, Any]:
+    """The newest `placed` event: pids of the server and the client actors."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [e for e in events if e["kind"] == "placed"][-1]
+
+
+VOLATILE = ("time/", "clients/per_second", "ray/", "actors/")
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The run's rows without what depends on the clock or on where things ran."""
+    from rayfed.api import Run
+
+    rows = Run(folder).metrics().to_pylist()
+    return [{k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in rows]

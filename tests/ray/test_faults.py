@@ -1,0 +1,180 @@
+"""kill -9 of each process of a run, Ctrl-C, a raising client: nothing is lost, nothing is doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.ray.conftest import at_round, numbers, only_run, placed, until
+
+LONG = {"rounds": 40, "evaluate": {"every": 20}}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The rows of the uninterrupted run, computed without Ray."""
+    import yaml
+
+    from rayfed.config import load_config
+    from rayfed.launch import run_local
+    from tests.ray.conftest import CONFIG
+
+    out = tmp_path_factory.mktemp("reference")
+    made = {**CONFIG, **LONG}
+    return numbers(run_local(load_config(yaml.safe_load(yaml.safe_dump(made))), out=out).path)
+
+
+def start(rayfed, config, out):
+    return rayfed("run", config(**LONG), "--out", out, "--address", "local")
+
+
+def test_a_killed_client_actor_changes_no_number(rayfed, config, reference, tmp_path):
+    command = start(rayfed, config, tmp_path / "o")
+    folder = at_round(tmp_path / "o", 3)
+    os.kill(placed(folder)["clients"][0]["pid"], signal.SIGKILL)
+    code, out = command.wait()
+    assert code == 0, out
+    assert numbers(folder) == reference
+    from rayfed.api import Run
+
+    assert Run(folder).metrics()["actors/restarts"].to_pylist()[-1] == 1
+
+
+@pytest.mark.parametrize("victim", ["driver", "server"])
+def test_a_killed_driver_or_server_is_resumed_without_loss(rayfed, config, reference, tmp_path, victim):
+    command = start(rayfed, config, tmp_path / "o")
+    folder = at_round(tmp_path / "o", 4)
+    os.kill(command.process.pid if victim == "driver" else placed(folder)["server"], signal.SIGKILL)
+    code, out = command.wait()
+    if victim == "server":
+        assert code == 4 and f"rayfed resume {folder}" in out, out
+    else:
+        assert code == -signal.SIGKILL
+    assert not (folder / "summary.json").exists()
+    code, out = rayfed(
+        "resume", folder, "--address", "local"
+    ).wait()  # at once: what is left of the old run may still live
+    assert code == 0, out
+    assert numbers(folder) == reference
+
+
+def test_an_old_server_that_still_lives_writes_nothing_after_the_resume(config, reference, tmp_path):
+    """The old writer commits on, a new one takes over in mid-run: the old one is fenced off, the rows are right."""
+    import threading
+
+    from rayfed.config import load_config
+    from rayfed.engine import Runner
+    from rayfed.errors import Fenced
+    from rayfed.folder import Owner, RunFolder
+    from rayfed.launch import resume_local
+    from rayfed.partition import build
+    from rayfed.pool import LocalPool
+
+    c = load_config(config(**LONG))
+    gone = Owner(Owner.me().host, 2**22 + 1, 0.0)  # a driver that is dead while its server is not
+    folder = RunFolder.create(tmp_path / "o", c.to_dict(), owner=gone)
+    go, errors = threading.Event(), []
+
+    def wait_in_round_six() -> None:
+        if runner.status["round"] == 5:
+            go.wait(60)
+
+    runner = Runner(c, build(c), LocalPool(), folder, before_commit=wait_in_round_six)
+
+    def old() -> None:
+        try:
+            runner.run()
+        except Fenced as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=old)
+    thread.start()
+    until(lambda: runner.status["round"] == 5, "round 5")
+    finished = resume_local(folder.path)
+    go.set()
+    thread.join(60)
+    assert len(errors) == 1, "the old server must be stopped by the fence"
+    assert finished.status == "done" and numbers(folder.path) == reference
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(rayfed, config, tmp_path):
+    command = start(rayfed, config, tmp_path / "o")
+    folder = at_round(tmp_path / "o", 1)
+    code, out = rayfed("resume", folder, "--local").wait()
+    assert code == 2 and str(command.process.pid) in out, out
+    command.kill(signal.SIGTERM)
+    assert command.wait()[0] == 143
+
+
+def test_ctrl_c_commits_the_round_and_exits_130(rayfed, config, reference, tmp_path):
+    command = start(rayfed, config, tmp_path / "o")
+    folder = at_round(tmp_path / "o", 2)
+    command.kill(signal.SIGINT)
+    code, out = command.wait()
+    assert code == 130 and f"rayfed resume {folder}" in out, out
+    stopped = len(numbers(folder))
+    assert 2 <= stopped < 40
+    code, out = rayfed("resume", folder, "--local").wait()
+    assert code == 0, out
+    assert numbers(folder) == reference
+
+
+def test_nothing_of_ray_is_left_behind(rayfed, config, env, tmp_path):
+    code, out = rayfed("run", config(rounds=1), "--out", tmp_path / "o", "--address", "local").wait()
+    assert code == 0, out
+
+    def left():
+        return [
+            p for p in psutil.process_iter(["cmdline"]) if any(env["RAY_TMPDIR"] in a for a in p.info["cmdline"] or [])
+        ]
+
+    until(lambda: not left(), "all Ray processes of the run have ended", 30)
+
+
+METHOD = '''
+    from rayfed.methods.fedavg import FedAvg
+    from rayfed.visit import Visit, sgd_visit
+
+    class Moody(FedAvg):
+        """FedAvg with a client that raises."""
+        def train(self, task):
+            visit = sgd_visit(task.loss, self.local)
+            def begin(info, shared, mine, own):
+                if int(info.client) == 7:
+                    raise ValueError("client seven has a bad day")
+                return visit.begin(info, shared, mine, own)
+            return visit._replace(begin=begin, vectorize="it looks at the client's number")
+'''
+
+
+@pytest.mark.parametrize("policy", ["raise", "drop"])
+def test_a_client_that_raises(rayfed, config, tmp_path, policy):
+    file = Path(tmp_path / "moody.py")
+    file.write_text(textwrap.dedent(METHOD))
+    written = config(
+        method={"name": f"{file}:Moody"}, resources={"executor": "loop"}, failures={"client_error": policy}, rounds=2,
+        federation={"per_round": 40, "holdout": {"kind": "none"}},
+    )  # fmt: skip
+    code, out = rayfed("run", written, "--out", tmp_path / "o", "--address", "local").wait()
+    folder = only_run(tmp_path / "o")
+    if policy == "raise":
+        assert code == 4, out
+        for piece in (
+            "client 7",
+            "round 1",
+            "client seven has a bad day",
+            "moody.py",
+            "resources.executor=debug",
+            f"rayfed resume {folder}",
+        ):
+            assert piece in out, (piece, out)
+        assert json.loads((folder / "state.json").read_text())["status"] == "failed"
+    else:
+        assert code == 0, out
+        assert [r["clients/dropped"] for r in numbers(folder)] == [1, 1]

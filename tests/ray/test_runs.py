@@ -1,0 +1,50 @@
+"""Whole commands on a Ray that the command starts by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.ray.conftest import numbers, only_run
+
+
+def test_ray_gives_the_numbers_of_the_plain_process(rayfed, config, tmp_path):
+    """Two actors in processes of their own: the same bits as no Ray at all, and the driver stays free of torch."""
+    file = config()
+    code, out = rayfed("run", file, "--out", tmp_path / "ray", "--address", "local").wait()
+    assert code == 0, out
+    assert "torch in the driver: False" in out
+    code, out = rayfed("run", file, "--out", tmp_path / "local", "--local").wait()
+    assert code == 0, out
+    rows = numbers(only_run(tmp_path / "ray"))
+    assert [r["round"] for r in rows] == list(range(1, 9))
+    assert rows == numbers(only_run(tmp_path / "local"))
+    summary = json.loads((only_run(tmp_path / "ray") / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["rounds"] == 8 and summary["executor"] == "vmap"
+
+
+def test_one_and_two_actors_agree(rayfed, config, tmp_path):
+    for n in (1, 2):
+        code, out = rayfed(
+            "run", config(resources={"actors": n}), "--out", tmp_path / str(n), "--address", "local"
+        ).wait()
+        assert code == 0, out
+    one, two = (numbers(only_run(tmp_path / str(n))) for n in (1, 2))
+    assert one == two
+
+
+def test_an_impossible_plan_is_refused_before_ray_starts(rayfed, config, env, tmp_path):
+    code, out = rayfed("run", config(resources={"actors": 500}), "--out", tmp_path / "o", "--address", "local").wait()
+    assert code == 3
+    assert "resources.actors=500" in out and "fit on" in out and "Lower resources.actors" in out
+    assert not list((Path(env["RAY_TMPDIR"]) / "ray").iterdir()), "Ray was started for nothing"
+
+
+def test_a_wrong_config_is_told_before_ray_starts(rayfed, config, env, tmp_path):
+    code, out = rayfed(
+        "run", config(method={"name": "scafold"}, rounds=0), "--out", tmp_path / "o", "--address", "local"
+    ).wait()
+    assert code == 2
+    assert "scaffold" in out and "rounds" in out, "all problems at once, with the nearest name"
+    assert not list((Path(env["RAY_TMPDIR"]) / "ray").iterdir())
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,1 @@
+"""Ray Tune search spaces of rayfed; one file per space."""
