@@ -65,7 +65,7 @@ def scored(inner: Visit, task: Task, model: Any) -> Visit:
     def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
         return {**carry["sum"], "n": carry["n"]}, own
 
-    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter)], end, inner.vectorize)
+    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter, counts=False)], end, inner.vectorize)
 
 
 def with_local_score(inner: Visit, task: Task) -> Visit:
@@ -86,7 +86,7 @@ def with_local_score(inner: Visit, task: Task) -> Visit:
         parts, own = inner.end(info, carry["inner"], shared, mine, own)
         return {**parts, "@local": {**carry["sum"], "n": carry["n"]}}, own
 
-    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter)], end, inner.vectorize)
+    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter, counts=False)], end, inner.vectorize)
 
 
 def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
@@ -115,5 +115,5 @@ def _predictions(view: Visit, task: Task, chunks: int) -> Visit:
     def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
         return {"p": carry["p"]}, own
 
-    pieces = [Phase(v.whole(f"chunk {i}"), step, enter if i == 0 else None) for i in range(chunks)]
+    pieces = [Phase(v.whole(f"chunk {i}"), step, enter if i == 0 else None, counts=False) for i in range(chunks)]
     return Visit(view.begin, [*view.phases, *pieces], end, view.vectorize)

@@ -85,11 +85,15 @@ def nothing(n: int) -> Over:
 
 
 class Phase(NamedTuple):
-    """`step(carry, batch, key) -> carry` for each batch of `over`; `enter` may reshape the carry once before it."""
+    """`step(carry, batch, key) -> carry` for each batch of `over`; `enter` may reshape the carry once before it.
+
+    counts: whether its steps are training, so that `info.steps` and `info.sum_lr` grow; false where it only measures.
+    """
 
     over: Over
     step: Callable[[Tree, Batch, Tensor], Tree]
     enter: Callable[[Info, Tree, Tree, Tree, Tree], Tree] | None = None
+    counts: bool = True
 
 
 class Visit(NamedTuple):
@@ -193,7 +197,7 @@ def measure(
     def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
         return {**(average(carry) if reduce == "mean" else carry["sum"]), "n": carry["n"]}, own
 
-    return Visit(begin, [Phase(over or once(), step)], end)
+    return Visit(begin, [Phase(over or once(), step, counts=False)], end)
 
 
 def accumulate(sums: Tree, rows: Tree, w: Tensor) -> Tree:

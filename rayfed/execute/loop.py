@@ -40,8 +40,9 @@ def client(
             batch = first(batch_at(plan, t, data))
             tell(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
             carry = tree.map(lambda x: x.detach(), phase.step(carry, batch, keys.fold(plan.keys[0], t)))
-        done = torch.as_tensor(plan.active.shape[1])
-        info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
+        if phase.counts:
+            done = torch.as_tensor(plan.active.shape[1])
+            info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
     tell("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
     parts, after = visit.end(info, carry, shared, mine, own)
     return parts, after, info.steps

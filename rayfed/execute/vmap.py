@@ -32,8 +32,9 @@ def run(
             active = plan.active[:, t]
             new = step(carry, batch_at(plan, t, data), fold(plan.keys, t))
             carry = new if bool(active.all()) else freeze(active.to(info.client.device), new, carry)
-        done = plan.active.sum(1).to(info.steps.device)
-        info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
+        if phase.counts:
+            done = plan.active.sum(1).to(info.steps.device)
+            info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
     parts, own = mapped(visit.end, (0, 0, None, 0, 0))(info, carry, shared, mine, own)
     yield slice(0, len(cohort.clients)), parts, own, info.steps
 

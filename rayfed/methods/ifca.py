@@ -65,7 +65,7 @@ class IFCA(Method):
             losses = torch.stack([task.loss(tree.pick(carry["experts"], i), batch, key) for i in range(k)], -1)
             return {"experts": carry["experts"], **accumulate(carry, {"loss": losses}, batch["w"])}
 
-        return Phase(once("train"), step, enter)
+        return Phase(once("train"), step, enter, counts=False)
 
     def train(self, task: Task) -> Visit:
         visit = sgd_visit(task.loss, self.local)
