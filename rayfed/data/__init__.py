@@ -13,12 +13,15 @@ from rayfed.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from rayfed.config import Named
 
-SOURCES = {"digits": "digits", "parquet": "parquet", "hf": "hub", "synthetic": "synthetic"}
+SOURCES = {"digits": "digits", "parquet": "parquet", "hf": "hub", "synthetic": "synthetic"}  # head of the name -> file
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows: x (n, ...) float32 (images (n, C, H, W) in [0, 1]); y (n,) int64; natural client, domain, split (n,) str."""
+    """Rows: x (n, ...) float32 (images (n, C, H, W) in [0, 1]); y (n,) int64; natural client, domain, split (n,) str.
+
+    split: train | valid | test | test_unseen (a client without training rows). An empty client name means none.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -45,6 +48,7 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        """Of one example: (C, H, W) or (features,)."""
         return tuple(self.train.x.shape[1:])
 
 
@@ -65,13 +69,17 @@ def names() -> list[tuple[str, str]]:
 
 
 def _source(spec: Named) -> Any:
-    head = spec.name.partition(":")[0]
-    if head.endswith(".py"):
+    head, colon, rest = spec.name.partition(":")
+    if ".py:" in spec.name or spec.name.endswith(".py"):
         return importlib.import_module("rayfed.data.own")
-    if head not in SOURCES:
-        known = [n for n, _ in names()]
+    known = [n for n, _ in names()]
+    if head not in SOURCES or (head == "digits" and colon):
         raise ConfigError(
             f"task.data: {spec.name!r} is unknown{nearest(spec.name, [*SOURCES, *known])}; known: {', '.join(known)}"
+        )
+    if head != "digits" and not rest:
+        raise ConfigError(
+            f"task.data: {spec.name!r} is not complete; known: {', '.join(k for k in known if k.startswith(head))}"
         )
     return importlib.import_module(f"rayfed.data.{SOURCES[head]}")
 
@@ -86,7 +94,12 @@ def check(spec: Named) -> list[str]:
 
 def load(spec: Named, seed: int) -> Dataset:
     """The data set. ConfigError if it cannot be had as described."""
-    return _source(spec).load(spec, seed)
+    source = _source(spec)
+    problems = list(source.check(spec))
+    if problems:
+        raise ConfigError(problems)
+    made: Dataset = source.load(spec, seed)
+    return made
 
 
 def unknown_options(spec: Named, known: tuple[str, ...]) -> list[str]:
@@ -98,9 +111,9 @@ def unknown_options(spec: Named, known: tuple[str, ...]) -> list[str]:
 
 
 def stratified(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """A mask of about `fraction` of the rows, the same share of every class, at least one row of each."""
+    """A mask (n,) of about `fraction` of the rows: the same share of every class, at least one row of each that has two."""
     mask = np.zeros(len(y), bool)
     for c in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == c))
-        mask[rows[: max(1, round(fraction * len(rows)))]] = True
+        mask[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True
     return mask

@@ -1,4 +1,8 @@
-"""Parquet folders: train.parquet, optionally test.parquet, images as bytes or numeric columns, one label column."""
+"""Parquet folders: train.parquet, optionally test.parquet; images as raw bytes or numeric columns, one label column.
+
+Which column is what: the options `image, label, client, domain, split, features, shape`, else the schema's metadata entry
+`shelf` (JSON: height, width, channels, features, label_names), else the usual names.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import numpy as np
 
 from rayfed import keys
 from rayfed.data import Dataset, Part, stratified, unknown_options
+from rayfed.data.columns import fraction_problems, labels, standardised
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -18,105 +23,213 @@ if TYPE_CHECKING:
     from rayfed.config import Named
 
 OPTIONS = ("image", "label", "client", "domain", "split", "features", "shape", "test")
+TEXT = ("text", "instruction", "sentence")
+SPLITS = ("train", "valid", "test", "test_unseen")
 
 
 def _folder(spec: Named) -> Path:
     return Path(spec.name.partition(":")[2]).expanduser()
 
 
-def _layout(spec: Named, schema: pa.Schema) -> tuple[dict[str, Any], list[str]]:
-    """The columns that are used, from the options, else from the `shelf` metadata, else by their usual names."""
-    meta = json.loads((schema.metadata or {}).get(b"shelf", b"{}"))
-    o = spec.options
-    shape = o.get("shape") or ([meta["height"], meta["width"], meta.get("channels", 1)] if "height" in meta else None)
-    use: dict[str, Any] = {
-        "shape": shape,
-        "label": o.get("label", "label"),
-        "features": o.get("features") or meta.get("features"),
-    }
-    use["image"] = o.get("image", "image") if not o.get("features") else None
-    for name in ("client", "domain", "split"):
-        use[name] = o.get(name, name if name in schema.names else None)
-    problems = []
-    if use["image"] not in schema.names:
-        use["image"] = None
-        if not use["features"]:
-            text = "; sets of text come with the language-model tasks" if "text" in schema.names else ""
-            asked, there = o.get("image", "image"), ", ".join(schema.names)
-            problems.append(
-                f"task.data: {_folder(spec)} has no column {asked!r} and no `features` are named{text}; columns: {there}"
-            )
-    elif not shape:
-        problems.append("task.data.shape: images need [height, width, channels] where the file does not say them")
-    wanted = [use["label"], *(use[n] for n in ("client", "domain", "split") if use[n]), *(use["features"] or [])]
-    problems += [
-        f"task.data: column {c!r} is not in {_folder(spec)}{nearest(c, schema.names)}; columns: {', '.join(schema.names)}"
-        for c in wanted
-        if c not in schema.names
+def _option_problems(o: dict[str, Any]) -> list[str]:
+    out = [
+        f"task.data.{n}: {o[n]!r} found, allowed: the name of a column"
+        for n in ("image", "label", "client", "domain", "split")
+        if n in o and not isinstance(o[n], str)
     ]
-    use["names"] = tuple(meta.get("label_names") or ())
+    features, shape = o.get("features"), o.get("shape")
+    if features is not None and not (
+        isinstance(features, list) and features and all(isinstance(f, str) for f in features)
+    ):
+        out.append(f"task.data.features: {features!r} found, allowed: a list of numeric columns")
+    if shape is not None and not (
+        isinstance(shape, list) and len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape)
+    ):
+        out.append(f"task.data.shape: {shape!r} found, allowed: [height, width, channels]")
+    if features and "image" in o:
+        out.append("task.data.features: image and features are both set; choose one")
+    return out + (fraction_problems(o["test"]) if "test" in o else [])
+
+
+def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any], list[str]]:
+    """(which column is what, problems) of one file."""
+    import pyarrow as pa
+
+    meta = json.loads((schema.metadata or {}).get(b"shelf", b"{}"))
+    o, columns = spec.options, schema.names
+    there = f"columns: {', '.join(columns)}"
+    use: dict[str, Any] = {"label": o.get("label", "label"), "names": tuple(meta.get("label_names") or ())}
+    use["features"] = o.get("features") or meta.get("features")
+    use["image"] = o.get("image", None if use["features"] else "image")
+    use["shape"] = o.get("shape") or (
+        [meta["height"], meta["width"], meta.get("channels", 1)] if "height" in meta else None
+    )
+    for n in ("client", "domain", "split"):
+        use[n] = o.get(n, n if n in columns else None)
+    problems = []
+    if use["image"] == "image" and "image" not in columns and "image" not in o:
+        text = next((t for t in TEXT if t in columns), None)
+        if text:
+            problems.append(
+                f"task.data: {file} is a set of texts (column {text!r}), which comes with the language-model tasks and is not "
+                "available yet; available: images and numeric features"
+            )
+        else:
+            problems.append(
+                f"task.data: {file} has no column 'image'{nearest('image', columns)}; name it (image: COLUMN) or name "
+                f"numeric columns (features: [...]); {there}"
+            )
+        use["image"] = None
+    wanted = [(n, use[n]) for n in ("image", "label", "client", "domain", "split") if use[n]]
+    wanted += [("features", f) for f in use["features"] or ()]
+    problems += [
+        f"task.data.{n}: {file} has no column {c!r}{nearest(c, columns)}; {there}"
+        for n, c in wanted
+        if c not in columns and not (n == "label" and problems)
+    ]
+    if use["image"] in columns:
+        kind = schema.field(use["image"]).type
+        size = kind.byte_width if pa.types.is_fixed_size_binary(kind) else None
+        if size is None and not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            problems.append(
+                f"task.data.image: column {use['image']!r} of {file} is {kind}, allowed: raw bytes "
+                "(encoded pictures are read through hf:FOLDER)"
+            )
+        elif not use["shape"]:
+            problems.append(
+                f"task.data.shape: missing; images need [height, width, channels] where the file does not say them, {file} does not"
+            )
+        elif size is not None and size != int(np.prod(use["shape"])):
+            problems.append(
+                f"task.data.shape: {use['shape']} is {int(np.prod(use['shape']))} bytes, the images of {file} have {size}"
+            )
+    for f in use["features"] or ():
+        if f in columns:
+            kind = schema.field(f).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+                problems.append(f"task.data.features: column {f!r} of {file} is {kind}, allowed: numbers")
     return use, problems
 
 
 def check(spec: Named) -> list[str]:
-    problems = unknown_options(spec, OPTIONS)
-    train = _folder(spec) / "train.parquet"
+    """Reads the schemas only."""
+    problems = unknown_options(spec, OPTIONS) + _option_problems(spec.options)
+    folder = _folder(spec)
+    train = folder / "train.parquet"
+    if not folder.is_dir():
+        return [*problems, f"task.data: folder {str(folder)!r} does not exist (parquet:DIR needs DIR/train.parquet)"]
     if not train.is_file():
-        return [*problems, f"task.data: {train} does not exist (parquet:DIR needs DIR/train.parquet)"]
+        found = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))) or "no Parquet file"
+        return [*problems, f"task.data: {train} does not exist; found: {found}"]
+    if problems:
+        return problems
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        return problems + _layout(spec, pq.read_schema(train))[1]
-    except Exception as e:
-        return [*problems, f"task.data: {train} is not readable as Parquet: {e}"]
+    for file in (train, folder / "test.parquet"):
+        if file.is_file() and not problems:
+            try:
+                problems += _layout(spec, pq.read_schema(file), file)[1]
+            except (pa.ArrowException, OSError, ValueError) as e:
+                problems.append(f"task.data: {file} is not readable as Parquet: {e}")
+    return problems
 
 
 def load(spec: Named, seed: int) -> Dataset:
+    """Without test.parquet, a stratified share `test` (0.2) of the rows, the same for every seed, is the test part."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder = _folder(spec)
-    table = pq.read_table(folder / "train.parquet")
-    use, problems = _layout(spec, table.schema)
+    files = [f for f in (folder / "train.parquet", folder / "test.parquet") if f.is_file()]
+    try:
+        tables = [pq.read_table(f) for f in files]
+    except (pa.ArrowException, OSError) as e:
+        raise ConfigError(f"task.data: {folder} cannot be read: {e}") from None
+    use, problems = _layout(spec, tables[0].schema, files[0])
     if problems:
         raise ConfigError(problems)
-    train = _part(table, use, folder)
-    if (folder / "test.parquet").is_file():
-        test = _part(pq.read_table(folder / "test.parquet"), use, folder)
+    if not tables[0].num_rows:
+        raise ConfigError(f"task.data: {files[0]} has no rows")
+    columns = []
+    for t in tables:
+        if t[use["label"]].null_count:
+            raise ConfigError(
+                f"task.data.label: {t[use['label']].null_count} rows of {folder} have no value in column {use['label']!r}"
+            )
+        kind = t[use["label"]].type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+        columns.append(np.array(t[use["label"]].to_pylist(), object) if text else t[use["label"]].to_numpy())
+    ys, names = labels(columns, use["label"], str(folder), use["names"])
+    take = _images if use["image"] else _features
+    parts = [
+        Part(take(t, use, folder), y, *(_text(t, use[n]) for n in ("client", "domain", "split")))
+        for t, y in zip(tables, ys, strict=True)
+    ]
+    _known_splits(parts, use, folder)
+    train, test = _train_and_test(parts, float(spec.options.get("test", 0.2)))
+    if not len(train.y):
+        raise ConfigError(f"task.data.split: no row of {folder} is for training (train or valid)")
+    if not use["image"]:
+        a, b = standardised(train.x, test.x)
+        train, test = (Part(x, p.y, p.client, p.domain, p.split) for x, p in ((a, train), (b, test)))
+    return Dataset(spec.name, train, test, len(names), names, "image" if use["image"] else "tabular")
+
+
+def _train_and_test(parts: list[Part], share: float) -> tuple[Part, Part]:
+    """By the split column where there is one, whatever the file; else by file; of one file without test rows, a share."""
+    is_test = [
+        np.full(len(p.y), i == 1) if p.split is None else np.char.startswith(p.split, "test")
+        for i, p in enumerate(parts)
+    ]
+    if len(parts) == 2 and not is_test[0].any() and is_test[1].all():
+        return parts[0], parts[1]
+    if len(parts) == 2:
+        joined: dict[str, Any] = {
+            n: None if getattr(parts[0], n) is None else np.concatenate([getattr(p, n) for p in parts])
+            for n in ("x", "y", "client", "domain", "split")
+        }
+        whole = Part(**joined)
     else:
-        mask = stratified(
-            train.y, float(spec.options.get("test", 0.2)), keys.numpy(keys.key(0, 0, -1, "parquet test rows"))
-        )
-        train, test = train.take(~mask), train.take(mask)
-    classes = max(int(train.y.max()), int(test.y.max()) if len(test.y) else 0) + 1
-    names = use["names"] if len(use["names"]) == classes else tuple(map(str, range(classes)))
-    return Dataset(spec.name, train, test, classes, names, "image" if use["image"] else "tabular")
+        whole = parts[0]
+    mask = np.concatenate(is_test)
+    if mask.any():
+        return whole.take(~mask), whole.take(mask)
+    mask = stratified(whole.y, share, keys.numpy(keys.key(0, 0, -1, "parquet test rows")))
+    train, test = whole.take(~mask), whole.take(mask)
+    return train, Part(test.x, test.y, test.client, test.domain, None)  # these rows are test now, whatever they were
 
 
-def _part(table: pa.Table, use: dict[str, Any], folder: Path) -> Part:
-    label = table[use["label"]]
-    if label.null_count:
-        raise ConfigError(f"task.data: {label.null_count} rows of {folder} have no {use['label']!r}")
-    y = np.asarray(label.to_numpy())
-    if y.dtype.kind not in "iu":
-        raise ConfigError(
-            f"task.data: column {use['label']!r} of {folder} is {label.type}, allowed: whole numbers from 0"
-        )
-    if len(y) and y.min() < 0:
-        raise ConfigError(f"task.data: column {use['label']!r} of {folder} holds {y.min()}, allowed: from 0")
-    if use["image"]:
-        h, w, c = use["shape"]
-        flat = np.frombuffer(b"".join(table[use["image"]].to_pylist()), np.uint8)
-        if flat.size != len(y) * h * w * c:
-            raise ConfigError(f"task.data: images of {folder} do not have {h}x{w}x{c} bytes each")
-        x = (flat.reshape(-1, h, w, c).transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
-    else:
-        columns = [np.asarray(table[f].to_numpy(zero_copy_only=False), np.float64) for f in use["features"]]
-        x = np.stack(columns, 1)
-        mean = np.nanmean(x, 0)
-        x = np.where(np.isnan(x), mean, x)  # a missing measurement says nothing: it becomes the mean
-        x = ((x - mean) / np.maximum(x.std(0), 1e-9)).astype(np.float32)
+def _known_splits(parts: list[Part], use: dict[str, Any], folder: Path) -> None:
+    for p in parts:
+        for value in np.unique(p.split) if p.split is not None else ():
+            if str(value) not in SPLITS:
+                raise ConfigError(
+                    f"task.data.split: column {use['split']!r} of {folder} holds {str(value)!r}"
+                    f"{nearest(str(value), SPLITS)}, allowed: {', '.join(SPLITS)}"
+                )
 
-    def text(name: str) -> np.ndarray | None:
-        return np.asarray(table[use[name]].to_pylist(), dtype=str) if use[name] else None
 
-    return Part(np.ascontiguousarray(x), y.astype(np.int64), text("client"), text("domain"), text("split"))
+def _images(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+    """(n, C, H, W) float32 in [0, 1] from bytes H x W x C."""
+    h, w, c = use["shape"]
+    column = table[use["image"]]
+    if column.null_count:
+        raise ConfigError(f"task.data.image: {column.null_count} rows of {folder} have no image")
+    flat = np.frombuffer(b"".join(column.to_pylist()), np.uint8)
+    if flat.size != len(column) * h * w * c:
+        raise ConfigError(f"task.data.shape: images of {folder} do not have {h} x {w} x {c} bytes each")
+    x = np.ascontiguousarray(flat.reshape(-1, h, w, c).transpose(0, 3, 1, 2)).astype(np.float32)
+    x /= np.float32(255)
+    return x
+
+
+def _features(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+    """(n, f) float64, NaN where missing."""
+    return np.stack([np.asarray(table[f].cast("float64").to_numpy(), np.float64) for f in use["features"]], 1)
+
+
+def _text(table: pa.Table, name: str | None) -> np.ndarray | None:
+    if name is None:
+        return None
+    return np.array(["" if v is None else str(v) for v in table[name].to_pylist()], dtype=str)

@@ -13,23 +13,28 @@ from rayfed.errors import nearest
 if TYPE_CHECKING:
     from rayfed.config import Named
 
-OPTIONS: dict[str, dict[str, float]] = {
-    "blobs": {"classes": 10, "examples": 5000, "test": 1000, "features": 16, "noise": 1.0},
+OPTIONS: dict[str, dict[str, int | float]] = {  # kind -> options with defaults; whole numbers stay whole
+    "blobs": {"classes": 10, "examples": 5000, "test": 1000, "features": 16, "noise": 1.0, "separation": 1.0},
     "images": {"classes": 10, "examples": 5000, "test": 1000, "size": 16, "channels": 1, "noise": 0.3},
     "logistic": {"classes": 10, "clients": 30, "examples": 6000, "features": 60, "alpha": 1.0, "beta": 1.0},
 }
+LEAST = {"classes": 2, "test": 0, "noise": 0, "separation": 0, "alpha": 0, "beta": 0, "size": 2}  # others: 1
 
 
 def check(spec: Named) -> list[str]:
+    """Names, types and ranges of the options."""
     kind = spec.name.partition(":")[2]
     if kind not in OPTIONS:
-        return [
-            f"task.data: synthetic:{kind} is unknown{nearest(kind, OPTIONS)}; known: {', '.join('synthetic:' + k for k in OPTIONS)}"
-        ]
+        known = [f"synthetic:{k}" for k in OPTIONS]
+        return [f"task.data: {spec.name!r} is unknown{nearest(spec.name, known)}; known: {', '.join(known)}"]
     problems = unknown_options(spec, tuple(OPTIONS[kind]))
     for name, value in spec.options.items():
-        if name in OPTIONS[kind] and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
-            problems.append(f"task.data.{name}: {value!r} found, allowed: a number >= 0")
+        if name not in OPTIONS[kind]:
+            continue
+        whole, least = isinstance(OPTIONS[kind][name], int), LEAST.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < least:
+            word = "whole number" if whole else "number"
+            problems.append(f"task.data.{name}: {value!r} found, allowed: a {word} >= {least}")
     return problems
 
 
@@ -47,57 +52,51 @@ def _labels(n: int, classes: int, rng: np.random.Generator) -> np.ndarray:
 
 def _set(name: str, x: np.ndarray, y: np.ndarray, test: int, classes: int, kind: str) -> Dataset:
     x = x.astype(np.float32)
-    return Dataset(
-        name, Part(x[test:], y[test:]), Part(x[:test], y[:test]), classes, tuple(map(str, range(classes))), kind
-    )
+    train, held = Part(x[test:], y[test:]), Part(x[:test], y[:test])
+    return Dataset(name, train, held, classes, tuple(map(str, range(classes))), kind)
 
 
-def _blobs(o: dict[str, float], rng: np.random.Generator) -> Dataset:
-    """Class c: Normal(mu_c, noise^2 I) with mu_c ~ Normal(0, I)."""
+def _blobs(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Class c: Normal(separation mu_c, noise^2 I) with mu_c ~ Normal(0, I)."""
     n, test, classes, d = int(o["examples"]), int(o["test"]), int(o["classes"]), int(o["features"])
     y = _labels(n + test, classes, rng)
-    return _set(
-        "synthetic:blobs",
-        rng.normal(size=(classes, d))[y] + o["noise"] * rng.normal(size=(n + test, d)),
-        y,
-        test,
-        classes,
-        "tabular",
-    )
+    centres = rng.normal(size=(classes, d))
+    x = o["separation"] * centres[y] + o["noise"] * rng.normal(size=(n + test, d))
+    return _set("synthetic:blobs", x, y, test, classes, "tabular")
 
 
-def _images(o: dict[str, float], rng: np.random.Generator) -> Dataset:
-    """Class c: a smooth random pattern in [0, 1] plus pixel noise, clipped to [0, 1]."""
+def _images(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Class c: a smooth random pattern in [0, 1] (a sum of nine cosines) plus pixel noise, clipped to [0, 1]."""
     n, test, classes, size, ch = (int(o[k]) for k in ("examples", "test", "classes", "size", "channels"))
     y = _labels(n + test, classes, rng)
-    grid = np.linspace(0, 1, size)
-    waves = rng.normal(size=(classes, ch, 3, 3))
-    basis = np.stack([np.cos(np.pi * k * grid) for k in range(3)])
-    patterns = np.einsum("kcij,ih,jw->kchw", waves, basis, basis)
-    patterns = (patterns - patterns.min((2, 3), keepdims=True)) / np.maximum(
-        np.ptp(patterns, (2, 3), keepdims=True), 1e-9
-    )
-    x = np.clip(patterns[y] + o["noise"] * rng.normal(size=(n + test, ch, size, size)), 0, 1)
+    basis = np.cos(np.pi * np.arange(3)[:, None] * np.linspace(0, 1, size))
+    pattern = np.einsum("kcij,ih,jw->kchw", rng.normal(size=(classes, ch, 3, 3)), basis, basis)
+    low = pattern.min((2, 3), keepdims=True)
+    pattern = (pattern - low) / np.maximum(np.ptp(pattern, (2, 3), keepdims=True), 1e-9)
+    noise = rng.standard_normal(size=(n + test, ch, size, size), dtype=np.float32)
+    x = np.clip(pattern.astype(np.float32)[y] + np.float32(o["noise"]) * noise, 0, 1)
     return _set("synthetic:images", x, y, test, classes, "image")
 
 
-def _logistic(o: dict[str, float], rng: np.random.Generator) -> Dataset:
-    """synthetic(alpha, beta), Li et al. 2020 (1812.06127): y = argmax(W_k x + b_k), W_k, b_k ~ N(u_k, 1), u_k ~ N(0, alpha),
-    x ~ N(v_k, diag(j^-1.2)), v_k ~ N(B_k, 1), B_k ~ N(0, beta). A tenth of each client's rows is test."""
+def _logistic(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """synthetic(alpha, beta) of FedProx (Li et al. 2020, 1812.06127), natural clients k = 0, 1, ...
+
+    y = argmax(W_k x + b_k), W_k, b_k ~ N(u_k, 1), u_k ~ N(0, alpha), x ~ N(v_k, diag(j^-1.2)), v_k ~ N(B_k, 1),
+    B_k ~ N(0, beta); alpha and beta are variances. Sizes are log-normal and sum to about `examples`, at least 10; a tenth of
+    each client's rows is test.
+    """
     clients, d, classes = int(o["clients"]), int(o["features"]), int(o["classes"])
-    sizes = np.maximum(10, rng.lognormal(0, 1, clients) * o["examples"] / (clients * np.exp(0.5))).astype(int)
+    share = rng.lognormal(0, 1, clients)
+    sizes = np.maximum(10, share / share.sum() * o["examples"]).astype(int)
     scale = np.arange(1, d + 1) ** -0.6
     parts = []
     for k, size in enumerate(sizes):
         u, b = rng.normal(0, np.sqrt(o["alpha"])), rng.normal(0, np.sqrt(o["beta"]))
         w, bias, v = rng.normal(u, 1, (d, classes)), rng.normal(u, 1, classes), rng.normal(b, 1, d)
         x = v + rng.normal(size=(size, d)) * scale
-        test = np.arange(size) < size // 10
-        parts.append((x, (x @ w + bias).argmax(1), np.full(size, str(k)), test))
+        parts.append((x, (x @ w + bias).argmax(1), np.full(size, str(k), dtype="U12"), np.arange(size) < size // 10))
     x, y, client, test = (np.concatenate(c) for c in zip(*parts, strict=True))
-    x, y = x.astype(np.float32), y.astype(np.int64)
-    split = np.where(test, "test", "train")
-    whole = Part(x, y, client, None, split)
+    whole = Part(x.astype(np.float32), y.astype(np.int64), client, None, np.where(test, "test", "train"))
     return Dataset(
         "synthetic:logistic", whole.take(~test), whole.take(test), classes, tuple(map(str, range(classes))), "tabular"
     )

@@ -31,48 +31,84 @@ def names() -> list[tuple[str, str]]:
     ]
 
 
-def check(spec: Named) -> list[str]:
-    """What is wrong with `task.model`."""
-    if spec.name.partition(":")[0].endswith(".py"):
-        from rayfed.data.own import function
+def _own(spec: Named) -> bool:
+    return ".py:" in spec.name or spec.name.endswith(".py")
 
-        try:
-            function(spec.name, "task.model")
-        except ConfigError as e:
-            return e.problems
-        return []
+
+def check(spec: Named) -> list[str]:
+    """What is wrong with `task.model`, before the data is known and without importing torch."""
+    if _own(spec):
+        from rayfed.data.own import problems as own_problems
+
+        return own_problems(spec.name, "task.model", spec.options, 2)
     if spec.name.startswith("hf:"):
         return [
-            f"task.model: {spec.name!r} is not available yet (pretrained transformers come with adapters; available: {', '.join(KNOWN)})"
+            f"task.model: {spec.name!r} is not available yet (pretrained transformers come with adapters; "
+            f"available: {', '.join(KNOWN)})"
         ]
     if spec.name not in KNOWN:
-        return [
-            f"task.model: {spec.name!r} is unknown{nearest(spec.name, KNOWN)}; known: {', '.join(n for n, _ in names())}"
-        ]
+        known_names = ", ".join(n for n, _ in names())
+        return [f"task.model: {spec.name!r} is unknown{nearest(spec.name, KNOWN)}; known: {known_names}"]
     known = KNOWN[spec.name][1]
     problems = []
     for name, value in spec.options.items():
         if name not in known:
-            problems.append(
-                f"task.model.{name}: unknown option of {spec.name}{nearest(name, known)}; known: {', '.join(known) or 'none'}"
-            )
+            has = ", ".join(known) or "none"
+            problems.append(f"task.model.{name}: unknown option of {spec.name}{nearest(name, known)}; known: {has}")
         elif name == "hidden":
-            if not (isinstance(value, list) and value and all(isinstance(v, int) and v > 0 for v in value)):
+            if not (isinstance(value, list | tuple) and value and all(_whole(v) for v in value)):
                 problems.append(f"task.model.hidden: {value!r} found, allowed: a list of widths >= 1, e.g. [64, 64]")
-        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        elif not _whole(value):
             problems.append(f"task.model.{name}: {value!r} found, allowed: a whole number >= 1")
-    if spec.name == "vit-tiny":
-        o = {**known, **{k: v for k, v in spec.options.items() if isinstance(v, int)}}
-        if o["heads"] < 1 or o["dim"] % o["heads"]:
-            problems.append(f"task.model.dim: {o['dim']} is not a multiple of heads ({o['heads']})")
+    if spec.name == "vit-tiny" and not problems:
+        o = {**known, **spec.options}
+        if o["dim"] % o["heads"]:
+            problems.append(f"task.model.dim: {o['dim']} found, allowed: a multiple of heads ({o['heads']})")
     return problems
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
+    """Why a model of this module cannot take examples of `input_shape`; without torch. A user's own model is not judged."""
+    if spec.name not in ("cnn", "resnet", "vit-tiny"):
+        return []
+    shape = "x".join(map(str, input_shape))
+    if len(input_shape) != 3:
+        return [
+            f"task.model: {spec.name} needs images, task.data has examples of shape ({shape}); allowed: linear, mlp"
+        ]
+    height, width = input_shape[1:]
+    if spec.name == "cnn" and min(height, width) < 4:
+        return [
+            f"task.model: cnn pools twice and needs images of at least 4x4, those of task.data are {height}x{width}"
+        ]
+    patch = {**KNOWN["vit-tiny"][1], **spec.options}["patch"]
+    if spec.name == "vit-tiny" and (height % patch or width % patch):
+        allowed = ", ".join(str(p) for p in range(1, min(height, width) + 1) if not (height % p or width % p))
+        return [f"task.model.patch: {patch} does not divide images of {height}x{width}; allowed: {allowed}"]
+    return []
+
+
 def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """A module from (B, *input_shape) float to logits (B, classes), freshly drawn from torch's global generator."""
-    if spec.name.partition(":")[0].endswith(".py"):
+    """A module from (B, *input_shape) float to logits (B, classes), freshly drawn from torch's global generator.
+
+    ConfigError if there is no such model, or it cannot take these inputs.
+    """
+    problems = check(spec) + fits(spec, input_shape)
+    if problems:
+        raise ConfigError(problems)
+    if _own(spec):
+        from torch import nn
+
         from rayfed.data.own import function
 
-        return function(spec.name, "task.model")(classes, input_shape, **spec.options)
+        made = function(spec.name, "task.model")(classes, tuple(input_shape), **spec.options)
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"task.model: {spec.name} returned {type(made).__name__}, needed: torch.nn.Module")
+        return made
     module = importlib.import_module(f"rayfed.models.{spec.name.replace('-', '_')}")
-    return module.build(classes, tuple(input_shape), **{**KNOWN[spec.name][1], **spec.options})
+    network: nn.Module = module.build(classes, tuple(input_shape), **{**KNOWN[spec.name][1], **spec.options})
+    return network

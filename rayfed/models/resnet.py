@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +12,9 @@ class Block(nn.Module):
     def __init__(self, a: int, b: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(a, b, 3, stride, 1, bias=False)
-        self.norm1 = nn.GroupNorm(min(8, b), b)
+        self.norm1 = nn.GroupNorm(math.gcd(8, b), b)
         self.conv2 = nn.Conv2d(b, b, 3, 1, 1, bias=False)
-        self.norm2 = nn.GroupNorm(min(8, b), b)
+        self.norm2 = nn.GroupNorm(math.gcd(8, b), b)
         self.skip = nn.Conv2d(a, b, 1, stride, bias=False) if a != b or stride != 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,7 +26,7 @@ class ResNet(nn.Module):
     def __init__(self, classes: int, channels: int, width: int, blocks: int):
         super().__init__()
         self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.norm = nn.GroupNorm(min(8, width), width)
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
         sizes = [width, width, 2 * width, 4 * width]
         stages: list[nn.Module] = []
         for i in range(3):
@@ -40,8 +42,4 @@ class ResNet(nn.Module):
 
 
 def build(classes: int, input_shape: tuple[int, ...], width: int, blocks: int) -> nn.Module:
-    if len(input_shape) != 3:
-        raise ValueError(f"task.model: resnet needs images, found inputs of shape {input_shape}")
-    if width > 8 and width % 8:
-        raise ValueError(f"task.model.width: {width} found, allowed: at most 8, or a multiple of 8")
     return ResNet(classes, input_shape[0], width, blocks)

@@ -42,6 +42,4 @@ class ViT(nn.Module):
 
 
 def build(classes: int, input_shape: tuple[int, ...], patch: int, dim: int, depth: int, heads: int) -> nn.Module:
-    if len(input_shape) != 3 or input_shape[1] % patch or input_shape[2] % patch:
-        raise ValueError(f"task.model.patch: {patch} does not divide images of shape {input_shape}")
     return ViT(classes, input_shape, patch, dim, depth, heads)

@@ -1,8 +1,13 @@
-"""Who holds what: from a data set and `federation` to index arrays, in pure NumPy, decided by the seed alone."""
+"""Who holds what: from a data set and `federation` to index arrays, in pure NumPy, decided by the seed alone.
+
+One file per partition kind. Each gives an `Owned`: the client of every row. The rest (planted groups' transforms, each
+client's train, val and test rows, the pooled test set) is the same for all kinds and happens here.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +21,10 @@ if TYPE_CHECKING:
     from rayfed.config import Config
     from rayfed.data import Dataset
 
+SHARED, VAL, TEST = 0, 1, 2  # role of a row: to be split by `federation.split`, or the data's own valid or test row
+
+Draw = Callable[[str], np.random.Generator]  # a generator for a purpose, always the same one for the same purpose
+
 
 @dataclass(frozen=True)
 class Index:
@@ -25,6 +34,8 @@ class Index:
     rows: np.ndarray
 
     def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(f"client {i} of {len(self)}")
         return self.rows[self.offsets[i] : self.offsets[i + 1]]
 
     def __len__(self) -> int:
@@ -34,11 +45,28 @@ class Index:
         """Examples per client, (n,)."""
         return np.diff(self.offsets)
 
+    def owners(self) -> np.ndarray:
+        """The client of each entry of `rows`."""
+        return np.repeat(np.arange(len(self)), self.sizes())
+
     @classmethod
-    def of(cls, parts: list[np.ndarray]) -> Index:
-        """From one row array per client."""
-        offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
-        return cls(offsets, np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64))
+    def of(cls, client: np.ndarray, rows: np.ndarray, clients: int) -> Index:
+        """From the client of each row; every client's rows come out sorted."""
+        order = np.lexsort((rows, client))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=clients))])
+        return cls(offsets.astype(np.int64), np.ascontiguousarray(rows[order], np.int64))
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What a partition decides about the training rows followed by the test rows, (n,) each.
+
+    client: the row's client or -1, held-out clients having the highest numbers; role: SHARED, VAL or TEST.
+    """
+
+    client: np.ndarray
+    role: np.ndarray
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,117 +98,166 @@ class Federation:
         return len(self.group)
 
     def numpy(self) -> dict[str, Any]:
-        """Arrays and plain values only, for an object store."""
-        d = dict(self.__dict__)
-        for name in ("train", "val", "test"):
-            d[name] = {"offsets": d[name].offsets, "rows": d[name].rows}
-        return d
+        """A flat dict of arrays (so that an object store shares them without copies) and `meta`, plain values."""
+        flat: dict[str, Any] = {f"arrays/{n}": a for n, a in self.arrays.items()}
+        for n in ("train", "val", "test"):
+            index = getattr(self, n)
+            flat[f"{n}/offsets"], flat[f"{n}/rows"] = index.offsets, index.rows
+        for n in ("pool", "group", "class_counts"):
+            flat[n] = getattr(self, n)
+        flat["names"] = np.array(self.names, dtype=str)
+        flat["meta"] = {
+            "population": self.population, "classes": self.classes, "input_shape": list(self.input_shape),
+            "kind": self.kind, "label_names": list(self.label_names),
+        }  # fmt: skip
+        return flat
 
     @classmethod
-    def from_numpy(cls, d: dict[str, Any]) -> Federation:
-        """What `numpy` gave; arrays are used as they are, not copied."""
-        made: dict[str, Any] = {k: Index(**v) if k in ("train", "val", "test") else v for k, v in d.items()}
-        return cls(**made)
+    def from_numpy(cls, flat: Mapping[str, Any]) -> Federation:
+        """What `numpy` gave; the arrays are used as they are, not copied."""
+        meta = dict(flat["meta"])
+        meta["input_shape"], meta["label_names"] = tuple(meta["input_shape"]), tuple(meta["label_names"])
+        made: dict[str, Any] = {n: flat[n] for n in ("pool", "group", "class_counts")}
+        made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in ("train", "val", "test")}
+        made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
+        return cls(names=tuple(flat["names"].tolist()), **made, **meta)
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Federation:
-    """The federation of a config. ConfigError if the data cannot be split as asked."""
+    """The federation of a config. ConfigError if the data cannot be split as asked.
+
+    Only `seed`, `federation` and the data decide. Clients hold every training row, and each only once, except the rows of
+    natural ids that were not drawn and of classes that no group of `groups.sets` holds.
+    """
     if dataset is None:
         from rayfed import data
 
         dataset = data.load(config.task.data, config.seed)
-    f = config.federation
+    f, n = config.federation, config.federation.clients
+    held = n - config.training_clients()
 
-    def rng(purpose: str) -> np.random.Generator:
+    def draw(purpose: str) -> np.random.Generator:
         return keys.numpy(keys.key(config.seed, 0, -1, f"partition/{purpose}"))
 
-    module = importlib.import_module(f"rayfed.partition.{f.partition.kind}")
-    held = f.clients - config.training_clients()
-    group = planted.assign(f.groups, f.clients, rng("groups"))
-    owned = module.split(
-        f, dataset, group, held, rng
-    )  # rows, val and test rows of each client, its name; held-out ones last
-    few = [i for i, rows in enumerate(owned.rows) if len(rows) == 0]
-    if few:
-        raise ConfigError(
-            f"federation: {len(few)} of {f.clients} clients would hold no training example; "
-            "lower federation.clients or partition.min_examples"
-        )
-    train, val, test = [], [], []
-    draw = rng("client splits")
-    for i, rows in enumerate(owned.rows):
-        order = draw.permutation(rows)
-        has_test = owned.test is not None and len(owned.test[i]) > 0
-        n_test = 0 if has_test else min(round(f.split.test * len(rows)), len(rows) - 1)
-        has_val = owned.val is not None and len(owned.val[i]) > 0
-        n_val = 0 if has_val else min(round(f.split.val * len(rows)), len(rows) - 1 - n_test)
-        test.append(np.sort(owned.test[i] if has_test else order[:n_test]))
-        val.append(np.sort(owned.val[i] if has_val else order[n_test : n_test + n_val]))
-        train.append(np.sort(order[n_test + n_val :]))
-    n_train = len(dataset.train.y)
-    x = np.concatenate([dataset.train.x, dataset.test.x])
+    if problems := planted.problems(f.groups, dataset):
+        raise ConfigError(problems)
+    # Each side gets every group in equal numbers: an unseen client's group should be one that trained.
+    group = np.concatenate([
+        planted.assign(f.groups, n - held, 0, draw("groups")),
+        planted.assign(f.groups, held, n - held, draw("groups of held-out clients")),
+    ])  # fmt: skip
+    owned = importlib.import_module(f"rayfed.partition.{f.partition.kind}").split(f, dataset, group, held, draw)
+    train, val, test = _client_splits(owned, n, f.split, draw("client splits"))
+    row_client = owned.client
+    row_group = np.where(row_client >= 0, group[row_client], -1)
+
     y = np.concatenate([dataset.train.y, dataset.test.y])
-    split = dataset.test.split
-    pool = n_train + (np.flatnonzero(split != "test_unseen") if split is not None else np.arange(len(dataset.test.y)))
-    row_group = np.full(len(y), -1)
-    for i in range(f.clients):
-        for rows in (train[i], val[i], test[i]):
-            row_group[rows] = group[i]
-    population = f.clients - held
-    weights = np.bincount(
-        group[:population][group[:population] >= 0],
-        [len(train[i]) for i in range(population) if group[i] >= 0],
-        minlength=max(1, f.groups.count),
-    )
-    free = pool[row_group[pool] < 0]
-    row_group[free] = planted.share(weights, len(free), rng("pooled test")) if f.groups.kind != "none" else -1
-    x, y = planted.transform(f.groups, x, y, row_group, dataset.classes, rng("transforms"))
-    counts = np.stack([np.bincount(y[rows], minlength=dataset.classes) for rows in train]).astype(np.int64)
+    pool = _pool(f, dataset, y)
+    if f.groups.kind != "none":
+        weights = np.zeros(f.groups.count)
+        np.add.at(weights, group[: n - held], train.sizes()[: n - held])
+        free = pool[row_client[pool] < 0]
+        row_group[free] = planted.share(weights, len(free), draw("pooled test"))
+    x = np.concatenate([dataset.train.x, dataset.test.x])
+    x, y = planted.transform(f.groups, x, y, row_group, dataset.classes, draw("transforms"))
+    counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
     return Federation(
-        {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, Index.of(train), Index.of(val), Index.of(test), pool, population,
-        group, owned.names, counts, dataset.classes, dataset.input_shape, dataset.kind, dataset.label_names,
+        {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pool, n - held, group, owned.names,
+        counts.reshape(n, dataset.classes).astype(np.int64), dataset.classes, dataset.input_shape, dataset.kind,
+        dataset.label_names,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Owned:
-    """What a partition decides: rows of the concatenated (train, test) rows per client, held-out clients last."""
+def _client_splits(owned: Owned, n: int, split: Any, rng: np.random.Generator) -> tuple[Index, Index, Index]:
+    """(train, val, test). A client's own valid or test rows are used as such; else a share of its rows, rounded to the
+    nearest, leaving at least one to train on."""
+    rows = np.flatnonzero((owned.client >= 0) & (owned.role == SHARED))
+    size = np.bincount(owned.client[rows], minlength=n)
+    if (size == 0).any():
+        first = owned.names[int(np.argmin(size))]
+        raise ConfigError(
+            f"federation.clients: {(size == 0).sum()} of {n} clients (first: {first}) would hold no training example; "
+            "ask for fewer clients, or for other class sets"
+        )
+    order = np.lexsort((rng.random(len(rows)), owned.client[rows]))
+    rows = rows[order]
+    client = owned.client[rows]
+    rank = np.arange(len(rows)) - (np.cumsum(size) - size)[client]
 
-    rows: list[np.ndarray]
-    names: tuple[str, ...]
-    val: list[np.ndarray] | None = None
-    test: list[np.ndarray] | None = None
+    def own(role: int) -> np.ndarray:
+        return np.flatnonzero((owned.client >= 0) & (owned.role == role))
+
+    def share(fraction: float, role: int, used: np.ndarray | int) -> np.ndarray:
+        has = np.bincount(owned.client[own(role)], minlength=n) > 0
+        return np.where(has, 0, np.minimum(np.rint(fraction * size), size - 1 - used)).astype(np.int64)
+
+    n_test = share(split.test, TEST, 0)
+    n_val = share(split.val, VAL, n_test)
+    in_test = rank < n_test[client]
+    in_val = ~in_test & (rank < (n_test + n_val)[client])
+
+    def index(mask: np.ndarray, role: int) -> Index:
+        every = np.concatenate([rows[mask], own(role)]) if role != SHARED else rows[mask]
+        return Index.of(owned.client[every], every, n)
+
+    return index(~in_test & ~in_val, SHARED), index(in_val, VAL), index(in_test, TEST)
 
 
-def within_groups(f: Any, dataset: Dataset, group: np.ndarray, rng: Any, deal: Any) -> Owned:
-    """Deal the training rows to clients group by group, so that class-subset groups see only their classes.
+def _pool(f: Any, dataset: Dataset, y: np.ndarray) -> np.ndarray:
+    """Rows of the pooled test set: all test rows, of the classes that some group holds.
 
-    deal(y, clients, rng) -> one array of positions per client; every row that some group may hold goes to one client.
+    Under `natural`, rows of clients without training rows are left out where there are others: they are the unseen clients'.
+    """
+    first = len(dataset.train.y)
+    keep = np.ones(len(dataset.test.y), bool)
+    if f.partition.kind == "natural" and dataset.test.split is not None and (dataset.test.split == "test").any():
+        keep = dataset.test.split == "test"
+    rows = (first + np.flatnonzero(keep)).astype(np.int64)
+    if f.groups.kind == "classes":
+        held = np.unique(np.concatenate(planted.class_sets(f.groups, dataset.classes)))
+        rows = rows[np.isin(y[rows], held)]
+    return rows
+
+
+def within_groups(
+    f: Any, dataset: Dataset, group: np.ndarray, draw: Draw, deal: Callable[..., np.ndarray], least: int
+) -> Owned:
+    """Deal the training rows group by group, so that class-subset groups see only their classes.
+
+    deal(y (m,), clients, rng) -> (m,) the number 0..clients-1 that gets each row. The clients of one group are
+    exchangeable, so the held-out ones are simply the last.
     """
     y = dataset.train.y
-    rows: list[np.ndarray] = [np.zeros(0, np.int64) for _ in group]
-    pieces = planted.rows_of(f.groups, y, group, dataset.classes, rng("class sets"))
-    for g, mine in pieces.items():
+    client = np.full(len(y) + len(dataset.test.y), -1, np.int64)
+    for g, mine in planted.rows_of(f.groups, y, group, dataset.classes, draw("rows of groups")).items():
         members = np.flatnonzero(group == g)
-        least = getattr(f.partition, "min_examples", 1)
         if len(mine) < len(members) * least:
+            of_group = f" of group {g}" if f.groups.kind != "none" else ""
             raise ConfigError(
-                f"federation.clients: {len(members)} clients of one group cannot get {least} examples each "
-                f"from {len(mine)} rows"
+                f"federation.clients: {len(members)} clients{of_group} cannot get {least} examples each from {len(mine)} rows; "
+                f"allowed: at most {len(mine) // least}{of_group and ' in it'}, or a smaller partition.min_examples"
             )
-        for client, at in zip(members, deal(y[mine], len(members), rng(f"deal {g}")), strict=True):
-            rows[client] = np.sort(mine[at])
-    return Owned(rows, tuple(str(i) for i in range(len(group))))
+        client[mine] = members[deal(y[mine], len(members), draw(f"deal {g}"))]
+    return Owned(client, np.full(len(client), SHARED, np.int8), tuple(map(str, range(len(group)))))
 
 
-def top_up(parts: list[np.ndarray], least: int) -> list[np.ndarray]:
-    """Move single examples from the largest clients until everyone has `least`."""
-    sizes = np.array([len(p) for p in parts])
-    for i in np.flatnonzero(sizes < least):
-        while len(parts[i]) < least:
-            rich = int(np.argmax([len(p) for p in parts]))
-            if len(parts[rich]) <= least:
-                return parts
-            parts[i] = np.append(parts[i], parts[rich][-1])
-            parts[rich] = parts[rich][:-1]
-    return parts
+def top_up(client: np.ndarray, n: int, least: int, rng: np.random.Generator) -> np.ndarray:
+    """The same dealing (m,) after moving single rows, always from the client that is largest then, until all n have `least`."""
+    size = np.bincount(client, minlength=n)
+    lack = np.maximum(least - size, 0)
+    need = int(lack.sum())
+    if not need:
+        return client
+    low, high = least, int(size.max())  # taking from the largest, one by one, cuts all large ones down to one level
+    while low < high:
+        level = (low + high + 1) // 2
+        low, high = (level, high) if np.maximum(size - level, 0).sum() >= need else (low, level - 1)
+    give = np.maximum(size - low, 0)
+    give[np.flatnonzero(give)[: int(give.sum()) - need]] -= 1
+    order = np.lexsort((rng.random(len(client)), client))
+    rank = np.empty(len(client), np.int64)
+    rank[order] = np.arange(len(client)) - np.repeat(np.cumsum(size) - size, size)
+    moved = np.flatnonzero(rank < give[client])
+    out = client.copy()
+    out[rng.permutation(moved)] = np.repeat(np.arange(n), lack)
+    return out

@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 
-def assign(groups: Any, clients: int, rng: np.random.Generator) -> np.ndarray:
-    """The group of each client, (clients,) int64; sizes differ by at most one; -1 without groups."""
+def problems(groups: Any, dataset: Any) -> list[str]:
+    """Why this data cannot be grouped as asked."""
+    k, classes, shape = groups.count, dataset.classes, dataset.input_shape
+    if groups.kind == "rotation" and k > 1:
+        if dataset.kind != "image":
+            return [f"federation.groups.kind: rotation needs images, {dataset.name} is {dataset.kind}"]
+        if shape[1] != shape[2]:
+            return [
+                f"federation.groups.kind: rotation needs square images, those of {dataset.name} are {shape[1]}x{shape[2]}"
+            ]
+    if groups.kind == "label_permutation" and k > math.factorial(min(classes, 12)):
+        return [
+            f"federation.groups.count: {k} found, {classes} classes have only {math.factorial(classes)} permutations"
+        ]
+    if groups.kind == "classes":
+        if groups.sets is None and k > classes:
+            return [
+                f"federation.groups.count: {k} found, allowed for {classes} classes: at most {classes}, or your own `sets`"
+            ]
+        wrong = sorted({c for s in groups.sets or () for c in s if not 0 <= c < classes})
+        if wrong:
+            return [f"federation.groups.sets: class {wrong[0]} found, allowed: 0 to {classes - 1}"]
+        if any(not s or len(set(s)) < len(s) for s in groups.sets or ()):
+            return [
+                f"federation.groups.sets: {groups.sets} found, every set needs at least one class, and each only once"
+            ]
+    return []
+
+
+def assign(groups: Any, clients: int, first: int, rng: np.random.Generator) -> np.ndarray:
+    """The group of each client, (clients,) int64; sizes differ by at most one; -1 without groups.
+
+    first: number of the first client, so that several calls together differ by at most one too.
+    """
     if groups.kind == "none":
         return np.full(clients, -1, np.int64)
-    return rng.permutation(np.arange(clients) % groups.count).astype(np.int64)
+    return rng.permutation(np.arange(first, first + clients) % groups.count).astype(np.int64)
 
 
 def class_sets(groups: Any, classes: int) -> list[list[int]]:
-    """The classes of each group: as given, or runs of equal length around the circle that share one class or two."""
+    """The classes of each group: as given, or runs around the circle, each sharing its last class with the next group's
+    first (two classes where a group has four or more of its own)."""
     if groups.sets is not None:
         return [list(s) for s in groups.sets]
     k = groups.count
-    length = min(classes, -(-classes // k) + (2 if k > 1 else 0))
-    return [[(round(g * classes / k) + j) % classes for j in range(length)] for g in range(k)]
+    if k == 1:
+        return [list(range(classes))]
+    shared = 2 if classes // k >= 4 else 1
+    start = [g * classes // k for g in range(k + 1)]
+    return [[c % classes for c in range(start[g], min(start[g + 1] + shared, start[g] + classes))] for g in range(k)]
+
+
+def holds(groups: Any, classes: int) -> np.ndarray:
+    """(count, C) bool: whether a group has a class."""
+    table = np.zeros((groups.count, classes), bool)
+    for g, mine in enumerate(class_sets(groups, classes)):
+        table[g, mine] = True
+    return table
 
 
 def rows_of(
@@ -31,39 +76,44 @@ def rows_of(
     if groups.kind != "classes":
         order = rng.permutation(len(y))
         cuts = np.cumsum([np.sum(group == g) for g in ids])[:-1] * len(y) // len(group)
-        return dict(zip(ids, np.split(order, cuts), strict=True))
-    sets = class_sets(groups, classes)
+        return dict(zip(ids, (np.sort(p) for p in np.split(order, cuts)), strict=True))
+    table = holds(groups, classes)
     got: dict[int, list[np.ndarray]] = {g: [] for g in ids}
     for c in range(classes):
         rows = rng.permutation(np.flatnonzero(y == c))
-        holders = [g for g in ids if c in sets[g]]
+        holders = [g for g in ids if table[g, c]]
         for g, part in zip(holders, np.array_split(rows, len(holders)), strict=True) if holders else ():
             got[g].append(part)
-    return {g: np.concatenate([np.zeros(0, np.int64), *p]) for g, p in got.items()}
+    return {g: np.sort(np.concatenate([np.zeros(0, np.int64), *p])) for g, p in got.items()}
 
 
 def share(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """A group for each of n pooled test rows, in the proportion of `weights` (largest remainders), shuffled."""
-    p = weights / max(weights.sum(), 1e-12)
-    whole = np.floor(p * n).astype(int)
-    rest = np.argsort(-(p * n - whole), kind="stable")[: n - whole.sum()]
+    p = weights / weights.sum() * n
+    whole = np.floor(p).astype(int)
+    rest = np.argsort(whole - p, kind="stable")[: n - whole.sum()]
     whole[rest] += 1
     return rng.permutation(np.repeat(np.arange(len(p)), whole))
 
 
 def permutations(groups: Any, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, C): group g's new label of each class; group 0 keeps its labels."""
-    return np.stack([np.arange(classes) if g == 0 else rng.permutation(classes) for g in range(groups.count)])
+    """(count, C): group g's new label of each class; group 0 keeps its labels, and no two groups have the same."""
+    table = [tuple(range(classes))]
+    while len(table) < groups.count:
+        p = tuple(int(c) for c in rng.permutation(classes))
+        if p not in table:  # with few classes a draw can be an old one: two groups that are one could not be told apart
+            table.append(p)
+    return np.array(table, np.int64)
 
 
 def transform(
     groups: Any, x: np.ndarray, y: np.ndarray, row_group: np.ndarray, classes: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x and y after each row's group's transform; rows without a group stay as they are."""
+    """x and y after each row's group's transform (group g: g quarter turns, or its permutation); rows without a group
+    stay as they are. `x` is written to."""
     if groups.kind == "rotation":
-        x = x.copy()
         for g in range(1, groups.count):
-            mine = row_group == g
+            mine = np.flatnonzero(row_group == g)
             x[mine] = np.rot90(x[mine], g, axes=(2, 3))
     elif groups.kind == "label_permutation":
         table = permutations(groups, classes, rng)

@@ -9,6 +9,10 @@ import numpy as np
 from rayfed.partition import Owned, within_groups
 
 
-def split(f: Any, dataset: Any, group: np.ndarray, held: int, rng: Any) -> Owned:
+def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
     """Sizes differ by at most one inside a group."""
-    return within_groups(f, dataset, group, rng, lambda y, n, r: np.array_split(r.permutation(len(y)), n))
+
+    def deal(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(np.arange(len(y)) % n)
+
+    return within_groups(f, dataset, group, draw, deal, f.partition.min_examples)

@@ -7,45 +7,61 @@ from typing import Any
 import numpy as np
 
 from rayfed.errors import ConfigError
-from rayfed.partition import Owned
+from rayfed.partition import SHARED, TEST, VAL, Owned
+from rayfed.partition import groups as planted
 
 
-def split(f: Any, dataset: Any, group: np.ndarray, held: int, rng: Any) -> Owned:
-    """`clients` ids drawn by seed. Held-out clients are ids without training rows (split `test_unseen`) where the data has
-    them, else some of the drawn ones."""
+def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
+    """`clients` ids drawn by seed.
+
+    Held-out clients are ids without training rows (split `test_unseen`) where the data has them: their rows are split for
+    personalisation like anybody's. Elsewhere they are some of the drawn ids.
+    """
     train, test = dataset.train, dataset.test
     if train.client is None:
-        raise ConfigError("federation.partition.kind: natural needs natural clients, but the data has no client column")
-    n_train = len(train.y)
-    client = np.concatenate([train.client, test.client if test.client is not None else np.full(len(test.y), "")])
+        raise ConfigError(
+            f"federation.partition.kind: natural found, but {dataset.name} has no client column "
+            "(task.data.client: COLUMN names one); allowed without: dirichlet, iid, shards"
+        )
+    n_train, n_test = len(train.y), len(test.y)
+    client = np.concatenate([train.client, test.client if test.client is not None else np.full(n_test, "")])
     part = np.concatenate([
         train.split if train.split is not None else np.full(n_train, "train"),
-        test.split if test.split is not None else np.full(len(test.y), "test"),
+        test.split if test.split is not None else np.full(n_test, "test"),
     ])  # fmt: skip
-    ids, counts = np.unique(train.client[part[:n_train] != "valid"], return_counts=True)
-    known = ids[counts >= f.partition.min_examples]
-    unseen = np.setdiff1d(np.unique(client[part == "test_unseen"]), ids)
-    want = f.clients - held
+    ids, number = np.unique(client, return_inverse=True)
+    rows_to_train = part == "train"
+    rows_to_train[n_train:] = False
+    examples = np.bincount(number[rows_to_train], minlength=len(ids))
+    strangers = np.bincount(number[part == "test_unseen"], minlength=len(ids))
+    named, least = ids != "", f.partition.min_examples
+    known = np.flatnonzero(named & (examples >= least))
+    unseen = np.flatnonzero(named & (examples == 0) & (strangers >= least))
+
+    n, train_n = len(group), len(group) - held
     from_unseen = held > 0 and len(unseen) > 0
-    need = want if from_unseen else f.clients
+    need = train_n if from_unseen else n
     if need > len(known):
+        kept_back = f" beside {held} unseen ones" if from_unseen else f" ({held} of them held out)" if held else ""
         raise ConfigError(
-            f"federation.clients: {need} natural clients asked, the data has {len(known)} "
-            f"with at least {f.partition.min_examples} training examples"
+            f"federation.clients: {need} natural clients asked for{kept_back}, {dataset.name} has {len(known)} "
+            f"with at least {least} training examples"
         )
     if from_unseen and held > len(unseen):
         raise ConfigError(
-            f"federation.holdout: {held} held-out clients asked, the data has {len(unseen)} without training rows"
+            f"federation.holdout.fraction: {held} held-out clients asked for, {dataset.name} has {len(unseen)} without training rows"
         )
-    r = rng("natural ids")
-    chosen = list(r.permutation(known)[:need]) + (list(r.permutation(unseen)[:held]) if from_unseen else [])
-    order = np.argsort(client, kind="stable")
-    lo, hi = (np.searchsorted(client[order], chosen, side=s) for s in ("left", "right"))
-    rows, val, own_test = [], [], []
-    for a, b in zip(lo, hi, strict=True):
-        mine = np.sort(order[a:b])
-        kind = part[mine]
-        rows.append(mine[(kind == "train") | (kind == "test_unseen")])
-        val.append(mine[kind == "valid"])
-        own_test.append(mine[kind == "test"])
-    return Owned(rows, tuple(str(c) for c in chosen), val, own_test)
+    rng = draw("natural ids")
+    chosen = rng.permutation(known)[:need]
+    if from_unseen:
+        chosen = np.concatenate([chosen, rng.permutation(unseen)[:held]])
+    client_of = np.full(len(ids), -1, np.int64)
+    client_of[chosen] = np.arange(n)
+    owner = client_of[number]
+    role = np.full(len(client), SHARED, np.int8)
+    role[part == "valid"] = VAL
+    role[part == "test"] = TEST
+    if f.groups.kind == "classes":  # a client's rows of other classes are nobody's
+        y = np.concatenate([train.y, test.y])
+        owner = np.where(planted.holds(f.groups, dataset.classes)[group[owner], y] & (owner >= 0), owner, -1)
+    return Owned(owner, role, tuple(map(str, ids[chosen])))

@@ -10,18 +10,21 @@ from rayfed.errors import ConfigError
 from rayfed.partition import Owned, within_groups
 
 
-def split(f: Any, dataset: Any, group: np.ndarray, held: int, rng: Any) -> Owned:
+def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
     """`per_client` shards each; shard sizes differ by at most one."""
     k = f.partition.per_client
 
-    def deal(y: np.ndarray, n: int, r: np.random.Generator) -> list[np.ndarray]:
+    def deal(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         if n * k > len(y):
             raise ConfigError(
-                f"federation.partition.per_client: {n} clients with {k} shards each need {n * k} rows, there are {len(y)}"
+                f"federation.partition.per_client: {n} clients with {k} shards each need {n * k} rows, there are {len(y)}; "
+                f"allowed: at most {len(y) // n}"
             )
-        order = r.permutation(len(y))
-        shards = np.array_split(order[np.argsort(y[order], kind="stable")], n * k)
-        dealt = r.permutation(n * k).reshape(n, k)
-        return [np.concatenate([shards[s] for s in mine]) for mine in dealt]
+        order = rng.permutation(len(y))  # ties of the sort in random order
+        order = order[np.argsort(y[order], kind="stable")]
+        holder = rng.permutation(np.arange(n * k) % n)
+        client = np.empty(len(y), np.int64)
+        client[order] = holder[np.arange(len(y)) * (n * k) // len(y)]
+        return client
 
-    return within_groups(f, dataset, group, rng, deal)
+    return within_groups(f, dataset, group, draw, deal, 1)

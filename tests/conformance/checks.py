@@ -1,0 +1,397 @@
+"""What every method must pass (DESIGN §6.2), each check a function of a `Case`.
+
+A method of one's own is checked by one row:
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+    def test_mine(check, tmp_path):
+        check(Case({"name": "path/to/file.py:Mine", "rank": 4}), tmp_path)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from rayfed import tree
+from rayfed.method import Part
+from rayfed.snapshot import load_tree, save_tree
+from rayfed.worker import VectorizeError
+from tests import toy
+from tests.toy import Result, SimPool, Spec, ToyFed
+
+
+class Case(NamedTuple):
+    """A method (name, or name and settings) under a config (changes to the toy's)."""
+
+    method: Spec
+    changes: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default, never written to)
+
+    @property
+    def name(self) -> str:
+        return self.method if isinstance(self.method, str) else self.method["name"]
+
+
+# -- running, once per case --------------------------------------------------------------------------------------------
+
+_known: dict[str, Any] = {}
+
+
+def once(case: Case, what: str, make: Callable[[], Any]) -> Any:
+    """`make()`, kept for the other checks of this case."""
+    key = json.dumps([case.method, case.changes, what], sort_keys=True)
+    if key not in _known:
+        _known[key] = make()
+    return _known[key]
+
+
+def simulated(case: Case, executor: str, dtype: str = "float32") -> Result:
+    """Two rounds by hand on one worker."""
+    return once(
+        case, f"{executor} {dtype}", lambda: toy.simulate(case.method, executor=executor, dtype=dtype, **case.changes)
+    )
+
+
+def scored(case: Case, executor: str, dtype: str = "float32") -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What the engine measures after these rounds. Once: a second evaluation in a round has keys of its own."""
+    return once(case, f"scores {executor} {dtype}", lambda: simulated(case, executor, dtype).scores())
+
+
+def reasons(case: Case) -> set[str]:
+    """Why the method's visits cannot be vectorised; empty if they can."""
+    method = toy.make_fed(toy.config(case.method, **case.changes))
+    found = set()
+    for name in dir(type(method.method)):
+        f = getattr(type(method.method), name)
+        if getattr(f, "__annotations__", {}).get("return") == "Visit":
+            visit = getattr(method.method, name)(method.task)
+            found |= {visit.vectorize} if isinstance(visit.vectorize, str) else set()
+    return found
+
+
+def executor(case: Case) -> str:
+    """The vectorised executor, if the method can."""
+    return "loop" if once(case, "reasons", lambda: reasons(case)) else "vmap"
+
+
+def same_numbers(a: Result, b: Result, what: str) -> None:
+    """Server state, client states and rows agree to the bit."""
+    assert tree.same(a.state, b.state), f"{what}: the server state differs in {differing(a.state, b.state)}"
+    assert a.clients().keys() == b.clients().keys(), f"{what}: other clients have a state"
+    assert tree.same(a.clients(), b.clients()), f"{what}: client states differ in {differing(a.clients(), b.clients())}"
+    rows = [[{k: v for k, v in row.items() if not k.startswith("ray/")} for row in r.rows] for r in (a, b)]
+    assert rows[0] == rows[1], f"{what}: the rows differ"
+
+
+def differing(a: tree.Tree, b: tree.Tree) -> list[str]:
+    one, two = ({"/".join(p): x for p, x in tree.leaves(t)} for t in (a, b))
+    return [n for n in one if n not in two or not tree.same(one[n], two[n])] + [n for n in two if n not in one]
+
+
+# -- the checks --------------------------------------------------------------------------------------------------------
+
+
+def two_rounds_run(case: Case, tmp_path: Path) -> None:
+    """The engine runs two rounds into a folder; what DESIGN promises of every method is measured and finite."""
+    ran = toy.run_folder(case.method, tmp_path, executor=executor(case), **case.changes)
+    assert ran.ending.status == "done"
+    assert [r["round"] for r in ran.rows] == [1, 2]
+    for row in ran.rows:
+        for name in ("loss", "accuracy"):
+            for scope in ("global", "personal", "unseen"):
+                value = row.get(f"{name}/{scope}")
+                assert value is not None and math.isfinite(value), f"{name}/{scope} is {value} in round {row['round']}"
+        assert all(math.isfinite(v) for v in row.values() if v is not None), row
+        assert 0 <= row["accuracy/global"] <= 1 and row["clients/dropped"] == 0
+    assert [r["client"] for r in ran.client_rows] == list(range(14))
+    assert json.loads((ran.folder.path / "summary.json").read_text())["status"] == "done"
+
+
+def loop_is_vmap(case: Case, tmp_path: Path) -> None:
+    """Float64 to 1e-9 of the update's norm, float32 to 1e-4; or a refusal in the method's own words."""
+    refused = once(case, "reasons", lambda: reasons(case))
+    if refused:
+        with pytest.raises(VectorizeError) as told:
+            toy.simulate(case.method, executor="vmap", **case.changes)
+        assert str(told.value) in refused
+        return
+    for dtype, tolerance in (("float64", 1e-9), ("float32", 1e-4)):
+        loop, vmap = simulated(case, "loop", dtype), simulated(case, "vmap", dtype)
+        close(loop.state, vmap.state, loop.initial, tolerance, dtype)
+        close(loop.clients(), vmap.clients(), loop.initial_clients(), tolerance, f"{dtype}, client states:")
+        assert [r["visits"] for r in loop.rows] == [r["visits"] for r in vmap.rows]
+        assert [r["bytes/up"] for r in loop.rows] == [r["bytes/up"] for r in vmap.rows]
+    scores = [scored(case, e, "float64") for e in ("loop", "vmap")]
+    assert scores[0][0] == pytest.approx(scores[1][0], rel=1e-7)
+    assert [r["cluster"] for r in scores[0][1]] == [r["cluster"] for r in scores[1][1]]
+
+
+def close(a: tree.Tree, b: tree.Tree, initial: tree.Tree, tolerance: float, what: str) -> None:
+    """Each part of a and b within `tolerance` times the norm of how far the part went from `initial`.
+
+    A part (or a piece of it) that was not there at first is judged by how far all others went; integers are equal.
+    """
+
+    def floats(t: tree.Tree) -> dict[str, torch.Tensor]:
+        return {"/".join(p): x.double() for p, x in tree.leaves(t) if x.is_floating_point()}
+
+    whole = [{"/".join(p): x for p, x in tree.leaves(t)} for t in (a, b)]
+    assert whole[0].keys() == whole[1].keys(), f"{what} other parts"
+    for n, x in whole[0].items():
+        assert x.shape == whole[1][n].shape and x.dtype == whole[1][n].dtype, f"{what} {n} has another shape or type"
+        if not x.is_floating_point():
+            assert torch.equal(x, whole[1][n]), f"{what} {n} differs"
+    at_first = {n: x for n, x in floats(initial).items() if n in floats(a)}
+    went = {n: float((floats(a)[n] - x).norm()) for n, x in at_first.items()}
+    everything = math.hypot(*went.values()) if went else 1.0
+    for part in a:
+        mine = floats({part: a[part]})
+        if not mine:
+            continue
+        gap = math.hypot(*(float((x - floats(b)[n]).norm()) for n, x in mine.items()))
+        update = math.hypot(*(went[n] for n in mine)) if all(n in went for n in mine) else everything
+        assert gap <= tolerance * update, f"{what} {part} is {gap:.2e} apart after an update of norm {update:.2e}"
+
+
+def debug_is_loop(case: Case, tmp_path: Path) -> None:
+    """To the bit."""
+    debug = toy.simulate(case.method, executor="debug", **case.changes)
+    same_numbers(simulated(case, "loop"), debug, "debug against loop")
+
+
+def resumes(case: Case, tmp_path: Path) -> None:
+    """Stopped after round 1 and resumed from disk by another process's worth of objects: the same bits."""
+    e = executor(case)
+    whole = toy.run_folder(case.method, tmp_path / "whole", executor=e, **case.changes)
+    part = toy.run_folder(case.method, tmp_path / "part", executor=e, stop_after=1, **case.changes)
+    assert (part.ending.status, part.ending.round) == ("stopped", 1)
+    again = toy.run_folder(case.method, tmp_path / "part", executor=e, resume=True, **case.changes)
+    assert again.ending == whole.ending
+    assert tree.same(again.state, whole.state), f"server state: {differing(again.state, whole.state)}"
+    assert tree.same(again.clients, whole.clients), f"client states: {differing(again.clients, whole.clients)}"
+    assert again.rows == whole.rows
+    assert again.client_rows == whole.client_rows
+
+
+def order_and_workers_change_nothing(case: Case, tmp_path: Path) -> None:
+    """In which order clients are named, answers arrive, and over how many workers they are spread: the same bits."""
+    e = executor(case)
+    plain = simulated(case, e)
+    for workers, seed in ((1, None), (3, 1), (5, 2)):
+        pool = SimPool(workers, seed)
+        other = toy.simulate(case.method, executor=e, pool=pool, order=seed, **case.changes)
+        same_numbers(plain, other, f"{workers} workers, order {seed}")
+        assert not pool.damaged(), "a payload was written to in place"
+        assert scored(case, e) == other.scores()
+
+
+def lost_calls_change_nothing(case: Case, tmp_path: Path) -> None:
+    """Every call's answer is lost once and computed again by another worker: the same bits."""
+    e = executor(case)
+    pool = SimPool(2, 3, kill_at=range(0, 10_000, 2))
+    other = toy.simulate(case.method, executor=e, pool=pool, **case.changes)
+    assert pool.restarts * 2 == pool.calls > 0
+    same_numbers(simulated(case, e), other, "every call repeated")
+
+
+def again_is_the_same(case: Case, tmp_path: Path) -> None:
+    """A second run in this process, with the global generators elsewhere: the same bits."""
+
+    class Noisy(ToyFed):
+        def begin(self, round: int, score_local: bool = False) -> None:
+            torch.rand(3), np.random.rand(2), random.random()
+            super().begin(round, score_local)
+
+    torch.manual_seed(99)
+    e = executor(case)
+    same_numbers(simulated(case, e), toy.simulate(case.method, executor=e, kind=Noisy, **case.changes), "second run")
+
+
+def scoring_changes_nothing(case: Case, tmp_path: Path) -> None:
+    """Whether rounds are evaluated, and locally trained models scored in passing, moves no state."""
+    e = executor(case)
+    evaluated = toy.simulate(case.method, executor=e, score=True, **case.changes)
+    same_numbers(simulated(case, e), evaluated, "with evaluation")
+
+
+def sampling_is_the_engines(case: Case, tmp_path: Path) -> None:
+    """Who is asked depends on the config and the round only, not on the method or on what else was drawn."""
+    got = simulated(case, executor(case)).fed.drawn
+    assert got, "the method never sampled"
+    plain = toy.make_fed(toy.config("fedavg", **case.changes))
+    for r in sorted({d.round for d in got}):
+        plain.begin(r)
+        for d in (d for d in got if d.round == r):
+            plain.key("something"), plain.log("something", 1.0), torch.rand(3)
+            assert plain.sample(d.n, where=d.where) == d.ids, f"round {r}"
+
+
+def states_survive_the_disk(case: Case, tmp_path: Path) -> None:
+    """Server state and client states are saved and read back with the same bits, names and order of names."""
+    done = simulated(case, executor(case))
+    for name, state in {"server": done.state, **{f"client-{c}": s for c, s in done.clients().items()}}.items():
+        save_tree(tmp_path, name, tree.to_numpy(state))
+        back = tree.from_numpy(load_tree(tmp_path, name))
+        assert tree.same(back, state), name
+        assert [p for p, _ in tree.leaves(back)] == [p for p, _ in tree.leaves(state)], name
+
+
+def empty_rounds_pass(case: Case, tmp_path: Path) -> None:
+    """Nobody in round 1, a single client in round 2."""
+
+    class Few(ToyFed):
+        def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
+            return super().sample(n, where=where)[: self.round - 1]
+
+    e = executor(case)
+    nobody = toy.simulate(case.method, executor=e, rounds=1, kind=Few, **case.changes)
+    assert nobody.clients() == {} and tree.finite(nobody.state)
+    assert "loss/personal" in nobody.scores()[0]
+    one = toy.simulate(case.method, executor=e, kind=Few, **case.changes)
+    assert tree.finite(one.state) and [r["visits"] > 0 for r in one.rows] == [False, True]
+    assert "loss/global" in one.scores()[0]
+
+
+# -- payloads ----------------------------------------------------------------------------------------------------------
+
+
+class Recorder(SimPool):
+    """Writes down the shapes of what travels: {"down" | "up" | "keep": {part: different shapes}}."""
+
+    def __init__(self) -> None:
+        super().__init__(1, None)
+        self.seen: dict[str, dict[str, Any]] = {"down": {}, "up": {}, "keep": {}}
+
+    def _one(self, job: Any, dead: int | None = None) -> Any:
+        out = super()._one(job)
+        if job.kind == "visit" and not job.args["call"].visit.startswith("@"):
+            call, k = job.args["call"], len(out.meta["clients"])
+            self._note("down", {n: self.get(h) for n, h in zip(call.shared, job.handles)}, 0)
+            self._note("down", call.mine, 1)
+            for part, folded in out.meta["folded"].items():
+                for p in folded.values():
+                    self._note("up", {part: p["total"]}, 0, typed=False)
+            self._note("up", out.meta["small"], 1, k)
+            if out.large is not None:
+                self._note("up", self.get(out.large), 1, k)
+            if out.own is not None:
+                self._note("keep", self.get(out.own), 1, k)
+        return out
+
+    def _note(self, where: str, parts: tree.Tree, lead: int, k: int | None = None, typed: bool = True) -> None:
+        for name, part in parts.items():
+            assert k is None or all(len(x) == k for x in tree.values(part)), f"{name}: not one row per client"
+            shapes = tree._walk(lambda x: Shaped(tuple(x.shape[lead:]), str(x.dtype) if typed else ""), part)
+            found = self.seen[where].setdefault(name, [])
+            found += [shapes] if shapes not in found else []
+
+
+class Shaped(NamedTuple):
+    """A leaf's shape without the client axis, and its NumPy type ("" once it is folded)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def misfit(part: Part, shapes: Any, task: Any) -> str | None:
+    """What is wrong with a part's shapes against its declaration; written apart from the engine's own check."""
+    like = part.like
+    params = {n: tuple(p.shape) for n, p in task.params_like.items()}
+    if like == "any":
+        return None
+    if like == "params":
+        return None if {n: s.shape for n, s in shapes.items()} == params else f"{shapes} are not the model's"
+    if re.fullmatch(r"[A-Z] x params", like):  # stacked, or several trees by name
+        if all(isinstance(t, dict) for t in shapes.values()):
+            return next((m for t in shapes.values() if (m := misfit(Part("params"), t, task))), None)
+        stacked = {n: s.shape[1:] for n, s in shapes.items()} == params and len(
+            {s.shape[0] for s in shapes.values()}
+        ) == 1
+        return None if stacked else f"{shapes} are not models"
+    if like == "scalar":
+        return None if shapes.shape == () else f"{shapes} is no scalar"
+    found = re.fullmatch(r"\(([^)]*)\)\s*(\w*)", like)
+    assert found, f"the declaration {like!r} says nothing that can be checked"
+    axes = [a.strip() for a in found[1].split(",") if a.strip()]
+    known = {"C": task.classes, "N": task.population}
+    if len(axes) != len(shapes.shape):
+        return f"{shapes} has other axes than {like}"
+    for a, size in zip(axes, shapes.shape):
+        want = int(a) if a.isdigit() else known.get(a, size)
+        if want != size:
+            return f"axis {a} is {size}, not {want}"
+    return None if not found[2] or found[2] in (shapes.dtype, "") else f"is {shapes.dtype}, not {found[2]}"
+
+
+def recorded(case: Case) -> tuple[Recorder, Result]:
+    def make() -> tuple[Recorder, Result]:
+        pool = Recorder()
+        return pool, toy.simulate(case.method, executor=executor(case), pool=pool, **case.changes)
+
+    return once(case, "recorded", make)
+
+
+def payload_is_the_wires(case: Case, tmp_path: Path) -> None:
+    """All that travels or is kept is declared and has the declared shape; the server state has all declared parts."""
+    pool, done = recorded(case)
+    wire, task = done.fed.method.wire, done.fed.task
+    for where in ("down", "up", "keep"):
+        declared = getattr(wire, where)
+        for name, found in pool.seen[where].items():
+            assert name in declared, f"{where}: part {name!r} is not declared"
+            for shapes in found:
+                problem = misfit(declared[name], shapes, task)
+                assert problem is None, f"{where}: part {name!r}: {problem}"
+    assert set(done.state) == set(wire.server) == set(done.initial)
+    for name, part in wire.server.items():
+        shapes = tree.map(lambda x: Shaped(tuple(x.shape), str(x.dtype).removeprefix("torch.")), done.state[name])
+        problem = misfit(part, shapes, task)
+        assert problem is None, f"server: part {name!r}: {problem}"
+    if done.clients():
+        assert all(set(s) == set(wire.keep) for s in done.clients().values())
+
+
+def every_part_is_seen(cases: list[Case]) -> None:
+    """Over all variants of one method, every declared part travels or is kept at least once."""
+    wire = recorded(cases[0])[1].fed.method.wire
+    for where in ("down", "up", "keep"):
+        seen = set().union(*(recorded(c)[0].seen[where] for c in cases))
+        assert seen == set(getattr(wire, where)), (
+            f"{where}: declared {sorted(getattr(wire, where))}, seen {sorted(seen)}"
+        )
+
+
+def private_parts_stay(case: Case, tmp_path: Path) -> None:
+    """No part marked private is declared to travel, or is seen on its way to the server, at any depth."""
+    pool, done = recorded(case)
+    wire = done.fed.method.wire
+    for where in ("down", "up", "server"):
+        assert not [n for n, p in getattr(wire, where).items() if p.private], f"{where}: declares private parts"
+    names = {n for n, p in wire.keep.items() if p.private}
+    sent = {k for name, found in pool.seen["up"].items() for t in found for p, _ in tree.leaves(t) for k in (name, *p)}
+    assert not sent & names, f"up: {sorted(sent & names)} are private to clients"
+
+
+CHECKS: list[Callable[[Case, Path], None]] = [
+    two_rounds_run,
+    loop_is_vmap,
+    debug_is_loop,
+    resumes,
+    order_and_workers_change_nothing,
+    lost_calls_change_nothing,
+    payload_is_the_wires,
+    private_parts_stay,
+    states_survive_the_disk,
+    sampling_is_the_engines,
+    again_is_the_same,
+    scoring_changes_nothing,
+    empty_rounds_pass,
+]
