@@ -217,10 +217,7 @@ def main() -> None:
     except Exception as e:
         if not hasattr(e, "format_message"):  # anything but a wrong command line
             raise
-        known = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-        word = next((a for a in sys.argv[1:] if not a.startswith("-")), "")
-        hint = nearest(word, known) if "No such command" in e.format_message() else ""
-        typer.echo(f"rayfed: {e.format_message()}{hint}\nSee: rayfed --help", err=True)
+        typer.echo(f"rayfed: {e.format_message()}\nSee: rayfed --help", err=True)
         sys.exit(2)
 
 

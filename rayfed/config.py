@@ -91,11 +91,13 @@ class Groups(Section):
     )
     count: int = Field(1, ge=1, description="Number of planted groups.")
     sets: list[list[int]] | None = Field(
-        None, description="For `classes`: the classes of each group; default: overlapping runs."
+        None, description="For `classes`: the classes of each group; default: runs that overlap."
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Groups:
+        if self.kind != "none" and "count" not in self.model_fields_set:
+            raise ValueError(f"count: missing, how many groups of kind {self.kind} are there?")
         if self.kind == "rotation" and self.count > 4:
             raise ValueError(f"count: {self.count} found, rotations are 0, 90, 180 and 270 degrees: at most 4")
         if self.sets is not None and (self.kind != "classes" or len(self.sets) != self.count):

@@ -114,9 +114,15 @@ class Runner:
             self.state = tree.from_numpy(load_tree(snapshot, "server"))
             self.fed.store.load(snapshot, self.segments)
             self.folder.event("resumed", round=self.last)
+        self.before = self._spent(self.last)
         undeclared = sorted(set(self.state) ^ set(self.method.wire.server))
         if undeclared:
             raise RunFailed(f"the server state's parts and `wire.server` differ in {undeclared}")
+
+    def _spent(self, r: int) -> float:
+        """Seconds that the first r rounds took, whoever ran them."""
+        rows = [row for row in self.folder.metrics().to_pylist() if row["round"] <= r] if r else []
+        return sum(row.get(n) or 0.0 for row in rows for n in ("time/round", "time/evaluate"))
 
     def _choose_executor(self, start: Tree | None) -> None:
         """`executor: auto` becomes `vmap` or `loop` once, by timing, and stays so for this run."""
@@ -245,7 +251,7 @@ class Runner:
         self.status["status"] = "done"
         summary = {
             "rounds": r,
-            "wall_s": time.perf_counter() - began,
+            "wall_s": self.before + time.perf_counter() - began,
             "method": self.config.method.name,
             "seed": self.config.seed,
         }

@@ -57,18 +57,34 @@ class Finished:
 
 @dataclass
 class _Federations:
-    """The split of each (seed, data, federation), so that all arms of a study share one."""
+    """The split of each (seed, data, federation), so that all arms of a study share one. ConfigError where the data cannot
+    be had or split, or the model cannot take it."""
 
     known: dict[str, Federation] = field(default_factory=dict)
 
     def of(self, config: Config) -> Federation:
-        from rayfed import partition
+        from rayfed import models, partition
 
         d = config.to_dict()
         k = json.dumps([d["seed"], d["task"]["data"], d["federation"]], sort_keys=True, default=str)
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
+        if problems := models.fits(config.task.model, self.known[k].input_shape):
+            raise ConfigError(problems)
         return self.known[k]
+
+    def check(self, study: Study) -> None:
+        """Every arm's split under the first seed, so that what is wrong with an arm is told before anything starts."""
+        found: dict[str, list[str]] = {}
+        for arm, config in study.arms.items():
+            try:
+                self.of(config.model_copy(update={"seed": study.seeds[0]}))
+            except ConfigError as e:
+                for p in e.problems:
+                    found.setdefault(p, []).append(arm)
+        if found:
+            everywhere = len(study.arms)
+            raise ConfigError([p if len(a) == everywhere else f"arms.{', '.join(a)}: {p}" for p, a in found.items()])
 
 
 def run(
@@ -83,10 +99,11 @@ def run(
         launcher.start([request])
         folder = RunFolder.create(Path(out or request.storage.path), request.to_dict(), owner=Owner.me())
         return _single(request, federation, folder, launcher, watch)
-    first = request.runs()[0][2]
-    federations.of(first)
+    federations.check(request)
     launcher.start([c for _, _, c in request.runs()])
-    path = new_folder(Path(out or first.storage.path), request.base.name, {"study.yaml": yaml_bytes(request.to_dict())})
+    path = new_folder(
+        Path(out or request.base.storage.path), request.base.name, {"study.yaml": yaml_bytes(request.to_dict())}
+    )
     return _study(request, path, federations, launcher, watch)
 
 
@@ -104,6 +121,7 @@ def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), wa
     if (path / "study.yaml").exists():
         request = load_config(path / "study.yaml", sets)
         assert isinstance(request, Study)
+        federations.check(request)
         launcher.start([c for _, _, c in request.runs()])
         return _study(request, path, federations, launcher, watch)
     if not (path / "config.yaml").exists():

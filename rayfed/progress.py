@@ -90,10 +90,10 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
             m
             for m in ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
             if any(m in a for a in summary["arms"].values())
-        ]
+        ][:4]  # what fits into 80 columns; the report has all
         table.add_column("arm")
         for n in names:
-            table.add_column(n, justify="right")
+            table.add_column(n.replace("/", "\n"), justify="right")
         for arm, found in summary["arms"].items():
             table.add_row(arm, *(_mean_sd(found.get(n)) for n in names))
         console.print(table)

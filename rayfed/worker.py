@@ -395,7 +395,7 @@ def mismatch(like: str, part: Tree, task: Task, lead: int = 1) -> str | None:
         dims = part.dim() - lead
         if dims != want:
             return f"has {dims} axes"
-        kind = like.rpartition(")")[2].strip()
+        kind = like.partition(")")[2].strip()
         if kind and str(part.dtype) != f"torch.{kind}":
             return f"is {part.dtype}"
     return None
