@@ -6,6 +6,7 @@ are not built yet are known names and refused as such.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -324,7 +325,18 @@ class Claim(Section):
     at: int = Field(ge=1, description="The round that is judged.")
     better: str
     than: str
-    margin: float = 0.0
+    margin: float = Field(
+        0.0, description="Least improvement; below 0: how much worse may still pass (see rayfed.report.study.judge)."
+    )
+    about: str = Field("", description="What is claimed, in a sentence.")
+    method: str | None = Field(None, description="The method it is about; default: that of the arm `better`.")
+
+    @field_validator("margin")
+    @classmethod
+    def _number(cls, v: float) -> float:
+        if not math.isfinite(v):
+            raise ValueError(f"{v} found, allowed: a finite number")
+        return v
 
 
 class Study(BaseModel):
@@ -336,7 +348,12 @@ class Study(BaseModel):
     raw: dict[str, Any]
     seeds: tuple[int, ...]
     arms: dict[str, Config]
-    claim: Claim | None = None
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def claim(self) -> Claim | None:
+        """The first claim."""
+        return self.claims[0] if self.claims else None
 
     def runs(self) -> list[tuple[str, int, Config]]:
         """(arm, seed, config) of every run."""

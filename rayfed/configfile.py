@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +17,7 @@ from rayfed.errors import ConfigError, nearest
 
 READY = Path(__file__).parent / "configs"
 STUDY_KEYS = ("seeds", "arms", "claim")
+VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def ready() -> list[str]:
@@ -35,10 +38,26 @@ def load(source: str | Path | Mapping[str, Any], sets: Sequence[str]) -> Config 
         for key in reversed(name.strip().split(".")):
             change = {key: change}
         raw = merge(raw, change)
+    raw = variables(raw, os.environ, problems)
     if not any(k in raw for k in STUDY_KEYS):
         config = _check(raw, problems)
         return _or_raise(config, problems)
     return _study(raw, problems)
+
+
+def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str = "") -> Any:
+    """`${NAME}` in a value stands for the environment variable; one that is not set is a problem."""
+    if isinstance(raw, Mapping):
+        return {k: variables(v, env, problems, f"{where}.{k}" if where else str(k)) for k, v in raw.items()}
+    if isinstance(raw, list):
+        return [variables(v, env, problems, f"{where}.{i}") for i, v in enumerate(raw)]
+    if not isinstance(raw, str):
+        return raw
+    problems += [
+        f"{where}: {raw!r} needs the environment variable {n}, which is not set"
+        for n in dict.fromkeys(VARIABLE.findall(raw)) if n not in env
+    ]  # fmt: skip
+    return VARIABLE.sub(lambda m: env.get(m[1], m[0]), raw)
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -103,22 +122,46 @@ def _study(raw: dict[str, Any], problems: list[str]) -> Study:
         problems += [f"arms.{arm}: {p}" for p in found if p not in problems]
         if config is not None:
             arms[str(arm)] = config
-    claim = None
-    if raw.get("claim") is not None:
-        try:
-            claim = Claim.model_validate(raw["claim"])
-        except ValidationError as e:
-            problems += _sentences(e, Claim, "claim")
-        else:
-            problems += [
-                f"claim.{k}: {v!r} is not an arm{nearest(v, arms_raw)}; arms: {', '.join(arms_raw)}"
-                for k, v in (("better", claim.better), ("than", claim.than)) if v not in arms_raw
-            ]  # fmt: skip
-            if base is not None and claim.at > base.rounds:
-                problems.append(f"claim.at: {claim.at} found, the study has {base.rounds} rounds")
+    claims = _claims(raw.get("claim"), base, arms_raw, arms, problems)
     _or_raise(None, problems)
     assert base is not None
-    return Study(base=base, raw=raw, seeds=tuple(seeds), arms=arms, claim=claim)
+    return Study(base=base, raw=raw, seeds=tuple(seeds), arms=arms, claims=claims)
+
+
+def _claims(
+    raw: Any, base: Config | None, names: Mapping[str, Any], arms: Mapping[str, Config], problems: list[str]
+) -> tuple[Claim, ...]:
+    """One claim as a mapping, several as a list."""
+    several = isinstance(raw, list)
+    claims = []
+    for i, one in enumerate(raw if several else [] if raw is None else [raw]):
+        where, found = f"claim.{i}" if several else "claim", len(problems)
+        try:
+            claim = Claim.model_validate(one)
+        except ValidationError as e:
+            problems += _sentences(e, Claim, where)
+            continue
+        problems += [
+            f"{where}.{k}: {v!r} is not an arm{nearest(v, names)}; arms: {', '.join(names)}"
+            for k, v in (("better", claim.better), ("than", claim.than)) if v not in names
+        ]  # fmt: skip
+        if base is not None and claim.at > base.rounds:
+            problems.append(f"{where}.at: {claim.at} found, the study has {base.rounds} rounds")
+        known = {c.method.name for c in arms.values()}
+        if claim.method is not None and len(arms) == len(names) and claim.method not in known:
+            problems.append(
+                f"{where}.method: {claim.method!r} is not the method of an arm{nearest(claim.method, known)}; "
+                f"methods: {', '.join(sorted(known))}"
+            )
+        for arm in dict.fromkeys((claim.better, claim.than)) if len(problems) == found else ():
+            c = arms.get(arm)
+            if c is not None and (claim.at > c.rounds or (claim.at % c.evaluate.every and claim.at != c.rounds)):
+                problems.append(
+                    f"{where}.at: round {claim.at} of arm {arm!r} is not evaluated (evaluate.every: {c.evaluate.every}, "
+                    f"rounds: {c.rounds})"
+                )
+        claims.append(claim)
+    return tuple(claims)
 
 
 def _check(raw: dict[str, Any], problems: list[str]) -> Config | None:
@@ -224,6 +267,9 @@ def _rules(c: Config, problems: list[str]) -> None:
         problems.append(
             f"federation.per_round: {c.federation.per_round} found, allowed: at most {n} (the clients that are not held out)"
         )
+    from rayfed.partition.groups import too_many
+
+    problems += too_many(c.federation.groups, max(n, 1))
     if c.init.from_ is not None:
         where = Path(c.init.from_)
         if not any((p / "model.safetensors").is_file() for p in (where, where / "model")):

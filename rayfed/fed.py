@@ -208,28 +208,32 @@ class Fed:
         mine: dict[int, Tree] | None = None,
         fold: Fold | Sequence[Fold] = (),
         keep: str | Sequence[str] = (),
+        metered: bool = True,
     ) -> Replies:
         """Ask clients for one visit and wait for all of them.
 
         visit: a method's visit (`self.train`); to: client ids, in any order; shared: parts for everyone; mine: client ->
         small tree for it alone; fold: what becomes of parts; keep: folded parts that stay reachable for `gram`, `linear`
-        and `gather`. A client that fails is dropped or ends the run, as `failures.client_error` says.
+        and `gather`; metered: false where a deployment's server would work this out from what it holds of each client
+        (it runs where the client states lie, and counts in no bytes and no visits). A client that fails is dropped or ends
+        the run, as `failures.client_error` says.
         """
         name = visit if isinstance(visit, str) else visit.__name__
         shared, wanted = shared or {}, (fold,) if isinstance(fold, Fold) else tuple(fold)
         keeping = (keep,) if isinstance(keep, str) else tuple(keep)
         evaluation = name.startswith("@")
+        quiet = evaluation or not metered
         if not evaluation:
             self._check_down(name, shared, mine)
         self._asks += 1
         dispatch = (self.round << 20) + self._asks
         cohorts = self._cohorts(name, to)
-        handles = tuple(self._put(part, shared[part], to, evaluation) for part in shared)
+        handles = tuple(self._put(part, shared[part], to, quiet) for part in shared)
         jobs = []
         for ids in cohorts:
             blocks, places = self.store.lookup(ids) if self.method.wire.keep else ((), ())
             own_mine = _stacked_mine(mine, ids)
-            if not evaluation:
+            if not quiet:
                 self.meter["bytes/down"] += tree.nbytes(own_mine)
             call = Call(
                 name,
@@ -242,12 +246,12 @@ class Fed:
                 places,
                 wanted,
                 keeping,
-                self._score_local and not evaluation,
+                self._score_local and not quiet,
             )
             jobs.append(Job(self.run, "visit", {"call": call}, (*handles, *blocks)))
-        return self._collect(name, jobs, wanted, evaluation)
+        return self._collect(name, jobs, wanted, quiet)
 
-    def _collect(self, name: str, jobs: list[Job], wanted: tuple[Fold, ...], evaluation: bool) -> Replies:
+    def _collect(self, name: str, jobs: list[Job], wanted: tuple[Fold, ...], quiet: bool) -> Replies:
         mergers = {f.part: Merger(folds.merge) for f in wanted}
         kept: dict[int, Kept] = {}
         replies: list[Reply] = []
@@ -270,9 +274,9 @@ class Fed:
             replies += [Reply(*r) for r in zip(ids, meta["examples"], meta["steps"], strict=True)]
             if ids:
                 kept[number] = Kept(ids, meta["small"], out.large)
-            if not evaluation:
-                if out.own is not None:
-                    self.store.write(ids, out.own)
+            if out.own is not None:
+                self.store.write(ids, out.own)
+            if not quiet:
                 self.meter["bytes/up"] += meta["bytes_up"]
                 self.meter["visits"] += len(ids)
                 self.local_scores.update(meta["local"])
@@ -306,16 +310,17 @@ class Fed:
                 raise ValueError(f"{name}: a client is asked twice in one ask")
         return [tuple(ordered[i : i + self.size]) for i in range(0, len(ordered), self.size)]
 
-    def _put(self, part: str, value: Tree, to: Sequence[int], evaluation: bool) -> Any:
+    def _put(self, part: str, value: Tree, to: Sequence[int], quiet: bool) -> Any:
         """A shared part goes out once a round however often it is asked with; clients that have it do not pay again."""
         known = self._puts.get(id(value))
         if known is None:
             known = (value, self.pool.put(tree.to_numpy(value)), set())
             self._puts[id(value)] = known
             self.meter["ray/bytes/down"] += tree.nbytes(value)
-        if not evaluation:
+        if not quiet:
             new = set(to) - known[2]
-            self.meter["bytes/down"] += tree.nbytes(value) * len(new)
+            rows = tree.values(value)[0].shape[0] if self.method.wire.down[part].routed else 1
+            self.meter["bytes/down"] += tree.nbytes(value) // rows * len(new)
             known[2].update(new)
         return known[1]
 

@@ -44,13 +44,15 @@ class Part(NamedTuple):
     """A named part of a payload or a state.
 
     like: "params", "scalar", "(C,) int64", "K x params", "any"; update: transforms act on it; private: never leaves
-    the client; note: one sentence.
+    the client; note: one sentence; routed: a stack of K rows of which a deployment sends each client only one (its
+    cluster's, or a mixture made at the server), so that `bytes/down` counts one.
     """
 
     like: str
     update: bool = False
     private: bool = False
     note: str = ""
+    routed: bool = False
 
 
 class Wire(NamedTuple):

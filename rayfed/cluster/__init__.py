@@ -52,7 +52,7 @@ class Clusterer:
 
 def names() -> list[str]:
     """Known kinds."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "served")
 
 
 def make(spec: dict[str, Any]) -> Clusterer:

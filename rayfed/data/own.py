@@ -120,7 +120,7 @@ def _wrong(d: Dataset) -> list[str]:
             out.append(
                 f"{which}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape} found, needed: numbers (n, ...) and whole numbers (n,)"
             )
-        elif x.shape[1:] != d.input_shape or x.ndim < 2 or (d.kind == "image" and x.ndim != 4):
+        elif x.shape[1:] != np.shape(d.train.x)[1:] or x.ndim < 2 or (d.kind == "image" and x.ndim != 4):
             out.append(f"{which}: x of shape {x.shape} found, needed: (n, C, H, W) for images, (n, features) otherwise")
         elif len(y) and (y.min() < 0 or y.max() >= d.classes):
             out.append(f"{which}: labels {y.min()} to {y.max()} found, allowed: 0 to {d.classes - 1}")

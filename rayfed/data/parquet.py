@@ -163,8 +163,8 @@ def load(spec: Named, seed: int) -> Dataset:
     ys, names = labels(columns, use["label"], str(folder), use["names"])
     take = _images if use["image"] else _features
     parts = [
-        Part(take(t, use, folder), y, *(_text(t, use[n]) for n in ("client", "domain", "split")))
-        for t, y in zip(tables, ys, strict=True)
+        Part(take(t, use, folder), y, *(_text(t, use[n], missing) for n, missing in (("client", ""), ("domain", ""), split)))
+        for t, y, split in zip(tables, ys, (("split", "train"), ("split", "test")), strict=False)
     ]
     _known_splits(parts, use, folder)
     train, test = _train_and_test(parts, float(spec.options.get("test", 0.2)))
@@ -216,9 +216,10 @@ def _images(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
     column = table[use["image"]]
     if column.null_count:
         raise ConfigError(f"task.data.image: {column.null_count} rows of {folder} have no image")
-    flat = np.frombuffer(b"".join(column.to_pylist()), np.uint8)
-    if flat.size != len(column) * h * w * c:
+    pictures = column.to_pylist()
+    if any(len(p) != h * w * c for p in pictures):
         raise ConfigError(f"task.data.shape: images of {folder} do not have {h} x {w} x {c} bytes each")
+    flat = np.frombuffer(b"".join(pictures), np.uint8)
     x = np.ascontiguousarray(flat.reshape(-1, h, w, c).transpose(0, 3, 1, 2)).astype(np.float32)
     x /= np.float32(255)
     return x
@@ -229,7 +230,10 @@ def _features(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
     return np.stack([np.asarray(table[f].cast("float64").to_numpy(), np.float64) for f in use["features"]], 1)
 
 
-def _text(table: pa.Table, name: str | None) -> np.ndarray | None:
+def _text(table: pa.Table, name: str | None, missing: str) -> np.ndarray | None:
+    """A column as text; `missing` in every row of a file that lacks a column which the other one has."""
     if name is None:
         return None
+    if name not in table.column_names:
+        return np.full(table.num_rows, missing)
     return np.array(["" if v is None else str(v) for v in table[name].to_pylist()], dtype=str)

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rayfed import keys, tree
+from rayfed.cluster.served import least, losses, nothing
 from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Info, Phase, Visit, accumulate, average, once, sgd_visit
+from rayfed.visit import Info, Visit, sgd_visit
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    from torch import Tensor
-
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
@@ -54,25 +51,12 @@ class IFCA(Method):
         others = [task.fresh_params(keys.key(key, 0, -1, f"expert {k}")) for k in range(1, self.settings.clusters)]
         return {"experts": tree.stack([first, *others]), "assignment": torch.full((task.population,), -1)}
 
-    def _choose(self, task: Task) -> Phase:
-        k = self.settings.clusters
-
-        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            zero = torch.zeros(k, dtype=task.dtype, device=task.device)
-            return {"experts": shared["experts"], "sum": {"loss": zero}, "n": zero.sum()}
-
-        def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
-            losses = torch.stack([task.loss(tree.pick(carry["experts"], i), batch, key) for i in range(k)], -1)
-            return {"experts": carry["experts"], **accumulate(carry, {"loss": losses}, batch["w"])}
-
-        return Phase(once("train"), step, enter, counts=False)
-
     def train(self, task: Task) -> Visit:
         visit = sgd_visit(task.loss, self.local)
         training = visit.phases[0]
 
         def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            best = average(carry)["loss"].argmin()
+            best = least(carry)
             picked = {"model": tree.pick(shared["experts"], best)}
             assert training.enter is not None
             return {"cluster": best, **training.enter(info, picked, shared, mine, own)}
@@ -81,7 +65,7 @@ class IFCA(Method):
             start = tree.pick(shared["experts"], carry["cluster"])
             return {"delta": tree.sub(carry["model"], start), "cluster": carry["cluster"]}, own
 
-        return Visit(_nothing, [self._choose(task), training._replace(enter=enter)], end, True, visit.local)
+        return Visit(nothing, [losses(task), training._replace(enter=enter)], end, True, visit.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         to = fed.sample()
@@ -102,16 +86,12 @@ class IFCA(Method):
 
     def view(self, task: Task) -> Visit:
         def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": tree.pick(shared["experts"], average(carry)["loss"].argmin())}, own
+            return {"model": tree.pick(shared["experts"], least(carry))}, own
 
-        return Visit(_nothing, [self._choose(task)], end)
+        return Visit(nothing, [losses(task)], end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: int(k) for i, k in enumerate(state["assignment"].tolist()) if k >= 0}
 
     def experts(self, state: Tree) -> dict[int, Tree]:
         return dict(enumerate(tree.unstack(state["experts"])))
-
-
-def _nothing(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-    return {}

@@ -139,7 +139,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     def draw(purpose: str) -> np.random.Generator:
         return keys.numpy(keys.key(config.seed, 0, -1, f"partition/{purpose}"))
 
-    if problems := planted.problems(f.groups, dataset):
+    if problems := planted.problems(f.groups, dataset) + planted.too_many(f.groups, n - held):
         raise ConfigError(problems)
     # Each side gets every group in equal numbers: an unseen client's group should be one that trained.
     group = np.concatenate([

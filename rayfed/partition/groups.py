@@ -23,6 +23,8 @@ def problems(groups: Any, dataset: Any) -> list[str]:
             f"federation.groups.count: {k} found, {classes} classes have only {math.factorial(classes)} permutations"
         ]
     if groups.kind == "classes":
+        if groups.sets is None and k == classes == 2:
+            return ["federation.groups.sets: missing; two groups of two classes would hold the same by default"]
         if groups.sets is None and k > classes:
             return [
                 f"federation.groups.count: {k} found, allowed for {classes} classes: at most {classes}, or your own `sets`"
@@ -35,6 +37,13 @@ def problems(groups: Any, dataset: Any) -> list[str]:
                 f"federation.groups.sets: {groups.sets} found, every set needs at least one class, and each only once"
             ]
     return []
+
+
+def too_many(groups: Any, training: int) -> list[str]:
+    """Why `training` clients are too few: an unseen client's group should be one that trained."""
+    if groups.kind == "none" or groups.count <= training:
+        return []
+    return [f"federation.groups.count: {groups.count} found, allowed: at most {training} (the clients that train)"]
 
 
 def assign(groups: Any, clients: int, first: int, rng: np.random.Generator) -> np.ndarray:

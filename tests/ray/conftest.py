@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.ray)
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ class Command:
             start_new_session=True,
         )
 
-    def wait(self, timeout: float = 240) -> tuple[int, str]:
+    def wait(self, timeout: float = 600) -> tuple[int, str]:
         out, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, out
 
@@ -116,7 +116,7 @@ def rayfed(env: dict[str, str]) -> Iterator[Callable[..., Command]]:
             c.process.wait()
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     """Wait for a truthy value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,0 +1,1 @@
+"""Server-side rules that several methods share."""

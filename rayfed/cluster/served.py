@@ -1,0 +1,112 @@
+"""What clustered methods share: one model per cluster at the server, one of them for each client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rayfed import tree
+from rayfed.fold import mean
+from rayfed.lazy import torch
+from rayfed.method import Method, Part, Wire
+from rayfed.visit import Info, Phase, Visit, accumulate, average, once, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.fed import Fed, Replies
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+def losses(task: Task) -> Phase:
+    """One pass over the train split under each model of shared["experts"] (K x params); `least(carry)` then names the best."""
+
+    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        zero = torch.zeros(len(tree.values(shared["experts"])[0]), dtype=task.dtype, device=task.device)
+        return {"experts": shared["experts"], "sum": {"loss": zero}, "n": zero.sum()}
+
+    def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
+        k = len(carry["sum"]["loss"])
+        rows = torch.stack([task.loss(tree.pick(carry["experts"], i), batch, key) for i in range(k)], -1)
+        return {"experts": carry["experts"], **accumulate(carry, {"loss": rows}, batch["w"])}
+
+    return Phase(once("train"), step, enter, counts=False)
+
+
+def least(carry: Tree) -> Tensor:
+    """Place of the model with the least mean loss after `losses`; 0-d."""
+    return average(carry)["loss"].argmin()
+
+
+def nothing(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+    """A visit's empty first carry."""
+    return {}
+
+
+class Clustered(Method):
+    """Base: server state {"experts": {cluster id: params}, "assignment": (N,) id or -1, ...}, FedAvg inside clusters.
+
+    A client without a cluster (held out, or never asked) is served the expert with the least loss on its own training
+    data.
+    """
+
+    wire: ClassVar[Wire] = Wire(
+        down={
+            "experts": Part("K x params", note="the model of the client's own cluster", routed=True),
+            "place": Part("() int64", note="which row of the stack is meant; nothing in a deployment"),
+        },
+        up={"delta": Part("params", update=True)},
+        server={
+            "experts": Part("any", note="cluster id -> model"),
+            "assignment": Part("(N,) int64", note="cluster id of each client, -1 before it has one"),
+        },
+    )
+    universal: ClassVar[str | None] = None
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {"experts": {"0": task.init_params(key)}, "assignment": torch.full((task.population,), -1)}
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": tree.pick(shared["experts"], mine["place"])}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], tree.pick(shared["experts"], mine["place"]))}, own
+
+        return sgd_visit(task.loss, self.local, start=start, end=end)
+
+    def train_clusters(
+        self, state: Tree, fed: Fed, clients: Sequence[int], *, weight: str = "examples", keep: str = ""
+    ) -> tuple[Replies, dict[str, Tree]]:
+        """(replies, the next experts): every client trains its cluster's model; a cluster nobody of which replied stays."""
+        ids = sorted(state["experts"], key=int)
+        places = {c: {"place": torch.tensor(ids.index(str(int(state["assignment"][c]))))} for c in clients}
+        got = fed.ask(
+            self.train, clients, shared={"experts": tree.stack([state["experts"][k] for k in ids])}, mine=places,
+            fold=mean("delta", weight=weight, by="place"), keep=keep or (),
+        )  # fmt: skip
+        folded = got.folded["delta"]
+        return got, {
+            k: tree.add(e, folded[i]) if i in folded else e for i, k in enumerate(ids) for e in [state["experts"][k]]
+        }
+
+    def serve(self, state: Tree) -> Tree:
+        return {"experts": tree.stack([state["experts"][k] for k in sorted(state["experts"], key=int)])}
+
+    def mine(self, state: Tree, client: int) -> Tree:
+        k = int(state["assignment"][client]) if client < len(state["assignment"]) else -1
+        return {"place": torch.tensor(sorted(state["experts"], key=int).index(str(k)) if k >= 0 else -1)}
+
+    def view(self, task: Task) -> Visit:
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            place = torch.where(mine["place"] >= 0, mine["place"], least(carry))
+            return {"model": tree.pick(shared["experts"], place)}, own
+
+        return Visit(nothing, [losses(task)], end)
+
+    def clusters(self, state: Tree) -> dict[int, int]:
+        return {i: k for i, k in enumerate(state["assignment"].tolist()) if k >= 0}
+
+    def experts(self, state: Tree) -> dict[int, Tree]:
+        return {int(k): e for k, e in state["experts"].items()}

@@ -1,0 +1,52 @@
+"""FedAvgM: heavy-ball momentum at the server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.fold import mean
+from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.visit import Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class FedAvgM(Method):
+    """Hsu et al. 2019, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification"
+    (1909.06335).
+
+    Client i: as FedAvg. Server: Delta = sum_i (n_i / n) u_i; v <- beta v + Delta; x <- x + eta_g v, v^0 = 0.
+    There is no factor 1 - beta: the steady step is 1 / (1 - beta) larger, so scale eta_g.
+    A round without replies changes nothing.
+    Down: the model (P floats). Up: the update (P), n_i. Kept at clients: nothing. At the server: x, v (2 P).
+    """
+
+    class Settings(MethodSettings):
+        momentum: float = Field(0.9, ge=0, lt=1, description="beta.")
+        server_lr: float = Field(1.0, gt=0, description="Server step eta_g along the momentum.")
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")},
+        up={"delta": Part("params", update=True)},
+        server={"model": Part("params"), "v": Part("params")},
+    )
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {"model": task.init_params(key), "v": tree.zeros(task.params_like)}
+
+    def train(self, task: Task) -> Visit:
+        return sgd_visit(task.loss, self.local)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        s = self.settings
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="examples"))
+        if not got.ids:
+            return state
+        v = tree.add(tree.scale(state["v"], s.momentum), got.folded["delta"])
+        return {"model": tree.add(state["model"], v, s.server_lr), "v": v}

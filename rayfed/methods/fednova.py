@@ -1,0 +1,95 @@
+"""FedNova: normalised averaging, so that clients who take more steps do not count for more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.fold import mean
+from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.visit import Info, Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torch import Tensor
+
+    from rayfed.config import Config
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class FedNova(Method):
+    """Wang et al. 2020, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization" (2007.07481).
+
+    Client i takes tau_i steps; |a_i| is the sum of the weights with which its gradients entered y - x^r: tau_i for SGD,
+    [tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho) with momentum rho, (1 - (1 - lr mu)^tau) / (lr mu) with a proximal
+    term mu. Sends u_i / |a_i| and its norm.
+    Server, p_i = n_i / n over the round: x <- x + tau_eff sum_i p_i u_i / |a_i|; tau_eff = sum_i p_i |a_i|, with mu > 0
+    sum_i p_i tau_i. With `server_momentum` beta: v <- beta v + that step; x <- x + v.
+    Down: the model (P floats). Up: P floats and one number. Kept at clients: nothing. At the server: x, v.
+    Local momentum starts anew in every visit.
+    """
+
+    class Settings(MethodSettings):
+        mu: float = Field(0.0, ge=0, description="Proximal term at clients, as in FedProx.")
+        server_momentum: float = Field(0.0, ge=0, lt=1, description="Heavy-ball momentum at the server, as in FedAvgM.")
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")},
+        up={
+            "delta": Part("params", update=True, note="u_i / |a_i|"),
+            "tau": Part("scalar", note="|a_i|, or with mu > 0 the number of steps"),
+        },
+        server={"model": Part("params"), "v": Part("params")},
+    )
+
+    def check(self, config: Config) -> list[str]:
+        o = config.local.optimizer
+        if o.name != "sgd" or o.weight_decay or o.nesterov:
+            return ["local.optimizer: fednova needs sgd without weight decay and nesterov; momentum is accounted for"]
+        if o.momentum and self.settings.mu:
+            return ["method.mu: fednova's norm is known for momentum or for a proximal term, not for both"]
+        return []
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {"model": task.init_params(key), "v": tree.zeros(task.params_like)}
+
+    def train(self, task: Task) -> Visit:
+        mu, rho = self.settings.mu, self.local.optimizer.momentum
+
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": shared["model"], **({"anchor": shared["model"]} if mu else {})}
+
+        def pull(gradient: Tree, carry: Tree) -> Tree:
+            return tree.add(gradient, tree.sub(carry["model"], carry["anchor"]), mu)
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            norm = norm_of(info.steps.to(info.lr.dtype), rho, mu, info.lr)
+            delta = tree.scale(tree.sub(carry["model"], shared["model"]), 1 / norm)
+            return {"delta": delta, "tau": info.steps.to(info.lr.dtype) if mu else norm}, own
+
+        return sgd_visit(task.loss, self.local, start=start, hook=pull if mu else None, end=end)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        got = fed.ask(
+            self.train, fed.sample(), shared={"model": state["model"]},
+            fold=(mean("delta", weight="examples"), mean("tau", weight="examples")),
+        )  # fmt: skip
+        if not got.ids:
+            return state
+        step = tree.scale(got.folded["delta"], got.folded["tau"])
+        v = tree.add(step, state["v"], self.settings.server_momentum)
+        return {"model": tree.add(state["model"], v), "v": v}
+
+
+def norm_of(tau: Tensor, rho: float, mu: float, lr: Any) -> Tensor:
+    """|a_i|: how much of one gradient tau local steps add up to; 0-d."""
+    if rho:
+        return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+    if mu:
+        return (1 - (1 - lr * mu) ** tau) / (lr * mu)
+    return tau
