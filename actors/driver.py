@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,7 +134,8 @@ def local_node() -> dict[str, float]:
 def _gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([v for v in visible.split(",") if v.strip()])
+        names = [v.strip() for v in visible.split(",")]
+        return len(list(itertools.takewhile(lambda v: v.isdigit() or v.startswith(("GPU-", "MIG-")), names)))
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed.errors import PlacementError
 
@@ -37,50 +37,76 @@ class Plan:
 
 def plan(config: Config, nodes: Sequence[Node]) -> Plan:
     """The plan for a run on these nodes. Raises PlacementError: what was asked, what exists, which setting to change."""
-    r = config.resources
+    r, server = config.resources, config.resources.server
     cpus = float(r.cpus_per_actor)
-    total_gpu = int(sum(n.get("GPU", 0) for n in nodes))
-    gpus = r.gpus_per_actor
-    if gpus == "auto":
-        per_gpu = math.ceil(r.actors / total_gpu) if total_gpu and r.actors != "auto" else 1
-        gpus = 1.0 / per_gpu if total_gpu else 0.0
-    fits = sum(_fits(n, cpus, float(gpus)) for n in nodes)
-    server = r.server
-    spare_cpu = sum(n.get("CPU", 0) for n in nodes) - server.cpus
-    if r.actors == "auto":
-        actors = min(fits, int(spare_cpu // cpus) if cpus else fits)
-        if not gpus:
-            actors = min(actors, _useful(config))
-        actors = max(1, actors)
-    else:
-        actors = int(r.actors)
+    room = [Room.of(n) for n in nodes]
     have = ", ".join(_say(n) for n in nodes) or "no node"
-    if actors > fits:
-        why = f"resources.actors={r.actors} with resources.cpus_per_actor={cpus:g} and resources.gpus_per_actor={float(gpus):g}"
+
+    def share(free: Sequence[Room]) -> float:
+        if r.gpus_per_actor != "auto":
+            return float(r.gpus_per_actor)
+        whole = sum(card > 1 - SLACK for n in free for card in n.cards)
+        return 1.0 / (math.ceil(r.actors / whole) if r.actors != "auto" else 1) if whole else 0.0
+
+    # The server goes first, to the node where it costs the fewest client actors.
+    beside = [
+        [*room[:i], left, *room[i + 1 :]] for i, n in enumerate(room) if (left := n.without(server.cpus, server.gpus))
+    ]
+    fits, gpus = max(((sum(n.fits(cpus, share(b)) for n in b), share(b)) for b in beside), default=(0, share(room)))
+    useful = fits if gpus else min(fits, _useful(config))
+    actors = max(1, useful) if r.actors == "auto" else int(r.actors)
+    alone = sum(n.fits(cpus, gpus) for n in room)
+    if actors > alone:
+        why = (
+            f"resources.actors={r.actors} with resources.cpus_per_actor={cpus:g} and resources.gpus_per_actor={gpus:g}"
+        )
         raise PlacementError(
-            f"{why} cannot be placed: {actors} actors asked, {fits} fit on {have}. "
+            f"{why} cannot be placed: {actors} actors asked, {alone} fit on {have}. "
             + (
                 "Lower resources.actors, resources.cpus_per_actor or resources.gpus_per_actor."
-                if fits
-                else _never(cpus, float(gpus), nodes)
+                if alone
+                else _never(cpus, gpus, nodes)
             )
         )
-    if actors * cpus > spare_cpu + SLACK or server.gpus > total_gpu - actors * float(gpus) + SLACK:
+    if actors > fits:
         raise PlacementError(
             f"resources.server={{cpus: {server.cpus:g}, gpus: {server.gpus:g}}} does not fit beside {actors} client actors of "
-            f"{cpus:g} CPU and {float(gpus):g} GPU on {have}. Lower resources.actors or resources.server."
+            f"{cpus:g} CPU and {gpus:g} GPU on {have}. Lower resources.actors or resources.server."
         )
-    return Plan(actors, cpus, float(gpus), max(1, int(cpus)), server.cpus, server.gpus, server.place == "any")
+    return Plan(actors, cpus, gpus, max(1, int(cpus)), server.cpus, server.gpus, server.place == "any")
 
 
-def _fits(node: Node, cpus: float, gpus: float) -> int:
-    """Actors of this share on one node; a fraction never spans two GPUs, so 0.3 goes three times into each."""
-    by_cpu = math.floor(node.get("CPU", 0) / cpus + SLACK) if cpus else 10**9
-    if not gpus:
-        return by_cpu
-    cards = int(node.get("GPU", 0))
-    by_gpu = cards * math.floor(1 / gpus + SLACK) if gpus <= 1 else math.floor(cards / gpus + SLACK)
-    return min(by_cpu, by_gpu)
+class Room(NamedTuple):
+    """What is free on one node: CPUs, and the free share of each of its cards."""
+
+    cpus: float
+    cards: tuple[float, ...]
+
+    @classmethod
+    def of(cls, node: Node) -> Room:
+        return cls(node.get("CPU", 0), (1.0,) * int(node.get("GPU", 0)))
+
+    def fits(self, cpus: float, gpus: float) -> int:
+        """Actors of this share; a fraction never spans two cards, so 0.3 goes three times into each."""
+        by_cpu = math.floor(self.cpus / cpus + SLACK) if cpus else 10**9
+        if not gpus:
+            return by_cpu
+        if gpus <= 1:
+            return min(by_cpu, sum(math.floor(card / gpus + SLACK) for card in self.cards))
+        return min(by_cpu, math.floor(sum(card > 1 - SLACK for card in self.cards) / gpus + SLACK))
+
+    def without(self, cpus: float, gpus: float) -> Room | None:
+        """What one actor of this share leaves, None if it does not fit."""
+        if self.fits(cpus, gpus) < 1 and (cpus or gpus):
+            return None
+        cards = sorted(self.cards)  # the fullest card that has room
+        if gpus >= 1:
+            whole = [i for i, card in enumerate(cards) if card > 1 - SLACK][: math.ceil(gpus - SLACK)]
+            cards = [card for i, card in enumerate(cards) if i not in whole]
+        elif gpus:
+            i = next(i for i, card in enumerate(cards) if card > gpus - SLACK)
+            cards[i] -= gpus
+        return Room(self.cpus - cpus, tuple(cards))
 
 
 def _never(cpus: float, gpus: float, nodes: Sequence[Node]) -> str:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from actors.placement import Plan
-from rayfed.errors import RayfedError, RunFailed
+from rayfed.errors import RunFailed
 
 
 class ServerActor:
@@ -48,16 +48,7 @@ class ServerActor:
         )
         if self.stopping:
             self.runner.stop()
-        try:
-            return tuple(self.runner.run())
-        except RayfedError:
-            raise
-        except Exception as e:
-            import traceback
-
-            raise RunFailed(
-                f"{type(e).__name__}: {e}\n{traceback.format_exc()}\nContinue with: rayfed resume {path}"
-            ) from None
+        return tuple(self.runner.run())
 
     def status(self) -> dict[str, Any]:
         """The live state of the run in hand (see state.json)."""

@@ -9,14 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 LATER: dict[str, tuple[str, ...]] = {  # known kinds whose part is not built yet
     "federation.participation": ("trace",),
-    "federation.partition": ("quantity", "embedding", "domain", "longtail"),
-    "federation.groups": ("domain",),
     "adapter": ("lora", "prompt", "bias", "ssf", "full", "ia3", "prefix", "vpt"),
     "aggregate": ("krum", "multi_krum", "trimmed_mean", "median", "bulyan", "foolsgold"),
     "attacks": ("label_flip",),
@@ -27,9 +33,26 @@ LATER: dict[str, tuple[str, ...]] = {  # known kinds whose part is not built yet
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, strict."""
+    """Base of all sections and of the parts' own settings: frozen, strict; numbers are finite, and true is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any) -> Any:
+        fields = {f.alias or n: f for n, f in cls.model_fields.items()} if isinstance(value, Mapping) else {}
+        wrong = [k for k, f in fields.items() if isinstance(value.get(k), bool) and {int, float} & _types(f.annotation)]
+        if wrong:
+            raise ValueError("\n".join(f"{k}: {value[k]} found, a number is needed" for k in wrong))
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The plain types of a field, bool aside where it is one of them."""
+    found = {annotation} if isinstance(annotation, type) else set()
+    if not isinstance(annotation, type):
+        found = set().union(*(_types(a) for a in get_args(annotation)))
+    return set() if bool in found else found
 
 
 class Named(Section):
@@ -73,6 +96,10 @@ class IID(Section):
 class Dirichlet(Section):
     kind: Literal["dirichlet"]
     alpha: float = Field(gt=0, description="Concentration: small is skewed, large is even.")
+    over: Literal["clients", "labels"] = Field(
+        "clients",
+        description="A draw per class over the clients, or per client over the labels (Hsu et al. 2019; equal sizes).",
+    )
     min_examples: int = Field(2, ge=1, description="Least examples of a client; reached by moving single examples.")
 
 
@@ -86,18 +113,57 @@ class Natural(Section):
     min_examples: int = Field(2, ge=1, description="Natural clients with fewer examples are left out.")
 
 
+class Quantity(Section):
+    kind: Literal["quantity"]
+    alpha: float = Field(gt=0, description="Concentration of the clients' sizes: small is skewed, large is even.")
+    min_examples: int = Field(2, ge=1, description="Least examples of a client; reached by moving single examples.")
+
+
+class Domain(Section):
+    kind: Literal["domain"]
+    mixed: float = Field(0.0, ge=0, lt=1, description="Share of every domain's rows that is dealt over all clients.")
+    min_examples: int = Field(2, ge=1, description="Least examples of a client.")
+
+
+class Embedding(Section):
+    kind: Literal["embedding"]
+    alpha: float = Field(gt=0, description="Concentration; a client's draw is Dir(alpha * the clusters' shares).")
+    clusters: int = Field(10, ge=1, description="Clusters of embeddings (k-means).")
+    embedding: Literal["task", "pca", "labels"] = Field(
+        "task", description="Hidden layer of a small network trained on the task, inputs' PCA, or classes as clusters."
+    )
+    min_examples: int = Field(2, ge=1, description="Least examples of a client.")
+    tries: int = Field(1000, ge=1, description="Draws until the sizes fit.")
+    fallback: Literal["none", "columns"] = Field(
+        "none",
+        description="If no draw fits: an error, or every cluster shared out on its own (sizes then vary freely).",
+    )
+
+
+class LongTail(Section):
+    kind: Literal["longtail"]
+    alpha: float = Field(gt=0, description="Concentration of the label skew over clients, as in dirichlet.")
+    imbalance: float = Field(100.0, ge=1, description="Rows of the first class over rows of the last.")
+    test: Literal["balanced", "tail"] = Field("balanced", description="Pooled test rows: all, or cut to the same tail.")
+    min_examples: int = Field(2, ge=1, description="Least examples of a client; reached by moving single examples.")
+
+
 class Groups(Section):
-    kind: Literal["none", "rotation", "label_permutation", "classes"] = Field(
+    kind: Literal["none", "rotation", "label_permutation", "classes", "domain"] = Field(
         "none", description="Planted groups of clients."
     )
-    count: int = Field(1, ge=1, description="Number of planted groups.")
+    count: int = Field(
+        1, ge=1, description="Number of planted groups; under domain, that of the data, whatever is here."
+    )
     sets: list[list[int]] | None = Field(
         None, description="For `classes`: the classes of each group; default: runs that overlap."
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Groups:
-        if self.kind != "none" and "count" not in self.model_fields_set:
+        if self.kind == "domain" and self.count != 1:
+            raise ValueError(f"count: {self.count} found, under domain the data decides; leave it out")
+        if self.kind not in ("none", "domain") and "count" not in self.model_fields_set:
             raise ValueError(f"count: missing, how many groups of kind {self.kind} are there?")
         if self.kind == "rotation" and self.count > 4:
             raise ValueError(f"count: {self.count} found, rotations are 0, 90, 180 and 270 degrees: at most 4")
@@ -126,10 +192,15 @@ class FederationSection(Section):
     clients: int = Field(60, ge=1, description="Number of clients; under `natural`, so many ids drawn by seed.")
     per_round: int | float | None = Field(None, description="Clients per round: a number, a fraction, or null for all.")
     participation: Participation = Participation()
-    partition: IID | Dirichlet | Shards | Natural = Field(IID(kind="iid"), discriminator="kind")
+    partition: IID | Dirichlet | Shards | Natural | Quantity | Domain | Embedding | LongTail = Field(
+        IID(kind="iid"), discriminator="kind"
+    )
     groups: Groups = Groups()
     holdout: Holdout = Holdout()
     split: Split = Split()
+    probe: int = Field(
+        0, ge=0, description="Training rows set aside before any is dealt: a public set without labels at the server."
+    )
 
     @field_validator("per_round")
     @classmethod
@@ -137,6 +208,14 @@ class FederationSection(Section):
         if v is not None and (v <= 0 or (isinstance(v, float) and v > 1)):
             raise ValueError(f"{v} found, allowed: a whole number >= 1, a fraction in (0, 1], or null")
         return v
+
+    @model_validator(mode="after")
+    def _unmixed(self) -> FederationSection:
+        if self.groups.kind == "domain" and isinstance(self.partition, Domain) and self.partition.mixed:
+            raise ValueError(
+                f"partition.mixed: {self.partition.mixed:g} found, groups of kind domain keep clients in their domain: only 0"
+            )
+        return self
 
 
 class Optimizer(Section):
@@ -147,6 +226,13 @@ class Optimizer(Section):
     weight_decay: float = Field(0.0, ge=0, description="L2 (decoupled for adamw).")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates.")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+
+    @field_validator("betas")
+    @classmethod
+    def _rates(cls, v: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= b < 1 for b in v):
+            raise ValueError(f"{list(v)} found, allowed: two numbers in [0, 1)")
+        return v
 
 
 class Schedule(Section):
@@ -253,8 +339,17 @@ class ActorDeath(Section):
 
 
 class Stragglers(Section):
-    deadline_s: None = None
-    over_select: Literal[0] = 0
+    deadline_s: float | None = None
+    over_select: int | float = 0
+
+    @field_validator("deadline_s", "over_select")
+    @classmethod
+    def _none_yet(cls, v: Any, info: ValidationInfo) -> Any:
+        if v:
+            raise ValueError(
+                f"{v} found: not available yet, allowed: {0 if info.field_name == 'over_select' else 'null'}"
+            )
+        return v
 
 
 class Failures(Section):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,8 +16,19 @@ from pydantic import BaseModel, ValidationError
 from rayfed.config import LATER, Claim, Config, Study
 from rayfed.errors import ConfigError, nearest
 
+if TYPE_CHECKING:
+    from rayfed.method import Method
+
 READY = Path(__file__).parent / "configs"
+PARTITION = "federation.partition"
+SHORT = (
+    *((k, "name") for k in ("method", "task.data", "task.model")),
+    *((k, "kind") for k in ("adapter", "aggregate")),
+    *((f"federation.{k}", "kind") for k in ("partition", "groups", "participation", "holdout")),
+    ("devices", "profile"),
+)
 STUDY_KEYS = ("seeds", "arms", "claim")
+FOLDER = re.compile(r"[\w+=-][\w.+=-]*")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -27,14 +39,18 @@ def ready() -> list[str]:
 
 def load(source: str | Path | Mapping[str, Any], sets: Sequence[str]) -> Config | Study:
     """See `rayfed.config.load_config`."""
-    raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source)
+    raw = _shorthand(copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source))
     problems: list[str] = []
     for s in sets:
         name, eq, text = s.partition("=")
         if not eq:
             problems.append(f"--set {s}: write it as a.b=value")
             continue
-        change: Any = yaml.safe_load(text) if text else None
+        try:
+            change: Any = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as e:
+            problems.append(f"--set {s}: not readable as YAML: {str(e).splitlines()[0]}")
+            continue
         for key in reversed(name.strip().split(".")):
             change = {key: change}
         raw = merge(raw, change)
@@ -88,12 +104,26 @@ def _read(source: str | Path) -> dict[str, Any]:
             f"config {str(source)!r}: no such file, and no ready config of that name{hint}; ready: {', '.join(ready())}"
         )
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{source}: not readable as YAML: {e}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: a config is a mapping of keys, found {type(raw).__name__}")
     return raw
+
+
+class Loader(yaml.SafeLoader):
+    """YAML whose mappings name each key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _or_raise(config: Any, problems: list[str]) -> Any:
@@ -118,6 +148,14 @@ def _study(raw: dict[str, Any], problems: list[str]) -> Study:
     arms: dict[str, Config] = {}
     for arm, change in arms_raw.items():
         found: list[str] = []
+        if not FOLDER.fullmatch(str(arm)):
+            problems.append(
+                f"arms: {str(arm)!r} found; an arm's name is a folder's: letters, digits and _ . + - = only, the first no dot"
+            )
+        if "seed" in (change or {}):
+            problems.append(
+                f"arms.{arm}.seed: {(change or {})['seed']!r} found; every arm runs with the study's `seeds`"
+            )
         config = _check(merge(base_raw, change or {}), found)
         problems += [f"arms.{arm}: {p}" for p in found if p not in problems]
         if config is not None:
@@ -169,35 +207,66 @@ def _check(raw: dict[str, Any], problems: list[str]) -> Config | None:
     raw = _shorthand(raw)
     later = _not_yet(raw)
     problems += later
-    try:
-        config = Config.model_validate(raw)
-    except ValidationError as e:
-        told = {p.split(":")[0] for p in later}
-        problems += [s for s in _sentences(e, Config) if not any(s.startswith(t) for t in told)]
-        config = None
     before = len(problems)
-    _parts(raw, config, problems)
+    told = {p.split(":")[0].removesuffix(".kind").removesuffix(".profile") for p in later}
+    try:
+        config: Config | None = Config.model_validate(raw)
+        wrong: set[str] = set()
+    except ValidationError as e:
+        problems += [s for s in _sentences(e, Config) if not any(s.startswith(t) for t in told)]
+        config, wrong, more = _without(raw, e)
+        problems += more
+    method = _parts(raw, problems)
+    found: list[str] = []
     if config is not None:
-        _rules(config, problems)
-    return config if len(problems) == before and config is not None else None
+        found += method(config).check(config) if method else []
+        _rules(config, found)
+    problems += [p for p in found if not _blames(p, wrong)]
+    return config if len(problems) == before and not wrong and not later else None
+
+
+def _without(raw: Mapping[str, Any], error: ValidationError) -> tuple[Config | None, set[str], list[str]]:
+    """What is right in a wrong config, so that rules across keys are told too: the config with wrong keys at their
+    defaults (None if it does not stand without them), the names of those keys, and what else the rest has wrong."""
+    rest = copy.deepcopy(dict(raw))
+    wrong: set[str] = set()
+    problems: list[str] = []
+    for _ in range(4):  # a section's own rule is only tried when its keys are right
+        for e in error.errors(include_url=False):
+            node: Any = rest
+            path = list(itertools.takewhile(lambda p: isinstance(p, str), e["loc"]))  # a list goes as a whole
+            for p in path[:-1]:
+                node = node.get(p, node) if isinstance(node, Mapping) else node  # tags of unions are no keys
+            last = str(path[-1]) if path else ""
+            wrong.add(last)
+            if not isinstance(node, dict) or last not in node:
+                return None, wrong, problems
+            del node[last]
+        try:
+            return Config.model_validate(rest), wrong, problems
+        except ValidationError as again:
+            problems += [s for s in _sentences(again, Config) if not _blames(s, wrong) and not s.endswith(": missing")]
+            error = again
+    return None, wrong, problems
+
+
+def _blames(problem: str, wrong: set[str]) -> bool:
+    """Whether a problem may only come from the default that stands for a wrong key."""
+    return any(re.search(rf"\b{re.escape(w)}\b", problem) for w in wrong)
 
 
 def _shorthand(raw: dict[str, Any]) -> dict[str, Any]:
     """`adapter: none` for `adapter: {kind: none}`, and the same for every section with a kind."""
     out = dict(raw)
-    for key in ("adapter", "aggregate"):
-        if isinstance(out.get(key), str):
-            out[key] = {"kind": out[key]}
-    if isinstance(out.get("devices"), str):
-        out["devices"] = {"profile": out["devices"]}
-    if isinstance(out.get("method"), str):
-        out["method"] = {"name": out["method"]}
-    f = out.get("federation")
-    if isinstance(f, Mapping):
-        out["federation"] = {
-            k: {"kind": v} if k in ("partition", "groups", "participation", "holdout") and isinstance(v, str) else v
-            for k, v in f.items()
-        }
+    for path, key in SHORT:
+        *above, last = path.split(".")
+        node: Any = out
+        for a in above:
+            if isinstance(node, dict) and isinstance(node.get(a), Mapping):
+                node[a] = dict(node[a])
+            node = node.get(a) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(last), str):
+            node[last] = {key: node[last]}
     return out
 
 
@@ -208,27 +277,44 @@ def _not_yet(raw: Mapping[str, Any]) -> list[str]:
         node: Any = raw
         for key in where.split("."):
             node = node.get(key) if isinstance(node, Mapping) else None
-        for item in node if isinstance(node, list) else [node]:
+        for i, item in enumerate(node if isinstance(node, list) else [node]):
             at_key = next((k for k in ("kind", "profile") if isinstance(item, Mapping) and k in item), None)
             kind = item[at_key] if at_key and isinstance(item, Mapping) else item
+            at = f"{where}.{at_key}" if at_key and not isinstance(node, list) else where
             if isinstance(kind, str) and kind in names:
-                at = f"{where}.{at_key}" if at_key and not isinstance(node, list) else where
                 out.append(f"{at}: {kind!r} is not available yet{_available(where)}")
+            elif isinstance(node, list) and kind not in kinds(where):
+                hint = nearest(str(kind), (*kinds(where), *names))
+                out.append(f"{at}.{i}: {kind!r} found{hint}{_available(where)}")
     return out
 
 
 def _available(where: str) -> str:
-    kinds = {
-        "federation.participation": "cyclic, poisson, uniform",
-        "federation.partition": "dirichlet, iid, natural, shards",
-        "federation.groups": "classes, label_permutation, none, rotation",
-        "adapter": "none", "aggregate": "mean", "devices": "none", "track": "tensorboard",
-    }  # fmt: skip
-    return f" (available: {kinds[where]})" if where in kinds else " (available: none, leave the list empty)"
+    found = kinds(where)
+    return f" (available: {', '.join(found)})" if found else " (available: none, leave the list empty)"
 
 
-def _parts(raw: Mapping[str, Any], config: Config | None, problems: list[str]) -> None:
-    """Data, model and method checked by their own modules, even when the rest is wrong."""
+def kinds(where: str) -> list[str]:
+    """What the schema allows as the kind (or profile, or name in a list) of a section, sorted; `where` like "federation.groups"."""
+    model: Any = Config
+    *above, last = where.split(".")
+    for key in above:
+        model = model.model_fields[key].annotation
+    found: set[str] = set()
+    waiting = [model.model_fields[last].annotation]
+    while waiting:
+        a = waiting.pop()
+        if isinstance(a, type) and issubclass(a, BaseModel):
+            waiting += [a.model_fields[k].annotation for k in ("kind", "profile") if k in a.model_fields]
+        elif get_origin(a) is Literal:
+            found |= {v for v in get_args(a) if isinstance(v, str)}
+        else:
+            waiting += get_args(a)
+    return sorted(found)
+
+
+def _parts(raw: Mapping[str, Any], problems: list[str]) -> Callable[[Config], Method] | None:
+    """Data, model and method checked by their own modules, even when the rest is wrong; how to make the method."""
     from rayfed import data, models
     from rayfed.config import Named
 
@@ -242,21 +328,20 @@ def _parts(raw: Mapping[str, Any], config: Config | None, problems: list[str]) -
         problems += check(named)
     spec = raw.get("method")
     if not (isinstance(spec, Mapping) and isinstance(spec.get("name"), str)):
-        return
+        return None
     from rayfed.methods import get
 
     try:
         cls = get(spec["name"])
     except ConfigError as e:
         problems += e.problems
-        return
+        return None
     try:
         settings = cls.Settings(**{k: v for k, v in spec.items() if k != "name"})
     except ValidationError as e:
         problems += _sentences(e, cls.Settings, "method")
-        return
-    if config is not None:
-        problems += cls(settings, config).check(config)
+        return None
+    return lambda config: cls(settings, config)
 
 
 def _rules(c: Config, problems: list[str]) -> None:
@@ -289,31 +374,36 @@ def _sentences(error: ValidationError, model: type[BaseModel], prefix: str = "")
     out = []
     for e in error.errors(include_url=False):
         where = [str(p) for p in e["loc"] if p not in ("function-before", "function-after")]
-        tags = {"iid", "dirichlet", "shards", "natural"}
+        tag = next((w for w, above in zip(where[1:], where) if above == "partition" and w in kinds(PARTITION)), None)
         path = [
             p
             for i, p in enumerate(where)
-            if not (p in tags and i and where[i - 1] == "partition")
+            if not (tag and p == tag and where[i - 1] == "partition")
             and not p.startswith(("literal[", "int", "float", "constrained"))
         ]
         name = ".".join(([prefix] if prefix else []) + path)
         if e["type"] == "extra_forbidden":
-            known = _fields(model, path[:-1], where)
-            tag = next((w for w in where if w in tags), None)
+            known = _fields(model, path[:-1], [tag] if tag else where)
             suffix = f" of kind {tag}" if tag else ""
             out.append(f"{name}: unknown key{suffix}{nearest(path[-1], known)}; known: {', '.join(known)}")
         elif e["type"] == "missing":
             out.append(f"{name}: missing")
         elif e["type"] == "union_tag_invalid":
-            allowed = "dirichlet, iid, natural, shards"
-            found = (e.get("ctx") or {}).get("tag", "")
-            out.append(f"{name}.kind: {found!r} found{nearest(str(found), allowed.split(', '))}, allowed: {allowed}")
+            ctx = e.get("ctx") or {}
+            found, known = ctx.get("tag", ""), sorted(re.findall(r"'([^']*)'", str(ctx.get("expected_tags", ""))))
+            out.append(f"{name}.kind: {found!r} found{nearest(str(found), known)}, allowed: {', '.join(known)}")
+        elif e["type"] == "union_tag_not_found":
+            out.append(f"{name}.kind: missing, allowed: {', '.join(kinds(name))}")
         elif e["type"] == "literal_error":
             allowed = str((e.get("ctx") or {}).get("expected", ""))
             hint = nearest(str(e["input"]), [a.strip("'") for a in allowed.replace(" or ", ", ").split(", ")])
             out.append(f"{name}: {e['input']!r} found{hint}, allowed: {allowed}")
         elif e["type"] == "value_error":
-            out.append(f"{name}: {str(e['msg']).removeprefix('Value error, ')}")
+            # A section's own rule may name one of its keys first.
+            for line in str(e["msg"]).removeprefix("Value error, ").splitlines():
+                key, colon, rest = line.partition(": ")
+                within = colon and key.split(".")[0] in _fields(model, path, [tag] if tag else where)
+                out.append(f"{'.'.join([name, key] if name else [key])}: {rest}" if within else f"{name}: {line}")
         else:
             message = str(e["msg"]).replace("Input should be", "should be")
             out.append(f"{name}: {e['input']!r} found, {message[0].lower()}{message[1:]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed import keys, tree
-from rayfed.errors import RunFailed
+from rayfed.errors import RayfedError, RunFailed
 from rayfed.fed import ClientFailed, Fed
 from rayfed.folder import RunFolder
 from rayfed.lazy import torch
@@ -70,8 +71,13 @@ class Runner:
             return self._rounds(began)
         except BaseException as error:
             self.status["status"] = "failed"
-            self._failed(error)
-            raise
+            told: BaseException = error
+            if isinstance(error, Exception) and not isinstance(error, RayfedError):  # a method's own, or ours
+                told = RunFailed(f"{type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
+            self._failed(told)
+            if told is error:
+                raise
+            raise told from error
         finally:
             for sink in self.sinks:
                 sink.close()

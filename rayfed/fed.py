@@ -42,10 +42,11 @@ class Reply(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The replies of one cohort that did not fold: small parts here, large parts behind a handle."""
+    """The replies of one cohort that did not fold: small parts here, those called `names` behind the handle `large`."""
 
     clients: list[int]
     small: Tree
+    names: tuple[str, ...]
     large: Any
 
 
@@ -85,13 +86,27 @@ class Replies(Sequence[Reply]):
         here = [c for k in self._kept for c in k.clients]
         return torch.as_tensor(np.argsort(np.asarray(here, np.int64), kind="stable"))
 
-    def stacked(self, part: str) -> Tree:
-        """An unfolded part of all replies at the server, leaves (n, ...), in the order of `ids`."""
-        pieces = [
-            tree.from_numpy(k.small[part] if part in k.small else self._fed.pool.get(k.large)[part]) for k in self._kept
-        ]
-        if not pieces:
+    def stacked(self, part: str, names: Sequence[str] = ()) -> Tree:
+        """An unfolded part of all replies at the server, leaves (n, ...), in the order of `ids`.
+
+        names: of the part's entries only these, cut out where a large part lies (the last layer of each update).
+        """
+        if not self._kept:
             raise KeyError(f"part {part!r}: nobody replied")
+        pieces = (
+            [
+                tree.from_numpy(p)
+                for p in self._fed._reduce(
+                    "pick",
+                    [({"part": part, "names": tuple(names)}, (self._where(i, part),)) for i in range(len(self._kept))],
+                )
+            ]
+            if names
+            else [
+                tree.from_numpy(k.small[part] if part in k.small else self._fed.pool.get(self._where(i, part))[part])
+                for i, k in enumerate(self._kept)
+            ]
+        )
         order = self._order()
         return tree.map(lambda *xs: torch.cat(xs)[order], *pieces)
 
@@ -101,9 +116,10 @@ class Replies(Sequence[Reply]):
 
     def gram(self, part: str) -> Tensor:
         """(n, n) inner products of a large part, computed where it lies; rows in the order of `ids`."""
-        m = len(self._kept)
+        where = [self._where(i, part) for i in range(len(self._kept))]
+        m = len(where)
         jobs = [(i, j) for i in range(m) for j in range(i, m)]
-        got = self._fed._reduce("gram", [({"part": part}, (self._where(i), self._where(j))) for i, j in jobs])
+        got = self._fed._reduce("gram", [({"part": part}, (where[i], where[j])) for i, j in jobs])
         blocks: dict[tuple[int, int], Tensor] = {}
         for (i, j), value in zip(jobs, got, strict=True):
             blocks[i, j] = tree.from_numpy(value)
@@ -120,15 +136,24 @@ class Replies(Sequence[Reply]):
         at, jobs = 0, []
         for i, k in enumerate(self._kept):
             columns = weights[:, back[at : at + len(k.clients)]]
-            jobs.append(({"part": part, "weights": columns.numpy()}, (self._where(i),)))
+            jobs.append(({"part": part, "weights": columns.numpy()}, (self._where(i, part),)))
             at += len(k.clients)
         merger = Merger(tree.add)
         for i, value in enumerate(self._fed._reduce("linear", jobs)):
             merger.add(i, tree.from_numpy(value))
         return tree.unstack(merger.result())
 
-    def _where(self, i: int) -> Any:
-        return self._kept[i].large if self._kept[i].large is not None else self._fed.pool.put(self._kept[i].small)
+    def _where(self, i: int, part: str) -> Any:
+        """What the pool resolves to the tree that holds a part of one call."""
+        k = self._kept[i]
+        if part in k.small:
+            return self._fed.pool.put({part: k.small[part]})
+        if part not in k.names:
+            have = sorted({*k.small, *k.names})
+            raise KeyError(
+                f"part {part!r} was not kept (folded away, or not sent); at hand: {', '.join(have) or 'none'}"
+            )
+        return k.large
 
 
 class Fed:
@@ -174,6 +199,11 @@ class Fed:
     def planted(self, clients: Sequence[int]) -> Tensor:
         """The planted group of each client, (n,) int64, -1 without one: the truth, for oracles and scores only."""
         return torch.as_tensor(self.federation.group[list(clients)])
+
+    def probe(self) -> Tensor:
+        """The inputs of the public probe set (`federation.probe`), (n, *input_shape) where the task is; no labels."""
+        x = torch.as_tensor(self.federation.arrays["x"][self.federation.probe])
+        return x.to(self.task.device, self.task.dtype if x.is_floating_point() else x.dtype)
 
     # -- participation -----------------------------------------------------------------------------------------------
 
@@ -273,7 +303,7 @@ class Fed:
             ids = meta["clients"]
             replies += [Reply(*r) for r in zip(ids, meta["examples"], meta["steps"], strict=True)]
             if ids:
-                kept[number] = Kept(ids, meta["small"], out.large)
+                kept[number] = Kept(ids, meta["small"], meta["large"], out.large)
             if out.own is not None:
                 self.store.write(ids, out.own)
             if not quiet:

@@ -63,13 +63,16 @@ class _Federations:
     known: dict[str, Federation] = field(default_factory=dict)
 
     def of(self, config: Config) -> Federation:
-        from rayfed import models, partition
+        from rayfed import methods, models, partition
 
         d = config.to_dict()
         k = json.dumps([d["seed"], d["task"]["data"], d["federation"]], sort_keys=True, default=str)
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
-        if problems := models.fits(config.task.model, self.known[k].input_shape):
+        cls = methods.get(config.method.name)
+        method = cls(cls.Settings(**config.method.options), config)
+        problems = models.fits(config.task.model, self.known[k].input_shape) or method.fits(self.known[k])
+        if problems:
             raise ConfigError(problems)
         return self.known[k]
 

@@ -23,21 +23,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
+from rayfed.config import Section
 from rayfed.visit import Info, Visit
 
 if TYPE_CHECKING:
     from rayfed.config import Config
     from rayfed.fed import Fed
+    from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Section):
     """A method's own settings: frozen, strict, each field with a sentence and its unit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Part(NamedTuple):
@@ -76,6 +74,10 @@ class Method:
 
     def check(self, config: Config) -> list[str]:
         """Rules across settings: sentences for what does not fit together."""
+        return []
+
+    def fits(self, federation: Federation) -> list[str]:
+        """Rules across settings and data, told before anything starts: sentences for why this cannot run on it."""
         return []
 
     def init(self, task: Task, key: int) -> Tree:

@@ -97,8 +97,8 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
         for arm, found in summary["arms"].items():
             table.add_row(arm, *(_mean_sd(found.get(n)) for n in names))
         console.print(table)
-        if summary.get("claim"):
-            c = summary["claim"]
+        claims = summary.get("claim") or []
+        for c in claims if isinstance(claims, list) else [claims]:
             console.print(
                 f"claim: {c['metric']} of {c['better']} over {c['than']} at round {c['at']}: {c.get('verdict')}"
             )

@@ -83,7 +83,7 @@ class ClientStore:
     def get(self, client: int) -> Tree | None:
         """One client's state as NumPy arrays, None if it has none."""
         p = self.pending.get(client, self.places.get(client))
-        return None if p is None else tree._walk(lambda x: x[p.row], self.pool.get(self.blocks[p.block]))
+        return None if p is None else tree.row(self.pool.get(self.blocks[p.block]), p.row)
 
     def save(self, snapshot: Path, segments: Path, name: str) -> None:
         """Write touched rows to a new segment and the manifest `clients.json` into the snapshot's folder."""

@@ -90,6 +90,11 @@ def pick(stacked: Tree, i: Any) -> Tree:
     return map(lambda x: x[i], stacked)
 
 
+def row(stacked: Tree, i: int) -> Tree:
+    """Entry `i` of a stacked tree of NumPy arrays, as stored: bfloat16 stays its bits."""
+    return _walk(lambda x: BF16(x.bits[i]) if isinstance(x, BF16) else x[i], stacked)
+
+
 def unstack(stacked: Tree) -> list[Tree]:
     """One tree with leaves (n, ...) -> n trees."""
     n = next(iter(values(stacked))).shape[0]
@@ -186,4 +191,8 @@ def same(a: Tree, b: Tree) -> bool:
             and a.keys() == b.keys()
             and all(same(a[k], b[k]) for k in a)
         )
-    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(_bits(a), _bits(b)))
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -131,13 +131,15 @@ def sgd_visit(
     end: Callable[[Info, Tree, Tree, Tree, Tree], tuple[Tree, Tree]] | None = None,
     phases: Sequence[tuple[Over, Callable[[str], bool]]] | None = None,
     before: Sequence[Phase] = (),
+    objective: Callable[[Tree, Tree, Batch, Any], Any] | None = None,
     vectorize: bool | str = True,
 ) -> Visit:
     """Minibatch training of carry[`train`] with the config's optimizer: nine methods of ten.
 
     start: the first carry (default {train: shared["model"]}); hook(gradient, carry) -> gradient (FedProx, SCAFFOLD);
     end: what is sent (default {"delta": trained - shared["model"]}, own unchanged); phases: (over, which parameter
-    names move) where not all parameters train all the time (FedRep); before: phases that come first (IFCA's choice).
+    names move) where not all parameters train all the time (FedRep); before: phases that come first (IFCA's choice);
+    objective(params, carry, batch, key) -> (B,): in place of `loss` where it needs what is carried (FedGen's generator).
     The optimizer's state is part of the carry, fresh in every visit.
     """
     opt = optim.make(local.optimizer)
@@ -150,7 +152,8 @@ def sgd_visit(
 
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
-            grads = torch.func.grad(lambda p: mean_loss(loss, p, batch, key))(carry[train])
+            of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
+            grads = torch.func.grad(lambda p: mean_loss(of, p, batch, key))(carry[train])
             if hook:
                 grads = hook(grads, carry)
             params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])

@@ -30,7 +30,7 @@ SMALL = 4096  # elements per client: up to here an unfolded part travels to the 
 
 @dataclass(frozen=True)
 class Job:
-    """kind: visit | linear | gram | probe; handles: what the pool resolves to values, in this order."""
+    """kind: visit | linear | pick | gram | probe; handles: what the pool resolves to values, in this order."""
 
     run: str
     kind: str
@@ -215,21 +215,21 @@ class Worker:
             if isinstance(visit.vectorize, str):
                 raise VectorizeError(visit.vectorize)
             try:
-                yield from (
-                    (everyone, p, o, s)
-                    for _, p, o, s in execute.run("vmap", visit, cohort, shared, mine, own, res.data)
-                )
+                ((_, parts, after, steps),) = execute.run("vmap", visit, cohort, shared, mine, own, res.data)
+                yield everyone, parts, after, steps
                 return
-            except Exception as error:
+            except Exception:
+                # Only alone can a client be told from what vmap cannot run; what passed alone is then tried once more.
                 bad = self._culprits(res, visit, cohort, shared, mine, own, failures)
-                if not bad:
-                    raise VectorizeError(f"{type(error).__name__}: {error}") from error
             rest, stay = cohort.without(bad)
             if stay:
                 at = torch.as_tensor(stay, device=self.device)
                 less = [tree.map(lambda x: x[at], t) for t in (mine, own)]
-                for _, p, o, s in execute.run("vmap", visit, rest, shared, less[0], less[1], res.data):
-                    yield stay, p, o, s
+                try:
+                    ((_, parts, after, steps),) = execute.run("vmap", visit, rest, shared, less[0], less[1], res.data)
+                except Exception as error:
+                    raise VectorizeError(f"{type(error).__name__}: {error}") from error
+                yield stay, parts, after, steps
             return
         for i in everyone:
             try:
@@ -303,7 +303,7 @@ class Worker:
             if place is None:
                 rows.append(res.method.own_init(res.task, client, keys.key(seed, 0, client, "own state")))
             else:
-                rows.append(tree.from_numpy(tree.map(lambda x, r=place[1]: x[r], values[n + place[0]]), self.device))
+                rows.append(tree.from_numpy(tree.row(values[n + place[0]], place[1]), self.device))
         return tree.stack(rows)
 
     # -- where the large parts lie -----------------------------------------------------------------------------------
@@ -315,6 +315,13 @@ class Worker:
         part = tree.from_numpy(values[0][args["part"]], self.device)
         w = torch.as_tensor(args["weights"], device=self.device)
         return {"value": tree.to_numpy(tree.combine(w, part))}, None, None
+
+    def _pick(
+        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        """Some entries of the part of one cohort, (c, ...)."""
+        part = values[0][args["part"]]
+        return {"value": {n: part[n] for n in args["names"]}}, None, None
 
     def _gram(
         self, res: Resident, args: dict[str, Any], values: Sequence[Any]
@@ -383,18 +390,27 @@ def check_wire(declared: dict[str, Any], parts: Tree, task: Task, where: str, al
 
 
 def mismatch(like: str, part: Tree, task: Task, lead: int = 1) -> str | None:
-    """What is wrong with a tree against `like` ("params", "scalar", "(C,) int64", "any"); `lead` leading axes are skipped."""
+    """What is wrong with a tree against `like`; `lead` leading axes are skipped.
+
+    like: "params", "K x params", "scalar", "(C, 3) int64" (numbers and C, the classes, are measured; other letters stand
+    for any size), "any".
+    """
+    if like.endswith(" x params"):
+        return mismatch("params", part, task, lead + 1)
     if like == "params":
         shapes = {n: tuple(p.shape) for n, p in task.params_like.items()}
         found = {n: tuple(p.shape[lead:]) for n, p in part.items()} if isinstance(part, dict) else None
         return None if found == shapes else "its names or shapes are not the model's"
     if like == "scalar" or like.startswith("("):
-        want = 0 if like == "scalar" else len([s for s in like[1 : like.index(")")].split(",") if s.strip()])
+        names = [] if like == "scalar" else [s.strip() for s in like[1 : like.index(")")].split(",") if s.strip()]
         if isinstance(part, dict):
             return "is a tree"
-        dims = part.dim() - lead
-        if dims != want:
-            return f"has {dims} axes"
+        shape = tuple(part.shape[lead:])
+        if len(shape) != len(names):
+            return f"has {len(shape)} axes"
+        want = [task.classes if s == "C" else int(s) if s.isdigit() else n for s, n in zip(names, shape, strict=True)]
+        if list(shape) != want:
+            return f"has shape {shape}"
         kind = like.partition(")")[2].strip()
         if kind and str(part.dtype) != f"torch.{kind}":
             return f"is {part.dtype}"

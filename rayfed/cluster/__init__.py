@@ -9,33 +9,43 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from rayfed.config import Section
 from rayfed.errors import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ClustererSettings(BaseModel):
+class ClustererSettings(Section):
     """Settings of one kind of clusterer: frozen and strict."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def _absent(what: str) -> Any:
+    raise TypeError(f"this method gives its clusterer no {what}")
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What a clusterer may look at; what costs an exchange is a function and is called only by those that need it.
 
-    ids: client ids, sorted; signatures: (n, q) unit rows; counts: (n, C) class counts; planted: () -> (n,) true groups;
-    losses: () -> (n, K) mean loss of each of the K known experts on each client's training data, None while K = 0.
+    ids: client ids, sorted; signatures: (n, q) unit rows; counts: (n, C) class counts; planted: client ids -> their true
+    groups, (n,); losses: () -> (n, K) mean loss of each of the K known experts on each client's training data, None while
+    K = 0; known: ids of these experts, (K,); before: (N,) the id each client of the federation had last, -1 for none;
+    gram: () -> (n, n) inner products of the clients' updates; bases: () -> (n, F, q) bases of their inputs (see `subspace`);
+    key: of the round, for clusterers that draw.
     """
 
     ids: Sequence[int]
     signatures: Tensor
     counts: Tensor
-    planted: Callable[[], Tensor]
+    planted: Callable[[Sequence[int]], Tensor]
     losses: Callable[[], Tensor | None]
+    known: Sequence[int] = ()
+    before: Sequence[int] = ()
+    gram: Callable[[], Tensor] = lambda: _absent("inner products of updates")
+    bases: Callable[[], Tensor] = lambda: _absent("bases of inputs")
+    key: int = 0
 
 
 class Clusterer:
@@ -48,6 +58,10 @@ class Clusterer:
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} does not say how it clusters")
+
+    def ids(self, evidence: Evidence, clusters: int) -> dict[int, int] | None:
+        """Label -> id of the known cluster that it is, new ones left out; None: ids are for the caller to match."""
+        return None
 
 
 def names() -> list[str]:

@@ -14,7 +14,11 @@ class LeastLoss(Clusterer):
     Settings = Agglomerative.Settings
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
-        losses = evidence.losses()
-        if losses is None or losses.shape[1] < clusters:
+        if len(evidence.known) < clusters:
             return Agglomerative(self.settings).labels(evidence, clusters)
+        losses = evidence.losses()
+        assert losses is not None
         return losses.argmin(1).numpy()
+
+    def ids(self, evidence: Evidence, clusters: int) -> dict[int, int] | None:
+        return dict(enumerate(evidence.known)) if len(evidence.known) >= clusters else None

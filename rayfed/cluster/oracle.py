@@ -11,4 +11,10 @@ class Oracle(Clusterer):
     """Clients of one planted group form one cluster; `clusters` is not used."""
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
-        return evidence.planted().numpy()
+        return evidence.planted(evidence.ids).numpy()
+
+    def ids(self, evidence: Evidence, clusters: int) -> dict[int, int]:
+        """A group has the id that its members had, present or not."""
+        seen = [c for c, k in enumerate(evidence.before) if k >= 0]
+        groups = evidence.planted(seen).tolist()
+        return {g: int(evidence.before[c]) for c, g in zip(seen, groups, strict=True)}

@@ -35,6 +35,7 @@ def client(
     carry = visit.begin(info, shared, mine, own)
     for number, (phase, plan) in enumerate(zip(visit.phases, one.phases, strict=True)):
         if phase.enter:
+            tell(f"enter of phase {number}", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
             carry = phase.enter(info, carry, shared, mine, own)
         for t in range(plan.active.shape[1]):
             batch = first(batch_at(plan, t, data))

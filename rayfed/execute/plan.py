@@ -82,7 +82,7 @@ def order_of(n: int, over: Over, batch: int, k: int) -> np.ndarray:
         flat = flat[: over.n * over.batches]
     short = -len(flat) % over.batches
     if short:  # a tuple of batches is always full: the last one borrows from the front
-        flat = np.concatenate([flat, flat[:short]])
+        flat = np.concatenate([flat, flat[np.arange(short) % len(flat)]])
     return flat.reshape(-1, over.batches, flat.shape[1])
 
 
@@ -139,16 +139,18 @@ class Planner:
         return Cohort(
             tuple(clients),
             info,
-            [self._phase(i, p.over, clients, dispatch) for i, p in enumerate(visit.phases)],
+            [self._phase(n, p.over, clients, dispatch) for n, p in zip(_numbered(visit), visit.phases, strict=True)],
             self.dtype,
         )
 
-    def _phase(self, number: int, over: Over, clients: Sequence[int], dispatch: int) -> PhasePlan:
+    def _phase(self, number: str, over: Over, clients: Sequence[int], dispatch: int) -> PhasePlan:
         drawn = []
-        for c in clients:
-            k = keys.key(self.seed, dispatch, c, f"order {number}")
+        spare = np.zeros(len(clients), np.int64)  # padding reads the client's own data: weight 0 does not undo a NaN
+        for i, c in enumerate(clients):
+            k = keys.key(self.seed, dispatch, c, number)
             own = self.rows(c, over.split) if over.kind != "nothing" else np.zeros(0, np.int64)
             at = order_of(len(own), over, self.batch, k)
+            spare[i] = own[0] if len(own) else 0
             drawn.append((np.where(at >= 0, own[at] if len(own) else 0, -1), k))
         t = max(d.shape[0] for d, _ in drawn)
         width = max(d.shape[2] for d, _ in drawn)
@@ -157,14 +159,23 @@ class Planner:
         for i, (d, _) in enumerate(drawn):
             rows[i, : d.shape[0], :, : d.shape[2]] = d
             active[i, : d.shape[0]] = True
-        where = torch.as_tensor(rows, device=self.device)
         return PhasePlan(
-            where.clamp(min=0),
-            (where >= 0).to(self.dtype),
+            torch.as_tensor(np.where(rows >= 0, rows, spare[:, None, None, None]), device=self.device),
+            torch.as_tensor(rows >= 0, device=self.device).to(self.dtype),
             torch.as_tensor(active),
             torch.as_tensor(np.asarray([k for _, k in drawn], np.int64), device=self.device),
             over.batches,
         )
+
+
+def _numbered(visit: Visit) -> list[str]:
+    """Names of the phases' orders: a measuring phase before training does not change the order training is done in."""
+    trained = measured = 0
+    names = []
+    for p in visit.phases:
+        names.append(f"order {trained}" if p.counts else f"order of measuring {measured}")
+        trained, measured = trained + p.counts, measured + (not p.counts)
+    return names
 
 
 def batch_at(plan: PhasePlan, t: int, data: Tree) -> Any:

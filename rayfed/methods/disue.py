@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from rayfed import cluster, keys, tree
+from rayfed.cluster import subspace
 from rayfed.distill import datafree
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
@@ -38,7 +40,8 @@ class DisUE(Method):
     `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average; both are ours.
     Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id; a client that
     never took part is served theta.
-    Down: theta (P). Up: update (P), h_i (C ints), s_i (q). Kept at clients: nothing.
+    Down: theta (P). Up: update (P), h_i (C ints), s_i (q); once, for clusterer subspace, bases (F, q). Kept at clients:
+    nothing. At the server: theta, experts, ids, generator.
     """
 
     class Settings(datafree.DataFree):
@@ -78,6 +81,7 @@ class DisUE(Method):
             "counts": Part("(C,) int64", note="h_i"),
             "signature": Part("(q,)", note="unit norm, maybe rotated"),
             "losses": Part("(K,)", note="only for clusterer least_loss"),
+            "bases": Part("(F, q)", note="once; only for clusterer subspace"),
         },
         server={
             "model": Part("params", note="theta"),
@@ -140,13 +144,13 @@ class DisUE(Method):
         if not got.ids:
             return state
         # C-phase
-        labels = self._cluster(state, got, fed)
+        labels, named = self._cluster(state, got, fed)
         n = got.examples
         member = F.one_hot(torch.as_tensor(labels)).T.double()  # (K, n)
         weights = member * n / (member @ n)[:, None]
         experts = [tree.add(state["model"], d) for d in got.linear("delta", weights)]
         counts = member @ got.stacked("counts").double()  # (K, C)
-        ids = self._ids(state, got.ids, labels, experts)
+        ids = named or self._ids(state, got.ids, labels, experts)
         # D-phase
         theta, generator = average, state["generator"]
         if s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until):
@@ -170,16 +174,45 @@ class DisUE(Method):
             "generator": generator,
         }
 
-    def _cluster(self, state: Tree, got: Replies, fed: Fed) -> np.ndarray:
-        known = state["experts"]
+    def _cluster(self, state: Tree, got: Replies, fed: Fed) -> tuple[np.ndarray, list[int] | None]:
+        """Cluster 0..K-1 of each reply, and the clusters' persistent ids if the clusterer knows them."""
+        known = {k: state["experts"][k] for k in sorted(state["experts"], key=int)}
 
         def losses() -> Tensor | None:
             return fed.ask(self.score, got.ids, shared={"experts": known}).stacked("losses") if known else None
 
         evidence = cluster.Evidence(
-            got.ids, got.stacked("signature"), got.stacked("counts"), lambda: fed.planted(got.ids), losses
+            got.ids,
+            got.stacked("signature"),
+            got.stacked("counts"),
+            fed.planted,
+            losses,
+            [int(k) for k in known],
+            state["assignment"].tolist(),
+            lambda: got.gram("delta"),
+            lambda: self._bases(state, got, fed),
+            fed.key("clusterer"),
         )
-        return cluster.canonical(cluster.make(self.settings.clusterer).labels(evidence, self.settings.clusters))
+        clusterer = cluster.make(self.settings.clusterer)
+        raw = clusterer.labels(evidence, self.settings.clusters)
+        labels, named = cluster.canonical(raw), clusterer.ids(evidence, self.settings.clusters)
+        if named is None:
+            return labels, None
+        first = [int(raw[labels == j][0]) for j in range(labels.max() + 1)]
+        fresh = itertools.count(max(evidence.known, default=-1) + 1)
+        return labels, [named[k] if k in named else next(fresh) for k in first]
+
+    def bases(self, task: Task) -> Visit:
+        """Bases of the client's inputs (clusterer subspace)."""
+        return subspace.visit(task, getattr(cluster.make(self.settings.clusterer).settings, "basis", 1))
+
+    def _bases(self, state: Tree, got: Replies, fed: Fed) -> Tensor:
+        """(n, F, q) of the round's clients; who took part before has sent its own, and the server keeps it."""
+        new = state["assignment"][got.ids] < 0
+        found: dict[int, Tensor] = {}
+        for clients, metered in ((torch.tensor(got.ids)[new], True), (torch.tensor(got.ids)[~new], False)):
+            found |= fed.ask(self.bases, clients.tolist(), metered=metered).gather("bases")
+        return torch.stack([found[c] for c in got.ids])
 
     def _ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
         """Persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members."""

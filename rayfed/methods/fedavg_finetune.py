@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed.methods.fedavg import FedAvg
+from rayfed import tree
+from rayfed.fold import mean
+from rayfed.method import Method, MethodSettings, Part, Wire
 from rayfed.visit import Visit, epochs, sgd_visit
 
 if TYPE_CHECKING:
+    from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
     from rayfed.visit import Info
 
 
-class FedAvgFinetune(FedAvg):
+class FedAvgFinetune(Method):
     """FedAvg (1602.05629); before it is used, each client fine-tunes the global model on its own training data.
 
     The usual personalisation baseline (e.g. Collins et al. 2022, "FedAvg with Fine Tuning", 2205.13692). Training and
     wire are FedAvg's to the bit; only the served model differs: x^r after `finetune_epochs` epochs of local SGD.
     """
 
-    class Settings(FedAvg.Settings):
+    class Settings(MethodSettings):
+        server_lr: float = Field(1.0, gt=0, description="Step of the server along the mean update.")
         finetune_epochs: int = Field(1, ge=0, description="Epochs of local training before the served model is used.")
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+    )
+
+    def train(self, task: Task) -> Visit:
+        return sgd_visit(task.loss, self.local)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="examples"))
+        return {"model": tree.add(state["model"], got.folded["delta"], self.settings.server_lr)}
 
     def view(self, task: Task) -> Visit:
         def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:

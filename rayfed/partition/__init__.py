@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,21 +61,25 @@ class Index:
 class Owned:
     """What a partition decides about the training rows followed by the test rows, (n,) each.
 
-    client: the row's client or -1, held-out clients having the highest numbers; role: SHARED, VAL or TEST.
+    client: the row's client or -1, held-out clients having the highest numbers; role: SHARED, VAL or TEST; group: (N,) where
+    the kind decides the planted groups itself; pool: mask of the test rows that make up the pooled test set, None for all.
     """
 
     client: np.ndarray
     role: np.ndarray
     names: tuple[str, ...]
+    group: np.ndarray | None = None
+    pool: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Federation:
     """The whole split. Clients 0..population-1 take part, the others are held out ("unseen").
 
-    arrays: x, y of all rows, training rows first, then the pooled test rows, after the planted groups' transforms;
-    train, val, test: rows per client; pool: rows of the pooled test set; group: (N,) planted group or -1; names: natural
-    ids or numbers; class_counts: (N, C) of the train split.
+    arrays: x, y of all rows, training rows first, then the pooled test rows and the probe's, after the planted groups'
+    transforms; train, val, test: rows per client; pool: rows of the pooled test set; group: (N,) planted group or -1;
+    names: natural ids or numbers; class_counts: (N, C) of the train split; probe: rows of the public probe set, whose
+    labels are -1.
     """
 
     arrays: dict[str, np.ndarray]
@@ -91,6 +95,7 @@ class Federation:
     input_shape: tuple[int, ...]
     kind: str
     label_names: tuple[str, ...]
+    probe: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def clients(self) -> int:
@@ -103,7 +108,7 @@ class Federation:
         for n in ("train", "val", "test"):
             index = getattr(self, n)
             flat[f"{n}/offsets"], flat[f"{n}/rows"] = index.offsets, index.rows
-        for n in ("pool", "group", "class_counts"):
+        for n in ("pool", "group", "class_counts", "probe"):
             flat[n] = getattr(self, n)
         flat["names"] = np.array(self.names, dtype=str)
         flat["meta"] = {
@@ -117,17 +122,23 @@ class Federation:
         """What `numpy` gave; the arrays are used as they are, not copied."""
         meta = dict(flat["meta"])
         meta["input_shape"], meta["label_names"] = tuple(meta["input_shape"]), tuple(meta["label_names"])
-        made: dict[str, Any] = {n: flat[n] for n in ("pool", "group", "class_counts")}
+        made: dict[str, Any] = {n: flat[n] for n in ("pool", "group", "class_counts", "probe")}
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in ("train", "val", "test")}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
         return cls(names=tuple(flat["names"].tolist()), **made, **meta)
+
+
+def draws(seed: int) -> Draw:
+    """What decides every split of a seed."""
+    return lambda purpose: keys.numpy(keys.key(seed, 0, -1, f"partition/{purpose}"))
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Federation:
     """The federation of a config. ConfigError if the data cannot be split as asked.
 
     Only `seed`, `federation` and the data decide. Clients hold every training row, and each only once, except the rows of
-    natural ids that were not drawn and of classes that no group of `groups.sets` holds.
+    natural ids that were not drawn, of classes that no group of `groups.sets` holds, without a domain where domains decide,
+    what `embedding` and `longtail` say they leave out, and the `probe` rows, which are taken out before anything is dealt.
     """
     if dataset is None:
         from rayfed import data
@@ -136,36 +147,54 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     f, n = config.federation, config.federation.clients
     held = n - config.training_clients()
 
-    def draw(purpose: str) -> np.random.Generator:
-        return keys.numpy(keys.key(config.seed, 0, -1, f"partition/{purpose}"))
-
+    draw = draws(config.seed)
+    public = dataset.train.x[:0]
+    if f.probe:
+        public, dataset = _without_probe(f.probe, dataset, draw("probe"))
+    f = f.model_copy(update={"groups": planted.counted(f.groups, dataset)})
     if problems := planted.problems(f.groups, dataset) + planted.too_many(f.groups, n - held):
         raise ConfigError(problems)
+    rows = _domain_rows(f, dataset, n - held) if f.groups.kind == "domain" else None
     # Each side gets every group in equal numbers: an unseen client's group should be one that trained.
     group = np.concatenate([
-        planted.assign(f.groups, n - held, 0, draw("groups")),
-        planted.assign(f.groups, held, n - held, draw("groups of held-out clients")),
+        planted.assign(f.groups, n - held, 0, draw("groups"), rows),
+        planted.assign(f.groups, held, n - held, draw("groups of held-out clients"), rows),
     ])  # fmt: skip
     owned = importlib.import_module(f"rayfed.partition.{f.partition.kind}").split(f, dataset, group, held, draw)
+    group = group if owned.group is None else owned.group
     train, val, test = _client_splits(owned, n, f.split, draw("client splits"))
     row_client = owned.client
-    row_group = np.where(row_client >= 0, group[row_client], -1)
+    probe = np.arange(len(row_client), len(row_client) + len(public))
+    row_group = np.concatenate([np.where(row_client >= 0, group[row_client], -1), np.full(len(public), -1)])
 
-    y = np.concatenate([dataset.train.y, dataset.test.y])
-    pool = _pool(f, dataset, y)
-    if f.groups.kind != "none":
+    y = np.concatenate([dataset.train.y, dataset.test.y, np.zeros(len(public), np.int64)])
+    pool = _pool(f, dataset, y, owned.pool)
+    if f.groups.kind not in ("none", "domain"):
         weights = np.zeros(f.groups.count)
         np.add.at(weights, group[: n - held], train.sizes()[: n - held])
         free = pool[row_client[pool] < 0]
         row_group[free] = planted.share(weights, len(free), draw("pooled test"))
-    x = np.concatenate([dataset.train.x, dataset.test.x])
+        row_group[probe] = planted.share(weights, len(probe), draw("probe's groups"))
+    x = np.concatenate([dataset.train.x, dataset.test.x, public])
     x, y = planted.transform(f.groups, x, y, row_group, dataset.classes, draw("transforms"))
+    y[probe] = -1
     counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
     return Federation(
         {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pool, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64), dataset.classes, dataset.input_shape, dataset.kind,
-        dataset.label_names,
+        dataset.label_names, probe,
     )  # fmt: skip
+
+
+def _without_probe(size: int, dataset: Dataset, rng: np.random.Generator) -> tuple[np.ndarray, Dataset]:
+    """The inputs of `size` training rows, (size, ...), and the data set without these rows."""
+    n = len(dataset.train.y)
+    if size >= n:
+        raise ConfigError(f"federation.probe: {size} found, allowed: less than the {n} training rows of {dataset.name}")
+    taken = np.zeros(n, bool)
+    taken[rng.choice(n, size, replace=False)] = True
+    rest = replace(dataset, train=dataset.train.take(np.flatnonzero(~taken)))
+    return dataset.train.x[taken], rest
 
 
 def _client_splits(owned: Owned, n: int, split: Any, rng: np.random.Generator) -> tuple[Index, Index, Index]:
@@ -203,41 +232,73 @@ def _client_splits(owned: Owned, n: int, split: Any, rng: np.random.Generator) -
     return index(~in_test & ~in_val, SHARED), index(in_val, VAL), index(in_test, TEST)
 
 
-def _pool(f: Any, dataset: Dataset, y: np.ndarray) -> np.ndarray:
-    """Rows of the pooled test set: all test rows, of the classes that some group holds.
+def _domain_rows(f: Any, dataset: Dataset, clients: int) -> np.ndarray:
+    """Training rows of each domain, (D,)."""
+    names, code, _ = planted.domains(dataset, "federation.groups.kind")
+    if clients < len(names) and f.partition.kind != "natural":
+        raise ConfigError(
+            f"federation.clients: {clients} clients that take part found for {len(names)} domains of {dataset.name}, allowed: "
+            f"at least {len(names)}"
+        )
+    return np.bincount(code[code >= 0], minlength=len(names))
+
+
+def _pool(f: Any, dataset: Dataset, y: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+    """Rows of the pooled test set: all test rows, of the classes or domains that some group holds.
 
     Under `natural`, rows of clients without training rows are left out where there are others: they are the unseen clients'.
     """
     first = len(dataset.train.y)
-    keep = np.ones(len(dataset.test.y), bool)
+    keep = np.ones(len(dataset.test.y), bool) if keep is None else keep
     if f.partition.kind == "natural" and dataset.test.split is not None and (dataset.test.split == "test").any():
         keep = dataset.test.split == "test"
     rows = (first + np.flatnonzero(keep)).astype(np.int64)
     if f.groups.kind == "classes":
         held = np.unique(np.concatenate(planted.class_sets(f.groups, dataset.classes)))
         rows = rows[np.isin(y[rows], held)]
+    if f.groups.kind == "domain" and dataset.test.domain is not None:
+        rows = rows[planted.domains(dataset, "federation.groups.kind")[2][rows - first] >= 0]
     return rows
 
 
 def within_groups(
-    f: Any, dataset: Dataset, group: np.ndarray, draw: Draw, deal: Callable[..., np.ndarray], least: int
+    f: Any,
+    dataset: Dataset,
+    group: np.ndarray,
+    draw: Draw,
+    deal: Callable[..., np.ndarray],
+    least: int,
+    *,
+    of: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+    held: int | None = None,
 ) -> Owned:
     """Deal the training rows group by group, so that class-subset groups see only their classes.
 
-    deal(y (m,), clients, rng) -> (m,) the number 0..clients-1 that gets each row. The clients of one group are
-    exchangeable, so the held-out ones are simply the last.
+    deal(y (m,), clients, rng) -> (m,) the number 0..clients-1 that gets each row, or -1. The clients of one group are
+    exchangeable, so the held-out ones are simply the last. of: (n,) what `deal` sees instead of the labels; rows: the
+    training rows to deal, default all; held: held-out clients of the federation, where `deal(..., held=)` wants its group's.
     """
     y = dataset.train.y
+    of = y if of is None else of
+    domain = planted.domains(dataset, "federation.groups.kind")[1] if f.groups.kind == "domain" else None
     client = np.full(len(y) + len(dataset.test.y), -1, np.int64)
-    for g, mine in planted.rows_of(f.groups, y, group, dataset.classes, draw("rows of groups")).items():
-        members = np.flatnonzero(group == g)
+    if rows is None:
+        rows = np.arange(len(y))
+    by_group = planted.rows_of(
+        f.groups, y[rows], group, dataset.classes, draw("rows of groups"), None if domain is None else domain[rows]
+    )
+    for g, at in by_group.items():
+        mine, members = rows[at], np.flatnonzero(group == g)
         if len(mine) < len(members) * least:
             of_group = f" of group {g}" if f.groups.kind != "none" else ""
             raise ConfigError(
                 f"federation.clients: {len(members)} clients{of_group} cannot get {least} examples each from {len(mine)} rows; "
                 f"allowed: at most {len(mine) // least}{of_group and ' in it'}, or a smaller partition.min_examples"
             )
-        client[mine] = members[deal(y[mine], len(members), draw(f"deal {g}"))]
+        own = {} if held is None else {"held": int((members >= len(group) - held).sum())}
+        to = deal(of[mine], len(members), draw(f"deal {g}"), **own)
+        client[mine] = np.where(to >= 0, members[to], -1)
     return Owned(client, np.full(len(client), SHARED, np.int8), tuple(map(str, range(len(group)))))
 
 

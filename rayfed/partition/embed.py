@@ -4,12 +4,14 @@ how many there are."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
 from rayfed.errors import ConfigError
+
+Embed = Callable[[np.ndarray], np.ndarray]  # rows (n, ...) to embeddings (n, e)
 
 COMPONENTS = 32
 HIDDEN = 64
@@ -30,35 +32,52 @@ def _some(n: int) -> np.ndarray:
     return np.arange(n) if n <= FIT else np.random.default_rng(0).choice(n, FIT, replace=False)
 
 
+def _flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1).astype(np.float64)
+
+
+def _by_chunks(apply: Embed, x: np.ndarray) -> np.ndarray:
+    with _quiet():
+        return np.concatenate([apply(x[first : first + FIT]) for first in range(0, max(len(x), 1), FIT)])
+
+
 def pca(x: np.ndarray, components: int = COMPONENTS) -> np.ndarray:
     """(n, e) principal components of the flattened inputs x (n, ...), e at most `components`; columns in order of variance."""
     from sklearn.decomposition import PCA
 
-    flat = x.reshape(len(x), -1).astype(np.float64)
-    rows = _some(len(x))
+    flat = _flat(x[_some(len(x))])
     with _quiet():
-        fitted = PCA(min(components, flat.shape[1], len(rows)), random_state=0).fit(flat[rows])
-        return np.asarray(fitted.transform(flat))
+        fitted = PCA(min(components, *flat.shape[::-1]), random_state=0).fit(flat)
+    return _by_chunks(lambda rows: np.asarray(fitted.transform(_flat(rows))), x)
 
 
-def task(x: np.ndarray, y: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """(n, 64) hidden units of scikit-learn's MLPClassifier trained on (x, y), each standardised.
+def task(x: np.ndarray, y: np.ndarray, kind: str, rng: np.random.Generator) -> Embed:
+    """x (n, ...) -> (n, 64) hidden units of scikit-learn's MLPClassifier trained on (x, y), each standardised.
 
-    Inputs (n, ...) are centred and divided by the deviation of each column (kind tabular) or of all pixels (kind image).
+    Inputs are centred and divided by the deviation of each column (kind tabular) or of all pixels (kind image). ConfigError
+    for rows of one class.
     """
     from sklearn.neural_network import MLPClassifier
 
     if len(np.unique(y)) < 2:
         raise ConfigError("federation.partition.embedding: task needs rows of at least two classes; allowed: pca")
-    flat = x.reshape(len(x), -1).astype(np.float64)
-    deviation = flat.std(0) if kind == "tabular" else np.full(flat.shape[1], flat.std())
-    flat = (flat - flat.mean(0)) / np.where(deviation > 0, deviation, 1.0)
     rows = _some(len(x))
+    flat = _flat(x[rows])
+    mean, scale = flat.mean(0), _positive(flat.std(0) if kind == "tabular" else np.full(flat.shape[1], flat.std()))
     with _quiet():
-        net = MLPClassifier((HIDDEN,), max_iter=30, random_state=int(rng.integers(2**31))).fit(flat[rows], y[rows])
-        hidden = np.maximum(flat @ net.coefs_[0] + net.intercepts_[0], 0.0)
-    deviation = hidden.std(0)
-    return np.asarray((hidden - hidden.mean(0)) / np.where(deviation > 0, deviation, 1.0))
+        net = MLPClassifier((HIDDEN,), max_iter=30, random_state=int(rng.integers(2**31)))
+        net.fit((flat - mean) / scale, y[rows])
+
+    def hidden(x: np.ndarray) -> np.ndarray:
+        return np.maximum((_flat(x) - mean) / scale @ net.coefs_[0] + net.intercepts_[0], 0.0)
+
+    fitted = _by_chunks(hidden, x[rows])
+    centre, spread = fitted.mean(0), _positive(fitted.std(0))
+    return lambda x: (_by_chunks(hidden, x) - centre) / spread
+
+
+def _positive(deviation: np.ndarray) -> np.ndarray:
+    return np.where(deviation > 0, deviation, 1.0)
 
 
 def clusters(e: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

@@ -23,12 +23,8 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
     `embedding: task` is the hidden layer of a small network trained centrally on the task, `pca` principal components of the
     inputs, `labels` the class itself (the class-based variant, without k-means). Planted groups transform the rows afterwards.
     """
-    p, train = f.partition, dataset.train
-    if p.embedding == "labels":
-        cluster = train.y
-    else:
-        e = embed.task(train.x, train.y, dataset.kind, draw("task embedding")) if p.embedding == "task" else embed.pca(train.x)
-        cluster = embed.clusters(e, p.clusters, draw("k-means"))
+    p = f.partition
+    cluster = clusters(p, dataset, draw)
 
     def deal(mine: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         _, code, s = np.unique(mine, return_inverse=True, return_counts=True)
@@ -44,6 +40,16 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
         )
 
     return within_groups(f, dataset, group, draw, deal, p.min_examples, of=cluster)
+
+
+def clusters(p: Any, dataset: Any, draw: Any) -> np.ndarray:
+    """The cluster of each training row, (n,) int64."""
+    train = dataset.train
+    if p.embedding == "labels":
+        return np.asarray(train.y)
+    pca = p.embedding == "pca"
+    e = embed.pca(train.x) if pca else embed.task(train.x, train.y, dataset.kind, draw("task embedding"))(train.x)
+    return embed.clusters(e, p.clusters, draw("k-means"))
 
 
 def allocate(
@@ -65,9 +71,7 @@ def allocate(
     return None
 
 
-def columns(
-    code: np.ndarray, s: np.ndarray, n: int, alpha: float, least: int, rng: np.random.Generator
-) -> np.ndarray:
+def columns(code: np.ndarray, s: np.ndarray, n: int, alpha: float, least: int, rng: np.random.Generator) -> np.ndarray:
     """The client of each row: every cluster shared out over the clients in proportion to its column of Q; then `top_up`."""
     q = rng.dirichlet(alpha * s / s.sum(), size=n)
     total = q.sum(0)

@@ -7,6 +7,53 @@ from typing import Any
 
 import numpy as np
 
+from rayfed.errors import ConfigError
+
+
+def domains(dataset: Any, setting: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """(sorted names of the training rows' domains, domain number of each training row, of each test row).
+
+    -1: a row without a domain (an empty name), and a test row of a domain that no training row has. ConfigError naming
+    `setting` if the data carries no domains.
+    """
+    train, test = dataset.train.domain, dataset.test.domain
+    found = np.unique(train) if train is not None else np.array([], str)
+    found = found[found != ""]
+    if not len(found):
+        raise ConfigError(
+            f"{setting}: domain found, but {dataset.name} has no domain column; allowed: another kind, or data whose rows "
+            "name their domains (parquet and hf: task.data.domain: COLUMN names the column)"
+        )
+
+    def number(of: np.ndarray | None, n: int) -> np.ndarray:
+        if of is None:
+            return np.full(n, -1, np.int64)
+        at = np.minimum(np.searchsorted(found, of), len(found) - 1)
+        return np.where(found[at] == of, at, -1).astype(np.int64)
+
+    return tuple(map(str, found)), number(train, len(dataset.train.y)), number(test, len(dataset.test.y))
+
+
+def spread(rows: np.ndarray, clients: int) -> np.ndarray:
+    """The domain of each client, (clients,) int64: in proportion to the domains' rows (D,), one for each domain first.
+
+    Huntington and Hill's divisors: the next client goes where rows / sqrt(s (s + 1)) is largest, s being the clients a domain
+    has; so every beginning of the list is spread in proportion too.
+    """
+    most = np.ceil(rows / rows.sum() * (clients + len(rows))).astype(np.int64) + 2
+    d = np.repeat(np.arange(len(rows)), most)
+    s = np.arange(len(d)) - np.repeat(np.cumsum(most) - most, most)
+    with np.errstate(divide="ignore"):
+        turn = np.lexsort((d, -rows[d], -rows[d] / np.sqrt(s * (s + 1.0))))
+    return d[turn][:clients]
+
+
+def counted(groups: Any, dataset: Any) -> Any:
+    """The same groups with their count, which under kind domain the data decides."""
+    if groups.kind != "domain":
+        return groups
+    return groups.model_copy(update={"count": len(domains(dataset, "federation.groups.kind")[0])})
+
 
 def problems(groups: Any, dataset: Any) -> list[str]:
     """Why this data cannot be grouped as asked."""
@@ -41,18 +88,23 @@ def problems(groups: Any, dataset: Any) -> list[str]:
 
 def too_many(groups: Any, training: int) -> list[str]:
     """Why `training` clients are too few: an unseen client's group should be one that trained."""
-    if groups.kind == "none" or groups.count <= training:
+    if groups.kind in ("none", "domain") or groups.count <= training:
         return []
     return [f"federation.groups.count: {groups.count} found, allowed: at most {training} (the clients that train)"]
 
 
-def assign(groups: Any, clients: int, first: int, rng: np.random.Generator) -> np.ndarray:
+def assign(
+    groups: Any, clients: int, first: int, rng: np.random.Generator, rows: np.ndarray | None = None
+) -> np.ndarray:
     """The group of each client, (clients,) int64; sizes differ by at most one; -1 without groups.
 
-    first: number of the first client, so that several calls together differ by at most one too.
+    first: number of the first client, so that several calls together differ by at most one too; rows: the domains' rows, to
+    which the sizes of groups of kind domain are in proportion.
     """
     if groups.kind == "none":
         return np.full(clients, -1, np.int64)
+    if groups.kind == "domain" and rows is not None:
+        return rng.permutation(spread(rows, first + clients)[first:])
     return rng.permutation(np.arange(first, first + clients) % groups.count).astype(np.int64)
 
 
@@ -78,10 +130,17 @@ def holds(groups: Any, classes: int) -> np.ndarray:
 
 
 def rows_of(
-    groups: Any, y: np.ndarray, group: np.ndarray, classes: int, rng: np.random.Generator
+    groups: Any,
+    y: np.ndarray,
+    group: np.ndarray,
+    classes: int,
+    rng: np.random.Generator,
+    domain: np.ndarray | None = None,
 ) -> dict[int, np.ndarray]:
-    """Training rows that each group deals to its clients: its share of the classes it holds; no row twice."""
+    """Training rows that each group deals to its clients: its share of the classes it holds, or its domain; no row twice."""
     ids = [int(g) for g in np.unique(group)]
+    if domain is not None:
+        return {g: np.flatnonzero(domain == g) for g in ids}
     if groups.kind != "classes":
         order = rng.permutation(len(y))
         cuts = np.cumsum([np.sum(group == g) for g in ids])[:-1] * len(y) // len(group)

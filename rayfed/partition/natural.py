@@ -15,13 +15,14 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
     """`clients` ids drawn by seed.
 
     Held-out clients are ids without training rows (split `test_unseen`) where the data has them: their rows are split for
-    personalisation like anybody's. Elsewhere they are some of the drawn ids.
+    personalisation like anybody's. Elsewhere they are some of the drawn ids. Under groups of kind domain, a client's group is
+    the domain of most of its rows, and its rows of other domains are nobody's.
     """
     train, test = dataset.train, dataset.test
     if train.client is None:
         raise ConfigError(
             f"federation.partition.kind: natural found, but {dataset.name} has no client column "
-            "(task.data.client: COLUMN names one); allowed without: dirichlet, iid, shards"
+            "(task.data.client: COLUMN names one); allowed without: any other kind"
         )
     n_train, n_test = len(train.y), len(test.y)
     client = np.concatenate([train.client, test.client if test.client is not None else np.full(n_test, "")])
@@ -64,4 +65,15 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
     if f.groups.kind == "classes":  # a client's rows of other classes are nobody's
         y = np.concatenate([train.y, test.y])
         owner = np.where(planted.holds(f.groups, dataset.classes)[group[owner], y] & (owner >= 0), owner, -1)
-    return Owned(owner, role, tuple(map(str, ids[chosen])))
+    names = tuple(map(str, ids[chosen]))
+    if f.groups.kind != "domain":
+        return Owned(owner, role, names)
+    domain = np.concatenate(planted.domains(dataset, "federation.groups.kind")[1:])
+    has = (owner >= 0) & (domain >= 0)
+    votes = np.zeros((n, f.groups.count), np.int64)
+    np.add.at(votes, (owner[has], domain[has]), 1)
+    of_client = np.where(votes.any(1), votes.argmax(1), -1)
+    strange = (owner >= 0) & (domain != of_client[owner])
+    if test.domain is None:
+        strange[n_train:] = False  # test rows that do not say theirs
+    return Owned(np.where(strange, -1, owner), role, names, of_client)

@@ -1,13 +1,14 @@
-"""`report.html` and `plots/*.png` of a run or a study: curves, tables, settings, and the command that repeats it."""
+"""`report.html` and `plots/*.png` of a run or a study, and one page that compares several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rayfed.errors import ConfigError
 from rayfed.report.study import study_summary
 
-__all__ = ["study_summary", "write_report"]
+__all__ = ["study_summary", "write_comparison", "write_report"]
 
 
 def write_report(path: Path | str) -> Path:
@@ -16,22 +17,38 @@ def write_report(path: Path | str) -> Path:
     Works on unfinished ones too, with what is there. ConfigError if the folder is neither a run nor a study.
     """
     from rayfed.files import durable_write
-    from rayfed.report.data import load_run, load_study
+    from rayfed.report.data import load
     from rayfed.report.page import render
 
     path = Path(path)
-    if (path / "study.yaml").is_file():
-        subject = load_study(path)
-    elif (path / "config.yaml").is_file():
-        subject = load_run(path)
-    else:
-        raise ConfigError(
-            f"{path}: neither a run (config.yaml) nor a study (study.yaml); `rayfed runs` lists what is there"
-        )
-    html, pictures = render(subject)
+    html, pictures = render(load(path))
     plots = path / "plots"
     plots.mkdir(exist_ok=True)
-    for name, png in pictures.items():
-        durable_write(plots / f"{name}.png", png, sync=False)
+    for picture in pictures:
+        durable_write(plots / f"{picture.name}.png", picture.png(), sync=False)
     durable_write(path / "report.html", html.encode(), sync=False)
     return path / "report.html"
+
+
+def write_comparison(paths: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write one self-contained page that compares runs and studies; returns it, by default `compare-IDS.html` here.
+
+    Runs that differ only in their seed are one arm, and a study's arms stay arms; the first arm is the reference.
+    ConfigError if a folder is neither a run nor a study, or the page cannot be written.
+    """
+    from rayfed.files import durable_write, why
+    from rayfed.report.data import load_comparison, short_id
+    from rayfed.report.page import render
+
+    sources = [Path(p) for p in paths]
+    ids = [short_id(p) for p in sources]
+    ids = ids if len(ids) <= 5 else [*ids[:4], f"and-{len(ids) - 4}-more"]
+    page = Path(out) if out else Path(f"compare-{'-'.join(ids)}.html")
+    if page.is_dir():
+        raise ConfigError(f"report: {page} is a folder; name the file of the page that compares")
+    html, _ = render(load_comparison(sources))
+    try:
+        durable_write(page, html.encode(), sync=False)
+    except OSError as error:
+        raise ConfigError(f"report: cannot write {page}: {why(error, page.parent)}") from error
+    return page

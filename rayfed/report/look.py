@@ -13,20 +13,35 @@ main{max-width:1120px;margin:0 auto;padding:32px 24px 64px}
 h1{font-size:28px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:20px;margin:40px 0 12px}
 p{margin:8px 0}
-.soft,caption{color:var(--soft)}
-.wide{overflow-x:auto;margin:0 0 16px}
+.soft,.caption{color:var(--soft)}
+.caption{font-size:14px;margin:8px 0 16px;max-width:80ch}
+.wide{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:15px}
-caption{text-align:left;padding:8px 0;caption-side:bottom;font-size:14px}
 th,td{padding:5px 0 5px 28px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 thead th{font-weight:600;vertical-align:bottom}
-.about td,.about th{text-align:left;white-space:normal}
-.best{font-weight:700}
+.about td,.about th,.settings td,.settings th{text-align:left}
+.about td,.settings td{white-space:normal;overflow-wrap:anywhere}
+.about td:first-child,.settings td:first-child{white-space:nowrap}
+.about td{min-width:110px}
+.good{color:var(--good)}
+.bad{color:var(--bad)}
 .sd{color:var(--soft);font-weight:400;font-size:13px}
-.dot{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:8px}
-figure{margin:0 0 20px;padding:12px 12px 4px;background:var(--panel);border-radius:8px}
-figure svg{display:block;max-width:100%;height:auto;margin:0 auto}
-figcaption{font-weight:600;padding:0 4px 8px}
+.line{display:inline-block;width:20px;border-top:3px solid;margin-right:7px;vertical-align:middle}
+.block{display:inline-block;width:13px;height:13px;border-radius:2px;margin-right:7px;vertical-align:-1px}
+figure{margin:0 0 20px;padding:12px 12px 8px;background:var(--panel);border-radius:8px}
+figcaption{font-weight:600;padding:0 4px 4px}
+figure .caption{margin:4px 4px 0}
+.key{display:flex;flex-wrap:wrap;gap:2px 20px;margin:0;padding:0 4px 6px;list-style:none;font-size:14px}
+.panels{display:grid;gap:8px;justify-content:center}
+.of1{grid-template-columns:minmax(0,560px)}
+.of2{grid-template-columns:repeat(2,minmax(0,1fr))}
+.of3{grid-template-columns:repeat(3,minmax(0,1fr))}
+.whole{overflow-x:auto;justify-content:start}
+.whole svg{min-width:640px}
+.panels svg{display:block;width:100%;height:auto}
+@media(max-width:860px){.of3{grid-template-columns:repeat(2,minmax(0,1fr))}}
+@media(max-width:640px){.of2,.of3{grid-template-columns:minmax(0,1fr)}}
 pre{background:var(--panel);border-radius:8px;padding:12px 16px;overflow-x:auto;font-size:13px;line-height:1.45}
 code{font-family:ui-monospace,Menlo,Consolas,monospace}
 details{margin:8px 0}
@@ -35,6 +50,7 @@ summary{cursor:pointer}
 border-radius:0 8px 8px 0}
 .holds{border-color:var(--good)}
 .not{border-color:var(--bad)}
+em{color:var(--soft)}
 .facts{display:flex;flex-wrap:wrap;gap:4px 28px;margin:12px 0 0;padding:0;list-style:none}
 .facts b{font-weight:600}
 @media print{body{font-size:12px}figure{break-inside:avoid}}

@@ -37,36 +37,67 @@ def summarise(subject: Subject) -> dict[str, Any]:
                 mean, sd = mean_sd(values)
                 arms[arm][metric] = {"mean": mean, "sd": sd, "n": len(values)}
     done = sum(len(runs) for runs in ended.values())
-    claim = (subject.study or {}).get("claim")
+    claim = (subject.study or {}).get("claim")  # one mapping, or a list of them; judged in the same form
+    judged = [judge(c, subject.arms) for c in (claim if isinstance(claim, list) else [claim] if claim else [])]
     return {
         "status": "done" if done == subject.planned else "incomplete",
         "runs": {"done": done, "planned": subject.planned},
         "arms": arms,
-        "claim": judge(claim, subject.arms) if claim else None,
+        "claim": judged if isinstance(claim, list) else next(iter(judged), None),
     }
 
 
 def judge(claim: Mapping[str, Any], arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """Judge `{metric, at, better, than, margin}` by seeds that both arms have.
 
-    `mean_difference` and `ci95` (paired, two-sided, Student's t) are in the direction of improvement: positive means
-    that `better` is better, also where less is better. `at: null` means the final values.
+    `differences` (by seed), their mean `mean_difference` and `ci95` (paired, two-sided, Student's t) are in the direction
+    of improvement: positive means that `better` is better, also where less is better. `at: null` means the final values.
+    Verdict, with the interval [low, high]:
+    - margin >= 0, "better by more than the margin": holds if low > margin, does not hold here if high <= margin;
+    - margin < 0, "worse by at most -margin" (non-inferiority): holds if low >= margin, does not hold here if high < margin;
+    - undecided if the interval spans the margin, and without an interval (`ci95` null): fewer than two seeds, or a value
+      that is not finite.
     """
     from scipy.stats import t
 
     metric, at, margin = str(claim["metric"]), claim.get("at"), float(claim.get("margin") or 0.0)
     better, than = (_values(arms.get(claim[side], ()), metric, at) for side in ("better", "than"))
     sign = -1.0 if lower_is_better(metric) else 1.0
-    pairs = [sign * (better[seed] - than[seed]) for seed in better if seed in than]
-    n = len(pairs)
-    mean, sd = mean_sd(pairs)
-    about = {"metric": metric, "at": at, "better": claim["better"], "than": claim["than"], "margin": margin, "n": n}
-    if mean is None or sd is None or not math.isfinite(sd):
-        return {**about, "mean_difference": mean, "ci95": None, "verdict": None}
-    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-    low, high = mean - half, mean + half
-    verdict = "holds" if low > margin else "does not hold here" if high <= margin else "undecided"
-    return {**about, "mean_difference": mean, "ci95": [low, high], "verdict": verdict}
+    pairs = {str(seed): sign * (better[seed] - than[seed]) for seed in better if seed in than}
+    n, finite = len(pairs), all(math.isfinite(d) for d in pairs.values())
+    mean, sd = mean_sd(list(pairs.values())) if finite else (None, None)
+    interval, verdict = None, "undecided"
+    if mean is not None and sd is not None:
+        half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+        low, high = mean - half, mean + half
+        interval = [low, high]
+        if low > margin or (margin < 0 and low == margin):
+            verdict = "holds"
+        elif high < margin or (margin >= 0 and high == margin):
+            verdict = "does not hold here"
+    return {
+        "metric": metric, "at": at, "better": claim["better"], "than": claim["than"], "margin": margin, "n": n,
+        "differences": pairs, "mean_difference": mean, "ci95": interval, "verdict": verdict,
+    }  # fmt: skip
+
+
+def differences(subject: Subject) -> dict[str, dict[str, dict[str, Any]]]:
+    """Arm -> metric -> `judge` of its final values against the first arm's, over the seeds that both have on the same
+    split: `n` is their number. An arm without any is left out."""
+    (reference, base), *others = subject.ended.items()
+    splits = {run.seed: run.split for run in base}
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for arm, runs in others:
+        shared = [run for run in runs if splits.get(run.seed) == run.split]
+        found = {}
+        for metric in subject.telling():
+            claim = {"metric": metric, "better": arm, "than": reference}
+            verdict = judge(claim, {arm: shared, reference: base})
+            if verdict["n"]:
+                found[metric] = verdict
+        if found:
+            out[arm] = found
+    return out
 
 
 def _values(runs: Sequence[Run], metric: str, at: int | None) -> dict[int, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rayfed import keys
+from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
 from rayfed.tree import Tree
 
@@ -60,6 +62,61 @@ class Task:
     def apply(self, params: Tree, x: Tensor) -> Tensor:
         """Logits (B, C) of inputs (B, *input_shape)."""
         return torch.func.functional_call(self._module, params, (x,))
+
+    # -- the model in two: features and classifier -------------------------------------------------------------------
+
+    @cached_property
+    def _classifier(self) -> tuple[str, Any]:
+        """Name and module of the linear layer that makes logits (B, C) of features (B, d); ConfigError without one."""
+        calls: list[tuple[str, Any, Any, Any]] = [("", None, torch.empty(()), None)]
+        hooks = [
+            m.register_forward_hook(lambda m, args, out, n=n: calls.append((n, m, args[0], out)))
+            for n, m in self._module.named_modules()
+            if isinstance(m, torch.nn.Linear)
+        ]
+        try:
+            with torch.no_grad():
+                logits = self._module(torch.zeros(1, *self.input_shape, dtype=self.dtype, device=self.device))
+        finally:
+            for h in hooks:
+                h.remove()
+        name, module, features, out = calls[-1]
+        if out is not logits or features.dim() != 2 or f"{name}.weight" not in self.params_like:
+            raise ConfigError(
+                f"task.model: {self.config.task.model.name} does not end in a torch.nn.Linear on features (B, d), and "
+                f"method {self.config.method.name} needs the model in two; allowed: all ready models, or a forward that "
+                "returns what such a layer gives"
+            )
+        return name, module
+
+    @property
+    def feature_size(self) -> int:
+        """d, the size of the penultimate representation. ConfigError if the model does not end in a linear layer."""
+        return int(self._classifier[1].in_features)
+
+    def features(self, params: Tree, x: Tensor) -> Tensor:
+        """The penultimate representation (B, d) of inputs: what the model's last linear layer is given."""
+        seen: list[Tensor] = []
+        hook = self._classifier[1].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        try:
+            self.apply(params, x)
+        finally:
+            hook.remove()
+        return seen[-1]
+
+    def classifier(self, params: Tree) -> Tree:
+        """The last linear layer's own parameters: {"weight": (C, d)}, and "bias": (C,) if it has one."""
+        return {n.rpartition(".")[2]: params[n] for n in self.classifier_names}
+
+    @property
+    def classifier_names(self) -> tuple[str, ...]:
+        """Names of the last linear layer's parameters."""
+        name = self._classifier[0]
+        return tuple(n for n in (f"{name}.weight", f"{name}.bias") if n in self.params_like)
+
+    def classify(self, classifier: Tree, h: Tensor) -> Tensor:
+        """Logits (B, C) of features (B, d): `classify(classifier(params), features(params, x))` is `apply(params, x)`."""
+        return F.linear(h, classifier["weight"], classifier.get("bias"))
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Cross-entropy of each example, (B,)."""

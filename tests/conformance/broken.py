@@ -1,0 +1,140 @@
+"""FedAvg broken in one way each: what the checks are for."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from rayfed import tree
+from rayfed.fold import mean
+from rayfed.method import Part, Wire
+from rayfed.methods.fedavg import FedAvg
+from rayfed.visit import Visit, sgd_visit
+
+CALLS = [0]
+
+
+def altered(method: FedAvg, task: Any, f: Any) -> Visit:
+    """FedAvg's visit whose update went through `f`."""
+    visit = sgd_visit(task.loss, method.local)
+
+    def end(info: Any, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
+        parts, own = visit.end(info, carry, shared, mine, own)
+        return {"delta": tree.map(f, parts["delta"])}, own
+
+    return visit._replace(end=end)
+
+
+class NotFinite(FedAvg):
+    """Divides by zero at the server."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        return {"model": tree.scale(super().round(state, fed, task)["model"], float("inf"))}
+
+
+class UnkeyedNoise(FedAvg):
+    """Randomness that no key decides."""
+
+    def train(self, task: Any) -> Visit:
+        return altered(self, task, lambda x: x * (1 + torch.rand(())))
+
+
+class Remembers(FedAvg):
+    """A state outside the state."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        self.rounds = getattr(self, "rounds", 0) + 1
+        return {"model": tree.scale(super().round(state, fed, task)["model"], 1 / self.rounds)}
+
+
+class Counts(FedAvg):
+    """Visits that know how many there were before them."""
+
+    def train(self, task: Any) -> Visit:
+        def f(x: Any) -> Any:
+            CALLS[0] += 1
+            return x * (1 + CALLS[0] / 100)
+
+        return altered(self, task, f)
+
+
+class Undeclared(FedAvg):
+    """A server state that the wire does not know."""
+
+    def init(self, task: Any, key: int) -> Any:
+        return {**super().init(task, key), "more": torch.zeros(3)}
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        return {**super().round(state, fed, task), "more": state["more"]}
+
+
+class Leaks(FedAvg):
+    """Sends what it calls private."""
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")},
+        up={"delta": Part("params"), "secret": Part("scalar")},
+        keep={"secret": Part("scalar", private=True)},
+        server={"model": Part("params")},
+    )
+
+    def own_init(self, task: Any, client: int, key: int) -> Any:
+        return {"secret": torch.zeros(())}
+
+    def train(self, task: Any) -> Visit:
+        visit = sgd_visit(task.loss, self.local)
+
+        def end(info: Any, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
+            return {"delta": visit.end(info, carry, shared, mine, own)[0]["delta"], **own}, own
+
+        return visit._replace(end=end)
+
+
+class NumberInState(FedAvg):
+    """A state with a leaf that is no tensor."""
+
+    def init(self, task: Any, key: int) -> Any:
+        return {**super().init(task, key), "t": 0.5}
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        return {**super().round(state, fed, task), "t": state["t"] + 1}
+
+
+class OwnSampler(FedAvg):
+    """Asks whom it likes."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        got = fed.ask(self.train, range(5), shared={"model": state["model"]}, fold=mean("delta"))
+        return {"model": tree.add(state["model"], got.folded["delta"])}
+
+
+class GlobalGenerator(FedAvg):
+    """NumPy's global generator at the server."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        return {"model": tree.scale(super().round(state, fed, task)["model"], 1 + float(np.random.rand()))}
+
+
+class ServesInPlace(FedAvg):
+    """Being looked at changes it."""
+
+    def serve(self, state: Any) -> Any:
+        for x in state["model"].values():
+            x += 0.01
+        return super().serve(state)
+
+
+class NobodyIsAnError(FedAvg):
+    """Divides by the number of replies."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta"))
+        return {"model": tree.add(state["model"], got.folded["delta"], len(got) / torch.tensor(float(len(got))))}
+
+
+class NeverSent(FedAvg):
+    """Declares a part that never travels."""
+
+    wire: ClassVar[Wire] = FedAvg.wire._replace(up={**FedAvg.wire.up, "ghost": Part("scalar")})

@@ -1,0 +1,49 @@
+"""Every check seen red: a method broken in the way that the check is for does not pass it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import checks
+from tests.conformance.checks import CHECKS, Case, every_part_is_seen
+
+HERE = Path(__file__).parent / "broken.py"
+BROKEN = [
+    (checks.two_rounds_run, "NotFinite"),
+    (checks.loop_is_vmap, "UnkeyedNoise"),
+    (checks.debug_is_loop, "UnkeyedNoise"),
+    (checks.resumes, "Remembers"),
+    (checks.order_and_workers_change_nothing, "Counts"),
+    (checks.lost_calls_change_nothing, "Counts"),
+    (checks.payload_is_the_wires, "Undeclared"),
+    (checks.private_parts_stay, "Leaks"),
+    (checks.states_survive_the_disk, "NumberInState"),
+    (checks.sampling_is_the_engines, "OwnSampler"),
+    (checks.again_is_the_same, "GlobalGenerator"),
+    (checks.again_is_the_same, "Counts"),
+    (checks.scoring_changes_nothing, "ServesInPlace"),
+    (checks.empty_rounds_pass, "NobodyIsAnError"),
+]
+
+
+def case(name: str) -> Case:
+    return Case({"name": f"{HERE}:{name}"})
+
+
+@pytest.mark.parametrize(("check", "name"), BROKEN, ids=[f"{c.__name__}-{n}" for c, n in BROKEN])
+def test_a_broken_method_is_caught(check: Callable[[Case, Path], None], name: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as told:
+        check(case(name), tmp_path)
+    assert told.type not in (NameError, ImportError, TypeError), told.value  # broken as meant, not by a slip
+
+
+def test_a_part_that_never_travels_is_caught() -> None:
+    with pytest.raises(AssertionError, match="ghost"):
+        every_part_is_seen([case("NeverSent")])
+
+
+def test_every_check_has_been_red() -> None:
+    assert {c for c, _ in BROKEN} == set(CHECKS)

@@ -1,0 +1,179 @@
+"""Three small runs whose numbers are written down: a change of any of them is seen, wanted or not.
+
+After a change that is wanted, write them anew, and say in the commit why they moved:
+
+    python -m tests.golden.test_golden
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import rayfed
+from rayfed import cli, tree
+from tests import toy
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+TOLERANCE = 1e-4  # relative; float32 sums differ a little from one processor to another
+
+SETTINGS = """
+    rounds=3 seed=7 task={data: digits, model: {name: mlp, hidden: [16]}} local={epochs: 3, batch_size: 16, optimizer: {lr: 0.1}}
+    federation={clients: 7, per_round: 4, partition: {kind: dirichlet, alpha: 1}, groups: {kind: rotation, count: 2}, holdout: clients}
+    evaluate.every=1 resources.executor=loop resources.cohort=2 resources.gpus_per_actor=0 track=[]
+"""
+RUNS = {
+    "fedavg": ["method.server_lr=0.9"],
+    "scaffold": [],
+    "disue": ["method.clusters=2", "method.iterations=3", "method.batch=32"],
+}
+
+
+def command(name: str) -> list[str]:
+    """The arguments of `rayfed`."""
+    shared = [w for line in SETTINGS.split("\n") for w in _split(line)]
+    return ["run", name, "--local", "--json", *(x for s in (*shared, *RUNS[name]) for x in ("--set", s))]
+
+
+def _split(line: str) -> Iterator[str]:
+    """At blanks outside braces."""
+    depth, word = 0, ""
+    for c in line.strip() + " ":
+        depth += (c in "{[") - (c in "}]")
+        if c == " " and not depth:
+            if word:
+                yield word
+            word = ""
+        else:
+            word += c
+
+
+def run(name: str, out: Path) -> rayfed.api.Run:
+    """Run it as the command line does, in this process."""
+    words = ["rayfed", *command(name), "--out", str(out / name)]
+    no_pictures = mock.patch("rayfed.report.write_report")  # most of the time, and none of the numbers
+    with mock.patch.object(sys, "argv", words), no_pictures:
+        try:
+            cli.main()
+        except SystemExit as e:
+            assert not e.code
+    (path,) = (out / name).iterdir()
+    return rayfed.load(path)
+
+
+def record(done: rayfed.api.Run) -> dict[str, Any]:
+    """What is written down: every row without what the clock decides, and the norm of every final parameter."""
+    rows = [{k: v for k, v in r.items() if not k.startswith(toy.VOLATILE)} for r in done.metrics().to_pylist()]
+    norms = {"/".join(p): float(x.double().norm()) for p, x in tree.leaves(done.model())}
+    return {"rows": rows, "norms": norms}
+
+
+def update(to: Path = HERE, runs: Path | None = None) -> None:
+    """Write all records to a folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in RUNS:
+            with contextlib.redirect_stdout(io.StringIO()):
+                text = json.dumps(record(run(name, runs or Path(scratch))), indent=1)
+            (to / f"{name}.json").write_text(text + "\n")
+
+
+def differences(found: Any, golden: Any, at: str = "") -> list[str]:
+    """Where two records differ by more than the tolerance, or in their keys."""
+    if isinstance(golden, Mapping) and isinstance(found, Mapping):
+        told = [f"{at}{k}: only in one of the two" for k in sorted(found.keys() ^ golden.keys())]
+        return told + [d for k in golden if k in found for d in differences(found[k], golden[k], f"{at}{k}: ")]
+    if isinstance(golden, list) and isinstance(found, list) and len(golden) == len(found):
+        return [d for i, (f, g) in enumerate(zip(found, golden, strict=True)) for d in differences(f, g, f"{at}{i}: ")]
+    if isinstance(golden, float) and isinstance(found, float):
+        same = math.isclose(found, golden, rel_tol=TOLERANCE, abs_tol=1e-7)
+    else:
+        same = type(found) is type(golden) and found == golden
+    return [] if same else [f"{at}{found!r}, golden: {golden!r}"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Another process that does the same, at the same time; sets and dicts of strings have another order there."""
+    out = tmp_path_factory.mktemp("elsewhere")
+    code = "import sys, pathlib; from tests.golden.test_golden import update; update(*map(pathlib.Path, sys.argv[1:]))"
+    env = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code, str(out), str(out)]
+    with subprocess.Popen(words, cwd=out, env=env, stderr=subprocess.PIPE, text=True) as process:
+        yield process, out
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def once(elsewhere: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, rayfed.api.Run]:
+    out = tmp_path_factory.mktemp("golden")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return {name: run(name, out) for name in RUNS}
+
+
+def golden(name: str) -> dict[str, Any]:
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_numbers_are_those_written_down(once: dict[str, rayfed.api.Run], name: str) -> None:
+    assert not differences(record(once[name]), golden(name))
+
+
+def test_another_process_gives_the_same_bits(
+    once: dict[str, rayfed.api.Run], elsewhere: tuple[subprocess.Popen[str], Path]
+) -> None:
+    process, out = elsewhere
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    for name, first in once.items():
+        (path,) = (out / name).iterdir()
+        assert path.name != first.path.name
+        assert json.loads((out / f"{name}.json").read_text()) == record(first)
+        models = sorted(p.name for p in (first.path / "model").iterdir())
+        assert sorted(p.name for p in (path / "model").iterdir()) == models
+        for file in models:
+            assert (path / "model" / file).read_bytes() == (first.path / "model" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_changed_number_would_be_seen(name: str) -> None:
+    """Every single number, moved by twice the tolerance, and every key that goes or comes."""
+    whole = golden(name)
+    assert not differences(copy.deepcopy(whole), whole)
+    places = [(r, k) for r in whole["rows"] for k in r] + [(whole["norms"], k) for k in whole["norms"]]
+    assert len(places) > 40
+    for there, key in places:
+        moved = copy.deepcopy(whole)
+        where = moved["norms"] if there is whole["norms"] else moved["rows"][whole["rows"].index(there)]
+        value = where[key]
+        where[key] = value + 1 if isinstance(value, int) else value * (1 + 2 * TOLERANCE) if value else 1e-3
+        assert len(differences(moved, whole)) == 1, key
+        del where[key]
+        assert differences(moved, whole) and differences(whole, moved)
+    assert differences({**whole, "rows": whole["rows"][:-1]}, whole)
+    assert differences({**whole, "rows": [{**r, "new/one": 1.0} for r in whole["rows"]]}, whole)
+
+
+def test_the_three_differ_from_each_other() -> None:
+    """The runs share everything but the method, so equal numbers would mean a method that is quietly another one."""
+    losses = {n: golden(n)["rows"][-1]["loss/global"] for n in RUNS}
+    assert len(set(losses.values())) == len(RUNS)
+    assert all(math.isfinite(v) and v < math.log(10) for v in losses.values())  # better than guessing among ten
+
+
+if __name__ == "__main__":
+    update()

@@ -1,0 +1,373 @@
+"""DisUE: what it reduces to, its three phases against NumPy and against the loop alone, ids that persist."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from rayfed import keys, methods, tree
+from rayfed.cluster import canonical
+from rayfed.distill import datafree
+from rayfed.errors import ConfigError
+from rayfed.methods.disue import rotate
+from rayfed.metrics import ari
+from tests import toy
+
+SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}
+DOUBLE = {"executor": "vmap", "dtype": "float64"}
+needs_fedavg = pytest.mark.skipif("fedavg" not in methods.names(), reason="compared with fedavg, which is not there")
+
+
+def disue(**settings: Any) -> dict[str, Any]:
+    return {"name": "disue", **SHORT, **settings}
+
+
+def opposites(split: Any, n: int = 8) -> tuple[list[int], dict[str, Any]]:
+    """Clients of two planted groups, the second with all labels flipped; everyone takes part in every round."""
+    rng = np.random.default_rng(0)
+    xs, group = [rng.normal(size=(24, 8)) for _ in range(n)], [0, 1, 1, 0] * (n // 4)
+    split(xs, [(x[:, 0] > 0).astype(int) ^ g for x, g in zip(xs, group)], group=group)
+    return group, {"federation": {"clients": n, "per_round": None, "holdout": {"kind": "none"}}}
+
+
+def replies(done: toy.Result, model: tree.Tree, number: int = 1) -> Any:
+    """What the round's clients sent, asked for once more from `model`."""
+    fed = toy.make_fed(done.fed.config)
+    fed.begin(number)
+    return fed.ask(fed.method.train, fed.sample(), shared={"model": model})
+
+
+def pieces(done: toy.Result, members: list[list[int]]) -> tuple[tree.Tree, list[tree.Tree], torch.Tensor]:
+    """(average, experts, class counts) of round 1 for clusters given as client ids, from single updates, by hand."""
+    start, got = done.initial["model"], replies(done, done.initial["model"])
+    delta, n = got.gather("delta"), dict(zip(got.ids, got.examples.tolist()))
+
+    def mean(clients: list[int]) -> tree.Tree:
+        total = tree.zeros(start)
+        for c in clients:
+            total = tree.add(total, delta[c], n[c] / sum(n[i] for i in clients))
+        return tree.add(start, total)
+
+    counts = torch.as_tensor(np.stack([done.fed.federation.class_counts[m].sum(0) for m in members]))
+    return mean(got.ids), [mean(m) for m in members], counts
+
+
+def taught(done: toy.Result, members: list[list[int]], start: str = "average") -> tree.Tree:
+    average, experts, counts = pieces(done, members)
+    key = keys.key(done.fed.config.seed, 1 << 20, -1, "D-phase")
+    student = average if start == "average" else done.initial["model"]
+    return datafree.distill(
+        done.fed.task, student, experts, counts, done.initial["generator"], done.fed.method.settings, key, 1
+    )[0]
+
+
+def close(a: tree.Tree, b: tree.Tree, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(tree.flatten(a), tree.flatten(b), rtol=0, atol=atol)
+
+
+# -- what it reduces to ------------------------------------------------------------------------------------------------
+
+
+@needs_fedavg
+@pytest.mark.parametrize(
+    ("settings", "executor"),
+    [
+        ({"distill": False}, "vmap"),
+        ({"distill": False, "signature": "all"}, "loop"),
+        ({"iterations": 0, "clusters": 1}, "vmap"),
+        ({"distill_until": 0, "clusterer": "singletons"}, "vmap"),
+        ({"distill": False, "clusterer": "oracle", "secure_similarity": "rotation"}, "vmap"),
+        ({"iterations": 0, "clusterer": "least_loss"}, "vmap"),
+    ],
+    ids=str,
+)
+def test_without_a_d_phase_it_is_fedavg_to_the_bit(settings: dict[str, Any], executor: str) -> None:
+    """For any clustering; the generator is as it was."""
+    done = toy.simulate(disue(**settings), executor=executor)
+    assert tree.same(done.state["model"], toy.simulate("fedavg", executor=executor).state["model"])
+    assert tree.same(done.state["generator"], done.initial["generator"])
+    assert not [n for r in done.rows for n in r if n.startswith("distill/")]
+
+
+@needs_fedavg
+@pytest.mark.parametrize("mix", ["prob", "logit"])
+def test_one_cluster_teaches_the_average_nothing(mix: str) -> None:
+    done = toy.simulate(disue(clusters=1, mix=mix), rounds=3, **DOUBLE)
+    close(done.state["model"], toy.simulate("fedavg", rounds=3, **DOUBLE).state["model"])
+    assert done.rows[-1]["distill/student"] == pytest.approx(0, abs=1e-12)
+    assert set(done.fed.method.clusters(done.state).values()) == {0}
+    three = toy.simulate(disue(clusters=3, mix=mix), rounds=3, **DOUBLE)
+    assert float(tree.norm(tree.sub(three.state["model"], done.state["model"]))) > 1e-3
+
+
+def test_singletons_are_client_level_distillation() -> None:
+    """Every client of the round is an expert, weighted by its own class counts; absent clients do not count."""
+    done = toy.simulate(disue(clusterer="singletons"), rounds=1, **DOUBLE)
+    ids = done.fed.drawn[0].ids
+    assert len(ids) == 7 and done.fed.method.clusters(done.state) == {c: i for i, c in enumerate(ids)}
+    close(done.state["model"], taught(done, [[c] for c in ids]))
+
+
+# -- L-phase -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signature", ["head", "all", "counts"])
+def test_what_clients_send(signature: str) -> None:
+    done = toy.simulate(disue(signature=signature), rounds=1, **DOUBLE)
+    got = replies(done, done.initial["model"])
+    for c, delta in got.gather("delta").items():
+        want = {
+            "head": torch.cat([delta["head.weight"].reshape(-1), delta["head.bias"]]),
+            "all": tree.flatten(delta),
+            "counts": torch.as_tensor(done.fed.federation.class_counts[c]).double(),
+        }[signature]
+        torch.testing.assert_close(got.gather("signature")[c], want / want.norm(), rtol=0, atol=1e-12)
+        assert got.gather("counts")[c].tolist() == done.fed.federation.class_counts[c].tolist()
+
+
+def test_rotation_is_orthogonal_and_pads_to_a_power_of_two() -> None:
+    secret = torch.tensor(5)
+    q = torch.stack([rotate(e, secret) for e in torch.eye(2, dtype=torch.float64)], 1)
+    torch.testing.assert_close(q.T @ q, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-15)
+    assert rotate(torch.ones(5), secret).shape == (8,) and rotate(torch.ones(8), secret).shape == (8,)
+
+
+@pytest.mark.parametrize("q", [1, 2, 68, 128])
+def test_rotation_keeps_inner_products_and_hides_the_rest(q: int) -> None:
+    s = torch.randn(6, q, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned, other = (torch.stack([rotate(x, torch.tensor(k)) for x in s]) for k in (11, 12))
+    torch.testing.assert_close(turned @ turned.T, s @ s.T, rtol=0, atol=1e-12)
+    together = torch.vmap(rotate, in_dims=(0, None))(s, torch.tensor(11))
+    torch.testing.assert_close(together, turned, rtol=0, atol=1e-14)
+    if q > 2:
+        padded = torch.nn.functional.pad(s, (0, turned.shape[1] - q))
+        for a, b in ((turned, padded), (turned, other)):
+            assert float(torch.cosine_similarity(a, b).abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("signature", ["head", "all", "counts"])
+def test_secured_similarity_gives_the_same_partition(signature: str) -> None:
+    """And so, to the bit, the same experts and the same universal expert."""
+    plain, secure = (
+        toy.simulate(disue(signature=signature, secure_similarity=s), rounds=3, **DOUBLE) for s in ("none", "rotation")
+    )
+    assert tree.same(plain.state, secure.state)
+    one, two = (replies(d, d.initial["model"]).stacked("signature") for d in (plain, secure))
+    torch.testing.assert_close(one @ one.T, two @ two.T, rtol=0, atol=1e-12)
+    pad = torch.nn.functional.pad(one, (0, two.shape[1] - one.shape[1]))
+    assert not torch.allclose(pad, two, atol=0.01)
+
+
+# -- C-phase -----------------------------------------------------------------------------------------------------------
+
+
+def test_clusters_and_experts_in_numpy(plain: Any) -> None:
+    """Softmax regression on whole batches; SciPy clusters the updates; experts weigh their members by examples."""
+    done = toy.simulate({"name": "disue", "distill": False}, rounds=1, **plain.WORK)
+    start, ids = plain.vector(done.initial["model"]), done.fed.drawn[0].ids
+    data = [plain.data(done.fed, c) for c in ids]
+    u = np.stack([plain.descend(start, x, y) - start for x, y in data])
+    s = u / np.linalg.norm(u, axis=1, keepdims=True)
+    merges = linkage(squareform(1 - s @ s.T, checks=False), "average")
+    labels = canonical(fcluster(merges, 3, "maxclust"))
+    assert done.fed.method.clusters(done.state) == dict(zip(ids, labels.tolist()))
+    n = np.array([len(y) for _, y in data], float)
+    assert set(done.state["experts"]) == {"0", "1", "2"}
+    for k in range(3):
+        want = start + np.average(u[labels == k], axis=0, weights=n[labels == k])
+        np.testing.assert_allclose(plain.vector(done.state["experts"][str(k)]), want, atol=1e-12)
+    np.testing.assert_allclose(plain.vector(done.state["model"]), start + np.average(u, axis=0, weights=n), atol=1e-12)
+
+
+def test_oracle_is_the_planted_groups() -> None:
+    done = toy.simulate(disue(clusterer="oracle"), rounds=4, **DOUBLE)
+    assert done.scores()[0]["clusters/ari"] == 1.0
+    member, group = done.fed.method.clusters(done.state), done.fed.federation.group
+    assert len({(group[c], k) for c, k in member.items()}) == len(set(group[:12])) == 3
+
+
+def test_opposite_groups_are_found_and_keep_their_ids(split: Any) -> None:
+    """From updates of the classifier alone, every round the same partition under the same ids."""
+    group, changes = opposites(split)
+    for rounds in (1, 2, 3):
+        done = toy.simulate(disue(clusters=2), rounds=rounds, executor="vmap", **changes)
+        assert done.state["assignment"].tolist() == group  # ids in the order of the first members
+        assert done.scores()[0]["clusters/ari"] == 1.0
+
+
+def test_names_of_groups_change_no_bit(split: Any) -> None:
+    group, changes = opposites(split)
+    one = toy.simulate(disue(clusterer="oracle"), executor="vmap", **changes)
+    held = one.fed.federation
+    xs, ys = ([held.arrays[n][held.train[c]] for c in range(8)] for n in ("x", "y"))
+    split(xs, ys, group=[1 - g for g in group])
+    assert tree.same(one.state, toy.simulate(disue(clusterer="oracle"), executor="vmap", **changes).state)
+
+
+def test_ids_persist_and_absent_clients_keep_theirs() -> None:
+    """Seven of twelve clients a round: an id once given to a planted group stays with all its members."""
+    runs = [toy.simulate(disue(clusterer="oracle"), rounds=r, **DOUBLE) for r in (1, 2, 3, 4)]
+    known: dict[int, int] = {}
+    for done in runs:
+        member = done.fed.method.clusters(done.state)
+        assert member.keys() == {c for d in done.fed.drawn for c in d.ids}
+        assert {c: member[c] for c in known} == known
+        assert {str(k) for k in member.values()} == set(done.state["experts"])
+        known = member
+    assert any(set(known) - set(d.ids) for d in runs[-1].fed.drawn)
+    assert ari([int(runs[0].fed.federation.group[c]) for c in known], list(known.values())) == 1.0
+
+
+def test_oracle_ids_where_some_groups_are_absent() -> None:
+    """Three clients a round, so that rounds lack whole groups: an id still means one planted group."""
+    changes = {"federation": {"per_round": 3}}
+    done = toy.simulate(disue(clusterer="oracle", distill=False), rounds=6, executor="vmap", **changes)
+    member, group = done.fed.method.clusters(done.state), done.fed.federation.group
+    assert any(len(set(group[list(d.ids)].tolist())) < 3 for d in done.fed.drawn)
+    assert ari([int(group[c]) for c in member], list(member.values())) == 1.0
+
+
+def test_ids_follow_experts_and_members(split: Any) -> None:
+    """Clusters 4 and 7 come back in the other order, by what their experts look like or by who is in them."""
+    _, changes = opposites(split)
+    method = toy.make_fed(toy.config(disue(), executor="vmap", **changes)).method
+    a, b = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}
+    labels, nobody = np.array([0, 1, 0]), torch.full((8,), -1)
+    state = {"experts": {"4": a, "7": b}, "assignment": nobody}
+    assert method._ids(state, [0, 1, 2], labels, [b, a]) == [7, 4]
+    assert method._ids(state, [0, 1, 2], labels, [a, b]) == [4, 7]
+    member = nobody.index_put((torch.tensor([0, 1, 2]),), torch.tensor([7, 4, 7]))
+    assert method._ids({**state, "assignment": member}, [0, 1, 2], labels, [a, a]) == [7, 4]
+    three = method._ids(state, [0, 1, 2], np.array([0, 1, 2]), [b, {"w": torch.tensor([0.5, 0.5])}, a])
+    assert three == [7, 8, 4]
+    assert method._ids({"experts": {}, "assignment": nobody}, [0, 1], np.array([0, 1]), [a, b]) == [0, 1]
+
+
+def chosen(before: toy.Result, clients: tuple[int, ...], plain: Any) -> dict[int, int]:
+    """NumPy: for each client, the id of the known expert with the least loss on its training data."""
+    known = {int(k): plain.vector(e) for k, e in before.state["experts"].items()}
+    best = {}
+    for c in clients:
+        x, y = plain.data(before.fed, c)
+        losses = {k: plain.loss(e, x, y) for k, e in known.items()}
+        best[c] = min(losses, key=lambda k: losses[k])
+    return best
+
+
+LEAST = {"name": "disue", "distill": False, "clusterer": "least_loss"}
+
+
+def test_least_loss_joins_the_best_known_expert(plain: Any) -> None:
+    one, two = (toy.simulate(LEAST, rounds=r, **plain.WORK) for r in (1, 2))
+    best = chosen(one, two.fed.drawn[1].ids, plain)
+    member = two.fed.method.clusters(two.state)
+    assert len(set(best.values())) > 1
+    assert canonical(np.array([member[c] for c in best])).tolist() == canonical(np.array([*best.values()])).tolist()
+
+
+def test_least_loss_keeps_the_id_that_was_chosen(plain: Any) -> None:
+    changes = toy.merge(plain.WORK, {"federation": {"per_round": 3}, "seed": 6})
+    runs = [toy.simulate(LEAST, rounds=r, **changes) for r in range(1, 7)]
+    assert all(len(before.state["experts"]) == 3 for before in runs)
+    for before, after in pairwise(runs):
+        best = chosen(before, after.fed.drawn[-1].ids, plain)
+        member = after.fed.method.clusters(after.state)
+        assert {c: member[c] for c in best} == best
+
+
+# -- D-phase -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("init", "mix"), [("average", 1.0), ("previous", 1.0), ("average", 0.25), ("average", 0.0)])
+def test_theta_is_what_the_loop_teaches_the_average(init: str, mix: float) -> None:
+    """Planted groups as clusters; experts, counts and average by hand; theta = (1 - mix) average + mix distilled."""
+    done = toy.simulate(
+        disue(clusterer="oracle", student_init=init, distill_mix=mix, student_lr=0.5), rounds=1, **DOUBLE
+    )
+    ids, group = done.fed.drawn[0].ids, done.fed.federation.group
+    members = [[c for c in ids if group[c] == g] for g in dict.fromkeys(group[list(ids)].tolist())]
+    average, theta = pieces(done, members)[0], taught(done, members, init)
+    close(done.state["model"], tree.add(tree.scale(average, 1 - mix), theta, mix))
+    assert float(tree.norm(tree.sub(theta, average))) > 1e-3
+
+
+def test_experts_and_clusters_are_not_touched() -> None:
+    """The control arm finds the same clusters and the same experts to the bit."""
+    on, off = (toy.simulate(disue(distill=d), rounds=1, executor="vmap") for d in (True, False))
+    assert tree.same(on.state["experts"], off.state["experts"])
+    assert torch.equal(on.state["assignment"], off.state["assignment"])
+    assert not tree.same(on.state["model"], off.state["model"])
+
+
+def test_the_generator_is_kept_between_rounds() -> None:
+    """Adam has counted every step so far, and an average of it that is asked for is kept as well."""
+    runs = [
+        toy.simulate(disue(generator_steps=3, generator_ema=0.5), rounds=r, executor="vmap").state["generator"]
+        for r in (1, 2, 3)
+    ]
+    assert [float(g["adam"]["t"]) for g in runs] == [6.0, 12.0, 18.0]
+    assert all("ema" in g and not tree.same(g["ema"], g["g"]) for g in runs)
+    assert not tree.same(runs[0]["g"], runs[1]["g"])
+
+
+@needs_fedavg
+def test_after_the_stop_round_theta_is_the_plain_average() -> None:
+    """The D-phase of round 2 is the last; round 3 is FedAvg's round from there, and the generator rests."""
+    until = disue(distill_until=2)
+    two, three = (toy.simulate(until, rounds=r, executor="vmap") for r in (2, 3))
+    assert [("distill/student" in r) for r in three.rows] == [True, True, False]
+    assert tree.same(two.state["generator"], three.state["generator"])
+    fed = toy.make_fed(toy.config("fedavg", rounds=3, executor="vmap"))
+    fed.begin(3)
+    assert tree.same(three.state["model"], fed.method.round({"model": two.state["model"]}, fed, fed.task)["model"])
+    never = toy.simulate(disue(distill_until=None), rounds=3, executor="vmap")
+    assert "distill/student" in never.rows[-1]
+
+
+# -- what is served ----------------------------------------------------------------------------------------------------
+
+
+def test_members_are_served_their_expert_and_others_theta(plain: Any) -> None:
+    """NumPy scores; who never took part, and the two held out, get theta."""
+    done = toy.simulate(disue(), rounds=1, **plain.WORK)
+    member = done.fed.method.clusters(done.state)
+    theta = plain.vector(done.state["model"])
+    experts = {int(k): plain.vector(e) for k, e in done.state["experts"].items()}
+    row, clients = done.scores()
+    for r in clients:
+        assert r["cluster"] == member.get(r["client"])
+        p = experts[r["cluster"]] if r["cluster"] is not None else theta
+        assert r["loss"] == pytest.approx(plain.loss(p, *plain.data(done.fed, r["client"], "test")), abs=1e-12)
+    assert sum(r["cluster"] is None for r in clients) == 7  # 5 that were not drawn, 2 held out
+    pool = [done.fed.federation.arrays[n][done.fed.federation.pool] for n in ("x", "y")]
+    assert row["loss/global"] == pytest.approx(plain.loss(theta, *pool), abs=1e-12)
+
+
+def test_a_round_without_replies_changes_nothing() -> None:
+    done = toy.simulate(disue(), rounds=1, executor="vmap")
+
+    class Nobody(toy.ToyFed):
+        def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
+            return ()
+
+    fed = toy.make_fed(done.fed.config, kind=Nobody)
+    fed.begin(2)
+    assert tree.same(fed.method.round(done.state, fed, fed.task), done.state)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_oracle_needs_groups_and_kinds_need_names() -> None:
+    with pytest.raises(ConfigError, match="planted groups"):
+        toy.config(disue(clusterer="oracle"), federation={"groups": {"kind": "none"}})
+    with pytest.raises(ConfigError, match="agglomerative"):
+        toy.config(disue(clusterer="aglomerative"))
+    with pytest.raises(ConfigError, match="threshold"):
+        toy.config(disue(clusterer={"kind": "agglomerative", "threshold": 3.0}))

@@ -1,0 +1,534 @@
+"""The commands as a user types them: what they print, what they write, how they end. No Ray anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import rayfed
+from rayfed import cli, methods
+from rayfed.config import Config, Study, load_config
+from rayfed.configfile import READY, ready
+from rayfed.metrics import meaning
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("run", "resume", "validate", "cp", "methods", "tasks", "runs", "report")
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 3,
+    "rounds": 2,
+    "task": {
+        "data": {"name": "synthetic:blobs", "examples": 320, "classes": 4, "features": 8, "test": 60},
+        "model": {"name": "mlp", "hidden": [8]},
+    },
+    "federation": {
+        "clients": 12,
+        "per_round": 6,
+        "partition": {"kind": "dirichlet", "alpha": 1},
+        "groups": {"kind": "label_permutation", "count": 2},
+        "holdout": {"kind": "clients", "fraction": 0.2},
+    },
+    "local": {"epochs": 2, "batch_size": 8},
+    "method": {"name": "disue", "clusters": 2, "iterations": 2},
+    "evaluate": {"every": 2},
+    "resources": {"executor": "loop", "cohort": 3, "gpus_per_actor": 0},
+    "storage": {"path": "out", "snapshot_every": 1},
+}
+# Beside the bookkeeping of the folder (lock.json and hidden files), exactly this.
+FOLDER = {
+    "config.yaml", "metrics.parquet", "clients", "state.json", "summary.json", "events.jsonl", "snapshots", "model",
+    "report.html", "plots", "tensorboard",
+}  # fmt: skip
+BOTH_MEANS = ("personal", "cluster", "local", "unseen")
+SCORES = {
+    f"{m}/{s}" for m in ("accuracy", "loss") for s in ("global", *BOTH_MEANS, *(f"{s}_ex" for s in BOTH_MEANS))
+} | {"clusters/ari", "clusters/count"}  # fmt: skip
+EVERY_ROUND = {"bytes/up", "bytes/down", "ray/bytes", "time/round"}
+
+
+# -- two ways to call ----------------------------------------------------------------------------------------------------
+
+
+def shell(*words: str, cwd: Path, hide: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The installed command; `hide`: a folder whose modules come before all others."""
+    script = Path(sys.executable).with_name("rayfed")
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "rayfed.cli"]
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    env["PYTHONPATH"] = os.pathsep.join(str(p) for p in (hide, ROOT) if p)
+    return subprocess.run([*start, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+class Said:
+    """How a command in this process ended."""
+
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report of single runs: they take most of a tiny run's time."""
+    from rayfed import report
+
+    whole = report.write_report
+    monkeypatch.setattr(report, "write_report", lambda path: whole(path) if (path / "study.yaml").exists() else path)
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs `rayfed WORDS` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def ends(*words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["rayfed", *words])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = int(e.code or 0)
+        out, err = capsys.readouterr()
+        return Said(code, out, err)
+
+    return ends
+
+
+def write(path: Path, config: Mapping[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(dict(config)))
+    return path
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+def steady(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Without what the clock decides."""
+    return [{k: v for k, v in r.items() if not k.startswith(("time/", "clients/per", "seconds"))} for r in found]
+
+
+# -- run, then resume ----------------------------------------------------------------------------------------------------
+
+
+class World:
+    """A finished run of two rounds, and what its command printed."""
+
+    def __init__(self, base: Path):
+        self.base = base
+        write(base / "tiny.yaml", TINY)
+        no_ray = base / "no_ray"
+        no_ray.mkdir()
+        (no_ray / "ray.py").write_text("raise ImportError('--local uses no Ray')")
+        self.said = shell("run", "tiny.yaml", "--local", cwd=base, hide=no_ray)
+        assert self.said.returncode == 0, self.said.stderr
+        (self.run,) = (base / "out").iterdir()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def test_run_shows_rounds_a_table_and_the_report(world: World) -> None:
+    out = world.said.stdout
+    assert re.search(r"^round 2/2  accuracy/global 0\.\d{3}  accuracy/personal 0\.\d{3}", out, re.M)
+    final = rows(world.run / "metrics.parquet")[-1]
+    assert re.search(rf"accuracy/unseen .* {final['accuracy/unseen']:.4f} ", out)
+    assert "disue, 2 rounds in " in out
+    assert out.splitlines()[-1] == f"report: out/{world.run.name}/report.html"
+    assert "Traceback" not in world.said.stderr
+    assert re.fullmatch(r"tiny-\d{8}-\d{6}-[0-9a-f]{4}", world.run.name)
+
+
+def test_the_run_folder_holds_what_the_contract_says(world: World) -> None:
+    there = {p.name for p in world.run.iterdir()}
+    assert there - {".lock", "lock.json"} == FOLDER
+    assert {p.name for p in (world.run / "snapshots").iterdir()} == {"round-000001", "round-000002"}
+    assert any((world.run / "plots").glob("*.png")) and any((world.run / "tensorboard").iterdir())
+    assert not [p for p in world.run.rglob(".*") if p.name != ".lock"]  # no temporaries left
+
+
+def test_the_resolved_config_is_the_one_that_ran(world: World) -> None:
+    resolved = load_config(world.run / "config.yaml")
+    assert resolved == load_config(TINY)
+    assert yaml.safe_load((world.run / "config.yaml").read_text())["evaluate"] == {
+        "every": 2, "clients": "all", "finetune_epochs": 0,
+    }  # fmt: skip
+
+
+def test_rows_have_the_contracts_metrics_and_null_where_not_evaluated(world: World) -> None:
+    table = pq.read_table(world.run / "metrics.parquet")
+    first, last = table.to_pylist()
+    assert table.column_names[0] == "round" and (first["round"], last["round"]) == (1, 2)
+    assert set(table.column_names) >= SCORES | EVERY_ROUND
+    assert all(first[m] is None and last[m] is not None for m in SCORES)
+    assert all(first[m] is not None and last[m] is not None for m in EVERY_ROUND)
+    strange = {m for m in table.column_names[1:] if meaning(m) is None}
+    assert strange == {m for m in strange if m.startswith("distill/")}  # the method's own
+
+
+def test_means_are_over_clients_or_over_examples(world: World) -> None:
+    """From the clients' rows, worked out again."""
+    last = rows(world.run / "metrics.parquet")[-1]
+    clients = rows(world.run / "clients" / "round-000002.parquet")
+    assert [c["client"] for c in clients] == list(range(12))
+    assert sum(c["unseen"] for c in clients) == 2  # 20 % of 12
+    for scope, unseen in (("personal", False), ("unseen", True)):
+        mine = [c for c in clients if c["unseen"] is unseen and c["test_examples"]]
+        for metric in ("accuracy", "loss"):
+            values, n = [c[metric] for c in mine], [c["test_examples"] for c in mine]
+            assert last[f"{metric}/{scope}"] == pytest.approx(sum(values) / len(values), rel=1e-9)
+            weighted = sum(v * k for v, k in zip(values, n, strict=True)) / sum(n)
+            assert last[f"{metric}/{scope}_ex"] == pytest.approx(weighted, rel=1e-9)
+
+
+def test_a_row_of_each_client(world: World) -> None:
+    files = sorted(p.name for p in (world.run / "clients").iterdir())
+    assert files == ["round-000002.parquet"]  # only where evaluated
+    clients = rows(world.run / "clients" / files[0])
+    assert set(clients[0]) >= {"client", "group", "cluster", "examples", "loss", "accuracy", "seconds"}
+    assert {c["group"] for c in clients} == {0, 1}
+    assert {c["cluster"] for c in clients if c["cluster"] is not None} <= {0, 1}
+    assert sum(c["examples"] + c["test_examples"] for c in clients) == 320  # to train on, and each client's own test
+    assert all(0 <= c["accuracy"] <= 1 and c["loss"] > 0 for c in clients if c["test_examples"])
+
+
+def test_summary_says_final_and_best_of_each_metric(world: World) -> None:
+    summary = json.loads((world.run / "summary.json").read_text())
+    about = {k: summary[k] for k in ("status", "rounds", "method", "seed", "executor")}
+    assert about == {"status": "done", "rounds": 2, "method": "disue", "seed": 3, "executor": "loop"}
+    assert summary["wall_s"] > 0 and {"rayfed", "torch", "numpy", "python", "ray"} <= summary["versions"].keys()
+    found = rows(world.run / "metrics.parquet")
+    assert set(summary["metrics"]) == set(found[0]) - {"round"}
+    for name in ("bytes/up", "accuracy/global", "loss/cluster", "ray/bytes"):
+        seen = [(r["round"], r[name]) for r in found if r[name] is not None]
+        best = (max if name.startswith("accuracy") else min)(seen, key=lambda x: x[1])
+        assert summary["metrics"][name] == {"final": seen[-1][1], "best": best[1], "best_round": best[0]}
+
+
+def test_state_and_events(world: World) -> None:
+    state = json.loads((world.run / "state.json").read_text())
+    assert (state["status"], state["round"], state["rounds"], state["run"]) == ("done", 2, 2, world.run.name)
+    events = [json.loads(line) for line in (world.run / "events.jsonl").read_text().splitlines()]
+    assert [e["kind"] for e in events] == ["created", "finished"]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT", e["time"]) for e in events)
+
+
+def test_the_final_models_can_be_read(world: World) -> None:
+    run = rayfed.load(world.run)
+    assert sorted(p.name for p in (world.run / "model").iterdir()) == [
+        "expert-0.safetensors", "expert-1.safetensors", "model.safetensors",
+    ]  # fmt: skip
+    for name in ("model", "expert-1"):
+        shapes = {k: tuple(v.shape) for k, v in run.model(name).items()}
+        assert sorted(shapes.values()) == sorted([(8, 8), (8,), (4, 8), (4,)])
+
+
+def test_the_report_is_one_page_about_this_run(world: World) -> None:
+    page = (world.run / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html") and "disue" in page and "accuracy/global" in page
+
+
+def test_runs_and_report(world: World, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world.base)
+    line = next(x for x in call("runs", "out").out.splitlines() if x.startswith(world.run.name))
+    assert line.split() == [world.run.name, "run", "disue", "2/2", "done"]
+    page = world.run / "report.html"
+    page.unlink()
+    said = call("report", f"out/{world.run.name}")
+    assert (said.code, said.out) == (0, f"out/{world.run.name}/report.html\n")
+    assert page.stat().st_size > 10_000
+
+
+def test_runs_as_json_and_of_an_empty_folder(world: World, call: Call, tmp_path: Path) -> None:
+    (found,) = json.loads(call("runs", str(world.base / "out"), "--json").out)
+    wanted = {"kind": "run", "method": "disue", "status": "done", "round": 2, "rounds": 2, "path": str(world.run)}
+    assert {k: found[k] for k in wanted} == wanted
+    (tmp_path / "runs").mkdir()
+    assert call("runs").out == "no runs in runs\n"
+    assert json.loads(call("runs", "--json").out) == []
+
+
+def test_resume_makes_a_run_longer_with_the_rows_of_one_that_never_stopped(
+    world: World, call: Call, no_pictures: None
+) -> None:
+    """Last of this folder's tests: it changes the folder."""
+    before = rows(world.run / "metrics.parquet")
+    said = shell("resume", f"out/{world.run.name}", "--local", "--json", "--set", "rounds=3", cwd=world.base)
+    assert said.returncode == 0, said.stderr
+    printed = json.loads(said.stdout)
+    assert (printed["path"], printed["status"], printed["summary"]["rounds"]) == (f"out/{world.run.name}", "done", 3)
+    after = rows(world.run / "metrics.parquet")
+    assert steady(after[:2]) == steady(before) and len(after) == 3
+    assert load_config(world.run / "config.yaml") == load_config({**TINY, "rounds": 3})
+    assert {p.name for p in (world.run / "snapshots").iterdir()} == {"round-000002", "round-000003"}  # keep: 2
+    kinds = [json.loads(x)["kind"] for x in (world.run / "events.jsonl").read_text().splitlines()]
+    assert kinds[:3] == ["created", "finished", "opened"] and kinds[-1] == "finished"
+    assert {"settings", "resumed"} <= set(kinds)
+
+    whole = call("run", str(world.base / "tiny.yaml"), "--local", "--json", "--set", "rounds=3", "--out", "whole")
+    assert whole.code == 0, whole.err
+    other = Path(json.loads(whole.out)["path"])
+    assert other.parts[0] == "whole"  # --out overrides storage.path
+    assert steady(rows(other / "metrics.parquet")) == steady(after)
+    for part in ("model/model.safetensors", "model/expert-0.safetensors"):
+        assert (other / part).read_bytes() == (world.run / part).read_bytes()
+    assert steady(rows(other / "clients/round-000003.parquet")) == steady(
+        rows(world.run / "clients/round-000003.parquet")
+    )
+
+
+def test_resume_refuses_what_would_change_the_past(world: World, call: Call) -> None:
+    kept = (world.run / "config.yaml").read_bytes()
+    for change in ("seed=4", "method.clusters=3", "federation.clients=5", "name=x"):
+        said = call("resume", str(world.run), "--local", "--set", change)
+        assert said.code == 2 and f"--set {change.partition('=')[0]}: a resumed run keeps its" in said.err
+    said = call("resume", str(world.run), "--local", "--set", "rounds=0")
+    assert said.code == 2 and "rounds: 0 found" in said.err
+    assert (world.run / "config.yaml").read_bytes() == kept
+    assert (world.run / "summary.json").exists()
+
+
+# -- a study -------------------------------------------------------------------------------------------------------------
+
+ARMS = {
+    "rounds": 1,
+    "evaluate": {"every": 1},
+    "seeds": [0, 5],
+    "arms": {"plain": {"method": "fedavg"}, "three": {"method": {"name": "ifca", "clusters": 3}}},
+    "claim": {"metric": "accuracy/global", "at": 1, "better": "three", "than": "plain"},
+}
+
+
+def test_a_study(call: Call, no_pictures: None, tmp_path: Path) -> None:
+    write(tmp_path / "study.yaml", {**TINY, **ARMS})
+    said = call("run", "study.yaml", "--local")
+    assert said.code == 0, said.err
+    (path,) = (tmp_path / "out").iterdir()
+    assert said.out.splitlines()[-1] == f"report: out/{path.name}/report.html"
+    assert {p.name for p in path.iterdir()} - {"plots"} == {
+        "study.yaml", "results.parquet", "summary.json", "report.html", "plain", "three",
+    }  # fmt: skip
+    again = load_config(path / "study.yaml")
+    assert isinstance(again, Study) and again == load_config({**TINY, **ARMS})
+
+    found = {(a, s): path / a / f"seed-{s}" for a in ("plain", "three") for s in (0, 5)}
+    finals = {k: rows(p / "metrics.parquet")[-1] for k, p in found.items()}
+    for (arm, seed), where in found.items():
+        assert {p.name for p in where.iterdir()} - {".lock", "lock.json"} == FOLDER - {"report.html", "plots"}
+        config = load_config(where / "config.yaml")
+        assert isinstance(config, Config)
+        assert (config.seed, config.method.name) == (seed, {"plain": "fedavg", "three": "ifca"}[arm])
+    split = {
+        k: [(c["client"], c["group"], c["examples"]) for c in rows(p / "clients/round-000001.parquet")]
+        for k, p in found.items()
+    }
+    assert split["plain", 0] == split["three", 0] != split["plain", 5] == split["three", 5]
+
+    results = rows(path / "results.parquet")
+    assert {(r["arm"], r["seed"], r["round"]) for r in results} == {(a, s, 1) for a, s in found}
+    assert all(r["loss/global"] == finals[r["arm"], r["seed"]]["loss/global"] for r in results)
+
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "done" and set(summary["arms"]) == {"plain", "three"}
+    table = {line.split("│")[1].strip(): line for line in said.out.splitlines() if line.count("│") > 3}
+    assert set(table) >= {"plain", "three"}
+    for arm, about in summary["arms"].items():
+        a, b = (finals[arm, s]["accuracy/global"] for s in (0, 5))
+        mean, sd = (a + b) / 2, abs(a - b) / math.sqrt(2)
+        assert about["accuracy/global"]["mean"] == pytest.approx(mean)
+        assert about["accuracy/global"]["sd"] == pytest.approx(sd)
+        assert f"{about['accuracy/global']['mean']:.3f} ± {about['accuracy/global']['sd']:.3f}" in table[arm]
+    assert summary["claim"]["n"] == 2
+    assert f"at round 1: {summary['claim']['verdict']}" in said.out
+
+    stamps = {p: p.stat().st_mtime_ns for p in path.rglob("metrics.parquet")}
+    listed = call("runs", "out").out.split()
+    assert listed == [path.name, "study", "plain,", "three", "4/4", "done"]
+    assert call("resume", str(path), "--local").code == 0  # nothing left to do
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("metrics.parquet")} == stamps
+
+
+# -- stopped and broken --------------------------------------------------------------------------------------------------
+
+OWN = """
+import os, signal
+from rayfed.methods.fedavg import FedAvg
+
+class Stopped(FedAvg):
+    def round(self, state, fed, task):
+        if fed.round == 2 and not os.path.exists("asked"):
+            open("asked", "w").close()
+            os.kill(os.getpid(), signal.{signal})
+        return super().round(state, fed, task)
+
+class Broken(FedAvg):
+    def round(self, state, fed, task):
+        if fed.round == 2:
+            raise ArithmeticError("seven is not eight")
+        return super().round(state, fed, task)
+"""
+
+
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_stopped_by_a_signal_and_resumed(call: Call, no_pictures: None, tmp_path: Path, signal: str, code: int) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace("{signal}", signal))
+    write(tmp_path / "c.yaml", {**TINY, "method": "own.py:Stopped", "rounds": 3})
+    said = call("run", "c.yaml", "--local")
+    (path,) = (tmp_path / "out").iterdir()
+    assert said.code == code and f"rayfed resume out/{path.name}" in said.err and "Traceback" not in said.err
+    assert not (path / "summary.json").exists()
+    assert rayfed.load(path).metrics()["round"].to_pylist() == [1, 2]  # the round in hand was committed
+    listed = json.loads(call("runs", "out", "--json").out)[0]
+    assert (listed["round"], listed["status"].split()[0]) == (2, "stopped")
+    again = call("resume", str(path), "--local", "--json")
+    assert again.code == 0 and json.loads(again.out)["summary"]["rounds"] == 3
+
+
+def test_a_run_that_breaks_ends_with_4_and_says_how_to_go_on(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace("{signal}", "SIGINT"))
+    write(tmp_path / "c.yaml", {**TINY, "method": "own.py:Broken"})
+    said = call("run", "c.yaml", "--local")
+    (path,) = (tmp_path / "out").iterdir()
+    assert said.code == 4 and "seven is not eight" in said.err and f"rayfed resume out/{path.name}" in said.err
+    assert rayfed.load(path).metrics()["round"].to_pylist() == [1]
+    assert not (path / "summary.json").exists()
+
+
+# -- a wrong request -----------------------------------------------------------------------------------------------------
+
+WRONG = [
+    (["rnu", "fedavg"], "No such command 'rnu'"),
+    (["run"], "Missing argument"),
+    (["run", "fedavg", "--locla"], "--local"),
+    (["run", "fedavgg", "--local"], "(did you mean 'fedavg'?); ready: disue, fedavg, quickstart, scaffold"),
+    (["run", "fedavg", "--local", "--set", "method=scafold"], "(did you mean 'scaffold'?)"),
+    (["run", "fedavg", "--local", "--set", "federation.cleints=3"], "(did you mean 'clients'?)"),
+    (["run", "fedavg", "--local", "--set", "rounds"], "--set rounds: write it as a.b=value"),
+    (["run", "fedavg", "--local", "--set", "task.data=parquet:nowhere"], "task.data: "),
+    (["run", "fedavg", "--local", "--set", "task.model=nowhere.py:net"], "task.model: file 'nowhere.py' does not exist"),
+    (["run", "fedavg", "--local", "--set", "init.from=nowhere"], "init.from: 'nowhere' holds no model"),
+    (["run", "fedavg", "--local", "--set", "task.model={name: vit-tiny, patch: 3}"], "task.model.patch: 3 does not divide"),
+    (["validate", "fedavg", "--set", "rouns=3"], "rouns: unknown key (did you mean 'rounds'?)"),
+    (["resume", "nowhere", "--local"], "nowhere: no run to resume here"),
+    (["report", "nowhere"], "report: nowhere is not a run or a study folder"),
+    (["runs", "nowhere"], "runs: nowhere is not a folder"),
+    (["methods", "scafold"], "'scafold' is unknown (did you mean 'scaffold'?)"),
+    (["tasks", "digit"], "tasks: 'digit' is unknown (did you mean 'digits'?)"),
+    (["cp", "quikstart", "mine.yaml"], "cp: no ready config 'quikstart' (did you mean 'quickstart'?)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(w) for w, _ in WRONG])
+def test_a_wrong_request(call: Call, tmp_path: Path, words: list[str], told: str) -> None:
+    said = call(*words)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("rayfed:") and told in said.err and "Traceback" not in said.err
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_a_wrong_request_from_the_shell(tmp_path: Path) -> None:
+    said = shell("run", "fedavg", "--local", "--set", "rounds=0", "--set", "methd=x", cwd=tmp_path)
+    assert (said.returncode, said.stdout) == (2, "")
+    first, *problems = said.stderr.splitlines()
+    assert first == "rayfed:" and len(problems) == 2
+    assert problems[0].startswith("rounds: 0 found") and "(did you mean 'method'?)" in problems[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(call: Call, tmp_path: Path) -> None:
+    write(tmp_path / "c.yaml", TINY)
+    said = call("run", "c.yaml", "--local", "--out", "c.yaml/runs")
+    assert said.code == 2 and "storage.path: cannot make a run folder in c.yaml/runs" in said.err
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_the_nearest_command_is_told_once(call: Call) -> None:
+    assert call("rnu", "fedavg").err.lower().count("did you mean") == 1
+
+
+def test_a_set_that_is_no_yaml(call: Call) -> None:
+    assert call("validate", "fedavg", "--set", "track=[").code == 2
+
+
+# -- commands that only tell ---------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command() -> None:
+    said = shell("--help", cwd=ROOT)
+    assert said.returncode == 0
+    listed = re.findall(r"^│ (\w+)  ", said.stdout, re.M)
+    assert set(listed) >= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(call: Call, command: str) -> None:
+    said = call(command, "--help")
+    assert said.code == 0 and f"rayfed {command}" in said.out
+    options = {"run": "--set --out --address --local --json", "resume": "--set --address --local --json"}
+    assert all(o in said.out for o in options.get(command, "--help").split())
+
+
+def test_validate_prints_the_resolved_config(call: Call, tmp_path: Path) -> None:
+    said = call("validate", "fedavg", "--set", "rounds=7")
+    assert said.code == 0 and said.err == ""
+    assert load_config(yaml.safe_load(said.out)) == load_config("fedavg", ["rounds=7"])
+    assert json.loads(call("validate", "fedavg", "--json").out) == load_config("fedavg").to_dict()
+    study = load_config(yaml.safe_load(call("validate", "quickstart").out))
+    assert isinstance(study, Study) and list(study.arms) == ["fedavg", "ifca", "disue"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cp_never_overwrites_unless_told(call: Call, tmp_path: Path) -> None:
+    assert call("cp", "quickstart", "mine.yaml").code == 0
+    mine = tmp_path / "mine.yaml"
+    assert mine.read_bytes() == (READY / "quickstart.yaml").read_bytes()
+    mine.write_text("edited")
+    said = call("cp", "quickstart", "mine.yaml")
+    assert said.code == 2 and "mine.yaml exists; --force overwrites it" in said.err and mine.read_text() == "edited"
+    assert call("cp", "fedavg", "mine.yaml", "--force").code == 0
+    assert load_config(mine) == load_config("fedavg")
+    assert set(ready()) >= {"quickstart", "fedavg"}
+
+
+def test_methods(call: Call) -> None:
+    listed = [line.split()[0] for line in call("methods").out.splitlines()]
+    assert listed == methods.names() == list(json.loads(call("methods", "--json").out))
+    assert {"disue", "fedavg", "fedavg_finetune", "ifca", "local_only", "scaffold"} <= set(listed)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_one_method(call: Call, name: str) -> None:
+    said, about = call("methods", name).out, json.loads(call("methods", name, "--json").out)
+    cls = methods.get(name)
+    assert said.splitlines()[0] == name == about["name"]
+    assert list(about["settings"]) == list(cls.Settings.model_fields)
+    for setting, field in cls.Settings.model_fields.items():
+        assert f"  {setting} = {field.get_default(call_default_factory=True)!r}" in said
+        assert about["settings"][setting]["about"]
+    assert set(about["wire"]["up"]) == set(cls.wire.up) and set(about["wire"]["down"]) == set(cls.wire.down)
+    for part in (*cls.wire.up, *cls.wire.down):
+        assert re.search(rf"^  (up|down) +{part}: ", said, re.M)
+
+
+def test_tasks(call: Call) -> None:
+    said = call("tasks").out
+    for word in ("digits", "parquet:DIR", "synthetic:blobs", "hf:NAME_OR_PATH", "linear", "mlp", "cnn", "vit-tiny"):
+        assert re.search(rf"^(data|model) +{re.escape(word)} ", said, re.M), word
+    assert json.loads(call("tasks", "digits", "--json").out)["model"] == {}
+    assert list(json.loads(call("tasks", "digits", "--json").out)["data"]) == ["digits"]

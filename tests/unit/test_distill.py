@@ -1,0 +1,372 @@
+"""Data-free distillation: weights and losses by hand and against torch's own, the loop against plain autograd."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rayfed import keys, tree
+from rayfed.distill import datafree, ensemble, generator
+from rayfed.distill.datafree import DataFree
+from tests import toy
+
+# three experts, four classes; nobody has seen class 3
+COUNTS = torch.tensor([[6, 0, 4, 0], [2, 8, 0, 0], [0, 1, 12, 0]])
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
+    return spread * torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
+
+
+# -- who counts for which class ----------------------------------------------------------------------------------------
+
+
+def test_class_weights_by_hand() -> None:
+    want = torch.tensor([[6 / 8, 0, 4 / 16, 0], [2 / 8, 8 / 9, 0, 0], [0, 1 / 9, 12 / 16, 0]], dtype=torch.float64)
+    torch.testing.assert_close(ensemble.class_weights(COUNTS), want, rtol=0, atol=1e-15)
+
+
+def test_gamma_zero_is_one_voice_for_everyone_who_owns_the_class() -> None:
+    want = torch.tensor([[0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0]], dtype=torch.float64)
+    assert torch.equal(ensemble.class_weights(COUNTS, 0.0), want)
+    half = ensemble.class_weights(COUNTS, 0.5)[:, 0]
+    torch.testing.assert_close(half, torch.tensor([6**0.5, 2**0.5, 0]).double() / (6**0.5 + 2**0.5))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_class_weights_sum_to_one_over_seen_classes(gamma: float) -> None:
+    counts = (torch.rand(3, 30, generator=rng(1)) < 0.4) * torch.randint(1, 10**6, (3, 30), generator=rng(2))
+    alpha = ensemble.class_weights(counts, gamma)
+    seen = counts.sum(0) > 0
+    assert 0 < seen.sum() < 30
+    torch.testing.assert_close(alpha.sum(0), seen.double(), rtol=0, atol=1e-12)
+    assert bool((alpha >= 0).all()) and bool(((alpha == 0) == (counts == 0)).all())
+
+
+# -- which labels are drawn --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rho", "group", "p"),
+    [
+        (1.0, False, [8 / 33, 9 / 33, 16 / 33, 0]),
+        (0.0, False, [1 / 3, 1 / 3, 1 / 3, 0]),
+        (2.0, False, [64 / 401, 81 / 401, 256 / 401, 0]),
+        (1.0, True, [(0.6 + 0.2) / 3, (0.8 + 1 / 13) / 3, (0.4 + 12 / 13) / 3, 0]),
+    ],
+)
+def test_label_distributions(rho: float, group: bool, p: list[float]) -> None:
+    n = 40_000
+    y = ensemble.draw_labels(COUNTS, n, rng(), rho, group)
+    share = torch.bincount(y, minlength=4).double() / n
+    for mine, want in zip(share.tolist(), p):
+        assert mine == pytest.approx(want, abs=4 * math.sqrt(want * (1 - want) / n))
+
+
+def test_an_expert_without_examples_has_no_voice_in_the_group_sampler() -> None:
+    more = torch.cat([COUNTS, torch.zeros(1, 4, dtype=COUNTS.dtype)])
+    assert torch.equal(
+        ensemble.draw_labels(more, 100, rng(), group=True), ensemble.draw_labels(COUNTS, 100, rng(), group=True)
+    )
+
+
+# -- how outputs mix ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0, 5.0])
+def test_teacher_by_hand(tau: float) -> None:
+    """One row at a time, one expert after another."""
+    f, alpha, y = logits(3, 5, 4), ensemble.class_weights(COUNTS), torch.tensor([0, 1, 2, 2, 0])
+    prob, logit = (ensemble.teacher(f, alpha, y, mix, tau) for mix in ("prob", "logit"))
+    for b in range(5):
+        p = sum(alpha[k, y[b]] * torch.softmax(f[k, b] / tau, 0) for k in range(3))
+        torch.testing.assert_close(torch.softmax(prob[b] / tau, 0), p, rtol=0, atol=1e-12)
+        torch.testing.assert_close(prob[b], tau * torch.log(p), rtol=0, atol=1e-10)
+        want = sum(alpha[k, y[b]] * f[k, b] for k in range(3))
+        torch.testing.assert_close(logit[b], want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mix", ["prob", "logit"])
+def test_an_expert_of_weight_zero_is_not_there(mix: str) -> None:
+    """Neither in the value, however wild it is, nor in the gradient, which stays finite."""
+    y = torch.zeros(6, dtype=torch.int64)  # class 0, which expert 2 has not seen
+    f = logits(3, 6, 4).requires_grad_()
+    wild = torch.cat([f[:2], 200 * f[2:]])
+    alpha = ensemble.class_weights(COUNTS)
+    q = ensemble.teacher(wild, alpha, y, mix, 2.0)
+    torch.testing.assert_close(q, ensemble.teacher(f[:2], alpha[:2], y, mix, 2.0), rtol=0, atol=1e-12)
+    (g,) = torch.autograd.grad(q.square().sum(), f)
+    assert bool(torch.isfinite(g).all()) and bool((g[2] == 0).all()) and bool((g[:2] != 0).any())
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0, 5.0])
+def test_kl_is_torchs(tau: float) -> None:
+    """torch takes the student's log-probabilities first and the teacher's second."""
+    t, s = logits(7, 4), logits(7, 4, seed=1)
+    want = F.kl_div(F.log_softmax(s / tau, -1), F.softmax(t / tau, -1), reduction="none").sum(-1) * tau**2
+    torch.testing.assert_close(ensemble.kl(t, s, tau), want, rtol=0, atol=1e-12)
+    assert bool((ensemble.kl(t, s, tau) > 0).all())
+    torch.testing.assert_close(ensemble.kl(t, t + 3, tau), torch.zeros(7).double(), rtol=0, atol=1e-12)
+
+
+# -- the generator -----------------------------------------------------------------------------------------------------
+
+
+def test_generator_is_an_mlp_of_noise_and_label() -> None:
+    w = generator.init(3, 5, 4, (2, 3), hidden=(7, 6), dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 6), nn.Sigmoid()).double()
+    net.load_state_dict(dict(zip(net.state_dict(), tree.values(w))))
+    z, y = logits(8, 5), torch.arange(8) % 4
+    onehot = torch.eye(4, dtype=torch.float64)[y]
+    x = generator.generate(w, z, y, 4, (2, 3))
+    assert x.shape == (8, 2, 3)
+    torch.testing.assert_close(x, net(torch.cat([z, onehot], 1)).detach().reshape(8, 2, 3), rtol=0, atol=1e-14)
+    assert bool((x > 0).all()) and bool((x < 1).all())
+    other = generator.generate(w, z, (y + 1) % 4, 4, (2, 3))
+    assert bool((other != x).flatten(1).any(1).all())
+
+
+def test_generator_follows_its_key() -> None:
+    a, b, c = (generator.init(k, 5, 4, (8,)) for k in (3, 3, 4))
+    assert tree.same(a, b) and not tree.same(a, c)
+    assert [tuple(p.shape) for p in tree.values(a)] == [(128, 9), (128,), (128, 128), (128,), (8, 128), (8,)]
+    for layer, fan in zip(a.values(), (9, 128, 128)):
+        assert 0.8 / math.sqrt(fan) < float(layer["w"].abs().max()) <= 1 / math.sqrt(fan)
+
+
+def test_diversity_by_hand() -> None:
+    z, x = logits(5, 3, spread=1.0), torch.rand(5, 2, 2, generator=rng(), dtype=torch.float64)
+    pairs = [float(((z[a] - z[b]) ** 2).sum() / 3 * (x[a] - x[b]).abs().sum() / 4) for a in range(5) for b in range(5)]
+    assert float(generator.diversity(z, x)) == pytest.approx(math.exp(-sum(pairs) / 25), abs=1e-12)
+    assert float(generator.diversity(z, x[:1].expand(5, 2, 2))) == 1.0
+    assert float(generator.diversity(z, 2 * x)) < float(generator.diversity(z, x)) < 1.0
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+KEY = 17
+
+
+@pytest.fixture(scope="module")
+def task() -> Any:
+    return toy.make_fed(toy.config(dtype="float64")).task
+
+
+def models(task: Any, n: int, first: int = 1) -> list[tree.Tree]:
+    return [tree.scale(task.fresh_params(k), 2.0) for k in range(first, first + n)]
+
+
+def settings(**changes: Any) -> DataFree:
+    return DataFree(**{"iterations": 3, "generator_steps": 2, "student_steps": 2, "batch": 8, "noise": 4, **changes})
+
+
+def distil(
+    task: Any, s: DataFree, student: tree.Tree, experts: list[tree.Tree], state: tree.Tree | None = None, **more: Any
+) -> tuple[tree.Tree, tree.Tree, dict[str, float]]:
+    state = state or datafree.init(task, 5, s)
+    args = {"counts": COUNTS[: len(experts)], "key": KEY, "round": 1, **more}
+    return datafree.distill(task, student, experts, state=state, s=s, **args)
+
+
+def mlp(p: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    h = F.relu(F.linear(x, p["body.0.weight"], p["body.0.bias"]))
+    return F.linear(h, p["head.weight"], p["head.bias"])
+
+
+def by_autograd(
+    s: DataFree, student: tree.Tree, experts: list[tree.Tree], g: tree.Tree, counts: torch.Tensor, round: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The D-phase as one would write it with modules, `backward` and torch's optimizers."""
+    draw = keys.torch_generator(KEY)
+    n = counts.numpy().astype(float)
+    power = np.where(n > 0, np.maximum(n, 1) ** s.gamma, 0)
+    alpha = torch.as_tensor(power / np.maximum(power.sum(0), 1e-9))
+    pooled = n.sum(0)
+    p = (n / n.sum(1, keepdims=True)).mean(0) if s.sampler == "group" else np.where(pooled > 0, pooled**s.rho, 0)
+    net = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 8), nn.Sigmoid())
+    net = net.double()
+    net.load_state_dict(dict(zip(net.state_dict(), (x.clone() for x in tree.values(g)))))
+    theta = {k: v.clone().requires_grad_() for k, v in student.items()}
+    adam = torch.optim.Adam(net.parameters(), s.generator_lr)
+    sgd = torch.optim.SGD(theta.values(), s.student_lr * s.student_decay ** (round - 1))
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = torch.multinomial(torch.as_tensor(p / p.sum()), s.batch, True, generator=draw)
+        z = torch.randn(s.batch, s.noise, generator=draw, dtype=torch.float64)
+        return y, z, net(torch.cat([z, F.one_hot(y, 4).double()], 1))
+
+    def teach(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if s.mix == "logit":
+            return sum(alpha[k, y][:, None] * mlp(e, x) for k, e in enumerate(experts))
+        return s.tau * torch.log(
+            sum(alpha[k, y][:, None] * F.softmax(mlp(e, x) / s.tau, 1) for k, e in enumerate(experts))
+        )
+
+    def apart(q: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
+        rows = F.kl_div(F.log_softmax(f / s.tau, 1), F.log_softmax(q / s.tau, 1), reduction="none", log_target=True)
+        return s.tau**2 * rows.sum(1)
+
+    for _ in range(s.iterations):
+        for _ in range(s.generator_steps):
+            y, z, x = batch()
+            q, f = teach(x, y), mlp(theta, x)
+            if s.adversary == "l1":
+                against = -sum((alpha[k, y] * (f - mlp(e, x)).abs().mean(1)).mean() for k, e in enumerate(experts))
+            else:
+                rows = apart(q, f)
+                if s.adversary == "selective":
+                    rows = rows * ((q.argmax(1) == y) & (f.argmax(1) != y))
+                against = -rows.mean()
+            loss = s.fidelity * F.nll_loss(F.log_softmax(q, 1), y) + s.adversarial * against
+            far = (z[:, None] - z[None]).square().mean(2) * (x[:, None] - x[None]).abs().mean(2)
+            loss = loss + s.diversity * torch.exp(-far.mean())
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        for _ in range(s.student_steps):
+            y, _, x = batch()
+            x = x.detach()
+            f = mlp(theta, x)
+            loss = apart(teach(x, y), f).mean() + s.cross_entropy * F.cross_entropy(f, y)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+    return [v.detach() for v in theta.values()], [v.detach() for v in net.parameters()]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mix": "logit", "adversary": "l1", "sampler": "group", "gamma": 0.5},
+        {"adversary": "selective", "rho": 0.0, "cross_entropy": 0.3, "student_decay": 0.5, "tau": 4.0},
+        {"fidelity": 0.2, "adversarial": 2.0, "diversity": 3.0, "generator_lr": 0.01, "student_lr": 0.3},
+    ],
+)
+def test_the_loop_is_plain_autograd(task: Any, changes: dict[str, Any]) -> None:
+    s = settings(**changes)
+    student, experts = models(task, 1, 9)[0], models(task, 3)
+    state = datafree.init(task, 5, s)
+    theta, after, losses = distil(task, s, student, experts, state, round=3)
+    want_theta, want_g = by_autograd(s, student, experts, state["g"], COUNTS, 3)
+    for mine, want in zip([*tree.values(theta), *tree.values(after["g"])], [*want_theta, *want_g]):
+        torch.testing.assert_close(mine, want, rtol=0, atol=1e-10)
+    assert float(tree.norm(tree.sub(theta, student))) > 1e-3
+    assert all(math.isfinite(v) for v in losses.values()) and losses["adversarial"] < 0
+
+
+def test_deterministic_from_its_key(task: Any) -> None:
+    s, student, experts = settings(), models(task, 1, 9)[0], models(task, 3)
+    a, b, c = (distil(task, s, student, experts, key=k) for k in (KEY, KEY, KEY + 1))
+    assert tree.same(a[0], b[0]) and tree.same(a[1], b[1]) and a[2] == b[2]
+    assert not tree.same(a[0], c[0])
+
+
+def test_nothing_given_is_written_to(task: Any) -> None:
+    s, student, experts = settings(generator_ema=0.5), models(task, 1, 9)[0], models(task, 3)
+    state = datafree.init(task, 5, s)
+    given = {"student": student, "experts": dict(zip("abc", experts)), "state": state}
+    before = tree.map(torch.clone, given)
+    after = distil(task, s, student, experts, state)
+    assert tree.same(given, before)
+    assert not any(p.requires_grad for t in after[:2] for p in tree.values(t))
+
+
+def test_student_steps_leave_the_generator_alone(task: Any) -> None:
+    s = settings(generator_steps=0)
+    student, state = models(task, 1, 9)[0], datafree.init(task, 5, s)
+    theta, after, losses = distil(task, s, student, models(task, 3), state)
+    assert tree.same(after, state) and not tree.same(theta, student) and set(losses) == {"student"}
+
+
+def test_generator_steps_leave_the_student_alone(task: Any) -> None:
+    s = settings(student_steps=0)
+    student, state = models(task, 1, 9)[0], datafree.init(task, 5, s)
+    theta, after, losses = distil(task, s, student, models(task, 3), state)
+    assert tree.same(theta, student) and set(losses) == {"fidelity", "adversarial", "diversity"}
+    assert all(not torch.equal(a, b) for a, b in zip(tree.values(after["g"]), tree.values(state["g"])))
+    assert float(after["adam"]["t"]) == 6
+
+
+def test_no_iterations_are_a_no_op(task: Any) -> None:
+    s = settings(iterations=0)
+    student, state = models(task, 1, 9)[0], datafree.init(task, 5, s)
+    theta, after, losses = distil(task, s, student, models(task, 3), state)
+    assert tree.same(theta, student) and tree.same(after, state) and losses == {}
+
+
+@pytest.mark.parametrize("term", ["fidelity", "adversarial", "diversity"])
+def test_each_term_alone_moves_the_generator(task: Any, term: str) -> None:
+    """Fidelity and disagreement reach it through frozen experts; without any term it stays to the bit."""
+    none: dict[str, Any] = {"fidelity": 0, "adversarial": 0, "diversity": 0, "iterations": 1, "student_steps": 0}
+    student, experts, state = models(task, 1, 9)[0], models(task, 3), datafree.init(task, 5, settings())
+    still = distil(task, settings(**none), student, experts, state)[1]
+    moved = distil(task, settings(**{**none, term: 1}), student, experts, state)[1]
+    assert tree.same(still["g"], state["g"])
+    assert all(not torch.equal(a, b) for a, b in zip(tree.values(moved["g"]), tree.values(state["g"])))
+
+
+def test_the_generator_learns_its_labels(task: Any) -> None:
+    """On fidelity alone, the ensemble's cross-entropy against the drawn label falls."""
+    s = settings(
+        iterations=1, generator_steps=60, batch=32, student_steps=0, adversarial=0, diversity=0, generator_lr=0.01
+    )
+    student, experts = models(task, 1, 9)[0], [tree.scale(e, 3.0) for e in models(task, 3)]
+    first = distil(task, s.model_copy(update={"generator_steps": 1}), student, experts)[2]
+    assert distil(task, s, student, experts)[2]["fidelity"] < 0.8 * first["fidelity"]
+
+
+@pytest.mark.parametrize("mix", ["prob", "logit"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_equal_experts_have_nothing_to_teach_their_equal(task: Any, mix: str, k: int) -> None:
+    """Also K = 1: loss and gradient are zero, so plain SGD stays where it is; another student does move."""
+    (expert,) = models(task, 1)
+    theta, _, losses = distil(task, settings(mix=mix, iterations=5), expert, [expert] * k)
+    torch.testing.assert_close(tree.flatten(theta), tree.flatten(expert), rtol=0, atol=1e-12)
+    assert losses["student"] == pytest.approx(0, abs=1e-12)
+    (other,) = models(task, 1, 9)
+    taught = distil(task, settings(mix=mix, iterations=5), other, [expert] * k)[0]
+    assert float(tree.norm(tree.sub(taught, other))) > 1e-3
+
+
+def test_order_of_experts_changes_only_rounding(task: Any) -> None:
+    s, student, experts = settings(), models(task, 1, 9)[0], models(task, 3)
+    order = [2, 0, 1]
+    a = distil(task, s, student, experts)[0]
+    b = distil(task, s, student, [experts[i] for i in order], counts=COUNTS[order])[0]
+    torch.testing.assert_close(tree.flatten(a), tree.flatten(b), rtol=0, atol=1e-11)
+
+
+def test_student_decay_is_per_round(task: Any) -> None:
+    """One student step; its length in round 3 is the square of the decay times that in round 1."""
+    s = settings(iterations=1, student_steps=1, student_decay=0.5)
+    student, experts = models(task, 1, 9)[0], models(task, 3)
+    one, three = (tree.sub(distil(task, s, student, experts, round=r)[0], student) for r in (1, 3))
+    torch.testing.assert_close(tree.flatten(three), tree.flatten(one) / 4, rtol=0, atol=1e-14)
+
+
+def test_averaged_generator(task: Any) -> None:
+    """ema = d ema + (1 - d) g; the first student step still sees g, the second the average."""
+    student, experts = models(task, 1, 9)[0], models(task, 3)
+
+    def go(steps: int, d: float) -> tuple[tree.Tree, tree.Tree]:
+        s = settings(iterations=1, generator_steps=1, student_steps=steps, generator_ema=d, generator_lr=0.1)
+        return distil(task, s, student, experts)[:2]
+
+    g0 = datafree.init(task, 5, settings())["g"]
+    (one, with_ema), (plain, without) = go(1, 0.75), go(1, 0.0)
+    assert tree.same(with_ema["g"], without["g"]) and "ema" not in without
+    want = tree.add(tree.scale(g0, 0.75), without["g"], 0.25)
+    torch.testing.assert_close(tree.flatten(with_ema["ema"]), tree.flatten(want), rtol=0, atol=1e-14)
+    assert tree.same(one, plain)
+    assert not tree.same(go(2, 0.75)[0], go(2, 0.0)[0])
