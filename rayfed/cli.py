@@ -81,6 +81,37 @@ def validate(config: str, sets: Sets = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def partition(
+    config: Annotated[str, typer.Argument(help="A file, or the name of a ready config; of a study, every split.")],
+    sets: Sets = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The split of this seed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.png", help="The picture; default NAME-partition.png here.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON for scripts; a picture only where --out says so.")
+    ] = False,
+) -> None:
+    """Who holds what: a split in numbers and as a picture."""
+    from rayfed.config import Config, load_config
+    from rayfed.partition.describe import describe
+    from rayfed.report import partition_plot
+
+    request = load_config(config, sets or ())
+    name = request.name if isinstance(request, Config) else request.base.name
+    file = out or Path(f"{name}-partition.png")
+    partition_plot.check(file)
+    found = describe(request, seed)
+    if out is not None or not as_json:
+        partition_plot.write(found, file)
+    if as_json:
+        picture = None if out is None else str(file)
+        typer.echo(json.dumps({"picture": picture, "splits": [d.to_dict() for d in found]}, indent=1))
+        return
+    typer.echo("\n\n".join(d.text() for d in found) + f"\n\npicture: {file}")
+
+
+@app.command()
 def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False) -> None:
     """Copy a ready config to a file of your own."""
     from rayfed.configfile import READY, ready
@@ -111,10 +142,16 @@ def methods(name: Annotated[str | None, typer.Argument()] = None, as_json: Json 
         }
         for n, f in cls.Settings.model_fields.items()
     }
+    from rayfed.claims import numbers, of_method
+
     wire = {side: {n: p._asdict() for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields}
     if as_json:
         typer.echo(
-            json.dumps({"name": name, "doc": cls.__doc__, "settings": settings, "wire": wire}, indent=1, default=str)
+            json.dumps(
+                {"name": name, "doc": cls.__doc__, "settings": settings, "wire": wire, "claims": of_method(name)},
+                indent=1,
+                default=str,
+            )
         )
         return
     import inspect
@@ -122,6 +159,10 @@ def methods(name: Annotated[str | None, typer.Argument()] = None, as_json: Json 
     typer.echo(f"{name}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n\nSettings")
     for n, s in settings.items():
         typer.echo(f"  {n} = {s['default']!r}  ({s['type']})\n      {s['about']}")
+    for i, r in enumerate(of_method(name)):
+        typer.echo(
+            ("\nClaims\n" if not i else "") + f"  {r['verdict']}: {r['about']} ({r['study']})\n      {numbers(r)}"
+        )
     typer.echo("\nWire")
     for side, parts in wire.items():
         for n, p in parts.items():
@@ -167,15 +208,57 @@ def runs(
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(help="Run or study folders.")]) -> None:
-    """Write report.html again and print its path."""
-    from rayfed.report import write_report
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run or study folders; several are compared on one page.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File of the page that compares; default: compare-IDS.html here.")
+    ] = None,
+) -> None:
+    """Write report.html again, or a page that compares several, and print its path."""
+    from rayfed.report import write_comparison, write_report
 
     missing = [str(r) for r in runs if not ((r / "config.yaml").exists() or (r / "study.yaml").exists())]
     if missing:
         raise ConfigError([f"report: {m} is not a run or a study folder" for m in missing])
-    for r in runs:
-        typer.echo(str(write_report(r)))
+    if out is not None and len(runs) == 1:
+        raise ConfigError(f"report: --out {out} is for a page that compares; the report of {runs[0]} goes into it")
+    typer.echo(str(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)))
+
+
+@app.command()
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(help="Files of benchmarks/claims; default: all.")] = None,
+    shelf: Annotated[Path | None, typer.Option("--shelf", help="Folder of the data shelf (RAYFED_SHELF).")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of their study folders; what is done there is kept.")
+    ] = Path("runs/claims"),
+    address: Address = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
+    from rayfed import claims as table
+
+    def runs(study: Any, where: Path) -> tuple[Path, dict[str, Any]]:
+        before = table.found(study, where)
+        with _progress(as_json) as progress:
+            how: dict[str, Any] = {"watch": progress.update} | ({} if local else {"address": address})
+            if local:
+                from rayfed.launch import resume_local as again
+                from rayfed.launch import run_local as start
+            else:
+                from actors.driver import resume as again
+                from actors.driver import run as start
+            done = again(before, **how) if before else start(study, out=where, **how)
+        return done.path, done.summary
+
+    done = table.run(names or (), runs, out=out, shelf=shelf, told=lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(done, indent=1))
+        return
+    for name, entry in done.items():
+        for r in entry["results"]:
+            typer.echo(f"{r['verdict']:20} {name}: {r['about']}\n{'':20} {table.numbers(r)}")
 
 
 def _progress(as_json: bool) -> Any:

@@ -163,7 +163,11 @@ def load(spec: Named, seed: int) -> Dataset:
     ys, names = labels(columns, use["label"], str(folder), use["names"])
     take = _images if use["image"] else _features
     parts = [
-        Part(take(t, use, folder), y, *(_text(t, use[n], missing) for n, missing in (("client", ""), ("domain", ""), split)))
+        Part(
+            take(t, use, folder),
+            y,
+            *(_text(t, use[n], missing) for n, missing in (("client", ""), ("domain", ""), split)),
+        )
         for t, y, split in zip(tables, ys, (("split", "train"), ("split", "test")), strict=False)
     ]
     _known_splits(parts, use, folder)

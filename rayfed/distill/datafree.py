@@ -38,6 +38,9 @@ class DataFree(MethodSettings):
     tau: float = Field(2.0, gt=0, description="Distillation temperature.")
     mix: Literal["prob", "logit"] = Field("prob", description="Experts mix as probabilities or as logits.")
     fidelity: float = Field(1.0, ge=0, description="Weight of cross-entropy of the ensemble against the drawn label.")
+    fidelity_of: Literal["ensemble", "each"] = Field(
+        "ensemble", description="Who must recognise the drawn label: the mixed ensemble, or each expert by its weight."
+    )
     adversarial: float = Field(1.0, ge=0, description="Weight of the disagreement of student and ensemble.")
     adversary: Literal["kl", "l1", "selective"] = Field(
         "kl",
@@ -89,7 +92,7 @@ def distill(
         qbar, logits = ensemble_of(x, y)
         f = task.apply(student, x)
         parts = {
-            "fidelity": F.cross_entropy(qbar, y),
+            "fidelity": ensemble.judged(logits, alpha, y) if s.fidelity_of == "each" else F.cross_entropy(qbar, y),
             "adversarial": _against(s, qbar, logits, f, alpha, y),
             "diversity": gen.diversity(z, x),
         }

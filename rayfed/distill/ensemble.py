@@ -48,6 +48,13 @@ def teacher(logits: Tensor, alpha: Tensor, y: Tensor, mix: str, tau: float) -> T
     )
 
 
+def judged(logits: Tensor, alpha: Tensor, y: Tensor) -> Tensor:
+    """mean_b sum_k alpha_{k,y_b} CE(f_k, y_b) for logits (K, B, C), alpha (K, C) and labels y (B,): what each expert
+    makes of the labels, by its own weight; 0-d."""
+    cross_entropy = torch.logsumexp(logits, -1) - logits[:, torch.arange(len(y)), y]
+    return (alpha[:, y].to(logits.dtype) * cross_entropy).sum(0).mean()
+
+
 def kl(target: Tensor, student: Tensor, tau: float) -> Tensor:
     """tau^2 KL(softmax(target / tau) || softmax(student / tau)) of each row, (B,)."""
     t = torch.log_softmax(target / tau, -1)

@@ -1,4 +1,4 @@
-"""A conditional generator G(z, y): an MLP from noise and a one-hot label to an input in [0, 1]."""
+"""A conditional generator G(z, y): an MLP from noise and a one-hot label to an input in [0, 1], or to any vector."""
 
 from __future__ import annotations
 
@@ -38,11 +38,17 @@ def init(
 
 def generate(weights: Tree, z: Tensor, y: Tensor, classes: int, shape: Sequence[int]) -> Tensor:
     """Inputs (B, *shape) in [0, 1] for noise z (B, d_z) and labels y (B,)."""
-    h = torch.cat([z, F.one_hot(y, classes).to(z.dtype)], 1)
+    return torch.sigmoid(latent(weights, z, y, classes)).reshape(len(z), *shape)
+
+
+def latent(weights: Tree, z: Tensor, y: Tensor, classes: int) -> Tensor:
+    """What the network's last layer gives, (B, out), for noise z (B, d_z) and labels y (B,)."""
+    one_hot = y[:, None] == torch.arange(classes, device=y.device)  # torch's own looks into y, which vmap forbids
+    h = torch.cat([z, one_hot.to(z.dtype)], 1)
     last = len(weights) - 1
     for i in range(last):
         h = F.relu(F.linear(h, weights[str(i)]["w"], weights[str(i)]["b"]))
-    return torch.sigmoid(F.linear(h, weights[str(last)]["w"], weights[str(last)]["b"])).reshape(len(z), *shape)
+    return F.linear(h, weights[str(last)]["w"], weights[str(last)]["b"])
 
 
 def diversity(z: Tensor, x: Tensor) -> Tensor:

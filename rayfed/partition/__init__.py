@@ -150,7 +150,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     draw = draws(config.seed)
     public = dataset.train.x[:0]
     if f.probe:
-        public, dataset = _without_probe(f.probe, dataset, draw("probe"))
+        public, dataset = without_probe(f.probe, dataset, draw("probe"))
     f = f.model_copy(update={"groups": planted.counted(f.groups, dataset)})
     if problems := planted.problems(f.groups, dataset) + planted.too_many(f.groups, n - held):
         raise ConfigError(problems)
@@ -186,7 +186,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     )  # fmt: skip
 
 
-def _without_probe(size: int, dataset: Dataset, rng: np.random.Generator) -> tuple[np.ndarray, Dataset]:
+def without_probe(size: int, dataset: Dataset, rng: np.random.Generator) -> tuple[np.ndarray, Dataset]:
     """The inputs of `size` training rows, (size, ...), and the data set without these rows."""
     n = len(dataset.train.y)
     if size >= n:

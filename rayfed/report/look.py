@@ -15,10 +15,10 @@ h2{font-size:20px;margin:40px 0 12px}
 p{margin:8px 0}
 .soft,.caption{color:var(--soft)}
 .caption{font-size:14px;margin:8px 0 16px;max-width:80ch}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:15px}
+.wide{overflow-x:auto;padding-bottom:1px}
+table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums;font-size:15px}
 th,td{padding:5px 0 5px 28px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child{text-align:left;padding-left:0}
+th:first-child,td:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--paper)}
 thead th{font-weight:600;vertical-align:bottom}
 .about td,.about th,.settings td,.settings th{text-align:left}
 .about td,.settings td{white-space:normal;overflow-wrap:anywhere}
@@ -37,12 +37,14 @@ figure .caption{margin:4px 4px 0}
 .of1{grid-template-columns:minmax(0,560px)}
 .of2{grid-template-columns:repeat(2,minmax(0,1fr))}
 .of3{grid-template-columns:repeat(3,minmax(0,1fr))}
-.whole{overflow-x:auto;justify-content:start}
-.whole svg{min-width:640px}
+.whole{overflow-x:auto;justify-content:start;grid-template-columns:minmax(600px,1fr)}
 .panels svg{display:block;width:100%;height:auto}
 @media(max-width:860px){.of3{grid-template-columns:repeat(2,minmax(0,1fr))}}
-@media(max-width:640px){.of2,.of3{grid-template-columns:minmax(0,1fr)}}
+@media(max-width:640px){main{padding:20px 16px 48px}h2{margin-top:32px}th,td{padding-left:14px}
+th:first-child,td:first-child{white-space:normal;min-width:90px;max-width:40vw;overflow-wrap:anywhere}
+.of2,.of3{grid-template-columns:minmax(0,1fr)}}
 pre{background:var(--panel);border-radius:8px;padding:12px 16px;overflow-x:auto;font-size:13px;line-height:1.45}
+.command{white-space:pre-wrap;overflow-wrap:anywhere}
 code{font-family:ui-monospace,Menlo,Consolas,monospace}
 details{margin:8px 0}
 summary{cursor:pointer}
@@ -52,6 +54,6 @@ border-radius:0 8px 8px 0}
 .not{border-color:var(--bad)}
 em{color:var(--soft)}
 .facts{display:flex;flex-wrap:wrap;gap:4px 28px;margin:12px 0 0;padding:0;list-style:none}
-.facts b{font-weight:600}
+.facts b{font-weight:600;overflow-wrap:anywhere}
 @media print{body{font-size:12px}figure{break-inside:avoid}}
 """

@@ -429,7 +429,7 @@ def _repeat(subject: Subject) -> str:
     if subject.kind == "comparison":
         commands.append(" ".join(["rayfed", "report", *(shlex.quote(_shown(p)) for p in subject.sources)]))
     text = "\n".join(commands)
-    return f"<pre><code>{escape(text)}</code></pre>"
+    return f'<pre class="command"><code>{escape(text)}</code></pre>'
 
 
 def _settings(subject: Subject) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed.errors import ConfigError
-from rayfed.report.plots import COLOURS, INK, Look, Picture
+from rayfed.report.plots import _STYLE, COLOURS, INK
 
 if TYPE_CHECKING:
     from rayfed.partition.describe import Description, View
 
 MOST_COLUMNS = 2000  # clients drawn
 MOST_NAMES = 20  # of classes, domains or clusters
+MOST_BLOCKS = 12  # planted groups with a name
 
 
 def check(file: Path) -> None:
@@ -32,24 +34,33 @@ def write(described: Sequence[Description], file: Path) -> None:
     from rayfed.files import durable_write, why
 
     try:
-        durable_write(file, picture(described).png(), sync=False)
+        durable_write(file, png(described), sync=False)
     except OSError as e:
         raise ConfigError(f"--out: cannot write {file}: {why(e, file.parent)}") from e
 
 
-def picture(described: Sequence[Description]) -> Picture:
-    """Per split, a map for each of its views: clients x classes (domains, clusters), the deeper the more training examples.
+def png(described: Sequence[Description], dpi: int = 110) -> bytes:
+    """Per split, the clients' sizes as bars and a map for each of its views: clients x classes (domains, clusters), the deeper
+    the more training examples. A column is the same client in all drawings of a split."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    Bars above the first map are the clients' sizes; clients stand in the same order in all maps of a split.
-    """
     edges = _edges(max(int(v.counts.max()) for d in described for v in d.views))
-    panels: list[Callable[[Any], None]] = []
-    for d in described:
-        columns = _columns(d)
-        for i, view in enumerate(d.views):
-            title = f"{d.title()}, seed {d.config.seed}" if i == 0 else ""
-            panels.append(_panel(view, columns, edges, title))
-    return Picture("partition", "Who holds what", panels, _key(edges), "A column is a client.", wide=True)
+    inches = [h for d in described for h in (1.1, *(_height(v) for v in d.views))]
+    with matplotlib.rc_context(_STYLE):
+        layout = ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.07)
+        figure = Figure(figsize=(9.6, sum(inches) + 0.4), layout=layout)
+        axes = iter(figure.subplots(len(inches), 1, squeeze=False, height_ratios=inches)[:, 0])
+        for d in described:
+            columns = _columns(d)
+            _bars(next(axes), columns, _short(f"{d.title()}, seed {d.config.seed}", 105))
+            for i, view in enumerate(d.views):
+                _map(next(axes), view, columns, edges, "clients" if i == len(d.views) - 1 else "")
+        _key(figure, edges)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi, facecolor="white")
+    return drawn.getvalue()
 
 
 class _Columns(NamedTuple):
@@ -74,9 +85,17 @@ def _columns(d: Description) -> _Columns:
     block = block[order]
     cuts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(block)]
     words = {-1: "", unseen: "unseen"}
-    return _Columns(
-        order, sizes[order], [(words.get(g, f"group {g}"), a, b) for a, b in pairwise(cuts) for g in (int(block[a]),)]
-    )
+    blocks = [(int(block[a]), a, b) for a, b in pairwise(cuts)]
+    return _Columns(order, sizes[order], [(words.get(g, f"group {g}"), a, b) for g, a, b in blocks])
+
+
+def _short(words: str, most: int) -> str:
+    return words if len(words) <= most else f"{words[: most - 1]}…"
+
+
+def _height(view: View) -> float:
+    """Inches of its map."""
+    return min(2.6, 0.6 + 0.16 * view.counts.shape[1])
 
 
 def _edges(most: int) -> list[int]:
@@ -89,54 +108,49 @@ def _shades(edges: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0.0], np.linspace(0.18, 1.0, len(edges) - 1)])
 
 
-def _key(edges: Sequence[int]) -> Mapping[str, Look]:
-    key: dict[str, Look] = {}
-    for i, (a, b) in enumerate(pairwise(edges)):
-        words = str(a) if b == a + 1 else f"{a:,}–{b - 1:,}"
-        look = {"color": COLOURS[0], "alpha": float(_shades(edges)[i + 1]), "block": True}
-        key[f"{words} examples" if i == 0 else words] = look
-    return key
+def _bare(axis: Any, columns: _Columns) -> None:
+    axis.set_xticks([])
+    axis.set_xlim(-0.5, len(columns.order) - 0.5)
+    for _, a, _ in columns.blocks[1:]:
+        axis.axvline(a - 0.5, color=INK, linewidth=1.2)
 
 
-def _panel(view: View, columns: _Columns, edges: Sequence[int], title: str) -> Callable[[Any], None]:
-    """Paints one map; with a title, also the sizes."""
+def _bars(axis: Any, columns: _Columns, title: str) -> None:
+    named = 1 < len(columns.blocks) <= MOST_BLOCKS
+    axis.set_title(title, loc="left", pad=20 if named else 6)
+    axis.bar(
+        np.arange(len(columns.sizes)), columns.sizes, width=0.9 if len(columns.sizes) <= 300 else 1.0, color=COLOURS[7]
+    )
+    axis.set_ylabel("examples")
+    _bare(axis, columns)
+    for words, a, b in columns.blocks if named else ():
+        axis.annotate(
+            words, ((a + b - 1) / 2, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+            ha="center", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _map(axis: Any, view: View, columns: _Columns, edges: Sequence[int], under: str) -> None:
     from matplotlib.colors import to_rgb
 
-    shades, counts, blocks = _shades(edges), view.counts[columns.order], columns.blocks
+    shades, counts = _shades(edges), view.counts[columns.order]
     colours = np.empty((counts.shape[1], len(counts), 4))
     colours[..., :3] = to_rgb(COLOURS[0])
     colours[..., 3] = shades[np.minimum(np.digitize(counts, edges), len(edges) - 1)].T
-    named = 1 < len(blocks) <= 12
+    axis.imshow(colours, aspect="auto", interpolation="none", origin="upper")
+    axis.set_ylabel(view.by)
+    axis.set_xlabel(under)
+    if len(view.names) == counts.shape[1] <= MOST_NAMES:
+        axis.set_yticks(range(counts.shape[1]), [_short(n, 18) for n in view.names])
+        axis.tick_params(axis="y", length=0)
+    _bare(axis, columns)
 
-    def paint(axis: Any) -> None:
-        axis.imshow(colours, aspect="auto", interpolation="none", origin="upper")
-        axis.grid(False)
-        axis.set_xticks([])
-        axis.set_ylabel(view.by)
-        axis.set_xlabel("clients")
-        if counts.shape[1] <= MOST_NAMES and len(view.names) == counts.shape[1]:
-            axis.set_yticks(range(counts.shape[1]), [n if len(n) <= 18 else f"{n[:17]}…" for n in view.names])
-            axis.tick_params(axis="y", length=0)
-        drawn = [axis]
-        if title:
-            bars = axis.inset_axes((0, 1.04, 1, 0.3), sharex=axis)
-            bars.bar(np.arange(len(counts)), columns.sizes, width=0.9 if len(counts) <= 300 else 1.0, color=COLOURS[7])
-            bars.set_ylabel("size")
-            bars.tick_params(axis="x", bottom=False, labelbottom=False)
-            axis.set_title(
-                title, loc="left", y=1.34, pad=22 if named else 6
-            )  # the layout leaves no room for an inset's own
-            drawn.append(bars)
-        for each in drawn:
-            for _, a, _ in blocks[1:]:
-                each.axvline(a - 0.5, color=INK, linewidth=1.2)
-        for words, a, b in blocks if named and title else ():
-            at = {
-                "xycoords": ("data", "axes fraction"),
-                "xytext": (0, 4),
-                "textcoords": "offset points",
-                "ha": "center",
-            }
-            drawn[-1].annotate(words, ((a + b - 1) / 2, 1.0), annotation_clip=False, **at)
 
-    return paint
+def _key(figure: Any, edges: Sequence[int]) -> None:
+    from matplotlib.patches import Patch
+
+    words = [f"{a:,}" if b == a + 1 else f"{a:,}–{b - 1:,}" for a, b in pairwise(edges)]
+    handles = [Patch(facecolor=COLOURS[0], alpha=float(s)) for s in _shades(edges)[1:]]
+    figure.legend(
+        handles, words, loc="outside lower center", ncols=len(words), title="training examples", title_fontsize=10
+    )

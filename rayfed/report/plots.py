@@ -164,6 +164,16 @@ def style(i: int) -> Look:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[(i // len(COLOURS)) % len(LINES)]}
 
 
+def _width(i: int, n: int) -> float:
+    """Of line `i` of `n`: earlier ones are wider, so that they can be seen beneath later ones."""
+    return 1.6 + min(0.7, 1.8 / max(1, n - 1)) * (n - 1 - i)
+
+
+def _short(name: str) -> str:
+    """What fits beside an axis."""
+    return name if len(name) <= 18 else f"{name[:17]}…"
+
+
 def _handle(look: Look) -> Any:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -210,8 +220,8 @@ class Panel(NamedTuple):
     def paint(self, axis: Any) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        for look, series in self.lines:
-            _line(axis, series, look)
+        for i, (look, series) in enumerate(self.lines):
+            _line(axis, series, {**look, "linewidth": _width(i, len(self.lines))})
         axis.set_title(self.title)
         axis.set_xlabel(self.x)
         axis.set_ylabel(self.y)
@@ -220,6 +230,8 @@ class Panel(NamedTuple):
             if math.isfinite(low) and math.isfinite(high):
                 axis.set_ylim(min(0.0, 1.08 * low), 1.08 * high if high > 0 else 1.0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=self.x == "round", nbins=7))
+        if self.y == "clusters":
+            axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def _unit(metric: str) -> str:
@@ -260,7 +272,7 @@ def curves(subject: Subject) -> list[Picture]:
         (run,) = subject.all
         key = {s: {"color": c} for s, c in SCOPE_COLOUR.items() if any(s in found for found in scoped.values())}
         panels = [
-            Panel(name, "round", _unit(f"{name}/x"), [(key[s], [by_round(run, f"{name}/{s}")]) for s in found])
+            Panel(name, "round", _unit(f"{name}/global"), [(key[s], [by_round(run, f"{name}/{s}")]) for s in found])
             for name, found in scoped.items()
         ]
         return [_lines("curves", f"{' and '.join(scoped)} by round", panels, key)] if panels else []
@@ -269,7 +281,7 @@ def curves(subject: Subject) -> list[Picture]:
         panels = []
         for s in found:
             lines = _arms(subject, lambda run, m=f"{name}/{s}": by_round(run, m))  # type: ignore[misc]
-            panels.append(Panel(s, "round", _unit(f"{name}/x"), lines))
+            panels.append(Panel(s, "round", _unit(f"{name}/global"), lines))
         out.append(_lines(_file(name), f"{name} by round", panels, arm_key(subject), band_note(subject)))
     return out
 
@@ -417,12 +429,13 @@ def per_client(subject: Subject) -> Picture | None:
 
     def distribution(axis: Any) -> None:
         axis.axhspan(*((0.9, 1.0) if low else (0.0, 0.1)), color="#808080", alpha=0.14, linewidth=0)
-        for label, values in sets.items():
+        for i, (label, values) in enumerate(sets.items()):
             xs = sorted(values)
             n = len(xs)
-            kept = sorted({round(i * (n - 1) / MOST_DOTS) for i in range(MOST_DOTS + 1)})  # as fine as the picture is
-            shown = [(xs[0], 0.0), *((xs[i], (i + 1) / n) for i in kept)]
-            axis.plot(*zip(*shown, strict=True), drawstyle="steps-post", **looks[label])
+            kept = sorted({round(k * (n - 1) / MOST_DOTS) for k in range(MOST_DOTS + 1)})  # as fine as the picture is
+            shown = [(xs[0], 0.0), *((xs[k], (k + 1) / n) for k in kept)]
+            width = _width(i, len(sets))
+            axis.plot(*zip(*shown, strict=True), drawstyle="steps-post", linewidth=width, **looks[label])
             if not single or label == "all clients":
                 mark = worst_decile(values, low)
                 axis.plot(
@@ -457,9 +470,9 @@ def per_client(subject: Subject) -> Picture | None:
             if found:
                 axis.scatter(found, [i] * len(found), s=26, alpha=0.6, linewidths=0, color=looks[arm]["color"])
                 axis.plot([fmean(found)], [i], "D", color=looks[arm]["color"], markersize=7)
-        axis.set_yticks(range(len(subject.arms)), list(subject.arms))
+        axis.set_yticks(range(len(subject.arms)), [_short(arm) for arm in subject.arms])
         axis.set_ylim(len(subject.arms) - 0.5, -0.5)
-        axis.set_xlabel(f"mean {metric} of the worst tenth of the clients")
+        axis.set_xlabel(f"mean {metric} of the worst tenth")
         axis.set_title("worst decile, each seed")
 
     sized = single and any(row.get("examples") for row in subject.all[0].clients)
@@ -491,6 +504,7 @@ def membership(subject: Subject) -> Picture | None:
 
     found = {arm: (run.seed, run.membership) for arm, runs in subject.arms.items() for run in runs[:1]}
     shown = {arm: (seed, m) for arm, (seed, m) in found.items() if m is not None}
+    left = len(shown) - MOST_PANELS
     shown = dict(list(shown.items())[:MOST_PANELS])
     if not shown:
         return None
@@ -516,6 +530,7 @@ def membership(subject: Subject) -> Picture | None:
 
     planted = any((m.group >= 0).any() for _, m in shown.values())
     note = f"A row is a client{', by planted group' if planted else ''}; no colour: not in a cluster or not scored."
+    note += f" {left} more arms have clusters." if left > 0 else ""
     if any(m.thinned for _, m in shown.values()):
         note += " Some evaluated rounds are left out."
     key = {f"cluster {k}": {"color": COLOURS[k % len(COLOURS)], "block": True} for k in ids[:12]}
@@ -548,7 +563,7 @@ def partition(run: Run, name: str = "partition", about: str = "") -> Picture | s
         _map(axis, colours)
         names, n = found.label_names, counts.shape[1]
         if n <= 20 and len(names) == n:
-            axis.set_yticks(range(n), [x if len(x) <= 18 else f"{x[:17]}…" for x in names])
+            axis.set_yticks(range(n), [_short(x) for x in names])
             axis.tick_params(axis="y", length=0)
         axis.set_ylabel("class")
         axis.set_xlabel("clients")
@@ -566,7 +581,7 @@ def partition(run: Run, name: str = "partition", about: str = "") -> Picture | s
     key = {}
     for i, (a, b) in enumerate(pairwise(edges)):
         words = str(a) if b == a + 1 else f"{a}–{b - 1}"
-        key[f"{words} examples" if i == 0 else words] = {
+        key[f"{words} example{'s' * (words != '1')}" if i == 0 else words] = {
             "color": COLOURS[0],
             "alpha": float(alpha[i + 1]),
             "block": True,

@@ -17,18 +17,48 @@ MOMENTUM = {"optimizer": {"momentum": 0.9, "nesterov": True}, "epochs": None, "s
 
 # settings, or (settings, changes to the config)
 VARIANTS: dict[str, list[Any]] = {
+    "cfl": [
+        {},
+        {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0},
+        (
+            {
+                "min_round": 0,
+                "relative": False,
+                "eps_1": 9.0,
+                "absent": "wait",
+                "serve": "best_on_path",
+                "weight": "examples",
+            },
+            {"federation": {"per_round": None, "split": {"val": 0.2}}},
+        ),
+    ],
     "disue": [
         SHORT,
         {**SHORT, "secure_similarity": "rotation", "signature": "all", "mix": "logit", "generator_ema": 0.9},
         {**SHORT, "clusterer": "least_loss", "adversary": "l1", "sampler": "group", "student_init": "previous"},
         {"distill": False, "clusterer": "oracle", "signature": "counts"},
+        {"distill": False, "clusterer": "kmeans"},
+        {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},
+        {"distill": False, "clusterer": {"kind": "subspace", "basis": 2, "measure": "smallest", "threshold": 30}},
     ],
     "fedavg": [
         {},
         ({"server_lr": 0.5}, {"local": ADAM, "resources": {"cohort": 4}}),
         ({}, {"local": MOMENTUM, "federation": {"participation": {"kind": "cyclic"}}}),
     ],
+    "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],
+    "fedftg": [SHORT, {**SHORT, "adversary": "kl", "fidelity_of": "ensemble", "cross_entropy": 0.5}],
+    "fedgen": [
+        {"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8},
+        ({"generator_steps": 2, "hidden": 8, "generated": 3, "rho": 1.0, "beta": 0.5}, {"local": MOMENTUM}),
+    ],
+    "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
     "ifca": [{}, {"clusters": 2, "weight": "examples"}],
+    "pacfl": [
+        {},
+        {"angles": "principal", "basis": 1, "threshold": 0.9, "relative": True, "linkage": "average", "weight": "one"},
+        {"measure": "smallest", "basis": 1, "threshold": 20.0},
+    ],
     "scaffold": [{}, ({"server_lr": 0.5}, {"local": {"schedule": {"kind": "exponential", "gamma": 0.5}}})],
 }
 

@@ -23,7 +23,7 @@ from rayfed.configfile import READY, ready
 from rayfed.metrics import meaning
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "resume", "validate", "cp", "methods", "tasks", "runs", "report")
+COMMANDS = ("run", "resume", "validate", "partition", "cp", "methods", "tasks", "runs", "report")
 TINY: dict[str, Any] = {
     "name": "tiny",
     "seed": 3,

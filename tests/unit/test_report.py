@@ -19,8 +19,11 @@ from rayfed.errors import ConfigError
 from rayfed.files import yaml_bytes
 from rayfed.folder import Owner, RunFolder, new_folder
 from rayfed.metrics import Mean, TensorBoard, ari, lower_is_better, meaning, outcome, scope
-from rayfed.report import study_summary, write_report
-from rayfed.report.study import judge
+from rayfed.report import study_summary, write_comparison, write_report
+from rayfed.report.data import differing, holdings, load, load_comparison, read_run, worst_decile
+from rayfed.report.page import number
+from rayfed.report.plots import Picture
+from rayfed.report.study import differences, judge
 from rayfed.runs import runs
 
 ME = Owner.me()
@@ -81,6 +84,13 @@ def fake_study(tmp_path, seeds=(0, 1, 2), claim=None, unfinished=0):
     return path
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without their drawings, which take most of the time."""
+    monkeypatch.setattr(Picture, "svgs", lambda self: [])
+    monkeypatch.setattr(Picture, "png", lambda self: b"")
+
+
 class Page(HTMLParser):
     """Well-formed enough for a browser, and what is in it."""
 
@@ -127,14 +137,14 @@ def page_of(path):
 def test_report_of_a_run(tmp_path):
     path = fake_run(RunFolder.create(tmp_path, CONFIG, owner=ME), 20, 1.0, 0)
     page = page_of(path)
-    assert page.tags.count("svg") == 13  # curves 2, own 1, clients 1, clusters 2, membership 1, worth 2, cost 4
+    assert page.tags.count("svg") == 13  # curves 2, own 1, clients 1, clusters 2, partition 1, worth 2, cost 4
     assert "script" not in page.tags
     final = json.loads((path / "summary.json").read_text())["metrics"]["accuracy/global"]["final"]
     for needed in (f"{final:.4f}", "fedavg", "20 of 20", "digits", "a <note>", "24.0 MB", "torch", "group 2", "unseen"):
         assert needed in page.text, needed
     assert re.search(r"rayfed run \S*config\.yaml", page.text)
     pngs = sorted(os.listdir(path / "plots"))
-    assert pngs == ["accuracy.png", "clients.png", "clusters.png", "cost.png", "loss.png"]
+    assert pngs == [f"{n}.png" for n in ("clients", "clusters", "cost", "curves", "others", "partition", "worth")]
     assert all((path / "plots" / p).read_bytes().startswith(b"\x89PNG") for p in pngs)
 
 
@@ -174,19 +184,18 @@ def test_report_and_summary_of_a_study(tmp_path):
     assert out["claim"]["verdict"] == "holds" and out["claim"]["n"] == 3
 
     page = page_of(path)
-    assert page.tags.count("figure") == 8  # accuracy, loss, own, clients, clusters, membership, worth, cost
+    assert page.tags.count("figure") == 8  # accuracy, loss, own, clients, clusters, partition, worth, cost
     text = " ".join(page.text.split())
     for needed in (
         "disue beats fedavg in accuracy/global at round 10",
         "holds",
         f"{got['mean']:.4f} ± {got['sd']:.4f}",
-        "n=3",
     ):
         assert needed in text, needed
     assert re.search(r"rayfed run \S*study\.yaml", text)
 
 
-def test_an_unfinished_study(tmp_path):
+def test_an_unfinished_study(tmp_path, undrawn):
     path = fake_study(tmp_path, seeds=(0, 1), unfinished=2)
     text = page_of(path).text
     assert "2 of 6 runs are not done" in text
@@ -195,6 +204,211 @@ def test_an_unfinished_study(tmp_path):
     assert out["status"] == "incomplete" and out["arms"]["fedavg"]["loss/global"]["n"] == 2
     assert out["arms"]["disue"]["loss/global"] == {**out["arms"]["disue"]["loss/global"], "n": 1, "sd": None}
     assert out["claim"] is None
+
+
+def test_a_study_that_has_not_begun(tmp_path, undrawn):
+    study = {**CONFIG, "seeds": [0], "arms": {"a": {}, "b": {}}}
+    study["claim"] = {"metric": "accuracy/global", "at": 5, "better": "a", "than": "b"}
+    path = new_folder(tmp_path, "compare", {"study.yaml": yaml_bytes(study)})
+    text = " ".join(page_of(path).text.split())
+    assert "0 of 2" in text and "undecided: it needs two seeds or more with both values; 0 found" in text
+
+
+def test_several_claims_on_one_page(tmp_path, undrawn):
+    claims = [
+        {"metric": "accuracy/global", "at": 10, "better": "disue", "than": "fedavg", "about": "Experts <pay>"},
+        {"metric": "accuracy/global", "at": 10, "better": "fedavg", "than": "disue", "margin": 0.01},
+        {"metric": "loss/global", "at": 10, "better": "fedavg", "than": "disue", "margin": -9.0},
+    ]
+    path = fake_study(tmp_path, claim=claims)
+    out = study_summary(path)
+    assert [c["verdict"] for c in out["claim"]] == ["holds", "does not hold here", "holds"]
+    text = " ".join(page_of(path).text.split())
+    first, second, third = out["claim"]
+    low, high = (number(x, sign=True) for x in first["ci95"])
+    assert f"Experts <pay>Claim: disue beats fedavg in accuracy/global at round 10 — holds. Mean improvement "\
+        f"{number(first['mean_difference'], sign=True)}, 95 % interval {low} to {high}, 3 seeds, paired." in text  # fmt: skip
+    assert "fedavg beats disue in accuracy/global at round 10 by more than 0.0100 — does not hold here" in text
+    assert "in loss/global at round 10, fedavg is worse than disue by at most 9.0000 — holds" in text
+    assert third["mean_difference"] < 0 and second["n"] == 3
+
+
+def test_worst_decile_by_hand():
+    values = [0.5, 0.1, 0.9, 0.3, *[0.8] * 16]  # 20 clients: the worst two
+    assert worst_decile(values) == pytest.approx(0.2)
+    assert worst_decile(values, lower_is_better=True) == pytest.approx(0.85)
+    assert worst_decile([0.4]) == 0.4
+    assert worst_decile([0.7, *[1.0] * 9, 0.3]) == pytest.approx(0.5)  # 11 clients: a tenth is more than one
+
+
+def test_membership_by_hand(tmp_path):
+    folder = RunFolder.create(tmp_path, CONFIG, owner=ME)
+    clusters = {2: {0: 1, 1: 0, 2: 0, 3: None}, 4: {0: 1, 1: 1, 2: 0}}  # round -> client -> cluster
+    groups = {0: 1, 1: 0, 2: 0, 3: 1}
+    for r in range(1, 5):
+        if r not in clusters:
+            folder.commit(r, {"time/round": 1.0})
+            continue
+        clients = [
+            {"client": c, "group": groups[c], "unseen": False, "cluster": k, "accuracy": c / 4}
+            for c, k in clusters[r].items()
+        ]
+        clients.append({"client": 9, "group": 0, "unseen": True, "cluster": 0, "accuracy": 0.5})
+        folder.commit(r, {"clusters/count": 2, "clusters/ari": 0.5, "accuracy/personal": 0.5}, clients)
+    found = read_run(folder.path).membership
+    assert found is not None and found.rounds == [2, 4] and not found.thinned
+    assert found.group.tolist() == [0, 0, 1, 1]  # clients 2, 1, 3, 0: by group, then by their last cluster
+    assert found.cluster.tolist() == [[0, 0], [0, 1], [-1, -1], [1, 1]]
+    page_of(folder.path)
+    assert "membership.png" in os.listdir(folder.path / "plots")
+
+
+def test_holdings_are_those_of_the_split(tmp_path):
+    from rayfed import partition
+    from rayfed.config import Config
+
+    content = {
+        "seed": 4, "rounds": 1, "task": {"data": "digits", "model": {"name": "mlp", "hidden": [8]}},
+        "federation": {"clients": 12, "partition": {"kind": "dirichlet", "alpha": 0.3},
+                       "groups": {"kind": "rotation", "count": 2}, "holdout": {"kind": "clients", "fraction": 0.25}},
+        "method": "fedavg",
+    }  # fmt: skip
+    folder = RunFolder.create(tmp_path, content, owner=ME)
+    made = partition.build(Config.from_dict(content))
+    sizes = made.class_counts.sum(1)
+    folder.commit(1, {"accuracy/personal": 0.5}, [{"client": 3, "examples": int(sizes[3]), "accuracy": 0.5}])
+    found = holdings(read_run(folder.path))
+    assert not isinstance(found, str), found
+    assert (found.counts == made.class_counts).all() and (found.group == made.group).all()
+    assert found.unseen.tolist() == [False] * made.population + [True] * (12 - made.population)
+    text = page_of(folder.path).text
+    assert f"12 clients hold {sizes.sum():,} training examples: {sizes.min():,} to {sizes.max():,}" in text
+    other = RunFolder.create(tmp_path, content, owner=ME)
+    other.commit(1, {}, [{"client": 3, "examples": int(sizes[3]) + 1, "accuracy": 0.5}])
+    assert holdings(read_run(other.path)) == "the data is not what it was when the run was made"
+    assert "the data is not what it was" in page_of(other.path).text
+    far = RunFolder.create(tmp_path, {**content, "task": {"data": "parquet:nowhere", "model": "mlp"}}, owner=ME)
+    assert "nowhere, is not here" in str(holdings(read_run(far.path)))
+
+
+# -- several runs ------------------------------------------------------------------------------------------------------
+
+
+def small(folder, values, finish=True):
+    for r, value in enumerate(values, 1):
+        row = {"accuracy/global": value, "loss/global": 1 - value, "bytes/up": 1e6 * len(values), "bytes/down": 1e6}
+        folder.commit(r, row)
+    if finish:
+        folder.finish("done", {"wall_s": 2.0, "notes": ["to repeat: --set resources.cohort=7"]})
+    return folder.path
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Two seeds of one experiment, then another method with the first seed and with one that only it has."""
+    made = []
+    for method, seed, last in (("fedavg", 0, 0.5), ("fedavg", 1, 0.6), ("ifca", 0, 0.75), ("ifca", 1, 0.95)):
+        config = {**CONFIG, "seed": seed, "method": {"name": method}, "rounds": 2 if method == "ifca" else 3}
+        values = [0.1, last] if method == "ifca" else [0.1, 0.2, last]
+        made.append(small(RunFolder.create(tmp_path, config, owner=ME), values))
+    return made
+
+
+def test_runs_that_differ_in_their_seed_are_one_arm(several):
+    subject = load_comparison(several)
+    assert {arm: [r.seed for r in runs] for arm, runs in subject.arms.items()} == {"fedavg": [0, 1], "ifca": [0, 1]}
+    assert differing(subject) == {"rounds": ["3", "2"], "method.name": ["fedavg", "ifca"]}
+    found = differences(subject)["ifca"]
+    assert found["accuracy/global"]["differences"] == pytest.approx({"0": 0.25, "1": 0.35})
+    assert found["accuracy/global"]["mean_difference"] == pytest.approx(0.3)
+    assert found["loss/global"]["mean_difference"] == pytest.approx(0.3)  # in the direction of improvement
+    twice = load_comparison([several[0], several[0]])
+    assert len(twice.arms) == 2 and twice.planned == 2
+
+
+def test_differences_need_the_same_split(tmp_path, several, undrawn):
+    config = {**CONFIG, "seed": 0, "method": {"name": "other"}, "federation": {"clients": 41}}
+    apart = small(RunFolder.create(tmp_path, config, owner=ME), [0.9])
+    cut = small(RunFolder.create(tmp_path, {**CONFIG, "method": {"name": "cut"}}, owner=ME), [0.9], finish=False)
+    subject = load_comparison([*several, apart, cut])
+    assert list(subject.arms) == ["fedavg", "ifca", "other", "cut"] and list(differences(subject)) == ["ifca"]
+    text = " ".join(Page(write_comparison([*several, apart, cut], tmp_path / "c.html").read_text()).text.split())
+    assert "other, cut: nothing to compare: no seed that is done on the same split in both." in text
+    assert "1 of 6 runs are not done" in text
+
+
+def test_the_page_that_compares(tmp_path, several, monkeypatch):
+    from scipy import stats
+
+    monkeypatch.chdir(tmp_path)
+    page = write_comparison(several[:3])
+    assert page.name == f"compare-{'-'.join(p.name[-4:] for p in several[:3])}.html" and page.is_file()
+    assert sorted(p.name for p in several[0].iterdir() if p.name in ("plots", "report.html")) == []
+    page = write_comparison(several, "mine.html")
+    text = page.read_text()
+    read = Page(text)
+    assert (
+        len(read.ids) == len(set(read.ids)) and "script" not in read.tags and read.tags.count("figure") == 5
+    )  # accuracy, loss, partition, worth, cost
+    said = " ".join(read.text.split())
+    low, high = stats.ttest_1samp([0.25, 0.35], 0.0).confidence_interval(0.95)
+    assert "Difference from fedavg" in said
+    assert f"+0.3000 {number(low, sign=True)} to {number(high, sign=True)}" in said
+    assert f"−0.3000 {number(-high, sign=True)} to {number(-low, sign=True)}" in said  # loss: raw, less is better
+    assert "0.55000.0707" not in said and "0.5500 ± 0.0707" in said and "0.8500 ± 0.1414" in said
+    for path in several:
+        assert f"rayfed run {path.name}/config.yaml --set resources.cohort=7" in said
+    assert f"rayfed report {' '.join(p.name for p in several)}" in said
+    assert "method.name" in said and re.search(
+        r"9\.0 MB.*4\.0 MB.*0\.50 ×", said
+    )  # up: 3 x 3 and 2 x 2 MB; 6 of 12 in all
+
+
+def test_a_sure_difference_is_marked(tmp_path, undrawn):
+    made = []
+    for method, level in (("fedavg", 0.5), ("ifca", 0.75), ("worse", 0.25)):
+        for seed in range(3):
+            config = {**CONFIG, "seed": seed, "method": {"name": method}}
+            made.append(
+                small(RunFolder.create(tmp_path, config, owner=ME), [level + 0.001 * seed * (method != "ifca")])
+            )
+    said = Page(write_comparison(made, tmp_path / "c.html").read_text()).text
+    assert "▲ +0.2490" in said and "▲ −0.2490" in said and "▼ −0.2500" in said and "▼ +0.2500" in said
+
+
+def test_a_study_beside_a_run(tmp_path, undrawn):
+    path = fake_study(tmp_path, seeds=(0, 1))
+    alone = fake_run(RunFolder.create(tmp_path, {**CONFIG, "seed": 0}, owner=ME), 20, 2.0, 5)
+    subject = load_comparison([path, alone])
+    assert list(subject.arms) == ["compare/fedavg", "compare/ifca", "compare/disue", "toy"]
+    assert load(path).kind == "study" and subject.planned == 7
+    text = Page(write_comparison([path, alone], tmp_path / "c.html").read_text()).text
+    assert f"rayfed run {path}/study.yaml" in text and "compare/disue: config.yaml" in text
+
+
+def test_the_command(tmp_path, several, undrawn, monkeypatch):
+    from typer.testing import CliRunner
+
+    from rayfed.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    names = [p.name for p in several]
+    one = CliRunner().invoke(app, ["report", names[0]])
+    assert (one.exit_code, one.output) == (0, f"{names[0]}/report.html\n")
+    two = CliRunner().invoke(app, ["report", names[0], names[2], "--out", "two.html"])
+    assert (two.exit_code, two.output) == (0, "two.html\n")
+    assert "Difference from fedavg" in Page((tmp_path / "two.html").read_text()).text
+    wrong = CliRunner().invoke(app, ["report", names[0], "--out", "two.html"])
+    assert isinstance(wrong.exception, ConfigError) and "--out two.html" in str(wrong.exception)
+
+
+def test_a_comparison_that_cannot_be_written(tmp_path, several):
+    with pytest.raises(ConfigError, match="neither a run"):
+        write_comparison([several[0], tmp_path / "nothing"])
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_comparison(several, tmp_path)
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_comparison(several, tmp_path / "no" / "such.html")
 
 
 class Fake:
@@ -305,7 +519,7 @@ import sys
 from rayfed.folder import Owner, RunFolder
 from rayfed.snapshot import load_tree, save_tree
 from rayfed.metrics import TensorBoard
-from rayfed.report import write_report
+from rayfed.report import write_comparison, write_report
 from rayfed.runs import runs
 import numpy as np
 fill = lambda d: save_tree(d, "s", {{"x": np.ones(2)}})
@@ -315,6 +529,7 @@ load_tree(folder.rewind()[1], "s")
 folder.finish("done", {{}})
 TensorBoard(folder.path / "tensorboard").write(1, {{"a": 1.0}})
 write_report(folder.path)
+write_comparison([folder.path, folder.path], {str(tmp_path / "c.html")!r})
 runs({str(tmp_path)!r})
 print([m for m in ("torch", "ray", "tensorflow") if m in sys.modules])
 """

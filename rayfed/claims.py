@@ -1,0 +1,224 @@
+"""Claims: studies under `benchmarks/claims/` whose verdicts are numbers' and not ours.
+
+A file there is a study with one claim or several (`claim:`). `rayfed claims` runs them, writes `benchmarks/CLAIMS.md`, and
+keeps the verdicts in `rayfed/claims.json`, which is shipped with the package and read by `rayfed methods NAME`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayfed.config import Study, load_config
+from rayfed.errors import ConfigError, nearest
+from rayfed.files import durable_write, json_bytes
+
+VERDICTS = Path(__file__).parent / "claims.json"
+CHECKOUT = Path(__file__).parents[1] / "benchmarks"
+SHELF = "RAYFED_SHELF"
+
+Runs = Callable[[Study, Path], tuple[Path, dict[str, Any]]]  # (study, folder of folders) -> (its folder, its summary)
+
+
+def folder() -> Path:
+    """`benchmarks/` of the checkout that this package is installed from. ConfigError where there is none."""
+    if not (CHECKOUT / "claims").is_dir():
+        raise ConfigError(
+            "claims: they are run from a checkout of the project (benchmarks/claims/ is not part of the package)"
+        )
+    return CHECKOUT
+
+
+def files(names: Sequence[str] = ()) -> list[Path]:
+    """The claims' files, all or those named. ConfigError naming the nearest for an unknown one."""
+    known = {p.stem: p for p in sorted((folder() / "claims").glob("*.yaml"))}
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        raise ConfigError([f"claims: {n!r} is unknown{nearest(n, known)}; known: {', '.join(known)}" for n in unknown])
+    return [known[n] for n in names] if names else list(known.values())
+
+
+def verdicts() -> dict[str, dict[str, Any]]:
+    """What the shipped table says: claim file -> {digest, about, results, ...}; empty if nothing was judged yet."""
+    return json.loads(VERDICTS.read_text()) if VERDICTS.is_file() else {}
+
+
+def of_method(name: str) -> list[dict[str, Any]]:
+    """The shipped verdicts about one method, each with the file's name as `study`."""
+    return [{"study": n, **r} for n, v in verdicts().items() for r in v["results"] if r["method"] == name]
+
+
+def digest(file: Path) -> str:
+    """Of the settings, whatever the comments say."""
+    return hashlib.sha256(json.dumps(yaml.safe_load(file.read_text()), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read(file: Path, shelf: Path | None = None) -> Study:
+    """A claim's study. ConfigError if it is not one, or its data is not here."""
+    if shelf is not None:
+        os.environ[SHELF] = str(shelf)
+    request = load_config(file)
+    if not isinstance(request, Study) or not request.claims:
+        raise ConfigError(f"{file}: a claim is a study (seeds, arms) with `claim:`")
+    return request
+
+
+def missing_data(file: Path, shelf: Path | None = None) -> str | None:
+    """Why a claim cannot be run here: it reads the data shelf, which is not here."""
+    if SHELF in file.read_text() and shelf is None and SHELF not in os.environ:
+        return f"its data is on the data shelf: --shelf DIR, or {SHELF}=DIR"
+    return None
+
+
+def run(
+    names: Sequence[str], runs: Runs, *, out: Path, shelf: Path | None = None, told: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
+    """Run and judge the named claims (default: all), writing the tables after each; returns the verdicts of those that ran.
+
+    A study that is already in `out` with the same settings is continued, or taken as it is once it is done. Claims whose data is
+    not here keep the verdict they had. Every file is read before the first one runs.
+    """
+    chosen = files(names)
+    absent = {f: why for f in chosen if (why := missing_data(f, shelf))}
+    if names and absent:
+        raise ConfigError([f"claims: {f.stem}: {why}" for f, why in absent.items()])
+    studies = {f: read(f, shelf) for f in chosen if f not in absent}
+    for f, why in absent.items():
+        told(f"{f.stem}: left as it is, {why}")
+    done = {}
+    for f, study in studies.items():
+        told(f"{f.stem}: {len(study.arms)} arms x {len(study.seeds)} seeds")
+        path, summary = runs(study, out)
+        done[f.stem] = judged(f, study, path, summary)
+        write(done)
+    return done
+
+
+def found(study: Study, out: Path) -> Path | None:
+    """The newest folder in `out` of this very study."""
+    same = [
+        p.parent
+        for p in out.glob(f"{study.base.name}-*/study.yaml")
+        if yaml.safe_load(p.read_text()) == study.to_dict()
+    ]
+    return max(same, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def judged(file: Path, study: Study, path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of one claim's file in the table."""
+    from rayfed.report.data import load_study
+    from rayfed.report.study import judge
+
+    runs = load_study(path).arms
+    first = next(iter(runs.values()))[0]
+    results = []
+    for claim in study.claims:
+        verdict = judge(claim.model_dump(), runs)
+        shown = {arm: _at(found, claim.metric, claim.at) for arm, found in runs.items()}
+        results.append({
+            "about": claim.about, "method": claim.method or study.arms[claim.better].method.name,
+            **{k: v for k, v in verdict.items() if k != "differences"}, "arms": shown,
+        })  # fmt: skip
+    walls = [float(r.summary.get("wall_s") or 0.0) for found in runs.values() for r in found]
+    return {
+        "title": _comment(file)[0], "digest": digest(file), "seeds": list(study.seeds), "status": summary["status"],
+        "results": results, "wall_s": round(sum(walls), 1), "versions": first.summary.get("versions", {}),
+    }  # fmt: skip
+
+
+def _at(runs: Sequence[Any], metric: str, at: int) -> dict[str, Any]:
+    from rayfed.report.data import mean_sd
+
+    values = [v for r in runs if (v := dict(r.series(metric)).get(at)) is not None]
+    mean, sd = mean_sd(values)
+    return {"mean": mean, "sd": sd, "n": len(values)}
+
+
+def write(new: Mapping[str, Mapping[str, Any]]) -> None:
+    """New verdicts into `rayfed/claims.json`, and `benchmarks/CLAIMS.md` from it; claims without a file are forgotten."""
+    known = {f.stem: f for f in files()}
+    table = {n: v for n, v in {**verdicts(), **new}.items() if n in known}
+    table = {n: table[n] for n in known if n in table}
+    durable_write(VERDICTS, json_bytes(table, 1))
+    durable_write(folder() / "CLAIMS.md", page(table, known).encode())
+
+
+def page(table: Mapping[str, Mapping[str, Any]], known: Mapping[str, Path]) -> str:
+    """`benchmarks/CLAIMS.md`: a table of verdicts, then each claim with its settings' reasons and all arms."""
+    lines = [
+        "# Claims",
+        "",
+        "Generated by `rayfed claims`; do not edit. Each line is one claim, judged by a paired two-sided 95 % t-interval over",
+        "seeds that were not used to choose any setting: *holds* if the interval lies above the margin, *does not hold here* if",
+        "below, else *undecided*. Differences are in the direction of improvement.",
+        "",
+        "| claim | method | metric, round | against | difference | 95 % interval | margin | seeds | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in table.items():
+        for r in entry["results"]:
+            low, high = r["ci95"] or (None, None)
+            lines.append(
+                f"| [{name}](#{name}): {r['about']} | {r['method']} | {r['metric']} @{r['at']} | {r['than']} | "
+                f"{_signed(r['mean_difference'])} | {_signed(low)} to {_signed(high)} | {r['margin']:g} | {r['n']} | "
+                f"*{r['verdict']}* |"
+            )
+    for name, entry in table.items():
+        comment = _comment(known[name])
+        lines += ["", f"## {name}", "", *comment, "", f"`rayfed claims {name}`, seeds {_span(entry['seeds'])}"]
+        lines[-1] += (
+            f"; {entry['wall_s'] / 60:.0f} minutes of runs; {', '.join(f'{k} {v}' for k, v in entry['versions'].items())}."
+        )
+        if digest(known[name]) != entry["digest"]:
+            lines += ["", "**The settings have changed since; this verdict is about the former ones.**"]
+        columns = {(r["metric"], r["at"]): r["arms"] for r in entry["results"]}
+        arms = list(dict.fromkeys(a for shown in columns.values() for a in shown))
+        lines += [
+            "",
+            "| arm | " + " | ".join(f"{m} @{at}" for m, at in columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
+        for arm in arms:
+            lines.append(f"| {arm} | " + " | ".join(_mean(shown[arm]) for shown in columns.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def numbers(r: Mapping[str, Any]) -> str:
+    """What a verdict rests on, in one line."""
+    low, high = r["ci95"] or (None, None)
+    margin = f", margin {r['margin']:g}" if r["margin"] else ""
+    return (
+        f"{r['metric']} at round {r['at']}, {r['better']} - {r['than']}: {_signed(r['mean_difference'])} "
+        f"(95 % {_signed(low)} to {_signed(high)}, {r['n']} seeds{margin})"
+    )
+
+
+def _comment(file: Path) -> list[str]:
+    """The comment at the head of a claim's file."""
+    lines = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].strip())
+    return lines or [file.stem]
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _mean(found: Mapping[str, Any]) -> str:
+    if found["mean"] is None:
+        return "–"
+    return f"{found['mean']:.4f}" + ("" if found["sd"] is None else f" ± {found['sd']:.4f}")
+
+
+def _span(seeds: Sequence[int]) -> str:
+    whole = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]} to {seeds[-1]}" if whole and len(seeds) > 1 else ", ".join(map(str, seeds))

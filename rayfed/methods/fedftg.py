@@ -1,0 +1,87 @@
+"""FedFTG: the average is fine-tuned at the server by the clients' models, on inputs of a generator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import keys, tree
+from rayfed.distill import datafree
+from rayfed.fold import mean
+from rayfed.method import Method, Part, Wire
+from rayfed.visit import Info, Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class FedFTG(Method):
+    """Zhang et al. 2022, "Fine-tuning Global Model via Data-Free Knowledge Distillation for Non-IID Federated Learning"
+    (CVPR 2022, 2203.09249).
+
+    Client i: w_i <- w, E epochs of SGD; sends w_i - w and its class counts n_i^y.
+    Server: w <- sum_i (n_i / n) w_i, then `iterations` times, with y ~ (sum_i n_i^y)^rho, x = G(z, y) and
+    alpha_i^y = n_i^y / sum_j n_j^y over the round's clients:
+        G: min  sum_i alpha_i^y CE(f(x; w_i), y) - sum_i alpha_i^y |f(x; w) - f(x; w_i)|_1 + L_div   (Adam)
+        w: min  KL(sum_i alpha_i^y softmax f(x; w_i) || softmax f(x; w))                              (SGD)
+    The KL has the gradient of the published code's cross-entropy against the same mixture; `cross_entropy` adds one against
+    the drawn label [ours], `adversary: kl` takes the KL for the generator as well [paper]. The code takes one generator
+    step per teacher; here one step goes down the sum of their losses [ours], and `generator_steps` asks for more. The
+    generator is kept between rounds.
+    `iterations: 0` is FedAvg to the bit.
+    Down: w (P). Up: update (P), n_i^y (C ints). Kept at clients: nothing. At the server: w, generator and its Adam state;
+    within a round the models of all its clients.
+    """
+
+    class Settings(datafree.DataFree):
+        iterations: int = Field(10, ge=0, description="Outer iterations per round; 0 is FedAvg.")
+        tau: float = Field(1.0, gt=0, description="Distillation temperature.")
+        fidelity_of: Literal["ensemble", "each"] = Field(
+            "each", description="Who must recognise the drawn label: the mixed ensemble, or each teacher by its weight."
+        )
+        adversary: Literal["kl", "l1", "selective"] = Field(
+            "l1",
+            description="Disagreement: weighted L1 of logits (code); KL (paper); KL only where ensemble right, student wrong.",
+        )
+        noise: int = Field(100, ge=1, description="Noise size, d_z.")
+        student_lr: float = Field(0.1, gt=0, description="SGD's rate for the student; the code's is the local rate.")
+        student_decay: float = Field(0.998, gt=0, le=1, description="Factor of the student's rate per round.")
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")},
+        up={"delta": Part("params", update=True), "counts": Part("(C,) int64", note="n_i^y")},
+        server={"model": Part("params"), "generator": Part("any", note="generator and its Adam state")},
+    )
+
+    def init(self, task: Task, key: int) -> Tree:
+        generator = datafree.init(task, keys.key(key, 0, -1, "generator"), self.settings)
+        return {"model": task.init_params(key), "generator": generator}
+
+    def train(self, task: Task) -> Visit:
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], shared["model"]), "counts": info.counts}, own
+
+        return sgd_visit(task.loss, self.local, end=end)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        s = self.settings
+        got = fed.ask(
+            self.train,
+            fed.sample(),
+            shared={"model": state["model"]},
+            fold=mean("delta", weight="examples"),
+            keep="delta",
+        )
+        average, generator = tree.add(state["model"], got.folded["delta"]), state["generator"]
+        if not (got.ids and s.iterations):
+            return {"model": average, "generator": generator}
+        teachers = [tree.add(state["model"], d) for d in tree.unstack(got.stacked("delta"))]
+        model, generator, losses = datafree.distill(
+            task, average, teachers, got.stacked("counts"), generator, s, fed.key("distillation"), fed.round
+        )
+        for name, value in losses.items():
+            fed.log(f"distill/{name}", value)
+        return {"model": model, "generator": generator}

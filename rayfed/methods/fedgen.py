@@ -1,0 +1,189 @@
+"""FedGen: clients are taught by a generator of features that agrees with all clients' classifiers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from rayfed import keys, models, optim, tree
+from rayfed.distill import ensemble
+from rayfed.distill import generator as gen
+from rayfed.errors import ConfigError
+from rayfed.fold import mean
+from rayfed.lazy import F, torch
+from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.visit import Info, Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.fed import Fed
+    from rayfed.partition import Federation
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class FedGen(Method):
+    """Zhu et al. 2021, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning" (ICML 2021, 2105.10056).
+
+    G(y, e) maps a label and uniform noise e to a vector of the size of the model's penultimate features; h_i is the
+    model's last linear layer, a_t = alpha decay^(t-1), b_t = beta decay^(t-1) in round t.
+    Client i, on a batch (x, y) with drawn labels y':
+        min  CE(f(x; w_i), y) + (generated / batch_size) a_t CE(h_i(G(y', e')), y') + b_t KL(h_i(G(y, e)) || f(x; w_i)),
+    the KL's target without gradient; sends w_i - w and its class counts n_i^y.
+    Server: w <- sum_i (n_i / n) w_i; then `generator_steps` Adam steps on
+        min_G  sum_i alpha_i^y CE(h_i(G(y, e)), y) + diversity L_div,   alpha_i^y = n_i^y / sum_j n_j^y.
+    Labels are drawn uniformly over the classes reported so far (the code; `rho: 1`: the pooled distribution [paper]).
+    Until a generator was trained (round 1) clients train plainly; `alpha: 0, beta: 0` is FedAvg to the bit.
+    [ours] The generator has no batch normalisation, whose running statistics do not belong to one client; alpha and beta
+    are 1, the paper's weight of the generated term (its code's 10 kept digits from being learned at a local rate of 0.1).
+    Down: w (P), G, label distribution (C). Up: update (P), n_i^y (C ints); of the update the server reads h_i alone before
+    averaging. Kept at clients: nothing. At the server: w, G and its Adam state, class counts.
+    """
+
+    class Settings(MethodSettings):
+        alpha: float = Field(1.0, ge=0, description="Weight of cross-entropy on generated features; the code's is 10.")
+        beta: float = Field(
+            1.0, ge=0, description="Weight of KL from generated to real features' predictions; the code's is 10."
+        )
+        decay: float = Field(0.98, gt=0, le=1, description="Factor of both weights per round.")
+        generated: int | None = Field(
+            None, ge=1, description="Generated features per local step; null: as many as local.batch_size."
+        )
+        noise: int = Field(32, ge=1, description="Noise size.")
+        hidden: int = Field(256, ge=1, description="Width of the generator's hidden layer.")
+        generator_steps: int = Field(50, ge=0, description="Generator steps per round.")
+        generator_lr: float = Field(3e-4, gt=0, description="Adam's rate for the generator.")
+        batch: int = Field(128, ge=1, description="Generated features per generator step.")
+        diversity: float = Field(1.0, ge=0, description="Weight of the diversity term.")
+        rho: float = Field(
+            0.0, ge=0, description="Exponent of pooled class counts in label draws; 0 uniform over seen classes."
+        )
+
+    wire: ClassVar[Wire] = Wire(
+        down={
+            "model": Part("params"),
+            "generator": Part("any", note="G"),
+            "labels": Part("(C,)", note="probabilities of drawn labels, zeros while G is untrained"),
+        },
+        up={"delta": Part("params", update=True), "counts": Part("(C,) int64", note="n_i^y")},
+        server={
+            "model": Part("params"),
+            "generator": Part("any", note="G and its Adam state"),
+            "counts": Part("(C,) int64", note="class counts, summed over all rounds"),
+        },
+    )
+
+    def fits(self, federation: Federation) -> list[str]:
+        if self.config.task.model.name in models.KNOWN:
+            return []
+        from rayfed.task import Task
+
+        try:
+            _ = Task(self.config, federation).feature_size
+        except ConfigError as e:
+            return e.problems
+        return []
+
+    def init(self, task: Task, key: int) -> Tree:
+        s = self.settings
+        g = gen.init(
+            keys.key(key, 0, -1, "generator"), s.noise, task.classes, (task.feature_size,), (s.hidden,), task.dtype
+        )
+        return {
+            "model": task.init_params(key),
+            "generator": {"g": g, "adam": optim.adam().init(g)},
+            "counts": torch.zeros(task.classes, dtype=torch.int64),
+        }
+
+    def train(self, task: Task) -> Visit:
+        s = self.settings
+        ratio = (s.generated or self.local.batch_size) / self.local.batch_size
+
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            fade = s.decay ** (info.round - 1).to(task.dtype)
+            return {**shared, "fade": torch.where(shared["labels"].sum() > 0, fade, torch.zeros_like(fade))}
+
+        def objective(params: Tree, carry: Tree, batch: Any, key: Any) -> Tensor:
+            def noise(purpose: int, n: int) -> Tensor:
+                return keys.uniform(keys.fold(key, purpose), (n, s.noise), task.dtype)
+
+            h, g = task.classifier(params), carry["generator"]
+            logits = task.classify(h, task.features(params, batch["x"]))
+            loss = F.cross_entropy(logits, batch["y"], reduction="none")
+            if s.beta:
+                like = task.classify(h, gen.latent(g, noise(0, len(loss)), batch["y"], task.classes))
+                loss = loss + s.beta * carry["fade"] * ensemble.kl(like.detach(), logits, 1.0)
+            if s.alpha:
+                n = s.generated or self.local.batch_size
+                y = draw(carry["labels"], keys.uniform(keys.fold(key, 1), (n,), task.dtype))
+                taught = F.cross_entropy(task.classify(h, gen.latent(g, noise(2, n), y, task.classes)), y)
+                loss = loss + ratio * s.alpha * carry["fade"] * taught
+            return loss
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], shared["model"]), "counts": info.counts}, own
+
+        if not (s.alpha or s.beta):
+            return sgd_visit(task.loss, self.local, end=end)
+        return sgd_visit(task.loss, self.local, start=start, end=end, objective=objective)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        s = self.settings
+        got = fed.ask(
+            self.train,
+            fed.sample(),
+            shared={
+                "model": state["model"],
+                "generator": state["generator"]["g"],
+                "labels": label_distribution(state["counts"], s.rho).to(task.dtype),
+            },
+            fold=mean("delta", weight="examples"),
+            keep="delta",
+        )
+        generator, counts = state["generator"], state["counts"]
+        if got.ids and s.generator_steps:
+            heads = task.classifier(state["model"])
+            heads = tree.add(heads, task.classifier(got.stacked("delta", task.classifier_names)))
+            here = got.stacked("counts")
+            generator, losses = teach(task, generator, heads, here, s, fed.key("generator"))
+            counts = counts + here.sum(0)
+            for name, value in losses.items():
+                fed.log(f"generator/{name}", value)
+        return {"model": tree.add(state["model"], got.folded["delta"]), "generator": generator, "counts": counts}
+
+
+def label_distribution(counts: Tensor, rho: float) -> Tensor:
+    """p (C,) ~ n_c^rho over the classes with n_c > 0, float64; zeros if there is none."""
+    weight = torch.where(counts > 0, counts.clamp(min=1).double() ** rho, 0.0)
+    return weight / weight.sum().clamp(min=1e-300)
+
+
+def draw(p: Tensor, u: Tensor) -> Tensor:
+    """Labels (n,) of the distribution p (C,) from uniform numbers u (n,); a class of probability 0 is never drawn."""
+    edges = torch.cumsum(p, 0)
+    edges = edges / edges[-1].clamp(min=1e-30)  # the last edge is 1 exactly, and u is below it
+    return (u[:, None] >= edges).sum(1).clamp(max=len(p) - 1)
+
+
+def teach(
+    task: Task, state: Tree, heads: Tree, counts: Tensor, s: FedGen.Settings, key: int
+) -> tuple[Tree, dict[str, float]]:
+    """(generator and Adam state, last losses) after one round's steps against the heads, leaves (K, ...); counts (K, C)."""
+    rng, adam, alpha = keys.torch_generator(key), optim.adam(), ensemble.class_weights(counts)
+
+    def loss(g: Tree, y: Tensor, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        z = gen.latent(g, e, y, task.classes)
+        logits = torch.vmap(task.classify, in_dims=(0, None))(heads, z)
+        parts = {"fidelity": ensemble.judged(logits, alpha, y), "diversity": gen.diversity(e, z)}
+        return parts["fidelity"] + s.diversity * parts["diversity"], parts
+
+    parts: dict[str, Tensor] = {}
+    for _ in range(s.generator_steps):
+        y = ensemble.draw_labels(counts, s.batch, rng, s.rho)
+        e = torch.rand(s.batch, s.noise, generator=rng, dtype=task.dtype)
+        grads, parts = torch.func.grad(loss, has_aux=True)(state["g"], y, e)
+        g, moments = adam.update(grads, state["adam"], state["g"], s.generator_lr)
+        state = {"g": g, "adam": moments}
+    return state, {n: float(v) for n, v in parts.items()}

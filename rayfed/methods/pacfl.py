@@ -1,0 +1,101 @@
+"""PACFL: clusters from the subspaces of the clients' data, found once before training; then FedAvg in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from rayfed.cluster import subspace
+from rayfed.cluster.served import Clustered
+from rayfed.lazy import torch
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.visit import Visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class PACFL(Clustered):
+    """Vahidian et al. 2023, "Efficient Distribution Similarity Identification in Clustered Federated Learning via Principal
+    Angles Between Client Data Subspaces" (2209.10526).
+
+    Once, in the first round that reaches anybody, all clients that can take part: U_i = the `basis` first left singular
+    vectors of each class's training inputs (F, n_c), side by side; sends U_i (F, C p), columns of absent classes 0.
+    Server: A_ij = smallest principal angle between U_i and U_j, or the sum of all, degrees; hierarchical clustering.
+    Every round: FedAvg in each cluster. Clusters never change; a newcomer (held out, or not reached by the first exchange)
+    sends its basis and joins the cluster nearest by the linkage.
+    `angles: entries` is what the authors' code computes, arccos of the entries of U_i' U_j, which are no principal angles
+    and depend on the order of the columns: here class by class, so that like is compared with like.
+    Down: one model (P). Up: update (P), n_i; once, U_i. Kept at clients: nothing. At the server: one model per cluster, ids.
+    With one cluster it is FedAvg up to the order of batches. The bases tell about raw data before any training.
+    """
+
+    class Settings(subspace.Settings, MethodSettings):
+        clusters: int = Field(3, ge=1, description="Number of clusters, where `threshold` is null.")
+        weight: Literal["examples", "one"] = Field("examples", description="Weights of a cluster's mean.")
+
+    wire: ClassVar[Wire] = Wire(
+        down=Clustered.wire.down,
+        up={**Clustered.wire.up, "bases": Part("(F, q)", note="U_i, once")},
+        server={**Clustered.wire.server, "newcomers": Part("(H,) int64", note="cluster of each held-out client")},
+    )
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {**super().init(task, key), "newcomers": torch.zeros(0, dtype=torch.int64)}
+
+    def bases(self, task: Task) -> Visit:
+        return subspace.visit(task, self.settings.basis)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        clients = fed.sample()
+        if clients:
+            state = self._enrolled(state, fed, clients)
+        clients = tuple(c for c in clients if state["assignment"][c] >= 0)  # without those whose basis never came
+        _, experts = self.train_clusters(state, fed, clients, weight=self.settings.weight)
+        return {**state, "experts": experts}
+
+    def _enrolled(self, state: Tree, fed: Fed, clients: Sequence[int]) -> Tree:
+        """Clusters of everyone, found in the first exchange; after it, of those of `clients` that it did not reach."""
+        assignment = state["assignment"].clone()
+        if bool((assignment < 0).all()):
+            got = fed.ask(self.bases, range(fed.population))
+            if not got.ids:
+                return state
+            distance = subspace.proximity(got.stacked("bases"), self.settings)
+            labels = subspace.group(distance, self.settings, self.settings.clusters)
+            assignment[got.ids] = torch.as_tensor(labels)
+            pairs = distance[np.triu_indices(len(distance), 1)]
+            for name in ("min", "median", "max") if len(pairs) else ():
+                fed.log(f"clusters/proximity_{name}", getattr(np, name)(pairs))
+            experts = {str(k): state["experts"]["0"] for k in range(labels.max() + 1)}
+            state = {**state, "experts": experts, "assignment": assignment}
+            held_out = range(fed.population, fed.federation.clients)
+            found = self._joined(state, fed, held_out, metered=False)
+            return {**state, "newcomers": torch.tensor([found.get(c, -1) for c in held_out], dtype=torch.int64)}
+        new = [c for c in clients if assignment[c] < 0]
+        for c, k in self._joined(state, fed, new).items():
+            assignment[c] = k
+        return {**state, "assignment": assignment}
+
+    def _joined(self, state: Tree, fed: Fed, new: Sequence[int], metered: bool = True) -> dict[int, int]:
+        """Newcomer -> cluster. The bases that the server has are worked out again where the data lie."""
+        if not len(new):
+            return {}
+        known = fed.ask(self.bases, [c for c, k in enumerate(state["assignment"].tolist()) if k >= 0], metered=False)
+        got = fed.ask(self.bases, new, metered=metered)
+        if not got.ids:
+            return {}
+        distance = subspace.proximity(got.stacked("bases"), self.settings, known.stacked("bases"))
+        labels = subspace.join(distance, state["assignment"][known.ids].numpy(), self.settings)
+        return dict(zip(got.ids, labels.tolist(), strict=True))
+
+    def mine(self, state: Tree, client: int) -> Tree:
+        n = len(state["assignment"])
+        if n <= client < n + len(state["newcomers"]):
+            return super().mine({**state, "assignment": state["newcomers"]}, client - n)
+        return super().mine(state, client)
