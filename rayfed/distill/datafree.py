@@ -1,4 +1,5 @@
-"""The data-free distillation loop (FedFTG, Zhang et al. CVPR 2022, lifted from clients to experts of any kind)."""
+"""The data-free distillation loop (FedFTG, Zhang et al. CVPR 2022, lifted from clients to experts of any kind), and the
+same loop on a public probe set."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from rayfed.method import MethodSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed.config import Config
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -24,6 +26,13 @@ class DataFree(MethodSettings):
 
     iterations: int = Field(
         20, ge=0, description="Outer iterations per round, I_out; 0 leaves the student as it starts."
+    )
+    inputs: Literal["generator", "probe"] = Field(
+        "generator",
+        description="What the student learns on: generated inputs, or `federation.probe` (ours; no generator).",
+    )
+    classes: Literal["all", "shared"] = Field(
+        "all", description="Labels that are drawn: of all classes seen, or of those that several experts own (ours)."
     )
     generator_steps: int = Field(1, ge=0, description="Generator steps per iteration, I_g.")
     student_steps: int = Field(5, ge=0, description="Student steps per iteration, I_s.")
@@ -59,6 +68,13 @@ class DataFree(MethodSettings):
     )
 
 
+def check(s: DataFree, config: Config) -> list[str]:
+    """What a method's `check` says of these settings."""
+    if s.inputs == "probe" and not config.federation.probe:
+        return ["federation.probe: 0 found, method.inputs: probe distils on a public set; allowed: a whole number >= 1"]
+    return []
+
+
 def init(task: Task, key: int, s: DataFree) -> Tree:
     """The part of the server state that is kept between rounds: generator, its Adam state, its average if asked for."""
     g = gen.init(key, s.noise, task.classes, task.input_shape, dtype=task.dtype)
@@ -66,13 +82,28 @@ def init(task: Task, key: int, s: DataFree) -> Tree:
 
 
 def distill(
-    task: Task, student: Tree, experts: list[Tree], counts: Tensor, state: Tree, s: DataFree, key: int, round: int
+    task: Task,
+    student: Tree,
+    experts: list[Tree],
+    counts: Tensor,
+    state: Tree,
+    s: DataFree,
+    key: int,
+    round: int,
+    probe: Tensor | None = None,
 ) -> tuple[Tree, Tree, dict[str, float]]:
     """(student, generator state, last losses) after one round's D-phase; `experts` are K parameter trees, counts (K, C).
 
     Per iteration: generator steps on L_fid + L_adv + L_div through frozen experts and student, then student steps on
-    tau^2 KL(ensemble || student) with the generator frozen. Experts are only read.
+    tau^2 KL(ensemble || student) with the generator frozen. Experts are only read. probe: (n, *input_shape), for
+    `inputs: probe`. Without labels, each class's probability is mixed by its own weights (`ensemble.by_class`).
     """
+    if s.classes == "shared":
+        drawn = torch.where((counts > 0).sum(0) > 1, counts, torch.zeros_like(counts))
+        if not bool(drawn.any()):
+            return student, state, {}
+    else:
+        drawn = counts
     rng = keys.torch_generator(key)
     alpha = ensemble.class_weights(counts, s.gamma)
     frozen = tree.stack(experts)
@@ -80,7 +111,7 @@ def distill(
     losses: dict[str, float] = {}
 
     def draw() -> tuple[Tensor, Tensor]:
-        y = ensemble.draw_labels(counts, s.batch, rng, s.rho, s.sampler == "group")
+        y = ensemble.draw_labels(drawn, s.batch, rng, s.rho, s.sampler == "group")
         return y, torch.randn(s.batch, s.noise, generator=rng, dtype=task.dtype)
 
     def ensemble_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +138,15 @@ def distill(
 
     step_generator = torch.func.grad(generator_loss, has_aux=True)
     step_student = torch.func.grad_and_value(student_loss)
+    if probe is not None:
+        step_probe = torch.func.grad_and_value(lambda theta, x, q: ensemble.kl(q, task.apply(theta, x), s.tau).mean())
+        with torch.no_grad():
+            target = ensemble.by_class(torch.vmap(task.apply, in_dims=(0, None))(frozen, probe), alpha, s.tau)
+        for _ in range(s.iterations * s.student_steps):
+            rows = torch.randint(len(probe), (s.batch,), generator=rng)
+            grads, value = step_probe(student, probe[rows], target[rows])
+            student, losses = tree.add(student, grads, -lr), {"student": float(value)}
+        return student, state, losses
     for _ in range(s.iterations):
         for _ in range(s.generator_steps):
             grads, parts = step_generator(state["g"], *draw())

@@ -48,6 +48,14 @@ def teacher(logits: Tensor, alpha: Tensor, y: Tensor, mix: str, tau: float) -> T
     )
 
 
+def by_class(logits: Tensor, alpha: Tensor, tau: float) -> Tensor:
+    """qbar (n, C) = tau log sum_k alpha_{k,c} softmax(f_k / tau)_c from logits (K, n, C) and alpha (K, C), for inputs without
+    labels: an expert speaks for the classes it owns (ours). Classes that nobody owns get -1e30."""
+    p = torch.softmax(logits / tau, -1)
+    mixed = (alpha.to(p.dtype)[:, None] * p).sum(0)
+    return torch.where(mixed > 0, tau * torch.log(mixed.clamp(min=1e-30)), torch.full_like(mixed, -1e30))
+
+
 def judged(logits: Tensor, alpha: Tensor, y: Tensor) -> Tensor:
     """mean_b sum_k alpha_{k,y_b} CE(f_k, y_b) for logits (K, B, C), alpha (K, C) and labels y (B,): what each expert
     makes of the labels, by its own weight; 0-d."""

@@ -37,7 +37,9 @@ class DisUE(Method):
     the class-weighted experts on inputs of a generator that is kept between rounds (`rayfed.distill`) [inferred].
     Broadcast: theta, to every client of the next round.
     `distill: false` is the control arm: theta is FedAvg's to the bit, clusters and experts are found all the same.
-    `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average; both are ours.
+    `inputs: probe` distils on public rows without labels instead of generated ones, `classes: shared` only on classes that
+    several clusters own, `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average:
+    all four are ours.
     Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id; a client that
     never took part is served theta.
     Down: theta (P). Up: update (P), h_i (C ints), s_i (q); once, for clusterer subspace, bases (F, q). Kept at clients:
@@ -156,7 +158,15 @@ class DisUE(Method):
         if s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until):
             start = average if s.student_init == "average" else state["model"]
             taught, generator, losses = datafree.distill(
-                task, start, experts, counts, generator, s, fed.key("D-phase"), fed.round
+                task,
+                start,
+                experts,
+                counts,
+                generator,
+                s,
+                fed.key("D-phase"),
+                fed.round,
+                fed.probe() if s.inputs == "probe" else None,
             )
             theta = (
                 taught
@@ -254,9 +264,10 @@ class DisUE(Method):
         return {int(k): e for k, e in state["experts"].items()}
 
     def check(self, config: Config) -> list[str]:
+        problems = []
         if self.settings.clusterer["kind"] == "oracle" and config.federation.groups.kind == "none":
-            return ["method.clusterer: oracle needs planted groups, but federation.groups is none"]
-        return []
+            problems.append("method.clusterer: oracle needs planted groups, but federation.groups is none")
+        return problems + datafree.check(self.settings, config)
 
 
 def rotate(s: Tensor, secret: Tensor) -> Tensor:

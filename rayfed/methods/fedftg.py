@@ -13,6 +13,7 @@ from rayfed.method import Method, Part, Wire
 from rayfed.visit import Info, Visit, sgd_visit
 
 if TYPE_CHECKING:
+    from rayfed.config import Config
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
@@ -66,6 +67,9 @@ class FedFTG(Method):
 
         return sgd_visit(task.loss, self.local, end=end)
 
+    def check(self, config: Config) -> list[str]:
+        return datafree.check(self.settings, config)
+
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings
         got = fed.ask(
@@ -80,7 +84,15 @@ class FedFTG(Method):
             return {"model": average, "generator": generator}
         teachers = [tree.add(state["model"], d) for d in tree.unstack(got.stacked("delta"))]
         model, generator, losses = datafree.distill(
-            task, average, teachers, got.stacked("counts"), generator, s, fed.key("distillation"), fed.round
+            task,
+            average,
+            teachers,
+            got.stacked("counts"),
+            generator,
+            s,
+            fed.key("distillation"),
+            fed.round,
+            fed.probe() if s.inputs == "probe" else None,
         )
         for name, value in losses.items():
             fed.log(f"distill/{name}", value)

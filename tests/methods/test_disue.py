@@ -369,5 +369,7 @@ def test_oracle_needs_groups_and_kinds_need_names() -> None:
         toy.config(disue(clusterer="oracle"), federation={"groups": {"kind": "none"}})
     with pytest.raises(ConfigError, match="agglomerative"):
         toy.config(disue(clusterer="aglomerative"))
+    with pytest.raises(ConfigError, match=r"federation\.probe: 0 found, method\.inputs"):
+        toy.config(disue(inputs="probe"))
     with pytest.raises(ConfigError, match="threshold"):
         toy.config(disue(clusterer={"kind": "agglomerative", "threshold": 3.0}))

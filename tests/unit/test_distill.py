@@ -370,3 +370,62 @@ def test_averaged_generator(task: Any) -> None:
     torch.testing.assert_close(tree.flatten(with_ema["ema"]), tree.flatten(want), rtol=0, atol=1e-14)
     assert tree.same(one, plain)
     assert not tree.same(go(2, 0.75)[0], go(2, 0.0)[0])
+
+
+# -- on a public probe set -----------------------------------------------------------------------------------------------
+
+
+def test_mixing_without_labels_by_hand() -> None:
+    """Each class by the voices of those that own it: experts 0 and 1 know class 0, only expert 1 knows class 1."""
+    alpha = torch.tensor([[0.75, 0.0, 0.0], [0.25, 1.0, 0.0]], dtype=torch.float64)
+    p = torch.tensor([[[0.5, 0.3, 0.2]], [[0.1, 0.6, 0.3]]], dtype=torch.float64)
+    q = torch.softmax(ensemble.by_class(2.0 * torch.log(p), alpha, 2.0) / 2.0, -1)
+    want = torch.tensor([0.75 * 0.5 + 0.25 * 0.1, 0.6, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(q[0], want / want.sum())
+
+
+def on_probe(task: Any, experts: list[Any], counts: torch.Tensor, **changes: Any) -> tuple[Any, Any, Any]:
+    s = DataFree(inputs="probe", iterations=4, **changes)
+    state = datafree.init(task, 3, s)
+    x = torch.randn(40, *task.input_shape, generator=rng(5), dtype=task.dtype)
+    student = task.fresh_params(1)
+    return student, state, datafree.distill(task, student, experts, counts, state, s, 7, 1, x)
+
+
+def test_probe_rows_teach_the_student_and_leave_the_generator(task: Any) -> None:
+    experts = [task.fresh_params(k) for k in (11, 12)]
+    counts = torch.randint(1, 9, (2, task.classes), generator=rng(1))
+    student, state, (taught, after, losses) = on_probe(task, experts, counts, student_lr=0.5)
+    again = on_probe(task, experts, counts, student_lr=0.5)[2]
+    assert tree.same(after, state) and tree.same(taught, again[0])
+    x = torch.randn(200, *task.input_shape, generator=rng(6), dtype=task.dtype)
+    target = ensemble.by_class(torch.stack([task.apply(e, x) for e in experts]), ensemble.class_weights(counts), 2.0)
+    before, now = (float(ensemble.kl(target, task.apply(p, x), 2.0).mean()) for p in (student, taught))
+    assert now < 0.9 * before and losses["student"] > 0
+
+
+def test_on_probe_rows_too_one_expert_teaches_itself_nothing(task: Any) -> None:
+    me = task.fresh_params(1)
+    student, _, (taught, _, losses) = on_probe(task, [me], torch.ones(1, task.classes, dtype=torch.int64))
+    assert tree.same(student, me) and losses["student"] < 1e-6
+    assert float(tree.norm(tree.sub(taught, me))) < 1e-4
+
+
+def test_only_shared_classes_are_drawn(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    draw = ensemble.draw_labels
+
+    def watched(*a: Any) -> torch.Tensor:
+        y = draw(*a)
+        seen.update(y.tolist())
+        return y
+
+    monkeypatch.setattr(ensemble, "draw_labels", watched)
+    counts = torch.zeros(2, task.classes, dtype=torch.int64)
+    counts[0, :2], counts[1, 1:3] = 5, 5
+    experts, s = [task.fresh_params(k) for k in (11, 12)], DataFree(classes="shared", iterations=3)
+    state, start = datafree.init(task, 3, s), task.fresh_params(1)
+    taught = datafree.distill(task, start, experts, counts, state, s, 7, 1)[0]
+    assert seen == {1} and not tree.same(taught, start)
+    counts[1, 1] = 0  # now nothing is shared
+    assert tree.same(datafree.distill(task, start, experts, counts, state, s, 7, 1)[0], start)
