@@ -41,11 +41,16 @@ class ClientActor:
             "threads": torch.get_num_threads(),
         }
 
-    def setup(self, run: str, config: dict[str, Any], federation: dict[str, Any], start: Any) -> None:
-        """Make a run resident. `federation` is `Federation.numpy()`, shared by all actors of the node."""
+    def setup(
+        self, run: str, config: dict[str, Any], federation: dict[str, Any], start: Any, code: dict[str, bytes]
+    ) -> None:
+        """Make a run resident. `federation` is `Federation.numpy()`, shared by all actors of the node; `code`: the user's
+        own files by their names in the config, which need not exist on this node."""
+        from rayfed import session
         from rayfed.config import Config
         from rayfed.partition import Federation
 
+        session.install(code)
         self.worker.setup(run, Config.from_dict(config), Federation.from_numpy(federation), start)
 
     def do(self, job: Job, *values: Any) -> tuple[Any, Any, Any]:

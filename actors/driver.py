@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.placement import Plan, nodes_of, plan
-from rayfed import launch
+from rayfed import launch, session, track
 from rayfed.errors import PlacementError, RunFailed
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ class RayLauncher:
 
         from rayfed.engine import Ending
 
+        values = config.to_dict()
+        around = {"code": session.used(values), "environment": track.environment()}
         done = self.server.run.remote(
-            str(folder.path.resolve()), folder.fence, config.to_dict(), ray.put(federation.numpy())
+            str(folder.path.resolve()), folder.fence, values, ray.put(federation.numpy()), **around
         )
         while True:
             try:

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.client import ClientActor
 from actors.placement import Plan
+from rayfed import session
 from rayfed.errors import RunFailed
 from rayfed.pool import Outcome
 from rayfed.tree import Tree
@@ -49,7 +50,8 @@ class RayPool:
         known = self._runs.get(run)
         # The data goes to the store once per run, not once per setup or actor.
         data = known[2] if known else ray.put(federation.numpy())
-        self._runs[run] = (run, config.to_dict(), data, start)
+        values = config.to_dict()
+        self._runs[run] = (run, values, data, start, session.used(values))
         while len(self._runs) > 4:
             del self._runs[next(iter(self._runs))]
         pending = {i: self.actors[i].setup.remote(*self._runs[run]) for i in range(len(self.actors))}

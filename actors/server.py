@@ -30,15 +30,29 @@ class ServerActor:
         """All client actors run: who is where."""
         return {"server": os.getpid(), "clients": self.pool.about()}
 
-    def run(self, path: str, fence: int, config: dict[str, Any], federation: dict[str, Any]) -> tuple[str, int]:
-        """One run from its folder's last snapshot to its end: (status, round)."""
+    def run(
+        self,
+        path: str,
+        fence: int,
+        config: dict[str, Any],
+        federation: dict[str, Any],
+        code: dict[str, bytes],
+        environment: dict[str, str],
+    ) -> tuple[str, int]:
+        """One run from its folder's last snapshot to its end: (status, round).
+
+        code: the user's own files by their names in the config; environment: the driver's variables for sinks.
+        """
         from pathlib import Path
 
+        from rayfed import session
         from rayfed.config import Config
         from rayfed.engine import Runner
         from rayfed.folder import RunFolder
         from rayfed.partition import Federation
 
+        os.environ.update(environment)
+        session.install(code)
         resolved = Config.from_dict(config)
         self.pool.retries = resolved.failures.actor_death.retries
         folder = RunFolder.attach(Path(path), fence)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayfed import tree as tree
     from rayfed.api import Run as Run
+    from rayfed.api import Study as Study
     from rayfed.api import load as load
+    from rayfed.api import resume as resume
     from rayfed.api import run as run
     from rayfed.fold import mean as mean
     from rayfed.fold import total as total
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from rayfed.visit import sgd_visit as sgd_visit
 
 _HOME = {
-    "run": "api", "load": "api", "Run": "api", "Method": "method", "MethodSettings": "method", "Part": "method",
-    "Wire": "method", "Visit": "visit", "Phase": "visit", "sgd_visit": "visit", "mean": "fold", "total": "fold",
+    "run": "api", "resume": "api", "load": "api", "Run": "api", "Study": "api", "Method": "method",
+    "MethodSettings": "method", "Part": "method", "Wire": "method", "Visit": "visit", "Phase": "visit",
+    "sgd_visit": "visit", "mean": "fold", "total": "fold",
 }  # fmt: skip
 
 __all__ = [
@@ -38,10 +41,12 @@ __all__ = [
     "Part",
     "Phase",
     "Run",
+    "Study",
     "Visit",
     "Wire",
     "load",
     "mean",
+    "resume",
     "run",
     "sgd_visit",
     "total",

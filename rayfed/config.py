@@ -7,7 +7,7 @@ are not built yet are known names and refused as such.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,7 @@ LATER: dict[str, tuple[str, ...]] = {  # known kinds whose part is not built yet
     "attacks": ("label_flip",),
     "transforms": ("clip", "gaussian", "topk", "randomk", "quantise", "mask"),
     "devices": ("trace", "synthetic"),
-    "track": ("mlflow", "wandb", "prometheus"),
+    "track": ("prometheus",),
 }
 
 
@@ -386,7 +386,9 @@ class Config(Section):
     storage: Storage = Storage()
     failures: Failures = Failures()
     stop: Stop = Stop()
-    track: list[Literal["tensorboard"]] = Field(["tensorboard"], description="Sinks beside the run folder.")
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        ["tensorboard"], description="Sinks beside the run folder."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back."""
@@ -464,8 +466,11 @@ class Study(BaseModel):
         return self.raw
 
 
-def load_config(source: str | Path | Mapping[str, Any], sets: Any = ()) -> Config | Study:
-    """A config or a study from a file, a ready name or a mapping, with `a.b=c` overrides. ConfigError lists all problems."""
+def load_config(source: str | Path | Mapping[str, Any], sets: Sequence[str] | Mapping[str, Any] = ()) -> Config | Study:
+    """A config or a study from a file, a ready name or a mapping, with overrides: `a.b=c`, or {"a.b": c}.
+
+    In mappings a class or function may stand for the name of a method, data or model. ConfigError lists all problems.
+    """
     from rayfed.configfile import load
 
-    return load(source, tuple(sets))
+    return load(source, sets)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rayfed import session, track
 from rayfed.config import LATER, Claim, Config, Study
 from rayfed.errors import ConfigError, nearest
 
@@ -37,11 +38,13 @@ def ready() -> list[str]:
     return sorted(f.stem for f in READY.glob("*.yaml"))
 
 
-def load(source: str | Path | Mapping[str, Any], sets: Sequence[str]) -> Config | Study:
+def load(source: str | Path | Mapping[str, Any], sets: Sequence[str] | Mapping[str, Any]) -> Config | Study:
     """See `rayfed.config.load_config`."""
-    raw = _shorthand(copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(source))
+    raw = _shorthand(session.named(copy.deepcopy(dict(source))) if isinstance(source, Mapping) else _read(source))
     problems: list[str] = []
-    for s in sets:
+    for name, value in session.named(sets).items() if isinstance(sets, Mapping) else ():
+        raw = merge(raw, _nested(name, value))
+    for s in () if isinstance(sets, Mapping) else sets:
         name, eq, text = s.partition("=")
         if not eq:
             problems.append(f"--set {s}: write it as a.b=value")
@@ -51,14 +54,19 @@ def load(source: str | Path | Mapping[str, Any], sets: Sequence[str]) -> Config 
         except yaml.YAMLError as e:
             problems.append(f"--set {s}: not readable as YAML: {str(e).splitlines()[0]}")
             continue
-        for key in reversed(name.strip().split(".")):
-            change = {key: change}
-        raw = merge(raw, change)
+        raw = merge(raw, _nested(name.strip(), change))
     raw = variables(raw, os.environ, problems)
     if not any(k in raw for k in STUDY_KEYS):
         config = _check(raw, problems)
         return _or_raise(config, problems)
     return _study(raw, problems)
+
+
+def _nested(name: str, value: Any) -> Any:
+    """`a.b` and c as {"a": {"b": c}}."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
 
 
 def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str = "") -> Any:
@@ -103,6 +111,7 @@ def _read(source: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"config {str(source)!r}: no such file, and no ready config of that name{hint}; ready: {', '.join(ready())}"
         )
+    session.adopt(path.parent)
     try:
         raw = yaml.load(path.read_text(), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -365,6 +374,7 @@ def _rules(c: Config, problems: list[str]) -> None:
         problems.append("resources.server.place: any needs resources.server.gpus > 0")
     if (c.stop.metric is None) != (c.stop.at is None):
         problems.append("stop: metric and at belong together; set both or none")
+    problems += track.missing(c.track)
     if isinstance(c.evaluate.clients, int) and c.evaluate.clients > c.federation.clients:
         problems.append(f"evaluate.clients: {c.evaluate.clients} found, there are {c.federation.clients} clients")
 

@@ -17,9 +17,10 @@ from rayfed.errors import RayfedError, RunFailed
 from rayfed.fed import ClientFailed, Fed
 from rayfed.folder import RunFolder
 from rayfed.lazy import torch
-from rayfed.metrics import TensorBoard, ari, lower_is_better, scope
+from rayfed.metrics import ari, lower_is_better, scope
 from rayfed.snapshot import load_tree, save_tree
 from rayfed.store import collect_segments
+from rayfed.track import Sinks
 from rayfed.worker import Job, Resident
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ class Runner:
     def run(self) -> Ending:
         """Start or continue the run. RunFailed says what broke and how to go on; the folder stays valid throughout."""
         began = time.perf_counter()
-        self.sinks = [TensorBoard(self.folder.path / "tensorboard")] if "tensorboard" in self.config.track else []
+        self.sinks = Sinks(self.config.track, self.folder.event)
         try:
             self._prepare()
+            self.sinks.open(self.folder.run_id, self.config.to_dict(), self.folder.path)
             return self._rounds(began)
         except BaseException as error:
             self.status["status"] = "failed"
@@ -79,8 +81,7 @@ class Runner:
                 raise
             raise told from error
         finally:
-            for sink in self.sinks:
-                sink.close()
+            self.sinks.close(self.status["status"])
 
     def _failed(self, error: BaseException) -> None:
         resume = f"The folder is valid up to its last snapshot; continue with: rayfed resume {self.folder.path}"
@@ -104,7 +105,7 @@ class Runner:
             pass
 
     def _prepare(self) -> None:
-        start = _start_from(self.config)
+        start = start_from(self.config)
         res = Resident(self.config, self.federation, start, "cpu")
         self.method, self.task = res.method, res.task
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
@@ -197,8 +198,7 @@ class Runner:
             fed.store.saved_now()
             collect_segments(self.folder.path / "snapshots", self.segments)
         self.state, self.row = state, row
-        for sink in self.sinks:
-            sink.write(r, row)
+        self.sinks.row(r, row)
         self._publish(r, row, began)
         return r
 
@@ -253,6 +253,7 @@ class Runner:
         notes += [
             f"to repeat: --set resources.executor={self.config.resources.executor} --set resources.cohort={self.fed.size}"
         ]
+        notes += self.sinks.notes
         self._save_models()
         self.status["status"] = "done"
         summary = {
@@ -273,10 +274,11 @@ class Runner:
     def _save_models(self) -> None:
         where = self.folder.path / "model"
         where.mkdir(exist_ok=True)
+        about = {"classes": self.task.classes, "input_shape": list(self.task.input_shape)}  # to build the module again
         if self.method.universal:
-            save_tree(where, "model", tree.to_numpy(self.state[self.method.universal]))
+            save_tree(where, "model", tree.to_numpy(self.state[self.method.universal]), about)
         for k, expert in (self.method.experts(self.state) or {}).items():
-            save_tree(where, f"expert-{k}", tree.to_numpy(expert))
+            save_tree(where, f"expert-{k}", tree.to_numpy(expert), about)
 
     # -- scores ----------------------------------------------------------------------------------------------------------
 
@@ -388,7 +390,7 @@ def _refuses(method: Any, name: str, task: Any) -> str | None:
     return reason if isinstance(reason, str) else None
 
 
-def _start_from(config: Config) -> Tree | None:
+def start_from(config: Config) -> Tree | None:
     """`init.from`: a run folder or a folder with model.safetensors, as NumPy arrays by parameter name."""
     where = config.init.from_
     if where is None:

@@ -3,6 +3,7 @@
 Names start with "@": @global (the one model on the pooled test set, cut into pseudo-clients), @personal (what each client
 is served, on its own test split), @cluster (its cluster's expert), @local (what it is served, fine-tuned on its train
 split), @ensemble (the served models' predictions on the pooled test set). `local` is also scored inside training visits.
+@served gives the served model itself, for use from Python.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ def build(name: str, method: Method, task: Task, chunks: int) -> Visit:
     if name == "@personal":
         return scored(
             view, task, lambda info, carry, shared, mine, own: view.end(info, carry, shared, mine, own)[0]["model"]
+        )
+    if name == "@served":
+        return Visit(
+            view.begin,
+            view.phases,
+            lambda info, carry, shared, mine, own: (
+                {"model": view.end(info, carry, shared, mine, own)[0]["model"]},
+                own,
+            ),
+            view.vectorize,
         )
     if name == "@local":
         tuned = _finetuned(view, method, task)

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed import rows, snapshot
+from rayfed import rows, session, snapshot
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
 from rayfed.files import durable_write, json_bytes, now, read_yaml, sweep, sync_dir, why, write_all, yaml_bytes
 from rayfed.metrics import outcome
@@ -99,6 +99,7 @@ def _make(target: Path, files: Mapping[str, str | bytes]) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         hidden.mkdir()
         for file, content in files.items():
+            (hidden / file).parent.mkdir(exist_ok=True)
             durable_write(hidden / file, content.encode() if isinstance(content, str) else content)
         if target.exists():
             raise ConfigError(f"{target} exists already; continue it with: rayfed resume {target}")
@@ -132,7 +133,7 @@ class RunFolder:
         run_id = new_id(str(config.get("name") or "run"))
         lock = {"run": run_id, "fence": 1, "owner": asdict(owner), "time": now()}
         files: dict[str, str | bytes] = {"config.yaml": yaml_bytes(config), "lock.json": json_bytes(lock), ".lock": b""}
-        made = cls(_make(Path(path) if exact else Path(path) / run_id, files), 1)
+        made = cls(_make(Path(path) if exact else Path(path) / run_id, {**files, **session.written(config)}), 1)
         made.event("created", owner=str(owner))
         return made
 

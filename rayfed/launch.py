@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rayfed import session
 from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
 from rayfed.files import yaml_bytes
 from rayfed.folder import Owner, RunFolder, new_folder
@@ -104,9 +105,8 @@ def run(
         return _single(request, federation, folder, launcher, watch)
     federations.check(request)
     launcher.start([c for _, _, c in request.runs()])
-    path = new_folder(
-        Path(out or request.base.storage.path), request.base.name, {"study.yaml": yaml_bytes(request.to_dict())}
-    )
+    files = {"study.yaml": yaml_bytes(request.to_dict()), **session.written(request.to_dict())}
+    path = new_folder(Path(out or request.base.storage.path), request.base.name, files)
     return _study(request, path, federations, launcher, watch)
 
 

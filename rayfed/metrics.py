@@ -1,13 +1,9 @@
-"""Metrics: sums that add up in any grouping, what each name means, and the TensorBoard sink."""
+"""Metrics: sums that add up in any grouping, and what each name means."""
 
 from __future__ import annotations
 
 import math
-import os
-import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -131,50 +127,3 @@ def outcome(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         best = min(usable) if usable else (0, None, None)
         out[name] = {"final": seen[-1][1], "best": best[2], "best_round": best[1]}
     return out
-
-
-# -- TensorBoard -------------------------------------------------------------------------------------------------------
-
-
-class TensorBoard:
-    """Scalars by round, into event files under `path`. A resumed run begins a new file, which replaces later steps."""
-
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self._file: Any = None
-        self._writer: Any = None
-
-    def write(self, round: int, row: Mapping[str, float | int | None]) -> None:
-        """One round's row; None values are left out. OSError if the disk refuses."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        if self._writer is None:
-            self._open()
-            self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
-            # Readers drop the steps of earlier files from here on: nothing doubles after a resume.
-            start = SessionLog(status=SessionLog.START)
-            self._put(Event(wall_time=time.time(), step=round, session_log=start))
-        values = [Summary.Value(tag=k, simple_value=float(v)) for k, v in row.items() if k != "round" and v is not None]
-        self._put(Event(wall_time=time.time(), step=round, summary=Summary(value=values)))
-        self._file.flush()
-
-    def _open(self) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        # Files are read in the order of their names, by the second: never name a later one before an earlier one.
-        stamps = [p.name.split(".")[3] for p in self.path.glob("events.out.tfevents.*")]
-        stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
-        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
-        self._file = open(self.path / name, "wb")  # noqa: SIM115
-        self._writer = RecordWriter(self._file)
-
-    def _put(self, event: Any) -> None:
-        self._writer.write(event.SerializeToString())
-
-    def close(self) -> None:
-        """Close the file; writing again begins a new one."""
-        if self._file is not None:
-            self._file.close()
-        self._file = self._writer = None

@@ -52,8 +52,11 @@ def labels(
 def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Feature columns (n, f) with mean 0 and deviation 1 over the training rows, as float32.
 
-    A missing measurement (NaN) says nothing and becomes the training rows' mean.
+    A missing measurement (NaN) says nothing and becomes the training rows' mean. ConfigError for infinite values.
     """
+    endless = int(np.isinf(train).any(1).sum() + np.isinf(test).any(1).sum())
+    if endless:
+        raise ConfigError(f"task.data: {endless} rows hold infinite features; allowed: finite numbers, or missing ones")
     known = ~np.isnan(train)
     count = np.maximum(known.sum(0), 1)
     mean = np.where(known, train, 0).sum(0) / count

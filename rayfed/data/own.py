@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayfed.data import Dataset, Part
 from rayfed.errors import ConfigError, nearest
+from rayfed.session import content, load_file
 
 if TYPE_CHECKING:
     from rayfed.config import Named
@@ -24,11 +24,11 @@ def problems(name: str, setting: str, options: Collection[str], given: int) -> l
     file, _, attribute = name.rpartition(":")
     if not file.endswith(".py"):
         return [f"{setting}: {name!r} found, needed: path/to/file.py:function"]
-    path = Path(file).expanduser()
-    if not path.is_file():
+    text = content(file)
+    if text is None:
         return [f"{setting}: file {file!r} does not exist"]
     try:
-        body = ast.parse(path.read_text()).body
+        body = ast.parse(text).body
     except (SyntaxError, UnicodeDecodeError, ValueError) as e:
         return [f"{setting}: {file} is not readable as Python: {e}"]
     functions = {n.name: n for n in body if isinstance(n, ast.FunctionDef)}
@@ -59,14 +59,11 @@ def problems(name: str, setting: str, options: Collection[str], given: int) -> l
 
 def function(name: str, setting: str) -> Any:
     """The callable behind path/to/file.py:function; runs the file. ConfigError naming what is missing."""
-    from rayfed.methods import load_file
-
     file, _, attribute = name.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
+    if content(file) is None:
         raise ConfigError(f"{setting}: file {file!r} does not exist")
     try:
-        module = load_file(path)
+        module = load_file(file)
     except Exception as e:
         raise ConfigError(f"{setting}: {file} cannot be imported: {type(e).__name__}: {e}") from e
     found = vars(module).get(attribute)

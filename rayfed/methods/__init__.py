@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
-import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import ModuleType
 
 from rayfed.errors import ConfigError, nearest
 from rayfed.method import Method
+from rayfed.session import content, load_file
 
 
 def names() -> list[str]:
@@ -53,11 +51,10 @@ def _only_method(module: ModuleType, name: str) -> type[Method]:
 
 def _from_file(name: str) -> type[Method]:
     file, _, cls = name.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
+    if content(file) is None:
         raise ConfigError(f"method.name: file {file!r} does not exist")
     try:
-        module = load_file(path)
+        module = load_file(file)
     except Exception as e:
         raise ConfigError(f"method.name: {file} cannot be imported: {type(e).__name__}: {e}") from e
     known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method]
@@ -67,26 +64,3 @@ def _from_file(name: str) -> type[Method]:
             f"method.name: {file} has no Method named {cls!r}{nearest(cls, known)}; it has: {', '.join(known) or 'none'}"
         )
     return found
-
-
-def load_file(path: Path) -> object:
-    """Import a user's file under a name of its own, once per content."""
-    import hashlib
-
-    content = path.read_bytes()
-    name = (
-        f"rayfed_user_{path.stem}_{hashlib.blake2b(content + str(path.resolve()).encode(), digest_size=6).hexdigest()}"
-    )
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

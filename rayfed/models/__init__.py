@@ -105,7 +105,11 @@ def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
         from rayfed.data.own import function
 
-        made = function(spec.name, "task.model")(classes, tuple(input_shape), **spec.options)
+        make = function(spec.name, "task.model")
+        try:
+            made = make(classes, tuple(input_shape), **spec.options)
+        except Exception as e:
+            raise ConfigError(f"task.model: {spec.name} raised {type(e).__name__}: {e}") from e
         if not isinstance(made, nn.Module):
             raise ConfigError(f"task.model: {spec.name} returned {type(made).__name__}, needed: torch.nn.Module")
         return made

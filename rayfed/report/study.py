@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayfed.files import durable_write, json_bytes
 from rayfed.metrics import lower_is_better
 from rayfed.report.data import Run, Subject, load_study, mean_sd
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def study_summary(path: Path | str) -> dict[str, Any]:
@@ -19,7 +22,7 @@ def study_summary(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     subject = load_study(path)
-    _results(subject)
+    _write_results(subject)
     out = summarise(subject)
     durable_write(path / "summary.json", json_bytes(out, 1))
     return out
@@ -111,16 +114,22 @@ def _values(runs: Sequence[Run], metric: str, at: int | None) -> dict[int, float
     return out
 
 
-def _results(subject: Subject) -> None:
+def results(subject: Subject) -> pa.Table:
+    """A row per arm, seed and committed round."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from rayfed.rows import table
 
     flat = [(run, row) for run in subject.all for row in run.rows]
     content = table([dict(row) for _, row in flat])
     content = content.add_column(0, "arm", pa.array([run.arm for run, _ in flat], pa.string()))
-    content = content.add_column(1, "seed", pa.array([run.seed for run, _ in flat], pa.int64()))
+    return content.add_column(1, "seed", pa.array([run.seed for run, _ in flat], pa.int64()))
+
+
+def _write_results(subject: Subject) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
-    pq.write_table(content, sink)
+    pq.write_table(results(subject), sink)
     durable_write(subject.path / "results.parquet", sink.getvalue())

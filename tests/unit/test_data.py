@@ -205,6 +205,11 @@ def test_large_offsets_do_not_swallow_a_column_and_an_unmeasured_one_stays_0() -
     assert a.tolist() == [[-1, 0], [1, 0]] and b.tolist() == [[3, 0]]
 
 
+def test_infinite_features_are_told() -> None:
+    with pytest.raises(ConfigError, match="2 rows hold infinite features"):
+        columns.standardised(np.array([[0.0, np.inf], [1.0, 2.0]]), np.array([[-np.inf, np.nan]]))
+
+
 def test_features_can_be_named_by_the_file(tmp_path: Path) -> None:
     shelf = {"features": ["a", "b"]}
     name = write(tmp_path, {"b": [1.0, 3.0], "a": [0, 20], "label": [0, 1]}, shelf=shelf)

@@ -307,6 +307,9 @@ def net(classes, input_shape, width=4):
         n *= s
     return Net(classes, n, width)
 
+def raises(classes, input_shape):
+    raise ZeroDivisionError("no width")
+
 def bare(classes, input_shape):
     return lambda x: x
 
@@ -326,6 +329,11 @@ def own(tmp_path: Path) -> Iterator[Any]:
     for n in set(sys.modules) - before:
         if n.startswith("rayfed_user_"):
             del sys.modules[n]
+
+
+def test_what_a_users_model_raises_is_a_sentence(own: Any) -> None:
+    with pytest.raises(ConfigError, match=r"task\.model: .*mine\.py:raises raised ZeroDivisionError: no width"):
+        build(own("raises"), 3, (2,))
 
 
 def test_a_users_model_gets_classes_shape_and_options(own: Any) -> None:

@@ -18,13 +18,14 @@ import pytest
 from rayfed.errors import ConfigError
 from rayfed.files import yaml_bytes
 from rayfed.folder import Owner, RunFolder, new_folder
-from rayfed.metrics import Mean, TensorBoard, ari, lower_is_better, meaning, outcome, scope
+from rayfed.metrics import Mean, ari, lower_is_better, meaning, outcome, scope
 from rayfed.report import study_summary, write_comparison, write_report
 from rayfed.report.data import differing, holdings, load, load_comparison, read_run, worst_decile
 from rayfed.report.page import number
 from rayfed.report.plots import Picture
 from rayfed.report.study import differences, judge
 from rayfed.runs import runs
+from rayfed.track.tensorboard import TensorBoard
 
 ME = Owner.me()
 CONFIG = {
@@ -496,16 +497,18 @@ def test_names():
 def test_tensorboard_reads_our_events_and_a_resume_doubles_nothing(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = TensorBoard(tmp_path / "tb")
+    board = TensorBoard()
+    board.open("run", {}, tmp_path)
     for r in range(1, 8):
-        board.write(r, {"round": r, "loss/global": 1.0 / r, "accuracy/global": None, "bytes/up": 5})
-    board.close()
-    board = TensorBoard(tmp_path / "tb")
+        board.row(r, {"round": r, "loss/global": 1.0 / r, "accuracy/global": None, "bytes/up": 5})
+    board.close("stopped")
+    board = TensorBoard()
+    board.open("run", {}, tmp_path)
     for r in range(6, 10):
-        board.write(r, {"loss/global": 10.0 + r})
-    board.close()
-    assert len(os.listdir(tmp_path / "tb")) == 2
-    found = EventAccumulator(str(tmp_path / "tb"))
+        board.row(r, {"loss/global": 10.0 + r})
+    board.close("done")
+    assert len(os.listdir(tmp_path / "tensorboard")) == 2
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     assert set(found.Tags()["scalars"]) == {"loss/global", "bytes/up"}
     events = found.Scalars("loss/global")
@@ -518,7 +521,7 @@ def test_nothing_here_imports_torch_or_ray(tmp_path):
 import sys
 from rayfed.folder import Owner, RunFolder
 from rayfed.snapshot import load_tree, save_tree
-from rayfed.metrics import TensorBoard
+from rayfed.track import Sinks
 from rayfed.report import write_comparison, write_report
 from rayfed.runs import runs
 import numpy as np
@@ -527,7 +530,10 @@ folder = RunFolder.create({str(tmp_path)!r}, {{"name": "x", "method": "y"}}, own
 folder.commit(1, {{"loss/global": 1.0}}, [{{"client": 0, "accuracy": 0.5}}], fill)
 load_tree(folder.rewind()[1], "s")
 folder.finish("done", {{}})
-TensorBoard(folder.path / "tensorboard").write(1, {{"a": 1.0}})
+sinks = Sinks(["tensorboard"], print)
+sinks.open("run", {{}}, folder.path)
+sinks.row(1, {{"a": 1.0}})
+assert not sinks.notes
 write_report(folder.path)
 write_comparison([folder.path, folder.path], {str(tmp_path / "c.html")!r})
 runs({str(tmp_path)!r})
