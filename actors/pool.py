@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ class RayPool:
         self.restarts = 0
         self.probed: dict[str, dict[str, Any]] = {}
         self._runs: dict[str, tuple[Any, ...]] = {}
+        self._starts: dict[str, Any] = {}
         self.actors = [self._start(i) for i in range(plan.actors)]
 
     def _start(self, i: int) -> Any:
@@ -46,12 +48,15 @@ class RayPool:
         }
         return ray.remote(ClientActor).options(**options).remote(i, self.plan.threads, self.plan.gpus)
 
-    def setup(self, run: str, config: Any, federation: Federation, start: Tree | None) -> None:
+    def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         known = self._runs.get(run)
         # The data goes to the store once per run, not once per setup or actor.
         data = known[2] if known else ray.put(federation.numpy())
         values = config.to_dict()
-        self._runs[run] = (run, values, data, start, session.used(values))
+        same = json.dumps([values[k] for k in ("task", "init")], sort_keys=True)
+        if start is not None and same not in self._starts:  # a base model once per node, whatever the number of runs
+            self._starts = {same: ray.put(start)}
+        self._runs[run] = (run, values, data, start and self._starts[same], session.used(values))
         while len(self._runs) > 4:
             del self._runs[next(iter(self._runs))]
         pending = {i: self.actors[i].setup.remote(*self._runs[run]) for i in range(len(self.actors))}

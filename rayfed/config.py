@@ -23,7 +23,7 @@ from pydantic import (
 
 LATER: dict[str, tuple[str, ...]] = {  # known kinds whose part is not built yet
     "federation.participation": ("trace",),
-    "adapter": ("lora", "prompt", "bias", "ssf", "full", "ia3", "prefix", "vpt"),
+    "adapter": ("prompt", "ssf", "prefix", "vpt"),
     "aggregate": ("krum", "multi_krum", "trimmed_mean", "median", "bulyan", "foolsgold"),
     "attacks": ("label_flip",),
     "transforms": ("clip", "gaussian", "topk", "randomk", "quantise", "mask"),
@@ -80,7 +80,9 @@ class TaskSection(Section):
     data: Named = Field(
         description="digits | parquet:DIR | hf:NAME_OR_PATH | synthetic:KIND | path/to/file.py:function"
     )
-    model: Named = Field(description="linear | mlp | cnn | resnet | vit-tiny | path/to/file.py:function")
+    model: Named = Field(
+        description="linear | mlp | cnn | resnet | vit-tiny | hf:NAME_OR_DIR | path/to/file.py:function"
+    )
     dtype: Literal["float32", "float64"] = Field("float32", description="Type of parameters and inputs.")
 
 
@@ -262,8 +264,31 @@ class Init(Section):
     from_: str | None = Field(None, alias="from", description="A run folder or a model folder to start from.")
 
 
-class Adapter(Section):
-    kind: Literal["none"] = "none"
+class Whole(Section):
+    kind: Literal["none", "full"] = "none"
+
+
+class LoRA(Section):
+    kind: Literal["lora"]
+    rank: int = Field(8, ge=1, description="Rank r of each layer's B A.")
+    alpha: float | None = Field(None, gt=0, description="Scale: alpha / rank times B A; default twice the rank.")
+    targets: list[str] | None = Field(
+        None, description="Layers by the end of their names; default: PEFT's for the model."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before A.")
+
+
+class IA3(Section):
+    kind: Literal["ia3"]
+    targets: list[str] | None = Field(None, description="Scaled layers; default: PEFT's for the model.")
+    feedforward: list[str] | None = Field(None, description="Those of them whose input is scaled, not their output.")
+
+
+class Bias(Section):
+    kind: Literal["bias"]
+
+
+Adapter = Whole | LoRA | IA3 | Bias
 
 
 class Aggregate(Section):
@@ -375,7 +400,7 @@ class Config(Section):
     federation: FederationSection = FederationSection()
     local: Local = Local()
     init: Init = Init()
-    adapter: Adapter = Adapter()
+    adapter: Adapter = Field(Whole(), discriminator="kind")
     method: Named = Field(description="A method's name and its own settings.")
     aggregate: Aggregate = Aggregate()
     attacks: list[Any] = Field([], max_length=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rayfed.method import Method
 
 READY = Path(__file__).parent / "configs"
-PARTITION = "federation.partition"
+UNIONS = {"partition": "federation.partition", "adapter": "adapter"}  # sections whose keys depend on their kind
 SHORT = (
     *((k, "name") for k in ("method", "task.data", "task.model")),
     *((k, "kind") for k in ("adapter", "aggregate")),
@@ -361,12 +362,23 @@ def _rules(c: Config, problems: list[str]) -> None:
         problems.append(
             f"federation.per_round: {c.federation.per_round} found, allowed: at most {n} (the clients that are not held out)"
         )
+    if c.task.model.name.startswith("hf:"):
+        from rayfed import adapters
+        from rayfed.models import pretrained
+
+        with contextlib.suppress(ConfigError):  # told by the model's own check
+            problems += adapters.check(c.adapter, pretrained.shapes(pretrained.folder(c.task.model.name)))
+    elif c.adapter.kind not in ("none", "full"):
+        problems.append(
+            f"adapter.kind: {c.adapter.kind} found, task.model: {c.task.model.name} takes none; allowed: none, full"
+        )
     from rayfed.partition.groups import too_many
 
     problems += too_many(c.federation.groups, max(n, 1))
     if c.init.from_ is not None:
         where = Path(c.init.from_)
-        if not any((p / "model.safetensors").is_file() for p in (where, where / "model")):
+        names = ("model.safetensors", "adapter_model.safetensors")
+        if not any((p / n).is_file() for p in (where, where / "model") for n in names):
             problems.append(
                 f"init.from: {c.init.from_!r} holds no model.safetensors (a run folder has it in model/ once the run has ended)"
             )
@@ -384,11 +396,11 @@ def _sentences(error: ValidationError, model: type[BaseModel], prefix: str = "")
     out = []
     for e in error.errors(include_url=False):
         where = [str(p) for p in e["loc"] if p not in ("function-before", "function-after")]
-        tag = next((w for w, above in zip(where[1:], where) if above == "partition" and w in kinds(PARTITION)), None)
+        tag = next((w for w, above in zip(where[1:], where) if above in UNIONS and w in kinds(UNIONS[above])), None)
         path = [
             p
             for i, p in enumerate(where)
-            if not (tag and p == tag and where[i - 1] == "partition")
+            if not (tag and p == tag and where[i - 1] in UNIONS)
             and not p.startswith(("literal[", "int", "float", "constrained"))
         ]
         name = ".".join(([prefix] if prefix else []) + path)

@@ -131,7 +131,7 @@ class Runner:
         rows = [row for row in self.folder.metrics().to_pylist() if row["round"] <= r] if r else []
         return sum(row.get(n) or 0.0 for row in rows for n in ("time/round", "time/evaluate"))
 
-    def _choose_executor(self, start: Tree | None) -> None:
+    def _choose_executor(self, start: Any) -> None:
         """`executor: auto` becomes `vmap` or `loop` once, by timing, and stays so for this run."""
         from rayfed.fed import cohort_size
 
@@ -277,8 +277,10 @@ class Runner:
         about = {"classes": self.task.classes, "input_shape": list(self.task.input_shape)}  # to build the module again
         if self.method.universal:
             save_tree(where, "model", tree.to_numpy(self.state[self.method.universal]), about)
+            self.task.publish(self.state[self.method.universal], where)
         for k, expert in (self.method.experts(self.state) or {}).items():
             save_tree(where, f"expert-{k}", tree.to_numpy(expert), about)
+            self.task.publish(expert, where / f"expert-{k}")
 
     # -- scores ----------------------------------------------------------------------------------------------------------
 
@@ -390,11 +392,15 @@ def _refuses(method: Any, name: str, task: Any) -> str | None:
     return reason if isinstance(reason, str) else None
 
 
-def start_from(config: Config) -> Tree | None:
-    """`init.from`: a run folder or a folder with model.safetensors, as NumPy arrays by parameter name."""
-    where = config.init.from_
-    if where is None:
-        return None
-    path = Path(where)
-    folder = path / "model" if (path / "model").is_dir() else path
-    return load_tree(folder, "model")
+def start_from(config: Config) -> dict[str, Any] | None:
+    """What a run starts from, as NumPy arrays: `params` of `init.from` (a run folder, a folder with model.safetensors, a PEFT
+    adapter), and the frozen `base` of a pretrained model; each None where there is none."""
+    from rayfed.models import pretrained
+
+    base, params = pretrained.base(config), None
+    if config.init.from_ is not None:
+        path = Path(config.init.from_)
+        folder = path / "model" if (path / "model").is_dir() else path
+        whole = (folder / "model.safetensors").is_file()
+        params = load_tree(folder, "model") if whole else pretrained.adapter_arrays(folder)
+    return None if base is None and params is None else {"params": params, "base": base}

@@ -27,7 +27,7 @@ class Pool(Protocol):
     restarts: int  # actors replaced so far
     probed: dict[str, dict[str, Any]]  # what the executor probe measured, by model and local work
 
-    def setup(self, run: str, config: Any, federation: Federation, start: Tree | None) -> None: ...
+    def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None: ...
 
     def put(self, value: Tree) -> Any: ...
 
@@ -46,7 +46,7 @@ class LocalPool:
         self.restarts = 0
         self.probed: dict[str, dict[str, Any]] = {}
 
-    def setup(self, run: str, config: Any, federation: Federation, start: Tree | None) -> None:
+    def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         self.worker.setup(run, config, federation, start)
 
     def put(self, value: Tree) -> Any:

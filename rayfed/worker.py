@@ -70,7 +70,7 @@ class Failure(NamedTuple):
 class Resident:
     """One run inside one process: method, task, data."""
 
-    def __init__(self, config: Any, federation: Federation, start: Tree | None, device: str):
+    def __init__(self, config: Any, federation: Federation, start: Any, device: str):
         from rayfed.methods import get
         from rayfed.task import Task
 
@@ -108,8 +108,8 @@ class Worker:
         self.device = device
         self.runs: OrderedDict[str, Resident] = OrderedDict()
 
-    def setup(self, run: str, config: Any, federation: Federation, start: Tree | None = None) -> None:
-        """Make a run resident; `start`: initial parameters as NumPy arrays, if not drawn from the seed."""
+    def setup(self, run: str, config: Any, federation: Federation, start: Any = None) -> None:
+        """Make a run resident; `start`: see `rayfed.engine.start_from`."""
         self.runs[run] = Resident(config, federation, start, self.device)
         while len(self.runs) > self.RUNS:
             self.runs.popitem(last=False)

@@ -1,6 +1,6 @@
-"""Parquet folders: train.parquet, optionally test.parquet; images as raw bytes or numeric columns, one label column.
+"""Parquet folders: train.parquet, optionally test.parquet; images as raw bytes, texts or numeric columns, one label column.
 
-Which column is what: the options `image, label, client, domain, split, features, shape`, else the schema's metadata entry
+Which column is what: the options `image, text, label, client, domain, split, features, shape`, else the schema's metadata entry
 `shelf` (JSON: height, width, channels, features, label_names), else the usual names.
 """
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from rayfed.config import Named
 
-OPTIONS = ("image", "label", "client", "domain", "split", "features", "shape", "test")
-TEXT = ("text", "instruction", "sentence")
+OPTIONS = ("image", "text", "label", "client", "domain", "split", "features", "shape", "length", "test")
+TEXT = ("text", "sentence")
 SPLITS = ("train", "valid", "test", "test_unseen")
 
 
@@ -34,7 +34,7 @@ def _folder(spec: Named) -> Path:
 def _option_problems(o: dict[str, Any]) -> list[str]:
     out = [
         f"task.data.{n}: {o[n]!r} found, allowed: the name of a column"
-        for n in ("image", "label", "client", "domain", "split")
+        for n in ("image", "text", "label", "client", "domain", "split")
         if n in o and not isinstance(o[n], str)
     ]
     features, shape = o.get("features"), o.get("shape")
@@ -46,8 +46,12 @@ def _option_problems(o: dict[str, Any]) -> list[str]:
         isinstance(shape, list) and len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape)
     ):
         out.append(f"task.data.shape: {shape!r} found, allowed: [height, width, channels]")
-    if features and "image" in o:
-        out.append("task.data.features: image and features are both set; choose one")
+    said = [n for n in ("image", "text", "features") if o.get(n)]
+    if len(said) > 1:
+        out.append(f"task.data.{said[-1]}: {' and '.join(said)} are both set; choose one")
+    length = o.get("length", 1)
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        out.append(f"task.data.length: {length!r} found, allowed: tokens of a text, a whole number >= 1")
     return out + (fraction_problems(o["test"]) if "test" in o else [])
 
 
@@ -60,7 +64,10 @@ def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any],
     there = f"columns: {', '.join(columns)}"
     use: dict[str, Any] = {"label": o.get("label", "label"), "names": tuple(meta.get("label_names") or ())}
     use["features"] = o.get("features") or meta.get("features")
-    use["image"] = o.get("image", None if use["features"] else "image")
+    use["text"] = o.get("text") or next(
+        (t for t in TEXT if t in columns and not (use["features"] or "image" in columns or "image" in o)), None
+    )
+    use["image"] = o.get("image", None if use["features"] or use["text"] else "image")
     use["shape"] = o.get("shape") or (
         [meta["height"], meta["width"], meta.get("channels", 1)] if "height" in meta else None
     )
@@ -68,19 +75,12 @@ def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any],
         use[n] = o.get(n, n if n in columns else None)
     problems = []
     if use["image"] == "image" and "image" not in columns and "image" not in o:
-        text = next((t for t in TEXT if t in columns), None)
-        if text:
-            problems.append(
-                f"task.data: {file} is a set of texts (column {text!r}), which comes with the language-model tasks and is not "
-                "available yet; available: images and numeric features"
-            )
-        else:
-            problems.append(
-                f"task.data: {file} has no column 'image'{nearest('image', columns)}; name it (image: COLUMN) or name "
-                f"numeric columns (features: [...]); {there}"
-            )
+        problems.append(
+            f"task.data: {file} has no column 'image'{nearest('image', columns)}; name it (image: COLUMN), a column of texts "
+            f"(text: COLUMN) or numeric columns (features: [...]); {there}"
+        )
         use["image"] = None
-    wanted = [(n, use[n]) for n in ("image", "label", "client", "domain", "split") if use[n]]
+    wanted = [(n, use[n]) for n in ("image", "text", "label", "client", "domain", "split") if use[n]]
     wanted += [("features", f) for f in use["features"] or ()]
     problems += [
         f"task.data.{n}: {file} has no column {c!r}{nearest(c, columns)}; {there}"
@@ -103,6 +103,10 @@ def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any],
             problems.append(
                 f"task.data.shape: {use['shape']} is {int(np.prod(use['shape']))} bytes, the images of {file} have {size}"
             )
+    if use["text"] in columns:
+        kind = schema.field(use["text"]).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            problems.append(f"task.data.text: column {use['text']!r} of {file} is {kind}, allowed: text")
     for f in use["features"] or ():
         if f in columns:
             kind = schema.field(f).type
@@ -161,7 +165,7 @@ def load(spec: Named, seed: int) -> Dataset:
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
         columns.append(np.array(t[use["label"]].to_pylist(), object) if text else t[use["label"]].to_numpy())
     ys, names = labels(columns, use["label"], str(folder), use["names"])
-    take = _images if use["image"] else _features
+    take = _images if use["image"] else _texts if use["text"] else _features
     parts = [
         Part(
             take(t, use, folder),
@@ -174,10 +178,11 @@ def load(spec: Named, seed: int) -> Dataset:
     train, test = _train_and_test(parts, float(spec.options.get("test", 0.2)))
     if not len(train.y):
         raise ConfigError(f"task.data.split: no row of {folder} is for training (train or valid)")
-    if not use["image"]:
+    if use["features"]:
         a, b = standardised(train.x, test.x)
         train, test = (Part(x, p.y, p.client, p.domain, p.split) for x, p in ((a, train), (b, test)))
-    return Dataset(spec.name, train, test, len(names), names, "image" if use["image"] else "tabular")
+    kind = "image" if use["image"] else "text" if use["text"] else "tabular"
+    return Dataset(spec.name, train, test, len(names), names, kind)
 
 
 def _train_and_test(parts: list[Part], share: float) -> tuple[Part, Part]:
@@ -227,6 +232,14 @@ def _images(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
     x = np.ascontiguousarray(flat.reshape(-1, h, w, c).transpose(0, 3, 1, 2)).astype(np.float32)
     x /= np.float32(255)
     return x
+
+
+def _texts(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+    """(n,) texts, as objects."""
+    column = table[use["text"]]
+    if column.null_count:
+        raise ConfigError(f"task.data.text: {column.null_count} rows of {folder} have no text")
+    return np.array(column.to_pylist(), object)
 
 
 def _features(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.config import Config
+    from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -72,6 +73,13 @@ def check(s: DataFree, config: Config) -> list[str]:
     """What a method's `check` says of these settings."""
     if s.inputs == "probe" and not config.federation.probe:
         return ["federation.probe: 0 found, method.inputs: probe distils on a public set; allowed: a whole number >= 1"]
+    return []
+
+
+def fits(s: DataFree, federation: Federation) -> list[str]:
+    """What a method's `fits` says of these settings."""
+    if federation.kind == "text" and s.inputs == "generator" and s.iterations:
+        return ["method.inputs: generator found, it makes images or features, not texts; allowed: probe"]
     return []
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rayfed.config import Config
     from rayfed.fed import Fed, Replies
+    from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -268,6 +269,9 @@ class DisUE(Method):
         if self.settings.clusterer["kind"] == "oracle" and config.federation.groups.kind == "none":
             problems.append("method.clusterer: oracle needs planted groups, but federation.groups is none")
         return problems + datafree.check(self.settings, config)
+
+    def fits(self, federation: Federation) -> list[str]:
+        return datafree.fits(self.settings, federation) if self.settings.distill else []
 
 
 def rotate(s: Tensor, secret: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rayfed.visit import Info, Visit, sgd_visit
 if TYPE_CHECKING:
     from rayfed.config import Config
     from rayfed.fed import Fed
+    from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -69,6 +70,9 @@ class FedFTG(Method):
 
     def check(self, config: Config) -> list[str]:
         return datafree.check(self.settings, config)
+
+    def fits(self, federation: Federation) -> list[str]:
+        return datafree.fits(self.settings, federation)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings

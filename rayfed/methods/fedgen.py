@@ -76,7 +76,7 @@ class FedGen(Method):
     )
 
     def fits(self, federation: Federation) -> list[str]:
-        if self.config.task.model.name in models.KNOWN:
+        if self.config.task.model.name in models.KNOWN or self.config.task.model.name.startswith("hf:"):
             return []
         from rayfed.task import Task
 

@@ -16,6 +16,7 @@ from rayfed.visit import Visit
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
+    from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -44,6 +45,13 @@ class PACFL(Clustered):
         up={**Clustered.wire.up, "bases": Part("(F, q)", note="U_i, once")},
         server={**Clustered.wire.server, "newcomers": Part("(H,) int64", note="cluster of each held-out client")},
     )
+
+    def fits(self, federation: Federation) -> list[str]:
+        if federation.kind == "text":
+            return [
+                "method.name: pacfl compares the spans of inputs, which token ids do not have; task.data holds texts"
+            ]
+        return []
 
     def init(self, task: Task, key: int) -> Tree:
         return {**super().init(task, key), "newcomers": torch.zeros(0, dtype=torch.int64)}

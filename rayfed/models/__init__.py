@@ -27,7 +27,8 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
 def names() -> list[tuple[str, str]]:
     """(name, one sentence) of every model, for `rayfed tasks`."""
     return [(n, s) for n, (s, _) in KNOWN.items()] + [
-        ("path/to/file.py:function", "your own (classes, input_shape, **options) -> nn.Module")
+        ("hf:NAME_OR_DIR", "a pretrained transformer (texts, images), whole or with an adapter"),
+        ("path/to/file.py:function", "your own (classes, input_shape, **options) -> nn.Module"),
     ]
 
 
@@ -42,10 +43,9 @@ def check(spec: Named) -> list[str]:
 
         return own_problems(spec.name, "task.model", spec.options, 2)
     if spec.name.startswith("hf:"):
-        return [
-            f"task.model: {spec.name!r} is not available yet (pretrained transformers come with adapters; "
-            f"available: {', '.join(KNOWN)})"
-        ]
+        from rayfed.models import pretrained
+
+        return pretrained.check(spec)
     if spec.name not in KNOWN:
         known_names = ", ".join(n for n, _ in names())
         return [f"task.model: {spec.name!r} is unknown{nearest(spec.name, KNOWN)}; known: {known_names}"]

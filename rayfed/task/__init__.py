@@ -11,6 +11,8 @@ from rayfed.lazy import F, torch
 from rayfed.tree import Tree
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from rayfed.config import Config
@@ -20,24 +22,36 @@ if TYPE_CHECKING:
 class Task:
     """Classification with a network of `rayfed.models`.
 
-    classes: C; input_shape: of one example; population: N, the clients that can take part; params_like: zeros,
-    {parameter name: tensor}; head: names of the classifier's parameters. Every function is pure in `params` and works
-    under `torch.func` transforms.
+    classes: C; input_shape: of one example; kind: of the data, image | tabular | text; population: N, the clients that can
+    take part; params_like: zeros, {name of a trained parameter: tensor}; head: names of the classifier's parameters. Every
+    function is pure in `params` and works under `torch.func` transforms.
     """
 
-    def __init__(self, config: Config, federation: Federation, device: str = "cpu", start: Tree | None = None):
+    def __init__(self, config: Config, federation: Federation, device: str = "cpu", start: Any = None):
         from rayfed import models
 
         self.config, self.device = config, device
         self.classes, self.input_shape = federation.classes, tuple(federation.input_shape)
-        self.population = federation.population
+        self.population, self.kind = federation.population, federation.kind
         self.dtype = torch.float64 if config.task.dtype == "float64" else torch.float32
+        start = start or {}
         self._build = lambda: models.build(config.task.model, self.classes, self.input_shape)
         with torch.random.fork_rng(devices=[]):
-            self._module = self._build().to(device=device, dtype=self.dtype).eval().requires_grad_(False)
-        self.params_like: dict[str, Tensor] = {n: torch.zeros_like(p) for n, p in self._module.named_parameters()}
-        self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head")
-        self._start = start
+            torch.manual_seed(keys.key(config.seed, 0, -1, "what is not trained"))
+            if start.get("base") is not None:
+                from rayfed.models import pretrained
+
+                module = pretrained.build(config, self.classes, federation.kind, start["base"])
+            else:
+                module = self._build()
+        trained = {n for n, p in module.named_parameters() if p.requires_grad}
+        self._module = module.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
+        self.params_like: dict[str, Tensor] = {
+            n: torch.zeros_like(p) for n, p in self._module.named_parameters() if n in trained
+        }
+        head = getattr(module, "head_names", None)
+        self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
+        self._start = start.get("params")
         self._initial: Tree | None = None
 
     @property
@@ -49,15 +63,37 @@ class Task:
 
     def init_params(self, key: int) -> Tree:
         """Fresh parameters drawn from `key` (PyTorch's own initialisation), or those of `init.from`."""
-        if self._start is not None:
-            return {n: torch.as_tensor(p).to(self.device, self.dtype) for n, p in self._start.items()}
-        return self.fresh_params(key)
+        if self._start is None:
+            return self.fresh_params(key)
+        given = {n: torch.as_tensor(p).to(self.device, self.dtype) for n, p in self._start.items()}
+        missing = [n for n in self.params_like if n not in given and n not in self.head]
+        wrong = [n for n, p in given.items() if n not in self.params_like or p.shape != self.params_like[n].shape]
+        if missing or wrong:
+            raise ConfigError(
+                f"init.from: {self.config.init.from_!r} is of another model or adapter: "
+                + "; ".join(
+                    f"{what} {names[0]} ({len(names)} in all)"
+                    for what, names in (("without", missing), ("misfit", wrong))
+                    if names
+                )
+            )
+        return {**(self.fresh_params(key) if len(given) < len(self.params_like) else {}), **given}
 
     def fresh_params(self, key: int) -> Tree:
         """Fresh parameters drawn from `key`, whatever `init.from` says (IFCA's other experts)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key)
-            return {n: p.detach().to(self.device, self.dtype) for n, p in self._build().named_parameters()}
+            if hasattr(self._module, "redraw"):  # what is pretrained stays
+                self._module.redraw()
+                found = dict(self._module.named_parameters())
+                return {n: found[n].detach().clone() for n in self.params_like}
+            drawn = {n: p.detach().to(self.device, self.dtype) for n, p in self._build().named_parameters()}
+            return {n: drawn[n] for n in self.params_like}
+
+    def publish(self, params: Tree, where: Path) -> None:
+        """Write a trained tree in the format of its model's own library into `where`, if it has one (PEFT, transformers)."""
+        if hasattr(self._module, "publish"):
+            self._module.publish(params, where)
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
         """Logits (B, C) of inputs (B, *input_shape)."""
@@ -76,7 +112,8 @@ class Task:
         ]
         try:
             with torch.no_grad():
-                logits = self._module(torch.zeros(1, *self.input_shape, dtype=self.dtype, device=self.device))
+                kind = torch.int32 if self.kind == "text" else self.dtype
+                logits = self._module(torch.zeros(1, *self.input_shape, dtype=kind, device=self.device))
         finally:
             for h in hooks:
                 h.remove()

@@ -220,7 +220,7 @@ def test_all_problems_at_once() -> None:
         federation: {clients: none, partition: {kind: dirichlet, alpha: -1}, groups: {kind: rotaton}, per_round: 0}
         local: {epochs: 1, steps: 1, optimizer: {lr: fast}}
         method: {name: ifca, clusters: 0, clutsers: 3}
-        adapter: lora
+        adapter: prompt
         evaluate: {every: 0}
         resources: {executor: vmapp}
         track: [prometheus]
@@ -242,7 +242,7 @@ def test_all_problems_at_once() -> None:
         "local.optimizer.lr": "'fast' found",
         "method.clusters": "0 found",
         "method.clutsers": "did you mean 'clusters'?",
-        "adapter.kind": "'lora' is not available yet",
+        "adapter.kind": "'prompt' is not available yet",
         "evaluate.every": "0 found",
         "resources.executor": "'vmapp' found (did you mean 'vmap'?)",
         "track": "'prometheus' is not available yet",
@@ -287,14 +287,13 @@ def test_a_partition_without_a_kind_is_told_the_kinds() -> None:
 @pytest.mark.parametrize(
     ("change", "at"),
     [
-        *((f"adapter={{kind: {k}}}", "adapter.kind") for k in ("lora", "prompt", "bias", "ssf", "full")),
+        *((f"adapter={{kind: {k}}}", "adapter.kind") for k in ("prompt", "prefix", "ssf", "vpt")),
         *((f"aggregate={k}", "aggregate.kind") for k in ("krum", "trimmed_mean", "median")),
         *((f"transforms=[{{kind: {k}, x: 1}}]", "transforms") for k in ("clip", "gaussian", "topk")),
         ("track=[tensorboard, prometheus]", "track"),
         ("federation.participation=trace", "federation.participation.kind"),
         ("attacks=[{kind: label_flip, clients: 0.2}]", "attacks"),
         ("devices=trace", "devices.profile"),
-        ("task.model=hf:bert-base", "task.model"),
         ("storage.path=s3://bucket/runs", "storage.path"),
     ],
 )
@@ -305,7 +304,7 @@ def test_what_is_not_built_yet_is_refused_by_its_name(change: str, at: str) -> N
     assert kind is not None and next(g for g in kind.groups() if g) in told
 
 
-@pytest.mark.parametrize("change", ["adapter={kind: lora, rank: 8}", "aggregate={kind: krum, byzantine: 2}"])
+@pytest.mark.parametrize("change", ["adapter={kind: prompt, tokens: 8}", "aggregate={kind: krum, byzantine: 2}"])
 def test_settings_of_what_is_not_built_yet_are_not_called_unknown(change: str) -> None:
     assert "not available yet" in the_problem(change)
 

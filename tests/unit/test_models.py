@@ -215,7 +215,7 @@ def test_the_cnn_is_two_convolutions_with_pooling_and_two_layers() -> None:
     [
         ("lineer", {}, "task.model: 'lineer' is unknown (did you mean 'linear'?); known: linear, mlp, cnn,"),
         ("vit", {}, "(did you mean 'vit-tiny'?)"),
-        ("hf:bert", {}, "task.model: 'hf:bert' is not available yet"),
+        ("hf:no/such", {}, "task.model: 'hf:no/such' is no folder here, and not in the hub's cache"),
         ("mlp", {"hiden": [3]}, "task.model.hiden: unknown option of mlp (did you mean 'hidden'?); known: hidden"),
         ("linear", {"width": 3}, "task.model.width: unknown option of linear; known: none"),
         ("mlp", {"hidden": 64}, "task.model.hidden: 64 found, allowed: a list of widths >= 1"),
@@ -227,7 +227,10 @@ def test_the_cnn_is_two_convolutions_with_pooling_and_two_layers() -> None:
         ("vit-tiny", {"heads": 3}, "task.model.dim: 64 found, allowed: a multiple of heads (3)"),
     ],
 )
-def test_check_names_what_is_wrong(name: str, options: dict[str, Any], says: str) -> None:
+def test_check_names_what_is_wrong(
+    name: str, options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no waiting for a hub
     (problem,) = models.check(spec(name, **options))
     assert says in problem
     with pytest.raises(ConfigError) as e:
@@ -416,7 +419,7 @@ def test_the_first_parameters_are_torchs_own() -> None:
 def test_a_start_replaces_the_drawn_parameters_but_not_fresh_ones() -> None:
     drawn = task()
     start = {n: np.full(p.shape, 0.5, np.float64) for n, p in drawn.initial.items()}
-    t = task(start=start)
+    t = task(start={"params": start})
     assert all((p == 0.5).all() and p.dtype == torch.float32 for p in t.initial.values())
     assert same(t.fresh_params(keys.key(1, 0, -1, "init")), drawn.initial)
 

@@ -1,0 +1,376 @@
+"""Pretrained transformers with adapters: small ones with random weights, held against plain transformers and PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rayfed import partition, tree
+from rayfed.data import text
+from rayfed.engine import start_from
+from rayfed.errors import ConfigError
+from rayfed.models import pretrained
+from rayfed.pool import LocalPool
+from rayfed.worker import Resident
+from tests import toy
+
+WORDS = [[f"w{c}{i}" for i in range(6)] for c in range(3)]
+KINDS: dict[str, Any] = {
+    "lora": {"kind": "lora", "rank": 2, "alpha": 8, "targets": ["query", "value"]},
+    "ia3": {"kind": "ia3", "targets": ["key", "value", "intermediate.dense"], "feedforward": ["intermediate.dense"]},
+    "bias": {"kind": "bias"},
+    "full": {"kind": "full"},
+}
+
+
+def make_tokenizer(where: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {
+        w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(w for c in WORDS for w in c), "the"])
+    }
+    made = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(where)
+
+
+def make_model(where: Path, kind: str = "bert") -> None:
+    from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    if kind == "bert":
+        BertModel(
+            BertConfig(
+                vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+                max_position_embeddings=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            )
+        ).save_pretrained(where)  # fmt: skip
+    else:
+        GPT2Model(
+            GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=24, bos_token_id=2, eos_token_id=3)
+        ).save_pretrained(where)
+    make_tokenizer(where)
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`bert`, `gpt2`: model folders; `data`: texts whose words tell the class, 3 classes of 40 + 8."""
+    root = tmp_path_factory.mktemp("pretrained")
+    for kind in ("bert", "gpt2"):
+        make_model(root / kind, kind)
+    rng = np.random.default_rng(0)
+    (root / "data").mkdir()
+    for name, n in (("train", 120), ("test", 24)):
+        y = np.arange(n) % 3
+        texts = [" ".join(["the", *rng.choice(WORDS[c], rng.integers(2, 9))]) for c in y]
+        pq.write_table(pa.table({"text": texts, "label": y}), root / "data" / f"{name}.parquet")
+    return {k: root / k for k in ("bert", "gpt2", "data")}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(text.CACHE, str(tmp_path / "cache"))
+
+
+def changes(places: dict[str, Path], kind: str = "bert", **more: Any) -> dict[str, Any]:
+    base = {
+        "task": {
+            "data": {"name": f"parquet:{places['data']}", "length": 8},
+            "model": {"name": f"hf:{places[kind]}"},
+        },
+        "adapter": KINDS["lora"],
+        "federation": {
+            "clients": 6, "per_round": 3, "partition": {"kind": "dirichlet", "alpha": 1.0}, "groups": {"kind": "none"},
+            "holdout": {"kind": "none"},
+        },
+        "local": {"steps": 3, "epochs": None, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.01}},
+    }  # fmt: skip
+    return toy.merge(base, more)
+
+
+def resident(c: Any) -> Resident:
+    return Resident(c, partition.build(c), start_from(c), "cpu")
+
+
+def simulate(places: dict[str, Path], executor: str, dtype: str = "float64", **more: Any) -> Any:
+    c = toy.config(executor=executor, dtype=dtype, **changes(places, **more))
+    split, start, pool = partition.build(c), start_from(c), LocalPool()
+    here = Resident(c, split, start, "cpu")
+    pool.setup("toy", c, split, start)
+    fed = toy.ToyFed(c, split, here.method, here.task, pool, "toy")
+    state = fed.method.init(fed.task, 7)
+    first = state
+    for r in (1, 2):
+        fed.begin(r)
+        state = fed.method.round(state, fed, fed.task)
+        fed.store.commit()
+    return first, state, fed
+
+
+# -- texts ----------------------------------------------------------------------------------------------------------------
+
+
+def test_texts_are_the_tokenizers_ids_cut_and_padded(places: dict[str, Path]) -> None:
+    from transformers import AutoTokenizer
+
+    c = toy.config(**changes(places))
+    fed = partition.build(c)
+    texts = pq.read_table(places["data"] / "train.parquet")["text"].to_pylist()
+    want = AutoTokenizer.from_pretrained(places["bert"])(texts, truncation=True, max_length=8)["input_ids"]
+    assert max(map(len, want)) == 8 > min(map(len, want))
+    x = fed.arrays["x"]
+    assert x.dtype == np.int32 and fed.input_shape == (8,) and fed.kind == "text"
+    assert [r[r >= 0].tolist() for r in x[:120]] == want
+    assert all((r[len(w) :] == -1).all() for r, w in zip(x, want, strict=False))
+    assert len(list((text.cache() / "tokens").iterdir())) == 1
+
+
+def test_the_cache_is_by_content_and_another_process_does_the_work(places: dict[str, Path]) -> None:
+    code = (
+        "import sys, json; from rayfed.config import load_config; from rayfed import partition;"
+        f"c = load_config(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
+        "print(json.dumps([partition.build(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=toy.Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    x, torch_came = json.loads(done.stdout)
+    assert not torch_came
+    (file,) = (text.cache() / "tokens").iterdir()
+    before = file.stat().st_mtime_ns
+    assert partition.build(toy.config(**changes(places))).arrays["x"].tolist() == x  # here, from its file
+    assert file.stat().st_mtime_ns == before
+    longer = toy.merge(changes(places), {"task": {"data": {"length": 5}}})
+    assert partition.build(toy.config(**longer)).input_shape == (5,)
+    assert len(list((text.cache() / "tokens").iterdir())) == 2
+
+
+# -- the same numbers as plain transformers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_logits_are_those_of_transformers(places: dict[str, Path], kind: str, attention: str) -> None:
+    """With its own 2-D mask, and, for a decoder without a padding token, one text at a time without padding."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = {"attention": attention}
+    c = toy.config(**changes(places, kind, task={"model": model}, adapter={"kind": "full"}))
+    res = resident(c)
+    params = res.task.init_params(3)
+    plain = AutoModelForSequenceClassification.from_pretrained(places[kind], num_labels=3).eval()
+    own = dict(plain.named_parameters())
+    assert {f"network.{n}" for n in own} == set(params)
+    for n, p in own.items():
+        if n not in dict(res.task.params_like) and n.split(".")[0] not in ("classifier", "score"):
+            assert torch.equal(p, params[f"network.{n}"])
+    with torch.no_grad():
+        for n, p in own.items():
+            p.copy_(params[f"network.{n}"])
+    x = res.data["x"][:10]
+    got = res.task.apply(params, x)
+    for row, logits in zip(x, got, strict=True):
+        ids = row[row >= 0].long()[None]
+        with torch.no_grad():
+            want = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        torch.testing.assert_close(logits, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_base_is_not_copied_and_not_trained(places: dict[str, Path]) -> None:
+    c = toy.config(**changes(places))
+    start = start_from(c)
+    assert start is not None
+    here = {id(x): x.ctypes.data for x in start["base"]["arrays"].values()}
+    task = Resident(c, partition.build(c), start, "cpu").task
+    found = {p.data_ptr() for n, p in task._module.named_parameters() if n not in task.params_like}
+    assert len(found & set(here.values())) >= len(here) - 1
+    assert all("lora_" in n or "classifier" in n for n in task.params_like)
+    assert task.head == tuple(n for n in task.params_like if "classifier" in n) and len(task.head) == 2
+    per_layer = 2 * (2 * 16 + 16 * 2)  # A and B of query and value
+    assert sum(p.numel() for p in task.params_like.values()) == 2 * per_layer + 16 * 3 + 3
+
+
+def test_fresh_adapters_follow_their_key_and_start_at_the_base(places: dict[str, Path]) -> None:
+    res = resident(toy.config(**changes(places)))
+    one, two, again = (res.task.fresh_params(k) for k in (1, 2, 1))
+    assert tree.same(one, again) and not tree.same(one, two)
+    assert all(not p.any() for n, p in one.items() if "lora_B" in n)
+    x = res.data["x"][:4]
+    head = {n: one[n] for n in res.task.head}
+    torch.testing.assert_close(res.task.apply(one, x), res.task.apply({**two, **head}, x))
+
+
+# -- training --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", list(KINDS))
+def test_loop_is_vmap(places: dict[str, Path], adapter: str) -> None:
+    (first, loop, _), (_, vmap, fed) = (simulate(places, e, adapter=KINDS[adapter]) for e in ("loop", "vmap"))
+    went = float(tree.norm(tree.sub(loop["model"], first["model"])))
+    assert went > 1e-3
+    assert float(tree.norm(tree.sub(loop["model"], vmap["model"]))) <= 1e-9 * went
+    assert all((loop["model"][n] != first["model"][n]).any() for n in fed.task.head)
+
+
+def test_a_decoder_too(places: dict[str, Path]) -> None:
+    adapter = {"kind": "lora", "rank": 2, "targets": ["c_attn"]}
+    (first, loop, _), (_, vmap, _) = (simulate(places, e, kind="gpt2", adapter=adapter) for e in ("loop", "vmap"))
+    went = float(tree.norm(tree.sub(loop["model"], first["model"])))
+    assert went > 1e-3 and float(tree.norm(tree.sub(loop["model"], vmap["model"]))) <= 1e-9 * went
+
+
+def test_pooling_with_a_head_of_our_own(places: dict[str, Path]) -> None:
+    more = {"task": {"model": {"head": "mean"}}}
+    (first, loop, fed), (_, vmap, _) = (simulate(places, e, **more) for e in ("loop", "vmap"))
+    assert fed.task.head == ("head.weight", "head.bias")
+    went = float(tree.norm(tree.sub(loop["model"], first["model"])))
+    assert float(tree.norm(tree.sub(loop["model"], vmap["model"]))) <= 1e-9 * went
+    x = fed.federation.arrays["x"][:3]
+    out = fed.task._module.network(
+        input_ids=torch.as_tensor(np.maximum(x, 0)), attention_mask=torch.as_tensor((x >= 0).astype(np.int64))
+    ).last_hidden_state
+    keep = torch.as_tensor(x >= 0)[..., None].double()
+    with torch.no_grad():
+        want = torch.nn.functional.linear(
+            (out * keep).sum(1) / keep.sum(1), fed.task._module.head.weight, fed.task._module.head.bias
+        )
+        torch.testing.assert_close(fed.task._module(torch.as_tensor(x)), want)
+
+
+def run(places: dict[str, Path], where: Path, **more: Any) -> toy.Ran:
+    toy.federation(toy.config(**changes(places)))
+    return toy.run_folder("fedavg", where, executor="vmap", **changes(places, **more))
+
+
+def test_a_run_resumes_to_the_same_bits_and_ends_in_pefts_format(places: dict[str, Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    whole = run(places, tmp_path / "a")
+    part = toy.run_folder("fedavg", tmp_path / "b", executor="vmap", stop_after=1, **changes(places))
+    assert part.ending.round == 1
+    again = toy.run_folder("fedavg", tmp_path / "b", executor="vmap", resume=True, **changes(places))
+    assert tree.same(again.state, whole.state) and again.rows == whole.rows
+
+    model = whole.folder.path / "model"
+    plain = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(places["bert"], num_labels=3), str(model)
+    ).eval()
+    res = resident(toy.config(**changes(places)))
+    x = res.data["x"][:12]
+    with torch.no_grad():
+        want = plain(input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
+    torch.testing.assert_close(res.task.apply(whole.state["model"], x), want, rtol=1e-5, atol=1e-6)
+
+    for source in (model, whole.folder.path):  # from the adapter's folder, or from the run's
+        task = resident(toy.config(**changes(places, init={"from": str(source)}))).task
+        assert tree.same(task.init_params(0), whole.state["model"])
+    (model / "model.safetensors").unlink()  # an adapter as PEFT alone would have written it
+    task = resident(toy.config(**changes(places, init={"from": str(model)}))).task
+    assert tree.same(task.init_params(0), whole.state["model"])
+    other = changes(places, init={"from": str(model)}, adapter={"kind": "lora", "rank": 3, "targets": ["query"]})
+    with pytest.raises(ConfigError, match="of another model or adapter"):
+        resident(toy.config(**other)).task.init_params(0)
+
+
+def test_a_whole_model_ends_in_transformers_format(places: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    done = run(places, tmp_path, adapter={"kind": "full"})
+    plain = AutoModelForSequenceClassification.from_pretrained(done.folder.path / "model" / "hf").eval()
+    res = resident(toy.config(**changes(places, adapter={"kind": "full"})))
+    x = res.data["x"][:5]
+    with torch.no_grad():
+        want = plain(input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
+    torch.testing.assert_close(res.task.apply(done.state["model"], x), want, rtol=1e-5, atol=1e-6)
+
+
+# -- what is wrong is told before anything starts --------------------------------------------------------------------------
+
+
+def refused(places: dict[str, Path], **more: Any) -> str:
+    with pytest.raises(ConfigError) as told:
+        partition.build(toy.config(**changes(places, **more)))
+    return str(told.value)
+
+
+def test_targets_and_ranks(places: dict[str, Path]) -> None:
+    assert "adapter.targets: 'qeury' matches no layer (did you mean 'query'?); layers: " in refused(
+        places, adapter={"kind": "lora", "targets": ["qeury"]}
+    )
+    assert "adapter.rank: 17 found, the smallest layer 'query' allows at most 16" in refused(
+        places, adapter={"kind": "lora", "rank": 17, "targets": ["query"]}
+    )
+
+
+def test_models_and_data_that_do_not_fit(places: dict[str, Path]) -> None:
+    assert "task.model: 'mlp' found" in refused(places, task={"model": {"name": "mlp"}}, adapter={"kind": "none"})
+    assert "adapter.kind: lora found, task.model: mlp takes none" in refused(places, task={"model": {"name": "mlp"}})
+    assert "task.data.length: 25 found" in refused(places, task={"data": {"length": 25}})
+    assert "task.model.attention: 'eagre' found (did you mean 'eager'?)" in refused(
+        places, task={"model": {"attention": "eagre"}}
+    )
+    data = places["data"]
+    assert "'txet'" in refused(places, task={"data": {"name": f"parquet:{data}", "text": "txet", "length": 4}})
+
+
+def test_methods_that_make_or_span_inputs_refuse_texts(places: dict[str, Path]) -> None:
+    from rayfed.launch import _Federations
+
+    for method, says in (
+        ("disue", "method.inputs: generator"),
+        ("fedftg", "method.inputs: generator"),
+        ("pacfl", "token ids"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            _Federations().of(toy.config(method, **changes(places)))
+    for spec in ({"name": "disue", "distill": False}, {"name": "disue", "inputs": "probe"}, "fedavg"):
+        assert _Federations().of(toy.config(spec, **changes(places, federation={"probe": 6}))).kind == "text"
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_disue_on_adapters_learns_from_a_probe(places: dict[str, Path], executor: str) -> None:
+    method = {"name": "disue", "clusters": 2, "inputs": "probe", "iterations": 2}
+    c = toy.config(method, executor=executor, **changes(places, federation={"probe": 12}))
+    split, start, pool = partition.build(c), start_from(c), LocalPool()
+    here = Resident(c, split, start, "cpu")
+    pool.setup("toy", c, split, start)
+    fed = toy.ToyFed(c, split, here.method, here.task, pool, "toy")
+    state = fed.method.init(fed.task, 7)
+    fed.begin(1)
+    after = fed.method.round(state, fed, fed.task)
+    assert len(after["experts"]) == 2 and "distill/student" in fed.logged
+    assert all(p.shape == after["model"][n].shape for e in after["experts"].values() for n, p in e.items())
+
+
+def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(places["bert"], broken)
+    where = {**places, "bert": broken}
+    whole = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(whole[:-100])
+    assert f"is incomplete: {len(whole) - 100} bytes of {len(whole)}" in refused(where)
+    (broken / "model.safetensors").unlink()
+    assert "holds no model.safetensors" in refused(where)
+    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert "model-1.safetensors of model.safetensors.index.json missing" in refused(where)
+    (broken / "config.json").unlink()
+    assert "holds no config.json" in refused(where)
+    shutil.copytree(places["bert"], tmp_path / "mute")
+    for file in [*(tmp_path / "mute").glob("*token*")]:
+        file.unlink()
+    assert "holds no tokenizer (tokenizer.json, " in refused({**places, "bert": tmp_path / "mute"})
+    assert pretrained.shapes(places["bert"])["embeddings.word_embeddings.weight"] == (32, 16)
