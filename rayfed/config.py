@@ -275,7 +275,14 @@ class LoRA(Section):
     targets: list[str] | None = Field(
         None, description="Layers by the end of their names; default: PEFT's for the model."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before A.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before A (not available yet: only 0).")
+
+    @field_validator("dropout")
+    @classmethod
+    def _none_yet(cls, v: float) -> float:
+        if v:
+            raise ValueError(f"{v} found: dropout inside adapters is not available yet, allowed: 0")
+        return v
 
 
 class IA3(Section):

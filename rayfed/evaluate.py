@@ -102,7 +102,7 @@ def with_local_score(inner: Visit, task: Task) -> Visit:
 
 def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
     n = method.config.evaluate.finetune_epochs
-    tune = v.sgd_visit(task.loss, method.local, phases=[(v.epochs(n), lambda name: True)])
+    tune = v.sgd_visit(task.loss, method.local, phases=[(v.epochs(n), lambda name: name in task.params_like)])
     first = tune.phases[0]
     inner_enter = first.enter
     assert inner_enter is not None

@@ -365,6 +365,8 @@ class Fed:
         like = self.method.wire.up[part].like if part in self.method.wire.up else "any"
         if like == "params":
             return tree.zeros(self.task.params_like)
+        if like.startswith("params of "):
+            return tree.zeros(self.task.some_params(like.removeprefix("params of ")))
         if like == "scalar":
             return torch.zeros((), dtype=self.task.dtype)
         if like == "(C,)" or like.startswith("(C,) "):

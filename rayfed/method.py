@@ -41,9 +41,9 @@ class MethodSettings(Section):
 class Part(NamedTuple):
     """A named part of a payload or a state.
 
-    like: "params", "scalar", "(C,) int64", "K x params", "any"; update: transforms act on it; private: never leaves
-    the client; note: one sentence; routed: a stack of K rows of which a deployment sends each client only one (its
-    cluster's, or a mixture made at the server), so that `bytes/down` counts one.
+    like: "params", "params of lora_A, head" (see `Task.some_params`), "scalar", "(C,) int64", "K x params", "any"; update:
+    transforms act on it; private: never leaves the client; note: one sentence; routed: a stack of K rows of which a
+    deployment sends each client only one (its cluster's, or a mixture made at the server), so that `bytes/down` counts one.
     """
 
     like: str

@@ -392,13 +392,14 @@ def check_wire(declared: dict[str, Any], parts: Tree, task: Task, where: str, al
 def mismatch(like: str, part: Tree, task: Task, lead: int = 1) -> str | None:
     """What is wrong with a tree against `like`; `lead` leading axes are skipped.
 
-    like: "params", "K x params", "scalar", "(C, 3) int64" (numbers and C, the classes, are measured; other letters stand
-    for any size), "any".
+    like: "params", "K x params", "params of head" (see `Task.some_params`), "scalar", "(C, 3) int64" (numbers and C, the
+    classes, are measured; other letters stand for any size), "any".
     """
     if like.endswith(" x params"):
         return mismatch("params", part, task, lead + 1)
-    if like == "params":
-        shapes = {n: tuple(p.shape) for n, p in task.params_like.items()}
+    if like == "params" or like.startswith("params of "):
+        whole = task.params_like if like == "params" else task.some_params(like.removeprefix("params of "))
+        shapes = {n: tuple(p.shape) for n, p in whole.items()}
         found = {n: tuple(p.shape[lead:]) for n, p in part.items()} if isinstance(part, dict) else None
         return None if found == shapes else "its names or shapes are not the model's"
     if like == "scalar" or like.startswith("("):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,18 @@ class Wrapped(nn.Module):
         return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
     def publish(self, params: Any, where: Path) -> None:
-        """An adapter in PEFT's format in `where` itself, a whole model in transformers' in `where`/hf."""
+        """An adapter in PEFT's format in `where` itself, a whole model in transformers' in `where`/hf.
+
+        An adapter beside a base that has moved (`params` names frozen weights) is merged into it: a whole model.
+        """
+        if not params.keys() <= set(self.trained):
+            merged = copy.deepcopy(self)  # the base itself is shared
+            with torch.no_grad():
+                for n, p in merged.named_parameters():
+                    if n in params:
+                        p.copy_(params[n])
+            merged.network.merge_and_unload().save_pretrained(where / "hf")
+            return
         own = dict(self.named_parameters())
         with torch.no_grad():
             for n, p in params.items():

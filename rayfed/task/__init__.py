@@ -90,13 +90,34 @@ class Task:
             drawn = {n: p.detach().to(self.device, self.dtype) for n, p in self._build().named_parameters()}
             return {n: drawn[n] for n in self.params_like}
 
+    def some_params(self, words: str) -> Tree:
+        """Zeros of some trained parameters, by the words of a part "params of WORDS": `head` is the classifier, any other word
+        takes the names that have it between their dots. "lora_A, head"
+        """
+        wanted = {w.strip() for w in words.split(",")}
+        head = set(self.head)
+        return {
+            n: p
+            for n, p in self.params_like.items()
+            if ("head" in wanted and n in head) or (wanted - {"head"}) & set(n.split("."))
+        }
+
     def publish(self, params: Tree, where: Path) -> None:
         """Write a trained tree in the format of its model's own library into `where`, if it has one (PEFT, transformers)."""
         if hasattr(self._module, "publish"):
             self._module.publish(params, where)
 
+    @cached_property
+    def frozen(self) -> Tree:
+        """What is not trained, {name of a parameter: tensor}; never written to, since actors share it."""
+        return {n: p for n, p in self._module.named_parameters() if n not in self.params_like}
+
+    def layer(self, name: str) -> Any:
+        """The network's module of that name, to look at."""
+        return self._module.get_submodule(name)
+
     def apply(self, params: Tree, x: Tensor) -> Tensor:
-        """Logits (B, C) of inputs (B, *input_shape)."""
+        """Logits (B, C) of inputs (B, *input_shape). What `params` names of `frozen` stands in its place."""
         return torch.func.functional_call(self._module, params, (x,))
 
     # -- the model in two: features and classifier -------------------------------------------------------------------

@@ -309,6 +309,12 @@ def misfit(part: Part, shapes: Any, task: Any) -> str | None:
         return None
     if like == "params":
         return None if {n: s.shape for n, s in shapes.items()} == params else f"{shapes} are not the model's"
+    if like.startswith("params of "):
+        words = like.removeprefix("params of ").split(", ")
+        wanted = {
+            n: s for n, s in params.items() if (n in task.head and "head" in words) or set(words) & {*n.split(".")}
+        }
+        return None if {n: s.shape for n, s in shapes.items()} == wanted else f"{shapes} are not {like}"
     if re.fullmatch(r"[A-Z] x params", like):  # stacked, or several trees by name
         if all(isinstance(t, dict) for t in shapes.values()):
             return next((m for t in shapes.values() if (m := misfit(Part("params"), t, task))), None)

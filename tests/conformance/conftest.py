@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.tiny import on_bert  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def updates_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from rayfed.partition import Federation, Index
 from rayfed.task import Task
 from tests import toy
+from tests.tiny import on_bert  # noqa: F401
 
 HERE = Path(__file__).parent
 READY = HERE.parents[1] / "rayfed" / "methods"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,81 +22,17 @@ from rayfed.models import pretrained
 from rayfed.pool import LocalPool
 from rayfed.worker import Resident
 from tests import toy
-
-WORDS = [[f"w{c}{i}" for i in range(6)] for c in range(3)]
-KINDS: dict[str, Any] = {
-    "lora": {"kind": "lora", "rank": 2, "alpha": 8, "targets": ["query", "value"]},
-    "ia3": {"kind": "ia3", "targets": ["key", "value", "intermediate.dense"], "feedforward": ["intermediate.dense"]},
-    "bias": {"kind": "bias"},
-    "full": {"kind": "full"},
-}
-
-
-def make_tokenizer(where: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {
-        w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(w for c in WORDS for w in c), "the"])
-    }
-    made = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(where)
-
-
-def make_model(where: Path, kind: str = "bert") -> None:
-    from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
-
-    torch.manual_seed(0)
-    if kind == "bert":
-        BertModel(
-            BertConfig(
-                vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                max_position_embeddings=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-            )
-        ).save_pretrained(where)  # fmt: skip
-    else:
-        GPT2Model(
-            GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=24, bos_token_id=2, eos_token_id=3)
-        ).save_pretrained(where)
-    make_tokenizer(where)
+from tests.tiny import KINDS, changes, make_places
 
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`bert`, `gpt2`: model folders; `data`: texts whose words tell the class, 3 classes of 40 + 8."""
-    root = tmp_path_factory.mktemp("pretrained")
-    for kind in ("bert", "gpt2"):
-        make_model(root / kind, kind)
-    rng = np.random.default_rng(0)
-    (root / "data").mkdir()
-    for name, n in (("train", 120), ("test", 24)):
-        y = np.arange(n) % 3
-        texts = [" ".join(["the", *rng.choice(WORDS[c], rng.integers(2, 9))]) for c in y]
-        pq.write_table(pa.table({"text": texts, "label": y}), root / "data" / f"{name}.parquet")
-    return {k: root / k for k in ("bert", "gpt2", "data")}
+    return make_places(tmp_path_factory.mktemp("pretrained"))
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(text.CACHE, str(tmp_path / "cache"))
-
-
-def changes(places: dict[str, Path], kind: str = "bert", **more: Any) -> dict[str, Any]:
-    base = {
-        "task": {
-            "data": {"name": f"parquet:{places['data']}", "length": 8},
-            "model": {"name": f"hf:{places[kind]}"},
-        },
-        "adapter": KINDS["lora"],
-        "federation": {
-            "clients": 6, "per_round": 3, "partition": {"kind": "dirichlet", "alpha": 1.0}, "groups": {"kind": "none"},
-            "holdout": {"kind": "none"},
-        },
-        "local": {"steps": 3, "epochs": None, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.01}},
-    }  # fmt: skip
-    return toy.merge(base, more)
 
 
 def resident(c: Any) -> Resident:
@@ -314,6 +249,11 @@ def test_targets_and_ranks(places: dict[str, Path]) -> None:
     assert "adapter.rank: 17 found, the smallest layer 'query' allows at most 16" in refused(
         places, adapter={"kind": "lora", "rank": 17, "targets": ["query"]}
     )
+
+
+def test_dropout_is_refused_until_it_is_there(places: dict[str, Path]) -> None:
+    said = refused(places, adapter={"kind": "lora", "rank": 2, "dropout": 0.1})
+    assert said.startswith("adapter.dropout: 0.1 found: dropout inside adapters is not available yet")
 
 
 def test_models_and_data_that_do_not_fit(places: dict[str, Path]) -> None:

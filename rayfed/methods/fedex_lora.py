@@ -1,0 +1,72 @@
+"""FedEx-LoRA: the mean of the factors, and what that misses of the mean product added to the base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.visit import Visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+    from rayfed.visit import Info
+
+
+class FedExLoRA(lora.OverLoRA):
+    """Singhal et al. 2025, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models"
+    (2410.09432).
+
+    Client i: (A_i, B_i) <- local training from (A, B) on the current W; sends their change, and the head's.
+    Server: A <- sum_i p_i A_i, B <- sum_i p_i B_i, head alike, and layer by layer
+        W <- W + (alpha / r) (sum_i p_i B_i A_i - B A),
+    so that W + (alpha / r) B A is the mean of the clients' weights. The row has `lora/gap`, the norm of that residual over
+    the norm of sum_i p_i B_i A_i.
+    W is sent whole here, since a client that missed rounds needs all of their residuals; one that was in the last round would
+    do with that round's (at most (K + 1) r (m + n) numbers).
+    Down: A (r, n), B (m, r), head, W (m, n) of each adapted layer once it has moved. Up: the change of A, B and head, n_i.
+    Kept at clients: nothing. At the server: A, B, head, W of each adapted layer.
+    A run ends in a whole model, the adapter merged.
+    """
+
+    class Settings(MethodSettings):
+        weight: Literal["examples", "one"] = Field("one", description="Weights p_i: equal (published), or by examples.")
+
+    wire: ClassVar[Wire] = Wire(
+        down={
+            "model": Part("params"),
+            "base": Part("any", note="W of each adapted layer; nothing before it has moved"),
+        },
+        up={"delta": Part("params", update=True)},
+        server={"model": Part("any", note="params, and W of each adapted layer")},
+    )
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {**shared["base"], **shared["model"]}
+
+        return lora.train_some(task, self.local, lambda n: n in task.params_like, start)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        model, base = lora.apart(task, state["model"])
+        weight = self.settings.weight
+        got = fed.ask(
+            self.train,
+            fed.sample(),
+            shared={"model": model, "base": base},
+            fold=mean("delta", weight=weight),
+            keep="delta",
+        )
+        if not got.ids:
+            return state
+        new = tree.add(model, got.folded["delta"])
+        exact = lora.products(model, got, weight)
+        fed.log("lora/gap", lora.gap(exact, new))
+        missed = {n: b @ a - new[n.b].to(b.dtype) @ new[n.a].to(a.dtype) for n, (b, a) in exact.items()}
+        return {"model": {**new, **lora.moved(task, base, missed)}}

@@ -1,0 +1,76 @@
+"""FedSA-LoRA: A is shared, B never leaves its client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.visit import Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+    from rayfed.visit import Info
+
+
+class FedSALoRA(lora.OverLoRA):
+    """Guo et al. 2025, "Selective Aggregation for Low-Rank Adaptation in Federated Learning" (2410.01463).
+
+    Client i: starts from (A, B_i, head_i), trains all of it, sends the change of A, keeps B_i and head_i.
+    Server: A <- sum_i p_i A_i over the round's clients.
+    A client that never took part is served A with B = 0 and the first head: the pretrained model as it came.
+    Down: A (r, n) of each layer. Up: its update, n_i. Kept at client i: B_i (m, r), head_i. At the server: A.
+    """
+
+    class Settings(MethodSettings):
+        weight: Literal["examples", "one"] = Field(
+            "examples", description="Weights of the mean of A: by examples, or equal."
+        )
+
+    wire: ClassVar[Wire] = Wire(
+        down={"a": Part("params of lora_A")},
+        up={"delta": Part("params of lora_A", update=True)},
+        keep={"rest": Part("any", private=True, note="B_i and the head")},
+        server={"a": Part("params of lora_A")},
+    )
+    universal: ClassVar[str | None] = None
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {"a": lora.some(task.init_params(key), lora.is_a)}
+
+    def own_init(self, task: Task, client: int, key: int) -> Tree:
+        return {"rest": lora.some(task.initial, lambda n: not lora.is_a(n))}
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": {**shared["a"], **own["rest"]}}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            a = lora.some(carry["model"], lora.is_a)
+            rest = lora.some(carry["model"], lambda n: not lora.is_a(n))
+            return {"delta": tree.sub(a, shared["a"])}, {"rest": rest}
+
+        return sgd_visit(task.loss, self.local, start=start, end=end)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        fold = mean("delta", weight=self.settings.weight)
+        got = fed.ask(self.train, fed.sample(), shared={"a": state["a"]}, fold=fold)
+        return {"a": tree.add(state["a"], got.folded["delta"])}
+
+    def serve(self, state: Tree) -> Tree:
+        return {"a": state["a"]}
+
+    def view(self, task: Task) -> Visit:
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"model": {**shared["a"], **own["rest"]}}, own
+
+        return Visit(begin, (), end)

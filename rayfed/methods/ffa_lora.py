@@ -1,0 +1,47 @@
+"""FFA-LoRA: A stays as it was drawn for ever; only B and the head are trained and travel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from rayfed import tree
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.method import Part, Wire
+from rayfed.visit import Visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+    from rayfed.visit import Info
+
+
+class FFALoRA(lora.OverLoRA):
+    """Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (2403.12313).
+
+    A = A^0 for ever: the run's first draw (or that of `init.from`), which every client makes from the seed.
+    Client i: B_i, head_i <- local training with A^0 fixed; sends their change.
+    Server: B <- sum_i p_i B_i, head alike, p_i = n_i / n. Since A is common, B A^0 = sum_i p_i B_i A^0: no error of averaging.
+    Down: B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: A^0. At the server: the whole adapter.
+    """
+
+    wire: ClassVar[Wire] = Wire(
+        down={"trained": Part("params of lora_B, head")},
+        up={"delta": Part("params of lora_B, head", update=True)},
+        server={"model": Part("params")},
+    )
+
+    def init(self, task: Task, key: int) -> Tree:
+        return {"model": task.initial}  # the same A at the clients, whatever `key` is
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {n: task.initial[n] if lora.is_a(n) else shared["trained"][n] for n in task.params_like}
+
+        return lora.train_some(task, self.local, lambda n: not lora.is_a(n), start)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        trained = lora.some(state["model"], lambda n: not lora.is_a(n))
+        got = fed.ask(self.train, fed.sample(), shared={"trained": trained}, fold=mean("delta", weight="examples"))
+        return {"model": {**state["model"], **tree.add(trained, got.folded["delta"])}}

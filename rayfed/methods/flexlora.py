@@ -1,0 +1,53 @@
+"""FlexLoRA: the mean of the clients' products B A, cut back to the rank by a singular value decomposition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.visit import Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class FlexLoRA(lora.OverLoRA):
+    """Bai et al. 2024, "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources"
+    (2402.11505), with one rank for all clients.
+
+    Client i: (A_i, B_i) <- local training from (A, B); sends their change, and the head's.
+    Server, layer by layer: D* = sum_i p_i B_i A_i = U S V^T;  B <- U_r S_r, A <- V_r^T: no pair of rank r is nearer to D*.
+    Directions that D* lacks keep their row of A, with B = 0. D* has rank at most K r over K clients, so it is decomposed
+    through its factors and never formed.
+    The row has `lora/gap` = ||D* - B A||_F / ||D*||_F over all layers. The head is averaged.
+    Down: A (r, n), B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: nothing.
+    At the server: A, B, head; within a round the factors of all its clients.
+    """
+
+    class Settings(MethodSettings):
+        weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+    )
+
+    def train(self, task: Task) -> Visit:
+        return sgd_visit(task.loss, self.local)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        old, weight = state["model"], self.settings.weight
+        got = fed.ask(self.train, fed.sample(), shared={"model": old}, fold=mean("delta", weight=weight), keep="delta")
+        if not got.ids:
+            return state
+        new = {n: old[n] + got.folded["delta"][n] for n in old}
+        exact = lora.products(old, got, weight)
+        for n, (b, a) in exact.items():
+            new[n.b], new[n.a] = lora.best(b, a, old[n.a])
+        fed.log("lora/gap", lora.gap(exact, new))
+        return {"model": new}

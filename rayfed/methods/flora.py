@@ -1,0 +1,68 @@
+"""FLoRA: the clients' factors stacked, merged into the base exactly, and a fresh adapter for the next round."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.visit import Visit
+
+if TYPE_CHECKING:
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+    from rayfed.visit import Info
+
+
+class FLoRA(lora.OverLoRA):
+    """Wang et al. 2024, "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations"
+    (2409.05976), with one rank for all clients.
+
+    Client i: (A_i, B_i) <- local training from a fresh adapter (B = 0) on the current W; sends both, and the head's change.
+    Server, layer by layer: A <- [p_1 A_1; ...; p_K A_K], B <- [B_1 ... B_K], so that B A = sum_i p_i B_i A_i without error;
+    W <- W + (alpha / r) B A; a fresh A is drawn, B = 0. The head is averaged.
+    W is sent whole here, since a client that missed rounds needs all of their stacks; one that was in the last round would do
+    with that round's (K r (m + n) numbers).
+    Down: W (m, n) of each adapted layer once it has moved, a fresh A (r, n) and B = 0, head. Up: the change of A and B, of
+    the head, n_i. Kept at clients: nothing. At the server: W of each adapted layer, A, B, head.
+    A run ends in a whole model, the adapter merged.
+    """
+
+    class Settings(MethodSettings):
+        weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")
+
+    wire: ClassVar[Wire] = Wire(
+        down={
+            "model": Part("params"),
+            "base": Part("any", note="W of each adapted layer; nothing before it has moved"),
+        },
+        up={"delta": Part("params", update=True)},
+        server={"model": Part("any", note="params, and W of each adapted layer")},
+    )
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {**shared["base"], **shared["model"]}
+
+        return lora.train_some(task, self.local, lambda n: n in task.params_like, start)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        model, base = lora.apart(task, state["model"])
+        weight = self.settings.weight
+        got = fed.ask(
+            self.train,
+            fed.sample(),
+            shared={"model": model, "base": base},
+            fold=mean("delta", weight=weight),
+            keep="delta",
+        )
+        if not got.ids:
+            return state
+        exact = lora.products(model, got, weight)
+        base = lora.moved(task, base, {n: b @ a for n, (b, a) in exact.items()})
+        head = {n: model[n] + got.folded["delta"][n] for n in task.head}
+        return {"model": {**task.fresh_params(fed.key("adapter")), **head, **base}}

@@ -1,0 +1,90 @@
+"""LoRA-FAIR: the mean of the factors, with B corrected towards the mean product while A stays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import optim, tree
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.lazy import torch
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.visit import Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class LoRAFAIR(lora.OverLoRA):
+    """Bian et al. 2024, "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement" (2411.14961).
+
+    Client i: (A_i, B_i) <- local training from (A, B); sends their change, and the head's.
+    Server: A <- sum_i p_i A_i, B' = sum_i p_i B_i, head alike, and with D* = sum_i p_i B_i A_i layer by layer
+        B <- B' + argmin_X  dist(D*, (B' + X) A) + lam ||X||.
+    `distance: cosine`: dist = 1 - cosine similarity, by `steps` of Adam from X = 0, X in units of ||B'|| (the unit and Adam are
+    ours). `distance: squares` (ours): ||D* - (B' + X) A||^2 + lam ||X||^2, solved: X = (D* - B' A) A^T (A A^T + lam I)^-1.
+    The row has `lora/gap` = ||D* - B A||_F / ||D*||_F over all layers, and `lora/gap_before` that of B'.
+    Down: A (r, n), B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: nothing.
+    At the server: A, B, head; within a round the factors of all its clients.
+    """
+
+    class Settings(MethodSettings):
+        distance: Literal["cosine", "squares"] = Field("cosine", description="What is small between D* and B A.")
+        lam: float = Field(0.01, ge=0, description="Weight of the correction's norm.")
+        steps: int = Field(100, ge=0, description="Steps of Adam per round and layer (cosine); 0 is FedIT.")
+        lr: float = Field(0.01, gt=0, description="Rate of Adam, in units of ||B'|| (cosine).")
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+    )
+
+    def train(self, task: Task) -> Visit:
+        return sgd_visit(task.loss, self.local)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        old = state["model"]
+        got = fed.ask(
+            self.train, fed.sample(), shared={"model": old}, fold=mean("delta", weight="examples"), keep="delta"
+        )
+        if not got.ids:
+            return state
+        new = tree.add(old, got.folded["delta"])
+        exact = lora.products(old, got, "examples")
+        fed.log("lora/gap_before", lora.gap(exact, new))
+        for n, (b, a) in exact.items():
+            own = new[n.b].to(b.dtype), new[n.a].to(a.dtype)
+            new[n.b] = corrected(*own, b @ (a @ own[1].T), (b, a), self.settings).to(new[n.b].dtype)
+        fed.log("lora/gap", lora.gap(exact, new))
+        return {"model": new}
+
+
+def corrected(b: Tensor, a: Tensor, target: Tensor, exact: lora.Pair, s: LoRAFAIR.Settings) -> Tensor:
+    """B' + X of one layer: b (m, r), a (r, n) the mean factors, target (m, r) = D* A^T, exact the pair of D*, all float64.
+
+    D* and B A are never formed: <D*, Y A> = <D* A^T, Y> and ||Y A||^2 = <Y A A^T, Y>.
+    """
+    square = a @ a.T
+    if s.distance == "squares":
+        ridge = square + s.lam * torch.eye(len(a), dtype=a.dtype, device=a.device)
+        return b + torch.linalg.solve(ridge, (target - b @ square).T).T
+    size, norm, adam = b.norm(), lora.norm(*exact), optim.adam()
+    if not (size and norm):
+        return b
+
+    def objective(x: Tensor) -> Tensor:
+        y = b + size * x
+        cosine = (target * y).sum() / (norm * ((y @ square) * y).sum().sqrt())
+        return 1 - cosine + s.lam * (x.square().sum() + torch.finfo(x.dtype).tiny).sqrt()
+
+    x = torch.zeros_like(b)
+    state = adam.init({"x": x})
+    for _ in range(s.steps):
+        moved, state = adam.update({"x": torch.func.grad(objective)(x)}, state, {"x": x}, s.lr)
+        x = moved["x"]
+    return b + size * x

@@ -1,0 +1,144 @@
+"""SLoRA: a few rounds of sparse tuning of the base give the factors that LoRA then starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from rayfed import keys, tree
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.lazy import torch
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.visit import Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.config import Config
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+    from rayfed.visit import Info
+
+
+class SLoRA(lora.OverLoRA):
+    """Babakniya et al. 2023, "SLoRA: Federated Parameter Efficient Fine-Tuning of Language Models" (2308.06522).
+
+    Stage 1, `sparse_rounds` rounds: in each adapted layer a random set M of W's entries, drawn from the seed and common to
+    all, is trained beside the head; v_i <- local training of W0 + v on M, the server takes v <- sum_i p_i v_i.
+    Between: v as a matrix, over alpha / r, is U S V^T; B <- U_r S_r, A <- V_r^T, and W is W0 again.
+    Stage 2: A, B and head by the mean of each, p_i = n_i / n (FedIT). With `sparse_rounds: 0` all of it is stage 2.
+    Down and up: in stage 1 v (|M| numbers of each adapted layer) and the head, in stage 2 A (r, n), B (m, r) and the head;
+    n_i. Kept at clients: nothing. At the server: v while it is trained, A, B, head.
+    """
+
+    class Settings(MethodSettings):
+        sparse_rounds: int = Field(5, ge=0, description="Rounds of stage 1; 0 is FedIT.")
+        density: float | None = Field(
+            None,
+            gt=0,
+            le=1,
+            description="Share of a layer's entries trained in stage 1; default: as many as A and B have.",
+        )
+
+    wire: ClassVar[Wire] = Wire(
+        down={
+            "model": Part("params"),
+            "head": Part("params of head"),
+            "sparse": Part("any", note="v, (|M|,) of each adapted layer"),
+        },
+        up={
+            "delta": Part("params", update=True),
+            "head_delta": Part("params of head", update=True),
+            "sparse_delta": Part("any", update=True, note="of v"),
+        },
+        server={
+            "model": Part("any", note="params, in stage 1 also W of each adapted layer"),
+            "sparse": Part("any", note="v in stage 1, nothing later"),
+        },
+    )
+
+    def check(self, config: Config) -> list[str]:
+        n = self.settings.sparse_rounds
+        late = f"method.sparse_rounds: {n} found, allowed: at most rounds ({config.rounds})"
+        return super().check(config) + ([late] if n > config.rounds else [])
+
+    def init(self, task: Task, key: int) -> Tree:
+        made = self.places(task) if self.settings.sparse_rounds else {}
+        zeros = {n: torch.zeros(len(at), dtype=task.dtype, device=task.device) for n, at in made.items()}
+        return {"model": task.initial, "sparse": zeros}  # stage 1 has the same A and B at the clients
+
+    def places(self, task: Task) -> dict[str, Tensor]:
+        """M: name of each adapted layer's weight -> positions in it as one row, (|M|,), ascending."""
+        out = {}
+        for n in lora.pairs(task.params_like):
+            name, _ = lora.weight_of(task, n)
+            size, factors = task.frozen[name].numel(), task.params_like[n.a].numel() + task.params_like[n.b].numel()
+            d = self.settings.density
+            count = min(size, factors) if d is None else max(1, round(d * size))
+            rng = keys.numpy(keys.key(task.config.seed, 0, -1, f"sparse {name}"))
+            at = sorted(rng.choice(size, count, replace=False).tolist())
+            out[name] = torch.as_tensor(at, device=task.device)
+        return out
+
+    def warm(self, task: Task) -> Visit:
+        """Stage 1."""
+        places, still = self.places(task), lora.some(task.initial, lambda n: n not in task.head)
+
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": {**shared["sparse"], **shared["head"]}}
+
+        def loss(params: Tree, batch: Tree, key: Tensor) -> Tensor:
+            return task.loss(whole(params), batch, key)
+
+        def whole(params: Tree) -> Tree:
+            head = {n: params[n] for n in task.head}
+            return {**still, **head, **{n: placed(task.frozen[n], at, params[n]) for n, at in places.items()}}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            now = carry["model"]
+            sparse = {n: now[n] - v for n, v in shared["sparse"].items()}
+            return {"sparse_delta": sparse, "head_delta": {n: now[n] - p for n, p in shared["head"].items()}}, own
+
+        visit = sgd_visit(loss, self.local, start=start, end=end)
+        return visit._replace(local=lambda carry: whole(carry["model"]))
+
+    def train(self, task: Task) -> Visit:
+        """Stage 2."""
+        return sgd_visit(task.loss, self.local)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        if fed.round > self.settings.sparse_rounds:
+            model = self.factors(state, task) if state["sparse"] else state["model"]
+            got = fed.ask(self.train, fed.sample(), shared={"model": model}, fold=mean("delta"))
+            return {"model": tree.add(model, got.folded["delta"]), "sparse": {}}
+        clients = fed.sample()
+        if not clients:
+            return state
+        head = {n: state["model"][n] for n in task.head}
+        folds = [mean("sparse_delta"), mean("head_delta")]
+        got = fed.ask(self.warm, clients, shared={"sparse": state["sparse"], "head": head}, fold=folds)
+        sparse = tree.add(state["sparse"], got.folded["sparse_delta"])
+        weights = {n: placed(task.frozen[n], at, sparse[n]) for n, at in self.places(task).items()}
+        model = {**state["model"], **tree.add(head, got.folded["head_delta"]), **weights}
+        return {"model": model, "sparse": sparse}
+
+    def factors(self, state: Tree, task: Task) -> Tree:
+        """The trained parameters that stage 2 starts from; (alpha / r) B A is v's best approximation of rank r."""
+        params, places, s = lora.apart(task, state["model"])[0], self.places(task), lora.scale(task.config)
+        for n in lora.pairs(params):
+            name, transposed = lora.weight_of(task, n)
+            v = placed(torch.zeros_like(task.frozen[name]), places[name], state["sparse"][name]).to(torch.float64) / s
+            v = (v.T if transposed else v) + params[n.b].to(v.dtype) @ params[n.a].to(
+                v.dtype
+            )  # `init.from` may have a B
+            one = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+            params[n.b], params[n.a] = lora.best(v, one, params[n.a])
+        return params
+
+
+def placed(w: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """W with `values` (|M|,) added at the positions `at` of its entries as one row."""
+    return w + torch.zeros_like(w).reshape(-1).scatter(0, at, values).reshape(w.shape)

@@ -1,0 +1,73 @@
+"""FLoRA: what the clients learnt is in the base, exactly, and the adapter starts anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rayfed import tree
+from rayfed.adapters import lora
+from tests import toy
+from tests.tiny import WHOLE, Watched, descend
+
+OnBert = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.mark.parametrize("weight", ["examples", "one"])
+def test_the_base_takes_the_mean_product(on_bert: OnBert, weight: str) -> None:
+    """W is W0 + 4 (the tiny LoRA's alpha / r) times both rounds' mean products, by dense sums."""
+    done = toy.simulate(
+        {"name": "flora", "weight": weight}, dtype="float64", executor="vmap", kind=Watched, **on_bert({})
+    )
+    one = toy.simulate({"name": "flora", "weight": weight}, rounds=1, dtype="float64", executor="vmap", **on_bert({}))
+    task, last = done.fed.task, done.state["model"]
+    starts = [done.initial["model"], one.state["model"]]
+    for n in lora.pairs(starts[0]):
+        name, transposed = lora.weight_of(task, n)
+        want = task.frozen[name].clone()
+        assert want.shape == (16, 16) and not transposed
+        for start, got in zip(starts, done.fed.got, strict=True):
+            p = got.examples if weight == "examples" else torch.ones_like(got.examples)
+            for w, d in zip(p / p.sum(), tree.unstack(got.stacked("delta")), strict=True):
+                want += 4 * w * (start[n.b] + d[n.b]) @ (start[n.a] + d[n.a])
+        assert (want - task.frozen[name]).norm() > 0.01
+        torch.testing.assert_close(last[name], want, rtol=1e-12, atol=1e-14)
+        assert not last[n.b].any() and not torch.equal(last[n.a], starts[1][n.a])
+    assert not torch.equal(starts[0][n.a], starts[1][n.a])
+
+
+def test_one_client_is_served_what_it_trained(on_bert: OnBert) -> None:
+    done = toy.simulate("flora", rounds=1, dtype="float64", **on_bert({**WHOLE, "federation": {"per_round": 1}}))
+    fed = done.fed
+    want = descend(fed, fed.drawn[0].ids[0], done.initial["model"], lambda n: True, 3, 0.5)
+    x = torch.as_tensor(fed.federation.arrays["x"][:20])
+    before, after = fed.task.apply(done.initial["model"], x), fed.task.apply(done.state["model"], x)
+    torch.testing.assert_close(after, fed.task.apply(want, x), rtol=1e-8, atol=1e-9)
+    assert (after - before).abs().max() > 0.01
+
+
+def test_the_shared_base_is_not_written_to_and_a_run_ends_in_a_whole_model(on_bert: OnBert, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    more = on_bert({})
+    done = toy.run_folder("flora", tmp_path, executor="vmap", **more)
+    fed = toy.make_fed(toy.config("flora", **more))
+    plain = AutoModelForSequenceClassification.from_pretrained(done.folder.path / "model" / "hf").eval()
+    x = torch.as_tensor(fed.federation.arrays["x"][:12])
+    with torch.no_grad():
+        want = plain(input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
+    torch.testing.assert_close(fed.task.apply(done.state["model"], x), want, rtol=1e-4, atol=1e-5)
+    before = {n: p.clone() for n, p in fed.task.frozen.items()}
+    fed.task.publish(done.state["model"], tmp_path / "again")
+    assert tree.same(before, fed.task.frozen) and (tmp_path / "again" / "hf" / "model.safetensors").is_file()
+
+
+def test_bytes_are_the_wires(on_bert: OnBert) -> None:
+    done = toy.simulate("flora", executor="vmap", **on_bert({}))
+    adapter, base = 2 * 2 * (16 * 2) + 16 * 3 + 3, 2 * 16 * 16
+    assert [r["bytes/down"] for r in done.rows] == [7 * 4 * adapter, 7 * 4 * (adapter + base)]
+    assert [r["bytes/up"] for r in done.rows] == [7 * (4 * adapter + 8)] * 2

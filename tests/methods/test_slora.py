@@ -1,0 +1,86 @@
+"""SLoRA: sparse tuning of the base first, whose best factors LoRA starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayfed import methods, tree
+from rayfed.adapters import lora
+from rayfed.config import load_config
+from rayfed.errors import ConfigError
+from tests import toy
+from tests.tiny import WHOLE
+
+OnBert = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def by_hand(on_bert: OnBert, settings: dict[str, Any], changes: dict[str, Any]) -> tuple[toy.ToyFed, Any, Any]:
+    """(federation, the first state, the state after a round of stage 1)."""
+    c = toy.config(
+        {"name": "slora", "sparse_rounds": 1, **settings}, dtype="float64", executor="vmap", **on_bert(changes)
+    )
+    toy_fed = toy.make_fed(c)
+    toy_fed.begin(1)
+    first = toy_fed.method.init(toy_fed.task, 0)
+    return toy_fed, first, toy_fed.method.round(first, toy_fed, toy_fed.task)
+
+
+def test_stage_one_trains_the_masked_entries_alone(on_bert: OnBert) -> None:
+    fed, first, after = by_hand(on_bert, {"density": 0.2}, {**WHOLE, "federation": {"per_round": 1}})
+    task, places = fed.task, fed.method.places(fed.task)
+    assert len(places) == 2 and all(len(set(at.tolist())) == 51 for at in places.values())  # 0.2 * 256
+    rows = fed.federation.train[fed.drawn[0].ids[0]]
+    x, y = (torch.as_tensor(fed.federation.arrays[k][rows]) for k in ("x", "y"))
+    here = {**first["model"], **{n: task.frozen[n].clone() for n in places}}
+    moving = [*places, *task.head]
+    for _ in range(3):
+        live = {n: p.clone().requires_grad_(n in moving) for n, p in here.items()}
+        loss = torch.nn.functional.cross_entropy(task.apply(live, x), y)
+        for n, g in zip(moving, torch.autograd.grad(loss, [live[n] for n in moving]), strict=True):
+            mask = torch.ones_like(g)
+            if n in places:
+                mask = torch.zeros(g.numel(), dtype=g.dtype).index_fill(0, places[n], 1.0).reshape(g.shape)
+            here[n] = here[n] - 0.5 * mask * g
+    assert all((here[n] - task.frozen[n]).norm() > 1e-3 for n in places)
+    torch.testing.assert_close(after["model"], here, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("density", [None, 1.0])
+def test_the_factors_are_the_best_of_what_was_learnt(on_bert: OnBert, density: float | None) -> None:
+    fed, _, after = by_hand(on_bert, {"density": density}, {})
+    task = fed.task
+    made = fed.method.factors(after, task)
+    assert set(made) == set(task.params_like)  # the base is the first one again
+    for n in lora.pairs(made):
+        name, _ = lora.weight_of(task, n)
+        learnt = (after["model"][name] - task.frozen[name]).numpy()
+        u, s, v = np.linalg.svd(learnt)
+        np.testing.assert_allclose(4 * (made[n.b] @ made[n.a]).numpy(), (u[:, :2] * s[:2]) @ v[:2], atol=1e-12)
+        assert s[0] > 1e-3 and (density == 1.0 or (learnt != 0).sum() == 64)  # as many as A and B have
+
+
+def test_bytes_of_both_stages(on_bert: OnBert) -> None:
+    done = toy.simulate({"name": "slora", "sparse_rounds": 1}, executor="vmap", **on_bert({}))
+    numbers = 2 * 64 + 16 * 3 + 3
+    assert [r["bytes/down"] for r in done.rows] == [7 * 4 * numbers] * 2
+    assert [r["bytes/up"] for r in done.rows] == [7 * (4 * numbers + 8)] * 2
+    assert done.state["sparse"] == {} and set(done.state["model"]) == set(done.fed.task.params_like)
+
+
+@pytest.mark.skipif("fedit" not in methods.names(), reason="compared with fedit, which is not there")
+def test_without_stage_one_it_is_fedit(on_bert: OnBert) -> None:
+    ours, plain = (
+        toy.simulate(m, executor="vmap", **on_bert({})) for m in ({"name": "slora", "sparse_rounds": 0}, "fedit")
+    )
+    assert tree.same(ours.state["model"], plain.state["model"])
+
+
+def test_a_stage_longer_than_the_run_is_refused(on_bert: OnBert) -> None:
+    raw = toy.config(**on_bert({})).to_dict()
+    with pytest.raises(ConfigError, match=r"method.sparse_rounds: 5 found, allowed: at most rounds \(2\)"):
+        load_config({**raw, "method": {"name": "slora"}})
