@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint setup clean
+.PHONY: quickstart test slow lint setup clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,9 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest -m 'not slow'
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

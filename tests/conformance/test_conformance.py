@@ -73,7 +73,11 @@ def cases(name: str) -> list[Case]:
     return [Case({"name": name, **settings}, changes) for settings, changes in rows]
 
 
-ALL = [pytest.param(case, id=f"{name}-{i}") for name in methods.names() for i, case in enumerate(cases(name))]
+ALL = [  # the first two variants of each method in every run of the tests, the others where `slow` ones run
+    pytest.param(case, id=f"{name}-{i}", marks=[pytest.mark.slow] if i > 1 else [])
+    for name in methods.names()
+    for i, case in enumerate(cases(name))
+]
 
 
 @pytest.fixture

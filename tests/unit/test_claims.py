@@ -55,6 +55,7 @@ def call(*words: str) -> Any:
     return CliRunner().invoke(cli.app, list(words))
 
 
+@pytest.mark.slow
 def test_from_a_file_to_the_table(checkout: Path) -> None:
     said = call("claims", "--local", "--json")
     assert said.exit_code == 0, said.output

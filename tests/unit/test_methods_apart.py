@@ -42,6 +42,7 @@ def test_the_engine_knows_no_method_by_name(folder: str) -> None:
         assert not said & set(methods.names()), file
 
 
+@pytest.mark.slow
 def test_removing_a_method_is_deleting_one_file(tmp_path: Path) -> None:
     for folder in ("rayfed", "actors"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
