@@ -47,9 +47,11 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
         raise ConfigError(f"task.model: {spec.name!r} found, {dataset.name} holds texts; allowed: hf:NAME_OR_DIR")
     where = pretrained.folder(spec.name)
     length = int(config.task.data.options.get("length", LENGTH))
-    most = pretrained.architecture(where).get("max_position_embeddings")
-    if most and length > int(most):
-        raise ConfigError(f"task.data.length: {length} found, {spec.name} takes at most {most} tokens")
+    about = pretrained.architecture(where)
+    window = about.get("sliding_window") if about.get("use_sliding_window", True) else None
+    for most, of in ((about.get("max_position_embeddings"), ""), (window, " in its attention's window")):
+        if most and length > int(most):
+            raise ConfigError(f"task.data.length: {length} found, {spec.name} takes at most {most} tokens{of}")
     parts = (dataset.train, dataset.test)
     if not any((where / n).is_file() for n in TOKENIZERS):
         raise ConfigError(

@@ -164,7 +164,7 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any]) -> Any:
     from transformers.utils import logging
 
     from rayfed import adapters, tree
-    from rayfed.models.wrapped import Wrapped
+    from rayfed.models.wrapped import Wrapped, looks_back
 
     spec = config.task.model
     o = {**OPTIONS, **spec.options}
@@ -194,13 +194,19 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any]) -> Any:
                 attn_implementation=o["attention"],
                 dtype=torch.float32,
             )
+            causal = looks_back(network, about.pad_token_id) if kind == "text" else False
+            if causal is None:
+                raise ConfigError(
+                    f"task.model: {spec.name} ({about.model_type}) does not take a ready 4-D attention mask, which training "
+                    "needs; models of the BERT, GPT-2 and Llama families do"
+                )
             try:
                 network = adapters.attach(network, config.adapter, o["head"] == "auto")
             except ValueError as e:  # PEFT's sentences: no default targets for this model, nothing matched
                 raise ConfigError(f"adapter.targets: {e}") from None
     finally:
         logging.set_verbosity(before)
-    return Wrapped(network, about, classes, kind, o["head"], config.adapter)
+    return Wrapped(network, about, classes, kind, o["head"], config.adapter, causal)
 
 
 def _auto(kind: str, head: str) -> Any:

@@ -16,11 +16,11 @@ class Wrapped(nn.Module):
     The mask is built here as a ready 4-D one: transformers' own asks questions of the data that vmap cannot answer.
     """
 
-    def __init__(self, network: Any, about: Any, classes: int, kind: str, head: str, adapter: Any):
+    def __init__(self, network: Any, about: Any, classes: int, kind: str, head: str, adapter: Any, causal: bool):
         super().__init__()
         self.source = str(about._name_or_path)
         self.network, self.kind, self.pooled, self.adapter = network, kind, head == "mean", adapter
-        self.pad, self.causal = int(about.pad_token_id), bool(getattr(about, "is_decoder", False)) or _decoder(about)
+        self.pad, self.causal = int(about.pad_token_id), causal
         if self.pooled:
             self.head = nn.Linear(about.hidden_size, classes)
         self.trained = [n for n, p in self.named_parameters() if p.requires_grad]
@@ -43,13 +43,8 @@ class Wrapped(nn.Module):
         return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
 
     def mask(self, keep: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, 1, L, L): 0 where attention is allowed, the type's least value elsewhere; every row sees itself."""
-        n = keep.shape[1]
-        seen = keep[:, None, None, :].expand(-1, 1, n, -1)
-        if self.causal:
-            seen = seen & torch.ones(n, n, dtype=torch.bool, device=keep.device).tril()
-        seen = seen | torch.eye(n, dtype=torch.bool, device=keep.device)
-        return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        """(B, 1, L, L) for tokens `keep` (B, L): see `ready_mask`."""
+        return ready_mask(keep, self.causal, dtype)
 
     def publish(self, params: Any, where: Path) -> None:
         """An adapter in PEFT's format in `where` itself, a whole model in transformers' in `where`/hf.
@@ -89,7 +84,39 @@ def _is_head(name: str) -> bool:
     return bool({"head", "classifier", "score"} & set(parts)) and "original_module" not in parts
 
 
-def _decoder(about: Any) -> bool:
-    """Whether tokens attend only to what came before."""
-    kinds = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma", "gemma2", "phi", "opt", "smollm3")
-    return about.model_type in kinds
+def ready_mask(keep: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
+    """(B, 1, L, L): 0 where attention is allowed, the type's least value elsewhere; every row sees itself."""
+    n = keep.shape[1]
+    seen = keep[:, None, None, :].expand(-1, 1, n, -1)
+    if causal:
+        seen = seen & torch.ones(n, n, dtype=torch.bool, device=keep.device).tril()
+    seen = seen | torch.eye(n, dtype=torch.bool, device=keep.device)
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def looks_back(network: Any, pad: int) -> bool | None:
+    """Whether a text network's tokens see only what came before them; None if a ready 4-D mask does not do what its own does.
+
+    Found by asking: hidden states of two short texts, one of them padded, under the network's own mask and under ours.
+    """
+    size = int(network.config.get_text_config().vocab_size)
+    words = [i for i in range(min(size, 8)) if i != pad]
+    if not words:
+        return None
+    ids = torch.tensor([words * 4, words[::-1] * 4])[:, :6]
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    keep[1, 4:] = False
+    ids = torch.where(keep, ids, pad)
+    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
+
+    def hidden(mask: Tensor) -> Tensor:
+        found = network(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        return found[keep].to(torch.float32)
+
+    with torch.no_grad():
+        own = hidden(keep.to(torch.int64))
+        try:
+            apart = [float((hidden(ready_mask(keep, causal, dtype)) - own).abs().max()) for causal in (False, True)]
+        except (RuntimeError, ValueError, TypeError, IndexError):  # it takes no 4-D mask
+            return None
+    return apart[1] < apart[0] if min(apart) <= 1e-4 * float(own.abs().max()) else None

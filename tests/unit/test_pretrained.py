@@ -19,10 +19,11 @@ from rayfed.data import text
 from rayfed.engine import start_from
 from rayfed.errors import ConfigError
 from rayfed.models import pretrained
+from rayfed.models.wrapped import looks_back
 from rayfed.pool import LocalPool
 from rayfed.worker import Resident
 from tests import toy
-from tests.tiny import KINDS, changes, make_places
+from tests.tiny import KINDS, changes, make_places, make_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +123,46 @@ def test_logits_are_those_of_transformers(places: dict[str, Path], kind: str, at
         with torch.no_grad():
             want = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         torch.testing.assert_close(logits, want, rtol=1e-5, atol=1e-6)
+
+
+FAMILIES = {
+    "BertModel": False, "RobertaModel": False, "DistilBertModel": False, "ElectraModel": False, "MPNetModel": False,
+    "DebertaV2Model": None, "GPT2Model": True, "GPTNeoXModel": True, "LlamaModel": True, "Qwen2Model": True,
+    "Gemma2Model": True, "OPTModel": None, "Olmo2Model": True, "StableLmModel": True, "MambaModel": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_which_way_tokens_look_is_found_by_asking(family: str) -> None:
+    import transformers
+
+    cls = getattr(transformers, family)
+    small: dict[str, Any] = {
+        "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+        "num_key_value_heads": 2, "head_dim": 8, "embedding_size": 16, "dim": 16, "hidden_dim": 24, "n_heads": 2,
+        "n_layers": 2, "max_position_embeddings": 24, "ffn_dim": 24, "word_embed_proj_dim": 16, "pad_token_id": 1,
+        "bos_token_id": 2, "eos_token_id": 3, "n_embd": 16, "n_head": 2, "n_layer": 2, "state_size": 4,
+    }  # fmt: skip
+    known = cls.config_class().to_dict()
+    torch.manual_seed(0)
+    about = cls.config_class(**{k: v for k, v in small.items() if k in known or k == "num_hidden_layers"})
+    about._attn_implementation = "eager"
+    assert looks_back(cls(about).eval(), 1) is FAMILIES[family]
+
+
+def test_a_model_without_a_4d_mask_is_refused(places: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    DebertaV2Model(
+        DebertaV2Config(
+            vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+            relative_attention=True, pos_att_type=["c2p", "p2c"],
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    make_tokenizer(tmp_path)
+    other = changes({**places, "other": tmp_path}, kind="other", adapter={"kind": "bias"})
+    with pytest.raises(ConfigError, match="4-D attention mask"):
+        resident(toy.config(**other))
 
 
 def test_the_base_is_not_copied_and_not_trained(places: dict[str, Path]) -> None:
