@@ -11,7 +11,7 @@ from rayfed.worker import Job
 class ClientActor:
     """One worker in its own process. Holds the runs' data and tasks, no client's state between calls."""
 
-    def __init__(self, number: int, threads: int, gpus: float):
+    def __init__(self, number: int, threads: int, gpus: float, keep: int = 4):
         if not gpus:
             # Ray leaves the variable alone at a zero share, and the actor would see every GPU of the node.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -24,10 +24,10 @@ class ClientActor:
         if gpus and torch.cuda.is_available():
             device = "cuda"
             torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
-        self.number, self.worker = number, Worker(device)
+        self.number, self.worker = number, Worker(device, keep)
 
     def __repr__(self) -> str:
-        return f"ClientActor({self.number})"
+        return f"ClientActor({self.number}, {self.worker.device})"
 
     def about(self) -> dict[str, Any]:
         """Process, node and device, for the run's records and for tests."""
@@ -41,18 +41,37 @@ class ClientActor:
             "threads": torch.get_num_threads(),
         }
 
+    def memory(self) -> dict[str, float]:
+        """Bytes that this process holds, in RAM and on its GPU."""
+        from actors.monitor import memory
+
+        return memory(self.worker.device == "cuda")
+
     def setup(
         self, run: str, config: dict[str, Any], federation: dict[str, Any], start: Any, code: dict[str, bytes]
-    ) -> None:
-        """Make a run resident. `federation` is `Federation.numpy()`, shared by all actors of the node; `code`: the user's
-        own files by their names in the config, which need not exist on this node."""
+    ) -> str:
+        """Make a run resident; returns this actor's node. `federation` is `Federation.numpy()`, shared by all actors of the
+        node; `code`: the user's own files by their names in the config, which need not exist on this node."""
+        import ray
+
         from rayfed import session
         from rayfed.config import Config
         from rayfed.partition import Federation
 
         session.install(code)
         self.worker.setup(run, Config.from_dict(config), Federation.from_numpy(federation), start)
+        return str(ray.get_runtime_context().get_node_id())
 
-    def do(self, job: Job, *values: Any) -> tuple[Any, Any, Any]:
-        """A job with its payloads resolved: (small answer, large parts, client states), each an object of the caller's."""
-        return self.worker.do(job, values)
+    def do(self, job: Job, apart: bool, *values: Any) -> tuple[Any, Any, Any, Any]:
+        """A job with its payloads resolved: (small answer, large parts, client states, folds), each an object of the caller's.
+
+        apart: whether folds are an object of their own, to be merged here, or a part of the answer.
+        """
+        meta, large, own = self.worker.do(job, values)
+        return meta, large, own, meta.pop("folded", None) if apart else None
+
+    def merge(self, left: Any, right: Any) -> Any:
+        """Two neighbouring calls' folds merged, on the CPU like at the server."""
+        from rayfed import fold
+
+        return fold.to_numpy(fold.merge_parts(fold.from_numpy(left), fold.from_numpy(right)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors import monitor
 from actors.placement import Plan, nodes_of, plan
 from rayfed import launch, session, track
 from rayfed.errors import PlacementError, RunFailed
@@ -24,8 +27,9 @@ POLL = 0.3  # seconds between two looks at the server's status
 class RayLauncher:
     """Starts its own local Ray, or joins a cluster; one server and one pool for all runs of the request."""
 
-    def __init__(self, address: str | None = None):
-        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+    def __init__(self, address: str | None = None, scale_up: float = 0.0):
+        """scale_up: seconds that the cluster's autoscaler has for what is missing; 0: it is not asked."""
+        self.address, self.scale_up = address or os.environ.get("RAY_ADDRESS") or "local", scale_up
         self.server: Any = None
         self.group: Any = None
         self.ours = False
@@ -37,9 +41,14 @@ class RayLauncher:
             wanted = _largest(configs, [local_node()])
         import ray
 
-        _connect(self.address)
+        _connect(self.address, monitor.job_metadata(configs))
         self.ours = self.address == "local"
-        wanted = _largest(configs, nodes_of(ray.nodes()))
+        try:
+            wanted = _largest(configs, nodes_of(ray.nodes()))
+        except PlacementError as missing:
+            if self.ours or not self.scale_up:
+                raise
+            wanted = _grown(configs, self.scale_up, missing)
         self._place(configs[0].name, wanted)
 
     def _place(self, name: str, wanted: Plan) -> None:
@@ -66,7 +75,7 @@ class RayLauncher:
             where = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=len(bundles) - 1)
         options = {
             "name": f"{label}/server", "num_cpus": wanted.server_cpus, "num_gpus": wanted.server_gpus,
-            "max_concurrency": 4, "max_restarts": 0, "scheduling_strategy": where,
+            "max_concurrency": 6, "max_restarts": 0, "scheduling_strategy": where,
         }  # fmt: skip
         from rayfed.folder import Owner
 
@@ -82,16 +91,18 @@ class RayLauncher:
 
         values = config.to_dict()
         around = {"code": session.used(values), "environment": track.environment()}
-        done = self.server.run.remote(
+        done = self.server.run.options(name=monitor.run_name(config, folder.path)).remote(
             str(folder.path.resolve()), folder.fence, values, ray.put(federation.numpy()), **around
         )
+        shown = monitor.Shown(self.server, config)
         while True:
             try:
                 ready, _ = ray.wait([done], timeout=POLL)
+                state = ray.get(self.server.status.remote())
+                watch(state)
                 if ready:
-                    watch(ray.get(self.server.status.remote()))
                     return Ending(*ray.get(done))
-                watch(ray.get(self.server.status.remote()))
+                shown.tell(state)
             except RayTaskError as e:
                 cause = getattr(e, "cause", None)
                 raise (cause if isinstance(cause, Exception) else RunFailed(str(e))) from None
@@ -124,6 +135,30 @@ def _largest(configs: Sequence[Config], nodes: Sequence[Any]) -> Plan:
     return max((plan(c, nodes) for c in configs), key=lambda p: p.actors)
 
 
+def _grown(configs: Sequence[Config], seconds: float, missing: PlacementError) -> Plan:
+    """The plan once the cluster has grown to carry it. PlacementError, `missing` and the wait, where it does not."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    r = max((c.resources for c in configs), key=lambda r: 0 if r.actors == "auto" else r.actors)
+    gpus = 0.0 if r.gpus_per_actor == "auto" else float(r.gpus_per_actor)
+    one = {k: v for k, v in (("CPU", float(r.cpus_per_actor)), ("GPU", gpus)) if v}
+    server = {k: v for k, v in (("CPU", r.server.cpus), ("GPU", r.server.gpus)) if v}
+    request_resources(bundles=[one] * (1 if r.actors == "auto" else int(r.actors)) + ([server] if server else []))
+    end = time.monotonic() + seconds
+    try:
+        while True:
+            with contextlib.suppress(PlacementError):
+                return _largest(configs, nodes_of(ray.nodes()))
+            if time.monotonic() > end:
+                raise PlacementError(
+                    f"{missing} The cluster's autoscaler was asked for it, and {seconds:g} s (--scale-up) were not enough."
+                )
+            time.sleep(1)
+    finally:
+        request_resources(bundles=[])  # what runs keeps its nodes; nothing is held back for later
+
+
 def local_node() -> dict[str, float]:
     """What a Ray started here will have."""
     try:
@@ -141,11 +176,14 @@ def _gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, metadata: dict[str, str]) -> None:
     import ray
+    from ray.job_config import JobConfig
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "rayfed"}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its own
+        common["job_config"] = JobConfig(metadata=metadata)
     if address == "local":
         node = local_node()
         ray.init(
@@ -166,10 +204,11 @@ def run(
     *,
     out: str | Path | None = None,
     address: str | None = None,
+    scale_up: float = 0.0,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> launch.Finished:
     """`rayfed run` on Ray."""
-    launcher = RayLauncher(address)
+    launcher = RayLauncher(address, scale_up)
     try:
         return launch.run(request, launcher, out=out, watch=watch)
     finally:
@@ -181,10 +220,11 @@ def resume(
     *,
     sets: Sequence[str] = (),
     address: str | None = None,
+    scale_up: float = 0.0,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> launch.Finished:
     """`rayfed resume` on Ray."""
-    launcher = RayLauncher(address)
+    launcher = RayLauncher(address, scale_up)
     try:
         return launch.resume(path, launcher, sets=sets, watch=watch)
     finally:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.client import ClientActor
+from actors.merge import Lies, NodeMerging
+from actors.monitor import RayMetrics
 from actors.placement import Plan
 from rayfed import session
 from rayfed.errors import RunFailed
-from rayfed.pool import Outcome
+from rayfed.pool import Merging, Outcome
+from rayfed.track import prometheus
 from rayfed.tree import Tree
-from rayfed.worker import Job
+from rayfed.worker import Job, Worker
 
 if TYPE_CHECKING:
     from rayfed.partition import Federation
@@ -26,15 +31,23 @@ IN_FLIGHT = 2  # calls per actor: one runs while the next one's arguments arrive
 
 
 class RayPool:
-    """Client actors in one placement group. Owned by the server: what calls return belongs to this process."""
+    """Client actors in one placement group. Owned by the server: what calls return belongs to this process.
 
-    def __init__(self, plan: Plan, group: Any, name: str):
-        self.plan, self.group, self.name = plan, group, name
+    first: bundle of the first actor; keep: runs that stay resident, the newest ones.
+    """
+
+    def __init__(self, plan: Plan, group: Any, name: str, *, first: int = 0, keep: int = Worker.RUNS):
+        self.plan, self.group, self.name, self.first, self.keep = plan, group, name, first, keep
         self.restarts = 0
+        self.queued = 0  # calls that wait or are under way
+        self.on_restart: Callable[..., None] = lambda **about: None
+        prometheus.use(lambda labels: RayMetrics(labels, self))
         self.probed: dict[str, dict[str, Any]] = {}
-        self._runs: dict[str, tuple[Any, ...]] = {}
+        self._runs: dict[str, tuple[tuple[Any, ...], str]] = {}  # run -> arguments of its setup, its split
         self._starts: dict[str, Any] = {}
         self.actors = [self._start(i) for i in range(plan.actors)]
+        self.homes: dict[int, str] = {}  # actor -> its node, once it is known
+        self._settling: dict[int, Any] = {}
 
     def _start(self, i: int) -> Any:
         number = i if not self.restarts else f"{i}.{self.restarts}"
@@ -44,25 +57,29 @@ class RayPool:
             "num_gpus": self.plan.gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=i),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self.group, placement_group_bundle_index=self.first + i
+            ),
         }
-        return ray.remote(ClientActor).options(**options).remote(i, self.plan.threads, self.plan.gpus)
+        made = ray.remote(ClientActor).options(**options)
+        return made.remote(i, self.plan.threads, self.plan.gpus, self.keep)
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
-        known = self._runs.get(run)
-        # The data goes to the store once per run, not once per setup or actor.
-        data = known[2] if known else ray.put(federation.numpy())
         values = config.to_dict()
+        split = json.dumps([values["seed"], values["task"]["data"], values["federation"]], sort_keys=True)
+        known = [args for args, of in self._runs.values() if of == split]
+        # The data goes to the store once, whatever the number of setups, actors and runs on the same split.
+        data = known[0][2] if known else ray.put(federation.numpy())
         same = json.dumps([values[k] for k in ("task", "init")], sort_keys=True)
         if start is not None and same not in self._starts:  # a base model once per node, whatever the number of runs
             self._starts = {same: ray.put(start)}
-        self._runs[run] = (run, values, data, start and self._starts[same], session.used(values))
-        while len(self._runs) > 4:
+        self._runs[run] = ((run, values, data, start and self._starts[same], session.used(values)), split)
+        while len(self._runs) > self.keep:
             del self._runs[next(iter(self._runs))]
-        pending = {i: self.actors[i].setup.remote(*self._runs[run]) for i in range(len(self.actors))}
+        pending = {i: self.actors[i].setup.remote(*self._runs[run][0]) for i in range(len(self.actors))}
         for i, ref in pending.items():
             try:
-                ray.get(ref)
+                self.homes[i] = ray.get(ref)
             except RayActorError:
                 self._replace(i)
             except RayTaskError as e:
@@ -72,8 +89,10 @@ class RayPool:
         ray.kill(self.actors[i], no_restart=True)
         self.restarts += 1
         self.actors[i] = self._start(i)
-        for args in self._runs.values():
-            self.actors[i].setup.remote(*args)  # calls of one actor run in order, so no need to wait
+        self.on_restart(actor=i, restarts=self.restarts)
+        self.homes.pop(i, None)
+        for args, _ in self._runs.values():  # calls of one actor run in order, so no need to wait
+            self._settling[i] = self.actors[i].setup.remote(*args)
 
     def about(self) -> list[dict[str, Any]]:
         return ray.get([a.about.remote() for a in self.actors])
@@ -86,23 +105,24 @@ class RayPool:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """As `rayfed.pool.Pool.run`. A job whose actors died more than `retries` times ends the run."""
-        waiting = deque(range(len(jobs)))
-        flying: dict[Any, tuple[int, int, Any, Any]] = {}  # ref of the small answer -> job, actor, other refs
+        waiting = self._shared_out(len(jobs))
+        apart = self._several_nodes()
+        flying: dict[Any, tuple[int, int, Any, Any, Any]] = {}  # ref of the small answer -> job, actor, other refs
         load = [0] * len(self.actors)
         deaths = [0] * len(jobs)
         while waiting or flying:
             while waiting and min(load) < IN_FLIGHT:
                 actor = load.index(min(load))
-                number = waiting.popleft()
+                number = waiting.take(self.homes.get(actor))
                 job = jobs[number]
                 bare = Job(job.run, job.kind, job.args)
-                meta, large, own = (
-                    self.actors[actor].do.options(num_returns=3, name=_label(job)).remote(bare, *job.handles)
-                )
-                flying[meta] = (number, actor, large, own)
+                do = self.actors[actor].do.options(num_returns=4, name=_label(job))
+                meta, large, own, folded = do.remote(bare, apart, *job.handles)
+                flying[meta] = (number, actor, large, own, folded)
                 load[actor] += 1
+            self.queued = len(waiting) + len(flying)
             (done,), _ = ray.wait(list(flying), num_returns=1)
-            number, actor, large, own = flying[done]
+            number, actor, large, own, folded = flying[done]
             try:
                 meta = ray.get(done)
             except RayActorError as death:
@@ -110,7 +130,7 @@ class RayPool:
                 for ref in lost:
                     again = flying.pop(ref)[0]
                     deaths[again] += 1
-                    waiting.appendleft(again)
+                    waiting.again(again)
                     if deaths[again] > self.retries:
                         raise RunFailed(
                             f"an actor died {deaths[again]} times over the same call (failures.actor_death.retries={self.retries}): {death}"
@@ -122,14 +142,74 @@ class RayPool:
                 raise _unwrap(e) from None
             del flying[done]
             load[actor] -= 1
-            yield number, Outcome(meta, large if meta.get("large") else None, own if meta.get("has_own") else None)
+            self.queued = len(waiting) + len(flying)
+            yield (
+                number,
+                Outcome(
+                    meta,
+                    large if meta.get("large") else None,
+                    own if meta.get("has_own") else None,
+                    folded=Lies(folded, self.homes.get(actor, f"of actor {actor}")) if apart else None,
+                ),
+            )
 
     retries = 3
+
+    # -- several nodes -------------------------------------------------------------------------------------------------
+
+    def merging(self, run: str) -> Merging:
+        """On several nodes, folds are merged on each of them before they travel."""
+        return NodeMerging(self._merge_on) if self._several_nodes() else Merging()
+
+    def _several_nodes(self) -> bool:
+        for i, ref in list(self._settling.items()):
+            if ray.wait([ref], timeout=0)[0]:
+                del self._settling[i]
+                with suppress(RayError):  # it died again; whoever calls it next will see
+                    self.homes[i] = ray.get(ref)
+        return len(set(self.homes.values())) > 1
+
+    def _shared_out(self, n: int) -> Waiting:
+        """n jobs as runs of neighbours for the nodes, by their number of actors, so that neighbours merge where they ran."""
+        homes = [self.homes.get(i, "") for i in range(len(self.actors))]
+        nodes = sorted(set(homes))
+        ends = list(accumulate(homes.count(node) for node in nodes))
+        cuts = [0, *(n * end // ends[-1] for end in ends)]
+        return Waiting({node: deque(range(a, b)) for node, a, b in zip(nodes, cuts[:-1], cuts[1:], strict=True)})
+
+    def _merge_on(self, node: str, left: Any, right: Any) -> Any:
+        """Two folds of a node merged by an actor of it."""
+        there = [i for i, home in self.homes.items() if home == node] or list(range(len(self.actors)))
+        self._turn += 1
+        return self.actors[there[self._turn % len(there)]].merge.remote(left, right)
+
+    _turn = 0
 
     def close(self) -> None:
         """End the actors, so that the placement group can be removed."""
         for a in self.actors:
             ray.kill(a, no_restart=True)
+
+
+class Waiting:
+    """Jobs that no actor has yet: each node's own run of them; a node without any takes from the end of the longest."""
+
+    def __init__(self, queues: dict[str, deque[int]]):
+        self.queues = queues
+
+    def __len__(self) -> int:
+        return sum(map(len, self.queues.values()))
+
+    def take(self, node: str | None) -> int:
+        """The next job for an actor of `node`."""
+        own = self.queues.get(node or "")
+        if own:
+            return own.popleft()
+        return max(self.queues.values(), key=len).pop()
+
+    def again(self, job: int) -> None:
+        """A job whose actor died comes first."""
+        next(iter(self.queues.values())).appendleft(job)
 
 
 def _label(job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from actors.placement import Plan
@@ -24,7 +25,7 @@ class ServerActor:
         self.pool = RayPool(plan, group, name)
 
     def __repr__(self) -> str:
-        return f"ServerActor({self.name})"
+        return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"
 
     def ready(self) -> dict[str, Any]:
         """All client actors run: who is where."""
@@ -57,6 +58,7 @@ class ServerActor:
         self.pool.retries = resolved.failures.actor_death.retries
         folder = RunFolder.attach(Path(path), fence)
         folder.event("placed", **self.ready())
+        self.pool.on_restart = lambda **about: folder.event("actor restarted", **about)
         self.runner = Runner(
             resolved, Federation.from_numpy(federation), self.pool, folder, before_commit=self._driver_lives
         )
@@ -67,6 +69,13 @@ class ServerActor:
     def status(self) -> dict[str, Any]:
         """The live state of the run in hand (see state.json)."""
         return dict(self.runner.status) if self.runner is not None else {"status": "starting"}
+
+    def during(self, run: str, until: int) -> None:
+        """Lasts until this run's round `until` is committed or the run ends: its name tells Ray's pages what goes on."""
+        while (now := self.status()).get("run") == run and now["status"] in ("starting", "running"):
+            if now["round"] >= until:
+                return
+            time.sleep(0.2)
 
     def stop(self) -> None:
         """Commit the round in hand and end."""

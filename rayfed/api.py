@@ -76,6 +76,14 @@ class Run:
             return self._served.model(client)
         return saved(self.path, self._config, name if cluster is None else f"expert-{cluster}")
 
+    def save_adapter(self, client: int, folder: str | Path) -> Path:
+        """Write the adapter that a client is served (held-out clients too) into a new folder and return it: in PEFT's format where
+        PEFT knows the kind, a LoRA at the client's own rank and scale. ConfigError if there is no such client, the model has no
+        adapter, or the folder holds something.
+        """
+        self._served.save_adapter(client, Path(folder))
+        return Path(folder)
+
     @cached_property
     def _config(self) -> Config:
         from rayfed.config import Config, load_config

@@ -23,14 +23,19 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
 Address = Annotated[str | None, typer.Option("--address", help="local | auto | ADDRESS of a Ray cluster.")]
+ScaleUp = Annotated[
+    float,
+    typer.Option("--scale-up", metavar="SECONDS", help="Ask the cluster's autoscaler for what is missing, and wait."),
+]
 
 
 @app.command()
 def run(
     config: Annotated[str, typer.Argument(help="A file, or the name of a ready config.")],
     sets: Sets = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of run folders (overrides storage.path).")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder of run folders (overrides storage.path).")] = None,
     address: Address = None,
+    scale_up: ScaleUp = 0.0,
     local: Local = False,
     as_json: Json = False,
 ) -> None:
@@ -46,15 +51,16 @@ def run(
         else:
             from actors.driver import run as run_on_ray
 
-            done = run_on_ray(request, out=out, address=address, watch=progress.update)
+            done = run_on_ray(request, out=out, address=address, scale_up=scale_up, watch=progress.update)
     _finished(done, as_json)
 
 
 @app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(help="A run folder or a study folder.")],
+    run: Annotated[str, typer.Argument(help="A run folder or a study folder, or its URI in object storage.")],
     sets: Sets = None,
     address: Address = None,
+    scale_up: ScaleUp = 0.0,
     local: Local = False,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +73,7 @@ def resume(
         else:
             from actors.driver import resume as resume_on_ray
 
-            done = resume_on_ray(run, sets=sets or (), address=address, watch=progress.update)
+            done = resume_on_ray(run, sets=sets or (), address=address, scale_up=scale_up, watch=progress.update)
     _finished(done, as_json)
 
 
@@ -217,7 +223,8 @@ def report(
     """Write report.html again, or a page that compares several, and print its path."""
     from rayfed.report import write_comparison, write_report
 
-    missing = [str(r) for r in runs if not ((r / "config.yaml").exists() or (r / "study.yaml").exists())]
+    kinds = ("config.yaml", "study.yaml", *(["sweep.yaml"] if len(runs) == 1 else []))
+    missing = [str(r) for r in runs if not any((r / k).exists() for k in kinds)]
     if missing:
         raise ConfigError([f"report: {m} is not a run or a study folder" for m in missing])
     if out is not None and len(runs) == 1:
@@ -261,6 +268,243 @@ def claims(
             typer.echo(f"{r['verdict']:20} {name}: {r['about']}\n{'':20} {table.numbers(r)}")
 
 
+@app.command()
+def sweep(
+    spaces: Annotated[
+        str | None, typer.Argument(metavar="SPACE[,SPACE...]", help="Ready spaces or files of yours, multiplied.")
+    ] = None,
+    config: Annotated[str | None, typer.Argument(help="A file, or the name of a ready config.")] = None,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the sweep's folder (storage.path).")] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", help="grid | random | optuna; default: grid where the space has one.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Points of a search that draws them (10).")] = None,
+    scheduler: Annotated[str, typer.Option("--scheduler", help="none | asha | pbt.")] = "none",
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0,1,2", help="Of every point; default: the config's.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME/SCOPE", help="What trials are judged by.")
+    ] = "accuracy/global",
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", help="Trials at a time; default: what fits.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="Which arm, where the config is a study.")] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse/--no-reuse", help="Trials share processes, one after another.")
+    ] = True,
+    address: Address = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Continue a sweep.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search a space: which clusters, ranks, heterogeneity ... are best (docs/sweeps.md)."""
+    from tune_spaces.sweep import driver
+
+    given = [o for o, v in (("SPACE", spaces), ("CONFIG", config), ("--set", sets), ("--out", out)) if v is not None]
+    if resume is not None and given:
+        raise ConfigError(f"sweep --resume: a sweep goes on as it was started; leave out {', '.join(given)}")
+    if resume is None and (spaces is None or config is None):
+        from tune_spaces.sweep.points import ready
+
+        known = "\n".join(f"  {n:14} {t}" for n, t in ready().items())
+        raise ConfigError(f"sweep: rayfed sweep SPACE[,SPACE...] CONFIG, or --resume DIR; ready spaces:\n{known}")
+    with _progress(as_json) as progress:
+        how: dict[str, Any] = {"address": address, "watch": progress.update}
+        if resume is not None:
+            done = driver.resume(resume, **how)
+        else:
+            asked = driver.Options(search, samples, scheduler, driver.numbers(seeds), metric, concurrent, reuse)
+            made = driver.prepare(str(spaces).split(","), str(config), asked, sets or (), arm)
+            done = driver.run(made, out=out, command=driver.command_line(), **how)
+    if as_json:
+        typer.echo(json.dumps({"path": str(done.path), "status": done.status, "summary": done.summary}, indent=1))
+        return
+    from rayfed.progress import print_sweep
+
+    print_sweep(done.path, done.summary)
+
+
+@app.command()
+def monitor(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of run folders.")] = Path("runs"),
+    serve: Annotated[bool, typer.Option("--serve", help="A live page of the runs, for this machine only.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page; 0 takes a free one.")] = 8270,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write Prometheus' config and a Grafana dashboard there."),
+    ] = None,
+) -> None:
+    """Watch runs: --serve shows a live page, --out DIR writes files for Prometheus and Grafana."""
+    from rayfed import monitor as watch
+
+    if not serve and out is None:
+        raise ConfigError(
+            "monitor: nothing to do; --serve shows a live page, --out DIR writes Prometheus and Grafana files"
+        )
+    if serve and not folder.is_dir():
+        raise ConfigError(f"monitor: {folder} is not a folder")
+    page = watch.Server(folder, port) if serve else None
+    if out is not None:
+        typer.echo(watch.how_to_start(watch.write_files(out, port)))
+    if page is not None:
+        typer.echo(f"{page.url} shows {folder}; Ctrl-C ends it")
+        page.forever()
+
+
+Head = Annotated[
+    str | None, typer.Option("--address", help="The head's dashboard, http://HEAD:8265; default: RAY_ADDRESS.")
+]
+Job = Annotated[str, typer.Argument(help="A job's name, as `rayfed status` lists it.")]
+Shared = Annotated[
+    list[Path] | None,
+    typer.Option("--shared", metavar="DIR", help="Every node sees DIR under this path: nothing in it travels."),
+]
+Out = Annotated[
+    str | None, typer.Option("--out", help="Folder on the head, or object storage (overrides storage.path).")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not follow: print the job's name.")]
+submit = typer.Typer(no_args_is_help=True, help="Run or sweep on a cluster, as a job that needs no terminal.")
+app.add_typer(submit, name="submit")
+
+
+@submit.command("run")
+def submit_run(
+    config: Annotated[str, typer.Argument(help="A file, or the name of a ready config.")],
+    sets: Sets = None,
+    out: Out = None,
+    address: Head = None,
+    shared: Shared = None,
+    scale_up: ScaleUp = 0.0,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment or a study on a cluster."""
+    from actors import jobs
+
+    more = ("--scale-up", f"{scale_up:g}") if scale_up else ()
+    how: dict[str, Any] = {"out": out, "address": address, "shared": shared or (), "more": more}
+    _follow(*jobs.request(config, sets or (), command="run", **how), no_wait, as_json)
+
+
+@submit.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit_sweep(
+    context: typer.Context,
+    spaces: Annotated[str, typer.Argument(metavar="SPACE[,SPACE...]", help="Names of spaces, or files.")],
+    config: Annotated[str, typer.Argument(help="A file, or the name of a ready config.")],
+    sets: Sets = None,
+    out: Out = None,
+    address: Head = None,
+    shared: Shared = None,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Search a space on a cluster; takes the options of `rayfed sweep`."""
+    from actors import jobs
+
+    if not any((c.name or getattr(c.callback, "__name__", "")) == "sweep" for c in app.registered_commands):
+        raise ConfigError("submit sweep: `rayfed sweep` is not available in this version")
+    how: dict[str, Any] = {"out": out, "address": address, "shared": shared or ()}
+    sent = jobs.request(config, sets or (), command="sweep", spaces=spaces, more=context.args, **how)
+    _follow(*sent, no_wait, as_json)
+
+
+def _follow(cluster: Any, job: str, no_wait: bool, as_json: bool) -> None:
+    from actors import jobs
+
+    about = {"job": job, "address": cluster.url}
+    if no_wait:
+        hint = f"{job} is submitted. Follow it with: rayfed logs -f {job}; bring it home with: rayfed fetch {job}"
+        typer.echo(json.dumps({**about, "status": "pending"}) if as_json else hint)
+        return
+    if not as_json:
+        typer.echo(f"job {job} on {cluster.url}")
+    code = jobs.follow(cluster, job, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps({**about, "status": jobs.standing(cluster.info(job)), "exit_code": code}))
+    elif not code:
+        typer.echo(f"bring it home with: rayfed fetch {job}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    job: Annotated[str | None, typer.Argument(help="A job's name; default: a list of all.")] = None,
+    address: Head = None,
+    as_json: Json = False,
+) -> None:
+    """The jobs of a cluster, or one job's live state."""
+    from actors import jobs
+    from rayfed.progress import line
+
+    cluster = jobs.Cluster(address)
+    if job is not None:
+        about = jobs.state(cluster, job)
+        if as_json:
+            typer.echo(json.dumps(about, indent=1))
+            return
+        typer.echo(f"{job}: {about['status']}  {line(about['state']) if about['state'] else 'no round yet'}")
+        typer.echo(f"{about['path']} on the head" + (f", stored in {about['out']}" if "://" in about["out"] else ""))
+        return
+    found = jobs.status(cluster)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for r in found:
+        people = f"{r.get('per_round', '?')} of {r.get('clients', '?')} clients"
+        runs = f"  {r['runs']} runs" if r.get("runs", 1) > 1 else ""
+        typer.echo(
+            f"{r['job']:40} {r['method'] or '':18} {people}  round {r['round']}/{r.get('rounds', '?')}{runs}  {r['status']}"
+        )
+    if not found:
+        typer.echo(f"no jobs on {cluster.url}")
+
+
+@app.command()
+def logs(
+    job: Job,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="As it grows, to the job's end.")] = False,
+    address: Head = None,
+) -> None:
+    """What a job has printed; with -f, its live progress, and its exit code at the end."""
+    from actors import jobs
+
+    cluster = jobs.Cluster(address)
+    cluster.job(job)
+    if follow:
+        raise typer.Exit(jobs.follow(cluster, job))
+    typer.echo(cluster.log(job), nl=False)
+
+
+@app.command()
+def stop(
+    job: Job,
+    now: Annotated[bool, typer.Option("--now", help="At once, without committing the round in hand.")] = False,
+    address: Head = None,
+    as_json: Json = False,
+) -> None:
+    """End a job after its round in hand has been committed."""
+    from actors import jobs
+
+    cluster = jobs.Cluster(address)
+    said = jobs.stop(cluster, job, now=now)
+    typer.echo(json.dumps({"job": job, "status": jobs.standing(cluster.info(job))}) if as_json else said)
+
+
+@app.command()
+def fetch(
+    job: Job,
+    out: Annotated[Path, typer.Option("--out", help="Folder of run folders here.")] = Path("runs"),
+    address: Head = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a job's run folder home, whole or not at all."""
+    from actors import jobs
+
+    path = jobs.fetch(jobs.Cluster(address), job, out)
+    typer.echo(json.dumps({"job": job, "path": str(path)}) if as_json else str(path))
+
+
 def _progress(as_json: bool) -> Any:
     from rayfed.progress import Progress
 
@@ -268,12 +512,18 @@ def _progress(as_json: bool) -> Any:
 
 
 def _finished(done: Any, as_json: bool) -> None:
+    from rayfed import remote
+
+    stored = remote.of(done.path)
+    where = {"path": str(done.path), **({"stored": stored.uri} if stored else {})}
     if as_json:
-        typer.echo(json.dumps({"path": str(done.path), "status": done.status, "summary": done.summary}, indent=1))
+        typer.echo(json.dumps({**where, "status": done.status, "summary": done.summary}, indent=1))
         return
     from rayfed.progress import print_result
 
     print_result(done.path, done.summary)
+    if stored:
+        typer.echo(f"stored: {stored.uri}")
 
 
 def _first_line(cls: type) -> str:

@@ -23,12 +23,10 @@ from pydantic import (
 
 LATER: dict[str, tuple[str, ...]] = {  # known kinds whose part is not built yet
     "federation.participation": ("trace",),
-    "adapter": ("prompt", "ssf", "prefix", "vpt"),
     "aggregate": ("krum", "multi_krum", "trimmed_mean", "median", "bulyan", "foolsgold"),
     "attacks": ("label_flip",),
     "transforms": ("clip", "gaussian", "topk", "randomk", "quantise", "mask"),
     "devices": ("trace", "synthetic"),
-    "track": ("prometheus",),
 }
 
 
@@ -83,7 +81,11 @@ class TaskSection(Section):
     model: Named = Field(
         description="linear | mlp | cnn | resnet | vit-tiny | hf:NAME_OR_DIR | path/to/file.py:function"
     )
-    dtype: Literal["float32", "float64"] = Field("float32", description="Type of parameters and inputs.")
+    dtype: Literal["float32", "float64", "bf16"] = Field(
+        "float32",
+        description="Type of parameters and inputs; bf16: frozen parameters and the forward pass in bfloat16, what is trained "
+        "in float32 (for GPUs; slow on most CPUs).",
+    )
 
 
 class Participation(Section):
@@ -270,19 +272,50 @@ class Whole(Section):
 
 class LoRA(Section):
     kind: Literal["lora"]
-    rank: int = Field(8, ge=1, description="Rank r of each layer's B A.")
-    alpha: float | None = Field(None, gt=0, description="Scale: alpha / rank times B A; default twice the rank.")
+    rank: int | dict[int, float] = Field(
+        8, description="Rank r of each layer's B A; or several, each with its share of the clients: {4: 0.5, 16: 0.5}."
+    )
+    alpha: float | None = Field(
+        None, gt=0, description="Scale: alpha / rank times B A, each client by its own rank; default twice the rank."
+    )
     targets: list[str] | None = Field(
         None, description="Layers by the end of their names; default: PEFT's for the model."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before A (not available yet: only 0).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of A's inputs left out of a training step.")
 
-    @field_validator("dropout")
+    @field_validator("rank", mode="before")
     @classmethod
-    def _none_yet(cls, v: float) -> float:
-        if v:
-            raise ValueError(f"{v} found: dropout inside adapters is not available yet, allowed: 0")
-        return v
+    def _ranks(cls, v: Any) -> Any:
+        shares = v if isinstance(v, Mapping) else {v: 1.0}
+        plain = {int(r) if isinstance(r, str) and r.isdecimal() else r: s for r, s in shares.items()}
+        if not shares or not all(isinstance(r, int) and not isinstance(r, bool) and r >= 1 for r in plain):
+            found = v if not isinstance(v, Mapping) or not v else next(
+                r for r in plain if not isinstance(r, int) or isinstance(r, bool) or r < 1
+            )  # fmt: skip
+            raise ValueError(
+                f"{found!r} found, allowed: a whole number >= 1, or such numbers with their shares of the clients, "
+                "{4: 0.5, 16: 0.5}"
+            )
+        if not isinstance(v, Mapping):
+            return next(iter(plain))
+        if len(plain) < len(shares):
+            raise ValueError(f"{', '.join(map(repr, v))} found, a rank is given twice")
+        for r, s in plain.items():
+            if isinstance(s, bool) or not isinstance(s, int | float) or not 0 < s <= 1:
+                raise ValueError(f"{s!r} found as the share of rank {r}, allowed: a number in (0, 1]")
+        if abs(sum(plain.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares sum to {sum(plain.values()):g}, allowed: 1")
+        return plain
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """Rank -> share of the clients that have it."""
+        return self.rank if isinstance(self.rank, dict) else {self.rank: 1.0}
+
+    @property
+    def largest(self) -> int:
+        """The largest rank, which is that of the trained tree."""
+        return max(self.shares)
 
 
 class IA3(Section):
@@ -295,7 +328,58 @@ class Bias(Section):
     kind: Literal["bias"]
 
 
-Adapter = Whole | LoRA | IA3 | Bias
+class Head(Section):
+    kind: Literal["head"]
+
+
+class Prompt(Section):
+    kind: Literal["prompt"]
+    tokens: int = Field(8, ge=1, description="Virtual tokens before every text (Lester et al. 2021).")
+    init: Literal["random", "vocab", "text"] = Field(
+        "random", description="Their start: N(0, 1), words drawn from the vocabulary, or those of `text`."
+    )
+    text: str | None = Field(
+        None, min_length=1, description="For init text; its tokens are repeated or cut to `tokens`."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Prompt:
+        if (self.init == "text") != (self.text is not None):
+            raise ValueError(
+                f"text: {self.text!r} found, init {self.init}; init: text needs it, and nothing else has it"
+            )
+        return self
+
+
+class Prefix(Section):
+    kind: Literal["prefix"]
+    tokens: int = Field(
+        8, ge=1, description="Virtual keys and values in every layer (Li and Liang 2021); decoders only."
+    )
+
+
+class Bottleneck(Section):
+    kind: Literal["bottleneck"]
+    size: int = Field(8, ge=1, description="Inner width of the residual bottleneck h + U relu(D h).")
+    targets: list[str] | None = Field(
+        None, description="Modules whose output is adapted, by the end of their names; default: every block."
+    )
+
+
+class SSF(Section):
+    kind: Literal["ssf"]
+    targets: list[str] | None = Field(
+        None, description="Modules whose output is scaled and shifted; default: linear layers and normalisations."
+    )
+
+
+class VPT(Section):
+    kind: Literal["vpt"]
+    tokens: int = Field(4, ge=1, description="Visual prompts, tokens beside those of an image's patches.")
+    deep: bool = Field(True, description="Own prompts in every block, or only before the first.")
+
+
+Adapter = Whole | LoRA | IA3 | Bias | Head | Prompt | Prefix | Bottleneck | SSF | VPT
 
 
 class Aggregate(Section):
@@ -354,15 +438,19 @@ class Devices(Section):
 
 
 class Storage(Section):
-    path: str = Field("runs", description="Folder of run folders.")
+    path: str = Field(
+        "runs", description="Folder of run folders, or a place in object storage: s3://bucket/x, gs://..."
+    )
     snapshot_every: int = Field(5, ge=1, description="Rounds between two snapshots.")
     keep: int = Field(2, ge=1, description="Snapshots kept.")
 
     @field_validator("path")
     @classmethod
-    def _local(cls, v: str) -> str:
-        if "://" in v:
-            raise ValueError(f"{v!r} found: object storage is not available yet, allowed: a local path")
+    def _place(cls, v: str) -> str:
+        from rayfed import remote
+
+        if remote.is_uri(v) and (problem := remote.wrong(v)):
+            raise ValueError(problem)
         return v
 
 
@@ -418,7 +506,7 @@ class Config(Section):
     storage: Storage = Storage()
     failures: Failures = Failures()
     stop: Stop = Stop()
-    track: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+    track: list[Literal["tensorboard", "mlflow", "wandb", "prometheus"]] = Field(
         ["tensorboard"], description="Sinks beside the run folder."
     )
 

@@ -87,7 +87,8 @@ def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str 
 
 def merge(base: Any, change: Any) -> Any:
     """`change` over `base`, key by key; a section whose `name` or `kind` changes is replaced whole."""
-    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
+    values = isinstance(change, Mapping) and any(not isinstance(k, str) for k in change)  # {rank: share} is one value
+    if values or not (isinstance(base, Mapping) and isinstance(change, Mapping)):
         if isinstance(base, Mapping) and isinstance(change, str) and base.keys() & {"name", "kind"}:
             key = "name" if "name" in base else "kind"
             return dict(base) if base[key] == change else {key: change}
@@ -335,7 +336,8 @@ def _parts(raw: Mapping[str, Any], problems: list[str]) -> Callable[[Config], Me
             named = Named.model_validate(spec)
         except ValidationError:
             continue  # told by the schema
-        problems += check(named)
+        if not VARIABLE.search(named.name):  # else told: what it stands for is not known
+            problems += check(named)
     spec = raw.get("method")
     if not (isinstance(spec, Mapping) and isinstance(spec.get("name"), str)):
         return None
@@ -367,13 +369,17 @@ def _rules(c: Config, problems: list[str]) -> None:
         from rayfed.models import pretrained
 
         with contextlib.suppress(ConfigError):  # told by the model's own check
-            problems += adapters.check(c.adapter, pretrained.shapes(pretrained.folder(c.task.model.name)))
+            problems += pretrained.together(c)
+            where = pretrained.folder(c.task.model.name)
+            problems += adapters.check(c.adapter, pretrained.shapes(where), pretrained.architecture(where))
     elif c.adapter.kind not in ("none", "full"):
         problems.append(
             f"adapter.kind: {c.adapter.kind} found, task.model: {c.task.model.name} takes none; allowed: none, full"
         )
+    from rayfed.adapters import ranks
     from rayfed.partition.groups import too_many
 
+    problems += ranks.problems(c, max(n, 0))
     problems += too_many(c.federation.groups, max(n, 1))
     if c.init.from_ is not None:
         where = Path(c.init.from_)
@@ -384,6 +390,8 @@ def _rules(c: Config, problems: list[str]) -> None:
             )
     if c.resources.server.place == "any" and not c.resources.server.gpus:
         problems.append("resources.server.place: any needs resources.server.gpus > 0")
+    if c.resources.server.place == "any" and "://" in c.storage.path:
+        problems.append("resources.server.place: any found, allowed with a storage.path in object storage: driver")
     if (c.stop.metric is None) != (c.stop.at is None):
         problems.append("stop: metric and at belong together; set both or none")
     problems += track.missing(c.track)

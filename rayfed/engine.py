@@ -6,7 +6,8 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,23 +66,55 @@ class Runner:
 
     def run(self) -> Ending:
         """Start or continue the run. RunFailed says what broke and how to go on; the folder stays valid throughout."""
-        began = time.perf_counter()
+        self.prepare()
+        self.advance(self.config.rounds)
+        return self.finish()
+
+    def prepare(self) -> None:
+        """Make the run resident and go to its folder's last snapshot. Errors as in `run`, here and in the next two."""
+        self.active, self.early = 0.0, False
         self.sinks = Sinks(self.config.track, self.folder.event)
-        try:
+        with self._at_work():
             self._prepare()
             self.sinks.open(self.folder.run_id, self.config.to_dict(), self.folder.path)
-            return self._rounds(began)
+        self.reached = self.last
+
+    def advance(self, to: int) -> int:
+        """Rounds up to number `to`, which is committed with a snapshot; returns the last one. Fewer after `stop()` or an early
+        stop."""
+        self.to = min(to, self.config.rounds)
+        with self._at_work():
+            while self.reached < self.to and not self._stop and not self.early:
+                self.reached = self._round(self.reached + 1)
+        return self.reached
+
+    def finish(self) -> Ending:
+        """End the run: done, or stopped where rounds are left."""
+        with self._at_work():
+            over = self.early or self.reached >= self.config.rounds
+            ending = self._end(self.reached) if over else self._stopped(self.reached)
+        self.sinks.close(self.status["status"])
+        return ending
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Time that counts as this run's; what breaks is told in the folder and closes the sinks."""
+        began = time.perf_counter()
+        try:
+            self._began = began - self.active
+            yield
         except BaseException as error:
             self.status["status"] = "failed"
             told: BaseException = error
             if isinstance(error, Exception) and not isinstance(error, RayfedError):  # a method's own, or ours
                 told = RunFailed(f"{type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
             self._failed(told)
+            self.sinks.close(self.status["status"])
             if told is error:
                 raise
             raise told from error
         finally:
-            self.sinks.close(self.status["status"])
+            self.active += time.perf_counter() - began
 
     def _failed(self, error: BaseException) -> None:
         resume = f"The folder is valid up to its last snapshot; continue with: rayfed resume {self.folder.path}"
@@ -158,16 +191,7 @@ class Runner:
         self.method.config = self.config
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
 
-    def _rounds(self, began: float) -> Ending:
-        c, last = self.config, self.last
-        while last < c.rounds and not self._stop:
-            last = self._round(last + 1, began)
-            if self._reached(self.row):
-                self.folder.event("early stop", round=last, metric=c.stop.metric, value=self.row[str(c.stop.metric)])
-                return self._end(last, began, early=True)
-        return self._end(last, began) if last >= c.rounds else self._stopped(last)
-
-    def _round(self, r: int, began: float) -> int:
+    def _round(self, r: int) -> int:
         c, fed, clock = self.config, self.fed, time.perf_counter()
         scored = r % c.evaluate.every == 0 or r == c.rounds
         fed.begin(r, score_local=scored)
@@ -190,7 +214,8 @@ class Runner:
         row |= {"time/round": seconds, "clients/visits": meter["visits"], "clients/dropped": meter["dropped"]}
         row["clients/per_second"] = meter["visits"] / max(seconds, 1e-9)
         row["actors/restarts"] = self.pool.restarts
-        due = r % c.storage.snapshot_every == 0 or r == c.rounds or self._stop or self._reached(row)
+        early = self._reached(row)
+        due = r % c.storage.snapshot_every == 0 or r == self.to or self._stop or early
         self.before_commit()
         self.folder.commit(r, row, rows, (lambda d: self._snapshot(d, state, r)) if due else None)
         fed.store.commit()
@@ -199,7 +224,10 @@ class Runner:
             collect_segments(self.folder.path / "snapshots", self.segments)
         self.state, self.row = state, row
         self.sinks.row(r, row)
-        self._publish(r, row, began)
+        self._publish(r, row)
+        if early:
+            self.early = True
+            self.folder.event("early stop", round=r, metric=c.stop.metric, value=row[str(c.stop.metric)])
         return r
 
     def _check(self, state: Tree, r: int) -> None:
@@ -225,8 +253,8 @@ class Runner:
         save_tree(where, "server", tree.to_numpy(state))
         self.fed.store.save(where, self.segments, f"round-{r:06d}-{self.folder.fence}")
 
-    def _publish(self, r: int, row: dict[str, Any], began: float) -> None:
-        spent = time.perf_counter() - began
+    def _publish(self, r: int, row: dict[str, Any]) -> None:
+        spent = time.perf_counter() - self._began
         left = (spent / max(1, r - self.last)) * (self.config.rounds - r)
         known = {**self.status.get("metrics", {}), **{n: v for n, v in row.items() if "/" in n and v is not None}}
         self.status.update(
@@ -243,13 +271,14 @@ class Runner:
         self.folder.close()
         return Ending("stopped", r)
 
-    def _end(self, r: int, began: float, early: bool = False) -> Ending:
+    def _end(self, r: int) -> Ending:
         notes = []
         if self.method.universal is None:
             notes.append(
                 "accuracy/global and loss/global score the size-weighted mean of the served models' predictions: "
                 "the method has no single model"
             )
+            notes += [self.task.mixture] if self.task.mixture else []
         notes += [
             f"to repeat: --set resources.executor={self.config.resources.executor} --set resources.cohort={self.fed.size}"
         ]
@@ -258,11 +287,11 @@ class Runner:
         self.status["status"] = "done"
         summary = {
             "rounds": r,
-            "wall_s": self.before + time.perf_counter() - began,
+            "wall_s": self.before + time.perf_counter() - self._began,
             "method": self.config.method.name,
             "seed": self.config.seed,
         }
-        summary |= {"executor": self.config.resources.executor, "notes": notes, "stopped_early": early}
+        summary |= {"executor": self.config.resources.executor, "notes": notes, "stopped_early": self.early}
         self._tell()
         self.folder.finish("done", summary)
         return Ending("done", r)
@@ -377,8 +406,8 @@ class Runner:
         if total is None:
             return {}
         probs = torch.cat([total[k] for k in sorted(total, key=int)]) / weight
-        y = torch.as_tensor(np.asarray(self.federation.arrays["y"])[pool])
-        judged = self.task.judge(torch.log(probs.clamp(min=1e-12)), y)
+        rows = {n: torch.as_tensor(np.asarray(a)[pool]) for n, a in self.federation.arrays.items()}
+        judged = self.task.judge_mean(probs, rows)
         return {f"{k}/global": float(v.mean()) for k, v in judged.items()}
 
 

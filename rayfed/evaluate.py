@@ -8,6 +8,7 @@ split), @ensemble (the served models' predictions on the pooled test set). `loca
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayfed import visit as v
@@ -26,26 +27,26 @@ def build(name: str, method: Method, task: Task, chunks: int) -> Visit:
         return _measure(task, "chunk", lambda info, shared, mine, own: shared["model"])
     if name == "@cluster":
         return _measure(task, "test", lambda info, shared, mine, own: v.tree.pick(shared["experts"], mine["expert"]))
-    view = method.view(task)
+    view, seen = method.view(task), task.read_by(partial(method.logits, task))
     if name == "@personal":
         return scored(
-            view, task, lambda info, carry, shared, mine, own: view.end(info, carry, shared, mine, own)[0]["model"]
+            view, seen, lambda info, carry, shared, mine, own: view.end(info, carry, shared, mine, own)[0]["model"]
         )
     if name == "@served":
         return Visit(
             view.begin,
             view.phases,
             lambda info, carry, shared, mine, own: (
-                {"model": view.end(info, carry, shared, mine, own)[0]["model"]},
+                {"model": view.end(info, carry, shared, mine, own)[0]["model"], "rank": info.rank},
                 own,
             ),
             view.vectorize,
         )
     if name == "@local":
-        tuned = _finetuned(view, method, task)
-        return scored(tuned, task, lambda info, carry, shared, mine, own: carry["model"])
+        tuned = _finetuned(view, method, seen)
+        return scored(tuned, seen, lambda info, carry, shared, mine, own: carry["model"])
     if name == "@ensemble":
-        return _predictions(view, task, chunks)
+        return _predictions(view, seen, chunks)
     raise ValueError(f"no evaluation {name!r}")
 
 
@@ -102,7 +103,9 @@ def with_local_score(inner: Visit, task: Task) -> Visit:
 
 def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
     n = method.config.evaluate.finetune_epochs
-    tune = v.sgd_visit(task.loss, method.local, phases=[(v.epochs(n), lambda name: name in task.params_like)])
+    tune = v.sgd_visit(
+        task.loss, method.local, phases=[(v.epochs(n), lambda name: name in task.params_like or name == "own")]
+    )
     first = tune.phases[0]
     inner_enter = first.enter
     assert inner_enter is not None

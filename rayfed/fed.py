@@ -14,6 +14,7 @@ import numpy as np
 
 from rayfed import fold as folds
 from rayfed import keys, tree
+from rayfed.adapters import ranks
 from rayfed.errors import RunFailed
 from rayfed.fold import Fold, Merger
 from rayfed.lazy import torch
@@ -34,11 +35,12 @@ Cohort = tuple[int, ...]
 
 
 class Reply(NamedTuple):
-    """One client's answer: its id, its train examples, the real steps it took."""
+    """One client's answer: its id, its train examples, the real steps it took, its LoRA rank (0 without an adapter)."""
 
     client: int
     examples: int
     steps: int
+    rank: int = 0
 
 
 class Kept(NamedTuple):
@@ -81,6 +83,11 @@ class Replies(Sequence[Reply]):
     def examples(self) -> Tensor:
         """Train examples of each reply, (n,) float64, in the order of `ids`."""
         return torch.tensor([float(r.examples) for r in self._replies], dtype=torch.float64)
+
+    @property
+    def ranks(self) -> Tensor:
+        """LoRA rank of each reply, (n,) int64, in the order of `ids`."""
+        return torch.tensor([r.rank for r in self._replies], dtype=torch.int64)
 
     def _order(self) -> Tensor:
         here = [c for k in self._kept for c in k.clients]
@@ -128,6 +135,16 @@ class Replies(Sequence[Reply]):
         order = self._order()
         return g[order][:, order]
 
+    def dot(self, part: str, trees: Sequence[Tree], names: Sequence[str] = ()) -> Tensor:
+        """(n, K) inner products of a large part with K trees of the server, in float64, computed where the part lies; rows in
+        the order of `ids`. names: over these entries only.
+        """
+        cut = [{n: t[n] for n in names} if names else t for t in trees]
+        other = self._fed._lay(tree.stack(cut))
+        jobs = [({"part": part}, (self._where(i, part), other)) for i in range(len(self._kept))]
+        got = [tree.from_numpy(value) for value in self._fed._reduce("dot", jobs)]
+        return torch.cat(got)[self._order()] if got else torch.zeros(0, len(trees), dtype=torch.float64)
+
     def linear(self, part: str, weights: Tensor) -> list[Tree]:
         """`weights` (K, n), columns in the order of `ids`, times a large part: K trees, computed where the part lies."""
         back = torch.empty(len(self.ids), dtype=torch.int64)
@@ -171,6 +188,8 @@ class Fed:
         self.population, self.rounds = federation.population, config.rounds
         self.store = ClientStore(pool)
         self.round = 0
+        self._own_rank = ranks.kept(config, method.wire)
+        self._ranked = self._own_rank or ranks.unequal(config)
         self.size = cohort_size(config, federation, method, task)
         self.watch: Callable[[dict[str, Any]], None] | None = None
         self.begin(0)
@@ -182,6 +201,7 @@ class Fed:
         self._puts: dict[int, tuple[Any, Any, set[int]]] = {}
         self.logged: dict[str, tuple[float, float]] = {}
         self.meter = {"bytes/up": 0, "bytes/down": 0, "ray/bytes/up": 0, "ray/bytes/down": 0, "visits": 0, "dropped": 0}
+        self._before: dict[int, int] = {}  # the rank that a client had when it was last asked, where its state says it
         self.local_scores: dict[int, dict[str, float]] = {}
         self.seconds: dict[int, float] = {}
 
@@ -258,13 +278,12 @@ class Fed:
         self._asks += 1
         dispatch = (self.round << 20) + self._asks
         cohorts = self._cohorts(name, to)
-        handles = tuple(self._put(part, shared[part], to, quiet) for part in shared)
+        new = {part: self._new(shared[part], to, quiet) for part in shared}
+        handles = tuple(self._put(shared[part]) for part in shared)
         jobs = []
         for ids in cohorts:
             blocks, places = self.store.lookup(ids) if self.method.wire.keep else ((), ())
             own_mine = _stacked_mine(mine, ids)
-            if not quiet:
-                self.meter["bytes/down"] += tree.nbytes(own_mine)
             call = Call(
                 name,
                 ids,
@@ -279,29 +298,24 @@ class Fed:
                 self._score_local and not quiet,
             )
             jobs.append(Job(self.run, "visit", {"call": call}, (*handles, *blocks)))
-        return self._collect(name, jobs, wanted, quiet)
+        got = self._collect(name, jobs, wanted, quiet)
+        if not quiet:
+            self._meter_down(shared, new, [job.args["call"] for job in jobs])
+        return got
 
     def _collect(self, name: str, jobs: list[Job], wanted: tuple[Fold, ...], quiet: bool) -> Replies:
-        mergers = {f.part: Merger(folds.merge) for f in wanted}
+        merging = self.pool.merging(self.run)
         kept: dict[int, Kept] = {}
         replies: list[Reply] = []
         failures: dict[int, str] = {}
         for number, out in self._run(jobs):
             meta = out.meta
             self._failed(name, meta["failures"], failures)
-            for part, m in mergers.items():
-                if part in meta["folded"]:
-                    m.add(
-                        number,
-                        {
-                            k: {"total": tree.from_numpy(p["total"]), "weight": p["weight"]}
-                            for k, p in meta["folded"][part].items()
-                        },
-                    )
-                else:
-                    m.add(number, {})  # every client of the cohort was dropped
+            if wanted:
+                merging.add(number, out)
             ids = meta["clients"]
-            replies += [Reply(*r) for r in zip(ids, meta["examples"], meta["steps"], strict=True)]
+            self._before.update(meta["before"])
+            replies += [Reply(*r) for r in zip(ids, meta["examples"], meta["steps"], meta["ranks"], strict=True)]
             if ids:
                 kept[number] = Kept(ids, meta["small"], meta["large"], out.large)
             if out.own is not None:
@@ -311,15 +325,18 @@ class Fed:
                 self.meter["visits"] += len(ids)
                 self.local_scores.update(meta["local"])
                 self.seconds.update({c: meta["seconds"] / max(1, len(ids)) for c in ids})
-            self.meter["ray/bytes/up"] += out.moved or tree.nbytes(meta["small"]) + sum(
-                tree.nbytes(p["total"]) for f in meta["folded"].values() for p in f.values()
-            )
+            self.meter["ray/bytes/up"] += out.moved or tree.nbytes(meta["small"]) + folds.nbytes(meta.get("folded", {}))
             if self.watch:
                 self.watch({"visits": self.meter["visits"]})
         self.meter["dropped"] += len(failures)
+        while again := merging.lost():
+            for at, out in self._run([jobs[i] for i in again]):
+                merging.add(again[at], out)
+        everything = merging.result()
+        self.meter["ray/bytes/up"] += merging.moved
         folded, weight = {}, {}
         for f in wanted:
-            merged = mergers[f.part].result() or ({} if f.by else {"": {"total": self._zeros(f.part), "weight": 0.0}})
+            merged = everything.get(f.part) or ({} if f.by else {"": {"total": self._zeros(f.part), "weight": 0.0}})
             folded[f.part], weight[f.part] = folds.finish(f, merged)
         return Replies(replies, [kept[i] for i in sorted(kept)], folded, weight, failures, self)
 
@@ -340,19 +357,41 @@ class Fed:
                 raise ValueError(f"{name}: a client is asked twice in one ask")
         return [tuple(ordered[i : i + self.size]) for i in range(0, len(ordered), self.size)]
 
-    def _put(self, part: str, value: Tree, to: Sequence[int], quiet: bool) -> Any:
-        """A shared part goes out once a round however often it is asked with; clients that have it do not pay again."""
+    def _put(self, value: Tree) -> Any:
+        """A shared part goes out once a round however often it is asked with."""
         known = self._puts.get(id(value))
         if known is None:
             known = (value, self.pool.put(tree.to_numpy(value)), set())
             self._puts[id(value)] = known
             self.meter["ray/bytes/down"] += tree.nbytes(value)
-        if not quiet:
-            new = set(to) - known[2]
-            rows = tree.values(value)[0].shape[0] if self.method.wire.down[part].routed else 1
-            self.meter["bytes/down"] += tree.nbytes(value) // rows * len(new)
-            known[2].update(new)
         return known[1]
+
+    def _new(self, value: Tree, to: Sequence[int], quiet: bool) -> list[int]:
+        """Who of `to` does not have a shared part from this round yet; the others do not pay again."""
+        self._put(value)
+        have = self._puts[id(value)][2]
+        new = [] if quiet else sorted(set(to) - have)
+        have.update(new)
+        return new
+
+    def _meter_down(self, shared: Tree, new: dict[str, list[int]], calls: Sequence[Call]) -> None:
+        """Bytes of what went out, by the rank that each client had when it came."""
+
+        def of(clients: Sequence[int]) -> list[int] | None:
+            return [self._before.get(c, int(self.task.ranks[c])) for c in clients] if self._ranked else None
+
+        for part, clients in new.items():
+            rows = tree.values(shared[part])[0].shape[0] if self.method.wire.down[part].routed else 1
+            one = {part: tree.map(lambda x: x[None], shared[part])}
+            for count, held in ranks.kinds(of(clients), len(clients)):
+                self.meter["bytes/down"] += ranks.cost(self.method.cost, one, held) // rows * count
+        for call in calls:
+            self.meter["bytes/down"] += ranks.cost(self.method.cost, tree.from_numpy(call.mine), of(call.clients))
+
+    def _lay(self, value: Tree) -> Any:
+        """A handle of a tree of the server that jobs need where the large parts lie."""
+        self.meter["ray/bytes/down"] += tree.nbytes(value)
+        return self.pool.put(tree.to_numpy(value))
 
     def _check_down(self, name: str, shared: Tree, mine: dict[int, Tree] | None) -> None:
         sent = set(shared) | {n for m in (mine or {}).values() for n in m}

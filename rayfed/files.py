@@ -127,8 +127,14 @@ def yaml_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; {} if the file is empty."""
+    """A YAML mapping; {} if the file is empty. ValueError where it is none."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(Path(path).read_text(), Loader=loader) or {}
+    try:
+        found = yaml.load(Path(path).read_text(), Loader=loader) or {}
+    except yaml.YAMLError as e:
+        raise ValueError(f"{path}: {e}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {type(found).__name__} found, a mapping is needed")
+    return found

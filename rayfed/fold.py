@@ -78,6 +78,35 @@ def merge(a: dict[str, Partial], b: dict[str, Partial]) -> dict[str, Partial]:
     return out
 
 
+Folded = dict[str, dict[str, Partial]]  # what one call's folds gave: part -> key -> Partial
+
+
+def merge_parts(a: Folded, b: Folded) -> Folded:
+    """All parts of two calls, left first; a call whose clients were all dropped has none."""
+    return {part: merge(a.get(part, {}), b.get(part, {})) for part in {**a, **b}}
+
+
+def from_numpy(folded: Folded) -> Folded:
+    """The same with tensors; `to_numpy` is its inverse."""
+    return {
+        part: {k: {"total": tree.from_numpy(p["total"]), "weight": p["weight"]} for k, p in by.items()}
+        for part, by in folded.items()
+    }
+
+
+def to_numpy(folded: Folded) -> Folded:
+    """As it travels between processes."""
+    return {
+        part: {k: {"total": tree.to_numpy(p["total"]), "weight": p["weight"]} for k, p in by.items()}
+        for part, by in folded.items()
+    }
+
+
+def nbytes(folded: Folded) -> int:
+    """Size of the totals, bytes."""
+    return sum(tree.nbytes(p["total"]) for by in folded.values() for p in by.values())
+
+
 def finish(fold: Fold, partials: dict[str, Partial]) -> tuple[Any, Any]:
     """(folded, weight): trees, or per key {int: tree} and {int: float} where the fold has `by`."""
 
@@ -101,9 +130,8 @@ class Merger:
         self.combine = combine
         self.held: dict[tuple[int, int], Any] = {}  # (level, index) -> merged subtree
 
-    def add(self, number: int, value: Any) -> None:
-        """Thing `number` has arrived; complete subtrees merge at once."""
-        level, index = 0, number
+    def add(self, index: int, value: Any, level: int = 0) -> None:
+        """Thing `index` has arrived, or from level 1 up a merged subtree of 2^level things; complete subtrees merge at once."""
         while (level, index ^ 1) in self.held:
             other = self.held.pop((level, index ^ 1))
             value = self.combine(other, value) if index & 1 else self.combine(value, other)

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rayfed import rows, session, snapshot
+from rayfed import remote, rows, session, snapshot
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
 from rayfed.files import durable_write, json_bytes, now, read_yaml, sweep, sync_dir, why, write_all, yaml_bytes
 from rayfed.metrics import outcome
@@ -88,9 +88,16 @@ def new_id(name: str) -> str:
     return f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def new_folder(path: Path, name: str, files: Mapping[str, str | bytes]) -> Path:
-    """Make `PATH/NAME-ID` with `files` in one step. ConfigError if it cannot be written."""
-    return _make(Path(path) / new_id(name), files)
+def new_folder(
+    path: Path, name: str, files: Mapping[str, str | bytes], *, run_id: str | None = None, stored: str | None = None
+) -> Path:
+    """Make `PATH/NAME-ID` with `files` in one step. ConfigError if it cannot be written. Arguments as in `RunFolder.create`."""
+    run_id = run_id or new_id(name)
+    return _make(Path(path) / run_id, {**files, **_pointer(stored, run_id)})
+
+
+def _pointer(stored: str | None, *inner: str) -> dict[str, str | bytes]:
+    return {remote.POINTER: remote.pointer(remote.join(stored, *inner))} if stored else {}
 
 
 def _make(target: Path, files: Mapping[str, str | bytes]) -> Path:
@@ -124,17 +131,32 @@ class RunFolder:
     def __init__(self, path: Path, fence: int):
         self.path, self.fence = Path(path), fence
         self._last: int | None = None
+        self._mirror: remote.Mirror | Literal[False] | None = None  # None: not looked up yet
 
     # -- beginning -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], *, owner: Owner, exact: bool = False) -> RunFolder:
-        """Make `PATH/NAME-ID`, or PATH itself if `exact` (a study's `ARM/seed-S`). ConfigError if that cannot be."""
-        run_id = new_id(str(config.get("name") or "run"))
+    def create(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        owner: Owner,
+        exact: bool = False,
+        run_id: str | None = None,
+        stored: str | None = None,
+    ) -> RunFolder:
+        """Make `PATH/NAME-ID`, or PATH itself if `exact` (a study's `ARM/seed-S`). ConfigError if that cannot be.
+
+        run_id: instead of a new NAME-ID; stored: the URI under which every commit is uploaded (of PATH itself if `exact`).
+        """
+        run_id = run_id or new_id(str(config.get("name") or "run"))
         lock = {"run": run_id, "fence": 1, "owner": asdict(owner), "time": now()}
         files: dict[str, str | bytes] = {"config.yaml": yaml_bytes(config), "lock.json": json_bytes(lock), ".lock": b""}
-        made = cls(_make(Path(path) if exact else Path(path) / run_id, {**files, **session.written(config)}), 1)
+        files |= {**session.written(config), **_pointer(stored, *([] if exact else [run_id]))}
+        made = cls(_make(Path(path) if exact else Path(path) / run_id, files), 1)
         made.event("created", owner=str(owner))
+        made.upload()
         return made
 
     @classmethod
@@ -163,7 +185,41 @@ class RunFolder:
             for part in ("", "parts", "clients", "snapshots", "segments"):
                 sweep(path / part)
             folder._event("opened", owner=str(owner), before=str(other) if other else None)
+        folder.upload()
         return folder
+
+    @classmethod
+    def clone(cls, source: Path, round: int, path: Path, config: Mapping[str, Any], *, owner: Owner) -> RunFolder:
+        """Make PATH a run that goes on after `round` of another one, with its rows up to there and its snapshot of that round,
+        under a config of its own. RunFailed if there is no such snapshot."""
+        found = dict(snapshot.listed(source / "snapshots")).get(round)
+        damage = "it is not there" if found is None else snapshot.damage(found, round)
+        if found is None or damage:
+            raise RunFailed(f"{source} cannot be cloned at round {round}: of its snapshot, {damage}")
+        made = cls.create(path.parent / f".clone-{secrets.token_hex(6)}", config, owner=owner, exact=True)
+        hidden = made.path
+        try:
+            shutil.copytree(found, hidden / "snapshots" / found.name)
+            if (source / session.FOLDER).is_dir():
+                shutil.copytree(source / session.FOLDER, hidden / session.FOLDER, dirs_exist_ok=True)
+            states = json.loads((found / "clients.json").read_text()) if (found / "clients.json").exists() else {}
+            for segment in {s for s, _ in states.values()}:
+                (hidden / "segments").mkdir(exist_ok=True)
+                file = Path("segments") / f"{segment}.safetensors"
+                shutil.copyfile(source / file, hidden / file)
+            for r, row in rows.read(source).items():
+                if r <= round:
+                    rows.append(hidden, made.fence, r, {k: v for k, v in row.items() if k != "round"})
+                    if clients := rows.read_clients(source, r):
+                        rows.write_clients(hidden, made.fence, r, clients)
+            made.event("cloned", source=str(source), round=round)
+            os.rename(hidden, path)
+            sync_dir(path.parent)
+        except OSError as error:
+            raise RunFailed(f"cannot clone {source} to {path}: {why(error, path.parent)}") from error
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+        return cls(path, made.fence)
 
     @classmethod
     def attach(cls, path: Path, fence: int) -> RunFolder:
@@ -215,6 +271,7 @@ class RunFolder:
                     raise
                 _snapshots.prune(self.path / "snapshots", keep)
             self._last = round
+        self.upload()
 
     def rewind(self) -> tuple[int, Path | None]:
         """Go back to the newest snapshot that is whole and has all its rows: (its round, its folder), or (0, None).
@@ -299,11 +356,21 @@ class RunFolder:
             durable_write(self.path / "summary.json", json_bytes({**known, **summary, "status": status}, 1))
             self._event("finished", status=status, rounds=known["rounds"])
             self._release()
+        self.upload(plain=True)
 
     def close(self) -> None:
         """Give the run up (ended or not) while this process lives on: another one may resume it. Repeatable."""
-        with contextlib.suppress(Fenced), self._locked("free the lock"):
-            self._release()
+        with contextlib.suppress(Fenced):
+            with self._locked("free the lock"):
+                self._release()
+            self.upload()
+
+    def upload(self, plain: bool = False) -> None:
+        """Commit the folder as it is to object storage, if it is stored there. Errors as `rayfed.remote.Mirror.push`."""
+        if self._mirror is None:
+            self._mirror = remote.of(self.path) or False
+        if self._mirror:
+            self._mirror.push(self.fence, plain=plain)
 
     def _release(self) -> None:
         durable_write(self.path / "lock.json", json_bytes({**self._lock(), "owner": None}))

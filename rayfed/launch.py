@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rayfed import session
+from rayfed import remote, session
 from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
 from rayfed.files import yaml_bytes
 from rayfed.folder import Owner, RunFolder, new_folder
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 Watch = Callable[[dict[str, Any]], None]
+RUN_ID = "RAYFED_RUN_ID"  # the folder's name, where whoever started the command chose it
 RESUMABLE = (
     "rounds",
     "resources",
@@ -67,7 +69,8 @@ class _Federations:
         from rayfed import methods, models, partition
 
         d = config.to_dict()
-        k = json.dumps([d["seed"], d["task"]["data"], d["federation"]], sort_keys=True, default=str)
+        words = [d["task"]["model"]["name"], d["adapter"].get("tokens")] if ":" in d["task"]["model"]["name"] else []
+        k = json.dumps([d["seed"], d["task"]["data"], d["federation"], words], sort_keys=True, default=str)
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
         cls = methods.get(config.method.name)
@@ -98,29 +101,34 @@ def run(
     from rayfed.config import Config
 
     watch, federations = watch or (lambda state: None), _Federations()
+    base = request if isinstance(request, Config) else request.base
+    path, uri = remote.local(out or base.storage.path)
+    where: dict[str, Any] = {"stored": uri, "run_id": os.environ.get(RUN_ID)}
     if isinstance(request, Config):
         federation = federations.of(request)
         launcher.start([request])
-        folder = RunFolder.create(Path(out or request.storage.path), request.to_dict(), owner=Owner.me())
+        folder = RunFolder.create(path, request.to_dict(), owner=Owner.me(), **where)
         return _single(request, federation, folder, launcher, watch)
     federations.check(request)
     launcher.start([c for _, _, c in request.runs()])
     files = {"study.yaml": yaml_bytes(request.to_dict()), **session.written(request.to_dict())}
-    path = new_folder(Path(out or request.base.storage.path), request.base.name, files)
+    path = new_folder(path, request.base.name, files, **where)
     return _study(request, path, federations, launcher, watch)
 
 
 def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), watch: Watch | None = None) -> Finished:
-    """Continue a run or a study where its last snapshot left it. `sets`: overrides of what may change, e.g. rounds=50."""
+    """Continue a run or a study where its last snapshot left it. `path`: its folder, or its URI in object storage;
+    `sets`: overrides of what may change, e.g. rounds=50."""
     from rayfed.config import Config, Study, load_config
 
-    watch, federations, path = watch or (lambda state: None), _Federations(), Path(path)
+    watch, federations = watch or (lambda state: None), _Federations()
     for s in sets:
         name = s.partition("=")[0].strip()
         if not any(name == r or name.startswith(r + ".") for r in RESUMABLE):
             raise ConfigError(
                 f"--set {name}: a resumed run keeps its {name.split('.')[0]}; may change: {', '.join(RESUMABLE)}{nearest(name, RESUMABLE)}"
             )
+    path = remote.download(str(path)) if remote.is_uri(path) else Path(path)
     if (path / "study.yaml").exists():
         request = load_config(path / "study.yaml", sets)
         assert isinstance(request, Study)
@@ -148,14 +156,19 @@ def _single(config: Config, federation: Federation, folder: RunFolder, launcher:
     if ending.status == "stopped":
         raise _interrupted(asked, folder.path)
     write_report(folder.path)
+    folder.upload(plain=True)
     return Finished(folder.path, ending.status, json.loads((folder.path / "summary.json").read_text()))
 
 
 def _study(study: Study, path: Path, federations: _Federations, launcher: Launcher, watch: Watch) -> Finished:
     from rayfed.report import study_summary, write_report
 
+    mirror = remote.of(path)
+    if mirror:
+        mirror.push(0)
     runs = sorted(study.runs(), key=lambda r: study.seeds.index(r[1]))  # all arms of a seed together share its split
     reports: list[threading.Thread] = []
+    done: list[RunFolder] = []
     with _signals(launcher) as asked:
         for k, (arm, seed, config) in enumerate(runs):
             where = path / arm / f"seed-{seed}"
@@ -164,7 +177,13 @@ def _study(study: Study, path: Path, federations: _Federations, launcher: Launch
             folder = (
                 RunFolder.open(where, owner=Owner.me())
                 if (where / "config.yaml").exists()
-                else RunFolder.create(where, config.to_dict(), owner=Owner.me(), exact=True)
+                else RunFolder.create(
+                    where,
+                    config.to_dict(),
+                    owner=Owner.me(),
+                    exact=True,
+                    stored=remote.join(mirror.uri, arm, f"seed-{seed}") if mirror else None,
+                )
             )
             if folder.fence > 1:  # what was chosen by timing stays chosen
                 chosen = folder.config["resources"]
@@ -175,10 +194,15 @@ def _study(study: Study, path: Path, federations: _Federations, launcher: Launch
                 raise _interrupted(asked, path)
             reports.append(threading.Thread(target=write_report, args=(where,)))
             reports[-1].start()
+            done.append(folder)
     for t in reports:
         t.join()
+    for folder in done:
+        folder.upload(plain=True)
     summary = study_summary(path)
     write_report(path)
+    if mirror:
+        mirror.push(0, plain=True)
     return Finished(path, summary["status"], summary)
 
 

@@ -23,10 +23,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from rayfed import tree
 from rayfed.config import Section
 from rayfed.visit import Info, Visit
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rayfed.config import Config
     from rayfed.fed import Fed
     from rayfed.partition import Federation
@@ -110,6 +113,16 @@ class Method:
             return {"model": shared["model"]}, own
 
         return Visit(begin, (), end)
+
+    def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
+        """Logits (B, C) of what `view` gives, for inputs (B, *input_shape); overridden where that is more than one network's
+        parameters (two models' sum, a mixture that depends on the input). Of such a tree `evaluate.finetune_epochs` trains
+        the entry `own`."""
+        return task.apply(model, x)
+
+    def cost(self, part: str, sent: Tree) -> int:
+        """Bytes on the wire of a part that k clients send or are sent, leaves (k, ...), in the method's own encoding."""
+        return tree.nbytes(sent)
 
     def clusters(self, state: Tree) -> dict[int, int] | None:
         """Client -> cluster id for every client that has one; None if the method does not cluster."""

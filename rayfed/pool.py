@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from rayfed import fold
 from rayfed.tree import Tree
 from rayfed.worker import Job, Worker
 
@@ -13,12 +14,40 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """A job's answer: the small part itself, handles of what stayed where it was made (or None), bytes that moved here."""
+    """A job's answer: the small part itself, handles of what stayed where it was made (or None), bytes that moved here.
+
+    folded: where `meta` has no "folded", what the pool's `merging` takes in its place.
+    """
 
     meta: dict[str, Any]
     large: Any
     own: Any
     moved: int = 0
+    folded: Any = None
+
+
+class Merging:
+    """What the folds of one ask gave, merged call by call along the tree that is fixed by the calls' numbers.
+
+    This one merges in the calling process. moved: bytes that travelled here beside the outcomes themselves.
+    """
+
+    moved = 0
+
+    def __init__(self) -> None:
+        self.merger = fold.Merger(fold.merge_parts)
+
+    def add(self, number: int, out: Outcome) -> None:
+        """Call `number` has ended."""
+        self.merger.add(number, fold.from_numpy(out.meta["folded"]))
+
+    def lost(self) -> list[int]:
+        """Numbers of calls whose folds are gone since they ended; they must be run and added again."""
+        return []
+
+    def result(self) -> fold.Folded:
+        """All calls merged; {} if there was none."""
+        return self.merger.result() or {}
 
 
 class Pool(Protocol):
@@ -37,6 +66,8 @@ class Pool(Protocol):
         """(number of the job, its outcome) as they complete, in any order."""
         ...
 
+    def merging(self, run: str) -> Merging: ...
+
 
 class LocalPool:
     """One worker in this process: `rayfed run --local` and tests."""
@@ -54,6 +85,9 @@ class LocalPool:
 
     def get(self, handle: Any) -> Tree:
         return handle
+
+    def merging(self, run: str) -> Merging:
+        return Merging()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         for i, job in enumerate(jobs):

@@ -24,12 +24,15 @@ def line(state: dict[str, Any]) -> str:
     parts = []
     if "arm" in state:
         parts.append(f"[{state['run_number']}/{state['runs']}] {state['arm']} seed {state['seed']}")
+    if "about" in state:  # a trial of a sweep
+        parts.append(state["about"])
     parts.append(
         f"round {state.get('round', 0)}/{state.get('rounds', '?')}"
         if state.get("round")
         else state.get("status", "starting")
     )
     metrics = state.get("metrics", {})
+    parts += [state["score"]] if "score" in state else []
     parts += [f"{n} {metrics[n]:.3f}" for n in SHOWN if metrics.get(n) is not None]
     if state.get("clients_per_s"):
         parts.append(f"{state['clients_per_s']:.0f} clients/s")
@@ -69,7 +72,7 @@ class Progress:
             return
         ended = state.get("status") in ("done", "stopped", "failed")
         if self.live is not None:
-            if ended and "arm" in state:
+            if ended and ("arm" in state or "about" in state):
                 self.live.console.print(text)
             self.live.update(text)
         elif ended or time.monotonic() - self._at >= 1:
@@ -113,6 +116,27 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
         for note in summary["notes"]:
             console.print(f"note: {note}", markup=False)
     print(f"report: {path / 'report.html'}")
+
+
+def print_sweep(path: Path, summary: dict[str, Any]) -> None:
+    """The best trials of a sweep, and where the page is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayfed.report.sweep import label
+
+    t, several = summary["trials"], any(len(b["seeds"]) > 1 for b in summary["best"])
+    table = Table(title=f"best of {t['begun']} trials, {t['complete']} complete; {summary['rounds']:,} rounds in all")
+    for column in ("point", summary["metric"], *(["less the best"] if several else []), "round"):
+        table.add_column(column, justify="left" if column == "point" else "right")
+    for b in summary["best"]:
+        d = b["difference"] or {}
+        gap = "-" if d.get("mean") is None else f"{d['mean']:+.3f}"
+        gap += f" [{d['ci95'][0]:+.3f}, {d['ci95'][1]:+.3f}]" if d.get("ci95") else ""
+        value = _mean_sd({"mean": b["value"], "sd": b["sd"]})
+        table.add_row(label(b["point"]), value, *([gap] if several else []), str(b["round"]))
+    Console().print(table)
+    print(f"report: {path / 'sweep.html'}")
 
 
 def _mean_sd(v: dict[str, Any] | None) -> str:

@@ -158,8 +158,8 @@ def _parquet(content: pa.Table) -> Any:
     return sink.getvalue()
 
 
-def _client_files(folder: Path) -> dict[int, Path]:
-    """round -> file; a part of a later writer comes before the compacted file."""
+def client_files(folder: Path) -> dict[int, Path]:
+    """round -> file of its client rows, also of a round that was not committed; a later writer's part comes first."""
     found = {int(p.stem.removeprefix("round-")): p for p in (folder / "clients").glob("round-*.parquet")}
     found.update({int(p.stem.split("-")[1]): p for p in _parts(folder, "clients-*.parquet")})
     return dict(sorted(found.items()))
@@ -170,7 +170,7 @@ def read_clients(folder: Path, round: int | None = None) -> list[Row]:
     import pyarrow.parquet as pq
 
     committed = read(folder)
-    files = {r: p for r, p in _client_files(folder).items() if r in committed}
+    files = {r: p for r, p in client_files(folder).items() if r in committed}
     path = files.get(max(files) if round is None and files else round or 0)
     return pq.read_table(path).to_pylist() if path else []
 
@@ -206,7 +206,7 @@ def compact(folder: Path) -> dict[int, Row]:
     durable_write(folder / "metrics.parquet", _parquet(table(list(rows.values()))))
     clients = folder / "clients"
     clients.mkdir(exist_ok=True)
-    for round, path in _client_files(folder).items():
+    for round, path in client_files(folder).items():
         if round in rows and path.parent != clients:
             os.replace(path, clients / f"round-{round:06d}.parquet")
     sync_dir(clients)

@@ -31,7 +31,7 @@ def runs(dir: Path | str) -> list[dict[str, Any]]:
             elif (path / "config.yaml").is_file() and (path / "lock.json").is_file():
                 found.append(_run(path))
         except (OSError, ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
-            about = {"method": None, "round": None, "rounds": None, "started": _started(path), "path": str(path)}
+            about = {"method": None, "round": None, "rounds": None, "started": started(path), "path": str(path)}
             found.append({"name": path.name, "kind": "run", "status": f"unreadable: {error}", **about})
     return sorted(found, key=lambda r: r["started"])
 
@@ -79,7 +79,7 @@ def study_runs(path: Path, study: Mapping[str, Any]) -> Iterator[tuple[str, int,
             yield str(arm), int(seed), path / str(arm) / f"seed-{seed}"
 
 
-def _started(path: Path) -> str:
+def started(path: Path) -> str:
     """From the name's id; the folder's time if it was renamed."""
     parts = path.name.rsplit("-", 3)
     try:
@@ -98,7 +98,7 @@ def _run(path: Path) -> dict[str, Any]:
         "status": status(path),
         "round": _round(path),
         "rounds": config.get("rounds"),
-        "started": _started(path),
+        "started": started(path),
         "path": str(path),
     }
 
@@ -131,6 +131,6 @@ def _study(path: Path) -> dict[str, Any]:
         "status": said,
         "round": sum(_round(where) for where in begun),
         "rounds": rounds,
-        "started": _started(path),
+        "started": started(path),
         "path": str(path),
     }

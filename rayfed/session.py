@@ -123,9 +123,14 @@ def name_of(thing: type | FunctionType, setting: str) -> str:
     if thing.__module__ != "__main__" and file and file.endswith(".py") and Path(file).is_file():
         return f"{Path(file).resolve()}:{name}"
     text = _Writer(setting, name).text(thing).encode()
-    path = f"{FOLDER}/{name}-{_digest(text)}.py"
+    path = named_text(name, text)
     _texts[path] = text
     return f"{path}:{name}"
+
+
+def named_text(stem: str, text: bytes) -> str:
+    """The path of code that lies in no file of the user's: `code/STEM-DIGEST.py`."""
+    return f"{FOLDER}/{stem}-{_digest(text)}.py"
 
 
 class _Writer:

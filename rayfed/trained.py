@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed import snapshot, tree
+from rayfed import files, snapshot, tree
+from rayfed.adapters import ranks
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
+from rayfed.method import Method
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor, nn
 
     from rayfed.config import Config, Named
+    from rayfed.tree import Tree
 
 
 class Model(dict[str, Any]):
     """Parameters by name, and the network that has them: `model(x)` gives logits (B, classes) of inputs (B, *input_shape)."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], network: Named, classes: int, input_shape: Sequence[int]):
+    def __init__(
+        self,
+        parameters: Mapping[str, Any],
+        network: Named,
+        classes: int,
+        input_shape: Sequence[int],
+        logits: Callable[[Tree, Tensor], Tensor] | None = None,
+    ):
+        """logits(parameters, x): of a method's own, whose models are more than one network's parameters."""
         super().__init__(parameters)
-        self.network, self.classes, self.input_shape = network, classes, tuple(input_shape)
+        self.network, self.classes, self.input_shape, self.logits = network, classes, tuple(input_shape), logits
 
     def __call__(self, x: ArrayLike) -> Tensor:
         """Logits (B, classes), without gradients. ValueError if the inputs are not (B, *input_shape)."""
-        like = next(iter(self.values()))
-        inputs = torch.as_tensor(x).to(like.device, like.dtype)
+        like = tree.values(dict(self))[0]
+        inputs = torch.as_tensor(x).to(like.device)
+        inputs = inputs.to(like.dtype) if self.logits is None or inputs.is_floating_point() else inputs
         if tuple(inputs.shape[1:]) != self.input_shape:
             wanted = ", ".join(map(str, ("B", *self.input_shape)))
             raise ValueError(f"inputs of shape {tuple(inputs.shape)} found, needed: ({wanted})")
         with torch.no_grad():
+            if self.logits is not None:
+                return self.logits(dict(self), inputs)
             return torch.func.functional_call(self._bare, dict(self), (inputs,))
 
     def module(self) -> nn.Module:
-        """A torch.nn.Module with a copy of the parameters, to train on, export or save."""
+        """A torch.nn.Module with a copy of the parameters, to train on, export or save. TypeError where the method's model is
+        more than one network."""
+        if self.logits is not None:
+            raise TypeError(
+                f"what the method serves is no single module but a tree of {', '.join(self)}; call it instead"
+            )
         made = self._build()
         made.load_state_dict({n: p.clone() for n, p in self.items()}, strict=False)  # buffers are the network's own
         return made
@@ -90,10 +110,14 @@ class Served:
         pool.setup(folder.name, config, self.federation, start)
         self.fed = Fed(config, self.federation, here.method, here.task, pool, folder.name)
         self.fed.store.load(where, folder / "segments")
-        self.method, self.state = here.method, tree.from_numpy(snapshot.load_tree(where, "server"))
+        self.method, self.task, self.state = (
+            here.method,
+            here.task,
+            tree.from_numpy(snapshot.load_tree(where, "server")),
+        )
 
-    def model(self, client: int) -> Model:
-        """Of one client, also of a held-out one. ConfigError if there is no such client."""
+    def _of(self, client: int) -> tuple[Tree, int]:
+        """(the parameters that a client is served, its LoRA rank). ConfigError if there is no such client."""
         n = self.federation.clients
         if not 0 <= client < n:
             raise ConfigError(f"client: {client} found, allowed: 0 to {n - 1}")
@@ -102,5 +126,40 @@ class Served:
         got = self.fed.ask(
             "@served", [client], shared=self.method.serve(self.state), mine={client: mine} if mine else None
         )
-        parameters = tree.map(torch.clone, got.gather("model")[client])
-        return Model(parameters, self.config.task.model, self.federation.classes, self.federation.input_shape)
+        return tree.map(torch.clone, got.gather("model")[client]), int(got.gather("rank")[client])
+
+    def save_adapter(self, client: int, where: Path) -> None:
+        """See `rayfed.api.Run.save_adapter`."""
+        if self.config.adapter.kind in ("none", "full", "bias"):
+            raise ConfigError(f"adapter.kind: {self.config.adapter.kind} found, so a client has no adapter to save")
+        if type(self.method).logits is not Method.logits:
+            raise ConfigError(
+                f"method.name: {self.config.method.name} serves more than one adapter; see model(client=)"
+            )
+        if where.exists() and (not where.is_dir() or any(where.iterdir())):
+            raise ConfigError(f"{where}: exists already and is no empty folder")
+        parameters, rank = self._of(client)
+        by = ranks.factor(self.config, rank)
+        if by is not None:  # the served tree is in units of the largest rank's scale
+            parameters = ranks.cut(parameters, rank, 1 / by)
+        hidden = where.with_name(f".{where.name}.{os.getpid()}")
+        hidden.mkdir(parents=True)
+        try:
+            self.task.publish(parameters, hidden, rank or None)
+            if where.exists():
+                where.rmdir()
+            hidden.rename(where)
+        finally:
+            files.remove(hidden)
+
+    def model(self, client: int) -> Model:
+        """Of one client, also of a held-out one. ConfigError if there is no such client."""
+        parameters, _ = self._of(client)
+        own = type(self.method).logits is not Method.logits or self.config.task.model.name.startswith("hf:")
+        return Model(
+            parameters,
+            self.config.task.model,
+            self.federation.classes,
+            self.federation.input_shape,
+            partial(self.method.logits, self.task) if own else None,
+        )

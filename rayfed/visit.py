@@ -35,7 +35,8 @@ class Info(NamedTuple):
 
     client: id; examples: train examples; counts: (C,) train examples per class; steps: real steps taken so far;
     lr: this round's learning rate; sum_lr: lr summed over the real steps; round, rounds: from 1;
-    secret: a key that all clients of the round share and the server program is not given.
+    secret: a key that all clients of the round share and the server program is not given; rank: of its LoRA adapter, 0
+    without one.
     """
 
     client: Tensor
@@ -47,6 +48,7 @@ class Info(NamedTuple):
     round: Tensor
     rounds: Tensor
     secret: Tensor
+    rank: Tensor
 
 
 @dataclass(frozen=True)

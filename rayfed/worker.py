@@ -5,6 +5,7 @@ A `Job` is small: names, ids, settings and references. Payloads reach `Worker.do
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections import OrderedDict
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed import evaluate, execute, keys, optim, tree
+from rayfed.adapters import ranks
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
 from rayfed.fold import Fold, merge, partial
+from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
 from rayfed.tree import Tree
 
@@ -30,7 +33,7 @@ SMALL = 4096  # elements per client: up to here an unfolded part travels to the 
 
 @dataclass(frozen=True)
 class Job:
-    """kind: visit | linear | pick | gram | probe; handles: what the pool resolves to values, in this order."""
+    """kind: visit | linear | pick | gram | dot | probe; handles: what the pool resolves to values, in this order."""
 
     run: str
     kind: str
@@ -68,23 +71,38 @@ class Failure(NamedTuple):
 
 
 class Resident:
-    """One run inside one process: method, task, data."""
+    """One run inside one process: method, task, data. `like`: a resident run whose task and data serve again if they are the same."""
 
-    def __init__(self, config: Any, federation: Federation, start: Any, device: str):
+    task: Task
+    data: dict[str, Any]
+    planner: Planner
+
+    def __init__(self, config: Any, federation: Federation, start: Any, device: str, like: Resident | None = None):
+        from rayfed import task
         from rayfed.methods import get
-        from rayfed.task import Task
 
         self.config, self.device = config, device
+        self.same = shared_by(config)
         cls = get(config.method.name)
         self.method: Method = cls(cls.Settings(**config.method.options), config)
-        self.task = Task(config, federation, device, start)
-        self.data = {n: torch.as_tensor(x) for n, x in tree.from_numpy(federation.arrays).items()}
-        self.data = {
-            n: x.to(device, self.task.dtype if x.is_floating_point() else x.dtype) for n, x in self.data.items()
-        }
-        self.planner = Planner(
-            federation, seed=config.seed, batch_size=config.local.batch_size, device=device, dtype=self.task.dtype
-        )
+        if like is not None and like.same == self.same:
+            self.task, self.data, self.planner = like.task, like.data, like.planner
+        else:
+            self.task = task.of(federation.kind)(config, federation, device, start)
+            self.data = {n: torch.as_tensor(x) for n, x in tree.from_numpy(federation.arrays).items()}
+            self.data = {
+                n: x.to(device, self.task.dtype if x.is_floating_point() else x.dtype) for n, x in self.data.items()
+            }
+            self.planner = Planner(
+                federation,
+                seed=config.seed,
+                batch_size=config.local.batch_size,
+                device=device,
+                dtype=self.task.dtype,
+                ranks=self.task.ranks,
+            )
+        self.own_rank = ranks.kept(config, self.method.wire)
+        self.ranked = self.own_rank or ranks.unequal(config)
         self._visits: dict[tuple[str, bool], Visit] = {}
 
     def visit(self, name: str, score_local: bool) -> Visit:
@@ -95,8 +113,16 @@ class Resident:
                 made = getattr(self.method, name)(self.task)
                 if score_local and made.local is not None:
                     made = evaluate.with_local_score(made, self.task)
+            if self.ranked and name not in ("@global", "@cluster"):  # those score the server's own models
+                made = ranks.at_rank(made, self.task, self.own_rank)
             self._visits[name, score_local] = made
         return self._visits[name, score_local]
+
+
+def shared_by(config: Any) -> str:
+    """What decides a run's task and data, as text: of two runs that agree in it, one set serves both."""
+    d = config.to_dict()
+    return json.dumps([d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")], sort_keys=True)
 
 
 class Worker:
@@ -104,14 +130,16 @@ class Worker:
 
     RUNS = 4  # runs kept resident: a study's arms alternate, a sweep's trials move on
 
-    def __init__(self, device: str = "cpu"):
-        self.device = device
+    def __init__(self, device: str = "cpu", keep: int = RUNS):
+        self.device, self.keep = device, keep
         self.runs: OrderedDict[str, Resident] = OrderedDict()
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any = None) -> None:
         """Make a run resident; `start`: see `rayfed.engine.start_from`."""
-        self.runs[run] = Resident(config, federation, start, self.device)
-        while len(self.runs) > self.RUNS:
+        same = shared_by(config)
+        like = next((r for r in self.runs.values() if r.same == same), None)
+        self.runs[run] = Resident(config, federation, start, self.device, like)
+        while len(self.runs) > self.keep:
             self.runs.popitem(last=False)
 
     def do(self, job: Job, values: Sequence[Any]) -> tuple[dict[str, Any], Tree | None, Tree | None]:
@@ -147,7 +175,7 @@ class Worker:
         kept: list[Tree] = []
         states: list[Tree] = []
         clients: list[int] = []
-        counted: dict[str, list[Any]] = {"examples": [], "steps": []}
+        counted: dict[str, list[Any]] = {"examples": [], "steps": [], "ranks": []}
         local: dict[int, dict[str, float]] = {}
         sent = 0
         evaluation = call.visit.startswith("@")
@@ -160,13 +188,15 @@ class Worker:
                 parts, after, steps = (tree.map(lambda x, rows=rows: x[rows], t) for t in (parts, after, steps))
             here = torch.as_tensor(good, device=self.device)
             ids = [cohort.clients[p] for p in good]
+            now = after["rank"] if res.own_rank else cohort.info.rank[here]
             scores = parts.pop("@local", None)
             if scores is not None:
                 local.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
             if not evaluation:
                 check_wire(res.method.wire.up, parts, res.task, call.visit)
                 check_wire(res.method.wire.keep, after, res.task, f"{call.visit} (client state)", all_of_them=True)
-                sent += tree.nbytes(parts) + 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
+                sent += ranks.cost(res.method.cost, parts, now.tolist() if res.ranked else None)
+                sent += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
             examples = cohort.info.examples[here]
             for fold in call.folds:
                 got = partial(fold, parts, tree.map(lambda x, here=here: x[here], mine), examples)
@@ -176,6 +206,7 @@ class Worker:
             states.append(after)
             clients += ids
             counted["examples"] += examples.tolist()
+            counted["ranks"] += now.tolist()
             counted["steps"] += torch.as_tensor(steps).reshape(-1).tolist()
         stacked = _join(kept)
         large = {n: p for n, p in stacked.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
@@ -184,15 +215,13 @@ class Worker:
         meta = {
             "clients": clients,
             "failures": failures,
-            "folded": {
-                p: {k: {"total": tree.to_numpy(x["total"]), "weight": x["weight"]} for k, x in f.items()}
-                for p, f in folded.items()
-            },
+            "folded": fold_to_numpy(folded),
             "small": tree.to_numpy(small),
             "large": tuple(large),
             "has_own": wants_own,
             "local": local,
             "bytes_up": sent,
+            "before": dict(zip(call.clients, own["rank"].tolist(), strict=True)) if res.own_rank else {},
             "seconds": time.perf_counter() - began,
             **counted,
         }
@@ -329,6 +358,20 @@ class Worker:
         """Inner products of two cohorts' parts, (a, b)."""
         a, b = (tree.values(tree.from_numpy(v[args["part"]], self.device)) for v in values)
         g = sum(x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in zip(a, b, strict=True))
+        return {"value": tree.to_numpy(g)}, None, None
+
+    def _dot(
+        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+        """Inner products of one cohort's part (c, ...) with K trees (K, ...), whose entries it may be more than: (c, K) float64."""
+        a, b = (tree.from_numpy(v, self.device) for v in (values[0][args["part"]], values[1]))
+        here, products = dict(tree.leaves(a)), []
+        for path, y in tree.leaves(b):
+            # Row by row and in fresh memory: a client's bits depend neither on its cohort nor on where its row lay.
+            wide = y.reshape(y.shape[0], -1).to(torch.float64, copy=True)
+            rows = (x.reshape(-1).to(torch.float64, copy=True) for x in here[path])
+            products.append(torch.stack([wide @ x for x in rows]))
+        g = torch.stack(products).sum(0)
         return {"value": tree.to_numpy(g)}, None, None
 
     def _probe(

@@ -71,6 +71,19 @@ def make_model(where: Path, kind: str = "bert", layers: int = 2, spread: float =
     make_tokenizer(where)
 
 
+def make_vit(where: Path, layers: int = 2, **more: Any) -> None:
+    """A ViT of 8x8 images of one channel, as a classifier of 10 classes; `more`: of its config."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    about = {
+        "image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": layers,
+        "num_attention_heads": 2, "intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.2, "num_labels": 10,
+    }  # fmt: skip
+    ViTForImageClassification(ViTConfig(**{**about, **more})).save_pretrained(where)
+
+
 def make_places(root: Path, layers: int = 2, spread: float = 0.02) -> dict[str, Path]:
     """`bert`, `gpt2`: model folders; `data`: texts whose words tell the class, 3 classes of 40 + 8."""
     for kind in ("bert", "gpt2"):

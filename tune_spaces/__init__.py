@@ -1,1 +1,1 @@
-"""Ray Tune search spaces of rayfed; one file per space."""
+"""Ray Tune search spaces of rayfed, one file each; `tune_spaces.sweep` runs them."""

@@ -1,40 +1,55 @@
-"""Adapters: which parameters of a pretrained network are trained. PEFT defines them and their files; visits train them."""
+"""Adapters: which parameters of a pretrained network are trained. PEFT defines those it has, and their files (`IN_PEFT`);
+`rayfed.adapters.inside` has the others; visits train them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rayfed.errors import nearest
+from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from rayfed.config import Adapter
 
+IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
+INSIDE = ("bottleneck", "ssf", "vpt")  # saved in our own, see rayfed.adapters.inside
 
-def peft_config(adapter: Adapter, task_type: str | None) -> Any:
-    """PEFT's config of an adapter that PEFT knows, None for the others (bias, full, none)."""
+
+def peft_config(adapter: Adapter, task_type: str | None, modules: list[str] | None = None) -> Any:
+    """PEFT's config of an adapter that PEFT knows, None for the others. modules: those that are trained whole, if PEFT does not
+    know from the task type."""
     import peft
 
     if adapter.kind == "lora":
         return peft.LoraConfig(
             task_type=task_type,
-            r=adapter.rank,
-            lora_alpha=adapter.alpha if adapter.alpha is not None else 2 * adapter.rank,
+            modules_to_save=modules,
+            r=adapter.largest,
+            lora_alpha=adapter.alpha if adapter.alpha is not None else 2 * adapter.largest,
             target_modules=list(adapter.targets) if adapter.targets else None,
             lora_dropout=adapter.dropout,
         )
     if adapter.kind == "ia3":
         return peft.IA3Config(
             task_type=task_type,
+            modules_to_save=modules,
             target_modules=list(adapter.targets) if adapter.targets else None,
             feedforward_modules=list(adapter.feedforward) if adapter.feedforward is not None else None,
         )
+    if adapter.kind == "prompt":
+        return peft.PromptTuningConfig(task_type=task_type, num_virtual_tokens=adapter.tokens)
+    if adapter.kind == "prefix":
+        return peft.PrefixTuningConfig(task_type=task_type, num_virtual_tokens=adapter.tokens)
     return None
 
 
-def attach(network: Any, adapter: Adapter, with_head: bool) -> Any:
+def attach(
+    network: Any, adapter: Adapter, task_type: str, causal: bool = False, words: Sequence[int] | None = None
+) -> Any:
     """The network with the adapter in it; what is trained requires gradients, the head among it.
 
-    with_head: the network has a classifier of its own.
+    task_type: PEFT's word for what the network gives, SEQ_CLS | FEATURE_EXTRACTION | CAUSAL_LM; causal: tokens look back only;
+    words: token ids of a prompt's `text`. ConfigError if the network cannot have this adapter.
     """
     import peft
 
@@ -44,12 +59,38 @@ def attach(network: Any, adapter: Adapter, with_head: bool) -> Any:
         for name, p in network.named_parameters():
             p.requires_grad_(name.endswith(".bias") or bool({"classifier", "score"} & set(name.split("."))))
         return network
-    made = peft_config(adapter, "SEQ_CLS" if with_head else "FEATURE_EXTRACTION")
-    return peft.get_peft_model(network, made)
+    if problems := _targets(adapter, {n: p.shape for n, p in network.named_parameters()}):
+        raise ConfigError(problems)
+    if adapter.kind == "head" or adapter.kind in INSIDE:
+        from rayfed.adapters import inside
+
+        inside.attach(network, adapter)
+        return network
+    images = network.main_input_name == "pixel_values"  # PEFT's task types are of texts
+    whole = ["classifier"] if images and task_type == "SEQ_CLS" else None
+    config = peft_config(adapter, None if images else task_type, whole)
+    if adapter.kind in ("prompt", "prefix"):
+        from rayfed.adapters import prompt
+
+        return prompt.attach(network, config, adapter, causal, words)
+    made = peft.get_peft_model(network, config)
+    if adapter.kind == "lora" and adapter.dropout:
+        from rayfed.adapters import dropout
+
+        dropout.replace(made, adapter.dropout)
+    return made
 
 
 def redraw(network: Any, adapter: Adapter) -> None:
     """A fresh adapter, as PEFT initialises it, from torch's global generator."""
+    if adapter.kind in ("prompt", "prefix"):
+        from rayfed.adapters import prompt
+
+        prompt.redraw(network, adapter)
+    if adapter.kind in INSIDE:
+        from rayfed.adapters import inside
+
+        inside.redraw(network)
     if adapter.kind not in ("lora", "ia3"):
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -62,11 +103,29 @@ def redraw(network: Any, adapter: Adapter) -> None:
                 module.reset_ia3_parameters("default")
 
 
-def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """Targets that match nothing, and ranks above the layers', from the checkpoint's names and shapes."""
+def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]], about: Mapping[str, Any]) -> list[str]:
+    """Targets that match nothing, ranks above the layers', prompts that the model's inputs have no place for; from the checkpoint's
+    names and shapes and its config.json."""
+    texts = "vocab_size" in about or "text_config" in about
+    if adapter.kind in ("prompt", "prefix") and not texts:
+        return [f"adapter.kind: {adapter.kind} found, a {about['model_type']} takes no texts; allowed for images: vpt"]
+    if adapter.kind == "vpt" and texts:
+        return [f"adapter.kind: vpt found, a {about['model_type']} takes no images; allowed for texts: prompt, prefix"]
+    # Image models have other names in memory than in files: `attach` looks.
+    return _targets(adapter, shapes) if texts else []
+
+
+def _targets(adapter: Adapter, shapes: Mapping[str, Sequence[int]]) -> list[str]:
     targets = getattr(adapter, "targets", None)
     if not targets:
         return []
+    if adapter.kind in INSIDE:  # any module, a block too
+        modules = {".".join(p[:i]) for p in (n.split(".") for n in shapes) for i in range(1, len(p))}
+        last = sorted({n.rpartition(".")[2] for n in modules})
+        return [
+            f"adapter.targets: {t!r} matches no module{nearest(t, last)}; modules: {', '.join(last)}"
+            for t in targets if not any(n == t or n.endswith(f".{t}") for n in modules)
+        ]  # fmt: skip
     layers = {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight") and len(s) == 2}
     problems = []
     for t in targets:
@@ -74,7 +133,7 @@ def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> list[str]:
         if not hit:
             known = sorted({n.rpartition(".")[2] for n in layers})
             problems.append(f"adapter.targets: {t!r} matches no layer{nearest(t, known)}; layers: {', '.join(known)}")
-        elif adapter.kind == "lora" and adapter.rank > min(min(s) for s in hit.values()):
+        elif adapter.kind == "lora" and adapter.largest > min(min(s) for s in hit.values()):
             least = min(min(s) for s in hit.values())
-            problems.append(f"adapter.rank: {adapter.rank} found, the smallest layer {t!r} allows at most {least}")
+            problems.append(f"adapter.rank: {adapter.largest} found, the smallest layer {t!r} allows at most {least}")
     return problems

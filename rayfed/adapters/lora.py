@@ -7,9 +7,12 @@ W x + (alpha / r) B A x. All of it is for linear layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from rayfed import tree
+from rayfed.adapters import ranks
+from rayfed.adapters.ranks import is_a as is_a
+from rayfed.adapters.ranks import is_b as is_b
 from rayfed.lazy import torch
 from rayfed.method import Method
 from rayfed.visit import Visit, sgd_visit
@@ -27,12 +30,20 @@ Pair = tuple["Tensor", "Tensor"]  # (B, A)
 
 
 class OverLoRA(Method):
-    """Base of the methods that are about the factors: they refuse configs without `adapter: {kind: lora}`."""
+    """Base of the methods that are about the factors: they refuse configs without `adapter: {kind: lora}`.
+
+    one_rank: why the method cannot have clients of different ranks; None if it can.
+    """
+
+    one_rank: ClassVar[str | None] = None
 
     def check(self, config: Config) -> list[str]:
-        if config.adapter.kind == "lora":
-            return []
-        return [f"adapter.kind: {config.adapter.kind} found, method.name: {config.method.name} needs lora"]
+        if config.adapter.kind != "lora":
+            return [f"adapter.kind: {config.adapter.kind} found, method.name: {config.method.name} needs lora"]
+        if self.one_rank and ranks.unequal(config):
+            found = ", ".join(map(str, sorted(config.adapter.shares)))
+            return [f"adapter.rank: {found} found, method.name: {config.method.name} allows one: {self.one_rank}"]
+        return []
 
 
 class Names(NamedTuple):
@@ -42,26 +53,19 @@ class Names(NamedTuple):
     a: str
 
 
-def is_a(name: str) -> bool:
-    """Whether a trained parameter is a factor A (r, n)."""
-    return "lora_A" in name.split(".")
-
-
-def is_b(name: str) -> bool:
-    """Whether a trained parameter is a factor B (m, r)."""
-    return "lora_B" in name.split(".")
-
-
 def pairs(names: Iterable[str]) -> list[Names]:
     """The factors of every adapted layer, in the order of the names."""
     return [Names(n.replace("lora_A", "lora_B"), n) for n in names if is_a(n)]
 
 
 def scale(config: Config) -> float:
-    """alpha / r, what a layer multiplies B A by; alpha is twice the rank where it is not set."""
+    """alpha / r, what a layer multiplies B A by; alpha is twice the rank where it is not set, r the largest rank.
+
+    It is so for every client's product at the server: B is in these units there (see `rayfed.adapters.ranks`).
+    """
     c = config.adapter
     assert c.kind == "lora"
-    return 2.0 if c.alpha is None else c.alpha / c.rank
+    return 2.0 if c.alpha is None else c.alpha / c.largest
 
 
 def weight_of(task: Task, n: Names) -> tuple[str, bool]:
@@ -122,15 +126,18 @@ def train_some(
 def products(before: Tree, got: Replies, weight: str, part: str = "delta") -> dict[Names, Pair]:
     """Each layer's D* = sum_i p_i B_i A_i as a pair B (m, K r), A (K r, n): the clients' factors side by side, B_i times p_i.
 
-    The replies' `part` holds the changes from `before` and must have been kept; weight: "examples" or "one".
+    The replies' `part` holds the changes from `before` and must have been kept; weight: "examples" or "one". A client of a
+    smaller rank started from `before` cut to it, and its B_i carries its own alpha / r_i over the largest rank's: D* times
+    `scale` is the mean of what the clients add to W.
     """
     names = pairs(before)
     moved = got.stacked(part, [n for pair in names for n in pair])
     w = got.examples if weight == "examples" else torch.ones_like(got.examples)
     p = (w / w.sum()).to(tree.values(moved)[0].device)
     out = {}
+    held = got.ranks.to(p.device)
     for n in names:
-        b, a = ((before[x] + moved[x]).to(torch.float64) for x in n)
+        b, a = ((ranks.cut({x: before[x].expand_as(moved[x])}, held)[x] + moved[x]).to(torch.float64) for x in n)
         b = (b * p[:, None, None]).transpose(0, 1)
         out[n] = b.reshape(len(b), -1), a.reshape(-1, a.shape[2])
     return out

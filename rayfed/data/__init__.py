@@ -19,7 +19,8 @@ SOURCES = {"digits": "digits", "parquet": "parquet", "hf": "hub", "synthetic": "
 @dataclass(frozen=True)
 class Part:
     """Rows: x (n, ...) float32 (images (n, C, H, W) in [0, 1]), or texts (n,) as objects until they are token ids (n, L)
-    int32; y (n,) int64; natural client, domain, split (n,) str.
+    int32, or instruction, input and response (n, 3) as objects until they are ids and targets (n, 2, L) int32; y (n,) int64;
+    natural client, domain, split (n,) str.
 
     split: train | valid | test | test_unseen (a client without training rows). An empty client name means none.
     """
@@ -38,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set; kind: image | tabular | text."""
+    """A named data set; kind: image | tabular | text | instruct."""
 
     name: str
     train: Part
@@ -59,7 +60,8 @@ def names() -> list[tuple[str, str]]:
         ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
         (
             "parquet:DIR",
-            "train.parquet and test.parquet: images as bytes, texts or numeric columns, a label, maybe client and domain",
+            "train.parquet and test.parquet: images as bytes, texts, instructions with responses, or numeric columns; a label, "
+            "maybe client and domain",
         ),
         ("hf:NAME_OR_PATH", "a labelled set through the `datasets` library, from the hub or a local folder"),
         ("synthetic:blobs", "Gaussian classes in `features` dimensions"),

@@ -1,7 +1,8 @@
-"""Parquet folders: train.parquet, optionally test.parquet; images as raw bytes, texts or numeric columns, one label column.
+"""Parquet folders: train.parquet, optionally test.parquet; images as raw bytes, texts, instructions with responses, or numeric
+columns; one label column.
 
-Which column is what: the options `image, text, label, client, domain, split, features, shape`, else the schema's metadata entry
-`shelf` (JSON: height, width, channels, features, label_names), else the usual names.
+Which column is what: the options `image, text, instruction, input, response, label, client, domain, split, features, shape`, else
+the schema's metadata entry `shelf` (JSON: height, width, channels, features, label_names), else the usual names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayfed import keys
-from rayfed.data import Dataset, Part, stratified, unknown_options
+from rayfed.data import Dataset, Part, instruct, stratified, unknown_options
 from rayfed.data.columns import fraction_problems, labels, standardised
 from rayfed.errors import ConfigError, nearest
 
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
 
     from rayfed.config import Named
 
-OPTIONS = ("image", "text", "label", "client", "domain", "split", "features", "shape", "length", "test")
+OPTIONS = (
+    "image",
+    "text",
+    "label",
+    "client",
+    "domain",
+    "split",
+    "features",
+    "shape",
+    "length",
+    "test",
+    *instruct.OPTIONS,
+)
 TEXT = ("text", "sentence")
 SPLITS = ("train", "valid", "test", "test_unseen")
 
@@ -46,12 +59,13 @@ def _option_problems(o: dict[str, Any]) -> list[str]:
         isinstance(shape, list) and len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape)
     ):
         out.append(f"task.data.shape: {shape!r} found, allowed: [height, width, channels]")
-    said = [n for n in ("image", "text", "features") if o.get(n)]
+    said = [n for n in ("image", "text", "features", "response") if o.get(n)]
     if len(said) > 1:
         out.append(f"task.data.{said[-1]}: {' and '.join(said)} are both set; choose one")
     length = o.get("length", 1)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         out.append(f"task.data.length: {length!r} found, allowed: tokens of a text, a whole number >= 1")
+    out += instruct.option_problems(o)
     return out + (fraction_problems(o["test"]) if "test" in o else [])
 
 
@@ -64,10 +78,18 @@ def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any],
     there = f"columns: {', '.join(columns)}"
     use: dict[str, Any] = {"label": o.get("label", "label"), "names": tuple(meta.get("label_names") or ())}
     use["features"] = o.get("features") or meta.get("features")
+    use |= _record(o, columns, use)
+    if use["response"] and "label" not in o:
+        use["label"] = next((n for n in instruct.LABELS if n in columns), None)
     use["text"] = o.get("text") or next(
-        (t for t in TEXT if t in columns and not (use["features"] or "image" in columns or "image" in o)), None
+        (
+            t
+            for t in TEXT
+            if t in columns and not (use["features"] or use["response"] or "image" in columns or "image" in o)
+        ),
+        None,
     )
-    use["image"] = o.get("image", None if use["features"] or use["text"] else "image")
+    use["image"] = o.get("image", None if use["features"] or use["text"] or use["response"] else "image")
     use["shape"] = o.get("shape") or (
         [meta["height"], meta["width"], meta.get("channels", 1)] if "height" in meta else None
     )
@@ -80,7 +102,8 @@ def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any],
             f"(text: COLUMN) or numeric columns (features: [...]); {there}"
         )
         use["image"] = None
-    wanted = [(n, use[n]) for n in ("image", "text", "label", "client", "domain", "split") if use[n]]
+    roles = ("image", "text", *instruct.FIELDS, "label", "client", "domain", "split")
+    wanted = [(n, use[n]) for n in roles if use[n]]
     wanted += [("features", f) for f in use["features"] or ()]
     problems += [
         f"task.data.{n}: {file} has no column {c!r}{nearest(c, columns)}; {there}"
@@ -103,16 +126,31 @@ def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any],
             problems.append(
                 f"task.data.shape: {use['shape']} is {int(np.prod(use['shape']))} bytes, the images of {file} have {size}"
             )
-    if use["text"] in columns:
-        kind = schema.field(use["text"]).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            problems.append(f"task.data.text: column {use['text']!r} of {file} is {kind}, allowed: text")
+    for n in ("text", *instruct.FIELDS):
+        if use[n] in columns:
+            kind = schema.field(use[n]).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                problems.append(f"task.data.{n}: column {use[n]!r} of {file} is {kind}, allowed: text")
+    unused = [n for n in instruct.OPTIONS if n in o and not use["response"]]
+    if unused and not problems:
+        problems.append(
+            f"task.data.{unused[0]}: belongs to instructions with answers; name the answers' column (response: COLUMN); {there}"
+        )
     for f in use["features"] or ():
         if f in columns:
             kind = schema.field(f).type
             if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
                 problems.append(f"task.data.features: column {f!r} of {file} is {kind}, allowed: numbers")
     return use, problems
+
+
+def _record(o: dict[str, Any], columns: list[str], use: dict[str, Any]) -> dict[str, str | None]:
+    """Columns of instruction, input and response, each None where the table holds no instructions."""
+    found = {n: o.get(n) or next((c for c in known if c in columns), None) for n, known in instruct.COLUMNS.items()}
+    other = use["features"] or "image" in columns or any(n in o for n in ("image", "text"))
+    if "response" in o or (found["instruction"] and found["response"] and not other):
+        return {**found, "instruction": found["instruction"] or instruct.COLUMNS["instruction"][0]}
+    return dict.fromkeys(found)
 
 
 def check(spec: Named) -> list[str]:
@@ -156,7 +194,7 @@ def load(spec: Named, seed: int) -> Dataset:
     if not tables[0].num_rows:
         raise ConfigError(f"task.data: {files[0]} has no rows")
     columns = []
-    for t in tables:
+    for t in tables if use["label"] else ():
         if t[use["label"]].null_count:
             raise ConfigError(
                 f"task.data.label: {t[use['label']].null_count} rows of {folder} have no value in column {use['label']!r}"
@@ -164,8 +202,12 @@ def load(spec: Named, seed: int) -> Dataset:
         kind = t[use["label"]].type
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
         columns.append(np.array(t[use["label"]].to_pylist(), object) if text else t[use["label"]].to_numpy())
-    ys, names = labels(columns, use["label"], str(folder), use["names"])
-    take = _images if use["image"] else _texts if use["text"] else _features
+    ys, names = (
+        labels(columns, use["label"], str(folder), use["names"])
+        if use["label"]
+        else ([np.zeros(t.num_rows, np.int64) for t in tables], ("all",))
+    )
+    take = _images if use["image"] else _texts if use["text"] else _records if use["response"] else _features
     parts = [
         Part(
             take(t, use, folder),
@@ -181,7 +223,7 @@ def load(spec: Named, seed: int) -> Dataset:
     if use["features"]:
         a, b = standardised(train.x, test.x)
         train, test = (Part(x, p.y, p.client, p.domain, p.split) for x, p in ((a, train), (b, test)))
-    kind = "image" if use["image"] else "text" if use["text"] else "tabular"
+    kind = "image" if use["image"] else "text" if use["text"] else "instruct" if use["response"] else "tabular"
     return Dataset(spec.name, train, test, len(names), names, kind)
 
 
@@ -240,6 +282,18 @@ def _texts(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
     if column.null_count:
         raise ConfigError(f"task.data.text: {column.null_count} rows of {folder} have no text")
     return np.array(column.to_pylist(), object)
+
+
+def _records(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+    """(n, 3) instruction, input and response, as objects; an input that is missing is empty."""
+    for n in ("instruction", "response"):
+        if table[use[n]].null_count:
+            raise ConfigError(f"task.data.{n}: {table[use[n]].null_count} rows of {folder} have no {n}")
+    out = np.full((table.num_rows, 3), "", object)
+    for i, n in enumerate(instruct.FIELDS):
+        if use[n] in table.column_names:
+            out[:, i] = ["" if v is None else v for v in table[use[n]].to_pylist()]
+    return out
 
 
 def _features(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Texts to token ids: once per data set, tokenizer and length, kept as an Arrow file in the user's cache.
 
-    python -m rayfed.data.text FOLDER LENGTH TEXTS.arrow IDS.arrow
+    python -m rayfed.data.text text|instruct FOLDER LENGTH TEXTS.arrow IDS.arrow
 
 is how the process that reads configs has it done: tokenizers load torch, and that process never does.
 """
@@ -8,6 +8,7 @@ is how the process that reads configs has it done: tokenizers load torch, and th
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -40,24 +41,9 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
 
     ConfigError where the model has no tokenizer, or sequences would be longer than it can take.
     """
-    from rayfed.models import pretrained
-
-    spec = config.task.model
-    if not spec.name.startswith("hf:"):
-        raise ConfigError(f"task.model: {spec.name!r} found, {dataset.name} holds texts; allowed: hf:NAME_OR_DIR")
-    where = pretrained.folder(spec.name)
-    length = int(config.task.data.options.get("length", LENGTH))
-    about = pretrained.architecture(where)
-    window = about.get("sliding_window") if about.get("use_sliding_window", True) else None
-    for most, of in ((about.get("max_position_embeddings"), ""), (window, " in its attention's window")):
-        if most and length > int(most):
-            raise ConfigError(f"task.data.length: {length} found, {spec.name} takes at most {most} tokens{of}")
+    where, length = tokenizer_folder(dataset, config, LENGTH)
     parts = (dataset.train, dataset.test)
-    if not any((where / n).is_file() for n in TOKENIZERS):
-        raise ConfigError(
-            f"task.model: {where} holds no tokenizer ({', '.join(TOKENIZERS)}), and {dataset.name} holds texts"
-        )
-    ids = encode(where, [str(t) for p in parts for t in p.x], length)
+    ids = cached(where, {"text": [str(t) for p in parts for t in p.x]}, str(length), "text")["ids"]
     width = max((len(i) for i in ids), default=1)
     x = np.full((len(ids), max(width, 1)), -1, np.int32)
     for row, i in zip(x, ids, strict=True):
@@ -66,50 +52,110 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
     return replace(dataset, train=replace(parts[0], x=x[:n]), test=replace(parts[1], x=x[n:]))
 
 
-def encode(where: Path, texts: Sequence[str], length: int) -> list[Any]:
-    """Token ids of each text with the tokenizer's own special tokens, cut at `length`; from the cache where they are there."""
+def tokenizer_folder(dataset: Dataset, config: Config, length: int) -> tuple[Path, int]:
+    """(the model's folder, tokens of a sequence: `task.data.length`, else `length`).
+
+    ConfigError where the model has no tokenizer, or sequences would be longer than it can take.
+    """
+    from rayfed.models import pretrained
+
+    spec = config.task.model
+    holds = "instructions" if dataset.kind == "instruct" else "texts"
+    if not spec.name.startswith("hf:"):
+        raise ConfigError(f"task.model: {spec.name!r} found, {dataset.name} holds {holds}; allowed: hf:NAME_OR_DIR")
+    where = pretrained.folder(spec.name)
+    about = pretrained.architecture(where)
+    window = about.get("sliding_window") if about.get("use_sliding_window", True) else None
+    positions = about.get("max_position_embeddings") or about.get("n_positions")
+    said = config.task.data.options.get("length")
+    ahead = config.adapter.tokens if config.adapter.kind in ("prompt", "prefix") else 0
+    beside = f" beside {ahead} of the adapter" if ahead else ""
+    for all_, of in ((positions, ""), (window, " in its attention's window")):
+        most = int(all_) - ahead if all_ else None
+        if most is not None and most < 1:
+            raise ConfigError(
+                f"adapter.tokens: {ahead} found, {spec.name} takes {all_} tokens{of}; allowed: fewer than that"
+            )
+        if most and said is not None and int(said) > int(most):
+            raise ConfigError(f"task.data.length: {said} found, {spec.name} takes at most {most} tokens{of}{beside}")
+        length = min(length, int(most)) if most else length
+    if not any((where / n).is_file() for n in TOKENIZERS):
+        raise ConfigError(
+            f"task.model: {where} holds no tokenizer ({', '.join(TOKENIZERS)}), and {dataset.name} holds {holds}"
+        )
+    return where, int(said) if said is not None else length
+
+
+def architecture_of(where: Path) -> dict[str, Any]:
+    """The config.json of a model's folder."""
+    from rayfed.models import pretrained
+
+    return pretrained.architecture(where)
+
+
+def cached(where: Path, given: dict[str, list[str]], said: str, module: str) -> dict[str, list[Any]]:
+    """What `made(where, given, said)` of `rayfed.data.MODULE` gives with the tokenizer in `where`, a list of arrays each; from the
+    cache where it is there."""
     import pyarrow as pa
 
-    known = hashlib.sha256(f"1 {length} {len(texts)}".encode())
-    for t in texts:
-        known.update(hashlib.sha256(t.encode()).digest())
-    for file in sorted(where.glob("*token*")) + sorted(where.glob("vocab*")) + sorted(where.glob("merges*")):
+    known = hashlib.sha256(f"2 {module} {said} {sorted(given)} {len(next(iter(given.values())))}".encode())
+    for _, texts in sorted(given.items()):
+        for t in texts:
+            known.update(hashlib.sha256(t.encode()).digest())
+    files = [f for pattern in ("*token*", "vocab*", "merges*", "config.json") for f in sorted(where.glob(pattern))]
+    for file in dict.fromkeys(files):
         known.update(file.name.encode() + file.read_bytes())
     kept = cache() / "tokens" / f"{known.hexdigest()[:32]}.arrow"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as tmp:
-            made = Path(tmp) / "ids.arrow"
+            done_file = Path(tmp) / "ids.arrow"
             if "torch" in sys.modules:
-                _write(made, "ids", _ids(where, texts, length))
+                _write(done_file, _made(module, where, given, said))
             else:
-                given = Path(tmp) / "texts.arrow"
-                _write(given, "text", list(texts))
-                command = [sys.executable, "-m", "rayfed.data.text", str(where), str(length), str(given), str(made)]
-                done = subprocess.run(command, capture_output=True, text=True)
+                before = Path(tmp) / "texts.arrow"
+                _write(before, given)
+                words = [module, str(where), said, str(before), str(done_file)]
+                done = subprocess.run(
+                    [sys.executable, "-m", "rayfed.data.text", *words], capture_output=True, text=True
+                )
                 if done.returncode:
-                    said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                    raise ConfigError(f"task.model: the tokenizer of {where} does not load: {said}")
-            made.replace(kept)
+                    told = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                    raise ConfigError(
+                        told
+                        if told.startswith("task.")
+                        else f"task.model: the tokenizer of {where} does not load: {told}"
+                    )
+            done_file.replace(kept)
     with pa.memory_map(str(kept)) as source:
-        return [np.asarray(i) for i in pa.ipc.open_file(source).read_all()["ids"].to_numpy(zero_copy_only=False)]
+        table = pa.ipc.open_file(source).read_all()
+        return {n: [np.asarray(i) for i in table[n].to_numpy(zero_copy_only=False)] for n in table.column_names}
 
 
-def _ids(where: Path, texts: Sequence[str], length: int) -> list[list[int]]:
+def tokenizer(where: Path) -> Any:
+    """The tokenizer of a model's folder. ConfigError if it does not load."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        return AutoTokenizer.from_pretrained(where)
     except Exception as e:
         raise ConfigError(f"task.model: the tokenizer of {where} does not load: {type(e).__name__}: {e}") from None
-    found: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+
+
+def made(where: Path, given: dict[str, list[str]], said: str) -> dict[str, Any]:
+    """`ids` of each text with the tokenizer's own special tokens, cut at `said`."""
+    return {"ids": tokenizer(where)(given["text"], truncation=True, max_length=int(said))["input_ids"]}
+
+
+def _made(module: str, where: Path, given: dict[str, list[str]], said: str) -> dict[str, Any]:
+    found: dict[str, Any] = importlib.import_module(f"rayfed.data.{module}").made(where, given, said)
     return found
 
 
-def _write(file: Path, name: str, rows: Sequence[Any]) -> None:
+def _write(file: Path, columns: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    table = pa.table({name: rows})
+    table = pa.table(columns)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
@@ -118,10 +164,11 @@ def main(words: Sequence[str]) -> None:
     """See the module's first lines."""
     import pyarrow as pa
 
-    where, length, given, made = words
+    module, where, said, given, made_file = words
     with pa.memory_map(given) as source:
-        texts = pa.ipc.open_file(source).read_all()["text"].to_pylist()
-    _write(Path(made), "ids", _ids(Path(where), texts, int(length)))
+        table = pa.ipc.open_file(source).read_all()
+        columns = {n: table[n].to_pylist() for n in table.column_names}
+    _write(Path(made_file), _made(module, Path(where), columns, said))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.lazy import F, torch
 from rayfed.method import MethodSettings
+from rayfed.task import needs_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,8 @@ def check(s: DataFree, config: Config) -> list[str]:
 
 def fits(s: DataFree, federation: Federation) -> list[str]:
     """What a method's `fits` says of these settings."""
+    if s.iterations and (told := needs_classes(federation, "its distillation weighs classes")):
+        return told
     if federation.kind == "text" and s.inputs == "generator" and s.iterations:
         return ["method.inputs: generator found, it makes images or features, not texts; allowed: probe"]
     return []

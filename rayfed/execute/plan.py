@@ -96,7 +96,18 @@ def _cut(order: np.ndarray, width: int) -> np.ndarray:
 class Planner:
     """Draws cohorts for one run: the federation's indices, the batch size and the seed are fixed."""
 
-    def __init__(self, federation: Federation, *, seed: int, batch_size: int, device: str, dtype: Any):
+    def __init__(
+        self,
+        federation: Federation,
+        *,
+        seed: int,
+        batch_size: int,
+        device: str,
+        dtype: Any,
+        ranks: np.ndarray | None = None,
+    ):
+        """ranks: (N,) int64, each client's LoRA rank."""
+        self.ranks = np.zeros(federation.clients, np.int64) if ranks is None else ranks
         self.fed, self.seed, self.batch, self.device, self.dtype = federation, seed, batch_size, device, dtype
         # The pooled test set, cut into pseudo-clients so that any number of actors can share its scoring.
         self.chunks = (
@@ -135,6 +146,7 @@ class Planner:
             round=full(round),
             rounds=full(rounds),
             secret=full(keys.key(self.seed, dispatch, -1, "secret among clients")),
+            rank=torch.as_tensor(self.ranks[list(clients)], device=self.device) if real else full(0),
         )
         return Cohort(
             tuple(clients),

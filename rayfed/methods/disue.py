@@ -14,6 +14,7 @@ from rayfed.distill import datafree
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
 from rayfed.method import Method, Part, Wire
+from rayfed.task import of
 from rayfed.visit import Info, Visit, measure, sgd_visit
 
 if TYPE_CHECKING:
@@ -271,6 +272,12 @@ class DisUE(Method):
         return problems + datafree.check(self.settings, config)
 
     def fits(self, federation: Federation) -> list[str]:
+        if self.settings.signature == "head" and not of(federation.kind).per_class:
+            return [
+                "method.signature: head found, task.data holds instructions, whose model has no classifier; allowed: all, counts"
+            ]
+        if self.settings.clusterer["kind"] == "subspace" and federation.kind in ("text", "instruct"):
+            return ["method.clusterer: subspace found, it compares the spans of inputs, which token ids do not have"]
         return datafree.fits(self.settings, federation) if self.settings.distill else []
 
 

@@ -13,6 +13,7 @@ from rayfed.distill import ensemble
 from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.task import needs_classes
 from rayfed.visit import Visit, sgd_visit
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from rayfed.config import Config
     from rayfed.fed import Fed
+    from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -55,6 +57,9 @@ class FedDF(Method):
 
     def train(self, task: Task) -> Visit:
         return sgd_visit(task.loss, self.local)
+
+    def fits(self, federation: Federation) -> list[str]:
+        return needs_classes(federation, "feddf keeps the teachers' mean logits of the whole probe")
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings

@@ -35,6 +35,8 @@ class FedExLoRA(lora.OverLoRA):
     A run ends in a whole model, the adapter merged.
     """
 
+    one_rank = "the base takes what the mean factors miss, and a client of a smaller rank does not hold those factors"
+
     class Settings(MethodSettings):
         weight: Literal["examples", "one"] = Field("one", description="Weights p_i: equal (published), or by examples.")
 

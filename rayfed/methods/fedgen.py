@@ -13,6 +13,7 @@ from rayfed.errors import ConfigError
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
 from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.task import needs_classes
 from rayfed.visit import Info, Visit, sgd_visit
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class FedGen(Method):
     )
 
     def fits(self, federation: Federation) -> list[str]:
+        if told := needs_classes(federation, "fedgen's generator makes features of classes"):
+            return told
         if self.config.task.model.name in models.KNOWN or self.config.task.model.name.startswith("hf:"):
             return []
         from rayfed.task import Task

@@ -25,6 +25,7 @@ class FedIT(lora.OverLoRA):
     Server: A <- sum_i p_i A_i, B <- sum_i p_i B_i, head alike, p_i = n_i / n. The mean of the factors is not the factor of
     the mean: D* - B A = sum_i p_i (B_i - B)(A_i - A), D* = sum_i p_i B_i A_i. With `gap` the round's row has
     `lora/gap` = ||D* - B A||_F / ||D*||_F over all layers, for which the server looks at all factors.
+    Unequal ranks: zero padding. A client holds the first r_i rows of A and columns of B, and its update is zero in the others.
     Down: A (r, n), B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: nothing. At the server: A, B, head.
     """
 

@@ -24,6 +24,7 @@ class FedSALoRA(lora.OverLoRA):
 
     Client i: starts from (A, B_i, head_i), trains all of it, sends the change of A, keeps B_i and head_i.
     Server: A <- sum_i p_i A_i over the round's clients.
+    Unequal ranks: zero padding. A client holds the first r_i rows of A, and its update is zero in the others.
     A client that never took part is served A with B = 0 and the first head: the pretrained model as it came.
     Down: A (r, n) of each layer. Up: its update, n_i. Kept at client i: B_i (m, r), head_i. At the server: A.
     """

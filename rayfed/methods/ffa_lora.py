@@ -23,6 +23,7 @@ class FFALoRA(lora.OverLoRA):
     A = A^0 for ever: the run's first draw (or that of `init.from`), which every client makes from the seed.
     Client i: B_i, head_i <- local training with A^0 fixed; sends their change.
     Server: B <- sum_i p_i B_i, head alike, p_i = n_i / n. Since A is common, B A^0 = sum_i p_i B_i A^0: no error of averaging.
+    Unequal ranks: a client has the first r_i rows of A^0 and trains as many columns of B; the mean of the changes stays exact.
     Down: B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: A^0. At the server: the whole adapter.
     """
 

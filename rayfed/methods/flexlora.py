@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 class FlexLoRA(lora.OverLoRA):
     """Bai et al. 2024, "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources"
-    (2402.11505), with one rank for all clients.
+    (2402.11505).
 
     Client i: (A_i, B_i) <- local training from (A, B); sends their change, and the head's.
     Server, layer by layer: D* = sum_i p_i B_i A_i = U S V^T;  B <- U_r S_r, A <- V_r^T: no pair of rank r is nearer to D*.
     Directions that D* lacks keep their row of A, with B = 0. D* has rank at most K r over K clients, so it is decomposed
-    through its factors and never formed.
+    through its factors and never formed. A client of rank r_i is sent the first r_i columns of B and rows of A, which are the
+    best pair of that rank.
     The row has `lora/gap` = ||D* - B A||_F / ||D*||_F over all layers. The head is averaged.
     Down: A (r, n), B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: nothing.
     At the server: A, B, head; within a round the factors of all its clients.

@@ -34,6 +34,8 @@ class LoRAFAIR(lora.OverLoRA):
     At the server: A, B, head; within a round the factors of all its clients.
     """
 
+    one_rank = "B is corrected for all rows of A together, of which a client of a smaller rank holds only some"
+
     class Settings(MethodSettings):
         distance: Literal["cosine", "squares"] = Field("cosine", description="What is small between D* and B A.")
         lam: float = Field(0.01, ge=0, description="Weight of the correction's norm.")

@@ -47,9 +47,10 @@ class PACFL(Clustered):
     )
 
     def fits(self, federation: Federation) -> list[str]:
-        if federation.kind == "text":
+        if federation.kind in ("text", "instruct"):
             return [
-                "method.name: pacfl compares the spans of inputs, which token ids do not have; task.data holds texts"
+                "method.name: pacfl compares the spans of inputs, which token ids do not have; task.data holds "
+                f"{'texts' if federation.kind == 'text' else 'instructions'}"
             ]
         return []
 

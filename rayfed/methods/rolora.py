@@ -26,6 +26,7 @@ class RoLoRA(lora.OverLoRA):
     Odd rounds (from 1) train B with A fixed, even rounds A with B fixed: B starts at zero, where A has no gradient.
     Client i: X_i <- local training of the round's factor X, and of the head; sends their change.
     Server: X <- sum_i p_i X_i, head alike. The other factor is common, so the product is the mean of the clients' products.
+    Unequal ranks: of A and B a client holds the first r_i rows and columns; the mean of the products' changes stays exact.
     Down: A (r, n), B (m, r), head: a client sampled anew needs all. Up: the update of the round's factor and of the head, n_i.
     Kept at clients: nothing. At the server: A, B, head.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from rayfed import keys, tree
-from rayfed.adapters import lora
+from rayfed.adapters import lora, ranks
 from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.method import MethodSettings, Part, Wire
@@ -32,6 +32,7 @@ class SLoRA(lora.OverLoRA):
     Stage 2: A, B and head by the mean of each, p_i = n_i / n (FedIT). With `sparse_rounds: 0` all of it is stage 2.
     Down and up: in stage 1 v (|M| numbers of each adapted layer) and the head, in stage 2 A (r, n), B (m, r) and the head;
     n_i. Kept at clients: nothing. At the server: v while it is trained, A, B, head.
+    Unequal ranks: stage 1 is the same for all, and a client's first rows of A and columns of B are v's best pair of its rank.
     """
 
     class Settings(MethodSettings):
@@ -63,7 +64,10 @@ class SLoRA(lora.OverLoRA):
     def check(self, config: Config) -> list[str]:
         n = self.settings.sparse_rounds
         late = f"method.sparse_rounds: {n} found, allowed: at most rounds ({config.rounds})"
-        return super().check(config) + ([late] if n > config.rounds else [])
+        out = super().check(config) + ([late] if n > config.rounds else [])
+        if n and config.init.from_ and ranks.unequal(config):
+            out.append("init.from: an adapter to start stage 1 from needs one adapter.rank for all clients")
+        return out
 
     def init(self, task: Task, key: int) -> Tree:
         made = self.places(task) if self.settings.sparse_rounds else {}

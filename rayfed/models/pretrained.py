@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from rayfed.config import Config, Named
     from rayfed.tree import Tree
 
-OPTIONS: dict[str, Any] = {"attention": "eager", "head": "auto"}
-CHOICES = {"attention": ("eager", "sdpa"), "head": ("auto", "mean")}
+OPTIONS: dict[str, Any] = {"attention": "eager", "head": "auto", "checkpointing": False, "device_map": None}
+CHOICES = {"attention": ("eager", "sdpa"), "head": ("auto", "mean"), "checkpointing": (False, True)}
 INDEX = "model.safetensors.index.json"
+PIXELS = "preprocessor_config.json"
 
 
 # -- before anything starts, without torch -----------------------------------------------------------------------------
@@ -57,10 +58,11 @@ def check(spec: Named) -> list[str]:
     for n, v in spec.options.items():
         if n not in OPTIONS:
             problems.append(f"task.model.{n}: unknown option of hf:{nearest(n, OPTIONS)}; known: {', '.join(OPTIONS)}")
-        elif v not in CHOICES[n]:
-            problems.append(
-                f"task.model.{n}: {v!r} found{nearest(str(v), CHOICES[n])}, allowed: {', '.join(CHOICES[n])}"
-            )
+        elif n == "device_map":
+            problems += _map_problems(v)
+        elif v not in CHOICES[n] or isinstance(v, bool) != isinstance(CHOICES[n][0], bool):
+            allowed = [str(c).lower() if isinstance(c, bool) else str(c) for c in CHOICES[n]]
+            problems.append(f"task.model.{n}: {v!r} found{nearest(str(v), allowed)}, allowed: {', '.join(allowed)}")
     try:
         where = folder(spec.name)
         architecture(where)
@@ -68,6 +70,29 @@ def check(spec: Named) -> list[str]:
     except ConfigError as e:
         problems += e.problems
     return problems
+
+
+def _map_problems(v: Any) -> list[str]:
+    if v in (None, "auto") or (
+        isinstance(v, dict)
+        and v
+        and all(isinstance(n, str) and isinstance(d, int | str) and not isinstance(d, bool) for n, d in v.items())
+    ):
+        return []
+    return [f"task.model.device_map: {v!r} found, allowed: auto, or a mapping of layers to devices, e.g. {{'': cpu}}"]
+
+
+def together(config: Config) -> list[str]:
+    """Rules across the model's options and the rest of the config."""
+    if config.adapter.kind == "prefix" and config.task.model.options.get("checkpointing"):
+        # A layer appends to the past keys and values: computed again, it would append twice.
+        return ["task.model.checkpointing: true found, allowed with adapter.kind: prefix: false"]
+    if config.task.model.options.get("device_map") is None or config.resources.executor in ("loop", "debug"):
+        return []
+    return [
+        f"resources.executor: {config.resources.executor} found, task.model.device_map spreads one model over devices, on which "
+        "clients take turns; allowed: loop, debug"
+    ]
 
 
 def architecture(where: Path) -> dict[str, Any]:
@@ -120,7 +145,10 @@ def shapes(where: Path) -> dict[str, tuple[int, ...]]:
 
 
 def base(config: Config) -> dict[str, Any] | None:
-    """The frozen base: `arrays` (NumPy, by the checkpoint's names) and `about` (its config.json); None for other models."""
+    """The frozen base: `arrays` (NumPy, by the checkpoint's names) and `about` (its config.json); None for other models.
+
+    Under `task.dtype: bf16` the arrays are bfloat16 already, so that they are half as many bytes wherever they lie.
+    """
     if not config.task.model.name.startswith("hf:"):
         return None
     from safetensors.torch import load_file
@@ -130,8 +158,38 @@ def base(config: Config) -> dict[str, Any] | None:
     out: dict[str, Any] = {}
     where = folder(config.task.model.name)
     for file in weights(where):
-        out |= load_file(file)
-    return {"arrays": tree.to_numpy(out), "about": architecture(where)}
+        out |= {n: x.to(_dtype(config)) if x.is_floating_point() else x for n, x in load_file(file).items()}
+    found: dict[str, Any] = {"arrays": tree.to_numpy(out), "about": architecture(where)}
+    if (where / PIXELS).is_file():
+        found["images"] = _read(where / PIXELS)
+    if config.adapter.kind == "prompt" and config.adapter.text is not None:
+        found["words"] = _words(where, config.adapter.text, config.adapter.tokens)
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"task.model: {file} is not readable: {e}") from None
+
+
+def _words(where: Path, text: str, tokens: int) -> list[int]:
+    """A prompt's text as token ids, repeated or cut to so many, as PEFT does. ConfigError if it has none."""
+    from rayfed.data.text import tokenizer
+
+    ids = [int(i) for i in tokenizer(where)(text)["input_ids"]]
+    if not ids:
+        raise ConfigError(f"adapter.text: {text!r} has no tokens")
+    return (ids * -(-tokens // len(ids)))[:tokens]
+
+
+def _dtype(config: Config) -> Any:
+    """Of the base: bfloat16 where that is asked for and something of it is frozen."""
+    import torch
+
+    half = config.task.dtype == "bf16" and config.adapter.kind not in ("none", "full")
+    return torch.bfloat16 if half else torch.float32
 
 
 def adapter_arrays(where: Path) -> Tree:
@@ -145,6 +203,8 @@ def adapter_arrays(where: Path) -> Tree:
 
 def _ours(name: str) -> str:
     """PEFT leaves the adapter's name, `default`, and the wrapper of whole modules out of its files."""
+    if name == "prompt_embeddings":
+        return "prompt_encoder.default.embedding.weight"
     *above, last = name.split(".")
     if any(p in ("lora_A", "lora_B", "ia3_l") for p in above):
         return ".".join([*above, "default", last])
@@ -153,18 +213,18 @@ def _ours(name: str) -> str:
     return ".".join([*above, "modules_to_save.default", last])
 
 
-def build(config: Config, classes: int, kind: str, base: dict[str, Any]) -> Any:
+def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_shape: tuple[int, ...] = ()) -> Any:
     """A module from inputs to logits around the base's arrays; its trainable parameters require gradients.
 
-    kind: of the data, text | image. `redraw()` draws what is not pretrained anew from torch's global generator; `head_names`
-    are the classifier's parameters.
+    kind: of the data, text | image | instruct (logits of tokens). `redraw()` draws what is not pretrained anew from torch's
+    global generator; `head_names` are the classifier's parameters.
     """
-    import torch
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging
 
     from rayfed import adapters, tree
-    from rayfed.models.wrapped import Wrapped, looks_back
+    from rayfed.models import checkpoint, pixels
+    from rayfed.models.wrapped import Wrapped, is_head, looks_back
 
     spec = config.task.model
     o = {**OPTIONS, **spec.options}
@@ -172,7 +232,8 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any]) -> Any:
         raise ConfigError(
             f"task.model: {spec.name} is a {base['about']['model_type']!r}, which transformers does not know"
         )
-    about = CONFIG_MAPPING[base["about"]["model_type"]].from_dict({**base["about"], "num_labels": classes})
+    known = {k: v for k, v in base["about"].items() if k not in ("id2label", "label2id")}  # names of its own classes
+    about = CONFIG_MAPPING[base["about"]["model_type"]].from_dict({**known, "num_labels": classes})
     auto = _auto(kind, o["head"])
     if type(about) not in auto._model_mapping:
         raise ConfigError(
@@ -187,26 +248,85 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            network = auto._model_mapping[type(about)].from_pretrained(
+            network, loaded = auto._model_mapping[type(about)].from_pretrained(
                 None,
                 config=about,
                 state_dict=tree.from_numpy(base["arrays"]),
                 attn_implementation=o["attention"],
-                dtype=torch.float32,
+                dtype=_dtype(config),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a classifier of other classes is drawn anew anyway
             )
-            causal = looks_back(network, about.pad_token_id) if kind == "text" else False
+            if wrong := sorted(str(k[0]) for k in loaded["mismatched_keys"] if not is_head(str(k[0]))):
+                raise ConfigError(f"task.model: {wrong[0]} of {spec.name} has not the shape that its config.json says")
+            causal = looks_back(network, about.pad_token_id) if kind != "image" else False
+            if kind == "instruct" and (loaded["missing_keys"] or causal is False):
+                why = (
+                    "lets a token see what comes after it"
+                    if causal is False
+                    else f"lacks {sorted(loaded['missing_keys'])[0]} in its file"
+                )
+                raise ConfigError(
+                    f"task.model: {spec.name} ({about.model_type}) {why}; instructions need a causal language model with its head"
+                )
             if causal is None:
                 raise ConfigError(
                     f"task.model: {spec.name} ({about.model_type}) does not take a ready 4-D attention mask, which training "
                     "needs; models of the BERT, GPT-2 and Llama families do"
                 )
             try:
-                network = adapters.attach(network, config.adapter, o["head"] == "auto")
+                task_type = (
+                    "CAUSAL_LM" if kind == "instruct" else "SEQ_CLS" if o["head"] == "auto" else "FEATURE_EXTRACTION"
+                )
+                network = adapters.attach(network, config.adapter, task_type, bool(causal), base.get("words"))
             except ValueError as e:  # PEFT's sentences: no default targets for this model, nothing matched
                 raise ConfigError(f"adapter.targets: {e}") from None
     finally:
         logging.set_verbosity(before)
-    return Wrapped(network, about, classes, kind, o["head"], config.adapter, causal)
+    made = Wrapped(network, about, classes, kind, o["head"], config.adapter, causal)
+    if kind == "image":
+        made.pixels = pixels.build(about, base.get("images", {}), input_shape, spec.name)
+    if not made.trained:
+        raise ConfigError(
+            f"adapter.kind: {config.adapter.kind} found, {spec.name} has no such parameters; allowed: lora, ia3"
+        )
+    if o["checkpointing"] and not checkpoint.install(made, made.trained):
+        raise ConfigError(
+            f"task.model.checkpointing: true found, {spec.name} has no layers that are known; allowed: false"
+        )
+    return made
+
+
+def placed(module: Any, how: Any, device: str) -> tuple[Any, dict[str, Any]]:
+    """(the module spread over devices by accelerate, the device of each of its parameters). ConfigError if it does not fit.
+
+    how: `auto`, or {a layer's name in transformers: device}. A process without GPUs (the server's) has all of it on the CPU.
+    """
+    import torch
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    network = module.network
+    inner = network.get_base_model() if hasattr(network, "get_base_model") else network
+    if torch.device(device).type == "cpu":
+        where: dict[str, Any] = {"": "cpu"}
+    elif how == "auto":
+        where = infer_auto_device_map(module, no_split_module_classes=list(inner._no_split_modules or ()))
+    else:
+        above = next(f"{n}." for n, m in module.named_modules() if m is inner)
+        where = {(above + n if n else ""): d for n, d in how.items()}
+        if hasattr(module, "head") and "" not in where:
+            where["head"] = list(where.values())[-1]
+    out = sorted(n for n, d in where.items() if str(d) in ("cpu", "disk", "meta"))
+    if torch.device(device).type != "cpu" and out:
+        raise ConfigError(
+            f"task.model.device_map: {len(out)} parts (first: {out[0]}) do not fit on this actor's GPUs; allowed: more "
+            "resources.gpus_per_actor, task.dtype: bf16, or a smaller model"
+        )
+    try:
+        made = dispatch_model(module, where, main_device=None, force_hooks=True)
+    except ValueError as e:
+        raise ConfigError(f"task.model.device_map: {e}") from None
+    return made, {n: p.device for n, p in made.named_parameters()}
 
 
 def _auto(kind: str, head: str) -> Any:
@@ -215,6 +335,7 @@ def _auto(kind: str, head: str) -> Any:
     if head == "mean":
         return transformers.AutoModel
     return {
+        "instruct": transformers.AutoModelForCausalLM,
         "text": transformers.AutoModelForSequenceClassification,
         "image": transformers.AutoModelForImageClassification,
     }[kind]

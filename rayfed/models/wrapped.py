@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rayfed import adapters
+from rayfed.adapters import inside, prompt, ranks
+
 
 class Wrapped(nn.Module):
-    """Token ids (B, L), -1 on padding, or pixels (B, C, H, W) in [0, 1], to logits (B, classes).
+    """Token ids (B, L), -1 on padding, or pixels (B, C, H, W) in [0, 1], to logits (B, classes); of a causal language model,
+    to those of the next token at each place, (B, L, V).
 
     The mask is built here as a ready 4-D one: transformers' own asks questions of the data that vmap cannot answer.
     """
@@ -19,22 +24,28 @@ class Wrapped(nn.Module):
     def __init__(self, network: Any, about: Any, classes: int, kind: str, head: str, adapter: Any, causal: bool):
         super().__init__()
         self.source = str(about._name_or_path)
+        self.vocabulary = int(getattr(about, "vocab_size", 0) or 0)
         self.network, self.kind, self.pooled, self.adapter = network, kind, head == "mean", adapter
         self.pad, self.causal = int(about.pad_token_id), causal
+        self.pixels: nn.Module = nn.Identity()
         if self.pooled:
             self.head = nn.Linear(about.hidden_size, classes)
         self.trained = [n for n, p in self.named_parameters() if p.requires_grad]
-        self.head_names = tuple(n for n in self.trained if _is_head(n))
+        self.head_names = tuple(n for n in self.trained if is_head(n))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "image":
-            out = self.network(pixel_values=x)
+            out = self.network(pixel_values=self.pixels(x))
             return self.head(out.last_hidden_state.mean(1)) if self.pooled else out.logits
         keep = x >= 0
         more = {"use_cache": False} if self.causal else {}
-        out = self.network(input_ids=torch.where(keep, x, self.pad), attention_mask=self.mask(keep, self.dtype), **more)
+        ids = torch.where(keep, x, self.pad)
+        if self.adapter.kind in ("prompt", "prefix"):
+            out, keep = prompt.run(self.network, self.adapter, ids, keep, lambda k: self.mask(k, self.dtype), **more)
+        else:
+            out = self.network(input_ids=ids, attention_mask=self.mask(keep, self.dtype), **more)
         if not self.pooled:
-            return out.logits
+            return out.logits if self.kind == "text" else out.logits[:, -x.shape[1] :]  # of the text, not of a prompt
         w = keep.to(out.last_hidden_state.dtype)[..., None]
         return self.head((out.last_hidden_state * w).sum(1) / w.sum(1).clamp(min=1))
 
@@ -46,9 +57,11 @@ class Wrapped(nn.Module):
         """(B, 1, L, L) for tokens `keep` (B, L): see `ready_mask`."""
         return ready_mask(keep, self.causal, dtype)
 
-    def publish(self, params: Any, where: Path) -> None:
-        """An adapter in PEFT's format in `where` itself, a whole model in transformers' in `where`/hf.
+    def publish(self, params: Any, where: Path, rank: int | None = None) -> None:
+        """An adapter in PEFT's format in `where` itself, one that PEFT has no format of in `where`/adapter (see
+        `rayfed.adapters.inside`), a whole model in transformers' in `where`/hf.
 
+        rank: of a LoRA whose factors are zero beyond it and written without that; its alpha is the adapter's, for that rank.
         An adapter beside a base that has moved (`params` names frozen weights) is merged into it: a whole model.
         """
         if not params.keys() <= set(self.trained):
@@ -63,23 +76,33 @@ class Wrapped(nn.Module):
         with torch.no_grad():
             for n, p in params.items():
                 own[n].copy_(p)
-        if self.adapter.kind not in ("lora", "ia3"):
+        if self.adapter.kind in adapters.INSIDE:
+            inside.save(self.adapter, self.source, params, where / "adapter")
+            return
+        if self.adapter.kind not in adapters.IN_PEFT:
             self.network.save_pretrained(where / "hf")
             return
-        self.network.peft_config["default"].base_model_name_or_path = self.source
-        self.network.save_pretrained(where, save_embedding_layers=False)
+        about, more = self.network.peft_config["default"], {}
+        about.base_model_name_or_path = self.source
+        if rank is not None and self.adapter.kind == "lora":
+            alpha = 2 * rank if self.adapter.alpha is None else self.adapter.alpha
+            self.network.peft_config["default"] = dataclasses.replace(about, r=rank, lora_alpha=alpha)
+            more = {"state_dict": ranks.trim(dict(self.network.state_dict()), rank)}
+        try:
+            self.network.save_pretrained(where, save_embedding_layers=False, **more)
+        finally:
+            self.network.peft_config["default"] = about
 
     def redraw(self) -> None:
         """What is not pretrained, anew from torch's global generator: adapters, then the head."""
-        from rayfed import adapters
-
         adapters.redraw(self.network, self.adapter)
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and _is_head(f"{name}.weight") and "original_module" not in name:
+            if isinstance(module, nn.Linear) and is_head(f"{name}.weight") and "original_module" not in name:
                 module.reset_parameters()
 
 
-def _is_head(name: str) -> bool:
+def is_head(name: str) -> bool:
+    """Whether a parameter is of the classifier."""
     parts = name.split(".")
     return bool({"head", "classifier", "score"} & set(parts)) and "original_module" not in parts
 
@@ -119,4 +142,5 @@ def looks_back(network: Any, pad: int) -> bool | None:
             apart = [float((hidden(ready_mask(keep, causal, dtype)) - own).abs().max()) for causal in (False, True)]
         except (RuntimeError, ValueError, TypeError, IndexError):  # it takes no 4-D mask
             return None
-    return apart[1] < apart[0] if min(apart) <= 1e-4 * float(own.abs().max()) else None
+    near = max(1e-4, 4 * torch.finfo(dtype).eps)
+    return apart[1] < apart[0] if min(apart) <= near * float(own.abs().max()) else None

@@ -144,10 +144,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         from rayfed import data
 
         dataset = data.load(config.task.data, config.seed)
-    if dataset.kind == "text" and dataset.train.x.dtype == object:
-        from rayfed.data import text
+    if dataset.train.x.dtype == object:
+        from rayfed.data import instruct, text
 
-        dataset = text.tokenised(dataset, config)
+        dataset = (instruct if dataset.kind == "instruct" else text).tokenised(dataset, config)
     f, n = config.federation, config.federation.clients
     held = n - config.training_clients()
 

@@ -47,7 +47,7 @@ def clusters(p: Any, dataset: Any, draw: Any) -> np.ndarray:
     train = dataset.train
     if p.embedding == "labels":
         return np.asarray(train.y)
-    if dataset.kind == "text":
+    if dataset.kind in ("text", "instruct"):
         raise ConfigError(f"federation.partition.embedding: {p.embedding} found, for texts: labels")
     pca = p.embedding == "pca"
     e = embed.pca(train.x) if pca else embed.task(train.x, train.y, dataset.kind, draw("task embedding"))(train.x)

@@ -65,6 +65,11 @@ def problems(groups: Any, dataset: Any) -> list[str]:
             return [
                 f"federation.groups.kind: rotation needs square images, those of {dataset.name} are {shape[1]}x{shape[2]}"
             ]
+    if groups.kind == "label_permutation" and dataset.kind == "instruct":
+        return [
+            f"federation.groups.kind: label_permutation found, the labels of {dataset.name} are categories that no loss reads; "
+            "allowed: none, classes, domain"
+        ]
     if groups.kind == "label_permutation" and k > math.factorial(min(classes, 12)):
         return [
             f"federation.groups.count: {k} found, {classes} classes have only {math.factorial(classes)} permutations"

@@ -12,7 +12,8 @@ __all__ = ["study_summary", "write_comparison", "write_report"]
 
 
 def write_report(path: Path | str) -> Path:
-    """Write `report.html` (one self-contained file) and `plots/*.png` into a run or study folder; returns the page.
+    """Write `report.html` (one self-contained file) and `plots/*.png` into a run or study folder, `sweep.html` into a sweep's;
+    returns the page.
 
     Works on unfinished ones too, with what is there. ConfigError if the folder is neither a run nor a study.
     """
@@ -21,6 +22,12 @@ def write_report(path: Path | str) -> Path:
     from rayfed.report.page import render
 
     path = Path(path)
+    if (path / "sweep.yaml").is_file():
+        from rayfed.report.sweep import write_sweep
+        from rayfed.runs import read_json
+
+        write_sweep(path, ended=read_json(path / "summary.json").get("status") == "done")
+        return path / "sweep.html"
     html, pictures = render(load(path))
     plots = path / "plots"
     plots.mkdir(exist_ok=True)

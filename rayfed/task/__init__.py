@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayfed import keys
+from rayfed.adapters import ranks
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
 from rayfed.tree import Tree
@@ -19,13 +24,37 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 
+KINDS = {"instruct": ("rayfed.task.instruct", "Instruct")}  # kind of the data -> its task, where that is not `Task`
+
+
+def of(kind: str) -> type[Task]:
+    """The task of data of a kind."""
+    if kind not in KINDS:
+        return Task
+    module, name = KINDS[kind]
+    found: type[Task] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def needs_classes(federation: Federation, why: str) -> list[str]:
+    """What a method's `fits` says where it reads logits of classes, (B, C), and the task's are of tokens; why: for what."""
+    if of(federation.kind).per_class:
+        return []
+    return [f"method.name: {why}; task.data holds instructions, for which a model gives probabilities of tokens"]
+
+
 class Task:
     """Classification with a network of `rayfed.models`.
 
-    classes: C; input_shape: of one example; kind: of the data, image | tabular | text; population: N, the clients that can
-    take part; params_like: zeros, {name of a trained parameter: tensor}; head: names of the classifier's parameters. Every
-    function is pure in `params` and works under `torch.func` transforms.
+    classes: C; input_shape: of one example; kind: of the data, image | tabular | text | instruct; population: N, the clients
+    that can take part; params_like: zeros, {name of a trained parameter: tensor}; head: names of the classifier's parameters,
+    maybe none. Every function is pure in `params` and works under `torch.func` transforms.
     """
+
+    per_class: ClassVar[bool] = True  # whether `apply` gives logits of classes, (B, C)
+    mixture: ClassVar[str] = (
+        ""  # what scores of a mixture of models mean, where it is not the mixture's own loss and accuracy
+    )
 
     def __init__(self, config: Config, federation: Federation, device: str = "cpu", start: Any = None):
         from rayfed import models
@@ -33,6 +62,7 @@ class Task:
         self.config, self.device = config, device
         self.classes, self.input_shape = federation.classes, tuple(federation.input_shape)
         self.population, self.kind = federation.population, federation.kind
+        self.ranks = ranks.drawn(config, federation.population, federation.clients)
         self.dtype = torch.float64 if config.task.dtype == "float64" else torch.float32
         start = start or {}
         self._build = lambda: models.build(config.task.model, self.classes, self.input_shape)
@@ -41,16 +71,39 @@ class Task:
             if start.get("base") is not None:
                 from rayfed.models import pretrained
 
-                module = pretrained.build(config, self.classes, federation.kind, start["base"])
+                module = pretrained.build(config, self.classes, federation.kind, start["base"], self.input_shape)
             else:
                 module = self._build()
         trained = {n for n, p in module.named_parameters() if p.requires_grad}
-        self._module = module.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
+        self.half = config.task.dtype == "bf16"
+        self._places: dict[str, Any] | None = None
+        self._halved: set[str] = set()
+        if (
+            self.half
+        ):  # what is frozen stays in bfloat16; what is trained beside it in one layer is cast for the forward pass
+            for n in sorted(trained):
+                layer = module.get_submodule(n.rpartition(".")[0])
+                if any(not q.requires_grad for q in layer.parameters(recurse=False)):
+                    self._halved.add(n)
+            for n, p in module.named_parameters():
+                p.data = p.data.to(self.dtype) if n in trained else p.data
+        else:
+            module = module.to(dtype=self.dtype)
+        if config.task.model.options.get("device_map") is not None and start.get("base") is not None:
+            module, self._places = pretrained.placed(module, config.task.model.options["device_map"], device)
+        else:
+            module = module.to(device=device)
+        self._module = module.eval().requires_grad_(False)
         self.params_like: dict[str, Tensor] = {
-            n: torch.zeros_like(p) for n, p in self._module.named_parameters() if n in trained
+            n: torch.zeros_like(p, device=device) for n, p in self._module.named_parameters() if n in trained
         }
         head = getattr(module, "head_names", None)
         self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
+        # Of the client at work; copies of the task share it.
+        self._during: dict[str, Any] = {"scale": None, "key": None}
+        for m in module.modules():
+            if hasattr(m, "during"):
+                m.during = self._during
         self._start = start.get("params")
         self._initial: Tree | None = None
 
@@ -102,10 +155,13 @@ class Task:
             if ("head" in wanted and n in head) or (wanted - {"head"}) & set(n.split("."))
         }
 
-    def publish(self, params: Tree, where: Path) -> None:
-        """Write a trained tree in the format of its model's own library into `where`, if it has one (PEFT, transformers)."""
+    def publish(self, params: Tree, where: Path, rank: int | None = None) -> None:
+        """Write a trained tree in the format of its model's own library into `where`, if it has one (PEFT, transformers).
+
+        rank: of a LoRA that has zeros beyond it, default the largest.
+        """
         if hasattr(self._module, "publish"):
-            self._module.publish(params, where)
+            self._module.publish(params, where, rank)
 
     @cached_property
     def frozen(self) -> Tree:
@@ -118,7 +174,39 @@ class Task:
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
         """Logits (B, C) of inputs (B, *input_shape). What `params` names of `frozen` stands in its place."""
-        return torch.func.functional_call(self._module, params, (x,))
+        by = self._during["scale"]
+        if by is not None:
+            params = {n: p * by.to(p.dtype) if ranks.is_b(n) else p for n, p in params.items()}
+        if self._halved:
+            params = {n: p.to(torch.bfloat16) if n in self._halved else p for n, p in params.items()}
+        if self._places is not None:
+            params = {n: p.to(self._places[n]) for n, p in params.items()}
+        with self._precision():
+            return torch.func.functional_call(self._module, params, (x,)).to(self.dtype)
+
+    def _precision(self) -> Any:
+        # No cache of casts: one made inside a transform would outlive it.
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.half, cache_enabled=False)
+
+    def scaled(self, factor: Any) -> Any:
+        """Within it B A counts `factor` (0-d tensor) times, None for once: a client's own alpha / r_i."""
+        return self._while(scale=factor)
+
+    @contextmanager
+    def _while(self, **what: Any) -> Iterator[None]:
+        before = dict(self._during)
+        self._during.update(what)
+        try:
+            yield
+        finally:
+            self._during.update(before)
+
+    def read_by(self, logits: Callable[[Tree, Tensor], Tensor]) -> Task:
+        """This task with other logits(model, x) in place of `apply`, for models that are not one network's parameters."""
+        made = copy.copy(self)
+        made.apply = logits  # type: ignore[method-assign, assignment]
+        return made
 
     # -- the model in two: features and classifier -------------------------------------------------------------------
 
@@ -132,7 +220,7 @@ class Task:
             if isinstance(m, torch.nn.Linear)
         ]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._precision():
                 kind = torch.int32 if self.kind == "text" else self.dtype
                 logits = self._module(torch.zeros(1, *self.input_shape, dtype=kind, device=self.device))
         finally:
@@ -160,7 +248,7 @@ class Task:
             self.apply(params, x)
         finally:
             hook.remove()
-        return seen[-1]
+        return seen[-1].to(self.dtype)
 
     def classifier(self, params: Tree) -> Tree:
         """The last linear layer's own parameters: {"weight": (C, d)}, and "bias": (C,) if it has one."""
@@ -177,8 +265,9 @@ class Task:
         return F.linear(h, classifier["weight"], classifier.get("bias"))
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
-        """Cross-entropy of each example, (B,)."""
-        return F.cross_entropy(self.apply(params, batch["x"]), batch["y"], reduction="none")
+        """Cross-entropy of each example, (B,); with the step's key, dropout inside adapters draws from it."""
+        with self._while(key=key):
+            return F.cross_entropy(self.apply(params, batch["x"]), batch["y"], reduction="none")
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Class probabilities (B, C)."""
@@ -187,6 +276,10 @@ class Task:
     def metrics(self, params: Tree, batch: Any) -> dict[str, Tensor]:
         """loss and accuracy of each example, (B,)."""
         return self.judge(torch.log_softmax(self.apply(params, batch["x"]), -1), batch["y"])
+
+    def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
+        """loss and accuracy of each example, (B,), of a weighted mean of `predict`s."""
+        return self.judge(torch.log(p.clamp(min=1e-12)), batch["y"])
 
     def judge(self, log_probs: Tensor, y: Tensor) -> dict[str, Tensor]:
         """loss and accuracy of log probabilities (B, C) against labels (B,)."""

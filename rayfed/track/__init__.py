@@ -1,4 +1,4 @@
-"""Sinks beside the run folder: each round's row, also to TensorBoard, MLflow or W&B. One file per sink.
+"""Sinks beside the run folder: each round's row, also to TensorBoard, MLflow, W&B or Prometheus. One file per sink.
 
 A sink can fail (a full disk, a server that does not answer); the run goes on without it, and says so once.
 """
@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 Row = Mapping[str, float | int | None]
 
-SINKS = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "wandb": "WandB"}  # name, its file -> the class in it
+# name, its file -> the class in it
+SINKS = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "wandb": "WandB", "prometheus": "Prometheus"}
 EXTRAS = ("mlflow", "wandb")  # optional dependencies, as in pyproject.toml
 PREFIXES = ("MLFLOW_", "WANDB_")  # environment variables by which sinks are set
 

@@ -102,7 +102,8 @@ def _home(folder: Path) -> Path:
     """The folder of run folders, also for an arm of a study."""
     folder = folder.resolve()
     study = folder.parents[1]
-    return study.parent if (study / "study.yaml").is_file() else folder.parent
+    of_study = folder.name.startswith("seed-") and (study / "study.yaml").is_file()
+    return study.parent if of_study else folder.parent
 
 
 def _beside(folder: Path) -> str:

@@ -15,9 +15,16 @@ from tests.conformance.checks import CHECKS, Case, every_part_is_seen
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}  # DisUE's D-phase
 ADAM = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "schedule": {"kind": "cosine"}}
 MOMENTUM = {"optimizer": {"momentum": 0.9, "nesterov": True}, "epochs": None, "steps": 5}
+RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha": 8}}
 
 # settings, or (settings, changes to the config)
 VARIANTS: dict[str, list[Any]] = {
+    "cellm": [
+        {},
+        {"client_freeze": True, "server_freeze": True, "ranking": "tensor", "eval_masked": False},
+        {"tiers": 2, "decay": 0.5},
+        {"down": 1.0, "up": 1.0},
+    ],
     "cfl": [
         {},
         {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0},
@@ -48,15 +55,32 @@ VARIANTS: dict[str, list[Any]] = {
         ({"server_lr": 0.5}, {"local": ADAM, "resources": {"cohort": 4}}),
         ({}, {"local": MOMENTUM, "federation": {"participation": {"kind": "cyclic"}}}),
     ],
+    "fedbip": [{}, {"negative": "raw", "temperature": 0.5, "neighbours": 3, "newcomers": "first"}],
+    "fedbip_l": [{}, {"layers": "module", "weights": "uniform"}],
     "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],
     "fedftg": [SHORT, {**SHORT, "adversary": "kl", "fidelity_of": "ensemble", "cross_entropy": 0.5}],
+    "feddpa": [{}, {"mode": "F", "weight": "examples", "instances": 3}],
     "fedgen": [
         {"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8},
         ({"generator_steps": 2, "hidden": 8, "generated": 3, "rho": 1.0, "beta": 0.5}, {"local": MOMENTUM}),
     ],
-    "fedit": [{}, {"gap": True}],
+    "fedit": [{}, ({"gap": True}, RANKS)],
+    "fedmerge": [
+        {},
+        {"models": 2, "inner": "all", "step": "client", "mu": 0.0, "server_lr": 0.5, "newcomers": "least_loss"},
+    ],
+    "fedoa": [
+        {"pooled": True},
+        {"gap": "class_means", "personal_first": False, "start": "initial", "personal_epochs": 1, "weight": "one"},
+        {"gap": "cosine"},
+        {"gap": "weights"},
+    ],
+    "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],
     "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
     "ifca": [{}, {"clusters": 2, "weight": "examples"}],
+    "flexlora": [{}, ({"weight": "one"}, RANKS)],
+    "flora": [{}, ({"weight": "one"}, RANKS)],
+    "hetlora": [({}, RANKS), ({"gamma": 0.5, "lam": 0.1, "least": 1, "pad": "rank_wise"}, {**RANKS, "local": ADAM})],
     "lora_fair": [{"steps": 5}, {"distance": "squares"}],
     "pacfl": [
         {},

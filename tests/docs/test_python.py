@@ -11,6 +11,7 @@ import pytest
 
 import rayfed
 from tests.conftest import ROOT
+from tests.tiny_lm import make_data, make_lm
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
 
@@ -29,12 +30,15 @@ def run_cells(cells: list[str], where: str) -> dict[str, Any]:
 def session(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("notebook"))
+        patch.setenv("RAYFED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        make_lm(Path("models/tiny-lm"), "gpt2")
+        make_data(Path("instructions"))
         patch.setattr("rayfed.report.write_report", lambda path: None)  # pictures take longer than all runs together
         yield run_cells(BLOCKS, "python.md")
 
 
 def test_every_block_ran(session: dict[str, Any]) -> None:
-    assert len(BLOCKS) == 6 and len(list(Path("runs").iterdir())) == 4
+    assert len(BLOCKS) == 8 and len(list(Path("runs").iterdir())) == 5
 
 
 def test_tables(session: dict[str, Any]) -> None:
@@ -50,6 +54,13 @@ def test_the_study(session: dict[str, Any]) -> None:
     assert len(session["table"]) == 2 * 2 * 4
     finals = [r.summary["metrics"]["accuracy/personal"]["final"] for r in study.arms["fedavg"].values()]
     assert study.summary["arms"]["fedavg"]["accuracy/personal"]["mean"] == pytest.approx(sum(finals) / 2)
+
+
+def test_the_tuned_model_is_the_base_with_its_adapter(session: dict[str, Any]) -> None:
+    prompt, said = session["ids"][0].tolist(), session["said"][0].tolist()
+    assert said[: len(prompt)] == prompt and 1 <= len(said) - len(prompt) <= 8
+    moved = [p for n, p in session["tuned"].named_parameters() if "lora_B" in n]
+    assert moved and all(bool(p.any()) for p in moved)
 
 
 def test_the_method_of_a_cell(session: dict[str, Any]) -> None:

@@ -158,3 +158,65 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 
     rows = Run(folder).metrics().to_pylist()
     return [{k: v for k, v in row.items() if not k.startswith(VOLATILE)} for row in rows]
+
+
+NODES = """
+import sys, ray
+from ray.cluster_utils import Cluster
+nodes = [int(n) for n in sys.argv[1:]]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": nodes[0], "include_dashboard": False})
+for n in nodes[1:]:
+    cluster.add_node(num_cpus=n)
+cluster.wait_for_nodes()
+print("address", cluster.address, flush=True)
+for line in sys.stdin:
+    if line.startswith("end node"):
+        cluster.remove_node(sorted(cluster.worker_nodes, key=lambda n: n.node_id)[int(line.split()[-1])], allow_graceful=False)
+        print("ended", flush=True)
+    else:
+        break
+cluster.shutdown()
+"""
+
+
+class Nodes:
+    """A Ray of several nodes on this machine, in a process of its own."""
+
+    def __init__(self, env: dict[str, str], cpus: tuple[int, ...]):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NODES, *map(str, cpus)],
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = next((line for line in self.process.stdout if line.startswith("address ")), "")
+        assert line, "no cluster came up"
+        self.address = line.split()[1]
+
+    def say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def end_node(self, which: int) -> None:
+        """Kill a worker node's raylet and all that runs on it."""
+        assert self.process.stdout is not None
+        self.say(f"end node {which}")
+        assert any(line.startswith("ended") for line in self.process.stdout)
+
+    def close(self) -> None:
+        self.say("end")
+        self.process.wait(60)
+
+
+@pytest.fixture
+def nodes(env: dict[str, str]) -> Iterator[Callable[..., Nodes]]:
+    """Start a local cluster: `nodes(1, 1, 1)` has three nodes of one CPU each."""
+    started: list[Nodes] = []
+
+    def start(*cpus: int) -> Nodes:
+        started.append(Nodes(env, cpus))
+        return started[-1]
+
+    yield start
+    for c in started:
+        c.close()

@@ -292,11 +292,6 @@ def test_targets_and_ranks(places: dict[str, Path]) -> None:
     )
 
 
-def test_dropout_is_refused_until_it_is_there(places: dict[str, Path]) -> None:
-    said = refused(places, adapter={"kind": "lora", "rank": 2, "dropout": 0.1})
-    assert said.startswith("adapter.dropout: 0.1 found: dropout inside adapters is not available yet")
-
-
 def test_models_and_data_that_do_not_fit(places: dict[str, Path]) -> None:
     assert "task.model: 'mlp' found" in refused(places, task={"model": {"name": "mlp"}}, adapter={"kind": "none"})
     assert "adapter.kind: lora found, task.model: mlp takes none" in refused(places, task={"model": {"name": "mlp"}})

@@ -457,6 +457,26 @@ def test_large_parts_are_combined_where_they_lie(odd: str, n: int, shuffle: int 
 
 
 @pytest.mark.parametrize("n", [6, SMALL + 1])
+def test_inner_products_with_trees_of_the_server(odd: str, n: int) -> None:
+    """The plain products, for all entries or some; the same bits however clients are spread over calls and workers."""
+    ids = sorted(ASKED)
+    x = np.stack([sent(c, n) for c in ids])
+    y = np.random.default_rng(0).normal(size=(3, n))
+    trees = [{"b": torch.as_tensor(v[: n // 3]).reshape(-1, 1), "a": torch.as_tensor(v[n // 3 :])} for v in y]
+    found = []
+    for cohort, pool in ((3, SimPool(3, 1)), (3, SimPool(1, None)), (1, SimPool(2, 2)), (7, SimPool(2, 3))):
+        fed = toy.make_fed(toy.config({"name": odd, "size": n}, dtype="float64", resources={"cohort": cohort}), pool)
+        fed.begin(1)
+        got = fed.ask(fed.method.rows, ASKED)
+        found.append(got.dot("row", trees))
+        assert np.allclose(got.dot("row", trees, ["a"]).numpy(), x[:, n // 3 :] @ y[:, n // 3 :].T, rtol=0, atol=1e-9)
+    assert found[0].shape == (7, 3) and found[0].dtype == torch.float64
+    assert np.allclose(found[0].numpy(), x @ y.T, rtol=0, atol=1e-9)
+    assert all(torch.equal(f, found[0]) for f in found)
+    assert fed.ask(fed.method.rows, ()).dot("row", trees).shape == (0, 3)
+
+
+@pytest.mark.parametrize("n", [6, SMALL + 1])
 def test_gathered_parts_belong_to_their_clients(odd: str, n: int) -> None:
     got = asked(odd, n, SimPool(2, 5))
     assert {c: float(k) for c, k in got.gather("k").items()} == {c: c + 1.0 for c in sorted(ASKED)}

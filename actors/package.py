@@ -1,0 +1,112 @@
+"""What goes with a job: the config, own method files, local data and models, and the project where the head lacks it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.onhead import sources
+from rayfed import session
+from rayfed.errors import ConfigError
+from rayfed.files import yaml_bytes
+from rayfed.progress import human
+
+if TYPE_CHECKING:
+    from rayfed.config import Config, Study
+
+LIMIT = 200_000_000  # bytes of data and models
+CONFIG = "config.yaml"
+FOLDERS = ("parquet:", "hf:")
+
+
+@dataclass
+class Package:
+    """A request with its paths as they will be in the job's folder, and what has to lie there."""
+
+    config: dict[str, Any]
+    texts: dict[str, bytes] = field(default_factory=dict)  # name in the package -> content
+    folders: dict[str, Path] = field(default_factory=dict)  # name in the package -> folder or file here
+
+    def write(self, target: Path, *, project: bool) -> None:
+        """Fill an empty folder. `project`: with rayfed itself."""
+        for name, text in {**self.texts, CONFIG: yaml_bytes(self.config)}.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(text)
+        for name, path in {**self.folders, **(sources() if project else {})}.items():
+            if path.is_dir():
+                shutil.copytree(path, target / name, ignore=shutil.ignore_patterns(".*"))
+            else:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target / name)
+
+
+def pack(request: Config | Study, *, files: Sequence[str | Path] = (), shared: Sequence[Path] = ()) -> Package:
+    """A package of a checked request. `files`: the user's own that the command names beside it (search spaces); `shared`:
+    folders that every node of the cluster sees under the same path, from which nothing is taken along.
+
+    ConfigError naming `storage` if the data are too large to travel.
+    """
+    package = Package({})
+    package.config = _rewritten(request.to_dict(), package, [p.expanduser().resolve() for p in shared], ())
+    sizes = {name: sum(f.stat().st_size for f in _within(path)) for name, path in package.folders.items()}
+    if sum(sizes.values()) > LIMIT:
+        each = "; ".join(f"{package.folders[n]}: {human(s)}" for n, s in sizes.items())
+        raise ConfigError(
+            f"storage: {human(sum(sizes.values()))} of local data and models would have to travel with the job, at most "
+            f"{human(LIMIT)} do ({each}). Put them where every node reads them under the same path (NFS) and submit with "
+            "--shared DIR, or name them hf:NAME, which the nodes fetch themselves"
+        )
+    package.texts |= {f"spaces/{Path(f).name}": Path(f).read_bytes() for f in files}
+    return package
+
+
+def _rewritten(value: Any, package: Package, shared: Sequence[Path], where: tuple[str, ...]) -> Any:
+    """The value with packaged paths; what they lead to goes into the package."""
+    if isinstance(value, Mapping):
+        return {k: _rewritten(v, package, shared, (*where, str(k))) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rewritten(v, package, shared, where) for v in value]
+    if not isinstance(value, str):
+        return value
+    own = session.FILE.fullmatch(value)
+    text = session.content(own[1]) if own else None
+    if own and text is not None:
+        # Under the name of a session's code the run's folder keeps it, and it can be resumed anywhere.
+        stem = re.sub(r"\W", "_", Path(own[1]).stem)
+        name = own[1] if session.WRITTEN.fullmatch(own[1]) else session.named_text(stem, text)
+        package.texts[name] = text
+        return f"{name}:{value.rpartition(':')[2]}"
+    scheme = next((s for s in FOLDERS if value.startswith(s)), "")
+    if not scheme and where[-2:] != ("init", "from"):
+        return value
+    path = Path(value.removeprefix(scheme)).expanduser()
+    if not path.exists():
+        return value  # a name of the hub
+    path = path.resolve()
+    if any(path.is_relative_to(s) for s in shared):
+        return scheme + str(path)
+    if where[-2:] == ("init", "from") and (path / "model").is_dir():
+        path = path / "model"
+    return scheme + _name(package, path)
+
+
+def _name(package: Package, path: Path) -> str:
+    for known, there in package.folders.items():
+        if there == path:
+            return known
+    name = f"data/{len(package.folders)}-{re.sub(r'[^A-Za-z0-9_.-]', '-', path.name)}"
+    package.folders[name] = path
+    return name
+
+
+def _within(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for file in path.rglob("*"):
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts):
+            yield file

@@ -1,0 +1,204 @@
+"""Instructions with answers as token ids and targets: a prompt from a template, a loss on the answer alone.
+
+A record is one sequence: what `task.data.template` makes of instruction, input and response, and an end token. Targets are the
+ids where the answer stands, its end token among them, and -1 elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rayfed.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from rayfed.config import Config
+    from rayfed.data import Dataset, Part
+
+LENGTH = 256  # tokens of a record, where `task.data.length` does not say
+FIELDS = ("instruction", "input", "response")
+COLUMNS = {  # the usual names of a record's columns
+    "instruction": ("instruction", "prompt", "question"),
+    "input": ("input", "context"),
+    "response": ("response", "output", "answer", "completion"),
+}
+LABELS = ("label", "category", "task")
+OPTIONS = (*FIELDS, "template", "too_long", "packing")
+TOO_LONG = ("truncate", "drop", "error")
+TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{response}"
+
+
+class Layout(NamedTuple):
+    """A template in three: paragraphs of the prompt, the words that lead into the answer, and what the answer is."""
+
+    prompt: str
+    lead: str
+    answer: str
+
+
+def option_problems(o: dict[str, Any]) -> list[str]:
+    """What is wrong with the options of a set of instructions."""
+    out = [
+        f"task.data.{n}: {o[n]!r} found, allowed: the name of a column"
+        for n in FIELDS
+        if n in o and not isinstance(o[n], str)
+    ]
+    if o.get("too_long", TOO_LONG[0]) not in TOO_LONG:
+        v = o["too_long"]
+        out.append(f"task.data.too_long: {v!r} found{nearest(str(v), TOO_LONG)}, allowed: {', '.join(TOO_LONG)}")
+    if o.get("packing", False) is not False:
+        out.append(
+            f"task.data.packing: {o['packing']!r} found, allowed: false; several records in one sequence would change what an "
+            "example is, and losses, weights and counts of clients are per example"
+        )
+    if "length" in o and o["length"] == 1:
+        out.append("task.data.length: 1 found, allowed: at least 2 tokens, one of the prompt and one of the answer")
+    try:
+        layout(o.get("template", TEMPLATE))
+    except ConfigError as e:
+        out += e.problems
+    return out
+
+
+def layout(template: Any) -> Layout:
+    """The template in its three pieces. ConfigError for unknown fields, or an answer that is not the last of them."""
+    where = f"task.data.template: {template!r} found"
+    fields = ", ".join(f"{{{f}}}" for f in FIELDS)
+    if not isinstance(template, str):
+        raise ConfigError(f"{where}, allowed: a text with {fields}")
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as e:
+        raise ConfigError(f"{where}: {e}; a brace that is no field is written twice") from None
+    found = [f for _, f, _, _ in pieces if f is not None]
+    unknown = [f for f in found if f not in FIELDS]
+    if unknown:
+        raise ConfigError(f"{where}: {{{unknown[0]}}} is unknown{nearest(unknown[0], FIELDS)}; known: {fields}")
+    if any(spec or turn for _, _, spec, turn in pieces):
+        raise ConfigError(f"{where}: fields take no format; allowed: {fields}")
+    if found.count("response") != 1 or found[-1] != "response" or "instruction" not in found:
+        raise ConfigError(f"{where}: it needs {{instruction}}, and {{response}} once, after all others")
+    before, answer = re.split(r"(?<!\{)(?=\{response\})", template, maxsplit=1)
+    last = max(before.rfind("{instruction}") + 13, before.rfind("{input}") + 7)
+    return Layout(before[:last], before[last:], answer)
+
+
+def rendered(made: Layout, record: Sequence[str]) -> tuple[str, str, str]:
+    """(prompt, lead, answer) of a record's instruction, input and response.
+
+    A paragraph of the prompt that holds {input}, and not {instruction}, is left out where the record has none.
+    """
+    values = dict(zip(FIELDS, record, strict=True))
+    prompt = made.prompt
+    if not values["input"].strip():
+        prompt = "\n\n".join(p for p in prompt.split("\n\n") if "{input}" not in p or "{instruction}" in p)
+    return prompt.format(**values), made.lead.format(**values), made.answer.format(**values)
+
+
+def tokenised(dataset: Dataset, config: Config) -> Dataset:
+    """The data set with x (n, 2, L) int32, ids (-1 on padding) and targets (-1 but on answer tokens); at most `task.data.length`.
+
+    A record that is longer: `too_long: truncate` cuts the right end of the prompt, in front of the words that lead into the
+    answer, but never so little that a quarter of the length is not left for the answer, then the answer's end; `drop` leaves
+    the record out; `error` refuses the data. Records without an answer are refused, or left out under `drop`.
+    ConfigError where the model has no tokenizer or is too short for the sequences.
+    """
+    from rayfed.data import text
+
+    o = config.task.data.options
+    where, length = text.tokenizer_folder(dataset, config, LENGTH)
+    if "head" in config.task.model.options:
+        raise ConfigError(
+            f"task.model.head: {config.task.model.options['head']!r} found, {dataset.name} holds instructions, whose model keeps "
+            "its own head; leave it out"
+        )
+    made, mode = layout(o.get("template", TEMPLATE)), o.get("too_long", TOO_LONG[0])
+    parts = (dataset.train, dataset.test)
+    records = [rendered(made, r) for p in parts for r in p.x]
+    empty = np.array([not str(r[2]).strip() for p in parts for r in p.x], bool)
+    if empty.any() and mode != "drop":
+        raise ConfigError(
+            f"task.data: {int(empty.sum())} records of {dataset.name} have an empty response; fill them, or leave them out with "
+            "too_long: drop"
+        )
+    found = text.cached(
+        where,
+        {"prompt": [p + lead for p, lead, _ in records], "answer": [a for _, _, a in records]},
+        "",
+        "instruct",
+    )
+    leads = np.array([len(lead) for _, lead, _ in records])
+    rows, kept, over = [], [], 0
+    for i, (ids, ends) in enumerate(zip(found["ids"], found["ends"], strict=True)):
+        size = len(records[i][0]) + len(records[i][1])
+        prompt = int((ends <= size).sum())  # a token over the border belongs to the answer
+        lead = int((ends[:prompt] > size - leads[i]).sum())
+        long = len(ids) > length
+        over += long
+        if not empty[i] and not (long and mode == "drop"):
+            kept.append(i)
+            rows.append(cut(ids, prompt, lead, length))
+    if over and mode == "error":
+        raise ConfigError(
+            f"task.data.length: {over} of {len(records)} records of {dataset.name} have more than {length} tokens; allowed: a longer "
+            "length, or too_long: truncate or drop"
+        )
+    size = int(text.architecture_of(where).get("vocab_size") or 0)
+    most = max((int(r.max()) for r, _ in rows), default=-1)
+    if size and most >= size:
+        raise ConfigError(
+            f"task.model: the tokenizer of {where} gives token {most}, the model knows {size}; they do not belong together"
+        )
+    n, at = len(dataset.train.y), np.array(kept, np.int64)
+    x = np.full((len(rows), 2, max((len(r) for r, _ in rows), default=1)), -1, np.int32)
+    for row, (ids, prompt) in zip(x, rows, strict=True):
+        row[0, : len(ids)] = ids
+        row[1, prompt : len(ids)] = ids[prompt:]
+    train, test = _part(dataset.train, x[at < n], at[at < n]), _part(dataset.test, x[at >= n], at[at >= n] - n)
+    if not len(train.y):
+        raise ConfigError(f"task.data.length: no record of {dataset.name} has at most {length} tokens and an answer")
+    return replace(dataset, train=train, test=test)
+
+
+def _part(part: Part, x: np.ndarray, rows: np.ndarray) -> Part:
+    return replace(part.take(rows), x=x)
+
+
+def cut(ids: np.ndarray, prompt: int, lead: int, length: int) -> tuple[np.ndarray, int]:
+    """(at most `length` of the ids, how many of them are the prompt's); the last `lead` tokens of the prompt stay with its start."""
+    answer = len(ids) - prompt
+    room = min(prompt, length - min(answer, max(1, length // 4)))
+    head = max(room - lead, 0)
+    kept = np.concatenate([ids[:head], ids[prompt - (room - head) : prompt], ids[prompt:]])
+    return kept[:length], room
+
+
+def made(where: Path, given: dict[str, list[str]], said: str) -> dict[str, Any]:
+    """`ids` of each record, its end token among them, and `ends`: where in the text each token ends."""
+    from rayfed.data import text
+
+    tokenizer = text.tokenizer(where)
+    if not tokenizer.is_fast:
+        raise ConfigError(f"task.model: {where} has a tokenizer that does not tell where in a text its tokens are")
+    end = tokenizer.eos_token_id
+    if end is None:
+        end = text.architecture_of(where).get("eos_token_id")
+    end = end[0] if isinstance(end, list) else end
+    texts = [p + a for p, a in zip(given["prompt"], given["answer"], strict=True)]
+    got = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True) if texts else None
+    ids: list[Any] = []
+    ends: list[Any] = []
+    for i, t in enumerate(texts):
+        assert got is not None
+        special = got["special_tokens_mask"][i]
+        last = max((j + 1 for j, s in enumerate(special) if not s), default=0)  # a closing token is ours to set
+        more = [] if end is None else [int(end)]
+        ids.append(np.array([*got["input_ids"][i][:last], *more], np.int32))
+        ends.append(np.array([*(b for _, b in got["offset_mapping"][i][:last]), *(len(t) + 1 for _ in more)], np.int32))
+    return {"ids": ids, "ends": ends}

@@ -1,0 +1,151 @@
+"""FedDPA: a private adapter beside the global one, mixed for every input by how near it is to the client's data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.adapters import lora
+from rayfed.fold import mean
+from rayfed.lazy import F, torch
+from rayfed.method import MethodSettings, Part, Wire
+from rayfed.task import needs_classes
+from rayfed.visit import Phase, Visit, epochs, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.config import Config
+    from rayfed.fed import Fed
+    from rayfed.partition import Federation
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+    from rayfed.visit import Batch, Info
+
+
+class FedDPA(lora.OverLoRA):
+    """Yang et al. 2024, "Dual-Personalizing Adapter for Federated Foundation Models" (2403.19211), FedDPA-F and FedDPA-T.
+
+    Each layer has a global pair g and a private pair l: W x + (1 - a) s B_g A_g x + a s B_l A_l x, which is one pair of twice
+    the rank, B = [(1 - a) B_g, a B_l], A = [A_g; A_l]. g and the head train as in FedIT, without l. l trains with g held and
+    a = 1/2, from the first A and B = 0:
+      T: within the visit, after g, on the g just trained (inferred: not the mean), and is kept;
+      F: when all rounds of g are over: whenever a client's model is put together, with the g of that round, `own_epochs` long.
+    At test a(x) = most max(0, mean over the S instances of cos(f(x), f(x_s))), f the last features of the model as it
+    started, x_s drawn from the client's training data; that the scaling is by the constant 1/2 is inferred. The mean of
+    cosines is one product with the mean of the unit features, so that is what is held. A client without an l has a = 0.
+
+    Down: A (r, n), B (m, r) of each layer, head. Up: their update, n_i. Kept at client i: in T l and whether it has trained;
+    in F nothing. At the server: g and head, which are also the global model.
+    """
+
+    class Settings(MethodSettings):
+        mode: Literal["F", "T"] = Field(
+            "T", description="Private adapter after all rounds (F) or within every visit (T)."
+        )
+        weight: Literal["examples", "one"] = Field(
+            "one", description="Weights of the mean of g: by examples, or equal."
+        )
+        own_epochs: int = Field(1, ge=1, description="F: epochs of the private adapter.")
+        instances: int = Field(16, ge=1, description="S, training instances that an input is compared with.")
+        most: float = Field(0.5, ge=0, le=1, description="Largest weight of the private adapter at test.")
+
+    one_rank: ClassVar[str | None] = "global and private adapter lie side by side in every layer"
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params")},
+        up={"delta": Part("params", update=True)},
+        keep={
+            "own": Part("params of lora_A, lora_B", private=True, note="l"),
+            "trained": Part("scalar", private=True, note="1 once l has trained"),
+        },
+        server={"model": Part("params", note="g and the head")},
+    )
+
+    def __init__(self, settings: Any, config: Config):
+        super().__init__(settings, config)
+        if settings.mode == "F":
+            self.wire = self.wire._replace(keep={})  # type: ignore[misc]
+
+    def fits(self, federation: Federation) -> list[str]:
+        return needs_classes(federation, "feddpa mixes by the cosine of penultimate features")
+
+    def own_init(self, task: Task, client: int, key: int) -> Tree:
+        return {"own": factors(task.initial), "trained": torch.zeros((), dtype=task.dtype, device=task.device)}
+
+    def train(self, task: Task) -> Visit:
+        common = sgd_visit(task.loss, self.local)
+        if self.settings.mode == "F":
+            return common
+        private = self.private(task)
+
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": shared["model"], "own": own["own"]}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            sent = {"delta": tree.sub(carry["model"], shared["model"])}
+            return sent, {"own": carry["own"], "trained": torch.ones_like(own["trained"])}
+
+        return Visit(begin, [*common.phases, *private.phases], end, local=common.local)
+
+    def private(self, task: Task) -> Visit:
+        """Training of l, carry["own"], beside carry["model"]."""
+
+        def objective(params: Tree, carry: Tree, batch: Batch, key: Tensor) -> Tensor:
+            return task.loss(mixed(carry["model"], params, 0.5), batch, key)
+
+        n = self.settings.own_epochs
+        phases = [(epochs(n), lambda name: True)] if self.settings.mode == "F" else None
+        return sgd_visit(task.loss, self.local, train="own", objective=objective, phases=phases)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        fold = mean("delta", weight=self.settings.weight)
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=fold)
+        return {"model": tree.add(state["model"], got.folded["delta"])}
+
+    def view(self, task: Task) -> Visit:
+        after, s = self.settings.mode == "F", self.settings
+
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": shared["model"], "own": factors(task.initial) if after else own["own"]}
+
+        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            zero = torch.zeros((), dtype=task.dtype, device=task.device)
+            return {"model": carry["model"], "own": carry["own"], "sum": zero.repeat(task.feature_size), "n": zero}
+
+        def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
+            w = batch["w"] * (carry["n"] + batch["w"].cumsum(0) <= s.instances)
+            unit = F.normalize(task.features(task.initial, batch["x"]), dim=-1)
+            return {**carry, "sum": carry["sum"] + w @ unit, "n": carry["n"] + w.sum()}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            near = carry["sum"] / carry["n"].clamp(min=1)
+            trained = torch.ones_like(carry["n"]) if after else own["trained"]
+            return {"model": {**{n: carry[n] for n in ("model", "own")}, "near": near, "trained": trained}}, own
+
+        instances = Phase(epochs(1), step, enter, counts=False)
+        return Visit(begin, [*(self.private(task).phases if after else ()), instances], end)
+
+    def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
+        cos = F.normalize(task.features(task.initial, x), dim=-1) @ model["near"]
+        a = self.settings.most * cos.clamp(min=0) * model["trained"]
+
+        def one(a: Tensor, x: Tensor) -> Tensor:
+            return task.apply(mixed(model["model"], model["own"], a), x[None])[0]
+
+        return torch.func.vmap(one)(a, x)
+
+
+def factors(params: Tree) -> Tree:
+    """The adapter's A and B of a trained tree."""
+    return lora.some(params, lambda n: lora.is_a(n) or lora.is_b(n))
+
+
+def mixed(g: Tree, l: Tree, a: Tensor | float) -> Tree:  # noqa: E741  (the card's letter)
+    """The trained tree whose layers add (1 - a) s B_g A_g + a s B_l A_l, (m, 2 r) times (2 r, n); the rest is g's."""
+    out = dict(g)
+    for n in lora.pairs(l):
+        out[n.a] = torch.cat([g[n.a], l[n.a]])
+        out[n.b] = torch.cat([(1 - a) * g[n.b], a * l[n.b]], 1)
+    return out

@@ -1,0 +1,187 @@
+"""FedOA: a global model by FedAvg, and a personal one at each client whose features stay close to the global one's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.fold import mean
+from rayfed.lazy import F, torch
+from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.task import needs_classes
+from rayfed.visit import Info, Phase, Visit, accumulate, average, epochs, once, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.fed import Fed
+    from rayfed.partition import Federation
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+Gap = Callable[["Tensor", "Tensor", Any], "Tensor"]  # (h, reference (B, d), batch) -> (B,)
+
+
+class FedOA(Method):
+    """Yang et al. 2025, "Federated Adapter on Foundation Models: An Out-Of-Distribution Approach" (2505.01075).
+
+    Global: phi <- phi + sum_i p_i (phi_i - phi), phi_i by local training from phi: FedAvg (with LoRA, FedIT) to the bit.
+    Personal, at client i, phi fixed: theta_i <- argmin L_i(theta) + lam / 2 E_x gap(h(x; theta), h(x; phi)), h (d,) the input
+    of the last linear layer (for texts the pooled tokens), whatever adapter made it.
+    The paper's equations could not be read, so these are ours: gap = |h - h'|^2 / d (`squared`; d, so that lam carries over to
+    other widths), 1 - cos(h, h') (`cosine`), or |m_c - m'_c|^2 / d between the batch's class means, weighted by class size
+    (`class_means`); theta_i starts as the first phi it sees (`start: received`) or as the run's first model (`initial`, which
+    makes lam 0 training alone); `personal_first` pulls to phi as received, else to phi_i as the client has just trained it.
+    `gap: weights` is |theta - phi|^2 in place of features: the personal half of Ditto and pFedMe, to compare with.
+    Down: phi (P, trained parameters only). Up: update (P), n_i. Kept at client i: theta_i (P), and whether it has one.
+    At the server: phi. A client that never took part is served phi.
+    """
+
+    class Settings(MethodSettings):
+        lam: float = Field(0.1, ge=0, description="Weight of the distance to the global model's features.")
+        gap: Literal["squared", "cosine", "class_means", "weights"] = Field(
+            "squared", description="Distance of features: squared per entry, cosine, of class means; or of parameters."
+        )
+        personal_epochs: int | None = Field(
+            None, ge=1, description="Passes of personal training in a round; null: the local work of the config."
+        )
+        personal_first: bool = Field(
+            True, description="Pull the personal model to the global one as received, or as trained here just before."
+        )
+        start: Literal["received", "initial"] = Field(
+            "received", description="First personal model: the first global model received, or the run's initial one."
+        )
+        weight: Literal["examples", "one"] = Field(
+            "examples", description="Weights of the global mean: by examples, or equal."
+        )
+        pooled: bool = Field(
+            False, description="Log what personal models get right of the pooled test set (its first 512 rows)."
+        )
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params", note="phi")},
+        up={
+            "delta": Part("params", update=True),
+            "right": Part("scalar", note="with `pooled`: for the report only, in no bytes"),
+        },
+        keep={
+            "personal": Part("params", private=True, note="theta_i"),
+            "visited": Part("scalar", private=True, note="1 once it has one"),
+        },
+        server={"model": Part("params")},
+    )
+
+    def fits(self, federation: Federation) -> list[str]:
+        return needs_classes(federation, "fedoa compares penultimate features")
+
+    def own_init(self, task: Task, client: int, key: int) -> Tree:
+        return {"personal": task.initial, "visited": torch.zeros((), dtype=task.dtype)}
+
+    def train(self, task: Task) -> Visit:
+        s = self.settings
+        phases = None if s.personal_epochs is None else [(epochs(s.personal_epochs), lambda n: n in task.params_like)]
+        whole = sgd_visit(task.loss, self.local)
+        personal = sgd_visit(
+            task.loss, self.local, train="personal", objective=self._objective(task), hook=self._pull(), phases=phases
+        )
+        second = personal.phases[0]
+        begin_second = second.enter
+        assert begin_second is not None
+
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            first = own["personal"]
+            if s.start == "received":
+                first = tree.where(own["visited"] > 0, first, shared["model"])
+            return {"model": shared["model"], "personal": first, "reference": shared["model"]}
+
+        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            reference = shared["model"] if s.personal_first else carry["model"]
+            return begin_second(info, {**carry, "reference": reference}, shared, mine, own)
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            after = {"personal": carry["personal"], "visited": torch.ones_like(own["visited"])}
+            return {"delta": tree.sub(carry["model"], shared["model"])}, after
+
+        # The global half comes first, whatever its place in the paper: its batches are then FedAvg's. Neither half sees the
+        # other but for the reference, which `enter` names.
+        return Visit(begin, [*whole.phases, Phase(second.over, second.step, enter)], end, True, personal.local)
+
+    def _objective(self, task: Task) -> Any:
+        lam, kind = self.settings.lam, self.settings.gap
+        if not lam or kind == "weights":
+            return None
+        gap = GAPS[kind]
+
+        def objective(params: Tree, carry: Tree, batch: Any, key: Tensor) -> Tensor:
+            # Features are taken by themselves, in evaluation mode: the loss's pass may drop inputs of adapters.
+            h, reference = (task.features(p, batch["x"]) for p in (params, carry["reference"]))
+            return task.loss(params, batch, key) + lam / 2 * gap(h, reference, {**batch, "classes": task.classes})
+
+        return objective
+
+    def _pull(self) -> Any:
+        lam = self.settings.lam
+        if self.settings.gap != "weights" or not lam:
+            return None
+        return lambda gradient, carry: tree.add(gradient, tree.sub(carry["personal"], carry["reference"]), lam)
+
+    def elsewhere(self, task: Task) -> Visit:
+        """Accuracy of theta_i where the client may have no data of its own."""
+
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            zero = torch.zeros((), dtype=task.dtype, device=task.device)
+            return {"model": own["personal"], "sum": zero, "n": zero}
+
+        def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
+            right = task.metrics(carry["model"], batch)["accuracy"]
+            return {**carry, **accumulate(carry, right, batch["w"])}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"right": average(carry)}, own
+
+        return Visit(begin, [Phase(once("chunk 0"), step, counts=False)], end)
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        fold = mean("delta", weight=self.settings.weight)
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=fold)
+        if self.settings.pooled and got.ids and len(fed.federation.pool) and self._scored(fed):
+            found = fed.ask(self.elsewhere, got.ids, metered=False)
+            for accuracy in found.gather("right").values():
+                fed.log("accuracy/pooled", float(accuracy))
+        return {"model": tree.add(state["model"], got.folded["delta"])}
+
+    def _scored(self, fed: Fed) -> bool:
+        return fed.round % self.config.evaluate.every == 0 or fed.round == fed.rounds
+
+    def view(self, task: Task) -> Visit:
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"model": tree.where(own["visited"] > 0, own["personal"], shared["model"])}, own
+
+        return Visit(begin, (), end)
+
+
+def squared(h: Tensor, reference: Tensor, batch: Any) -> Tensor:
+    """|h - h'|^2 / d of features (B, d), (B,)."""
+    return (h - reference.detach()).square().mean(-1)
+
+
+def cosine(h: Tensor, reference: Tensor, batch: Any) -> Tensor:
+    """1 - cos(h, h') of features (B, d), (B,)."""
+    return 1 - F.cosine_similarity(h, reference.detach(), dim=-1)
+
+
+def class_means(h: Tensor, reference: Tensor, batch: Any) -> Tensor:
+    """For each real example (batch["w"]) |m_c - m'_c|^2 / d, c its label and m_c the mean feature of c in the batch; (B,)."""
+    classes = torch.arange(batch["classes"], device=h.device)
+    member = (batch["y"][:, None] == classes).to(h.dtype) * batch["w"].to(h.dtype)[:, None]
+    apart = (member.T @ (h - reference.detach())) / member.sum(0).clamp(min=1)[:, None]
+    return apart.square().mean(-1)[batch["y"].long()]
+
+
+GAPS: dict[str, Gap] = {"squared": squared, "cosine": cosine, "class_means": class_means}

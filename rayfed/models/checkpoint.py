@@ -1,0 +1,113 @@
+"""Gradient checkpointing under `torch.func`: a layer's activations are computed again where its gradient is needed.
+
+PyTorch's own keeps tensors through hooks that transforms refuse. Here a layer is one `autograd.Function` with all its tensors as
+inputs, whose backward pass is the vjp of the layer; so it works in `grad`, and in `vmap` of it (Chen et al. 2016 for the idea).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+Run = Callable[..., tuple[Tensor, ...]]
+
+
+def layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that transformers would checkpoint."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def install(network: nn.Module, trained: Sequence[str]) -> int:
+    """Checkpoint every such layer of the network, whose parameters `trained` move; how many there are."""
+    found = layers(network)
+    moving = {id(p) for n, p in network.named_parameters() if n in set(trained)}
+    for layer in found:
+        names = tuple(n for n, p in layer.named_parameters() if id(p) in moving)
+        layer.forward = partial(_forward, layer, names)
+    return len(found)
+
+
+def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return type(layer).forward(layer, *args, **kwargs)
+    given, spec = _pytree.tree_flatten((args, kwargs))
+    at = [i for i, x in enumerate(given) if isinstance(x, Tensor)]
+    now = dict(layer.named_parameters())  # inside functional_call: what stands in for them
+    draws: list[Any] = list(
+        {id(m.during): m.during for m in layer.modules() if hasattr(m, "during")}.values()
+    )  # see adapters.dropout
+    drawing = [d for d in draws if isinstance(d["key"], Tensor)]
+    drawn = [d["key"] for d in drawing]
+    out_spec: list[Any] = []
+    kind = next(x.device.type for x in (given[i] for i in at))
+    half, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        inner = list(given)
+        for i, x in zip(at, tensors):
+            inner[i] = x
+        a, k = _pytree.tree_unflatten(inner, spec)
+        params = {f"layer.{n}": p for n, p in zip(names, tensors[len(at) :])}
+        before = [d["key"] for d in draws]
+        for d, key in zip(drawing, tensors[len(at) + len(names) :]):
+            d["key"] = key
+        try:
+            with torch.autocast(kind, dtype, enabled=half, cache_enabled=False):
+                out = torch.func.functional_call(_Plain(layer), params, a, k)
+        finally:
+            for d, key in zip(draws, before):
+                d["key"] = key
+        leaves, found = _pytree.tree_flatten(out)
+        out_spec[:] = [found, [x if not isinstance(x, Tensor) else None for x in leaves]]
+        return tuple(x for x in leaves if isinstance(x, Tensor))
+
+    tensors = [given[i] for i in at] + [now[n] for n in names] + drawn
+    made = iter(_Layer.apply(run, *tensors))
+    found, fixed = out_spec
+    return _pytree.tree_unflatten([next(made) if x is None else x for x in fixed], found)
+
+
+class _Plain(nn.Module):
+    """The layer with its own forward pass."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.layer).forward(self.layer, *args, **kwargs)
+
+
+class _Layer(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return run(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.run = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        tensors = ctx.saved_tensors
+        wanted = [i for i, need in enumerate(ctx.needs_input_grad[1:]) if need and tensors[i].is_floating_point()]
+
+        def of(*some: Tensor) -> tuple[Tensor, ...]:
+            every = list(tensors)
+            for i, x in zip(wanted, some):
+                every[i] = x
+            return ctx.run(*every)
+
+        pull = torch.func.vjp(of, *(tensors[i] for i in wanted))[1]
+        found = dict(zip(wanted, pull(grads)))
+        return None, *(found.get(i) for i in range(len(tensors)))

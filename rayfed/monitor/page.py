@@ -1,0 +1,27 @@
+"""The live page: one HTML file with its script, nothing loaded from elsewhere. Numbers come from /api, as JSON."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+from rayfed.report import look
+from rayfed.report.plots import COLOURS, SCOPE_COLOUR
+
+HERE = Path(__file__).parent
+CSS = look.CSS + (HERE / "page.css").read_text()
+SCRIPT = f"const COLOURS={json.dumps(COLOURS)},SCOPES={json.dumps(SCOPE_COLOUR)};\n" + (HERE / "page.js").read_text()
+
+
+def html(folder: str) -> str:
+    """The page for the runs of a folder."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>rayfed monitor</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f'<style>{CSS}</style></head><body><main><header><h1><a href="#">rayfed monitor</a></h1>'
+        f'<span id="fresh" class="soft">loading</span></header><p class="soft">{escape(folder)}</p>'
+        '<p id="back" hidden><a href="#">← all runs</a></p>'
+        '<input id="seek" type="search" placeholder="Filter by name, method or state" aria-label="Filter">'
+        f'<div id="runs"></div><noscript>This page needs JavaScript.</noscript></main><script>{SCRIPT}</script></body></html>'
+    )

@@ -1,0 +1,120 @@
+"""The live page's server: GET only, on this machine's loopback address, nothing but what `Board` reads."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from rayfed.errors import ConfigError
+from rayfed.files import json_bytes, now, why
+from rayfed.monitor.page import CSS, SCRIPT, html
+from rayfed.monitor.read import Board
+
+HOST, PORT = "127.0.0.1", 8270
+NAMES = ("127.0.0.1", "localhost", "[::1]")  # by which a browser may ask, also through a tunnel: no other page's names
+
+
+class Server:
+    """`rayfed monitor --serve`. ConfigError if the port is taken; port 0 takes any free one."""
+
+    def __init__(self, folder: Path, port: int = PORT):
+        board = Board(folder)
+
+        class Handler(_Handler):
+            answers = {  # noqa: RUF012
+                "/": lambda query: ("text/html; charset=utf-8", html(str(folder.resolve())).encode()),
+                "/api/runs": lambda query: _json({"time": now(), "runs": board.runs()}),
+                "/api/run": lambda query: _json(board.run(query.get("id", ""))),
+                "/metrics": lambda query: ("text/plain; version=0.0.4; charset=utf-8", board.prometheus().encode()),
+            }
+
+        try:
+            self.http = ThreadingHTTPServer((HOST, port), Handler)
+        except (OSError, OverflowError) as error:
+            text = why(error, folder) if isinstance(error, OSError) else str(error)
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            more = "; another one with --port N, any free one with --port 0" if taken else ""
+            raise ConfigError(f"monitor: --port {port}: {text}{more}") from error
+        self.http.daemon_threads = True
+        self.url = f"http://{HOST}:{self.http.server_address[1]}/"
+
+    def forever(self) -> None:
+        """Answer until interrupted."""
+        try:
+            self.http.serve_forever()
+        finally:
+            self.http.server_close()
+
+    def close(self) -> None:
+        """End `forever` from another thread."""
+        self.http.shutdown()
+
+
+def _json(value: Any) -> tuple[str, bytes] | None:
+    return None if value is None else ("application/json", json_bytes(value))
+
+
+def _hash(text: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+POLICY = (
+    f"default-src 'none'; script-src {_hash(SCRIPT)}; style-src {_hash(CSS)}; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    answers: dict[str, Callable[[dict[str, str]], tuple[str, bytes] | None]]
+    server_version, sys_version = "rayfed", ""
+    timeout = 20
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):  # every other method
+            return lambda: self._send(405, "text/plain; charset=utf-8", b"only GET\n")
+        raise AttributeError(name)
+
+    def _answer(self) -> None:
+        host = self.headers.get("Host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if name not in NAMES:
+            return self._send(403, "text/plain; charset=utf-8", b"ask for 127.0.0.1 or localhost\n")
+        try:
+            url = urlsplit(self.path)
+            answer = self.answers.get(url.path)
+            found = answer({k: v[-1] for k, v in parse_qs(url.query).items()}) if answer else None
+        except Exception as error:  # the page says so and asks again
+            text = f"{type(error).__name__}: {error}\n".encode(errors="replace")
+            return self._send(500, "text/plain; charset=utf-8", text)
+        if found is None:
+            return self._send(404, "text/plain; charset=utf-8", b"there is nothing of this name\n")
+        self._send(200, *found)
+
+    def _send(self, code: int, kind: str, body: bytes) -> None:
+        self.send_response(code)
+        headers = {
+            "Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store",
+            "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+        }  # fmt: skip
+        if code == 405:
+            headers["Allow"] = "GET, HEAD"
+        for header, value in headers.items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The terminal is the user's."""

@@ -1,0 +1,103 @@
+"""Instruction tuning of causal language models: next-token prediction on the answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rayfed.errors import ConfigError
+from rayfed.lazy import torch
+from rayfed.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.tree import Tree
+
+AT_ONCE = 2**25  # logits of one piece of a scored batch: 128 MiB in float32
+
+
+class Instruct(Task):
+    """A causal language model on records x (B, 2, L): token ids and targets (see `rayfed.data.instruct`).
+
+    loss: the mean over a record's answer tokens, its end token among them, of -log p(token | what is before it), so that every
+    record counts the same whatever its length. accuracy: the share of a record's answer tokens that are the most probable ones.
+    Both are averaged over records; the category y is read by partitions only.
+
+    Mixtures of served models (`@ensemble`) are scored by what can be added up in bounded memory: loss by the mixture's
+    probability of each target token, accuracy by the mean of the models' own.
+    """
+
+    per_class: ClassVar[bool] = False
+    mixture: ClassVar[str] = (
+        "accuracy/global is the mean of the served models' accuracies, loss/global that of their mixture"
+    )
+
+    def apply(self, params: Tree, x: Tensor) -> Tensor:
+        """Logits (B, L, V) of records (B, 2, L): at each place, of the token that comes next."""
+        return super().apply(params, x[:, 0])
+
+    def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
+        """Mean negative log-likelihood of each record's answer tokens, (B,)."""
+        with self._while(key=key):
+            logits, target, answer = self._next(params, batch["x"])
+        return _mean(_nll(logits, target), answer)
+
+    def predict(self, params: Tree, batch: Any) -> Tensor:
+        """(B, L - 1, 2): the probability of each target token, and 1 where it is the most probable one; 0 off the answer."""
+
+        def one(x: Tensor) -> Tensor:
+            logits, target, answer = self._next(params, x)
+            hit = (logits.argmax(-1) == target).to(logits.dtype)
+            return torch.stack([(-_nll(logits, target)).exp(), hit], -1) * answer[..., None]
+
+        return self._in_pieces(one, batch["x"])
+
+    def metrics(self, params: Tree, batch: Any) -> dict[str, Tensor]:
+        """loss and accuracy of each record, (B,)."""
+
+        def one(x: Tensor) -> Tensor:
+            logits, target, answer = self._next(params, x)
+            hit = (logits.argmax(-1) == target).to(logits.dtype)
+            return torch.stack([_mean(_nll(logits, target), answer), _mean(hit, answer)], -1)
+
+        got = self._in_pieces(one, batch["x"])
+        return {"loss": got[:, 0], "accuracy": got[:, 1]}
+
+    def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
+        """loss and accuracy (B,) of a weighted mean of `predict`s, (B, L - 1, 2)."""
+        answer = (batch["x"][:, 1, 1:] >= 0).to(p.dtype)
+        return {"loss": _mean(-torch.log(p[..., 0].clamp(min=1e-12)), answer), "accuracy": _mean(p[..., 1], answer)}
+
+    def _next(self, params: Tree, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(logits (B, L - 1, V), the tokens they are of (B, L - 1), 1 on answer tokens and 0 elsewhere)."""
+        target = x[:, 1, 1:]
+        answer = target >= 0
+        logits = self.apply(params, x)[:, :-1]
+        return logits, target.clamp(min=0).to(torch.int64), answer.to(logits.dtype)
+
+    def _in_pieces(self, f: Any, x: Tensor) -> Tensor:
+        """f(x) row by row in pieces whose logits fit into `AT_ONCE`."""
+        rows = max(1, AT_ONCE // (x.shape[-1] * self.vocabulary))
+        return torch.cat([f(piece) for piece in x.split(rows)]) if len(x) > rows else f(x)
+
+    @property
+    def _classifier(self) -> tuple[str, Any]:
+        raise ConfigError(
+            f"method.name: {self.config.method.name} reads features of whole inputs; task.data holds instructions, for which a model "
+            "gives probabilities of tokens"
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """V, tokens of the model."""
+        return int(self._module.vocabulary)
+
+
+def _nll(logits: Tensor, target: Tensor) -> Tensor:
+    """-log softmax(logits)[target], (B, L - 1)."""
+    return torch.logsumexp(logits, -1) - logits.gather(-1, target[..., None])[..., 0]
+
+
+def _mean(x: Tensor, w: Tensor) -> Tensor:
+    """Mean of each row where w is 1, (B,)."""
+    return (x * w).sum(-1) / w.sum(-1).clamp(min=1)

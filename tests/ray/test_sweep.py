@@ -1,0 +1,199 @@
+"""Whole sweeps on a Ray that the command starts by itself: results, kill -9, refusals, ASHA, PBT."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from rayfed.report.sweep import read_rows
+from tests.ray.conftest import numbers, only_run, until
+
+SMALL: dict[str, Any] = {
+    "rounds": 6,
+    "evaluate": {"every": 2},
+    "federation": {"clients": 12, "per_round": 6, "groups": {"kind": "none"}},
+    "task": {
+        "data": {"name": "synthetic:blobs", "examples": 400, "classes": 4, "features": 8, "test": 60},
+        "model": {"name": "mlp", "hidden": [8]},
+    },
+    "resources": {"executor": "vmap", "cohort": 6, "actors": 1},
+}
+SPACE = """
+from ray import tune
+space = {"local.optimizer.lr": tune.grid_search([0.05, 0.2])}
+wide = {"local.optimizer.lr": tune.loguniform(1e-3, 0.5)}
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    file = tmp_path / "rate.py"
+    file.write_text(SPACE)
+    return file
+
+
+def table(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path / "sweep.parquet").to_pylist()
+
+
+def by_trial(path: Path) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {}
+    for row in table(path):
+        out.setdefault(row["trial"], []).append(row["round"])
+    return out
+
+
+@pytest.mark.slow
+def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
+    """kill -9 of the driver in mid-trial; `--resume` at once; every run has the numbers of the same run alone."""
+    long = {**SMALL, "rounds": 60, "evaluate": {"every": 5}}
+    command = rayfed(
+        "sweep", f"{space},participation", config(**long), "--set", "federation.per_round=6", "--seeds", "0,1",
+        "--out", tmp_path / "o", "--address", "local", "--concurrent", "1",
+    )  # fmt: skip
+    place = until(lambda: only_run(tmp_path / "o") / "trials" / "00001", "the sweep's folder")
+    until(lambda: len(read_rows(place)) >= 2, "the second trial has told twice")
+    before = {r["round"]: r["seeds"] for r in read_rows(place)}
+    command.kill(signal.SIGKILL)
+    command.wait()
+    path = only_run(tmp_path / "o")
+    assert not (path / "summary.json").exists()
+    kept = json.loads((path / "trials" / "00000" / "seed-0" / "summary.json").read_text())
+    code, out = rayfed("sweep", "--resume", path, "--address", "local").wait()
+    assert code == 0, out
+    assert by_trial(path) == {t: list(range(5, 61, 5)) for t in ("00000", "00001")}, "no row is lost, none is doubled"
+    after = {r["round"]: r["seeds"] for r in read_rows(place)}
+    metric = "accuracy/global"
+    assert all(after[r][s][metric] == before[r][s][metric] for r in before for s in before[r])
+    events = [json.loads(line) for line in (place / "seed-0" / "events.jsonl").read_text().splitlines()]
+    (resumed,) = [e["round"] for e in events if e["kind"] == "resumed"]
+    assert resumed >= max(before) - 5, "at most the current rounds are lost"
+    again = json.loads((path / "trials" / "00000" / "seed-0" / "summary.json").read_text())
+    assert again["wall_s"] >= kept["wall_s"] and again["metrics"][metric] == kept["metrics"][metric]
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["trials"] == {"planned": 2, "begun": 2, "complete": 2}
+    assert (path / "sweep.html").is_file()
+    # A trial's runs are ordinary ones: the same config alone gives the same rows.
+    for rate, trial in ((0.05, "00000"), (0.2, "00001")):
+        code, out = rayfed(
+            "run", config(**long), "--set", f"local.optimizer.lr={rate}", "--set", "federation.per_round=6", "--set", "seed=1",
+            "--out", tmp_path / trial, "--local",
+        ).wait()  # fmt: skip
+        assert code == 0, out
+        assert numbers(only_run(tmp_path / trial)) == numbers(path / "trials" / trial / "seed-1")
+
+
+@pytest.mark.slow
+def test_one_process_serves_all_trials(rayfed, config, space, tmp_path):
+    """Trials on the same data and model follow each other in one process with the same client actors; --no-reuse does not."""
+    pids = {}
+    for how in ("--reuse", "--no-reuse"):
+        out_dir = tmp_path / how.strip("-")
+        code, out = rayfed(
+            "sweep", space, config(**SMALL), "--out", out_dir, "--address", "local", "--concurrent", "1", how
+        ).wait()
+        assert code == 0, out
+        assert "[2/2 done]" in out and "accuracy/global" in out and "sweep.html" in out
+        path = only_run(out_dir)
+        placed = [
+            next(e for e in map(json.loads, (p / "events.jsonl").read_text().splitlines()) if e["kind"] == "placed")
+            for p in sorted(path.glob("trials/*/seed-3"))
+        ]
+        assert [e["trial"][-5:] for e in placed] == ["00000", "00001"]
+        pids[how] = [(e["server"], *(c["pid"] for c in e["clients"])) for e in placed]
+        assert len({(r["trial"], r["round"]) for r in table(path)}) == len(table(path)) == 6
+    assert pids["--reuse"][0] == pids["--reuse"][1]
+    assert not set(pids["--no-reuse"][0]) & set(pids["--no-reuse"][1])
+    same = [numbers(only_run(tmp_path / h) / "trials" / "00001" / "seed-3") for h in ("reuse", "no-reuse")]
+    assert same[0] == same[1], "what is left of an earlier trial changes nothing"
+
+
+def test_ctrl_c(rayfed, config, space, tmp_path):
+    command = rayfed(
+        "sweep", space, config(**{**SMALL, "rounds": 100_000}), "--out", tmp_path / "o", "--address", "local"
+    )
+    place = until(lambda: only_run(tmp_path / "o") / "trials" / "00000", "the sweep's folder")
+    until(lambda: len(read_rows(place)) >= 1, "the first row")
+    code, out = rayfed("sweep", "--resume", only_run(tmp_path / "o")).wait()
+    assert code == 2 and str(command.process.pid) in out, "another driver is refused while this one lives"
+    command.kill(signal.SIGINT)
+    code, out = command.wait()
+    assert code == 130 and "rayfed sweep --resume" in out, out
+    assert table(only_run(tmp_path / "o")), "what there is has been written"
+
+
+def test_a_failing_trial_is_told(rayfed, config, tmp_path):
+    file = tmp_path / "s.py"
+    file.write_text("from ray import tune\nspace = {'local.optimizer.lr': tune.grid_search([0.1, 1e30])}\n")
+    code, out = rayfed("sweep", file, config(**SMALL), "--out", tmp_path / "o", "--address", "local").wait()
+    assert code == 4, out
+    assert (
+        "1 of 2 trials failed; the first: trials/00001/seed-3: " in out
+        and "client" in out
+        and "rayfed sweep --resume" in out
+    )
+    assert by_trial(only_run(tmp_path / "o")) == {"00000": [2, 4, 6]}, "the other one has ended"
+
+
+@pytest.mark.slow
+def test_asha_stops_and_its_runs_can_go_on(rayfed, config, tmp_path):
+    file = tmp_path / "s.py"
+    file.write_text(
+        "from ray import tune\nspace = {'local.optimizer.lr': tune.grid_search([0.3, 0.1, 1e-6, 1e-7, 1e-8, 1e-9])}\n"
+    )
+    long = {**SMALL, "rounds": 18}
+    code, out = rayfed(
+        "sweep", file, config(**long), "--scheduler", "asha", "--out", tmp_path / "o", "--address", "local", "--concurrent", "1"
+    ).wait()  # fmt: skip
+    assert code == 0, out
+    path = only_run(tmp_path / "o")
+    rounds = {t: max(r) for t, r in by_trial(path).items()}
+    assert len(rounds) == 6 and rounds["00000"] == 18 and min(rounds.values()) < 18
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["rounds"] == sum(rounds.values()) < 6 * 18
+    left = next(t for t, r in rounds.items() if r < 18)
+    code, out = rayfed("resume", path / "trials" / left / "seed-3", "--local").wait()
+    assert code == 0, out
+    assert len(numbers(path / "trials" / left / "seed-3")) == 18
+
+
+@pytest.mark.slow
+def test_pbt_clones_runs(rayfed, config, space, tmp_path):
+    long = {**SMALL, "rounds": 16, "storage": {"snapshot_every": 16, "keep": 1}}
+    code, out = rayfed(
+        "sweep", f"{space}:wide", config(**long), "--scheduler", "pbt", "--samples", "4", "--seeds", "0,1",
+        "--out", tmp_path / "o", "--address", "local", "--concurrent", "1",
+    ).wait()  # fmt: skip
+    assert code == 0, out
+    path = only_run(tmp_path / "o")
+    clones = sorted(path.glob("trials/*/clone-*"))
+    assert clones, "nobody was cloned"
+    for clone in clones:
+        about = json.loads((clone / "point.json").read_text())
+        r, source = about["origin"]["round"], path / about["origin"]["folder"]
+        assert 0 < r < 16 and 1e-3 <= about["point"]["local.optimizer.lr"] <= 0.5
+        for seed in ("seed-0", "seed-1"):
+            old, new = numbers(source / seed), numbers(clone / seed)
+            assert new[:r] == old[:r] and len(new) > r
+    for snapshots in path.glob("trials/**/snapshots"):
+        assert len(list(snapshots.iterdir())) == 1, "what may be cloned no more is gone"
+    assert all(r[-1] == 16 for r in by_trial(path).values())
+
+
+@pytest.mark.slow
+def test_optuna(rayfed, config, space, tmp_path):
+    pytest.importorskip("optuna")
+    code, out = rayfed(
+        "sweep", f"{space}:wide", config(**SMALL), "--search", "optuna", "--samples", "3", "--out", tmp_path / "o",
+        "--address", "local", "--concurrent", "1",
+    ).wait()  # fmt: skip
+    assert code == 0, out
+    rows = table(only_run(tmp_path / "o"))
+    assert len({r["trial"] for r in rows}) == 3 == len({r["local.optimizer.lr"] for r in rows})
+    assert os.path.exists(only_run(tmp_path / "o") / "sweep.html")

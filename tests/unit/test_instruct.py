@@ -1,0 +1,499 @@
+"""Instruction tuning: records to ids and targets, losses held against transformers' own, adapters, precision and memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rayfed import partition, tree
+from rayfed.data import instruct, text
+from rayfed.engine import start_from
+from rayfed.errors import ConfigError
+from rayfed.launch import _Federations
+from rayfed.pool import LocalPool
+from rayfed.worker import Resident
+from tests import toy
+from tests.conftest import ROOT
+from tests.tiny_lm import WORDS, make_data, make_lm
+
+TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("instruct")
+    for kind in ("gpt2", "llama"):
+        make_lm(root / kind, kind)
+    make_lm(root / "mute", "gpt2", eos=False)
+    rows = make_data(root / "data")
+    return {**{k: root / k for k in ("gpt2", "llama", "mute", "data")}, "rows": rows}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(text.CACHE, str(tmp_path / "cache"))
+
+
+def changes(places: dict[str, Any], kind: str = "gpt2", **more: Any) -> dict[str, Any]:
+    base = {
+        "task": {
+            "data": {"name": f"parquet:{places['data']}", "length": 32},
+            "model": {"name": f"hf:{places[kind]}"},
+        },
+        "adapter": {"kind": "lora", "rank": 2, "targets": TARGETS.get(kind, ["c_attn"])},
+        "federation": {
+            "clients": 5, "per_round": 3, "partition": {"kind": "dirichlet", "alpha": 1.0}, "groups": {"kind": "none"},
+            "holdout": {"kind": "clients", "fraction": 0.2},
+        },
+        "local": {"steps": 3, "epochs": None, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.01}},
+    }  # fmt: skip
+    return toy.merge(base, more)
+
+
+def resident(c: Any) -> Resident:
+    return Resident(c, partition.build(c), start_from(c), "cpu")
+
+
+def simulate(c: Any, rounds: int = 2) -> tuple[Any, Any]:
+    split, start, pool = partition.build(c), start_from(c), LocalPool()
+    here = Resident(c, split, start, "cpu")
+    pool.setup("toy", c, split, start)
+    fed = toy.ToyFed(c, split, here.method, here.task, pool, "toy")
+    state = fed.method.init(fed.task, 7)
+    for r in range(1, rounds + 1):
+        fed.begin(r, True)
+        state = fed.method.round(state, fed, fed.task)
+        fed.store.commit()
+    return state, fed
+
+
+def stirred(task: Any, key: int = 3) -> Any:
+    """Parameters whose adapters do something."""
+    made = task.init_params(key)
+    return {n: p + 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(key)) for n, p in made.items()}
+
+
+# -- records ---------------------------------------------------------------------------------------------------------------
+
+
+def test_records_are_the_tokenizers_ids_with_targets_on_the_answer(places: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
+
+    fed = partition.build(toy.config(**changes(places)))
+    tokenizer = AutoTokenizer.from_pretrained(places["gpt2"])
+    x = fed.arrays["x"]
+    assert (
+        fed.kind == "instruct" and fed.classes == 3 and x.dtype == np.int32 and x.shape == (72, 2, fed.input_shape[1])
+    )
+    assert fed.label_names == ("answer", "copy", "say twice")
+    for row, r in zip(x, places["rows"], strict=True):
+        paragraphs = [f"### Instruction:\n{r['instruction']}"]
+        paragraphs += [f"### Input:\n{r['context']}"] if r["context"] else []
+        prompt = "\n\n".join([*paragraphs, "### Response:\n"])
+        whole = [*tokenizer(prompt + r["response"])["input_ids"], 1]
+        answer = [*tokenizer(r["response"])["input_ids"], 1]
+        assert row[0][row[0] >= 0].tolist() == whole
+        assert row[1][: len(whole)].tolist() == [-1] * (len(whole) - len(answer)) + answer
+        assert (row[:, len(whole) :] == -1).all()
+
+
+def test_another_process_tokenises_and_torch_stays_out(places: dict[str, Any]) -> None:
+    code = (
+        "import sys, json; from rayfed.config import load_config; from rayfed.launch import _Federations;"
+        f"c = load_config(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
+        "print(json.dumps([_Federations().of(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    x, torch_came = json.loads(done.stdout)
+    assert not torch_came
+    assert partition.build(toy.config(**changes(places))).arrays["x"].tolist() == x
+    assert len(list((text.cache() / "tokens").iterdir())) == 1  # and this process read it
+
+
+def test_a_template_of_ones_own(places: dict[str, Any]) -> None:
+    data = {"template": "{instruction} : {input} answer : {response} ."}
+    x = partition.build(toy.config(**changes(places, task={"data": data}))).arrays["x"]
+    known = ["[UNK]", "</s>", *WORDS]
+    first = [known[i] for i in x[0][0] if i >= 0]
+    r = places["rows"][0]
+    assert " ".join(first) == f"{r['instruction']} : answer : {r['response']} . </s>"
+    assert [known[i] for i in x[0][1] if i >= 0] == [*f"{r['response']} .".split(), "</s>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{instruction} {respnse}", "{respnse} is unknown (did you mean 'response'?)"),
+        ("{response} {instruction}", "{response} once, after all others"),
+        ("{input} {response}", "it needs {instruction}"),
+        ("{instruction} { {response}", "twice"),
+        ("{instruction} {response:>9}", "no format"),
+    ],
+)
+def test_templates_that_cannot_be(places: dict[str, Any], template: str, says: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        toy.config(**changes(places, task={"data": {"template": template}}))
+    assert "task.data.template: " in str(told.value) and says in str(told.value)
+
+
+def test_cutting_keeps_the_lead_and_a_part_of_the_answer() -> None:
+    ids = np.arange(20)  # 12 of the prompt, the last 3 lead into the answer, 8 of the answer
+    for length, want in (
+        (20, [*range(20)]),
+        (16, [*range(16)]),  # the prompt leaves a quarter
+        (12, [*range(6), 9, 10, 11, 12, 13, 14]),  # 9 of the prompt: its end stays, its middle goes
+        (4, [9, 10, 11, 12]),
+    ):
+        got, prompt = instruct.cut(ids, 12, 3, length)
+        assert got.tolist() == want and prompt == sum(i < 12 for i in want)
+    got, prompt = instruct.cut(np.arange(14), 12, 3, 12)  # a short answer stays whole
+    assert got.tolist() == [*range(7), 9, 10, 11, 12, 13] and prompt == 10
+
+
+def test_records_over_the_length(places: dict[str, Any]) -> None:
+    def build(**data: Any) -> Any:
+        return partition.build(toy.config(**changes(places, task={"data": data})))
+
+    whole = build()
+    sizes = (whole.arrays["x"][:, 0] >= 0).sum(1)
+    length = int(np.median(sizes))
+    over = int((sizes > length).sum())
+    assert 0 < over < 60
+    cut = build(length=length).arrays["x"]
+    assert cut.shape == (72, 2, length) and (cut[:, 1] >= 0).any(1).all()
+    assert len(build(length=length, too_long="drop").arrays["x"]) == 72 - over
+    with pytest.raises(ConfigError, match=rf"{over} of 72 records .* more than {length} tokens"):
+        build(length=length, too_long="error")
+    with pytest.raises(ConfigError, match=r"'dorp' found .did you mean 'drop'"):
+        build(too_long="dorp")
+    with pytest.raises(ConfigError, match=r"takes at most 48 tokens"):
+        build(length=49)
+
+
+def test_records_without_an_answer(places: dict[str, Any], tmp_path: Path) -> None:
+    table = pq.read_table(places["data"] / "train.parquet").to_pylist()
+    table[3]["response"] = table[7]["response"] = "  "
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "data" / "train.parquet")
+    here = {**places, "data": tmp_path / "data"}
+    with pytest.raises(ConfigError, match=r"2 records of .* empty response.*too_long: drop"):
+        partition.build(toy.config(**changes(here)))
+    kept = partition.build(toy.config(**changes(here, task={"data": {"too_long": "drop"}})))
+    assert len(kept.arrays["x"]) == 58
+    table[3]["response"] = None
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "data" / "train.parquet")
+    with pytest.raises(ConfigError, match=r"task.data.response: 1 rows of .* have no response"):
+        partition.build(toy.config(**changes(here)))
+
+
+def test_columns_and_options_that_do_not_fit(places: dict[str, Any]) -> None:
+    def told(**data: Any) -> str:
+        with pytest.raises(ConfigError) as said:
+            toy.config(**changes(places, task={"data": data}))
+        return str(said.value)
+
+    assert "has no column 'respons' (did you mean 'response'?)" in told(response="respons")
+    assert "task.data.packing: True found, allowed: false" in told(packing=True)
+    assert "task.data.label: " in told(label="kategory") and "did you mean 'category'" in told(label="kategory")
+    with pytest.raises(ConfigError, match=r"holds instructions; allowed: hf:NAME_OR_DIR"):
+        partition.build(toy.config(**changes(places, task={"model": {"name": "mlp"}}, adapter={"kind": "none"})))
+    with pytest.raises(ConfigError, match=r"label_permutation found"):
+        partition.build(toy.config(**changes(places, federation={"groups": {"kind": "label_permutation", "count": 2}})))
+
+
+def test_a_tokenizer_without_padding_or_end(places: dict[str, Any]) -> None:
+    x = partition.build(toy.config(**changes(places, "mute"))).arrays["x"]
+    assert not (x == 1).any()  # no end token is known, none is added
+    task = resident(toy.config(**changes(places, "mute"))).task
+    assert bool(torch.isfinite(task.loss(task.initial, {"x": torch.as_tensor(x[:4])})).all())
+
+
+def test_a_model_that_is_no_causal_language_model(places: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaModel
+
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
+    BertLMHeadModel(BertConfig(vocab_size=32, **small)).save_pretrained(tmp_path / "bert")
+    LlamaModel(LlamaConfig(vocab_size=32, **small)).save_pretrained(tmp_path / "headless")
+    LlamaModel(LlamaConfig(vocab_size=8, **small)).save_pretrained(tmp_path / "narrow")
+    for name, says in (
+        ("bert", "sees? what comes after|see what comes after"),
+        ("headless", "lacks lm_head.weight"),
+        ("narrow", "the model knows 8"),
+    ):
+        for f in places["gpt2"].glob("token*"):
+            (tmp_path / name / f.name).write_bytes(f.read_bytes())
+        with pytest.raises(ConfigError, match=says):
+            resident(toy.config(**changes({**places, name: tmp_path / name}, name, adapter={"kind": "full"})))
+
+
+# -- the same numbers as plain transformers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_logits_and_loss_are_those_of_transformers(places: dict[str, Any], kind: str, attention: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    res = resident(
+        toy.config(**changes(places, kind, task={"model": {"attention": attention}}, adapter={"kind": "full"}))
+    )
+    plain = AutoModelForCausalLM.from_pretrained(places[kind]).eval()
+    params = res.task.initial
+    assert {f"network.{n}" for n, _ in plain.named_parameters()} == set(params)
+    x = res.data["x"][:6]
+    logits, loss = res.task.apply(params, x), res.task.loss(params, {"x": x})
+    scores = res.task.metrics(params, {"x": x})
+    for i, row in enumerate(x.long()):
+        n = int((row[0] >= 0).sum())
+        labels = torch.where(row[1] >= 0, row[1], -100)[:n]
+        with torch.no_grad():
+            want = plain(input_ids=row[0, :n][None], labels=labels[None])
+        torch.testing.assert_close(logits[i, :n], want.logits[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loss[i], want.loss, rtol=1e-5, atol=1e-6)
+        answer = (labels[1:] >= 0).nonzero()[:, 0]
+        hit = (want.logits[0, answer].argmax(-1) == labels[answer + 1]).float().mean()
+        assert float(scores["accuracy"][i]) == pytest.approx(float(hit))
+    torch.testing.assert_close(scores["loss"], loss)
+
+
+def test_padding_and_what_comes_after_change_nothing(places: dict[str, Any]) -> None:
+    res = resident(toy.config(**changes(places, dtype="float64")))
+    params, x = stirred(res.task), res.data["x"][:3]
+    wide = torch.cat([x, torch.full((3, 2, 5), -1, dtype=x.dtype)], -1)
+    torch.testing.assert_close(res.task.loss(params, {"x": wide}), res.task.loss(params, {"x": x}))
+    n = int((x[0, 0] >= 0).sum())
+    other = x.clone()
+    other[0, 0, n - 1] = 5
+    torch.testing.assert_close(res.task.apply(params, other)[0, : n - 1], res.task.apply(params, x)[0, : n - 1])
+
+
+def test_scores_come_in_pieces(places: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    res = resident(toy.config(**changes(places, dtype="float64")))
+    params, batch = stirred(res.task), {"x": res.data["x"][:20]}
+    whole, seen = [res.task.metrics(params, batch)["loss"], res.task.predict(params, batch)], []
+    monkeypatch.setattr("rayfed.task.instruct.AT_ONCE", 3 * 32 * batch["x"].shape[-1])
+    apply = res.task.apply
+    res.task.apply = lambda p, x: seen.append(len(x)) or apply(p, x)
+    for want, got in zip(
+        whole, [res.task.metrics(params, batch)["loss"], res.task.predict(params, batch)], strict=True
+    ):
+        torch.testing.assert_close(got, want)
+    assert max(seen) == 3
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("more", [{}, {"checkpointing": True}])
+def test_loop_and_vmap_and_checkpointing_agree(places: dict[str, Any], kind: str, more: dict[str, Any]) -> None:
+    made = {}
+    for executor, model in (("loop", {}), ("vmap", more)):
+        c = toy.config(executor=executor, dtype="float64", **changes(places, kind, task={"model": model}))
+        made[executor] = simulate(c)[0]["model"]
+    first = resident(toy.config(dtype="float64", **changes(places, kind))).task.init_params(7)
+    moved = tree.norm(tree.sub(made["loop"], first))
+    assert float(moved) > 1e-3
+    assert float(tree.norm(tree.sub(made["loop"], made["vmap"]))) <= 1e-9 * float(moved)
+
+
+# -- the same numbers as PEFT ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        ("gpt2", {"kind": "lora", "rank": 2, "targets": ["c_attn"]}),
+        ("llama", {"kind": "lora", "rank": 2}),
+        ("llama", {"kind": "ia3"}),
+        ("gpt2", {"kind": "bias"}),
+        ("gpt2", {"kind": "full"}),
+    ],
+)
+def test_published_models_load_with_plain_libraries(
+    places: dict[str, Any], tmp_path: Path, kind: str, adapter: dict[str, Any]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    changed = changes(places, kind)
+    changed["adapter"] = adapter
+    res = resident(toy.config(**changed))
+    params = stirred(res.task)
+    res.task.publish(params, tmp_path)
+    if adapter["kind"] in ("lora", "ia3"):
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(places[kind]), tmp_path).eval()
+    else:
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    row = res.data["x"][0].long()
+    n = int((row[0] >= 0).sum())
+    with torch.no_grad():
+        want = plain(input_ids=row[0, :n][None]).logits[0]
+    torch.testing.assert_close(res.task.apply(params, row[None])[0, :n], want, rtol=1e-5, atol=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(places[kind]).eval()
+    assert not torch.allclose(base(input_ids=row[0, :n][None]).logits[0], want, atol=1e-3)
+
+
+# -- whole runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fedit", "local_only", {"name": "ifca", "clusters": 2}])
+def test_every_scope_is_scored(places: dict[str, Any], method: Any) -> None:
+    c = toy.config(method, **changes(places))
+    state, fed = simulate(c, 1)
+    row, clients = toy.Result(state, fed, []).scores()
+    name = c.method.name
+    scopes = {"personal", "unseen", "global", "local", *(("cluster",) if name == "ifca" else ())}
+    for s in scopes:
+        assert 0 < row[f"loss/{s}"] < 20 and 0 <= row[f"accuracy/{s}"] <= 1, s
+    assert len(clients) == 5
+
+
+def test_the_mixture_of_models_is_scored_token_by_token(places: dict[str, Any]) -> None:
+    task = resident(toy.config(dtype="float64", **changes(places))).task
+    x = torch.as_tensor(partition.build(toy.config(**changes(places))).arrays["x"][:4])
+    models, w = [stirred(task, 1), stirred(task, 2)], [0.25, 0.75]
+    mean = sum(a * task.predict(m, {"x": x}) for a, m in zip(w, models, strict=True))
+    got = task.judge_mean(mean, {"x": x})
+    mixed = sum(a * torch.softmax(task.apply(m, x), -1) for a, m in zip(w, models, strict=True))
+    for i in range(4):
+        at = (x[i, 1, 1:] >= 0).nonzero()[:, 0]
+        p = mixed[i, at, x[i, 1, at + 1].long()]
+        assert float(got["loss"][i]) == pytest.approx(float(-p.log().mean()), rel=1e-9)
+    one = task.judge_mean(task.predict(models[0], {"x": x}), {"x": x})
+    for n, v in task.metrics(models[0], {"x": x}).items():
+        torch.testing.assert_close(one[n], v)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("feddf", "mean logits"),
+        ("fedgen", "features of classes"),
+        ("fedftg", "weighs classes"),
+        ({"name": "disue", "signature": "counts"}, "weighs classes"),
+        ({"name": "disue", "signature": "counts", "distill": False, "clusterer": "subspace"}, "spans of inputs"),
+        ("pacfl", "task.data holds instructions"),
+        ("feddpa", "penultimate features"),
+        ("fedoa", "penultimate features"),
+        ("fedpurel", "logits of classes"),
+    ],
+)
+def test_methods_that_need_classes_are_refused(places: dict[str, Any], method: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        _Federations().of(toy.config(method, **changes(places, federation={"probe": 6})))
+
+
+def test_there_are_no_features_of_a_record(places: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"method.name: fedavg reads features of whole inputs"):
+        _ = resident(toy.config(**changes(places))).task.feature_size
+
+
+def test_disue_without_distillation_runs(places: dict[str, Any]) -> None:
+    plain = {"name": "disue", "distill": False, "clusters": 2}
+    with pytest.raises(ConfigError, match=r"method.signature: head found"):
+        _Federations().of(toy.config(plain, **changes(places)))
+    c = toy.config({**plain, "signature": "all"}, **changes(places))
+    _Federations().of(c)
+    assert len(simulate(c, 1)[0]["experts"]) == 2
+
+
+# -- precision and memory --------------------------------------------------------------------------------------------------
+
+
+def test_bf16_halves_the_base_and_trains_in_float32(places: dict[str, Any]) -> None:
+    full, half = (toy.config(dtype=d, **changes(places, "llama")) for d in ("float32", "bf16"))
+    big, small = (start_from(c)["base"]["arrays"] for c in (full, half))  # type: ignore[index]
+    assert tree.nbytes(small) * 2 == tree.nbytes(big)
+    one, two = resident(full), resident(half)
+    assert {str(p.dtype) for p in two.task.frozen.values()} == {"torch.bfloat16"}
+    assert {str(p.dtype) for p in two.task.params_like.values()} == {"torch.float32"}
+    params, batch = stirred(one.task), {"x": one.data["x"][:16]}
+    want, got = (r.task.loss(params, batch) for r in (one, two))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
+    assert not torch.equal(got, want)
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+@pytest.mark.parametrize("adapter", [{"kind": "lora", "rank": 2}, {"kind": "bias"}, {"kind": "full"}])
+def test_bf16_trains(places: dict[str, Any], executor: str, adapter: dict[str, Any]) -> None:
+    changed = changes(places, local={"optimizer": {"lr": 0.02}, "steps": 6})
+    changed["adapter"] = adapter
+    c = toy.config(executor=executor, dtype="bf16", **changed)
+    state, fed = simulate(c, 2)
+    assert {p.dtype for p in state["model"].values()} == {torch.float32}
+    x = {"x": torch.as_tensor(fed.federation.arrays["x"])}
+    first = fed.task.init_params(7)
+    assert float(fed.task.loss(state["model"], x).mean()) < 0.9 * float(fed.task.loss(first, x).mean())
+
+
+def test_bf16_resumes_bit_by_bit(places: dict[str, Any], tmp_path: Path) -> None:
+    changed = changes(places, task={"model": {"checkpointing": True}})
+    whole = toy.run_folder("fedit", tmp_path / "whole", dtype="bf16", rounds=3, **changed)
+    toy.run_folder("fedit", tmp_path / "parts", dtype="bf16", rounds=3, stop_after=1, **changed)
+    rest = toy.run_folder("fedit", tmp_path / "parts", dtype="bf16", rounds=3, resume=True, **changed)
+    assert tree.same(whole.state, rest.state) and whole.rows == rest.rows
+
+
+def gradient_and_kept(c: Any, executor: str) -> tuple[Any, int]:
+    """The gradient of the loss under dropout, and the bytes that autograd keeps for its backward pass."""
+    res = resident(c)
+    params, batch, key = stirred(res.task), {"x": res.data["x"][:8]}, torch.tensor(5)
+
+    def loss(p: Any) -> Any:
+        return res.task.loss(p, batch, key).mean()
+
+    found = torch.func.grad(loss)
+    several = tree.stack([params, tree.scale(params, 0.5)])
+    grads = torch.vmap(found)(several) if executor == "vmap" else found(params)
+    sizes: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss({n: p.clone().requires_grad_(True) for n, p in params.items()})
+    return grads, sum(sizes.values())
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_checkpointing_keeps_less_for_the_same_gradients(places: dict[str, Any], executor: str) -> None:
+    def of(on: bool) -> tuple[Any, int]:
+        more = {"task": {"model": {"checkpointing": on}}, "adapter": {"dropout": 0.2}}
+        return gradient_and_kept(toy.config(dtype="float64", **changes(places, "llama", **more)), executor)
+
+    (want, whole), (got, less) = of(False), of(True)
+    for n, g in want.items():
+        torch.testing.assert_close(got[n], g, rtol=1e-9, atol=1e-12)
+    assert float(tree.norm(got)) > 1e-3 and less < 0.7 * whole
+
+
+def test_device_map_places_layers(places: dict[str, Any]) -> None:
+    for how in ("auto", {"": "cpu"}):
+        with pytest.raises(ConfigError, match=r"resources.executor: vmap found, task.model.device_map"):
+            toy.config(executor="vmap", **changes(places, task={"model": {"device_map": how}}))
+        c = toy.config(**changes(places, task={"model": {"device_map": how}}))
+        task = resident(c).task
+        assert hasattr(task.layer("network"), "_hf_hook") or hasattr(task._module, "_hf_hook")  # accelerate's
+        plain = resident(toy.config(**changes(places)))
+        params, x = stirred(plain.task), plain.data["x"][:4]
+        assert torch.equal(task.apply(params, x), plain.task.apply(params, x))
+        assert tree.same(simulate(c, 1)[0], simulate(toy.config(**changes(places)), 1)[0])
+    with pytest.raises(ConfigError, match=r"task.model.device_map: 'atuo' found"):
+        toy.config(**changes(places, task={"model": {"device_map": "atuo"}}))
+    with pytest.raises(ConfigError, match=r"task.model.checkpointing: 'yes' found"):
+        toy.config(**changes(places, task={"model": {"checkpointing": "yes"}}))

@@ -1,0 +1,321 @@
+"""Runs in object storage: what is uploaded, what a commit is, and what lost and doubled writes change. No Ray, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pyarrow import fs
+
+from rayfed import remote
+from rayfed.api import Run
+from rayfed.errors import ConfigError, Fenced, RunFailed
+from rayfed.folder import Owner, RunFolder, new_folder, read_metrics
+from rayfed.launch import resume_local, run_local
+from tests import toy
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYFED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAIT_S", 0.001)
+    # Drawing takes seconds, and is not what is tested.
+    monkeypatch.setattr("rayfed.report.write_report", lambda path: (path / "report.html").write_text(path.name))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store"
+
+
+class Faulty(fs.FileSystemHandler):
+    """A folder as object storage with faults: `lose` writes never arrive, `torn` keep half, `refuse` fail, `double` arrive twice."""
+
+    def __init__(self, root: Path):
+        root.mkdir(exist_ok=True)
+        self.inner, self.root = fs.SubTreeFileSystem(str(root), fs.LocalFileSystem()), root
+        self.lose = self.torn = self.refuse = 0
+        self.double = False
+        self.written: list[str] = []
+
+    def get_type_name(self) -> str:
+        return "faulty"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: Any) -> Any:
+        return self.inner.get_file_info(paths)
+
+    def get_file_info_selector(self, selector: Any) -> Any:
+        return self.inner.get_file_info(selector)
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self.inner.create_dir(path, recursive=recursive)
+
+    def delete_file(self, path: str) -> None:
+        self.inner.delete_file(path)
+
+    def open_input_stream(self, path: str) -> Any:
+        return self.inner.open_input_stream(path)
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        import pyarrow as pa
+
+        if not (self.root / path).parent.is_dir():
+            raise FileNotFoundError(path)
+        handler = self
+
+        class Sink:
+            closed = False
+
+            def __init__(self) -> None:
+                self.data = b""
+
+            def write(self, data: Any) -> None:
+                self.data += bytes(data)
+
+            def flush(self) -> None: ...
+
+            def writable(self) -> bool:
+                return True
+
+            def readable(self) -> bool:
+                return False
+
+            def seekable(self) -> bool:
+                return False
+
+            def close(self) -> None:
+                if not self.closed:
+                    self.closed = True
+                    handler.put(path, self.data)
+
+        return pa.PythonFile(Sink(), mode="w")
+
+    def put(self, path: str, data: bytes) -> None:
+        self.written.append(path)
+        if self.refuse:
+            self.refuse -= 1
+            raise OSError("503 slow down")
+        if self.lose:
+            self.lose -= 1
+            return
+        half = bool(self.torn)
+        self.torn = max(0, self.torn - 1)
+        for _ in range(1 + self.double):
+            (self.root / path).write_bytes(data[: len(data) // 2] if half else data)
+
+    get_file_info_async = create_dir_async = None
+    delete_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = None  # type: ignore[assignment]
+    open_input_file = open_append_stream = None  # type: ignore[assignment]
+
+
+for _name in list(Faulty.__abstractmethods__):
+    setattr(Faulty, _name, lambda self, *a: NotImplemented)
+Faulty.__abstractmethods__ = frozenset()
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    handler = Faulty(tmp_path / "bucket")
+    made = fs.PyFileSystem(handler)
+    monkeypatch.setattr(remote, "filesystem", lambda uri: (made, uri.partition("://")[2].partition("?")[0]))
+    return handler
+
+
+def made(path: Path, uri: str) -> RunFolder:
+    return RunFolder.create(path, {"name": "r", "storage": {"keep": 1}}, owner=Owner.me(), stored=uri)
+
+
+def rounds(uri: str, target: Path) -> list[int]:
+    """The rounds of what a reader gets from there."""
+    return read_metrics(remote.download(uri, target))["round"].to_pylist()
+
+
+# -- whole runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_storage_is_the_run_on_disk_and_goes_on_elsewhere(store: str, tmp_path: Path) -> None:
+    short = toy.config(rounds=2, storage={"path": store, "snapshot_every": 2})
+    done = run_local(short)
+    uri = remote.of(done.path).uri  # type: ignore[union-attr]
+    assert uri == f"{store}/{done.path.name}" and done.path.is_relative_to(tmp_path / "cache")
+    stored = Path(uri.removeprefix("file://"))
+    for name in ("summary.json", "metrics.parquet", "report.html", "config.yaml", "model/model.safetensors"):
+        assert (stored / name).read_bytes() == (done.path / name).read_bytes(), "an ended run lies under plain names"
+    assert len(list(stored.glob("manifest-*"))) == 1
+    shutil.rmtree(tmp_path / "cache")
+    again = resume_local(uri, sets=["rounds=4"])
+    plain = run_local(toy.config(rounds=4, storage={"snapshot_every": 2}), out=tmp_path / "plain")
+    keep = [
+        c
+        for c in read_metrics(plain.path).column_names
+        if not c.startswith(("time/", "clients/per", "ray/", "actors/"))
+    ]
+    assert read_metrics(again.path).select(keep) == read_metrics(plain.path).select(keep)
+    assert rounds(uri, tmp_path / "copy") == [1, 2, 3, 4]
+    assert Run(tmp_path / "copy").summary["rounds"] == 4
+
+
+def test_a_study_in_storage_comes_back_whole(store: str, tmp_path: Path) -> None:
+    from rayfed.config import Study, load_config
+
+    raw = {**toy.config(rounds=1).to_dict(), "seeds": [0, 1], "arms": {"a": {}, "b": {"method": {"name": "fedprox"}}}}
+    study = load_config({**raw, "storage": {"path": store}})
+    assert isinstance(study, Study)
+    done = run_local(study)
+    back = remote.download(f"{store}/{done.path.name}", tmp_path / "back")
+    names = {p.relative_to(done.path) for p in done.path.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    assert {p.relative_to(back) for p in back.rglob("*") if p.is_file()} == names
+    assert len([n for n in names if n.name == "summary.json"]) == 5
+    shutil.rmtree(done.path)
+    before = (back / "a/seed-0/summary.json").read_bytes()
+    assert (resume_local(f"{store}/{done.path.name}").path / "a/seed-0/summary.json").read_bytes() == before
+
+
+# -- commits -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_commit_is_there_and_sends_only_new_lines(store: str, tmp_path: Path) -> None:
+    folder = made(tmp_path / "here", store)
+    uri = remote.of(folder.path).uri  # type: ignore[union-attr]
+    for r in range(1, 6):
+        folder.commit(r, {"loss/global": 1.0 / r})
+        assert rounds(uri, tmp_path / f"copy{r}") == list(range(1, r + 1))
+    entry = remote.newest(*remote.filesystem(uri))["files"]["parts/rows-1.jsonl"]  # type: ignore[index]
+    assert [n for _, n in entry["pieces"]] == [
+        len(x) + 1 for x in (folder.path / "parts/rows-1.jsonl").read_bytes().splitlines()
+    ]
+
+
+def test_what_is_uploaded_is_no_commit_before_its_manifest(faulty: Faulty, tmp_path: Path) -> None:
+    folder = made(tmp_path / "here", "s3://b/x")
+    uri = remote.of(folder.path).uri  # type: ignore[union-attr]
+    folder.commit(1, {"loss/global": 1.0})
+    before = len(faulty.written)
+    folder.commit(2, {"loss/global": 0.5})
+    news = faulty.written[before:]
+    assert "manifest-" in news[-1] and not any("manifest-" in n for n in news[:-1])
+    faulty.refuse = 10**6
+    with pytest.raises(RunFailed, match=r"503 slow down.*rayfed resume"):
+        folder.commit(3, {"loss/global": 0.25})
+    assert rounds(uri, tmp_path / "copy") == [1, 2]
+    faulty.refuse = 0
+    folder.upload()
+    assert rounds(uri, tmp_path / "copy2") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("fault", ["lose", "torn", "refuse"])
+def test_a_write_that_went_wrong_is_repeated(faulty: Faulty, tmp_path: Path, fault: str) -> None:
+    folder = made(tmp_path / "here", "s3://b/x")
+    before = len(faulty.written)
+    setattr(faulty, fault, 2)
+    folder.commit(1, {"loss/global": 1.0})
+    assert getattr(faulty, fault) == 0
+    again = faulty.written[before:]
+    assert again[0] == again[1] == again[2]
+    assert rounds(remote.of(folder.path).uri, tmp_path / "copy") == [1]  # type: ignore[union-attr]
+
+
+def test_doubled_writes_change_nothing(faulty: Faulty, tmp_path: Path) -> None:
+    faulty.double = True
+    folder = made(tmp_path / "here", "s3://b/x")
+    folder.commit(1, {"loss/global": 1.0})
+    folder.commit(2, {"loss/global": 0.5}, snapshot=lambda d: (d / "a").write_bytes(b"x") and None)
+    assert rounds(remote.of(folder.path).uri, tmp_path / "copy") == [1, 2]  # type: ignore[union-attr]
+
+
+def test_a_torn_manifest_does_not_count(store: str, tmp_path: Path) -> None:
+    folder = made(tmp_path / "here", store)
+    folder.commit(1, {"loss/global": 1.0})
+    uri = remote.of(folder.path).uri  # type: ignore[union-attr]
+    stored = Path(uri.removeprefix("file://"))
+    (last,) = stored.glob("manifest-*")
+    (stored / "manifest-000009-00000001.json").write_bytes(last.read_bytes()[:-30])
+    assert rounds(uri, tmp_path / "copy") == [1]
+
+
+def test_a_damaged_object_is_told_and_nothing_half_arrives(store: str, tmp_path: Path) -> None:
+    folder = made(tmp_path / "here", store)
+    folder.commit(1, {"loss/global": 1.0})
+    uri = remote.of(folder.path).uri  # type: ignore[union-attr]
+    (Path(uri.removeprefix("file://")) / "config.yaml").write_text("name: q\nstorage:\n  keep: 1\n")
+    with pytest.raises(RunFailed, match=r"config\.yaml is damaged"):
+        remote.download(uri, tmp_path / "copy" / "r")
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_an_older_writer_can_upload_nothing_more(store: str, tmp_path: Path) -> None:
+    old = made(tmp_path / "here", store)
+    old.commit(1, {"loss/global": 1.0})
+    uri = remote.of(old.path).uri  # type: ignore[union-attr]
+    new = RunFolder.open(remote.download(uri, tmp_path / "there"), owner=Owner.me())
+    assert new.fence == 2
+    with pytest.raises(Fenced, match="taken over"):
+        old.commit(2, {"loss/global": 9.0})
+    new.commit(2, {"loss/global": 0.5})
+    assert read_metrics(remote.download(uri, tmp_path / "copy"))["loss/global"].to_pylist() == [1.0, 0.5]
+
+
+# -- places --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("s4://bucket/x", "did you mean 's3'"),
+        ("s3://", "the place is missing, e.g. s3://bucket/runs"),
+        ("http://x/y", "s3://"),
+    ],
+)
+def test_a_wrong_place_is_told_by_the_config(path: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=r"storage\.path") as e:
+        toy.config(storage={"path": path})
+    assert told in str(e.value)
+
+
+def test_a_place_that_takes_nothing_is_told_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"storage\.path: nothing can be written"):
+        run_local(toy.config(rounds=1), out=f"file://{tmp_path}/file/x")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_run_there(store: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run lies there"):
+        resume_local(f"{store}/nothing")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_in_use_is_not_replaced(store: str, tmp_path: Path) -> None:
+    folder = made(tmp_path / "here", store)
+    lock = json.loads((folder.path / "lock.json").read_text())
+    parent = os.getppid()
+    lock["owner"] |= {"pid": parent, "start": psutil.Process(parent).create_time()}
+    (folder.path / "lock.json").write_text(json.dumps(lock))
+    with pytest.raises(ConfigError, match="still runs"):
+        remote.download(remote.of(folder.path).uri, folder.path)  # type: ignore[union-attr]
+
+
+def test_a_server_elsewhere_cannot_upload(store: str) -> None:
+    with pytest.raises(ConfigError, match=r"resources\.server\.place"):
+        toy.config(storage={"path": store}, resources={"server": {"place": "any", "gpus": 1}})
+
+
+def test_names_join_before_a_query() -> None:
+    assert remote.join("s3://b/x/?region=eu", "r", "s") == "s3://b/x/r/s?region=eu"
+
+
+def test_a_study_folder_leaves_its_runs_to_themselves(store: str, tmp_path: Path) -> None:
+    top = new_folder(tmp_path / "here", "s", {"study.yaml": "name: s"}, stored=store)
+    RunFolder.create(top / "a" / "seed-0", {}, owner=Owner.me(), exact=True, stored=f"{store}/{top.name}/a/seed-0")
+    mirror = remote.of(top)
+    assert mirror is not None
+    mirror.push(0)
+    assert set(remote.newest(mirror.fs, mirror.base)["files"]) == {"study.yaml"}  # type: ignore[index]
