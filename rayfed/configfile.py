@@ -31,7 +31,7 @@ SHORT = (
 )
 STUDY_KEYS = ("seeds", "arms", "claim")
 FOLDER = re.compile(r"[\w+=-][\w.+=-]*")
-VARIABLE = re.compile(r"\$\{(\w+)\}")
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def ready() -> list[str]:
@@ -71,7 +71,7 @@ def _nested(name: str, value: Any) -> Any:
 
 
 def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str = "") -> Any:
-    """`${NAME}` in a value stands for the environment variable; one that is not set is a problem."""
+    """`${NAME}` in a value stands for the environment variable, `${NAME:-OTHER}` for OTHER where it is not set; else that is a problem."""
     if isinstance(raw, Mapping):
         return {k: variables(v, env, problems, f"{where}.{k}" if where else str(k)) for k, v in raw.items()}
     if isinstance(raw, list):
@@ -80,9 +80,9 @@ def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str 
         return raw
     problems += [
         f"{where}: {raw!r} needs the environment variable {n}, which is not set"
-        for n in dict.fromkeys(VARIABLE.findall(raw)) if n not in env
+        for n in dict.fromkeys(m[1] for m in VARIABLE.finditer(raw) if m[2] is None) if n not in env
     ]  # fmt: skip
-    return VARIABLE.sub(lambda m: env.get(m[1], m[0]), raw)
+    return VARIABLE.sub(lambda m: env.get(m[1], m[0] if m[2] is None else m[2]), raw)
 
 
 def merge(base: Any, change: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rayfed.config import Config, Named
+    from rayfed.task import Task
     from rayfed.tree import Tree
 
 
@@ -32,10 +33,13 @@ class Model(dict[str, Any]):
         classes: int,
         input_shape: Sequence[int],
         logits: Callable[[Tree, Tensor], Tensor] | None = None,
+        build: Callable[[], nn.Module] | None = None,
     ):
-        """logits(parameters, x): of a method's own, whose models are more than one network's parameters."""
+        """logits(parameters, x): where the network alone does not give them; build(): the network, where its name does not say
+        all of it (a pretrained one with its frozen base)."""
         super().__init__(parameters)
         self.network, self.classes, self.input_shape, self.logits = network, classes, tuple(input_shape), logits
+        self.build = build
 
     def __call__(self, x: ArrayLike) -> Tensor:
         """Logits (B, classes), without gradients. ValueError if the inputs are not (B, *input_shape)."""
@@ -53,7 +57,7 @@ class Model(dict[str, Any]):
     def module(self) -> nn.Module:
         """A torch.nn.Module with a copy of the parameters, to train on, export or save. TypeError where the method's model is
         more than one network."""
-        if self.logits is not None:
+        if self.logits is not None and self.build is None:
             raise TypeError(
                 f"what the method serves is no single module but a tree of {', '.join(self)}; call it instead"
             )
@@ -64,6 +68,8 @@ class Model(dict[str, Any]):
     def _build(self) -> nn.Module:
         from rayfed import models
 
+        if self.build is not None:
+            return self.build()
         like = next(iter(self.values()))
         with torch.random.fork_rng(devices=[]):
             made = models.build(self.network, self.classes, self.input_shape)
@@ -83,7 +89,19 @@ def saved(folder: Path, config: Config, name: str) -> Model:
         )
     about = snapshot.load_meta(folder / "model", name)
     parameters = tree.from_numpy(snapshot.load_tree(folder / "model", name))
-    return Model(parameters, config.task.model, int(about["classes"]), about["input_shape"])
+    around: dict[str, Any] = {}
+    if config.task.model.name.startswith("hf:"):
+        task = lru_cache(lambda: _task(config))  # the base is read once it is needed
+        around = {"logits": lambda p, x: task().apply(p, x), "build": lambda: task().module()}
+    return Model(parameters, config.task.model, int(about["classes"]), about["input_shape"], **around)
+
+
+def _task(config: Config) -> Task:
+    from rayfed import partition, task
+    from rayfed.engine import start_from
+
+    federation = partition.build(config)
+    return task.of(federation.kind)(config, federation, "cpu", start_from(config))
 
 
 class Served:
@@ -155,11 +173,12 @@ class Served:
     def model(self, client: int) -> Model:
         """Of one client, also of a held-out one. ConfigError if there is no such client."""
         parameters, _ = self._of(client)
-        own = type(self.method).logits is not Method.logits or self.config.task.model.name.startswith("hf:")
+        own, hf = type(self.method).logits is not Method.logits, self.config.task.model.name.startswith("hf:")
         return Model(
             parameters,
             self.config.task.model,
             self.federation.classes,
             self.federation.input_shape,
-            partial(self.method.logits, self.task) if own else None,
+            partial(self.method.logits, self.task) if own or hf else None,
+            self.task.module if hf and not own else None,
         )

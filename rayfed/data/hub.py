@@ -1,24 +1,27 @@
 """Labelled sets through the `datasets` library: `hf:NAME` from the hub or its cache, `hf:FOLDER` from disk.
 
-A folder was made with `save_to_disk`, or holds files that `load_dataset` understands (Parquet, image folders).
+A folder was made with `save_to_disk`, or holds files that `load_dataset` understands (Parquet, image folders). Texts, and
+instructions with responses, are those of `parquet:`, with the same options.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayfed import keys
-from rayfed.data import Dataset, Part, stratified, unknown_options
+from rayfed.data import Dataset, Part, instruct, parquet, stratified, unknown_options
 from rayfed.data.columns import fraction_problems, labels, standardised
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from rayfed.config import Named
 
-OPTIONS = ("image", "label", "client", "domain", "features", "train", "test", "config")
+WORDS = ("text", "length", *instruct.OPTIONS)  # of texts and of instructions with responses
+OPTIONS = ("image", "label", "client", "domain", "features", "train", "test", "config", *WORDS)
 IMAGE = ("image", "img")
 
 
@@ -29,8 +32,9 @@ def check(spec: Named) -> list[str]:
     problems += [
         f"task.data.{n}: {o[n]!r} found, allowed: a name"
         for n in OPTIONS
-        if n in o and n not in ("features", "test") and not isinstance(o[n], str)
+        if n in o and n not in ("features", "test", *WORDS) and not isinstance(o[n], str)
     ]
+    problems += instruct.option_problems(o)
     features = o.get("features")
     if features is not None and not (isinstance(features, list) and features):
         problems.append(f"task.data.features: {features!r} found, allowed: a list of numeric columns")
@@ -59,6 +63,8 @@ def load(spec: Named, seed: int) -> Dataset:
             f"task.data.test: {spec.name} has no split {second!r}{nearest(second, found)}; splits: {splits}"
         )
     tables = [found[name], *([found[second]] if isinstance(second, str) and second in found else [])]
+    if _of_words(tables[0], o):
+        return _words(tables, spec)
     use = _columns(tables[0], o, spec.name)
     label_names = tuple(getattr(tables[0].features[use["label"]], "names", None) or ())
     columns = [_label_column(t[use["label"]][:], use["label"], spec.name) for t in tables]
@@ -84,6 +90,29 @@ def load(spec: Named, seed: int) -> Dataset:
         a, b = standardised(train.x, test.x)
         train, test = (Part(x, p.y, p.client, p.domain) for x, p in ((a, train), (b, test)))
     return Dataset(spec.name, train, test, len(names), names, "tabular" if use["features"] else "image")
+
+
+def _of_words(table: Any, o: dict[str, Any]) -> bool:
+    """Whether the rows are texts, or instructions with responses: said so, or by the columns' names."""
+    columns = list(table.features)
+    if any(n in o for n in WORDS):
+        return True
+    texts = any(c in columns for c in (*parquet.TEXT, *instruct.COLUMNS["response"]))
+    return texts and not any(n in o for n in ("image", "features")) and not any(c in columns for c in IMAGE)
+
+
+def _words(tables: list[Any], spec: Named) -> Dataset:
+    """The splits as `parquet:` reads its files; classes keep the names that the set gives them."""
+    label = spec.options.get("label", "label")
+    names = getattr(tables[0].features.get(label), "names", None)
+    arrow = [t.with_format("arrow")[:] for t in tables]
+    if names:
+        known = json.dumps({"label_names": names})
+        arrow = [t.replace_schema_metadata({**(t.schema.metadata or {}), b"shelf": known.encode()}) for t in arrow]
+    share = {"test": spec.options["test"]} if isinstance(spec.options.get("test"), float) else {}
+    drop = ("train", "test", "config")
+    options = {**{k: v for k, v in spec.options.items() if k not in drop}, **share}
+    return parquet.made_of(arrow, spec.model_copy(update={"options": options}), spec.name, spec.name)
 
 
 def _open(spec: Named) -> Any:

@@ -69,7 +69,7 @@ def _option_problems(o: dict[str, Any]) -> list[str]:
     return out + (fraction_problems(o["test"]) if "test" in o else [])
 
 
-def _layout(spec: Named, schema: pa.Schema, file: Path) -> tuple[dict[str, Any], list[str]]:
+def _layout(spec: Named, schema: pa.Schema, file: Any) -> tuple[dict[str, Any], list[str]]:
     """(which column is what, problems) of one file."""
     import pyarrow as pa
 
@@ -188,11 +188,18 @@ def load(spec: Named, seed: int) -> Dataset:
         tables = [pq.read_table(f) for f in files]
     except (pa.ArrowException, OSError) as e:
         raise ConfigError(f"task.data: {folder} cannot be read: {e}") from None
-    use, problems = _layout(spec, tables[0].schema, files[0])
+    return made_of(tables, spec, files[0], folder)
+
+
+def made_of(tables: list[pa.Table], spec: Named, file: Any, folder: Any) -> Dataset:
+    """A data set of one table or two; `file`, `folder`: what messages call them."""
+    import pyarrow as pa
+
+    use, problems = _layout(spec, tables[0].schema, file)
     if problems:
         raise ConfigError(problems)
     if not tables[0].num_rows:
-        raise ConfigError(f"task.data: {files[0]} has no rows")
+        raise ConfigError(f"task.data: {file} has no rows")
     columns = []
     for t in tables if use["label"] else ():
         if t[use["label"]].null_count:
@@ -251,7 +258,7 @@ def _train_and_test(parts: list[Part], share: float) -> tuple[Part, Part]:
     return train, Part(test.x, test.y, test.client, test.domain, None)  # these rows are test now, whatever they were
 
 
-def _known_splits(parts: list[Part], use: dict[str, Any], folder: Path) -> None:
+def _known_splits(parts: list[Part], use: dict[str, Any], folder: Any) -> None:
     for p in parts:
         for value in np.unique(p.split) if p.split is not None else ():
             if str(value) not in SPLITS:
@@ -261,7 +268,7 @@ def _known_splits(parts: list[Part], use: dict[str, Any], folder: Path) -> None:
                 )
 
 
-def _images(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+def _images(table: pa.Table, use: dict[str, Any], folder: Any) -> np.ndarray:
     """(n, C, H, W) float32 in [0, 1] from bytes H x W x C."""
     h, w, c = use["shape"]
     column = table[use["image"]]
@@ -276,7 +283,7 @@ def _images(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
     return x
 
 
-def _texts(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+def _texts(table: pa.Table, use: dict[str, Any], folder: Any) -> np.ndarray:
     """(n,) texts, as objects."""
     column = table[use["text"]]
     if column.null_count:
@@ -284,7 +291,7 @@ def _texts(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
     return np.array(column.to_pylist(), object)
 
 
-def _records(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+def _records(table: pa.Table, use: dict[str, Any], folder: Any) -> np.ndarray:
     """(n, 3) instruction, input and response, as objects; an input that is missing is empty."""
     for n in ("instruction", "response"):
         if table[use[n]].null_count:
@@ -296,7 +303,7 @@ def _records(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
     return out
 
 
-def _features(table: pa.Table, use: dict[str, Any], folder: Path) -> np.ndarray:
+def _features(table: pa.Table, use: dict[str, Any], folder: Any) -> np.ndarray:
     """(n, f) float64, NaN where missing."""
     return np.stack([np.asarray(table[f].cast("float64").to_numpy(), np.float64) for f in use["features"]], 1)
 

@@ -168,6 +168,10 @@ class Task:
         """What is not trained, {name of a parameter: tensor}; never written to, since actors share it."""
         return {n: p for n, p in self._module.named_parameters() if n not in self.params_like}
 
+    def module(self) -> Any:
+        """A copy of the network, what is frozen in it included; what is trained has the values it was built with."""
+        return copy.deepcopy(self._module)
+
     def layer(self, name: str) -> Any:
         """The network's module of that name, to look at."""
         return self._module.get_submodule(name)

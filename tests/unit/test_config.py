@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from rayfed import methods
 from rayfed.adapters.lora import OverLoRA
 from rayfed.config import Config, Study, load_config
-from rayfed.configfile import READY, merge, ready
+from rayfed.configfile import READY, merge, ready, variables
 from rayfed.errors import ConfigError
+from tests.tiny import make_places
 from tests.tiny_lm import make_data, make_lm
 
 # The contract, value by value. What users, the commands and the reports are built against.
@@ -324,22 +325,33 @@ def test_a_known_transform_does_not_hide_an_unknown_one() -> None:
 def shelves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the ready configs' variables stand for."""
     root = tmp_path_factory.mktemp("shelves")
-    make_data(root / "dolly_tasks")
-    make_lm(root / "tiny-lm", "gpt2")
+    make_data(root / "records")
+    make_lm(root / "lm", "gpt2")
+    made = make_places(root)
     with pytest.MonkeyPatch.context() as m:
-        m.setenv("RAYFED_SHELF", str(root))
-        m.setenv("RAYFED_MODELS", str(root))
+        m.setenv("RAYFED_INSTRUCTIONS", f"parquet:{root / 'records'}")
+        m.setenv("RAYFED_LM", str(root / "lm"))
+        m.setenv("RAYFED_DATA", f"parquet:{made['data']}")
+        m.setenv("RAYFED_MODEL", str(made["bert"]))
         yield
 
 
-def test_a_ready_config_without_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAYFED_MODELS")
+def test_variables_of_the_environment() -> None:
+    problems: list[str] = []
+    raw = {"a": ["${ONE}/x", "${TWO:-hf:a/b}", "${ONE:-z}"], "b": "${THREE}", "c": "${FOUR:-}"}
+    found = variables(raw, {"ONE": "1"}, problems)
+    assert found == {"a": ["1/x", "hf:a/b", "1"], "b": "${THREE}", "c": ""}
+    assert problems == ["b: '${THREE}' needs the environment variable THREE, which is not set"]
+
+
+def test_a_config_without_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("method: fedavg\ntask: {data: digits, model: {name: 'hf:${NOT_SET}/tiny-lm'}}\n")
     with pytest.raises(ConfigError) as told:
-        load_config("instruct")
+        load_config(file)
     (problem,) = told.value.problems
     assert (
-        problem
-        == "task.model.name: 'hf:${RAYFED_MODELS}/tiny-lm' needs the environment variable RAYFED_MODELS, which is not set"
+        problem == "task.model.name: 'hf:${NOT_SET}/tiny-lm' needs the environment variable NOT_SET, which is not set"
     )
 
 

@@ -427,6 +427,23 @@ def test_a_saved_dict_of_pictures(hub: Any, tmp_path: Path, channels: int) -> No
     assert d.train.client.tolist() == ["x", "y", "x", ""] and d.test.client.tolist() == ["x", "z"]
 
 
+def test_saved_texts_and_instructions(hub: Any, tmp_path: Path) -> None:
+    features = hub.Features({"text": hub.Value("string"), "label": hub.ClassLabel(names=["no", "yes"])})
+    rows = {"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10}
+    hub.DatasetDict({"train": hub.Dataset.from_dict(rows, features=features)}).save_to_disk(tmp_path / "texts")
+    assert check(f"hf:{tmp_path / 'texts'}", length=8) == []
+    d = load(f"hf:{tmp_path / 'texts'}", length=8, test=0.5)
+    assert (d.kind, d.label_names, len(d.train.x), len(d.test.x)) == ("text", ("no", "yes"), 10, 10)
+    assert {*d.train.x, *d.test.x} == set(rows["text"])
+    assert all(d.label_names[y] == ("yes" if int(t[1:]) % 2 else "no") for t, y in zip(d.train.x, d.train.y))
+    records = {"instruction": ["add"] * 6, "context": ["1 2"] * 6, "response": ["3"] * 6, "category": ["sum", "qa"] * 3}
+    hub.Dataset.from_dict(records).save_to_disk(tmp_path / "records")
+    d = load(f"hf:{tmp_path / 'records'}", client="category")
+    assert (d.kind, d.label_names) == ("instruct", ("qa", "sum"))
+    assert d.train.x[0].tolist() == ["add", "1 2", "3"] and set(d.train.client) == {"sum", "qa"}
+    assert "has no column 'txt' (did you mean 'text'?)" in refused(f"hf:{tmp_path / 'texts'}", text="txt")
+
+
 def test_a_saved_table_of_numbers_without_a_test_split(hub: Any, tmp_path: Path) -> None:
     where, y = tmp_path / "set", np.repeat([0, 1], [30, 10])
     a = np.arange(40.0)

@@ -262,6 +262,20 @@ def test_a_run_resumes_to_the_same_bits_and_ends_in_pefts_format(places: dict[st
         resident(toy.config(**other)).task.init_params(0)
 
 
+def test_the_models_of_a_run_can_be_called(places: dict[str, Path], tmp_path: Path) -> None:
+    from rayfed.api import Run
+
+    ran = run(places, tmp_path / "a")
+    found, task = Run(ran.folder.path), resident(toy.config(**changes(places))).task
+    x = resident(toy.config(**changes(places))).data["x"][:5]
+    want = task.apply(ran.state["model"], x)
+    for model in (found.model(), found.model(client=0)):  # fedavg serves everyone the same
+        torch.testing.assert_close(model(x), want)
+        whole = model.module()
+        torch.testing.assert_close(whole(x), want)
+        assert len(list(whole.parameters())) > len(model)  # the frozen base is in it
+
+
 def test_a_whole_model_ends_in_transformers_format(places: dict[str, Path], tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
