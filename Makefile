@@ -17,11 +17,14 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/rayfed run quickstart
 
+# Tests that start a Ray of their own run one at a time.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not ray' -n $(JOBS)
+	$(BIN)/python -m pytest -m 'not slow and ray' tests/ray
 
 slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not ray' -n $(JOBS)
+	$(BIN)/python -m pytest -m 'slow and ray' tests/ray
 
 lint: setup
 	$(BIN)/ruff check .
