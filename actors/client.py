@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from rayfed.worker import Job
@@ -52,15 +53,14 @@ class ClientActor:
     ) -> str:
         """Make a run resident; returns this actor's node. `federation` is `Federation.numpy()`, shared by all actors of the
         node; `code`: the user's own files by their names in the config, which need not exist on this node."""
-        import ray
-
         from rayfed import session
         from rayfed.config import Config
         from rayfed.partition import Federation
 
         session.install(code)
         self.worker.setup(run, Config.from_dict(config), Federation.from_numpy(federation), start)
-        return str(ray.get_runtime_context().get_node_id())
+        ray = sys.modules.get("ray")
+        return str(ray.get_runtime_context().get_node_id()) if ray and ray.is_initialized() else ""
 
     def do(self, job: Job, apart: bool, *values: Any) -> tuple[Any, Any, Any, Any]:
         """A job with its payloads resolved: (small answer, large parts, client states, folds), each an object of the caller's.

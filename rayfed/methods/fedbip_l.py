@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from rayfed.methods import fedbip
+from rayfed.aggregate.task_vectors import TaskVectors
 
 
-class FedBipL(fedbip.FedBip):
+class FedBipL(TaskVectors):
     """Yang et al. 2026 (2509.12697), the layer-wise variant of FedBip.
 
     For every layer l: p^l_ik = s^l_ik / sum_j s^l_ij, s^l_ik = cos(tau^l_i, tau^l_k), theta^l_i <- theta^l_i + sum_k p^l_ik tau^l_k.
@@ -19,7 +19,7 @@ class FedBipL(fedbip.FedBip):
     Settings, what travels and what is kept: as for FedBip.
     """
 
-    class Settings(fedbip.FedBip.Settings):
+    class Settings(TaskVectors.Settings):
         layers: Literal["block", "module", "one"] = Field(
             "block",
             description="Entries with weights of their own: each block of the network, each module, or all as one.",

@@ -1,0 +1,180 @@
+"""One model per client at the server, moved by the task vectors of clients that learn alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rayfed import tree
+from rayfed.adapters import lora
+from rayfed.lazy import torch
+from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.visit import Info, Visit, sgd_visit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.config import Config
+    from rayfed.fed import Fed
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class TaskVectors(Method):
+    """Base of FedBip and FedBip-L: `groups` says which entries of a task vector are weighed together."""
+
+    class Settings(MethodSettings):
+        negative: Literal["clamp", "raw"] = Field("clamp", description="Negative similarities: put at 0, or kept.")
+        temperature: float | None = Field(
+            None, gt=0, description="Weights by softmax(similarity / temperature); null: by the quotient."
+        )
+        neighbours: int | None = Field(
+            None, ge=1, description="Weights for so many of the most similar clients only, oneself included; null: all."
+        )
+        similarity: Literal["vectors", "product"] = Field(
+            "vectors", description="What is compared: the trained parameters' changes, or with LoRA those of B A."
+        )
+        weights: Literal["similarity", "uniform"] = Field(
+            "similarity", description="Weights by similarity (the method), or equal (what it is without it)."
+        )
+        newcomers: Literal["mean", "first"] = Field(
+            "mean",
+            description="What a client that never took part is served: the mean of all models, or the first one.",
+        )
+
+    wire: ClassVar[Wire] = Wire(
+        down={"model": Part("params", note="theta_i")},
+        up={"delta": Part("params", update=True, note="the task vector")},
+        server={
+            "models": Part("N x params", note="theta_i"),
+            "seen": Part("(N,) bool", note="who took part"),
+            "first": Part("params"),
+        },
+    )
+    universal: ClassVar[str | None] = None
+
+    def check(self, config: Config) -> list[str]:
+        if self.settings.similarity == "product" and config.adapter.kind != "lora":
+            return [
+                f"method.similarity: product found, adapter.kind: {config.adapter.kind} has no B A; allowed: vectors"
+            ]
+        return []
+
+    def init(self, task: Task, key: int) -> Tree:
+        first, n = task.init_params(key), task.population
+        models = tree.map(lambda x: x[None].repeat(n, *[1] * x.dim()), first)
+        return {"models": models, "seen": torch.zeros(n, dtype=torch.bool), "first": first}
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {"model": mine["model"]}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], mine["model"])}, own
+
+        return sgd_visit(task.loss, self.local, start=start, end=end)
+
+    def groups(self, names: Sequence[str]) -> list[list[str]]:
+        """The entries that have one similarity matrix together: all of them."""
+        return [list(names)]
+
+    def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        clients = fed.sample()
+        got = fed.ask(self.train, clients, mine={c: {"model": tree.pick(state["models"], c)} for c in clients})
+        if not got.ids:
+            return state
+        at = torch.tensor(got.ids)
+        before, tau = tree.map(lambda x: x[at], state["models"]), got.stacked("delta")
+        after: Tree = {}
+        group = fed.planted(got.ids)
+        for names in self.groups(list(tau)):
+            s = cosines(self._inner(before, tau, names))
+            p = shares(s, self.settings)
+            after |= tree.add({n: before[n] for n in names}, tree.combine(p, {n: tau[n] for n in names}))
+            fed.log(
+                "similarity/least_sum", float((s.clamp(min=0) if self.settings.negative == "clamp" else s).sum(1).min())
+            )
+            log_pairs(fed, "similarity/task_vectors", s, group)
+        log_pairs(fed, "similarity/models", cosines(gram(before, list(tau))), group)
+        models = {n: x.index_copy(0, at, after[n]) for n, x in state["models"].items()}
+        return {**state, "models": models, "seen": state["seen"].index_fill(0, at, True)}
+
+    def _inner(self, before: Tree, tau: Tree, names: Sequence[str]) -> Tensor:
+        if self.settings.similarity == "vectors":
+            return gram(tau, names)
+        factors = [n for n in lora.pairs(names) if n.b in names]
+        rest = [n for n in names if not any(n in pair for pair in factors)]
+        return gram(tau, rest) + sum(product_gram(before, tau, pair) for pair in factors)
+
+    def serve(self, state: Tree) -> Tree:
+        mean = tree.map(lambda x: x.mean(0), state["models"])
+        return {"newcomer": mean if self.settings.newcomers == "mean" else state["first"]}
+
+    def mine(self, state: Tree, client: int) -> Tree | None:
+        known = client < len(state["seen"]) and bool(state["seen"][client])
+        return {"model": tree.pick(state["models"], client)} if known else None
+
+    def view(self, task: Task) -> Visit:
+        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {}
+
+        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+            return {"model": mine["model"] if mine else shared["newcomer"]}, own
+
+        return Visit(begin, (), end)
+
+
+def gram(stacked: Tree, names: Sequence[str]) -> Tensor:
+    """(n, n) inner products over some entries of leaves (n, ...), float64."""
+    n = len(tree.values(stacked)[0])
+    g = torch.zeros(n, n, dtype=torch.float64)
+    for name in names:
+        x = stacked[name].reshape(n, -1).to("cpu", torch.float64)
+        g = g + x @ x.T
+    return g
+
+
+def product_gram(before: Tree, tau: Tree, n: lora.Names) -> Tensor:
+    """(n, n) inner products of the changes of one layer's B A, float64, without B A itself: <B_i A_i, B_k A_k> of the pairs
+    [B', -B] (m, 2r), [A'; A] (2r, q)."""
+    old, new = ([x[f].to("cpu", torch.float64) for f in n] for x in (before, tree.add(before, tau)))
+    b, a = torch.cat([new[0], -old[0]], 2), torch.cat([new[1], old[1]], 1)
+    return (torch.einsum("imr,kms->ikrs", b, b) * torch.einsum("irq,ksq->ikrs", a, a)).sum((2, 3))
+
+
+def cosines(g: Tensor) -> Tensor:
+    """Cosine similarities from a Gram matrix (n, n); 1 on the diagonal, 0 beside it where a vector is 0."""
+    d = g.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(d > 0, 1 / d, torch.zeros_like(d))
+    return (g * scale[:, None] * scale).clamp(-1, 1).fill_diagonal_(1.0)
+
+
+def shares(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
+    """p (n, n) of similarities s (n, n); rows sum to 1."""
+    if settings.weights == "uniform":
+        return torch.full_like(s, 1 / len(s))
+    s = s.clamp(min=0) if settings.negative == "clamp" else s
+    keep = torch.ones_like(s, dtype=torch.bool)
+    if settings.neighbours is not None and settings.neighbours < len(s):
+        ranked = s.clone().fill_diagonal_(2.0)  # oneself first, whoever ties
+        keep = torch.zeros_like(keep).scatter(
+            1, ranked.argsort(dim=1, descending=True, stable=True)[:, : settings.neighbours], True
+        )
+    if settings.temperature is not None:
+        return torch.softmax((s / settings.temperature).masked_fill(~keep, -torch.inf), 1)
+    s = s * keep
+    total = s.sum(1, keepdim=True)
+    return torch.where(total == 0, torch.eye(len(s), dtype=s.dtype), s / total)  # raw similarities can cancel
+
+
+def log_pairs(fed: Fed, name: str, s: Tensor, group: Tensor) -> None:
+    """NAME_within, NAME_across: the mean of s (n, n) over pairs of clients of one planted group, and of two; without groups
+    NAME_mean over all pairs."""
+    pair = torch.triu(torch.ones_like(s, dtype=torch.bool), 1)
+    same = (group[:, None] == group) & pair
+    sides = [("mean", pair)] if bool((group < 0).any()) else [("within", same), ("across", pair & ~same)]
+    for side, these in sides:
+        if bool(these.any()):
+            fed.log(f"{name}_{side}", float(s[these].mean()))
