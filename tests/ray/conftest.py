@@ -31,7 +31,8 @@ def env() -> Iterator[dict[str, str]]:
     where = tempfile.mkdtemp(prefix="rf-", dir="/tmp")
     (Path(where) / "ray").mkdir()
     made = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_TMPDIR")}
-    yield {**made, "RAY_TMPDIR": where, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"}
+    threads = {"OMP_NUM_THREADS": "1"}  # actors have one; the same bits need the same number
+    yield {**made, **threads, "RAY_TMPDIR": where, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"}
     shutil.rmtree(where, ignore_errors=True)
 
 

@@ -17,6 +17,8 @@ import yaml
 
 from tests.ray.conftest import at_round, numbers, only_run, placed, until
 
+pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+
 BIG = {"data": {"name": "synthetic:blobs", "examples": 1200, "classes": 4, "features": 8, "test": 100}}
 BIG["model"] = {"name": "mlp", "hidden": [64, 64]}
 
@@ -50,7 +52,6 @@ def test_one_sum_per_node_travels(rayfed, config, nodes, tmp_path):
     assert up[128] < 4 * up[16], "eight times the calls"
 
 
-@pytest.mark.slow
 def test_a_node_dies_in_mid_run(rayfed, config, nodes, tmp_path):
     """Its calls and its sums are made again elsewhere: the run ends, or resumes, with the numbers of the plain process."""
     cluster = nodes(1, 1, 1)
@@ -70,7 +71,6 @@ def test_a_node_dies_in_mid_run(rayfed, config, nodes, tmp_path):
     assert numbers(folder) == numbers(only_run(tmp_path / "local"))
 
 
-@pytest.mark.slow
 def test_a_cluster_grows_to_what_is_asked(rayfed, config, env, tmp_path):
     """Ray's fake cloud: what the nodes there cannot carry is refused at once, or with --scale-up asked for and waited for."""
     made = {

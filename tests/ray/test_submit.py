@@ -19,6 +19,8 @@ import pytest
 
 from tests.ray.conftest import Command, numbers, until
 
+pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+
 TOKEN = "0123456789abcdef" * 2
 
 
@@ -115,7 +117,6 @@ def test_a_job_gives_the_numbers_of_a_run_here(rayfed, config, head, tmp_path):
     assert numbers(next((tmp_path / "here").iterdir())) == numbers(got)
 
 
-@pytest.mark.slow
 def test_stop_commits_the_round_and_stop_now_does_not_wait(rayfed, config, head, tmp_path):
     """The client of `--no-wait` is gone while the job runs."""
     for now in (False, True):
@@ -135,7 +136,6 @@ def test_stop_commits_the_round_and_stop_now_does_not_wait(rayfed, config, head,
     assert code == 0 and not (tmp_path / name / "summary.json").exists(), out
 
 
-@pytest.mark.slow
 def test_what_cannot_be_is_one_sentence_and_its_code(rayfed, config, tmp_path):
     code, out = rayfed("submit", "run", config(resources={"gpus_per_actor": 1}))
     assert code == 3 and "There is no GPU" in out

@@ -24,8 +24,11 @@ SMALL: dict[str, Any] = {
     },
     "resources": {"executor": "vmap", "cohort": 6, "actors": 1},
 }
+pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+
 SPACE = """
 from ray import tune
+
 space = {"local.optimizer.lr": tune.grid_search([0.05, 0.2])}
 wide = {"local.optimizer.lr": tune.loguniform(1e-3, 0.5)}
 """
@@ -49,7 +52,6 @@ def by_trial(path: Path) -> dict[str, list[int]]:
     return out
 
 
-@pytest.mark.slow
 def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
     """kill -9 of the driver in mid-trial; `--resume` at once; every run has the numbers of the same run alone."""
     long = {**SMALL, "rounds": 60, "evaluate": {"every": 5}}
@@ -89,7 +91,6 @@ def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
         assert numbers(only_run(tmp_path / trial)) == numbers(path / "trials" / trial / "seed-1")
 
 
-@pytest.mark.slow
 def test_one_process_serves_all_trials(rayfed, config, space, tmp_path):
     """Trials on the same data and model follow each other in one process with the same client actors; --no-reuse does not."""
     pids = {}
@@ -141,7 +142,6 @@ def test_a_failing_trial_is_told(rayfed, config, tmp_path):
     assert by_trial(only_run(tmp_path / "o")) == {"00000": [2, 4, 6]}, "the other one has ended"
 
 
-@pytest.mark.slow
 def test_asha_stops_and_its_runs_can_go_on(rayfed, config, tmp_path):
     file = tmp_path / "s.py"
     file.write_text(
@@ -163,7 +163,6 @@ def test_asha_stops_and_its_runs_can_go_on(rayfed, config, tmp_path):
     assert len(numbers(path / "trials" / left / "seed-3")) == 18
 
 
-@pytest.mark.slow
 def test_pbt_clones_runs(rayfed, config, space, tmp_path):
     long = {**SMALL, "rounds": 16, "storage": {"snapshot_every": 16, "keep": 1}}
     code, out = rayfed(
@@ -186,7 +185,6 @@ def test_pbt_clones_runs(rayfed, config, space, tmp_path):
     assert all(r[-1] == 16 for r in by_trial(path).values())
 
 
-@pytest.mark.slow
 def test_optuna(rayfed, config, space, tmp_path):
     pytest.importorskip("optuna")
     code, out = rayfed(

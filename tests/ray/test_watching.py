@@ -22,6 +22,8 @@ from rayfed.monitor.files import panels
 from rayfed.monitor.read import Board
 from tests.ray.conftest import at_round, only_run, placed, until
 
+pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+
 
 def fetch(url: str) -> str:
     with urllib.request.urlopen(url, timeout=20) as answer:
