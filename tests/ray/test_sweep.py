@@ -77,7 +77,7 @@ def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
     (resumed,) = [e["round"] for e in events if e["kind"] == "resumed"]
     assert resumed >= max(before) - 5, "at most the current rounds are lost"
     again = json.loads((path / "trials" / "00000" / "seed-0" / "summary.json").read_text())
-    assert again["wall_s"] >= kept["wall_s"] and again["metrics"][metric] == kept["metrics"][metric]
+    assert again["metrics"][metric] == kept["metrics"][metric]
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == "done" and summary["trials"] == {"planned": 2, "begun": 2, "complete": 2}
     assert (path / "sweep.html").is_file()
