@@ -142,9 +142,9 @@ def _grown(configs: Sequence[Config], seconds: float, missing: PlacementError) -
 
     r = max((c.resources for c in configs), key=lambda r: 0 if r.actors == "auto" else r.actors)
     gpus = 0.0 if r.gpus_per_actor == "auto" else float(r.gpus_per_actor)
-    one = {k: v for k, v in (("CPU", float(r.cpus_per_actor)), ("GPU", gpus)) if v}
-    server = {k: v for k, v in (("CPU", r.server.cpus), ("GPU", r.server.gpus)) if v}
-    request_resources(bundles=[one] * (1 if r.actors == "auto" else int(r.actors)) + ([server] if server else []))
+    actors, server = 1 if r.actors == "auto" else int(r.actors), r.server
+    asked = Plan(actors, float(r.cpus_per_actor), gpus, 1, server.cpus, server.gpus, server.place == "any")
+    request_resources(bundles=asked.bundles())
     end = time.monotonic() + seconds
     try:
         while True:

@@ -19,6 +19,7 @@ from actors.monitor import RayMetrics
 from actors.placement import Plan
 from rayfed import session
 from rayfed.errors import RunFailed
+from rayfed.partition import split_key
 from rayfed.pool import Merging, Outcome
 from rayfed.track import prometheus
 from rayfed.tree import Tree
@@ -66,7 +67,7 @@ class RayPool:
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         values = config.to_dict()
-        split = json.dumps([values["seed"], values["task"]["data"], values["federation"]], sort_keys=True)
+        split = split_key(values)
         known = [args for args, of in self._runs.values() if of == split]
         # The data goes to the store once, whatever the number of setups, actors and runs on the same split.
         data = known[0][2] if known else ray.put(federation.numpy())
@@ -157,7 +158,7 @@ class RayPool:
 
     # -- several nodes -------------------------------------------------------------------------------------------------
 
-    def merging(self, run: str) -> Merging:
+    def merging(self) -> Merging:
         """On several nodes, folds are merged on each of them before they travel."""
         return NodeMerging(self._merge_on) if self._several_nodes() else Merging()
 

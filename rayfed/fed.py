@@ -304,7 +304,7 @@ class Fed:
         return got
 
     def _collect(self, name: str, jobs: list[Job], wanted: tuple[Fold, ...], quiet: bool) -> Replies:
-        merging = self.pool.merging(self.run)
+        merging = self.pool.merging()
         kept: dict[int, Kept] = {}
         replies: list[Reply] = []
         failures: dict[int, str] = {}

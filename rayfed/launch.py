@@ -68,9 +68,7 @@ class _Federations:
     def of(self, config: Config) -> Federation:
         from rayfed import methods, models, partition
 
-        d = config.to_dict()
-        words = [d["task"]["model"]["name"], d["adapter"].get("tokens")] if ":" in d["task"]["model"]["name"] else []
-        k = json.dumps([d["seed"], d["task"]["data"], d["federation"], words], sort_keys=True, default=str)
+        k = partition.split_key(config.to_dict())
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
         cls = methods.get(config.method.name)

@@ -66,7 +66,7 @@ class Pool(Protocol):
         """(number of the job, its outcome) as they complete, in any order."""
         ...
 
-    def merging(self, run: str) -> Merging: ...
+    def merging(self) -> Merging: ...
 
 
 class LocalPool:
@@ -86,7 +86,7 @@ class LocalPool:
     def get(self, handle: Any) -> Tree:
         return handle
 
-    def merging(self, run: str) -> Merging:
+    def merging(self) -> Merging:
         return Merging()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:

@@ -53,17 +53,17 @@ def attach(
     """
     import peft
 
+    from rayfed.adapters import inside
+
     if adapter.kind in ("none", "full"):
         return network.requires_grad_(True)
     if adapter.kind == "bias":
         for name, p in network.named_parameters():
-            p.requires_grad_(name.endswith(".bias") or bool({"classifier", "score"} & set(name.split("."))))
+            p.requires_grad_(name.endswith(".bias") or bool(inside.HEADS & set(name.split("."))))
         return network
     if problems := _targets(adapter, {n: p.shape for n, p in network.named_parameters()}):
         raise ConfigError(problems)
     if adapter.kind == "head" or adapter.kind in INSIDE:
-        from rayfed.adapters import inside
-
         inside.attach(network, adapter)
         return network
     images = network.main_input_name == "pixel_values"  # PEFT's task types are of texts

@@ -13,15 +13,16 @@ from rayfed import tree
 from rayfed.adapters import ranks
 from rayfed.adapters.ranks import is_a as is_a
 from rayfed.adapters.ranks import is_b as is_b
+from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method
+from rayfed.method import Method, Part, Wire
 from rayfed.visit import Visit, sgd_visit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.config import Config, Local
-    from rayfed.fed import Replies
+    from rayfed.fed import Fed, Replies
     from rayfed.task import Task
     from rayfed.tree import Tree
     from rayfed.visit import Info
@@ -44,6 +45,32 @@ class OverLoRA(Method):
             found = ", ".join(map(str, sorted(config.adapter.shares)))
             return [f"adapter.rank: {found} found, method.name: {config.method.name} allows one: {self.one_rank}"]
         return []
+
+
+class MovesBase(OverLoRA):
+    """Base of the methods that put into the frozen weights W what the factors' means miss: `weight` is one of their settings."""
+
+    wire: ClassVar[Wire] = Wire(
+        down={
+            "model": Part("params"),
+            "base": Part("any", note="W of each adapted layer; nothing before it has moved"),
+        },
+        up={"delta": Part("params", update=True)},
+        server={"model": Part("any", note="params, and W of each adapted layer")},
+    )
+
+    def train(self, task: Task) -> Visit:
+        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+            return {**shared["base"], **shared["model"]}
+
+        return train_some(task, self.local, lambda n: n in task.params_like, start)
+
+    def ask(self, state: Tree, fed: Fed, task: Task) -> tuple[Tree, Tree, Replies]:
+        """(trained parameters, frozen weights that moved, the round's replies with `delta` kept)."""
+        model, base = apart(task, state["model"])
+        shared = {"model": model, "base": base}
+        fold = mean("delta", weight=self.settings.weight)
+        return model, base, fed.ask(self.train, fed.sample(), shared=shared, fold=fold, keep="delta")
 
 
 class Names(NamedTuple):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from rayfed import tree
 from rayfed.adapters import lora
-from rayfed.fold import mean
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit
+from rayfed.method import MethodSettings
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
-class FedExLoRA(lora.OverLoRA):
+class FedExLoRA(lora.MovesBase):
     """Singhal et al. 2025, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models"
     (2410.09432).
 
@@ -40,35 +37,12 @@ class FedExLoRA(lora.OverLoRA):
     class Settings(MethodSettings):
         weight: Literal["examples", "one"] = Field("one", description="Weights p_i: equal (published), or by examples.")
 
-    wire: ClassVar[Wire] = Wire(
-        down={
-            "model": Part("params"),
-            "base": Part("any", note="W of each adapted layer; nothing before it has moved"),
-        },
-        up={"delta": Part("params", update=True)},
-        server={"model": Part("any", note="params, and W of each adapted layer")},
-    )
-
-    def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {**shared["base"], **shared["model"]}
-
-        return lora.train_some(task, self.local, lambda n: n in task.params_like, start)
-
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        model, base = lora.apart(task, state["model"])
-        weight = self.settings.weight
-        got = fed.ask(
-            self.train,
-            fed.sample(),
-            shared={"model": model, "base": base},
-            fold=mean("delta", weight=weight),
-            keep="delta",
-        )
+        model, base, got = self.ask(state, fed, task)
         if not got.ids:
             return state
         new = tree.add(model, got.folded["delta"])
-        exact = lora.products(model, got, weight)
+        exact = lora.products(model, got, self.settings.weight)
         fed.log("lora/gap", lora.gap(exact, new))
         missed = {n: b @ a - new[n.b].to(b.dtype) @ new[n.a].to(a.dtype) for n, (b, a) in exact.items()}
         return {"model": {**new, **lora.moved(task, base, missed)}}

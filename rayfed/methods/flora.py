@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from rayfed.adapters import lora
-from rayfed.fold import mean
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit
+from rayfed.method import MethodSettings
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
-class FLoRA(lora.OverLoRA):
+class FLoRA(lora.MovesBase):
     """Wang et al. 2024, "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations"
     (2409.05976); clients may have different ranks r_i.
 
@@ -35,34 +32,11 @@ class FLoRA(lora.OverLoRA):
     class Settings(MethodSettings):
         weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")
 
-    wire: ClassVar[Wire] = Wire(
-        down={
-            "model": Part("params"),
-            "base": Part("any", note="W of each adapted layer; nothing before it has moved"),
-        },
-        up={"delta": Part("params", update=True)},
-        server={"model": Part("any", note="params, and W of each adapted layer")},
-    )
-
-    def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {**shared["base"], **shared["model"]}
-
-        return lora.train_some(task, self.local, lambda n: n in task.params_like, start)
-
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        model, base = lora.apart(task, state["model"])
-        weight = self.settings.weight
-        got = fed.ask(
-            self.train,
-            fed.sample(),
-            shared={"model": model, "base": base},
-            fold=mean("delta", weight=weight),
-            keep="delta",
-        )
+        model, base, got = self.ask(state, fed, task)
         if not got.ids:
             return state
-        exact = lora.products(model, got, weight)
+        exact = lora.products(model, got, self.settings.weight)
         base = lora.moved(task, base, {n: b @ a for n, (b, a) in exact.items()})
         head = {n: model[n] + got.folded["delta"][n] for n in task.head}
         return {"model": {**task.fresh_params(fed.key("adapter")), **head, **base}}

@@ -104,7 +104,7 @@ class Wrapped(nn.Module):
 def is_head(name: str) -> bool:
     """Whether a parameter is of the classifier."""
     parts = name.split(".")
-    return bool({"head", "classifier", "score"} & set(parts)) and "original_module" not in parts
+    return bool({"head", *inside.HEADS} & set(parts)) and "original_module" not in parts
 
 
 def ready_mask(keep: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ client's train, val and test rows, the pooled test set) is the same for all kind
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,14 @@ class Federation:
 def draws(seed: int) -> Draw:
     """What decides every split of a seed."""
     return lambda purpose: keys.numpy(keys.key(seed, 0, -1, f"partition/{purpose}"))
+
+
+def split_key(config: Mapping[str, Any]) -> str:
+    """What decides a run's `Federation`, as text: of two configs (as `Config.to_dict`) that agree in it, one serves both. Of a
+    pretrained model too, since texts are kept as its tokenizer's ids, and cut to the places that a prompt leaves."""
+    task, model = config["task"], config["task"]["model"]["name"]
+    words = [model, config["adapter"].get("tokens")] if ":" in model else []
+    return json.dumps([config["seed"], task["data"], config["federation"], words], sort_keys=True, default=str)
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Federation:

@@ -109,10 +109,10 @@ def test_names_states_metrics_and_a_replaced_actor(running, env, tmp_path):
 
     def in_hand() -> list[str]:
         tasks = rows(dashboard(env, "/api/v0/tasks?detail=1&limit=10000"))
-        return [t["name"] for t in tasks if t["state"] == "RUNNING" and "of 40 clients" in t["name"]]
+        named = re.compile(r"scaffold rounds \d+-\d+/5000, 16 of 40 clients")  # "scaffold starting" before the first
+        return [t["name"] for t in tasks if t["state"] == "RUNNING" and named.fullmatch(t["name"])]
 
-    name = until(in_hand, "the rounds in hand as a running task")[-1]
-    assert re.fullmatch(r"scaffold rounds \d+-\d+/5000, 16 of 40 clients", name)
+    until(in_hand, "the rounds in hand as a running task")
     tasks = rows(dashboard(env, "/api/v0/tasks?detail=1&limit=10000"))
     assert [t for t in tasks if t["name"] == f"scaffold, 40 clients, 16 per round, 5000 rounds ({folder.name})"]
 

@@ -346,6 +346,20 @@ def test_disue_on_adapters_learns_from_a_probe(places: dict[str, Path], executor
     assert all(p.shape == after["model"][n].shape for e in after["experts"].values() for n, p in e.items())
 
 
+def test_texts_of_two_tokenizers_are_two_splits(places: dict[str, Path]) -> None:
+    """One split serves runs that agree in it, and texts are kept as ids: a second tokenizer must not get the first one's."""
+
+    def key(**more: Any) -> str:
+        return partition.split_key(toy.config(**changes(places, **more)).to_dict())
+
+    assert key() == key(method={"name": "fedprox"}, adapter={"kind": "bias"}, local={"batch_size": 2})
+    assert key() != key(kind="gpt2", adapter={"kind": "bias"})
+    assert key() != key(adapter={"kind": "prompt", "tokens": 3})  # which leaves fewer places
+    assert key() != key(federation={"clients": 5})
+    one, other = (toy.config(task={"model": {"name": m}}).to_dict() for m in ("mlp", "linear"))
+    assert partition.split_key(one) == partition.split_key(other)
+
+
 def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(places["bert"], broken)

@@ -6,7 +6,6 @@ driver's name, as `rayfed run` does, so that a resumed sweep can take them over 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ class Desk:
         from rayfed import partition
         from rayfed.config import Config
 
-        key = split_key(config)
+        key = partition.split_key(config)
         if key not in self._splits:
             self._splits[key] = ray.put(partition.build(Config.from_dict(config)).numpy())
         return [self._splits[key]]
@@ -52,8 +51,3 @@ class Desk:
         from rayfed.folder import RunFolder
 
         return RunFolder.clone(Path(source), round, Path(path), config, owner=self._owner).fence
-
-
-def split_key(config: dict[str, Any]) -> str:
-    """What decides a split, as text."""
-    return json.dumps([config["seed"], config["task"]["data"], config["federation"]], sort_keys=True, default=str)

@@ -16,9 +16,9 @@ from ray import tune
 from rayfed import rows, session
 from rayfed.errors import RunFailed, nearest
 from rayfed.files import durable_write, json_bytes, write_all
+from rayfed.partition import split_key
 from rayfed.report.sweep import ROWS, label, read_rows
 from tune_spaces.sweep import points
-from tune_spaces.sweep.desk import split_key
 
 ABOUT, POINTER = "point.json", "pointer.json"
 
