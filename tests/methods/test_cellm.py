@@ -100,7 +100,8 @@ def test_what_travels_is_sparse_and_counted(settings: dict[str, Any]) -> None:
             flat = tree.flatten(shared["model"]).numpy()
             u = np.stack([tree.flatten(got.gather("delta")[c]).numpy() for c in got.ids])
             limit = [math.floor(factor * share * D) for share in (0.25, 0.1)]
-            assert (flat != 0).sum() <= limit[0] and (u != 0).sum(1).max() <= limit[1] > 0
+            most = (u != 0).sum(1).max()  # `tensor` rounds each of the 4 down
+            assert (flat != 0).sum() <= limit[0] and max(0, limit[1] - 4) < most <= limit[1]
             if "client_freeze" in settings:
                 assert not (u[:, flat == 0] != 0).any()
                 ones = int(sum(m.sum() for m in shared["mask"].values()))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayfed import tree
+from rayfed import methods, tree
 from rayfed.adapters import lora
 from tests import toy
 from tests.tiny import WHOLE, Watched, descend
@@ -48,6 +48,21 @@ def test_one_client_is_served_what_it_trained(on_bert: OnBert) -> None:
     before, after = fed.task.apply(done.initial["model"], x), fed.task.apply(done.state["model"], x)
     torch.testing.assert_close(after, fed.task.apply(want, x), rtol=1e-8, atol=1e-9)
     assert (after - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex_lora"])
+def test_clients_train_on_the_base_that_moved(on_bert: OnBert, name: str) -> None:
+    if name not in methods.names():
+        pytest.skip(f"{name} is not there")
+    done = toy.simulate(name, dtype="float64", kind=Watched, **on_bert(WHOLE))
+    fed = done.fed
+    start = toy.simulate(name, rounds=1, dtype="float64", **on_bert(WHOLE)).state["model"]
+    trained, base = lora.apart(fed.task, start)
+    assert base and all(not torch.equal(w, fed.task.frozen[k]) for k, w in base.items())
+    client = fed.got[1].ids[0]
+    want = descend(fed, client, start, lambda n: n in trained, 3, 0.5)
+    for n, d in fed.got[1].gather("delta")[client].items():
+        torch.testing.assert_close(start[n] + d, want[n], rtol=1e-8, atol=1e-10)
 
 
 def test_the_shared_base_is_not_written_to_and_a_run_ends_in_a_whole_model(on_bert: OnBert, tmp_path: Path) -> None:
