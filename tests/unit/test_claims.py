@@ -73,6 +73,11 @@ def test_from_a_file_to_the_table(checkout: Path) -> None:
     }  # fmt: skip
     assert (first["verdict"], first["method"], first["n"]) == ("holds", "fedavg", 3)
     assert second["verdict"] == "holds" and second["margin"] == -2
+    rows = [read(study / "slow" / f"seed-{s}") for s in (5, 6, 7)]
+    sent = [[r[t][f"bytes/{way}"] for r in rows for t in (1, 2)] for way in ("up", "down")]
+    per_mb = [1e6 * r[1]["accuracy/global"] / (r[1]["bytes/up"] + r[1]["bytes/down"]) for r in rows]
+    means = dict(zip(("up", "down", "accuracy_per_mb"), map(statistics.fmean, [*sent, per_mb]), strict=True))
+    assert entry["cost"]["slow"] == pytest.approx(means) and means["up"] > 0
     page = (checkout / "benchmarks" / "CLAIMS.md").read_text()
     assert f"{statistics.fmean(gains):+.4f}" in page and "Said in full here." in page and "seeds 5 to 7" in page
     assert page.count("*holds*") == 3  # twice in the table, once where the words are explained
