@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rayfed.errors import ConfigError, nearest
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
 INSIDE = ("bottleneck", "ssf", "vpt")  # saved in our own, see rayfed.adapters.inside
+TABLES = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "shared")  # and whatever ends in `embeddings`
 
 
 def peft_config(adapter: Adapter, task_type: str | None, modules: list[str] | None = None) -> Any:
@@ -52,6 +53,7 @@ def attach(
     words: token ids of a prompt's `text`. ConfigError if the network cannot have this adapter.
     """
     import peft
+    import torch
 
     from rayfed.adapters import inside
 
@@ -61,7 +63,8 @@ def attach(
         for name, p in network.named_parameters():
             p.requires_grad_(name.endswith(".bias") or bool(inside.HEADS & set(name.split("."))))
         return network
-    if problems := _targets(adapter, {n: p.shape for n, p in network.named_parameters()}):
+    tables = {n for n, m in network.named_modules() if isinstance(m, torch.nn.Embedding)}
+    if problems := _targets(adapter, {n: p.shape for n, p in network.named_parameters()}, tables):
         raise ConfigError(problems)
     if adapter.kind == "head" or adapter.kind in INSIDE:
         inside.attach(network, adapter)
@@ -74,6 +77,12 @@ def attach(
 
         return prompt.attach(network, config, adapter, causal, words)
     made = peft.get_peft_model(network, config)
+    if adapter.kind == "lora":
+        weights = {n: getattr(m.base_layer, "weight", None) for n, m in made.named_modules() if hasattr(m, "lora_A")}
+        sides = [(min(w.shape), n) for n, w in weights.items() if w is not None and w.dim() == 2]
+        if sides and adapter.largest > min(sides)[0]:
+            least, name = min(sides)
+            raise ConfigError(_too_high(adapter, name.rpartition(".")[2], least))
     if adapter.kind == "lora" and adapter.dropout:
         from rayfed.adapters import dropout
 
@@ -115,8 +124,14 @@ def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]], about: Mapping[s
     return _targets(adapter, shapes) if texts else []
 
 
-def _targets(adapter: Adapter, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+def _targets(adapter: Adapter, shapes: Mapping[str, Sequence[int]], tables: Container[str] = ()) -> list[str]:
+    """tables: names of embedding layers, beside those that are told by how they end."""
     targets = getattr(adapter, "targets", None)
+    layers = {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight") and len(s) == 2}
+    linear = {n: s for n, s in layers.items() if not (_is_table(n) or n in tables)}
+    if not targets and adapter.kind == "lora":  # which layers PEFT will choose is seen in `attach`; none can be larger
+        most = max((min(s) for s in linear.values()), default=adapter.largest)
+        return [_too_high(adapter, "", most)] if adapter.largest > most else []
     if not targets:
         return []
     if adapter.kind in INSIDE:  # any module, a block too
@@ -126,14 +141,27 @@ def _targets(adapter: Adapter, shapes: Mapping[str, Sequence[int]]) -> list[str]
             f"adapter.targets: {t!r} matches no module{nearest(t, last)}; modules: {', '.join(last)}"
             for t in targets if not any(n == t or n.endswith(f".{t}") for n in modules)
         ]  # fmt: skip
-    layers = {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight") and len(s) == 2}
-    problems = []
+    problems, known = [], sorted({n.rpartition(".")[2] for n in linear})
     for t in targets:
         hit = {n: s for n, s in layers.items() if n == t or n.endswith(f".{t}")}
-        if not hit:
-            known = sorted({n.rpartition(".")[2] for n in layers})
+        if not hit.keys() <= linear.keys():
+            # PEFT starts a table's factors the other way round, A at zero and B at random, under other names: methods that
+            # freeze, share or cut one of them would do something else.
+            problems.append(
+                f"adapter.targets: {t!r} found, an embedding layer; {adapter.kind} allows linear layers: {', '.join(known)}"
+            )
+        elif not hit:
             problems.append(f"adapter.targets: {t!r} matches no layer{nearest(t, known)}; layers: {', '.join(known)}")
         elif adapter.kind == "lora" and adapter.largest > min(min(s) for s in hit.values()):
-            least = min(min(s) for s in hit.values())
-            problems.append(f"adapter.rank: {adapter.largest} found, the smallest layer {t!r} allows at most {least}")
+            problems.append(_too_high(adapter, t, min(min(s) for s in hit.values())))
     return problems
+
+
+def _too_high(adapter: Any, layer: str, most: int) -> str:
+    which = f"the smallest layer {layer!r} allows" if layer else "the model's layers allow"
+    return f"adapter.rank: {adapter.largest} found, {which} at most {most}"
+
+
+def _is_table(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last.endswith("embeddings") or last in TABLES

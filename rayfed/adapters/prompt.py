@@ -65,16 +65,17 @@ def run(
         return base(input_ids=ids, attention_mask=full[:, :, tokens:], past_key_values=past, **more), keep
     filler = 1 if base.config.pad_token_id == 0 else 0  # any word but padding: positions and pooling go by ids
     ids = torch.cat([ids.new_full((len(ids), tokens), filler), ids], 1)
-    with _inserted(base.get_input_embeddings(), network.prompt_encoder["default"].embedding.weight):
+    with inserted(base.get_input_embeddings(), network.prompt_encoder["default"].embedding.weight):
         return base(input_ids=ids, attention_mask=full, **more), ahead
 
 
 @contextmanager
-def _inserted(embeddings: Any, prompt: Tensor) -> Iterator[None]:
-    """The first embeddings of every text are the prompt (T, d)."""
+def inserted(embeddings: Any, rows: Tensor, at: int = 0) -> Iterator[None]:
+    """Within it the layer `embeddings` gives `rows`, (T, d) or one for each text (B, T, d), from place `at` on."""
 
     def replaced(module: Any, args: Any, out: Tensor) -> Tensor:
-        return torch.cat([prompt.to(out.dtype).expand(len(out), -1, -1), out[:, len(prompt) :]], 1)
+        mine = rows.to(out.dtype).expand(len(out), -1, -1)
+        return torch.cat([out[:, :at], mine, out[:, at + mine.shape[1] :]], 1)
 
     hook = embeddings.register_forward_hook(replaced)
     try:

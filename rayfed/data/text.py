@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 LENGTH = 64  # tokens of a text, where `task.data.length` does not say
 CACHE = "RAYFED_CACHE"
+AFTER_PADDING = (  # model types whose positions begin behind the padding token's id
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -64,26 +68,39 @@ def tokenizer_folder(dataset: Dataset, config: Config, length: int) -> tuple[Pat
     if not spec.name.startswith("hf:"):
         raise ConfigError(f"task.model: {spec.name!r} found, {dataset.name} holds {holds}; allowed: hf:NAME_OR_DIR")
     where = pretrained.folder(spec.name)
-    about = pretrained.architecture(where)
-    window = about.get("sliding_window") if about.get("use_sliding_window", True) else None
-    positions = about.get("max_position_embeddings") or about.get("n_positions")
     said = config.task.data.options.get("length")
-    ahead = config.adapter.tokens if config.adapter.kind in ("prompt", "prefix") else 0
-    beside = f" beside {ahead} of the adapter" if ahead else ""
-    for all_, of in ((positions, ""), (window, " in its attention's window")):
-        most = int(all_) - ahead if all_ else None
-        if most is not None and most < 1:
+    for most, of in limits(config):
+        if most < 1:
+            assert config.adapter.kind in ("prompt", "prefix")
+            ahead = config.adapter.tokens
             raise ConfigError(
-                f"adapter.tokens: {ahead} found, {spec.name} takes {all_} tokens{of}; allowed: fewer than that"
+                f"adapter.tokens: {ahead} found, {spec.name} takes {most + ahead} tokens{of.partition(' beside')[0]}; "
+                "allowed: fewer than that"
             )
-        if most and said is not None and int(said) > int(most):
-            raise ConfigError(f"task.data.length: {said} found, {spec.name} takes at most {most} tokens{of}{beside}")
-        length = min(length, int(most)) if most else length
+        if said is not None and int(said) > most:
+            raise ConfigError(f"task.data.length: {said} found, {spec.name} takes at most {most} tokens{of}")
+        length = min(length, most)
     if not any((where / n).is_file() for n in TOKENIZERS):
         raise ConfigError(
             f"task.model: {where} holds no tokenizer ({', '.join(TOKENIZERS)}), and {dataset.name} holds {holds}"
         )
     return where, int(said) if said is not None else length
+
+
+def limits(config: Config) -> list[tuple[int, str]]:
+    """(tokens of a text that the model can take at most, "" or of what) by each of its limits; the adapter's own are off already."""
+    from rayfed.models import pretrained
+
+    about = pretrained.architecture(pretrained.folder(config.task.model.name))
+    window = about.get("sliding_window") if about.get("use_sliding_window", True) else None
+    positions = about.get("max_position_embeddings") or about.get("n_positions")
+    if positions and about.get("model_type") in AFTER_PADDING:
+        pad = about.get("pad_token_id")
+        positions = int(positions) - (1 if pad is None else int(pad)) - 1
+    ahead = config.adapter.tokens if config.adapter.kind in ("prompt", "prefix") else 0
+    beside = f" beside {ahead} of the adapter" if ahead else ""
+    known = ((positions, beside), (window, f" in its attention's window{beside}"))
+    return [(int(most) - ahead, of) for most, of in known if most]
 
 
 def architecture_of(where: Path) -> dict[str, Any]:

@@ -1,15 +1,22 @@
 """The data-free distillation loop (FedFTG, Zhang et al. CVPR 2022, lifted from clients to experts of any kind), and the
-same loop on a public probe set."""
+same loop on a public probe set.
+
+The papers (DisUE, FedFTG) generate images. For texts, where an image's pixels would be words, the generator makes sequences of
+word embeddings, `inputs: embeddings`, which enter the model past its table of words; that is ours, and so is the probe set.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from rayfed import keys, optim, tree
+from rayfed.data import text
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
+from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
 from rayfed.method import MethodSettings
 from rayfed.task import needs_classes
@@ -29,10 +36,12 @@ class DataFree(MethodSettings):
     iterations: int = Field(
         20, ge=0, description="Outer iterations per round, I_out; 0 leaves the student as it starts."
     )
-    inputs: Literal["generator", "probe"] = Field(
+    inputs: Literal["generator", "embeddings", "probe"] = Field(
         "generator",
-        description="What the student learns on: generated inputs, or `federation.probe` (ours; no generator).",
+        description="What the student learns on: generated inputs; for texts generated word embeddings (ours); or "
+        "`federation.probe` (ours; no generator).",
     )
+    length: int = Field(8, ge=1, description="Word embeddings of a generated text (inputs: embeddings).")
     classes: Literal["all", "shared"] = Field(
         "all", description="Labels that are drawn: of all classes seen, or of those that several experts own (ours)."
     )
@@ -74,6 +83,13 @@ def check(s: DataFree, config: Config) -> list[str]:
     """What a method's `check` says of these settings."""
     if s.inputs == "probe" and not config.federation.probe:
         return ["federation.probe: 0 found, method.inputs: probe distils on a public set; allowed: a whole number >= 1"]
+    if s.inputs == "embeddings" and config.task.model.name.startswith("hf:"):
+        with contextlib.suppress(ConfigError):  # a folder that is none is told by the model's own check
+            for most, of in text.limits(config):
+                if s.length > most:
+                    return [
+                        f"method.length: {s.length} found, {config.task.model.name} takes at most {most} tokens{of}"
+                    ]
     return []
 
 
@@ -82,13 +98,29 @@ def fits(s: DataFree, federation: Federation) -> list[str]:
     if s.iterations and (told := needs_classes(federation, "its distillation weighs classes")):
         return told
     if federation.kind == "text" and s.inputs == "generator" and s.iterations:
-        return ["method.inputs: generator found, it makes images or features, not texts; allowed: probe"]
+        return ["method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe"]
+    if federation.kind != "text" and s.inputs == "embeddings" and s.iterations:
+        return [
+            "method.inputs: embeddings found, they are of texts, which task.data does not hold; allowed: generator, probe"
+        ]
     return []
+
+
+def _generates(task: Task, s: DataFree) -> tuple[tuple[int, ...], Any, Any]:
+    """(shape of what is generated, how, and the model's inputs (B, ...) made of it).
+
+    Of embeddings each vector, standardised, gets the mean and the deviation of each dimension over the model's own table: they
+    lie, and stay, where words do. Diversity is read before that, in units of these deviations.
+    """
+    if s.inputs == "embeddings" and task.kind == "text":
+        mean, deviation = task.word_spread
+        return (s.length, len(mean)), gen.sequence, lambda u: mean + deviation * u
+    return task.input_shape, gen.generate, lambda x: x
 
 
 def init(task: Task, key: int, s: DataFree) -> Tree:
     """The part of the server state that is kept between rounds: generator, its Adam state, its average if asked for."""
-    g = gen.init(key, s.noise, task.classes, task.input_shape, dtype=task.dtype)
+    g = gen.init(key, s.noise, task.classes, _generates(task, s)[0], dtype=task.dtype)
     return {"g": g, "adam": optim.adam().init(g), **({"ema": g} if s.generator_ema else {})}
 
 
@@ -116,6 +148,7 @@ def distill(
     else:
         drawn = counts
     rng = keys.torch_generator(key)
+    shape, generate, place = _generates(task, s)
     alpha = ensemble.class_weights(counts, s.gamma)
     frozen = tree.stack(experts)
     adam, lr = optim.adam(), s.student_lr * s.student_decay ** (round - 1)
@@ -130,13 +163,14 @@ def distill(
         return ensemble.teacher(logits, alpha, y, s.mix, s.tau), logits
 
     def generator_loss(g: Tree, y: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        x = gen.generate(g, z, y, task.classes, task.input_shape)
+        made = generate(g, z, y, task.classes, shape)
+        x = place(made)
         qbar, logits = ensemble_of(x, y)
         f = task.apply(student, x)
         parts = {
             "fidelity": ensemble.judged(logits, alpha, y) if s.fidelity_of == "each" else F.cross_entropy(qbar, y),
             "adversarial": _against(s, qbar, logits, f, alpha, y),
-            "diversity": gen.diversity(z, x),
+            "diversity": gen.diversity(z, made),
         }
         return s.fidelity * parts["fidelity"] + s.adversarial * parts["adversarial"] + s.diversity * parts[
             "diversity"
@@ -172,7 +206,7 @@ def distill(
         for i in range(s.student_steps):
             y, z = draw()
             source = state["ema"] if s.generator_ema and i % 2 else state["g"]
-            x = gen.generate(source, z, y, task.classes, task.input_shape)
+            x = place(generate(source, z, y, task.classes, shape))
             grads, value = step_student(student, x, y, ensemble_of(x, y)[0])
             student = tree.add(student, grads, -lr)
             losses["student"] = float(value)

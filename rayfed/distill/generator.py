@@ -1,4 +1,4 @@
-"""A conditional generator G(z, y): an MLP from noise and a one-hot label to an input in [0, 1], or to any vector."""
+"""A conditional generator G(z, y): an MLP from noise and a one-hot label to an input in [0, 1], to a sequence, or to any vector."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def init(
 def generate(weights: Tree, z: Tensor, y: Tensor, classes: int, shape: Sequence[int]) -> Tensor:
     """Inputs (B, *shape) in [0, 1] for noise z (B, d_z) and labels y (B,)."""
     return torch.sigmoid(latent(weights, z, y, classes)).reshape(len(z), *shape)
+
+
+def sequence(weights: Tree, z: Tensor, y: Tensor, classes: int, shape: Sequence[int]) -> Tensor:
+    """Sequences (B, *shape), shape (L, d), of vectors with mean 0 and variance 1 over d, for noise z (B, d_z) and labels y (B,)."""
+    return F.layer_norm(latent(weights, z, y, classes).reshape(len(z), *shape), (shape[-1],))
 
 
 def latent(weights: Tree, z: Tensor, y: Tensor, classes: int) -> Tensor:

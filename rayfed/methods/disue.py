@@ -39,9 +39,10 @@ class DisUE(Method):
     the class-weighted experts on inputs of a generator that is kept between rounds (`rayfed.distill`) [inferred].
     Broadcast: theta, to every client of the next round.
     `distill: false` is the control arm: theta is FedAvg's to the bit, clusters and experts are found all the same.
+    The paper generates images. `inputs: embeddings` has the generator make texts as sequences of `length` word embeddings,
     `inputs: probe` distils on public rows without labels instead of generated ones, `classes: shared` only on classes that
     several clusters own, `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average:
-    all four are ours.
+    all five are ours.
     Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id; a client that
     never took part is served theta.
     Down: theta (P). Up: update (P), h_i (C ints), s_i (q); once, for clusterer subspace, bases (F, q). Kept at clients:

@@ -32,7 +32,7 @@ class FedFTG(Method):
     The KL has the gradient of the published code's cross-entropy against the same mixture; `cross_entropy` adds one against
     the drawn label [ours], `adversary: kl` takes the KL for the generator as well [paper]. The code takes one generator
     step per teacher; here one step goes down the sum of their losses [ours], and `generator_steps` asks for more. The
-    generator is kept between rounds.
+    generator is kept between rounds. The paper generates images; `inputs: embeddings`, for texts, and `inputs: probe` are ours.
     `iterations: 0` is FedAvg to the bit.
     Down: w (P). Up: update (P), n_i^y (C ints). Kept at clients: nothing. At the server: w, generator and its Adam state;
     within a round the models of all its clients.

@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,20 @@ def check(spec: Named) -> list[str]:
             problems.append(f"task.model.{n}: {v!r} found{nearest(str(v), allowed)}, allowed: {', '.join(allowed)}")
     try:
         where = folder(spec.name)
-        architecture(where)
-        shapes(where)
+        problems += _layers_missing(where, architecture(where), shapes(where))
     except ConfigError as e:
         problems += e.problems
     return problems
+
+
+def _layers_missing(where: Path, about: dict[str, Any], known: Iterable[str]) -> list[str]:
+    """Fewer layers in the files than config.json has; `build` sees the rest of what a file may lack."""
+    said = about.get("num_hidden_layers") or about.get("n_layer") or about.get("n_layers")
+    there = 1 + max((int(p) for n in known for p in n.split(".") if p.isdigit()), default=-1)
+    shared = "num_hidden_groups" in about  # ALBERT's layers share their weights
+    if not isinstance(said, int) or shared or there >= said:
+        return []
+    return [f"task.model: {where} is incomplete: config.json has {said} layers, its safetensors {there}"]
 
 
 def _map_problems(v: Any) -> list[str]:
@@ -259,6 +269,8 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
             )
             if wrong := sorted(str(k[0]) for k in loaded["mismatched_keys"] if not is_head(str(k[0]))):
                 raise ConfigError(f"task.model: {wrong[0]} of {spec.name} has not the shape that its config.json says")
+            if lacks := sorted(n for n in map(str, loaded["missing_keys"]) if _pretrained(n) and not is_head(n)):
+                raise ConfigError(f"task.model: {spec.name} is incomplete: it lacks {lacks[0]} ({len(lacks)} in all)")
             causal = looks_back(network, about.pad_token_id) if kind != "image" else False
             if kind == "instruct" and (loaded["missing_keys"] or causal is False):
                 why = (
@@ -327,6 +339,11 @@ def placed(module: Any, how: Any, device: str) -> tuple[Any, dict[str, Any]]:
     except ValueError as e:
         raise ConfigError(f"task.model.device_map: {e}") from None
     return made, {n: p.device for n, p in made.named_parameters()}
+
+
+def _pretrained(name: str) -> bool:
+    """Whether a parameter is of a block or a table, which no task adds to a network."""
+    return "embed" in name or any(p.isdigit() for p in name.split("."))
 
 
 def _auto(kind: str, head: str) -> Any:

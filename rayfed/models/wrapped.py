@@ -16,7 +16,8 @@ from rayfed.adapters import inside, prompt, ranks
 
 class Wrapped(nn.Module):
     """Token ids (B, L), -1 on padding, or pixels (B, C, H, W) in [0, 1], to logits (B, classes); of a causal language model,
-    to those of the next token at each place, (B, L, V).
+    to those of the next token at each place, (B, L, V). Texts may also be given as what the layer of word embeddings would
+    give for them, (B, L, d), none of it padding.
 
     The mask is built here as a ready 4-D one: transformers' own asks questions of the data that vmap cannot answer.
     """
@@ -37,6 +38,32 @@ class Wrapped(nn.Module):
         if self.kind == "image":
             out = self.network(pixel_values=self.pixels(x))
             return self.head(out.last_hidden_state.mean(1)) if self.pooled else out.logits
+        if x.is_floating_point():
+            ahead = self.adapter.tokens if self.adapter.kind == "prompt" else 0
+            word = 1 if self.pad == 0 else 0  # any but padding: positions and pooling go by ids
+            with prompt.inserted(self.words, x, ahead):
+                return self._read(torch.full(x.shape[:2], word, device=x.device))
+        return self._read(x)
+
+    @property
+    def words(self) -> nn.Module:
+        """The layer of word embeddings."""
+        inner = self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
+        found: nn.Module = inner.get_input_embeddings()
+        return found
+
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation over the vocabulary of what the layer of word embeddings gives, (d,) each."""
+        layer = self.words
+        weight = next(layer.parameters())
+        given = [
+            layer(ids).to(torch.float64) for ids in torch.arange(self.vocabulary, device=weight.device).split(4096)
+        ]
+        mean = sum(g.sum(0) for g in given) / self.vocabulary
+        square = sum((g - mean).square().sum(0) for g in given) / self.vocabulary
+        return mean, square.sqrt()
+
+    def _read(self, x: Tensor) -> Any:
         keep = x >= 0
         more = {"use_cache": False} if self.causal else {}
         ids = torch.where(keep, x, self.pad)

@@ -177,7 +177,10 @@ class Task:
         return self._module.get_submodule(name)
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
-        """Logits (B, C) of inputs (B, *input_shape). What `params` names of `frozen` stands in its place."""
+        """Logits (B, C) of inputs (B, *input_shape). What `params` names of `frozen` stands in its place.
+
+        Texts may be word embeddings (B, L, d) instead of token ids.
+        """
         by = self._during["scale"]
         if by is not None:
             params = {n: p * by.to(p.dtype) if ranks.is_b(n) else p for n, p in params.items()}
@@ -187,6 +190,13 @@ class Task:
             params = {n: p.to(self._places[n]) for n, p in params.items()}
         with self._precision():
             return torch.func.functional_call(self._module, params, (x,)).to(self.dtype)
+
+    @cached_property
+    def word_spread(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each dimension of a text model's word embeddings over its vocabulary, (d,) each."""
+        with torch.no_grad():
+            mean, deviation = self._module.spread()
+        return mean.to(self.device, self.dtype), deviation.to(self.device, self.dtype)
 
     def _precision(self) -> Any:
         # No cache of casts: one made inside a transform would outlive it.

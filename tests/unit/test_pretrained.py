@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from rayfed import partition, tree
+from rayfed import adapters, partition, tree
+from rayfed.config import LoRA
 from rayfed.data import text
 from rayfed.engine import start_from
 from rayfed.errors import ConfigError
@@ -306,6 +308,54 @@ def test_targets_and_ranks(places: dict[str, Path]) -> None:
     )
 
 
+def test_default_targets_have_a_largest_rank_too(places: dict[str, Path]) -> None:
+    told = refused(places, adapter={"kind": "lora", "rank": 25, "targets": None})
+    assert told == "adapter.rank: 25 found, the model's layers allow at most 16"
+    query = resident(toy.config(**changes(places, adapter={"kind": "head"}))).task._module.network
+    query.bert.encoder.layer[1].attention.self.value = torch.nn.Linear(16, 6)
+    with pytest.raises(ConfigError, match=r"adapter.rank: 8 found, the smallest layer 'value' allows at most 6"):
+        adapters.attach(query, LoRA(kind="lora", rank=8), "SEQ_CLS")  # PEFT's own targets: query and value
+
+
+@pytest.mark.parametrize(
+    ("model", "table"), [("bert", "word_embeddings"), ("bert", "position_embeddings"), ("gpt2", "wte")]
+)
+def test_no_adapter_on_embedding_layers(places: dict[str, Path], model: str, table: str) -> None:
+    """Whatever the method and the ranks: PEFT has A at zero and B at random there, under names of their own."""
+    linear = {"bert": "dense, key, query, value", "gpt2": "c_attn, c_fc, c_proj"}[model]
+    for kind, more in (("lora", {"rank": 2}), ("lora", {"rank": {1: 0.5, 2: 0.5}}), ("ia3", {"feedforward": []})):
+        told = refused(places, kind=model, adapter={"kind": kind, "targets": [table], **more})
+        assert told == f"adapter.targets: {table!r} found, an embedding layer; {kind} allows linear layers: {linear}"
+
+
+def test_an_embedding_layer_of_another_name_is_seen_in_the_network(places: dict[str, Path]) -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lookup, self.query = torch.nn.Embedding(32, 16), torch.nn.Linear(16, 16)
+
+    with pytest.raises(ConfigError, match="'lookup' found, an embedding layer; lora allows linear layers: query"):
+        adapters.attach(Odd(), LoRA(kind="lora", rank=2, targets=["lookup"]), "SEQ_CLS")
+
+
+def test_positions_that_begin_behind_padding_are_fewer(places: dict[str, Path], tmp_path: Path) -> None:
+    """RoBERTa's first word has the position after the padding token's id."""
+    from transformers import RobertaConfig, RobertaModel
+
+    RobertaModel(
+        RobertaConfig(
+            vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+            max_position_embeddings=8, pad_token_id=0,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    make_tokenizer(tmp_path)
+    where = {**places, "bert": tmp_path}
+    assert f"task.data.length: 8 found, hf:{tmp_path} takes at most 7 tokens" in refused(where)
+    res = resident(toy.config(**changes(where, task={"data": {"length": 7}})))
+    assert res.task.input_shape == (7,)
+    assert bool(torch.isfinite(res.task.apply(res.task.init_params(0), res.data["x"])).all())
+
+
 def test_models_and_data_that_do_not_fit(places: dict[str, Path]) -> None:
     assert "task.model: 'mlp' found" in refused(places, task={"model": {"name": "mlp"}}, adapter={"kind": "none"})
     assert "adapter.kind: lora found, task.model: mlp takes none" in refused(places, task={"model": {"name": "mlp"}})
@@ -369,6 +419,17 @@ def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
     assert f"is incomplete: {len(whole) - 100} bytes of {len(whole)}" in refused(where)
     (broken / "model.safetensors").unlink()
     assert "holds no model.safetensors" in refused(where)
+    about = json.loads((broken / "config.json").read_text())
+    (broken / "model.safetensors").write_bytes(whole)
+    (broken / "config.json").write_text(json.dumps({**about, "num_hidden_layers": 3}))
+    assert "is incomplete: config.json has 3 layers, its safetensors 2" in refused(where)
+    (broken / "config.json").write_text(json.dumps(about))
+    lacking = load_file(broken / "model.safetensors")
+    del lacking["encoder.layer.0.attention.self.query.bias"]
+    save_file(lacking, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks bert.encoder.layer.0.attention.self.query.bias \(1 in all\)"):
+        resident(toy.config(**changes(where)))
+    (broken / "model.safetensors").unlink()
     (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     assert "model-1.safetensors of model.safetensors.index.json missing" in refused(where)
     (broken / "config.json").unlink()
