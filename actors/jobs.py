@@ -8,6 +8,8 @@ import binascii
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
+import json
 import logging
 import os
 import re
@@ -302,26 +304,32 @@ def submit(
     cluster: Cluster, request: Config | Study, package: Package, command: str, args: Sequence[str], out: str
 ) -> str:
     """Send a package and start `rayfed COMMAND ARGS` there: the job's name, which is the run folder's too."""
+    name = new_id(str(package.config.get("name") or "run"))
+    about = {"run": name, "out": out, "command": command, **described(request)}
+    return _start(cluster, name, package, entrypoint(command, args, out), about)
+
+
+def _start(cluster: Cluster, name: str, package: Package, entry: str, about: Mapping[str, str]) -> str:
     from rayfed import track
 
     ship = check(cluster.ask("probe", *requirements()), cluster.url)
-    name = new_id(str(package.config.get("name") or "run"))
     sinks = {k: v for k, v in track.environment().items() if not SECRET.search(k)}
     env = {
         **sinks,
-        "RAYFED_RUN_ID": name,
+        **{k: os.environ[k] for k in ("RAYFED_TAKE_OVER",) if k in os.environ},
+        "RAYFED_RUN_ID": about["run"],
         "PYTHONUNBUFFERED": "1",
         "RAY_DEDUP_LOGS": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S),
     }
-    metadata = {"rayfed": "job", "job_name": name, "run": name, "out": out, "command": command, **described(request)}
+    sent = {"folders": json.dumps({n: str(p) for n, p in package.folders.items()})} if package.folders else {}
     with tempfile.TemporaryDirectory() as d, cluster._sentences():
         package.write(Path(d), project=ship)
         return cluster.send(
-            entrypoint=entrypoint(command, args, out),
+            entrypoint=entry,
             submission_id=name,
             runtime_env={"working_dir": d, "env_vars": env},
-            metadata=metadata,
+            metadata={"rayfed": "job", "job_name": name, **about, **sent},
         )
 
 
@@ -349,6 +357,47 @@ def request(
     cluster = Cluster(address)
     args = [*([names] if names else []), CONFIG, *more]
     return cluster, submit(cluster, asked, package, command, args, out or base.storage.path)
+
+
+def again(where: str, sets: Sequence[str], *, address: str | None, more: Sequence[str] = ()) -> tuple[Cluster, str]:
+    """`rayfed submit resume`: continue a job's run, study or sweep where it lies, by a new job NAME-2, NAME-3 ... where: the
+    job, or a folder on the head (relative as `--out`), or a URI. The connection and the job.
+
+    Data that travelled with the job travel once more from where they were; ConfigError if they are not there any more.
+    """
+    cluster = Cluster(address)
+    known, package = cluster.jobs(), Package({})
+    if where in known:
+        job = known[where]
+        about = {k: v for k, v in job.metadata.items() if k not in ("rayfed", "job_name")}
+        if live := [
+            n for n, j in known.items() if j.metadata.get("run") == about["run"] and j.status.value not in ENDED
+        ]:
+            raise ConfigError(
+                f"submit resume {where}: {live[0]} is still at work on it; end it with: rayfed stop {live[0]}"
+            )
+        folder = (
+            remote.join(about["out"], about["run"]) if remote.is_uri(about["out"]) else f"{about['out']}/{about['run']}"
+        )
+        package.folders = {n: Path(p) for n, p in json.loads(about.pop("folders", "{}")).items()}
+        if lost := [p for p in package.folders.values() if not p.exists()]:
+            raise ConfigError(
+                [f"submit resume {where}: {p} travelled with the job and is not here any more" for p in lost]
+            )
+    elif remote.is_uri(where) or "/" in where:
+        folder = where.rstrip("/")
+        out, _, run = folder.partition("?")[0].rpartition("/")
+        about = {"run": run, "out": out + folder[len(folder.partition("?")[0]) :]}
+    else:
+        raise ConfigError(
+            f"submit resume: {cluster.url} has no job {where!r}{nearest(where, known)}; "
+            "a folder on the head is written with a /, like runs/NAME-ID"
+        )
+    about |= {"command": "resume", **{k: v for k, _, v in (s.partition("=") for s in sets) if k == "rounds"}}
+    name = next(n for i in itertools.count(2) if (n := f"{about['run']}-{i}") not in known)
+    options = [part for s in sets for part in ("--set", s)] + list(more)
+    entry = f"exec python -m rayfed.cli resume {out_argument(folder)} {shlex.join(options)}".rstrip()
+    return cluster, _start(cluster, name, package, entry, about)
 
 
 # -- follow ------------------------------------------------------------------------------------------------------------

@@ -82,9 +82,10 @@ def place(out: str, run: str) -> Path:
 
 
 def states(folder: Path) -> dict[str, Any]:
-    """`state.json` of a run; of a study, the newest of its runs' with the arm and the seed."""
+    """`state.json` of a run; of a study or a sweep, the newest of its runs' with the arm (the trial) and the seed."""
     found = {}
-    for file in (folder / "state.json", *folder.glob("*/seed-*/state.json")):
+    inner = ("*/seed-*", "trials/*/seed-*", "trials/*/clone-*/seed-*")
+    for file in (folder / "state.json", *(f for i in inner for f in folder.glob(f"{i}/state.json"))):
         try:
             found[file] = (file.stat().st_mtime, json.loads(file.read_text()))
         except (OSError, ValueError):
@@ -94,7 +95,9 @@ def states(folder: Path) -> dict[str, Any]:
     newest = max(found, key=lambda f: found[f][0])
     state = found[newest][1]
     if newest.parent != folder:
-        state = {"arm": newest.parts[-3], "seed": int(newest.parts[-2].removeprefix("seed-")), **state}
+        where = newest.relative_to(folder).parts
+        what = {"trial": where[1]} if where[0] == "trials" and len(where) > 3 else {"arm": where[0]}
+        state = {**what, "seed": int(where[-2].removeprefix("seed-")), **state}
     return state
 
 

@@ -33,7 +33,7 @@ class Package:
 
     def write(self, target: Path, *, project: bool) -> None:
         """Fill an empty folder. `project`: with rayfed itself."""
-        for name, text in {**self.texts, CONFIG: yaml_bytes(self.config)}.items():
+        for name, text in {**self.texts, **({CONFIG: yaml_bytes(self.config)} if self.config else {})}.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(text)
         for name, path in {**self.folders, **(sources() if project else {})}.items():

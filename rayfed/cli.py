@@ -57,7 +57,7 @@ def run(
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(help="A run folder or a study folder, or its URI in object storage.")],
+    run: Annotated[str, typer.Argument(help="Folder of a run, a study or a sweep, or its URI in object storage.")],
     sets: Sets = None,
     address: Address = None,
     scale_up: ScaleUp = 0.0,
@@ -65,6 +65,15 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Continue a run where its last snapshot left it; --set rounds=N makes it longer."""
+    if _is_sweep(run):
+        from tune_spaces.sweep.driver import resume as resume_sweep
+
+        if given := [o for o, v in (("--set", sets), ("--scale-up", scale_up), ("--local", local)) if v]:
+            raise ConfigError(f"resume: a sweep goes on as it was started; leave out {', '.join(given)}")
+        with _progress(as_json) as progress:
+            swept = resume_sweep(run, address=address, watch=progress.update)
+        _finished(swept, as_json)
+        return
     with _progress(as_json) as progress:
         if local:
             from rayfed.launch import resume_local
@@ -198,7 +207,7 @@ def tasks(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = 
 def runs(
     folder: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"), as_json: Json = False
 ) -> None:
-    """List runs and studies, and how each stands."""
+    """List runs, studies and sweeps, and how each stands."""
     from rayfed.runs import runs as find
 
     if not folder.is_dir():
@@ -208,7 +217,11 @@ def runs(
         typer.echo(json.dumps(found, indent=1, default=str))
         return
     for r in found:
-        typer.echo(f"{r['name']:40} {r['kind']:6} {r['method'] or '':18} {r['round']}/{r['rounds']}  {r['status']}")
+        more = f"{r['trials']['complete']}/{r['trials']['planned']} trials  " if r["kind"] == "sweep" else ""
+        more += f"best {r['metric']} {r['best']:.4f}  " if r.get("best") is not None else ""
+        typer.echo(
+            f"{r['name']:40} {r['kind']:6} {r['method'] or '':18} {r['round']}/{r['rounds']}  {more}{r['status']}"
+        )
     if not found:
         typer.echo(f"no runs in {folder}")
 
@@ -275,7 +288,7 @@ def sweep(
     ] = None,
     config: Annotated[str | None, typer.Argument(help="A file, or the name of a ready config.")] = None,
     sets: Sets = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the sweep's folder (storage.path).")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder of the sweep's folder (storage.path).")] = None,
     search: Annotated[
         str | None, typer.Option("--search", help="grid | random | optuna; default: grid where the space has one.")
     ] = None,
@@ -295,7 +308,9 @@ def sweep(
         bool, typer.Option("--reuse/--no-reuse", help="Trials share processes, one after another.")
     ] = True,
     address: Address = None,
-    resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Continue a sweep.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="DIR", help="Continue a sweep: its folder, or its URI.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search a space: which clusters, ranks, heterogeneity ... are best (docs/sweeps.md)."""
@@ -317,12 +332,7 @@ def sweep(
             asked = driver.Options(search, samples, scheduler, driver.numbers(seeds), metric, concurrent, reuse)
             made = driver.prepare(str(spaces).split(","), str(config), asked, sets or (), arm)
             done = driver.run(made, out=out, command=driver.command_line(), **how)
-    if as_json:
-        typer.echo(json.dumps({"path": str(done.path), "status": done.status, "summary": done.summary}, indent=1))
-        return
-    from rayfed.progress import print_sweep
-
-    print_sweep(done.path, done.summary)
+    _finished(done, as_json)
 
 
 @app.command()
@@ -405,6 +415,24 @@ def submit_sweep(
     how: dict[str, Any] = {"out": out, "address": address, "shared": shared or ()}
     sent = jobs.request(config, sets or (), command="sweep", spaces=spaces, more=context.args, **how)
     _follow(*sent, no_wait, as_json)
+
+
+@submit.command("resume")
+def submit_resume(
+    run: Annotated[
+        str, typer.Argument(help="A job that has ended; or a folder on the head; or a URI in object storage.")
+    ],
+    sets: Sets = None,
+    address: Head = None,
+    scale_up: ScaleUp = 0.0,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a run, a study or a sweep on a cluster, where it lies."""
+    from actors import jobs
+
+    more = ("--scale-up", f"{scale_up:g}") if scale_up else ()
+    _follow(*jobs.again(run, sets or (), address=address, more=more), no_wait, as_json)
 
 
 def _follow(cluster: Any, job: str, no_wait: bool, as_json: bool) -> None:
@@ -503,6 +531,15 @@ def fetch(
     typer.echo(json.dumps({"job": job, "path": str(path)}) if as_json else str(path))
 
 
+def _is_sweep(where: str) -> bool:
+    from rayfed import remote
+
+    if not remote.is_uri(where) or remote.wrong(where):
+        return (Path(where) / "sweep.yaml").is_file()
+    last = remote.newest(*remote.filesystem(where))
+    return bool(last) and "sweep.yaml" in (last or {})["files"]
+
+
 def _progress(as_json: bool) -> Any:
     from rayfed.progress import Progress
 
@@ -517,9 +554,9 @@ def _finished(done: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**where, "status": done.status, "summary": done.summary}, indent=1))
         return
-    from rayfed.progress import print_result
+    from rayfed.progress import print_result, print_sweep
 
-    print_result(done.path, done.summary)
+    (print_sweep if done.summary.get("kind") == "sweep" else print_result)(done.path, done.summary)
     if stored:
         typer.echo(f"stored: {stored.uri}")
 

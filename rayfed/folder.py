@@ -189,9 +189,18 @@ class RunFolder:
         return folder
 
     @classmethod
-    def clone(cls, source: Path, round: int, path: Path, config: Mapping[str, Any], *, owner: Owner) -> RunFolder:
+    def clone(
+        cls,
+        source: Path,
+        round: int,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        owner: Owner,
+        stored: str | None = None,
+    ) -> RunFolder:
         """Make PATH a run that goes on after `round` of another one, with its rows up to there and its snapshot of that round,
-        under a config of its own. RunFailed if there is no such snapshot."""
+        under a config of its own. stored: as in `create`. RunFailed if there is no such snapshot."""
         found = dict(snapshot.listed(source / "snapshots")).get(round)
         damage = "it is not there" if found is None else snapshot.damage(found, round)
         if found is None or damage:
@@ -213,13 +222,17 @@ class RunFolder:
                     if clients := rows.read_clients(source, r):
                         rows.write_clients(hidden, made.fence, r, clients)
             made.event("cloned", source=str(source), round=round)
+            for name, content in _pointer(stored).items():
+                durable_write(hidden / name, content if isinstance(content, bytes) else content.encode())
             os.rename(hidden, path)
             sync_dir(path.parent)
         except OSError as error:
             raise RunFailed(f"cannot clone {source} to {path}: {why(error, path.parent)}") from error
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
-        return cls(path, made.fence)
+        folder = cls(path, made.fence)
+        folder.upload()
+        return folder
 
     @classmethod
     def attach(cls, path: Path, fence: int) -> RunFolder:

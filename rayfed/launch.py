@@ -170,7 +170,7 @@ def _study(study: Study, path: Path, federations: _Federations, launcher: Launch
     with _signals(launcher) as asked:
         for k, (arm, seed, config) in enumerate(runs):
             where = path / arm / f"seed-{seed}"
-            if _done(where, config.rounds):
+            if has_ended(where, config.rounds):
                 continue
             folder = (
                 RunFolder.open(where, owner=Owner.me())
@@ -208,7 +208,8 @@ def _with(watch: Watch, about: dict[str, Any]) -> Watch:
     return lambda state: watch({**state, **about})
 
 
-def _done(where: Path, rounds: int) -> bool:
+def has_ended(where: Path, rounds: int) -> bool:
+    """Whether a run has ended with that many rounds, or early as its config says."""
     file = where / "summary.json"
     if not file.exists():
         return False

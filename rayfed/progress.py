@@ -23,7 +23,10 @@ def line(state: dict[str, Any]) -> str:
     """One line: which run, round, last metrics, clients/s, bytes, time left."""
     parts = []
     if "arm" in state:
-        parts.append(f"[{state['run_number']}/{state['runs']}] {state['arm']} seed {state['seed']}")
+        number = f"[{state['run_number']}/{state['runs']}] " if "run_number" in state else ""
+        parts.append(f"{number}{state['arm']} seed {state['seed']}")
+    if "trial" in state:
+        parts.append(f"trial {state['trial']} seed {state['seed']}")
     if "about" in state:  # a trial of a sweep
         parts.append(state["about"])
     parts.append(

@@ -106,7 +106,7 @@ def of(folder: Path) -> Mirror | None:
 
 
 class Mirror:
-    """A run's or a study's folder and its place in object storage."""
+    """The folder of a run, a study or a sweep and its place in object storage."""
 
     def __init__(self, folder: Path, uri: str):
         self.folder, self.uri = folder, uri
@@ -120,6 +120,8 @@ class Mirror:
         """
         try:
             self._push(fence, plain)
+            if plain:  # names that the commit before this one still used are free by now
+                self._push(fence, plain)
         except OSError as e:
             raise RunFailed(
                 f"storage.path: cannot upload to {self.uri}: {e}. What was uploaded before stays valid, and {self.folder} "
@@ -148,7 +150,7 @@ class Mirror:
         self._clean(busy - {key for f in files.values() for key, _ in f["pieces"]}, fence, sequence)
 
     def _files(self) -> Iterator[Path]:
-        """Everything of this folder but hidden files and, in a study's, the runs: they are stored by themselves."""
+        """Everything of this folder but hidden files and, in a study's or a sweep's, the runs: they are stored by themselves."""
         for at, dirs, names in os.walk(self.folder):
             here = Path(at)
             dirs[:] = sorted(d for d in dirs if not d.startswith(".") and not (here / d / POINTER).is_file())
@@ -268,7 +270,7 @@ def newest(fs: Any, base: str) -> dict[str, Any] | None:
 
 
 def download(uri: str, target: Path | None = None) -> Path:
-    """Bring a run or a study from object storage into a folder, all of it or nothing: by default to where it is continued.
+    """Bring a run, a study or a sweep from object storage into a folder, all of it or nothing: by default to where it is continued.
 
     ConfigError if there is none, or if the folder is in use; RunFailed if an object is damaged.
     """
@@ -286,7 +288,20 @@ def download(uri: str, target: Path | None = None) -> Path:
             one = join(uri, arm, f"seed-{seed}")
             if newest(*filesystem(one)):
                 _restore(one, where)
+    if (target / "sweep.yaml").is_file():
+        for inner in _trials(uri):
+            _restore(join(uri, *inner), target.joinpath(*inner))
     return target
+
+
+def _trials(uri: str) -> list[tuple[str, ...]]:
+    """Of a sweep: where its trials' runs lie below it, ("trials", "00003", "seed-0")."""
+    from pyarrow.fs import FileSelector
+
+    fs, base = filesystem(uri)
+    where = FileSelector(f"{base}/trials", recursive=True, allow_not_found=True)
+    found = [i.path for i in _again(lambda: fs.get_file_info(where)) if MANIFEST.fullmatch(i.base_name)]
+    return sorted({tuple(p.removeprefix(f"{base}/").split("/")[:-1]) for p in found})
 
 
 def _restore(uri: str, target: Path) -> None:
@@ -302,7 +317,7 @@ def _restore(uri: str, target: Path) -> None:
             for name, entry in manifest["files"].items():
                 _get(fs, base, name, entry, target, hidden, uri)
             durable_write(hidden / POINTER, pointer(uri))
-            for inner in target.glob("*/seed-*") if target.is_dir() else ():  # a study's runs come by themselves
+            for inner in _runs(target):  # a study's and a sweep's runs come by themselves
                 if not (hidden / inner.relative_to(target)).exists():
                     (hidden / inner.relative_to(target)).parent.mkdir(parents=True, exist_ok=True)
                     os.rename(inner, hidden / inner.relative_to(target))
@@ -318,12 +333,18 @@ def _restore(uri: str, target: Path) -> None:
         raise RunFailed(f"cannot bring {uri} to {target}: {e}") from e
 
 
+def _runs(folder: Path) -> list[Path]:
+    """Folders of runs in a study's or a sweep's."""
+    depths = ("*/seed-*", "trials/*/seed-*", "trials/*/clone-*/seed-*")
+    return [p for depth in depths for p in folder.glob(depth) if p.parent != folder / "trials"]
+
+
 def free(target: Path) -> None:
     """ConfigError if a process on this machine writes there."""
     from rayfed.folder import Owner
     from rayfed.runs import read_json
 
-    for lock in (target / "lock.json", *target.glob("*/seed-*/lock.json")):
+    for lock in (target / "lock.json", *(run / "lock.json" for run in _runs(target))):
         owner = read_json(lock).get("owner")
         if owner and Owner(**owner).here() and Owner(**owner).alive() and Owner(**owner).pid != os.getpid():
             raise ConfigError(f"{lock.parent} is being written by {Owner(**owner)}, which still runs; stop it first")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rayfed import rows
@@ -16,10 +17,11 @@ ENDED = ("done", "stopped", "failed")
 
 
 def runs(dir: Path | str) -> list[dict[str, Any]]:
-    """Runs and studies directly in a folder, oldest first.
+    """Runs, studies and sweeps directly in a folder, oldest first.
 
-    Each: name, kind (run | study), method, status, round, rounds, started (local time, ISO), path. A study's rounds are
-    the sum over its arms and seeds. A run counts as running only if its owner lives.
+    Each: name, kind (run | study | sweep), method, status, round, rounds, started (local time, ISO), path. A study's rounds
+    are the sum over its arms and seeds, a sweep's over its trials and seeds; a sweep also has trials ({planned, begun, complete}),
+    metric and best (that of its best trial). A run counts as running only if its owner lives.
     """
     found = []
     for path in sorted(Path(dir).iterdir()) if Path(dir).is_dir() else ():
@@ -28,6 +30,8 @@ def runs(dir: Path | str) -> list[dict[str, Any]]:
         try:
             if (path / "study.yaml").is_file():
                 found.append(_study(path))
+            elif (path / "sweep.yaml").is_file():
+                found.append(sweep(path))
             elif (path / "config.yaml").is_file() and (path / "lock.json").is_file():
                 found.append(_run(path))
         except (OSError, ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
@@ -133,4 +137,33 @@ def _study(path: Path) -> dict[str, Any]:
         "rounds": rounds,
         "started": started(path),
         "path": str(path),
+    }
+
+
+def sweep(path: Path) -> dict[str, Any]:
+    """A sweep's line in the list of runs."""
+    from rayfed.report.sweep import counts, load_sweep
+
+    found, summary = load_sweep(path), read_json(path / "summary.json")
+    values = list(found.ranked[0].by_seed(found.metric).values()) if found.trials else []
+    driver = read_json(path / "driver.json")  # {} once it has let go
+    again = f"(resume with: rayfed sweep --resume {path})"
+    if driver and Owner(**driver).alive():
+        said = "running" if Owner(**driver).here() else f"running (owner on {driver['host']}, not checked)"
+    elif not driver and summary.get("status") == "done":
+        said = "done"
+    else:
+        said = f"failed {again}" if summary.get("failed") else f"interrupted {again}"
+    return {
+        "name": path.name,
+        "kind": "sweep",
+        "method": method_name(found.about["config"]),
+        "status": said,
+        "round": sum(max(t.rows) * len(t.last["seeds"]) for t in found.trials),
+        "rounds": int(found.about["trials"]) * len(found.about["options"]["seeds"]) * int(found.about["rounds"]),
+        "started": started(path),
+        "path": str(path),
+        "trials": counts(found),
+        "metric": found.metric,
+        "best": fmean(values) if values else None,
     }

@@ -2,6 +2,7 @@
 const $ = s => document.querySelector(s), SVG = "http://www.w3.org/2000/svg";
 const AGAIN = {busy: 2000, idle: 10000};
 let shown = null, timer = 0, asked = 0, sought = "";
+const opened = new Set();  // sweeps whose runs are shown
 
 // Text only ever becomes text: names of runs and clients are somebody's files.
 function el(tag, attributes, ...children) {
@@ -141,18 +142,35 @@ function row(r) {
     el("div", {}, state(r.status), el("div", {class: "soft"}, r.rounds != null ? `${num(r.round)} of ${num(r.rounds)}` + (left && left.length < 16 ? ", " + left : "") : r.note || ""), el("div", {class: "bar"}, bar)),
     spark(r.spark || [])));
 }
+function swept(s, runs) {
+  const bar = el("i"), many = s.trials; bar.style.width = Math.min(100, 100 * (s.round || 0) / (s.rounds || 1)) + "%";
+  const box = el("details", {class: "sweep", open: sought || opened.has(s.id) ? "" : null}, el("summary", {class: "run"},
+    el("div", {}, el("b", {}, s.name), el("div", {class: "soft"}, ["sweep of " + s.method, (s.started || "").replace("T", " ")].join(" · "))),
+    el("div", {class: "value"}, s.best != null ? el("b", {}, num(s.best, unit(s.metric))) : "", el("div", {class: "soft"}, "best " + s.metric)),
+    el("div", {}, state(s.status), el("div", {class: "soft"}, `${num(many.complete)} of ${num(many.planned)} trials`), el("div", {class: "bar"}, bar)),
+    el("div", {class: "soft"}, runs.length + (runs.length === 1 ? " run" : " runs"))),
+    el("ul", {class: "list"}, ...runs.map(row)));
+  box.addEventListener("toggle", () => { if (!sought) opened[box.open ? "add" : "delete"](s.id); });
+  return box;
+}
 function list(data) {
+  const within = r => (data.sweeps || []).find(s => s.id === "." || r.id.startsWith(s.id + "/"));
   const found = data.runs.filter(r => !sought || [r.id, r.method, r.status].join(" ").toLowerCase().includes(sought));
   const out = [];
   const section = (title, runs) => {
     if (!runs.length) return;
     out.push(el("h2", {}, `${title} (${runs.length})`));
     const groups = new Map();
-    for (const r of runs) { const g = r.group ? r.id.split("/")[0] : ""; if (!groups.has(g)) groups.set(g, []); groups.get(g).push(r); }
-    for (const [g, rs] of groups) { if (g) out.push(el("h3", {}, g)); out.push(el("ul", {class: "list"}, ...rs.map(row))); }
+    for (const r of runs) { const g = within(r) || (r.group ? r.id.split("/")[0] : ""); if (!groups.has(g)) groups.set(g, []); groups.get(g).push(r); }
+    for (const [g, rs] of groups) {
+      if (g.trials) { out.push(swept(g, rs)); continue; }
+      if (g) out.push(el("h3", {}, g));
+      out.push(el("ul", {class: "list"}, ...rs.map(row)));
+    }
   };
-  section("Running", found.filter(r => busy(r.status)));
-  section("Ended", found.filter(r => !busy(r.status)));
+  const live = r => busy((within(r) || r).status);
+  section("Running", found.filter(live));
+  section("Ended", found.filter(r => !live(r)));
   if (!out.length) out.push(el("p", {class: "soft"}, data.runs.length ? "No run matches." : "No runs here yet; this page looks again by itself."));
   return out;
 }

@@ -17,7 +17,7 @@ from rayfed import rows
 from rayfed.files import plain, read_yaml
 from rayfed.metrics import SCOPES, lower_is_better, meaning
 from rayfed.report.data import read_run, worst_decile
-from rayfed.runs import method_name, read_json, started, status
+from rayfed.runs import method_name, read_json, started, status, sweep
 from rayfed.track.prometheus import Series, labels_of, readings
 
 DEPTH = 5  # folders below the given one in which runs are looked for: studies and sweeps nest
@@ -35,6 +35,7 @@ class Board:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self._known: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._sweeps: dict[str, tuple[Any, dict[str, Any]]] = {}
 
     def paths(self) -> dict[str, Path]:
         """Run id (its path below the folder; `.` for the folder itself) -> folder. Links are not followed."""
@@ -65,6 +66,28 @@ class Board:
                     }
                 )
         return sorted(out, key=lambda r: (str(r["started"]), r["id"]), reverse=True)
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        """Sweeps that hold some of the runs: id (its folder below this one), and what `rayfed runs` says of them."""
+        out = []
+        for name in dict.fromkeys(
+            n.rpartition("trials/")[0].rstrip("/") or "." for n in self.paths() if "trials/" in n
+        ):
+            path = self.folder / name
+            if not (path / "sweep.yaml").is_file():
+                continue
+            files = [path / "summary.json", path / "driver.json", *sorted((path / "trials").glob("*/rows.jsonl"))]
+            stamp = tuple(map(_mtime, files))
+            known = self._sweeps.get(name)
+            try:
+                if known is None or known[0] != stamp or known[1]["status"] == "running":
+                    known = (stamp, sweep(path))
+                    self._sweeps[name] = known
+            except Exception:  # its runs have their lines
+                continue
+            word, _, note = known[1]["status"].partition(" ")
+            out.append({**known[1], "id": name, "status": word, "note": note.strip("()")})
+        return out
 
     def _line(self, name: str, path: Path) -> dict[str, Any]:
         stamp = tuple(_mtime(path / f) for f in ("config.yaml", "state.json", "summary.json", "parts"))

@@ -29,7 +29,7 @@ class Server:
         class Handler(_Handler):
             answers = {  # noqa: RUF012
                 "/": lambda query: ("text/html; charset=utf-8", html(str(folder.resolve())).encode()),
-                "/api/runs": lambda query: _json({"time": now(), "runs": board.runs()}),
+                "/api/runs": lambda query: _json({"time": now(), "runs": board.runs(), "sweeps": board.sweeps()}),
                 "/api/run": lambda query: _json(board.run(query.get("id", ""))),
                 "/metrics": lambda query: ("text/plain; version=0.0.4; charset=utf-8", board.prometheus().encode()),
             }

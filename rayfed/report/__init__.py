@@ -26,7 +26,8 @@ def write_report(path: Path | str) -> Path:
         from rayfed.report.sweep import write_sweep
         from rayfed.runs import read_json
 
-        write_sweep(path, ended=read_json(path / "summary.json").get("status") == "done")
+        was = read_json(path / "summary.json")
+        write_sweep(path, ended=was.get("status") == "done", failed=was.get("failed", 0))
         return path / "sweep.html"
     html, pictures = render(load(path))
     plots = path / "plots"

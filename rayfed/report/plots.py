@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COLOURS = ("#2f7fd0", "#e08a1e", "#1fa187", "#c9528f", "#8b6fd6", "#a0763b", "#d1493f", "#7a8794")
 LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 INK = "#010203"  # stands for the page's text colour in the SVG
+PAPER = "#fefdfc"  # for that of what lies beneath a picture
 SCOPE_COLOUR = {s: COLOURS[i] for i, s in enumerate(("global", "personal", "cluster", "local", "unseen"))}
 DPI = 150  # of the PNGs
 MOST_DOTS = 600  # clients drawn one by one
@@ -62,10 +63,13 @@ class Picture:
     key: Mapping[str, Look]
     note: str = ""
     wide: bool = False  # one panel over the whole width
+    narrow: bool = False  # one panel, to stand beside others
 
     @property
     def size(self) -> tuple[float, float]:
         """Inches of a panel."""
+        if self.narrow:
+            return 3.5, 2.7
         return (9.6, 3.4) if self.wide else (4.9, 3.2) if self.columns < 3 else (3.9, 2.9)
 
     @property
@@ -152,7 +156,7 @@ def _pixels(figure: Any) -> np.ndarray:
 def _inline(svg: str, name: str, title: str) -> str:
     """For the inside of an HTML page: no XML header, ids of its own, the page's colour, a name for screen readers."""
     svg = svg[svg.index("<svg") :]
-    svg = svg.replace(INK, "currentColor")
+    svg = svg.replace(INK, "currentColor").replace(PAPER, "var(--panel)")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -171,9 +171,15 @@ def _alike(values: Iterable[Any]) -> bool:
     return len(kinds) <= 1 and kinds <= {float, str, bool}
 
 
-def summarise(sweep: Sweep, ended: bool) -> dict[str, Any]:
-    """The content of summary.json; ended: False where the sweep was interrupted."""
-    planned, complete = int(sweep.about["trials"]), sum(t.complete for t in sweep.trials)
+def counts(sweep: Sweep) -> dict[str, int]:
+    """Trials: planned, begun, complete."""
+    complete = sum(t.complete for t in sweep.trials)
+    return {"planned": int(sweep.about["trials"]), "begun": len(sweep.trials), "complete": complete}
+
+
+def summarise(sweep: Sweep, ended: bool, failed: int = 0) -> dict[str, Any]:
+    """The content of summary.json; ended: False where the sweep was interrupted; failed: number of trials."""
+    trials = counts(sweep)
     best = sweep.ranked[0] if sweep.ranked else None
     shown = []
     for t in sweep.ranked[:10]:
@@ -184,15 +190,15 @@ def summarise(sweep: Sweep, ended: bool) -> dict[str, Any]:
             "difference": None if best is None or t is best else against(t, best, sweep.metric),
         })  # fmt: skip
     stopping = sweep.about["options"]["scheduler"] == "asha"
-    whole = ended and (complete == planned or (stopping and len(sweep.trials) == planned))
+    whole = ended and not failed and trials["planned"] == trials["begun" if stopping else "complete"]
     return {
         "kind": "sweep", "status": "done" if whole else "incomplete", "metric": sweep.metric, "mode": sweep.about["mode"],
-        "trials": {"planned": planned, "begun": len(sweep.trials), "complete": complete},
+        "trials": trials, "failed": failed,
         "rounds": sum(max(t.rows) * len(t.last["seeds"]) for t in sweep.trials), "best": shown,
     }  # fmt: skip
 
 
-def write_sweep(path: Path | str, ended: bool = True) -> dict[str, Any]:
+def write_sweep(path: Path | str, ended: bool = True, failed: int = 0) -> dict[str, Any]:
     """Write `sweep.parquet`, `summary.json`, `sweep.html` and `plots/`; returns the summary. Works on unfinished ones too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -201,7 +207,7 @@ def write_sweep(path: Path | str, ended: bool = True) -> dict[str, Any]:
     sink = pa.BufferOutputStream()
     pq.write_table(results(sweep), sink)
     durable_write(sweep.path / "sweep.parquet", sink.getvalue())
-    out = summarise(sweep, ended)
+    out = summarise(sweep, ended, failed)
     durable_write(sweep.path / "summary.json", json_bytes(out, 1))
     html, pictures = render(sweep, out)
     plots = sweep.path / "plots"
@@ -290,41 +296,47 @@ def pictures(sweep: Sweep) -> tuple[list[Picture], Picture | None, list[Picture]
     scored = [t for t in sweep.trials if t.name in final]
     varied = [s for s in sweep.settings if len(axes[s].labels) > 1]
 
+    pairs = list(itertools.combinations(varied, 2))[:MOST_MAPS]
+    cells: dict[tuple[str, str], dict[tuple[int, int], list[Trial]]] = {}
+    for a, b in pairs:
+        found: dict[tuple[int, int], list[Trial]] = {}
+        for t in scored:
+            found.setdefault((axes[b].at(t.point[b]), axes[a].at(t.point[a])), []).append(t)
+        cells[a, b] = found
+    means = {p: {k: fmean(final[t.name] for t in ts) for k, ts in found.items()} for p, found in cells.items()}
+    every = [v for found in means.values() for v in found.values() if math.isfinite(v)]
+    span = (min(every, default=0.0), max(every, default=1.0))
+
     def heat(a: str, b: str) -> Any:
         def paint(axis: Any) -> None:
-            cells: dict[tuple[int, int], list[float]] = {}
-            for t in scored:
-                cells.setdefault((axes[b].at(t.point[b]), axes[a].at(t.point[a])), []).append(final[t.name])
-            _heat(axis, {k: fmean(v) for k, v in cells.items()}, axes[a].labels, axes[b].labels, metric, sweep.sign)
+            short_of = {k for k, ts in cells[a, b].items() if not all(t.complete for t in ts)}
+            _heat(axis, means[a, b], short_of, axes[a].labels, axes[b].labels, span, sweep.sign)
             axis.set_xlabel(names[a])
             axis.set_ylabel(names[b])
 
         return paint
 
     maps = []
-    others = f"mean over the trials with both values, after {sweep.about['rounds']} rounds (stopped trials: their last)"
-    for a, b in list(itertools.combinations(varied, 2))[:MOST_MAPS]:
+    for a, b in pairs:
         title = f"{metric}: {names[a]} and {names[b]}"
-        maps.append(
-            Drawn(f"heat-{_safe(names[a])}-{_safe(names[b])}", title, [heat(a, b)], {}, f"Colour and number: {others}.")
-        )
+        maps.append(Drawn(f"heat-{_safe(names[a])}-{_safe(names[b])}", title, [heat(a, b)], {}, narrow=True))
     lines: list[Picture] = []
     for s in varied:
-        found: dict[int, list[Curve]] = {}
+        curves: dict[int, list[Curve]] = {}
         for t in scored:
             curve = [
                 (r, r, fmean(v))
                 for r, row in t.rows.items()
                 if (v := [x[metric] for x in row["seeds"].values() if metric in x])
             ]
-            found.setdefault(axes[s].at(t.point[s]), []).append(curve)
+            curves.setdefault(axes[s].at(t.point[s]), []).append(curve)
         looks = {
             k: {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
-            for i, k in enumerate(sorted(found))
+            for i, k in enumerate(sorted(curves))
         }
-        panel = Panel(names[s], "round", metric, [(looks[k], found[k]) for k in sorted(found)])
+        panel = Panel(names[s], "round", metric, [(looks[k], curves[k]) for k in sorted(curves)])
         note = "Line: mean over the trials with this value. Band: from the least to the greatest of them."
-        key = {f"{names[s]}={axes[s].labels[k]}": looks[k] for k in sorted(found)}
+        key = {f"{names[s]}={axes[s].labels[k]}": looks[k] for k in sorted(curves)}
         lines.append(Drawn(f"curves-{_safe(names[s])}", f"{metric} by round and {names[s]}", [panel.paint], key, note))
     parallel = None
     if varied and len(scored) > 1:
@@ -348,14 +360,23 @@ def _safe(name: str) -> str:
 
 
 def _heat(
-    axis: Any, cells: Mapping[tuple[int, int], float], xs: Sequence[str], ys: Sequence[str], metric: str, sign: int
+    axis: Any,
+    cells: Mapping[tuple[int, int], float],
+    short_of: Collection[tuple[int, int]],
+    xs: Sequence[str],
+    ys: Sequence[str],
+    span: tuple[float, float],
+    sign: int,
 ) -> None:
+    """Cells (y, x); those of `short_of` get a star. span: least and greatest value of the colours."""
     import numpy as np
 
     grid = np.full((len(ys), len(xs)), np.nan)
     for (y, x), v in cells.items():
         grid[y, x] = v
-    drawn = axis.imshow(grid, cmap="viridis" if sign > 0 else "viridis_r", aspect="auto", origin="lower")
+    drawn = axis.imshow(
+        grid, cmap="viridis" if sign > 0 else "viridis_r", aspect="auto", origin="lower", vmin=span[0], vmax=span[1]
+    )
     axis.grid(False)
     axis.set_xticks(
         range(len(xs)),
@@ -369,8 +390,9 @@ def _heat(
     for (y, x), v in cells.items():
         r, g, b, _ = drawn.cmap(drawn.norm(v))
         ink = "#000000" if 0.3 * r + 0.6 * g + 0.1 * b > 0.5 else "#ffffff"
-        axis.text(x, y, f"{v:.3g}" if abs(v) >= 1 else f"{v:.3f}", ha="center", va="center", color=ink, fontsize=9)
-    axis.figure.colorbar(drawn, ax=axis, label=metric).outline.set_visible(False)
+        said = (f"{v:.3g}" if abs(v) >= 1 else f"{v:.3f}") + ("*" if (y, x) in short_of else "")
+        axis.text(x, y, said, ha="center", va="center", color=ink, fontsize=9)
+    axis.figure.colorbar(drawn, ax=axis).outline.set_visible(False)
 
 
 def _parallel(
@@ -379,9 +401,12 @@ def _parallel(
     import matplotlib
     import numpy as np
 
+    from rayfed.report.plots import PAPER
+
     def scaled(v: float, low: float, high: float) -> float:
         return 0.5 if high == low else (v - low) / (high - low)
 
+    beneath = {"boxstyle": "square,pad=0.15", "facecolor": PAPER, "edgecolor": "none"}  # the lines do not cross a label
     heights: list[list[float]] = []
     for i, (_, places, values) in enumerate(columns):
         n = len(places.labels)
@@ -395,7 +420,7 @@ def _parallel(
             marks = [(scaled(k, 0, n - 1), name) for k, name in enumerate(places.labels)]
         axis.axvline(i, color="#808080", linewidth=0.8)
         for y, name in marks:
-            axis.text(i - 0.03, y, name, ha="right", va="center", fontsize=8)
+            axis.text(i - 0.03, y, name, ha="right", va="center", fontsize=8, zorder=5, bbox=beneath)
     low, high = min(scores), max(scores)
     heights.append([scaled(v, low, high) for v in scores])
     axis.axvline(len(columns), color="#808080", linewidth=0.8)
@@ -419,7 +444,7 @@ def _parallel(
 def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]]:
     """(the page, its pictures): one self-contained file, light and dark."""
     from rayfed.report.look import CSS
-    from rayfed.report.page import _part
+    from rayfed.report.page import _figures, _part
 
     maps, parallel, lines = pictures(sweep)
     o, t = sweep.about["options"], summary["trials"]
@@ -438,7 +463,7 @@ def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]
     sections = [
         f'<h1>{escape(sweep.about["name"])}</h1><p class="soft">Sweep · report of {when} UTC</p><ul class="facts">{items}</ul>',
         "<h2>Best trials</h2>" + _trials(sweep),
-        _part("Pairs of settings", maps),
+        f'<h2>Pairs of settings</h2><div class="side">{_figures(maps)}</div>{_about_maps(sweep)}' if maps else "",
         _part("All settings", [parallel]),
         _part("Curves by group", lines),
         f"<h2>What was swept</h2><ul>{swept}</ul>",
@@ -454,6 +479,12 @@ def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]
         + "\n</main></body></html>\n"
     )
     return html, [p for p in (*maps, parallel, *lines) if p]
+
+
+def _about_maps(sweep: Sweep) -> str:
+    last = "" if all(t.complete for t in sweep.trials) else " *: with trials that have fewer rounds, at their last."
+    said = f"Mean over the trials with both values, after {sweep.about['rounds']} rounds; one scale of colours for all.{last}"
+    return f'<p class="caption">{said}</p>'
 
 
 def _trials(sweep: Sweep) -> str:

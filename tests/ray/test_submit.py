@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.ray.conftest import Command, numbers, until
@@ -134,6 +136,48 @@ def test_stop_commits_the_round_and_stop_now_does_not_wait(rayfed, config, head,
         assert code == 143 and "round " in out
     code, out = rayfed("fetch", name, "--out", tmp_path)
     assert code == 0 and not (tmp_path / name / "summary.json").exists(), out
+
+
+def test_a_stopped_job_is_continued(rayfed, config, head, tmp_path):
+    """A run whose own method and data travelled, made longer; then a sweep: each in the folder where it was."""
+    (tmp_path / "own.py").write_text(
+        "from rayfed.methods.scaffold import Scaffold\n\n\nclass Mine(Scaffold):\n    '''Own.'''\n"
+    )
+    (tmp_path / "rows").mkdir()
+    columns: dict[str, Any] = {f"x{i}": [float((7 * k + i) % 5) for k in range(600)] for i in range(4)}
+    pq.write_table(pa.table({**columns, "label": [k % 3 for k in range(600)]}), tmp_path / "rows" / "train.parquet")
+    own = {"name": f"{tmp_path / 'own.py'}:Mine"}
+    data = {"name": f"parquet:{tmp_path / 'rows'}", "features": ["x0", "x1", "x2", "x3"]}
+    task = {"data": data, "model": {"name": "mlp", "hidden": [8]}}
+    file = config(rounds=100000, method=own, task=task, evaluate={"every": 50000})
+    code, out = rayfed("submit", "run", file, "--no-wait", "--json")
+    assert code == 0, out
+    name = value(out)["job"]
+    folder = head["home"] / "runs" / name
+    until(lambda: json.loads((folder / "state.json").read_text())["round"] >= 2, "two rounds")
+    code, out = rayfed("submit", "resume", name)
+    assert code == 2 and f"rayfed stop {name}" in out, out
+    code, out = rayfed("stop", name)
+    assert code == 0, out
+    reached = json.loads((folder / "state.json").read_text())["round"]
+    code, out = rayfed("submit", "resume", name, "--set", f"rounds={reached + 3}")
+    assert code == 0 and f"job {name}-2 on" in out and f"round {reached + 3}/{reached + 3}" in out, out
+    code, out = rayfed("status", f"{name}-2")
+    assert code == 0 and str(folder) in out, out
+    code, out = rayfed("fetch", f"{name}-2", "--out", tmp_path / "got")
+    assert code == 0 and len(numbers(tmp_path / "got" / name)) == reached + 3, out
+    code, out = rayfed(
+        "submit", "sweep", "participation", config(rounds=60, evaluate={"every": 2}), "--no-wait", "--json"
+    )
+    assert code == 0, out
+    name = value(out)["job"]
+    folder = head["home"] / "runs" / name
+    until(lambda: (folder / "trials" / "00001" / "rows.jsonl").exists(), "the second trial")
+    code, out = rayfed("stop", name)
+    assert code == 0 and json.loads((folder / "summary.json").read_text())["trials"]["complete"] < 3, out
+    code, out = rayfed("submit", "resume", f"runs/{name}")
+    assert code == 0 and "sweep.html" in out, out
+    assert json.loads((folder / "summary.json").read_text())["trials"]["complete"] == 3
 
 
 def test_what_cannot_be_is_one_sentence_and_its_code(rayfed, config, tmp_path):

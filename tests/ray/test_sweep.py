@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from rayfed.report.sweep import read_rows
+from rayfed.report.sweep import read_rows, text
 from tests.ray.conftest import numbers, only_run, until
 
 SMALL: dict[str, Any] = {
@@ -52,6 +53,25 @@ def by_trial(path: Path) -> dict[str, list[int]]:
     return out
 
 
+def contents(path: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was last written, and what it holds."""
+    files = [p for p in path.rglob("*") if p.is_file()]
+    return {p.relative_to(path).as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+
+def visible(path: Path) -> dict[str, bytes]:
+    """What the files hold that are no locks."""
+    return {name: data for name, (_, data) in contents(path).items() if not Path(name).name.startswith(".")}
+
+
+def listed(rayfed: Any, out: Path) -> dict[str, Any]:
+    """The one line of `rayfed runs`."""
+    code, said = rayfed("runs", out, "--json").wait()
+    assert code == 0, said
+    (line,) = json.loads(said[: said.rindex("]") + 1])
+    return line
+
+
 def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
     """kill -9 of the driver in mid-trial; `--resume` at once; every run has the numbers of the same run alone."""
     long = {**SMALL, "rounds": 60, "evaluate": {"every": 5}}
@@ -66,9 +86,11 @@ def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
     command.wait()
     path = only_run(tmp_path / "o")
     assert not (path / "summary.json").exists()
-    kept = json.loads((path / "trials" / "00000" / "seed-0" / "summary.json").read_text())
+    assert listed(rayfed, tmp_path / "o")["status"].startswith("interrupted (resume with: rayfed sweep --resume ")
+    ended = contents(path / "trials" / "00000")
     code, out = rayfed("sweep", "--resume", path, "--address", "local").wait()
     assert code == 0, out
+    assert contents(path / "trials" / "00000") == ended, "what had ended is left alone"
     assert by_trial(path) == {t: list(range(5, 61, 5)) for t in ("00000", "00001")}, "no row is lost, none is doubled"
     after = {r["round"]: r["seeds"] for r in read_rows(place)}
     metric = "accuracy/global"
@@ -76,11 +98,18 @@ def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
     events = [json.loads(line) for line in (place / "seed-0" / "events.jsonl").read_text().splitlines()]
     (resumed,) = [e["round"] for e in events if e["kind"] == "resumed"]
     assert resumed >= max(before) - 5, "at most the current rounds are lost"
-    again = json.loads((path / "trials" / "00000" / "seed-0" / "summary.json").read_text())
-    assert again["metrics"][metric] == kept["metrics"][metric]
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == "done" and summary["trials"] == {"planned": 2, "begun": 2, "complete": 2}
     assert (path / "sweep.html").is_file()
+    line = listed(rayfed, tmp_path / "o")
+    assert (line["kind"], line["status"], line["round"], line["rounds"]) == ("sweep", "done", 240, 240)
+    assert line["trials"]["complete"] == 2 and line["best"] == summary["best"][0]["value"]
+    # Tune's memory lags behind a kill -9, at worst by all trials: each tells what its folder has, and nothing runs again.
+    shutil.rmtree(path / "tune")
+    before = contents(path / "trials")
+    code, out = rayfed("sweep", "--resume", path, "--address", "local").wait()
+    assert code == 0 and "[2/2 done]" in out, out
+    assert contents(path / "trials") == before
     # A trial's runs are ordinary ones: the same config alone gives the same rows.
     for rate, trial in ((0.05, "00000"), (0.2, "00001")):
         code, out = rayfed(
@@ -185,13 +214,69 @@ def test_pbt_clones_runs(rayfed, config, space, tmp_path):
     assert all(r[-1] == 16 for r in by_trial(path).values())
 
 
-def test_optuna(rayfed, config, space, tmp_path):
-    pytest.importorskip("optuna")
+def test_a_sweep_in_object_storage_goes_on_elsewhere(env, rayfed, config, space, tmp_path):
+    """Every run commits there by itself; another machine (its own cache) brings the sweep and goes on."""
+    store = f"file://{tmp_path}/store"
+    env["RAYFED_CACHE"] = str(tmp_path / "one")
+    long = {**SMALL, "rounds": 40}
+    command = rayfed(
+        "sweep", space, config(**long), "--seeds", "0,1", "--out", store, "--address", "local", "--concurrent", "1"
+    )
+    place = until(lambda: only_run(tmp_path / "one" / "runs") / "trials" / "00001", "the sweep's folder")
+    until(lambda: len(read_rows(place)) >= 2, "the second trial has told twice")
+    command.kill(signal.SIGINT)
+    code, out = command.wait()
+    uri = f"{store}/{place.parents[1].name}"
+    assert code == 130 and f"rayfed sweep --resume {uri}" in out, out
+    ended = visible(place.parent / "00000")
+    shutil.move(tmp_path / "one", tmp_path / "lost")
+    env["RAYFED_CACHE"] = str(tmp_path / "two")
+    code, out = rayfed("resume", uri, "--address", "local").wait()
+    assert code == 0 and f"stored: {uri}" in out, out
+    path = only_run(tmp_path / "two" / "runs")
+    assert by_trial(path) == {t: list(range(2, 41, 2)) for t in ("00000", "00001")}
+    assert visible(path / "trials" / "00000") == ended
+    kinds = [json.loads(line)["kind"] for line in (path / "trials/00001/seed-0/events.jsonl").read_text().splitlines()]
+    assert "resumed" in kinds
+    there = Path(uri.removeprefix("file://"))
+    for name in ("summary.json", "sweep.html", "sweep.parquet", "trials/00001/seed-1/summary.json"):
+        assert (there / name).read_bytes() == (path / name).read_bytes(), "what has ended lies under plain names"
     code, out = rayfed(
-        "sweep", f"{space}:wide", config(**SMALL), "--search", "optuna", "--samples", "3", "--out", tmp_path / "o",
-        "--address", "local", "--concurrent", "1",
+        "run", config(**long), "--set", "local.optimizer.lr=0.2", "--set", "seed=1", "--out", tmp_path / "alone", "--local"
     ).wait()  # fmt: skip
     assert code == 0, out
-    rows = table(only_run(tmp_path / "o"))
-    assert len({r["trial"] for r in rows}) == 3 == len({r["local.optimizer.lr"] for r in rows})
-    assert os.path.exists(only_run(tmp_path / "o") / "sweep.html")
+    assert numbers(only_run(tmp_path / "alone")) == numbers(path / "trials" / "00001" / "seed-1")
+
+
+MIXED = """
+from ray import tune
+
+space = {
+    "local.optimizer.lr": tune.loguniform(1e-7, 0.5),
+    "federation.groups": tune.choice([{"kind": "none"}, {"kind": "label_permutation", "count": 2}]),
+    "task.model.hidden": tune.choice([[8], [16, 8]]),
+}
+"""
+
+
+def test_optuna_with_asha_over_numbers_mappings_and_lists(rayfed, config, tmp_path):
+    file = tmp_path / "mixed.py"
+    file.write_text(MIXED)
+    code, out = rayfed(
+        "sweep", file, config(**{**SMALL, "rounds": 18}), "--search", "optuna", "--scheduler", "asha", "--samples", "8",
+        "--out", tmp_path / "o", "--address", "local", "--concurrent", "1",
+    ).wait()  # fmt: skip
+    assert code == 0, out
+    path = only_run(tmp_path / "o")
+    rounds = {t: max(r) for t, r in by_trial(path).items()}
+    assert len(rounds) == 8 and max(rounds.values()) == 18 > min(rounds.values())
+    rows = {r["trial"]: r for r in table(path)}
+    assert len({r["local.optimizer.lr"] for r in rows.values()}) == 8
+    known = {"federation.groups": {"none", "label_permutation(count=2)"}, "task.model.hidden": {"8", "16,8"}}
+    for setting, texts in known.items():
+        assert {r[setting] for r in rows.values()} == texts, "eight draws have both"
+    for trial, row in rows.items():
+        config_there = yaml.safe_load((path / "trials" / trial / "seed-3" / "config.yaml").read_text())
+        assert text(config_there["task"]["model"]["hidden"]) == row["task.model.hidden"]
+        assert config_there["federation"]["groups"]["kind"] == row["federation.groups"].partition("(")[0]
+    assert (path / "sweep.html").is_file()

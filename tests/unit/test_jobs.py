@@ -20,6 +20,7 @@ from actors import jobs, onhead, package
 from rayfed import session
 from rayfed.config import Config, Study, load_config
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed
+from rayfed.progress import line
 from tests import toy
 
 OWN = '''"""Own."""
@@ -206,6 +207,61 @@ def test_a_job_is_the_command_in_a_folder_with_exactly_its_files(
     same["project"] = "other"
     jobs.submit(made, c, package.pack(c), "run", ["config.yaml"], "/abs")
     assert "rayfed/cli.py" in made.client.sent["files"] and made.client.sent["entrypoint"].endswith(" --out /abs")
+
+
+def test_an_ended_job_is_continued_where_its_folder_lies(
+    cluster: Any, same: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.parquet").write_text("x")
+    folders = json.dumps({"data/0-data": str(data)})
+    monkeypatch.setenv("RAYFED_TAKE_OVER", "1")
+    made = cluster(job("j", "STOPPED", folders=folders), job("k"), job("s", "FAILED", 4, out="s3://b/x?region=eu"))
+    monkeypatch.setattr(jobs, "Cluster", lambda address: made)
+    assert jobs.again("j", ["rounds=12"], address=None)[1] == "j-2"
+    sent = made.client.sent
+    assert sent[
+        "entrypoint"
+    ] == 'exec python -m rayfed.cli resume "${RAYFED_HOME:-$HOME}"/runs/j --set rounds=12' and sent["files"] == {
+        "data/0-data/train.parquet": b"x"
+    }
+    about = sent["metadata"]
+    assert (about["run"], about["out"], about["rounds"], about["folders"]) == ("j", "runs", "12", folders)
+    assert about["job_name"] == "j-2" and about["method"] == "fedavg" and about["command"] == "resume"
+    env = sent["runtime_env"]["env_vars"]
+    assert env["RAYFED_RUN_ID"] == "j" and env["RAYFED_TAKE_OVER"] == "1"
+    made.client.known["j-2"] = job("j-2", **about)  # that one fails too, later
+    with pytest.raises(ConfigError, match="j-2 is still at work on it; end it with: rayfed stop j-2"):
+        jobs.again("j", [], address=None)
+    made.client.known["j-2"].status.value = "FAILED"
+    assert jobs.again("j-2", [], address=None)[1] == "j-3"
+    assert jobs.again("s", [], address=None, more=("--scale-up", "9"))[1] == "s-2"
+    assert made.client.sent["entrypoint"].endswith(" resume 's3://b/x/s?region=eu' --scale-up 9")
+    for where, out in (("/nfs/runs/r", "/nfs/runs"), ("runs/r", "runs"), ("gs://b/runs/r?x=y", "gs://b/runs?x=y")):
+        assert jobs.again(where, [], address=None)[1] == "r-2"
+        about = made.client.sent["metadata"]
+        assert (about["run"], about["out"]) == ("r", out) and "folders" not in about
+    with pytest.raises(ConfigError, match="k is still at work"):
+        jobs.again("k", [], address=None)
+    with pytest.raises(ConfigError, match=r"has no job 'nn'.*runs/NAME-ID"):
+        jobs.again("nn", [], address=None)
+    (data / "train.parquet").unlink()
+    data.rmdir()
+    with pytest.raises(ConfigError, match="travelled with the job and is not here any more"):
+        jobs.again("j", [], address=None)
+
+
+def test_the_state_of_a_study_and_of_a_sweep_is_that_of_their_newest_run(tmp_path: Path) -> None:
+    for i, where in enumerate(("a/seed-0", "b/seed-1")):
+        (tmp_path / "study" / where).mkdir(parents=True)
+        (tmp_path / "study" / where / "state.json").write_text(json.dumps({"round": i}))
+    (tmp_path / "sweep" / "trials" / "00004" / "seed-2").mkdir(parents=True)
+    (tmp_path / "sweep" / "trials" / "00004" / "seed-2" / "state.json").write_text('{"round": 7}')
+    os.utime(tmp_path / "study" / "a" / "seed-0" / "state.json", (0, 0))
+    study, sweep = onhead.states(tmp_path / "study"), onhead.states(tmp_path / "sweep")
+    assert study == {"arm": "b", "seed": 1, "round": 1} and line(study) == "b seed 1  round 1/?"
+    assert sweep == {"trial": "00004", "seed": 2, "round": 7} and line(sweep) == "trial 00004 seed 2  round 7/?"
 
 
 @pytest.mark.parametrize(

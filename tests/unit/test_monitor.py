@@ -209,6 +209,50 @@ def test_processes_are_looked_up_only_where_they_are(tmp_path: Path) -> None:
     assert found["restarts"] == 3
 
 
+@pytest.fixture
+def sweep(runs: Path, tmp_path: Path) -> Path:
+    """A sweep of three trials in a folder of its own, beside a run; the second has one row, the third has not begun."""
+    home = tmp_path / "sweeps"
+    shutil.copytree(runs / listed(runs)["done"]["id"], home / "alone")
+    about = {
+        "options": {"seeds": [1], "metric": "accuracy/global", "scheduler": "none"}, "mode": "max", "trials": 3, "rounds": 4,
+        "swept": {"local.epochs": [1, 2, 5]}, "config": {"method": "ifca"},
+    }  # fmt: skip
+    for i, value in enumerate((0.5, 0.75)):
+        place = home / "s" / "trials" / f"{i:05d}"
+        shutil.copytree(runs / listed(runs)[("done", "half")[i]]["id"], place / "seed-1")
+        row = {
+            "round": 4 - 2 * i,
+            "folder": f"trials/{place.name}",
+            "point": {},
+            "seeds": {"1": {"accuracy/global": value}},
+        }
+        (place / "rows.jsonl").write_text(json.dumps(row))
+    (home / "s" / "sweep.yaml").write_text(json.dumps(about))
+    return home
+
+
+def test_a_sweep_has_a_line_of_its_own(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayfed.monitor import read
+
+    board = Board(sweep)
+    assert {r["id"] for r in board.runs()} == {"alone", "s/trials/00000/seed-1", "s/trials/00001/seed-1"}
+    (found,) = board.sweeps()
+    assert (found["id"], found["status"], found["round"], found["rounds"]) == ("s", "interrupted", 6, 12)
+    assert found["best"] == 0.5 and found["trials"] == {"planned": 3, "begun": 2, "complete": 1}  # of what is complete
+    assert "rayfed sweep --resume" in found["note"]
+    (inside,) = Board(sweep / "s").sweeps()
+    assert inside["id"] == "." and inside["best"] == 0.5
+    asked: list[Path] = []
+    monkeypatch.setattr(read, "sweep", lambda path: asked.append(path) or found)
+    assert board.sweeps() and not asked, "read again only when it changed"
+    os.utime(sweep / "s" / "trials" / "00001" / "rows.jsonl")
+    assert board.sweeps() and asked
+    monkeypatch.undo()
+    (sweep / "s" / "sweep.yaml").write_text("[")
+    assert Board(sweep).sweeps() == [] and len(Board(sweep).runs()) == 3, "its runs keep their lines"
+
+
 # -- the server --------------------------------------------------------------------------------------------------------
 
 
@@ -631,3 +675,23 @@ def test_the_page_follows_a_run(runs: Path, tmp_path: Path) -> None:
         assert b.look(board.url, follow) == ["seen"]
     board.close()
     thread.join()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
+def test_a_sweeps_runs_are_shown_when_asked_for(sweep: Path) -> None:
+    board = Server(sweep, 0)
+    thread = threading.Thread(target=board.forever)
+    thread.start()
+    seen = "[...document.querySelectorAll('.run')].filter(r => r.checkVisibility()).map(r => r.querySelector('b').innerText)"
+    again = "document.querySelector('.sweep summary').click(), new Promise(done => setTimeout(() => look().then(done), 100))"
+    with browser() as b:
+        before, said, _, after, _, shut = b.look(
+            board.url, seen, "document.querySelector('.sweep summary').innerText", again, seen, again, seen
+        )
+    board.close()
+    thread.join()
+    assert sorted(before) == ["alone", "s"] == sorted(shut)
+    assert "1 of 3 trials" in said and "50.0 %" in said and "interrupted" in said and "2 runs" in said
+    assert sorted(after) == ["alone", "s", "trials/00000/seed-1", "trials/00001/seed-1"], (
+        "open also when it looks again"
+    )

@@ -319,3 +319,38 @@ def test_a_study_folder_leaves_its_runs_to_themselves(store: str, tmp_path: Path
     assert mirror is not None
     mirror.push(0)
     assert set(remote.newest(mirror.fs, mirror.base)["files"]) == {"study.yaml"}  # type: ignore[index]
+
+
+def test_a_sweep_comes_back_whole(store: str, tmp_path: Path) -> None:
+    """Its own files, its trials' runs and clones of them, each stored by itself; what is still written here is not replaced."""
+    top = new_folder(tmp_path / "here", "s", {"sweep.yaml": "name: s"}, stored=store)
+    uri = remote.of(top).uri  # type: ignore[union-attr]
+    one, two = (
+        RunFolder.create(top / p, {"name": "r"}, owner=Owner.me(), exact=True, stored=remote.join(uri, *p.split("/")))
+        for p in ("trials/00000/seed-0", "trials/00001/seed-0")
+    )
+    one.commit(1, {"loss/global": 1.0}, snapshot=lambda d: (d / "x").write_text("x"))
+    two.commit(1, {"loss/global": 2.0})
+    at = top / "trials" / "00001" / "clone-1" / "seed-0"
+    at.parent.mkdir()
+    parts = at.relative_to(top).parts
+    clone = RunFolder.clone(one.path, 1, at, {"name": "c"}, owner=Owner.me(), stored=remote.join(uri, *parts))
+    clone.commit(2, {"loss/global": 3.0})
+    mirror = remote.of(top)
+    assert mirror is not None
+    for text in ("{}", "{}{}"):  # ended, gone on, ended again
+        (top / "trials" / "00000" / "rows.jsonl").write_text(text)
+        mirror.push(0, plain=True)
+        stored = Path(uri.removeprefix("file://"))
+        assert (stored / "trials" / "00000" / "rows.jsonl").read_text() == text
+    assert set(remote.newest(mirror.fs, mirror.base)["files"]) == {"sweep.yaml", "trials/00000/rows.jsonl"}  # type: ignore[index]
+    for _ in range(2):  # again over the first copy
+        back = remote.download(uri, tmp_path / "back")
+        files = {p.relative_to(top) for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")}
+        assert {p.relative_to(back) for p in back.rglob("*") if p.is_file() and not p.name.startswith(".")} == files
+        assert read_metrics(back / at.relative_to(top))["loss/global"].to_pylist() == [1.0, 3.0]
+    lock = json.loads((two.path / "lock.json").read_text())
+    lock["owner"] |= {"pid": os.getppid(), "start": psutil.Process(os.getppid()).create_time()}
+    (two.path / "lock.json").write_text(json.dumps(lock))
+    with pytest.raises(ConfigError, match="trials/00001/seed-0 is being written"):
+        remote.download(uri, top)

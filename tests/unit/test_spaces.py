@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from actors.placement import Plan
-from rayfed import cli
+from rayfed import cli, runs
 from rayfed.config import load_config
 from rayfed.engine import Runner
 from rayfed.errors import ConfigError, PlacementError, RunFailed
@@ -22,6 +23,7 @@ from rayfed.files import json_bytes
 from rayfed.folder import Owner, RunFolder
 from rayfed.pool import LocalPool
 from rayfed.report import sweep as report
+from rayfed.report import write_report
 from rayfed.store import ClientStore
 from tests import toy
 
@@ -309,7 +311,7 @@ def made_sweep(where: Path, scheduler: str = "none") -> Path:
         "rounds": 4, "trials": 6, "swept": {"method.clusters": [2, 3, 5], "federation.partition.alpha": [0.1, 5.0]},
         "config": RAW, "versions": {"python": "3"},
     }  # fmt: skip
-    where.mkdir()
+    where.mkdir(parents=True)
     (where / "sweep.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
     for i in range(6):
         k, alpha = (2, 3, 5)[i // 2], (0.1, 5.0)[i % 2]
@@ -353,6 +355,34 @@ def test_results(tmp_path: Path) -> None:
     assert best[1]["difference"]["ci95"] == pytest.approx([-0.1, -0.1]), "paired: what seeds share drops out"
 
 
+def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
+    path = made_sweep(tmp_path / "out" / "s")
+    line = runs.runs(tmp_path / "out")[0]
+    assert len(runs.runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
+    assert (line["round"], line["rounds"]) == (5 * 4 * 2 + 2 * 2, 6 * 4 * 2)
+    assert line["trials"] == {"planned": 6, "begun": 6, "complete": 5}
+    assert line["metric"] == "accuracy/global" and line["best"] == pytest.approx(0.45)
+    again = f"(resume with: rayfed sweep --resume {path})"
+    me = Owner.me()
+    for owner, said in (
+        (me, "running"),
+        (Owner(me.host, me.pid, me.start - 100), f"interrupted {again}"),
+        (None, f"interrupted {again}"),
+    ):
+        (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(owner) if owner else {}))
+        assert runs.runs(tmp_path / "out")[0]["status"] == said
+    report.write_sweep(path, ended=True, failed=1)
+    assert runs.runs(tmp_path / "out")[0]["status"] == f"failed {again}"
+    write_report(path)
+    assert runs.runs(tmp_path / "out")[0]["status"] == f"failed {again}", "a new page does not forget it"
+    for s in (0, 1):
+        (path / "trials" / "00005" / f"seed-{s}" / "summary.json").write_text('{"status": "done"}')
+    report.write_sweep(path, ended=True)
+    assert runs.runs(tmp_path / "out")[0]["status"] == "done"
+    (path / "sweep.yaml").write_text("name: [")
+    assert runs.runs(tmp_path / "out")[0]["status"].startswith("unreadable")
+
+
 def test_asha_may_leave_trials(tmp_path: Path) -> None:
     sweep = report.load_sweep(made_sweep(tmp_path / "s", "asha"))
     assert report.summarise(sweep, ended=True)["status"] == "done"
@@ -389,12 +419,32 @@ def test_the_page(tmp_path: Path) -> None:
 def test_heat_map_cells(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
-    (heat,), _, _ = report.pictures(report.load_sweep(made_sweep(tmp_path / "s")))
+    path = made_sweep(tmp_path / "s")
+    (heat,), _, _ = report.pictures(report.load_sweep(path))
     axis = Figure().add_subplot()
     heat.panels[0](axis)
     shown = np.ma.filled(axis.images[0].get_array(), np.nan)
     assert shown == pytest.approx(np.array([[0.05, 0.25, 0.45], [0.15, 0.35, 0.53]]))  # 00005 stopped after round 2
     assert [t.get_text() for t in axis.get_xticklabels()] == ["2", "3", "5"] and axis.get_ylabel() == "alpha"
+    assert {t.get_text() for t in axis.texts} == {"0.050", "0.250", "0.450", "0.150", "0.350", "0.530*"}
+    about = yaml.safe_load((path / "sweep.yaml").read_text())
+    with_both = {"method.clusters": [2, 3, 5], "federation.partition.alpha": [0.1, 5.0], "local.epochs": [1, 2]}
+    (path / "sweep.yaml").write_text(yaml.safe_dump({**about, "swept": with_both}))
+    for i in range(6):
+        rows = path / "trials" / f"{i:05d}" / "rows.jsonl"
+        found = report.read_rows(rows.parent)
+        rows.write_bytes(
+            b"\n".join(json_bytes({**r, "point": {**r["point"], "local.epochs": 1 + i // 3}}) for r in found)
+        )
+    maps, _, _ = report.pictures(report.load_sweep(path))
+    spans, seen = set(), []
+    for heat in maps:
+        axis = Figure().add_subplot()
+        heat.panels[0](axis)
+        spans.add(axis.images[0].get_clim())
+        seen += [float(t.get_text().strip("*")) for t in axis.texts]
+    assert len(maps) == 3 and len(spans) == 1, "one scale for all maps"
+    assert spans.pop() == pytest.approx((min(seen), max(seen)))
 
 
 def test_many_numbers_become_ranges(tmp_path: Path) -> None:

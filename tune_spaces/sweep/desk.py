@@ -44,10 +44,19 @@ class Desk:
         where = Path(path)
         if (where / "config.yaml").exists():
             return RunFolder.open(where, owner=self._owner).fence
-        return RunFolder.create(where, config, owner=self._owner, exact=True).fence
+        return RunFolder.create(where, config, owner=self._owner, exact=True, stored=self._stored(where)).fence
 
     def clone(self, source: str, round: int, path: str, config: dict[str, Any]) -> int:
         """A new run folder that goes on where another one was after `round`: its fence."""
         from rayfed.folder import RunFolder
 
-        return RunFolder.clone(Path(source), round, Path(path), config, owner=self._owner).fence
+        stored = self._stored(Path(path))
+        return RunFolder.clone(Path(source), round, Path(path), config, owner=self._owner, stored=stored).fence
+
+    def _stored(self, path: Path) -> str | None:
+        """Where a run goes if the sweep is in object storage."""
+        from rayfed import remote
+
+        home = Path(self._request["path"])
+        mirror = remote.of(home)
+        return remote.join(mirror.uri, *path.relative_to(home).parts) if mirror else None

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.placement import Node, Plan, Room, plan
-from rayfed import launch, session, track
+from rayfed import launch, remote, session, track
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed, nearest
 from rayfed.files import durable_write, json_bytes, read_yaml, yaml_bytes
 from rayfed.folder import Owner, new_folder, versions
 from rayfed.metrics import lower_is_better
+from rayfed.runs import read_json
 from tune_spaces.sweep import points
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SEARCHES, SCHEDULERS = ("grid", "random", "optuna"), ("none", "asha", "pbt")
 SAMPLES = 10  # points where the search draws them and --samples does not say how many
 DRAWN = 20  # points of a space without a grid that are tried on the config before anything starts
 MOST = 10_000  # points of a grid
+UPLOAD_S = 30.0  # between two commits of a sweep's own files to object storage
 TUNE, DRIVER, FILE = "tune", "driver.json", "sweep.yaml"
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -211,9 +213,11 @@ def trial_plan(configs: Sequence[Config], nodes: Sequence[Node], concurrent: int
     return wanted, concurrent or fit
 
 
-def bundles(wanted: Plan) -> list[dict[str, float]]:
-    """Of a trial: its own with the server's share first, as Tune wants it, then one per client actor."""
+def bundles(wanted: Plan, node: str | None = None) -> list[dict[str, float]]:
+    """Of a trial: its own with the server's share first, as Tune wants it, then one per client actor. node: address of the
+    one that the trial's process has to be on."""
     server = {k: v for k, v in (("CPU", wanted.server_cpus), ("GPU", wanted.server_gpus)) if v}
+    server |= {f"node:{node}": 0.001} if node else {}
     return [server, *wanted.bundles()[: wanted.actors]]
 
 
@@ -221,16 +225,15 @@ def bundles(wanted: Plan) -> list[dict[str, float]]:
 
 
 def run(
-    sweep: Sweep, *, out: Path | None = None, address: str | None = None, watch: Watch | None = None, command: str = ""
+    sweep: Sweep,
+    *,
+    out: str | Path | None = None,
+    address: str | None = None,
+    watch: Watch | None = None,
+    command: str = "",
 ) -> launch.Finished:
     """Run a checked sweep to its end. Errors as in `rayfed.errors`; what was committed stays."""
-    from rayfed import remote
-
     where, uri = remote.local(out or sweep.base.storage.path)
-    if uri:
-        raise ConfigError(
-            f"storage.path: {uri}: a sweep's folder in object storage is not available yet, allowed: a local or shared path"
-        )
     wanted, at_once, ray_here = _connect(sweep, address)
     with ray_here:
         o = sweep.options
@@ -247,30 +250,28 @@ def run(
             **session.written(sweep.base.to_dict()),
         }
         files |= {f"spaces/{i}.json": json_bytes([f, t]) for i, (f, t) in enumerate(sweep.space.texts.items())}
-        path = new_folder(where, f"{sweep.base.name}-sweep", files, run_id=os.environ.get(launch.RUN_ID)).resolve()
+        run_id = os.environ.get(launch.RUN_ID)
+        path = new_folder(where.resolve(), f"{sweep.base.name}-sweep", files, run_id=run_id, stored=uri)
         return _go(sweep, path, wanted, at_once, watch or (lambda state: None), fresh=True)
 
 
-def resume(path: Path, *, address: str | None = None, watch: Watch | None = None) -> launch.Finished:
-    """Continue a sweep: trials that were running go on at their runs' last snapshots, what had ended stays."""
+def resume(path: str | Path, *, address: str | None = None, watch: Watch | None = None) -> launch.Finished:
+    """Continue a sweep: trials that were running go on at their runs' last snapshots, what had ended stays. `path`: its
+    folder, or its URI in object storage."""
     from rayfed.config import Config, load_config
 
-    path = Path(path)
+    uri, path = str(path), Path(path)
+    if remote.is_uri(uri):
+        path = remote.cache() / path.name.partition("?")[0]
+        _free(path)
+        remote.download(uri, path)
     if not (path / FILE).is_file():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
         raise ConfigError(
             f"--resume {path}: no sweep to resume here (its folder holds {FILE}){nearest(path.name, near)}"
         )
     path = path.resolve()
-    owner = Owner(**json.loads((path / DRIVER).read_text()))
-    me = Owner.me()
-    if owner != me and owner.alive() and (owner.here() or os.environ.get("RAYFED_TAKE_OVER") != "1"):
-        whose = (
-            "which still runs; stop it first"
-            if owner.here()
-            else "which cannot be seen from here; if it is gone, set RAYFED_TAKE_OVER=1"
-        )
-        raise ConfigError(f"--resume {path}: the sweep belongs to {owner}, {whose}")
+    _free(path)
     said = read_yaml(path / FILE)
     session.adopt(path)
     session.install({f: t.encode() for f, t in (json.loads(s.read_text()) for s in (path / "spaces").glob("*.json"))})
@@ -290,8 +291,21 @@ def resume(path: Path, *, address: str | None = None, watch: Watch | None = None
     wanted = Plan(**said["plan"])
     _, _, ray_here = _connect(sweep, address, wanted)
     with ray_here:
-        durable_write(path / DRIVER, json_bytes(asdict(me)))
+        durable_write(path / DRIVER, json_bytes(asdict(Owner.me())))
         return _go(sweep, path, wanted, int(said["at_once"]), watch or (lambda state: None), fresh=False)
+
+
+def _free(path: Path) -> None:
+    """ConfigError if another driver is, or may be, at work on a sweep."""
+    found = read_json(path / DRIVER)
+    owner = Owner(**found) if found else None
+    if owner and owner != Owner.me() and owner.alive() and (owner.here() or os.environ.get("RAYFED_TAKE_OVER") != "1"):
+        whose = (
+            "which still runs; stop it first"
+            if owner.here()
+            else "which cannot be seen from here; if it is gone, set RAYFED_TAKE_OVER=1"
+        )
+        raise ConfigError(f"--resume {path}: the sweep belongs to {owner}, {whose}")
 
 
 def _mode(metric: str) -> str:
@@ -317,7 +331,8 @@ def _connect(sweep: Sweep, address: str | None, fixed: Plan | None = None) -> tu
     from actors import driver, monitor
     from actors.placement import nodes_of
 
-    os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
+    more = {"TUNE_GLOBAL_CHECKPOINT_S": "1"} if sweep.options.search == "optuna" else {}  # its points are nowhere else
+    os.environ.update({k: v for k, v in {**QUIET, **more}.items() if k not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS") or "local"
 
     def fits(nodes: Sequence[Node]) -> tuple[Plan, int]:
@@ -388,6 +403,7 @@ class _Stop:
 def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fresh: bool) -> launch.Finished:
     import logging
 
+    import ray
     from ray import tune
 
     from rayfed.report.sweep import write_sweep
@@ -397,7 +413,8 @@ def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fres
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     desk = _desk(sweep, path, wanted)
-    trainable = tune.with_resources(Trial, tune.PlacementGroupFactory(bundles(wanted), strategy="PACK"))
+    here = ray.util.get_node_ip_address() if (path / remote.POINTER).is_file() else None  # whence all is uploaded
+    trainable = tune.with_resources(Trial, tune.PlacementGroupFactory(bundles(wanted, here), strategy="PACK"))
     o, store = sweep.options, path / TUNE
     if o.scheduler == "pbt":  # its whole population takes turns
         at_once = 0
@@ -417,14 +434,20 @@ def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fres
                 callbacks=[told.Told(points.short(sweep.space.swept), _count(sweep), o.metric, sweep.base.rounds)],
             ),
         )  # fmt: skip
-    told.listeners[:] = [watch]
-    with launch._signals(_Stop()) as asked:  # type: ignore[arg-type]
-        results = tuner.fit()
-    _KEPT.pop(desk, None)
-    _tidy(path, sweep.base.storage.keep)
-    failed = [] if asked else [str(e) for e in results.errors]
-    summary = write_sweep(path, ended=not asked)
-    again = f"rayfed sweep --resume {_shown(path)}"
+    upload = _Upload(path)
+    told.listeners[:] = [watch, upload]
+    try:
+        upload.now()
+        with launch._signals(_Stop()) as asked:  # type: ignore[arg-type]
+            results = tuner.fit()
+        _KEPT.pop(desk, None)
+        _tidy(path, sweep.base.storage.keep)
+        failed = [] if asked else [str(e) for e in results.errors]
+        summary = write_sweep(path, ended=not asked, failed=len(failed))
+    finally:
+        durable_write(path / DRIVER, b"{}")
+    upload.now(plain=True)
+    again = f"rayfed sweep --resume {upload.uri or _shown(path)}"
     if asked:
         error = Interrupted(
             f"interrupted; the trials' runs are as they were at their last snapshots. Continue with: {again}"
@@ -436,6 +459,25 @@ def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fres
             f"{len(failed)} of {_count(sweep)} trials failed; the first: {_first(path, failed)}\nTry them again with: {again}"
         )
     return launch.Finished(path, summary["status"], summary)
+
+
+class _Upload:
+    """Commits a sweep's folder to object storage, if it is stored there; the runs in it commit themselves. Tune's and the
+    trials' files change meanwhile: what is caught in the middle goes with the next time."""
+
+    def __init__(self, path: Path):
+        self.mirror, self.last = remote.of(path), time.monotonic()
+        self.uri = self.mirror.uri if self.mirror else None
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        if self.mirror and time.monotonic() - self.last >= UPLOAD_S:
+            with contextlib.suppress(RunFailed):
+                self.now()
+
+    def now(self, plain: bool = False) -> None:
+        if self.mirror:
+            self.mirror.push(0, plain=plain)
+            self.last = time.monotonic()
 
 
 def _shown(path: Path) -> str:

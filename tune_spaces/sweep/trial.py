@@ -16,6 +16,7 @@ from ray import tune
 from rayfed import rows, session
 from rayfed.errors import RunFailed, nearest
 from rayfed.files import durable_write, json_bytes, write_all
+from rayfed.launch import has_ended
 from rayfed.partition import split_key
 from rayfed.report.sweep import ROWS, label, read_rows
 from tune_spaces.sweep import points
@@ -26,8 +27,9 @@ ABOUT, POINTER = "point.json", "pointer.json"
 class Trial(tune.Trainable):
     """`step` is one evaluation period of every seed. What Tune keeps of it is a pointer: run folders snapshot themselves.
 
-    Config: `point` (setting -> value) and `desk` (the name of the desk's actor). A trial that is started again goes on in
-    its own folder, at most an evaluation period back; one that is given another trial's pointer (PBT) clones its runs.
+    Config: `point` (setting -> value) and `desk` (the name of the desk's actor). A trial that is started again first tells
+    the rows that it has, then goes on in its own folder, at most an evaluation period back; runs that are done are left
+    alone. One that is given another trial's pointer (PBT) clones its runs.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -55,6 +57,7 @@ class Trial(tune.Trainable):
     def _take(self, config: dict[str, Any]) -> None:
         self.point = json.loads(json_bytes(points.unpacked(config["point"])))  # as it is read back
         self.runners: dict[int, Any] | None = None
+        self.known: list[dict[str, Any]] | None = None  # rows of an earlier start that Tune has not been told
         self.pointer: dict[str, Any] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -64,20 +67,29 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        if self.known is None:
+            self.known = self._find()
+        if self.known:
+            row = self.known.pop(0)
+            return self._told(row, over=not self.known and len(self.ended) == len(self.request["seeds"]))
         if self.runners is None:
             self.runners = self._open()
         config = self.config_here
-        reached = min(r.reached for r in self.runners.values())
+        going = [r.reached for r in self.runners.values() if not r.early]
+        reached = min(going, default=config.rounds)
         to = min((reached // config.evaluate.every + 1) * config.evaluate.every, config.rounds)
         for runner in self.runners.values():
             self.pool.on_restart = lambda folder=runner.folder, **about: folder.event("actor restarted", **about)
             runner.advance(to)
-        reached = max(r.reached for r in self.runners.values())
-        row = self._row(reached)
+        row = self._row(max([r.reached for r in self.runners.values()], default=config.rounds))
         self._write([row])
         over = all(r.early or r.reached >= config.rounds for r in self.runners.values())
         if over:
             self._leave()
+        return self._told(row, over)
+
+    def _told(self, row: Mapping[str, Any], over: bool) -> dict[str, Any]:
+        """A row as Tune is told it."""
         every = {m: _values(row, m) for m in _metrics(row)}
         mean = {m: fmean(v) for m, v in every.items() if all(map(math.isfinite, v))}
         metric = self.request["metric"]
@@ -85,7 +97,8 @@ class Trial(tune.Trainable):
             known = ", ".join(m for m in mean if m.partition("/")[0] in ("accuracy", "loss", "clusters"))
             found = "is not finite" if metric in every else f"was not measured{nearest(metric, mean)}; there is {known}"
             raise RunFailed(f"--metric {metric}: {found}")
-        return {"round": reached, "score": mean[metric], "values": every[metric], "of": config.rounds, "done": over}
+        told = {"round": row["round"], "score": mean[metric], "values": every[metric]}
+        return {**told, "of": self.config_here.rounds, "done": over}
 
     # -- folders -------------------------------------------------------------------------------------------------------
 
@@ -94,21 +107,38 @@ class Trial(tune.Trainable):
         """The trial's folder."""
         return self.home / "trials" / self.trial_id.rpartition("_")[2]
 
+    def _find(self) -> list[dict[str, Any]]:
+        """Look what there is of this trial: sets its folder, its origin and the seeds whose runs are done; returns its rows
+        after what Tune remembers, of a trial that has ended at least the last."""
+        self.config_here = points.config_of(self.request["base"], self.request["fixed"], self.point)
+        self.origin = self._choose()
+        self.ended = {s for s in self.request["seeds"] if has_ended(self.folder / f"seed-{s}", self.config_here.rounds)}
+        whole = len(self.ended) == len(self.request["seeds"])
+        if whole:
+            self._catch_up({}, self.origin["round"] if self.origin else 0)
+        here, after = str(self.folder.relative_to(self.home)), (self.pointer or {"round": 0})["round"]
+        by_round = {row["round"]: row for row in read_rows(self.place) if row["folder"] == here}
+        found = [by_round[r] for r in sorted(by_round)]
+        due = [row for row in found if row["round"] > after]
+        if self.request["keep_all"]:  # PBT would judge the past once more, and clone it
+            due = []
+        return due or (found[-1:] if whole else [])
+
     def _open(self) -> dict[int, Any]:
-        """Runners at their last snapshots."""
+        """Runners of the seeds that have rounds left, at their last snapshots."""
         from rayfed.engine import Runner
         from rayfed.folder import RunFolder
         from rayfed.partition import Federation
 
-        config = points.config_of(self.request["base"], self.request["fixed"], self.point)
+        config, origin = self.config_here, self.origin
         if self.request["keep_all"]:  # PBT may clone any of them
             config = config.model_copy(update={"storage": config.storage.model_copy(update={"keep": 10**6})})
-        self.config_here = config
         self._start_pool()
         self.pool.retries = config.failures.actor_death.retries
-        origin = self._choose()
         out: dict[int, Any] = {}
         for seed in self.request["seeds"]:
+            if seed in self.ended:
+                continue
             c = config.model_copy(update={"seed": seed, "name": f"{config.name}-{self.place.name}"})
             where, values = self.folder / f"seed-{seed}", c.to_dict()
             if origin and not (where / "config.yaml").exists():
@@ -134,8 +164,7 @@ class Trial(tune.Trainable):
             self._same_state(origin, out)
         about = {"trial": self.place.name, "point": self.point, "origin": origin}
         durable_write(self.folder / ABOUT, json_bytes(about))
-        self.runners = out
-        self._catch_up(origin["round"] if origin else 0)
+        self._catch_up(out, origin["round"] if origin else 0)
         return out
 
     def _start_pool(self) -> None:
@@ -189,22 +218,20 @@ class Trial(tune.Trainable):
 
     def _row(self, r: int) -> dict[str, Any]:
         """What the seeds' runs say of round r; a run that stopped early says its last."""
-        assert self.runners is not None
         seeds = {}
-        for seed, runner in self.runners.items():
-            found = rows.read(runner.folder.path)
+        for seed in self.request["seeds"]:
+            found = rows.read(self.folder / f"seed-{seed}")
             row = found[min(r, max(found))]
             seeds[str(seed)] = {k: v for k, v in row.items() if k != "round" and v is not None}
         where = str(self.folder.relative_to(self.home))
         return {"trial": self.place.name, "round": r, "folder": where, "point": self.point, "seeds": seeds}
 
-    def _catch_up(self, after: int) -> None:
+    def _catch_up(self, runners: Mapping[int, Any], after: int) -> None:
         """Rows of rounds that were committed, but not yet written when the trial was killed."""
-        assert self.runners is not None
-        last = min(r.reached for r in self.runners.values())
+        last = min([r.reached for r in runners.values()], default=self.config_here.rounds)
         here = str(self.folder.relative_to(self.home))
         told = {row["round"] for row in read_rows(self.place) if row["folder"] == here}
-        found = rows.read(next(iter(self.runners.values())).folder.path)
+        found = max((rows.read(self.folder / f"seed-{s}") for s in self.request["seeds"]), key=len)
         metric = self.request["metric"]
         due = [r for r, row in found.items() if after < r <= last and r not in told and row.get(metric) is not None]
         self._write([self._row(r) for r in due])
