@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.client import ClientActor
@@ -48,7 +47,10 @@ class RayPool:
         self._starts: dict[str, Any] = {}
         self.actors = [self._start(i) for i in range(plan.actors)]
         self.homes: dict[int, str] = {}  # actor -> its node, once it is known
-        self._settling: dict[int, Any] = {}
+        self._settling: dict[
+            int, Any
+        ] = {}  # a dead one's successor, which may have to wait for a node -> its last setup
+        self._fallen = [0] * plan.actors  # times that a successor died before it was ready
 
     def _start(self, i: int) -> Any:
         number = i if not self.restarts else f"{i}.{self.restarts}"
@@ -77,7 +79,9 @@ class RayPool:
         self._runs[run] = ((run, values, data, start and self._starts[same], session.used(values)), split)
         while len(self._runs) > self.keep:
             del self._runs[next(iter(self._runs))]
-        pending = {i: self.actors[i].setup.remote(*self._runs[run][0]) for i in range(len(self.actors))}
+        pending = {i: actor.setup.remote(*self._runs[run][0]) for i, actor in enumerate(self.actors)}
+        for i in self._settling:
+            self._settling[i] = pending.pop(i)
         for i, ref in pending.items():
             try:
                 self.homes[i] = ray.get(ref)
@@ -95,8 +99,23 @@ class RayPool:
         for args, _ in self._runs.values():  # calls of one actor run in order, so no need to wait
             self._settling[i] = self.actors[i].setup.remote(*args)
 
+    def _settled(self, i: int) -> None:
+        """An actor's setup has ended: it takes calls from now on, or is replaced once more."""
+        try:
+            self.homes[i] = ray.get(self._settling.pop(i))
+            self._fallen[i] = 0
+        except RayActorError as death:
+            self._fallen[i] += 1
+            if self._fallen[i] > self.retries:
+                raise RunFailed(
+                    f"an actor died {self._fallen[i]} times before it was ready (failures.actor_death.retries={self.retries}): {death}"
+                ) from None
+            self._replace(i)
+        except RayTaskError as e:
+            raise _unwrap(e) from None
+
     def about(self) -> list[dict[str, Any]]:
-        return ray.get([a.about.remote() for a in self.actors])
+        return ray.get([self.actors[i].about.remote() for i in self._able()])
 
     def put(self, value: Tree) -> Any:
         return ray.put(value)
@@ -105,15 +124,17 @@ class RayPool:
         return ray.get(handle)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """As `rayfed.pool.Pool.run`. A job whose actors died more than `retries` times ends the run."""
+        """As `rayfed.pool.Pool.run`. A job whose actors died more than `retries` times ends the run.
+
+        The actors that live do the work of those that wait for a place."""
         waiting = self._shared_out(len(jobs))
-        apart = self._several_nodes()
+        apart = self._apart
         flying: dict[Any, tuple[int, int, Any, Any, Any]] = {}  # ref of the small answer -> job, actor, other refs
         load = [0] * len(self.actors)
         deaths = [0] * len(jobs)
         while waiting or flying:
-            while waiting and min(load) < IN_FLIGHT:
-                actor = load.index(min(load))
+            while waiting and (able := [i for i in self._able() if load[i] < IN_FLIGHT]):
+                actor = min(able, key=load.__getitem__)
                 number = waiting.take(self.homes.get(actor))
                 job = jobs[number]
                 bare = Job(job.run, job.kind, job.args)
@@ -122,7 +143,10 @@ class RayPool:
                 flying[meta] = (number, actor, large, own, folded)
                 load[actor] += 1
             self.queued = len(waiting) + len(flying)
-            (done,), _ = ray.wait(list(flying), num_returns=1)
+            (done,), _ = ray.wait([*self._settling.values(), *flying], num_returns=1)
+            if done not in flying:
+                self._settled(next(i for i, ref in self._settling.items() if ref == done))
+                continue
             number, actor, large, own, folded = flying[done]
             try:
                 meta = ray.get(done)
@@ -158,17 +182,19 @@ class RayPool:
 
     # -- several nodes -------------------------------------------------------------------------------------------------
 
+    _apart = False  # what the newest merging takes; the same for all calls of an ask, also those that are run again
+
     def merging(self) -> Merging:
         """On several nodes, folds are merged on each of them before they travel."""
-        return NodeMerging(self._merge_on) if self._several_nodes() else Merging()
-
-    def _several_nodes(self) -> bool:
         for i, ref in list(self._settling.items()):
             if ray.wait([ref], timeout=0)[0]:
-                del self._settling[i]
-                with suppress(RayError):  # it died again; whoever calls it next will see
-                    self.homes[i] = ray.get(ref)
-        return len(set(self.homes.values())) > 1
+                self._settled(i)
+        self._apart = len(set(self.homes.values())) > 1
+        return NodeMerging(self._merge_on) if self._apart else Merging()
+
+    def _able(self) -> list[int]:
+        """The actors that take calls."""
+        return [i for i in range(len(self.actors)) if i not in self._settling]
 
     def _shared_out(self, n: int) -> Waiting:
         """n jobs as runs of neighbours for the nodes, by their number of actors, so that neighbours merge where they ran."""
@@ -180,7 +206,7 @@ class RayPool:
 
     def _merge_on(self, node: str, left: Any, right: Any) -> Any:
         """Two folds of a node merged by an actor of it."""
-        there = [i for i, home in self.homes.items() if home == node] or list(range(len(self.actors)))
+        there = [i for i, home in self.homes.items() if home == node] or self._able() or list(range(len(self.actors)))
         self._turn += 1
         return self.actors[there[self._turn % len(there)]].merge.remote(left, right)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -69,6 +70,29 @@ def test_a_node_dies_in_mid_run(rayfed, config, nodes, tmp_path):
     code, plain = rayfed("run", file, "--out", tmp_path / "local", "--local").wait()
     assert code == 0, plain
     assert numbers(folder) == numbers(only_run(tmp_path / "local"))
+
+
+def test_a_run_goes_on_without_the_node_that_is_gone(rayfed, config, nodes, tmp_path):
+    """No place is left for its actor: the other one does all the work, also of the study's next run; no number changes."""
+    cluster = nodes(1, 1)
+    large = {**BIG, "model": {"name": "mlp", "hidden": [192, 192]}}  # sums lie where they were made, and die there
+    file = config(
+        task=large, rounds=12, method={"name": "fedavg"}, evaluate={"every": 6}, seeds=[0, 1],
+        resources={"actors": 2, "cohort": 1, "executor": "loop"}, storage={"snapshot_every": 5},
+    )  # fmt: skip
+    run = rayfed("run", file, "--out", tmp_path / "o", "--address", cluster.address)
+    until(lambda: json.loads(next((tmp_path / "o").rglob("state.json")).read_text())["round"] >= 3, "round 3")
+    cluster.end_node(0)
+    code, out = run.wait()
+    assert code == 0, out
+    code, plain = rayfed("run", file, "--out", tmp_path / "local", "--local").wait()
+    assert code == 0, plain
+    found, local = ({p.parent.name: p.parent for p in (tmp_path / o).rglob("state.json")} for o in ("o", "local"))
+    assert sorted(found) == sorted(local) and len(found) == 2
+    for seed, folder in found.items():
+        assert numbers(folder) == numbers(local[seed])
+    first, second = (placed(found[seed])["clients"] for seed in sorted(found))
+    assert (len({c["node"] for c in first}), len(second)) == (2, 1)
 
 
 def test_a_cluster_grows_to_what_is_asked(rayfed, config, env, tmp_path):
