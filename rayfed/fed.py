@@ -444,13 +444,14 @@ def _stacked_mine(mine: dict[int, Tree] | None, ids: Cohort) -> Tree:
 def cohort_size(config: Config, federation: Federation, method: Method, task: Task) -> int:
     """Clients per call: `resources.cohort`, or for `auto` a function of config and shapes alone.
 
-    At least two calls a round so that two actors share it, at most 32 clients, at most about 2 GiB of client models,
-    gradients and optimizer state.
+    At least two calls a round so that two actors share it, at most about 2 GiB of client models, gradients and optimizer
+    state, at most 32 clients; of small models up to 128, whose work is less than a call's.
     """
     if config.resources.cohort != "auto":
         return int(config.resources.cohort)
     asked = max(1, config.per_round())
-    calls = max(2, math.ceil(asked / 32))
+    each = max(1, 6 * tree.nbytes(task.params_like))
+    calls = max(2, math.ceil(asked / min(128, max(32, 64 * 2**20 // each))))
     calls += calls % 2
-    fits = max(1, int(2 * 2**30 // max(1, 6 * tree.nbytes(task.params_like))))
+    fits = max(1, 2 * 2**30 // each)
     return max(1, min(math.ceil(asked / calls), fits))

@@ -313,7 +313,10 @@ class Worker:
             for path, x in tree.leaves(t):
                 if not x.is_floating_point() or path[0] == "@local":
                     continue
-                fine = torch.isfinite(x.reshape(len(at), -1)).all(1)
+                flat = x.reshape(len(at), -1)
+                if bool(torch.isfinite(flat.sum(1)).all()):  # one pass; a sum is finite only if what it sums is
+                    continue
+                fine = torch.isfinite(flat).all(1)
                 if not bool(fine.all()):
                     for i in (~fine).nonzero()[:, 0].tolist():
                         blame.setdefault(i, f"NaN or infinity in {kind} {'/'.join(path)}")

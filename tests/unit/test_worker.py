@@ -561,12 +561,17 @@ def test_cohorts_hold_clients_of_similar_size_in_any_order_of_asking() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clients", "per_round", "want"),
-    [(40, 2, 1), (40, 7, 4), (40, 40, 20), (200, 64, 32), (200, 100, 25), (200, 65, 17), (40, 1, 1)],
-)
-def test_the_size_of_cohorts_follows_from_the_config(clients: int, per_round: int, want: int) -> None:
-    """An even number of calls of at most 32 clients each, at least two."""
+    ("clients", "per_round", "hidden", "want"),
+    [
+        (40, 2, 16, 1), (40, 7, 16, 4), (40, 40, 16, 20), (40, 1, 16, 1),
+        (200, 100, 16, 50), (600, 256, 16, 128), (600, 257, 16, 65),  # a small model's: at most 128 clients
+        (200, 64, 40_000, 32), (200, 100, 40_000, 25), (200, 65, 40_000, 17),  # 2 MB: at most 32
+    ],
+)  # fmt: skip
+def test_the_size_of_cohorts_follows_from_the_config(clients: int, per_round: int, hidden: int, want: int) -> None:
+    """An even number of calls, at least two."""
     c = toy.config(
+        task={"model": {"name": "mlp", "hidden": [hidden]}},
         resources={"cohort": "auto"},
         federation={
             "clients": clients,
@@ -575,7 +580,7 @@ def test_the_size_of_cohorts_follows_from_the_config(clients: int, per_round: in
             "groups": {"kind": "none", "count": 1},
         },
     )
-    fed = toy.make_fed(toy.config())
+    fed = toy.make_fed(toy.config(task={"model": {"name": "mlp", "hidden": [hidden]}}))
     assert cohort_size(c, fed.federation, fed.method, fed.task) == want
     assert cohort_size(toy.config(resources={"cohort": 5}), fed.federation, fed.method, fed.task) == 5
 
