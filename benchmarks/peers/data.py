@@ -1,0 +1,60 @@
+"""Data of the workloads, made here: rayfed takes them by `path/to/data.py:images` and `parquet:`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+]
+
+
+def images(seed: int, *, examples: int):
+    """The 8x8 digits of scikit-learn on 28x28, shifted and with noise, `examples` of them for training."""
+    from sklearn.datasets import load_digits
+
+    from rayfed.data import Dataset, Part
+
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    big = np.kron(digits.images / 16, np.ones((3, 3)))  # 24x24
+
+    def draw(rows: np.ndarray) -> Part:
+        x = np.zeros((len(rows), 1, 28, 28), np.float32)
+        for i, row in enumerate(rows):
+            a, b = rng.integers(0, 5, 2)
+            x[i, 0, a : a + 24, b : b + 24] = big[row]
+        return Part(
+            np.clip(x + rng.normal(0, 0.2, x.shape), 0, 1).astype(np.float32), digits.target[rows].astype(np.int64)
+        )
+
+    train = draw(rng.integers(0, 1437, examples))
+    return Dataset("images", train, draw(np.arange(1437, 1797)), 10, tuple("0123456789"), "image")
+
+
+def texts(where: Path, clients: int, each: int) -> None:
+    """Four classes, told by which words are frequent; `each` training texts of some 30 words per client."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    odds = rng.dirichlet(np.full(len(WORDS), 0.5), 4)
+    for name, n in (("train", clients * each), ("test", 200)):
+        y = np.arange(n) % 4
+        x = [" ".join(rng.choice(WORDS, 32, p=odds[c])) for c in y]
+        pq.write_table(pa.table({"text": x, "label": y}), where / f"{name}.parquet")

@@ -1,0 +1,32 @@
+"""rayfed's side: FedAvg that notes when its rounds begin and end, and a visit without training (workload N)."""
+
+import json
+import os
+import time
+
+from rayfed import methods, tree
+from rayfed.visit import Visit
+
+STAMPS = "PEERS_STAMPS"  # environment: the file of the times
+SCALE = 1e-4
+
+
+class Stamped(methods.get("fedavg")):
+    """FedAvg, whose rounds' times are written down."""
+
+    def round(self, state, fed, task):
+        begin = time.time()
+        new = super().round(state, fed, task)
+        with open(os.environ[STAMPS], "a") as f:
+            f.write(json.dumps([begin, time.time()]) + "\n")
+        return new
+
+
+class Nothing(Stamped):
+    """Clients send back what they were sent, scaled by their number (see work.py)."""
+
+    def train(self, task):
+        def end(info, carry, shared, mine, own):
+            return {"delta": tree.map(lambda x: x * (SCALE * info.client).to(x.dtype), shared["model"])}, own
+
+        return Visit(lambda info, shared, mine, own: {}, (), end)

