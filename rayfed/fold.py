@@ -66,15 +66,13 @@ def _weighted(w: Tensor, part: Tree) -> Partial:
     return {"total": tree.map(leaf, part), "weight": float(w.sum())}
 
 
-def merge(a: dict[str, Partial], b: dict[str, Partial]) -> dict[str, Partial]:
-    """Two partials of neighbouring cohorts, left first."""
-    out = dict(a)
+def merge(a: dict[str, Partial], b: dict[str, Partial], *, into: bool = False) -> dict[str, Partial]:
+    """Two partials of neighbouring cohorts, left first; `into`: the left one's totals are written over."""
+    out, plus = dict(a), (lambda x, y: x.add_(y)) if into else (lambda x, y: x + y)
     for k, p in b.items():
-        out[k] = (
-            {"total": tree.add(out[k]["total"], p["total"]), "weight": out[k]["weight"] + p["weight"]}
-            if k in out
-            else p
-        )
+        if k in out:
+            p = {"total": tree.map(plus, out[k]["total"], p["total"]), "weight": out[k]["weight"] + p["weight"]}
+        out[k] = p
     return out
 
 

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 class _Lazy(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), name)
+        real = self.__dict__.get("_real")
+        if real is None:  # kept only once it is whole: another thread may be importing it
+            real = self.__dict__["_real"] = importlib.import_module(self.__name__)
+        return getattr(real, name)
 
 
 if TYPE_CHECKING:

@@ -57,6 +57,8 @@ def values(tree: Tree) -> list[Any]:
 
 def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
     """a + scale * b; `scale` a number or a 0-d tensor."""
+    if isinstance(scale, float) and scale == 1.0:
+        return map(lambda x, y: x + y, a, b)
     return map(lambda x, y: x + y * scale, a, b)
 
 

@@ -200,7 +200,7 @@ class Worker:
             examples = cohort.info.examples[here]
             for fold in call.folds:
                 got = partial(fold, parts, tree.map(lambda x, here=here: x[here], mine), examples)
-                folded[fold.part] = merge(folded[fold.part], got) if fold.part in folded else got
+                folded[fold.part] = merge(folded[fold.part], got, into=True) if fold.part in folded else got
             stay = {n: p for n, p in parts.items() if n in call.keep or n not in {f.part for f in call.folds}}
             kept.append(tree.map(lambda x: x.contiguous(), stay))
             states.append(after)

@@ -192,9 +192,14 @@ def _numbered(visit: Visit) -> list[str]:
 
 def batch_at(plan: PhasePlan, t: int, data: Tree) -> Any:
     """Step `t`'s batch for all clients of the plan: leaves (k, B, ...), a tuple where the phase asks for several."""
-    if plan.rows.shape[-1] == 0:
+    return batch_of(plan.rows[:, t], plan.w[:, t], data)
+
+
+def batch_of(rows: Tensor, w: Tensor, data: Tree) -> Any:
+    """The batch of one step: rows, w (..., m, B) -> leaves (..., B, ...), a tuple of m of them for m > 1."""
+    if rows.shape[-1] == 0:
         return {}
     several = tuple(
-        {**{n: x[plan.rows[:, t, j]] for n, x in data.items()}, "w": plan.w[:, t, j]} for j in range(plan.batches)
+        {**{n: x[rows[..., j, :]] for n, x in data.items()}, "w": w[..., j, :]} for j in range(rows.shape[-2])
     )
-    return several if plan.batches > 1 else several[0]
+    return several if len(several) > 1 else several[0]

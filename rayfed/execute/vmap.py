@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rayfed import keys, tree
-from rayfed.execute.plan import Cohort, batch_at
+from rayfed.execute.plan import Cohort, batch_of
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.tree import Tree
-    from rayfed.visit import Visit
+    from rayfed.visit import Info, Visit
 
 
 def run(
@@ -22,21 +22,29 @@ def run(
     """All clients of the cohort at once; yields once."""
     if isinstance(visit.vectorize, str):
         raise ValueError(f"this visit cannot be vectorised: {visit.vectorize}")
-    info = cohort.info
-    carry = mapped(visit.begin, (0, None, 0, 0))(info, shared, mine, own)
-    for phase, plan in zip(visit.phases, cohort.phases, strict=True):
-        if phase.enter:
-            carry = mapped(phase.enter, (0, 0, None, 0, 0))(info, carry, shared, mine, own)
-        step, fold = mapped(phase.step, 0), mapped(keys.fold, (0, None))
-        for t in range(plan.active.shape[1]):
-            active = plan.active[:, t]
-            new = step(carry, batch_at(plan, t, data), fold(plan.keys, t))
-            carry = new if bool(active.all()) else freeze(active.to(info.client.device), new, carry)
-        if phase.counts:
-            done = plan.active.sum(1).to(info.steps.device)
-            info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
-    parts, own = mapped(visit.end, (0, 0, None, 0, 0))(info, carry, shared, mine, own)
-    yield slice(0, len(cohort.clients)), parts, own, info.steps
+    begin = mapped(visit.begin, (0, None, 0, 0))
+    everyone = [p.active.all(0).tolist() for p in cohort.phases]  # steps that no client has finished before
+
+    def rest(info: Info, carry: Tree, mine: Tree, own: Tree, plans: list[tuple[Tensor, ...]]) -> tuple[Tree, Tree, Any]:
+        for phase, (rows, w, active, key), every in zip(visit.phases, plans, everyone, strict=True):
+            if phase.enter:
+                carry = phase.enter(info, carry, shared, mine, own)
+            for t, all_ in enumerate(every):
+                new = phase.step(carry, batch_of(rows[t], w[t], data), key[t])
+                carry = new if all_ else freeze(active[t], new, carry)
+            if phase.counts:
+                done = active.sum()
+                info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
+        return *visit.end(info, carry, shared, mine, own), info.steps
+
+    # All that follows the first carry in one transform: entering and leaving one costs more than a small model's step.
+    info, device = cohort.info, cohort.info.client.device
+    plans = [
+        (p.rows, p.w, p.active.to(device), keys.fold(p.keys[:, None], torch.arange(p.active.shape[1], device=device)))
+        for p in cohort.phases
+    ]
+    parts, own, steps = mapped(rest, 0)(info, begin(info, shared, mine, own), mine, own, plans)
+    yield slice(0, len(cohort.clients)), parts, own, steps
 
 
 def mapped(f: Callable[..., Any], in_dims: Any) -> Callable[..., Any]:
@@ -44,11 +52,5 @@ def mapped(f: Callable[..., Any], in_dims: Any) -> Callable[..., Any]:
 
 
 def freeze(active: Tensor, new: Tree, old: Tree) -> Tree:
-    """`new` for active clients, `old` for finished ones; a leaf that the step passed through is not copied."""
-
-    def leaf(n: Tensor, o: Tensor) -> Tensor:
-        if n.data_ptr() == o.data_ptr() and n.stride() == o.stride():
-            return o
-        return torch.where(active.reshape(-1, *(1,) * (n.dim() - 1)), n, o)
-
-    return tree.map(leaf, new, old)
+    """`new` of a client that is at work, `old` of one that has finished; a leaf that the step passed through is not copied."""
+    return tree.map(lambda n, o: o if n is o else torch.where(active, n, o), new, old)
