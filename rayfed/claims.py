@@ -118,11 +118,8 @@ def run(
 
 def found(study: Study, out: Path) -> Path | None:
     """The newest folder in `out` of this very study."""
-    same = [
-        p.parent
-        for p in out.glob(f"{study.base.name}-*/study.yaml")
-        if yaml.safe_load(p.read_text()) == study.to_dict()
-    ]
+    wanted = json.loads(json.dumps(study.to_dict()))  # as it is written: shares of ranks have text keys
+    same = [p.parent for p in out.glob(f"{study.base.name}-*/study.yaml") if yaml.safe_load(p.read_text()) == wanted]
     return max(same, key=lambda p: p.stat().st_mtime, default=None)
 
 

@@ -186,3 +186,18 @@ def test_every_method_is_judged_by_a_claim() -> None:
     judged = {r["method"] for v in claims.verdicts().values() for r in v["results"]}
     left = {n for n in set(methods.names()) - judged if not needs_an_adapter(n)}
     assert left <= {"fedavg", "local_only"}
+
+
+def test_a_study_of_ranks_is_found_again(tmp_path: Path) -> None:
+    """Shares of ranks are keyed by numbers, which a file does not keep apart from text."""
+    from types import SimpleNamespace
+
+    from rayfed.files import yaml_bytes
+
+    arms = {"ranks": {"adapter": {"kind": "lora", "rank": {2: 0.5, 4: 0.5}}}}
+    study: Any = SimpleNamespace(base=SimpleNamespace(name="small"), to_dict=lambda: {"seeds": [1], "arms": arms})
+    (tmp_path / "small-1").mkdir()
+    (tmp_path / "small-1" / "study.yaml").write_bytes(yaml_bytes(study.to_dict()))
+    assert claims.found(study, tmp_path) == tmp_path / "small-1"
+    arms["ranks"]["adapter"]["rank"] = {2: 0.5, 8: 0.5}
+    assert claims.found(study, tmp_path) is None
