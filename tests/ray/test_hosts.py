@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # a cluster of its own: minutes on two cores
 SHIPPED = ROOT / "rayfed" / "configs" / "clusters" / "local.yaml"
 ADDRESS = "--address http://127.0.0.1:8265"
 WHAT = {
-    "rounds": 30, "method": {"name": "fedavg"}, "evaluate": {"every": 10}, "storage": {"snapshot_every": 5},
+    "rounds": 120, "method": {"name": "fedavg"}, "evaluate": {"every": 40}, "storage": {"snapshot_every": 20},
     "task": {  # sums too large for Ray to send with the answer: they lie on the node that made them, and die with it
         "data": {"name": "synthetic:blobs", "examples": 1200, "classes": 4, "features": 8, "test": 100},
         "model": {"name": "mlp", "hidden": [192, 192]},
@@ -96,11 +96,11 @@ def test_a_host_of_the_local_cluster_is_lost_in_mid_run(machines, rayfed, config
     lines, at = [], None
     for line in run.stdout:
         lines.append(line)
-        if (at := re.match(r"round (\d+)/30", line)) and int(at[1]) >= 2:
+        if (at := re.match(r"round (\d+)/120", line)) and int(at[1]) >= 2:
             break
-    assert at and int(at[1]) < 25, "".join(lines)
+    assert at and int(at[1]) < 90, "".join(lines)
     machines["worker"].end()
-    rest, _ = run.communicate(timeout=300)
+    rest, _ = run.communicate(timeout=600)
     assert run.returncode == 0, "".join(lines) + rest
     name = next(line.split()[1] for line in lines if line.startswith("job "))
     code, out = laptop.call(f"rayfed fetch {name} --out got {ADDRESS}")
