@@ -47,9 +47,8 @@ class RayPool:
         self._starts: dict[str, Any] = {}
         self.actors = [self._start(i) for i in range(plan.actors)]
         self.homes: dict[int, str] = {}  # actor -> its node, once it is known
-        self._settling: dict[
-            int, Any
-        ] = {}  # a dead one's successor, which may have to wait for a node -> its last setup
+        # a dead one's successor, which may have to wait for a node -> its last setup
+        self._settling: dict[int, Any] = {}
         self._fallen = [0] * plan.actors  # times that a successor died before it was ready
 
     def _start(self, i: int) -> Any:

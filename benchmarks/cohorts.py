@@ -29,6 +29,22 @@ from typing import Any
 import numpy as np
 
 CLASSES = 4
+WORDS = (
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+)
 
 
 def config(a: argparse.Namespace, data: Path) -> Any:
@@ -55,22 +71,7 @@ def texts(where: Path, a: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
     rng, n = np.random.default_rng(0), a.clients * a.batch * a.steps
-    words = [
-        "time",
-        "year",
-        "people",
-        "way",
-        "day",
-        "man",
-        "thing",
-        "woman",
-        "life",
-        "child",
-        "world",
-        "school",
-        "state",
-    ]
-    rows = [" ".join(rng.choice(words, a.length)) for _ in range(n + CLASSES)]
+    rows = [" ".join(rng.choice(WORDS, a.length)) for _ in range(n + CLASSES)]
     table = pa.table({"text": rows, "label": np.arange(n + CLASSES) % CLASSES})
     pq.write_table(table.slice(0, n), where / "train.parquet")
     pq.write_table(table.slice(n), where / "test.parquet")

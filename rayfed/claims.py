@@ -199,10 +199,9 @@ def page(table: Mapping[str, Mapping[str, Any]], known: Mapping[str, Path]) -> s
     for name, entry in table.items():
         for r in entry["results"]:
             low, high = r["ci95"] or (None, None)
-            margin = f", margin {r['margin']:,g}" if r["margin"] else ""
             lines.append(
                 f"| [{name}](#{name}): {r['about']} ({r['better']} against {r['than']}, {r['metric']} at round {r['at']}, {r['n']} "
-                f"seeds{margin}) | {_signed(r['mean_difference'])} [{_signed(low)}, {_signed(high)}] | *{r['verdict']}* |"
+                f"seeds{_margin(r)}) | {_signed(r['mean_difference'])} [{_signed(low)}, {_signed(high)}] | *{r['verdict']}* |"
             )
     for name, entry in table.items():
         comment = _comment(known[name])
@@ -225,10 +224,9 @@ def page(table: Mapping[str, Mapping[str, Any]], known: Mapping[str, Path]) -> s
 def numbers(r: Mapping[str, Any]) -> str:
     """What a verdict rests on, in one line."""
     low, high = r["ci95"] or (None, None)
-    margin = f", margin {r['margin']:,g}" if r["margin"] else ""
     return (
         f"{r['metric']} at round {r['at']}, {r['better']} - {r['than']}: {_signed(r['mean_difference'])} "
-        f"(95 % {_signed(low)} to {_signed(high)}, {r['n']} seeds{margin})"
+        f"(95 % {_signed(low)} to {_signed(high)}, {r['n']} seeds{_margin(r)})"
     )
 
 
@@ -244,6 +242,12 @@ def _comment(file: Path) -> list[str]:
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.4f}" if abs(value) < 1000 else f"{value:+,.0f}"
+
+
+def _margin(r: Mapping[str, Any]) -> str:
+    """ ", margin 0.05" or ", margin 3,639,380"; nothing for none."""
+    v = r["margin"]
+    return "" if not v else f", margin {v:,.0f}" if abs(v) >= 1000 else f", margin {v:g}"
 
 
 def _mean(found: Mapping[str, Any]) -> str:

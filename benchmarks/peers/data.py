@@ -6,23 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-]
-
 
 def images(seed: int, *, examples: int):
     """The 8x8 digits of scikit-learn on 28x28, shifted and with noise, `examples` of them for training."""
@@ -51,6 +34,7 @@ def texts(where: Path, clients: int, each: int) -> None:
     """Four classes, told by which words are frequent; `each` training texts of some 30 words per client."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from cohorts import WORDS
 
     rng = np.random.default_rng(0)
     odds = rng.dirichlet(np.full(len(WORDS), 0.5), 4)

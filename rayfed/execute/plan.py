@@ -32,7 +32,6 @@ class PhasePlan(NamedTuple):
     w: Tensor
     active: Tensor
     keys: Tensor
-    batches: int
 
 
 @dataclass
@@ -50,14 +49,14 @@ class Cohort:
         phases = []
         for p in self.phases:
             real = int(p.active[i].sum())
-            phases.append(PhasePlan(p.rows[cut, :real], p.w[cut, :real], p.active[cut, :real], p.keys[cut], p.batches))
+            phases.append(PhasePlan(p.rows[cut, :real], p.w[cut, :real], p.active[cut, :real], p.keys[cut]))
         return Cohort(self.clients[cut], Info(*(x[cut] for x in self.info)), phases, self.dtype)
 
     def without(self, bad: Sequence[int]) -> tuple[Cohort, list[int]]:
         """The cohort without the positions in `bad`, and the positions that stay."""
         stay = [i for i in range(len(self.clients)) if i not in set(bad)]
         at = torch.as_tensor(stay)
-        phases = [PhasePlan(p.rows[at], p.w[at], p.active[at], p.keys[at], p.batches) for p in self.phases]
+        phases = [PhasePlan(p.rows[at], p.w[at], p.active[at], p.keys[at]) for p in self.phases]
         return Cohort(tuple(self.clients[i] for i in stay), Info(*(x[at] for x in self.info)), phases, self.dtype), stay
 
 
@@ -176,7 +175,6 @@ class Planner:
             torch.as_tensor(rows >= 0, device=self.device).to(self.dtype),
             torch.as_tensor(active),
             torch.as_tensor(np.asarray([k for _, k in drawn], np.int64), device=self.device),
-            over.batches,
         )
 
 

@@ -23,7 +23,7 @@ def test_rayfed_and_the_plain_loop_end_with_the_same_weights(env: dict[str, str]
     found = json.loads((tmp_path / "peers.json").read_text())["workloads"]
     assert set(found) == {"n_mlp", "w1", "w2"}
     for engines in found.values():
-        assert engines["rayfed"]["apart"] < 1e-3 and engines["rayfed"]["round_s"]["median"] > 0
+        assert engines["rayfed"]["apart"] < 1e-4 and engines["rayfed"]["round_s"]["median"] > 0
     assert "| rayfed |" in (tmp_path / "PEERS.md").read_text()
 
 

@@ -60,7 +60,7 @@ def seen(p: plan.PhasePlan, i: int) -> list[list[list[int]]]:
     """Rows of the data arrays that client number i meets: step by step, batch by batch, without padding."""
     steps = [t for t in range(p.active.shape[1]) if p.active[i, t]]
     assert steps == list(range(len(steps)))  # idle steps come last
-    return [[p.rows[i, t, j][p.w[i, t, j] > 0].tolist() for j in range(p.batches)] for t in steps]
+    return [[p.rows[i, t, j][p.w[i, t, j] > 0].tolist() for j in range(p.rows.shape[2])] for t in steps]
 
 
 def sizes() -> np.ndarray:
