@@ -32,17 +32,26 @@ class RayLauncher:
         self.address, self.scale_up = address or os.environ.get("RAY_ADDRESS") or "local", scale_up
         self.server: Any = None
         self.group: Any = None
-        self.ours = False
+        self.connected = self.ours = False
+
+    def ahead(self, configs: Sequence[Config]) -> None:
+        """Start a local Ray; a cluster is joined only by a request that is right."""
+        if self.address == "local":
+            self._connected(configs)
+
+    def _connected(self, configs: Sequence[Config]) -> None:
+        if self.connected:
+            return
+        if self.address == "local":
+            _largest(configs, [local_node()])  # a local Ray has exactly this machine: refuse before starting it
+        _connect(self.address, monitor.job_metadata(configs))
+        self.connected, self.ours = True, self.address == "local"
 
     def start(self, configs: Sequence[Config]) -> None:
         """Connect, plan, reserve one placement group, start the server. PlacementError before any actor starts."""
-        if self.address == "local":
-            # A local Ray has exactly this machine: refuse before starting it.
-            wanted = _largest(configs, [local_node()])
         import ray
 
-        _connect(self.address, monitor.job_metadata(configs))
-        self.ours = self.address == "local"
+        self._connected(configs)
         try:
             wanted = _largest(configs, nodes_of(ray.nodes()))
         except PlacementError as missing:
@@ -92,7 +101,7 @@ class RayLauncher:
         values = config.to_dict()
         around = {"code": session.used(values), "environment": track.environment()}
         done = self.server.run.options(name=monitor.run_name(config, folder.path)).remote(
-            str(folder.path.resolve()), folder.fence, values, ray.put(federation.numpy()), **around
+            str(folder.path.resolve()), folder.fence, values, [ray.put(federation.numpy())], **around
         )
         shown = monitor.Shown(self.server, config)
         while True:

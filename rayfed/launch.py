@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rayfed import remote, session
 from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 Watch = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
+HEAD_START = 1.0  # seconds
 RUN_ID = "RAYFED_RUN_ID"  # the folder's name, where whoever started the command chose it
 RESUMABLE = (
     "rounds",
@@ -37,6 +40,9 @@ RESUMABLE = (
 
 class Launcher(Protocol):
     """Executes prepared runs somewhere."""
+
+    def ahead(self, configs: Sequence[Config]) -> None:
+        """Begin with what takes long, while the data is still being split; PlacementError as `start`."""
 
     def start(self, configs: Sequence[Config]) -> None:
         """Get ready for these runs; PlacementError if they cannot be placed."""
@@ -103,12 +109,13 @@ def run(
     path, uri = remote.local(out or base.storage.path)
     where: dict[str, Any] = {"stored": uri, "run_id": os.environ.get(RUN_ID)}
     if isinstance(request, Config):
-        federation = federations.of(request)
+        federation = _beside(launcher, [request], lambda: federations.of(request))
         launcher.start([request])
         folder = RunFolder.create(path, request.to_dict(), owner=Owner.me(), **where)
         return _single(request, federation, folder, launcher, watch)
-    federations.check(request)
-    launcher.start([c for _, _, c in request.runs()])
+    configs = [c for _, _, c in request.runs()]
+    _beside(launcher, configs, lambda: federations.check(request))
+    launcher.start(configs)
     files = {"study.yaml": yaml_bytes(request.to_dict()), **session.written(request.to_dict())}
     path = new_folder(path, request.base.name, files, **where)
     return _study(request, path, federations, launcher, watch)
@@ -130,20 +137,34 @@ def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), wa
     if (path / "study.yaml").exists():
         request = load_config(path / "study.yaml", sets)
         assert isinstance(request, Study)
-        federations.check(request)
-        launcher.start([c for _, _, c in request.runs()])
+        configs = [c for _, _, c in request.runs()]
+        _beside(launcher, configs, lambda: federations.check(request))
+        launcher.start(configs)
         return _study(request, path, federations, launcher, watch)
     if not (path / "config.yaml").exists():
         raise ConfigError(f"{path}: no run to resume here (a run folder holds config.yaml, a study study.yaml)")
     config = load_config(path / "config.yaml", sets)
     assert isinstance(config, Config)
-    federation = federations.of(config)
+    federation = _beside(launcher, [config], lambda: federations.of(config))
     launcher.start([config])
     folder = RunFolder.open(path, owner=Owner.me())
     if sets:
         folder.set_config(config.to_dict())
         folder.event("settings", sets=list(sets))
     return _single(config, federation, folder, launcher, watch)
+
+
+def _beside(launcher: Launcher, configs: Sequence[Config], split: Callable[[], T]) -> T:
+    """What `split` gives. What is wrong with a request is mostly found within HEAD_START; after that the launcher begins too."""
+    with ThreadPoolExecutor(1) as other:  # Ray's processes end with the thread that started them: that is this one
+        task = other.submit(split)
+        wait([task], timeout=HEAD_START)
+        try:
+            if not task.done():
+                launcher.ahead(configs)
+        finally:
+            made = task.result()  # its errors come first
+        return made
 
 
 def _single(config: Config, federation: Federation, folder: RunFolder, launcher: Launcher, watch: Watch) -> Finished:
@@ -225,17 +246,19 @@ def _interrupted(asked: list[int], path: Path) -> Exception:
     return error
 
 
+class _AtOnce(BaseException):
+    """A second signal: what catches a client's exceptions must not take it for one."""
+
+
 @contextmanager
 def _signals(launcher: Launcher) -> Iterator[list[int]]:
     """The first Ctrl-C or SIGTERM lets the round in hand commit; a second one ends at once."""
     asked: list[int] = []
 
     def handler(signum: int, frame: Any) -> None:
-        if asked:
-            error = Interrupted("interrupted at once; continue with `rayfed resume` from the last snapshot")
-            error.exit_code = 128 + signum
-            raise error
         asked.append(signum)
+        if len(asked) > 1:
+            raise _AtOnce
         launcher.stop()
 
     if threading.current_thread() is not threading.main_thread():
@@ -244,6 +267,10 @@ def _signals(launcher: Launcher) -> Iterator[list[int]]:
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
+    except _AtOnce:
+        error = Interrupted("interrupted at once; continue with `rayfed resume` from the last snapshot")
+        error.exit_code = 128 + asked[-1]
+        raise error from None
     finally:
         for s, h in before.items():
             signal.signal(s, h)
@@ -255,12 +282,18 @@ class LocalLauncher:
     def __init__(self) -> None:
         self.runner: Any = None
         self.pool: Any = None
+        self.stopping = False
+
+    def ahead(self, configs: Sequence[Config]) -> None:
+        import torch  # noqa: F401
 
     def start(self, configs: Sequence[Config]) -> None:
         import torch
 
+        from rayfed import lean
         from rayfed.pool import LocalPool
 
+        lean.process()
         self.device = "cuda" if torch.cuda.is_available() and configs[0].resources.gpus_per_actor != 0 else "cpu"
         self.pool = LocalPool(self.device)
 
@@ -268,9 +301,12 @@ class LocalLauncher:
         from rayfed.engine import Runner
 
         self.runner = Runner(config, federation, self.pool, folder, progress=watch)
+        if self.stopping:  # asked before this run began
+            self.runner.stop()
         return self.runner.run()
 
     def stop(self) -> None:
+        self.stopping = True
         if self.runner is not None:
             self.runner.stop()
 

@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 import rayfed
-from rayfed import cli, methods
+from rayfed import cli, launch, methods
 from rayfed.config import Config, Study, load_config
 from rayfed.configfile import READY, ready
+from rayfed.errors import RunFailed
 from rayfed.metrics import meaning
 
 ROOT = Path(__file__).parents[2]
@@ -398,6 +399,47 @@ def test_stopped_by_a_signal_and_resumed(call: Call, no_pictures: None, tmp_path
     assert (listed["round"], listed["status"].split()[0]) == (2, "stopped")
     again = call("resume", str(path), "--local", "--json")
     assert again.code == 0 and json.loads(again.out)["summary"]["rounds"] == 3
+
+
+def test_a_second_signal_is_no_failure_of_the_client_that_it_hits(
+    call: Call, no_pictures: None, tmp_path: Path
+) -> None:
+    own = """
+import os, signal
+from rayfed.methods.fedavg import FedAvg
+
+class Twice(FedAvg):
+    def train(self, task):
+        visit = super().train(task)
+        def end(*given):
+            if os.path.exists("go") and not os.path.exists("asked"):
+                open("asked", "w").close()
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return visit.end(*given)
+        return visit._replace(end=end)
+
+    def round(self, state, fed, task):
+        if fed.round == 2:
+            open("go", "w").close()
+        return super().round(state, fed, task)
+"""
+    (tmp_path / "own.py").write_text(own)
+    write(tmp_path / "c.yaml", {**TINY, "method": "own.py:Twice", "failures": {"client_error": "drop"}})
+    said = call("run", "c.yaml", "--local")
+    assert said.code == 143 and "interrupted at once" in said.err
+    (path,) = (tmp_path / "out").iterdir()
+    assert rayfed.load(path).metrics()["round"].to_pylist() == [1]
+    assert call("resume", str(path), "--local").code == 0
+
+
+def test_a_signal_before_a_run_begins_is_not_lost(tmp_path: Path) -> None:
+    launcher = launch.LocalLauncher()
+    launcher.stop()
+    with pytest.raises(RunFailed, match="stopped from outside"):
+        launch.run(load_config(TINY), launcher, out=tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert not (path / "summary.json").exists()
 
 
 def test_a_run_that_breaks_ends_with_4_and_says_how_to_go_on(call: Call, tmp_path: Path) -> None:
