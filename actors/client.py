@@ -18,8 +18,10 @@ class ClientActor:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import torch
 
+        from rayfed import lean
         from rayfed.worker import Worker
 
+        lean.process()
         torch.set_num_threads(threads)
         device = "cpu"
         if gpus and torch.cuda.is_available():

@@ -14,15 +14,15 @@ class ServerActor:
     """Owns the client actors and the state of the run in hand; stops when the driver that made it is gone."""
 
     def __init__(self, plan: Plan, group: Any, name: str, driver: dict[str, Any] | None):
-        import torch
-
         from actors.pool import RayPool
 
-        torch.set_num_threads(plan.threads)
         self.driver, self.name = driver, name
         self.runner: Any = None
         self.stopping = False
-        self.pool = RayPool(plan, group, name)
+        self.pool = RayPool(plan, group, name)  # its actors import torch while this process does
+        import torch
+
+        torch.set_num_threads(plan.threads)
 
     def __repr__(self) -> str:
         return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"
@@ -36,31 +36,35 @@ class ServerActor:
         path: str,
         fence: int,
         config: dict[str, Any],
-        federation: dict[str, Any],
+        federation: list[Any],
         code: dict[str, bytes],
         environment: dict[str, str],
     ) -> tuple[str, int]:
         """One run from its folder's last snapshot to its end: (status, round).
 
+        federation: a reference of `Federation.numpy()`, in a list so that it arrives as one: the actors get the same object;
         code: the user's own files by their names in the config; environment: the driver's variables for sinks.
         """
         from pathlib import Path
+
+        import ray
 
         from rayfed import session
         from rayfed.config import Config
         from rayfed.engine import Runner
         from rayfed.folder import RunFolder
-        from rayfed.partition import Federation
+        from rayfed.partition import Federation, split_key
 
         os.environ.update(environment)
         session.install(code)
         resolved = Config.from_dict(config)
+        self.pool.data = {split_key(resolved.to_dict()): federation[0]}
         self.pool.retries = resolved.failures.actor_death.retries
         folder = RunFolder.attach(Path(path), fence)
         folder.event("placed", **self.ready())
         self.pool.on_restart = lambda **about: folder.event("actor restarted", **about)
         self.runner = Runner(
-            resolved, Federation.from_numpy(federation), self.pool, folder, before_commit=self._driver_lives
+            resolved, Federation.from_numpy(ray.get(federation[0])), self.pool, folder, before_commit=self._driver_lives
         )
         if self.stopping:
             self.runner.stop()

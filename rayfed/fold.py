@@ -42,8 +42,10 @@ def total(part: str, weight: str = "one", by: str | None = None) -> Fold:
 Partial = dict[str, Any]  # {"total": tree, "weight": float} per key; the key is "" without `by`
 
 
-def partial(fold: Fold, parts: Tree, mine: Tree, examples: Tensor) -> dict[str, Partial]:
-    """One chunk of replies, leaves (c, ...), folded: key -> Partial."""
+def partial(
+    fold: Fold, parts: Tree, mine: Tree, examples: Tensor, onto: dict[str, Partial] | None = None
+) -> dict[str, Partial]:
+    """One chunk of replies, leaves (c, ...), folded: key -> Partial. onto: what the call's chunks before gave, written over."""
     part = parts[fold.part]
     n = examples.shape[0]
     if fold.weight == "examples":
@@ -52,26 +54,42 @@ def partial(fold: Fold, parts: Tree, mine: Tree, examples: Tensor) -> dict[str, 
         w = torch.ones(n, dtype=torch.float64, device=examples.device)
     else:
         w = parts[fold.weight].to(torch.float64)
+    out = onto or {}
     if fold.by is None:
-        return {"": _weighted(w, part)}
+        out[""] = _weighted(w, part, out.get(""))
+        return out
     keys = (parts if fold.by in parts else mine)[fold.by].to(torch.int64)
-    return {str(int(k)): _weighted(torch.where(keys == k, w, torch.zeros_like(w)), part) for k in torch.unique(keys)}
+    for k in torch.unique(keys):
+        key = str(int(k))
+        out[key] = _weighted(torch.where(keys == k, w, torch.zeros_like(w)), part, out.get(key))
+    return out
 
 
-def _weighted(w: Tensor, part: Tree) -> Partial:
-    def leaf(x: Tensor) -> Tensor:
+def _weighted(w: Tensor, part: Tree, onto: Partial | None) -> Partial:
+    """The weighted sum over the first axis, added to `onto` in one pass over memory."""
+
+    def first(x: Tensor) -> Tensor:
         x = x if x.is_floating_point() else x.to(torch.float64)
         return (w.to(x.dtype) @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
 
-    return {"total": tree.map(leaf, part), "weight": float(w.sum())}
+    def more(t: Tensor, x: Tensor) -> Tensor:
+        x, v = x.to(t.dtype), w.to(t.dtype)
+        if len(v) == 1:
+            return t.addcmul_(x[0], v[0])
+        t.view(-1).addmv_(x.reshape(len(v), -1).T, v)
+        return t
+
+    if onto is None:
+        return {"total": tree.map(first, part), "weight": float(w.sum())}
+    return {"total": tree.map(more, onto["total"], part), "weight": onto["weight"] + float(w.sum())}
 
 
-def merge(a: dict[str, Partial], b: dict[str, Partial], *, into: bool = False) -> dict[str, Partial]:
-    """Two partials of neighbouring cohorts, left first; `into`: the left one's totals are written over."""
-    out, plus = dict(a), (lambda x, y: x.add_(y)) if into else (lambda x, y: x + y)
+def merge(a: dict[str, Partial], b: dict[str, Partial]) -> dict[str, Partial]:
+    """Two partials of neighbouring cohorts, left first."""
+    out = dict(a)
     for k, p in b.items():
         if k in out:
-            p = {"total": tree.map(plus, out[k]["total"], p["total"]), "weight": out[k]["weight"] + p["weight"]}
+            p = {"total": tree.add(out[k]["total"], p["total"]), "weight": out[k]["weight"] + p["weight"]}
         out[k] = p
     return out
 

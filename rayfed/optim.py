@@ -47,7 +47,7 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
             # torch starts the velocity at the first gradient; from zero that is the same number
             state = {"velocity": tree.add(grads, state["velocity"], momentum)}
             grads = tree.add(grads, state["velocity"], momentum) if nesterov else state["velocity"]
-        return tree.map(lambda p, g: p - lr * g, params, grads), state
+        return tree.add(params, grads, -lr), state
 
     return Optimizer(init, update)
 

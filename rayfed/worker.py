@@ -17,7 +17,7 @@ from rayfed import evaluate, execute, keys, optim, tree
 from rayfed.adapters import ranks
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
-from rayfed.fold import Fold, merge, partial
+from rayfed.fold import Fold, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
 from rayfed.tree import Tree
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rayfed.task import Task
     from rayfed.visit import Visit
 
+LOOK = 0.5  # seconds of `loop` that a trial of the executors is worth
 SMALL = 4096  # elements per client: up to here an unfolded part travels to the server with the reply
 
 
@@ -199,8 +200,8 @@ class Worker:
                 sent += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
             examples = cohort.info.examples[here]
             for fold in call.folds:
-                got = partial(fold, parts, tree.map(lambda x, here=here: x[here], mine), examples)
-                folded[fold.part] = merge(folded[fold.part], got, into=True) if fold.part in folded else got
+                theirs = tree.map(lambda x, here=here: x[here], mine)
+                folded[fold.part] = partial(fold, parts, theirs, examples, folded.get(fold.part))
             stay = {n: p for n, p in parts.items() if n in call.keep or n not in {f.part for f in call.folds}}
             kept.append(tree.map(lambda x: x.contiguous(), stay))
             states.append(after)
@@ -307,16 +308,21 @@ class Worker:
         self, cohort: Cohort, at: list[int], parts: Tree, after: Tree, failures: dict[int, Failure]
     ) -> list[int]:
         """The positions whose reply and state hold no NaN and no infinity; the others become failures."""
+        sums = [
+            x.reshape(len(at), -1).sum(1)
+            for t in (parts, after)
+            for path, x in tree.leaves(t)
+            if x.is_floating_point() and path[0] != "@local"
+        ]  # a sum is finite only if what it sums is; one question to the device for all of them
+        if not sums or bool(torch.stack([torch.isfinite(x).all() for x in sums]).all()):
+            return at
         ok = torch.ones(len(at), dtype=torch.bool, device=self.device)
         blame: dict[int, str] = {}
         for kind, t in (("part", parts), ("client state", after)):
             for path, x in tree.leaves(t):
                 if not x.is_floating_point() or path[0] == "@local":
                     continue
-                flat = x.reshape(len(at), -1)
-                if bool(torch.isfinite(flat.sum(1)).all()):  # one pass; a sum is finite only if what it sums is
-                    continue
-                fine = torch.isfinite(flat).all(1)
+                fine = torch.isfinite(x.reshape(len(at), -1)).all(1)
                 if not bool(fine.all()):
                     for i in (~fine).nonzero()[:, 0].tolist():
                         blame.setdefault(i, f"NaN or infinity in {kind} {'/'.join(path)}")
@@ -333,7 +339,8 @@ class Worker:
         rows = []
         for client, place in zip(call.clients, call.own or (None,) * len(call.clients), strict=True):
             if place is None:
-                rows.append(res.method.own_init(res.task, client, keys.key(seed, 0, client, "own state")))
+                fresh = res.method.own_init(res.task, client, keys.key(seed, 0, client, "own state"))
+                rows.append(tree.map(lambda x: x.to(self.device), fresh))
             else:
                 rows.append(tree.from_numpy(tree.row(values[n + place[0]], place[1]), self.device))
         return tree.stack(rows)
@@ -380,30 +387,34 @@ class Worker:
     def _probe(
         self, res: Resident, args: dict[str, Any], values: Sequence[Any]
     ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """Which executor trains this task's model faster here: seconds of a few local steps under each."""
+        """Which executor trains this task's model faster here: seconds that a client's local step takes under each.
+
+        `loop` is tried on one client, `vmap` on as many of the cohort as LOOK seconds of the loop's would do, two at least:
+        a model with so much work in a step gains little from more of them.
+        """
         from rayfed.visit import sgd_visit, steps
 
-        k = min(args["cohort"], len(res.planner.fed.class_counts))
-        visit = sgd_visit(res.task.loss, res.config.local, phases=[(steps(3), lambda name: True)])
-        cohort = res.planner.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
-        shared = {"model": res.task.initial}
-        seconds: dict[str, Any] = {}
+        cohort = min(args["cohort"], len(res.planner.fed.class_counts))
+
+        def seconds_of(name: str, k: int, n: int) -> float:
+            visit = sgd_visit(res.task.loss, res.config.local, phases=[(steps(n), lambda name: True)])
+            drawn = res.planner.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
+            times = []
+            for _ in range(2):  # the first call builds what later ones reuse
+                began = time.perf_counter()
+                list(execute.run(name, visit, drawn, {"model": res.task.initial}, {}, {}, res.data))
+                if self.device != "cpu":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - began)
+            return times[-1] / (k * n)
+
         with torch.no_grad():
-            for name in ("vmap", "loop"):
-                try:
-                    times = []
-                    for _ in range(3):
-                        began = time.perf_counter()
-                        list(execute.run(name, visit, cohort, shared, {}, {}, res.data))
-                        if self.device != "cpu":
-                            torch.cuda.synchronize()
-                        times.append(time.perf_counter() - began)
-                    seconds[name] = min(times[1:])  # the first call builds what later ones reuse
-                except Exception as e:
-                    seconds[name] = float("inf")
-                    if name == "loop":
-                        raise
-                    seconds["why"] = f"{type(e).__name__}: {e}"
+            seconds: dict[str, Any] = {"loop": seconds_of("loop", 1, 3)}
+            k = max(min(cohort, 2), min(cohort, int(LOOK / seconds["loop"])))
+            try:
+                seconds["vmap"] = seconds_of("vmap", k, max(1, min(3, int(LOOK / (seconds["loop"] * k)))))
+            except Exception as e:
+                seconds |= {"vmap": float("inf"), "why": f"{type(e).__name__}: {e}"}
         return {"value": seconds}, None, None
 
 

@@ -137,9 +137,15 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key)
             if hasattr(self._module, "redraw"):  # what is pretrained stays
+                found = {n: p for n, p in self._module.named_parameters() if n in self.params_like}
+                held = {n: p.data for n, p in found.items()}
+                for p in found.values():  # drawn on the CPU, so that server and actors hold the same on any device
+                    p.data = p.data.cpu()
                 self._module.redraw()
-                found = dict(self._module.named_parameters())
-                return {n: found[n].detach().clone() for n in self.params_like}
+                fresh = {n: found[n].detach().to(self.device, copy=True) for n in self.params_like}
+                for n, p in found.items():
+                    p.data = held[n]
+                return fresh
             drawn = {n: p.detach().to(self.device, self.dtype) for n, p in self._build().named_parameters()}
             return {n: drawn[n] for n in self.params_like}
 
@@ -281,7 +287,9 @@ class Task:
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Cross-entropy of each example, (B,); with the step's key, dropout inside adapters draws from it."""
         with self._while(key=key):
-            return F.cross_entropy(self.apply(params, batch["x"]), batch["y"], reduction="none")
+            logp = torch.log_softmax(self.apply(params, batch["x"]), -1)
+        # F.cross_entropy's bits; vmap takes that one apart in Python
+        return -logp.gather(-1, batch["y"][:, None])[:, 0]
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Class probabilities (B, C)."""

@@ -88,14 +88,17 @@ def test_merge_adds_key_by_key_and_changes_neither() -> None:
     assert finish(mean("p", by="k"), got)[0][2].tolist() == [2.0]
 
 
+@pytest.mark.parametrize("one_call", [True, False])
 @pytest.mark.parametrize("cut", [[1, 2], [2, 1], [1, 1, 1]])
-def test_pieces_fold_to_the_whole(cut: list[int]) -> None:
+def test_pieces_fold_to_the_whole(cut: list[int], one_call: bool) -> None:
     for f in (mean("p"), total("p"), mean("p", by="k"), mean("p", weight="q")):
         parts = {"p": X, "k": torch.tensor([3, 3, 1]), "q": torch.tensor([1.0, 0.5, 2.0])}
         pieces = zip(*(torch.split(x, cut) for x in (parts["p"]["x"], parts["p"]["s"]["y"], parts["k"], parts["q"], N)))
         merged: Any = {}
         for x, y, k, q, n in pieces:
-            merged = merge(merged, partial(f, {"p": {"x": x, "s": {"y": y}}, "k": k, "q": q}, {}, n))
+            given = {"p": {"x": x.clone(), "s": {"y": y}}, "k": k, "q": q}
+            merged = partial(f, given, {}, n, merged) if one_call else merge(merged, partial(f, given, {}, n))
+            assert torch.equal(given["p"]["x"], x)  # a sum goes on in memory of its own
         a, b = once(f, parts), finish(f, merged)
         if f.by:
             assert a[1] == b[1] and list(a[0]) == list(b[0])
