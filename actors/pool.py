@@ -45,6 +45,7 @@ class RayPool:
         self.probed: dict[str, dict[str, Any]] = {}
         self._runs: dict[str, tuple[tuple[Any, ...], str]] = {}  # run -> arguments of its setup, its split
         self._starts: dict[str, Any] = {}
+        self.data: dict[str, Any] = {}  # split -> its data, where whoever asks has put it into the store already
         self.actors = [self._start(i) for i in range(plan.actors)]
         self.homes: dict[int, str] = {}  # actor -> its node, once it is known
         # a dead one's successor, which may have to wait for a node -> its last setup
@@ -71,7 +72,7 @@ class RayPool:
         split = split_key(values)
         known = [args for args, of in self._runs.values() if of == split]
         # The data goes to the store once, whatever the number of setups, actors and runs on the same split.
-        data = known[0][2] if known else ray.put(federation.numpy())
+        data = known[0][2] if known else self.data.get(split) or ray.put(federation.numpy())
         same = json.dumps([values[k] for k in ("task", "init")], sort_keys=True)
         if start is not None and same not in self._starts:  # a base model once per node, whatever the number of runs
             self._starts = {same: ray.put(start)}

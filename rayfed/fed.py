@@ -186,6 +186,7 @@ class Fed:
             run,
         )
         self.population, self.rounds = federation.population, config.rounds
+        self._everyone = np.arange(federation.population)
         self.store = ClientStore(pool)
         self.round = 0
         self._own_rank = ranks.kept(config, method.wire)
@@ -234,7 +235,7 @@ class Fed:
         """
         self._samples += 1
         rng = keys.numpy(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
-        among = np.arange(self.population) if where is None else np.asarray(sorted(where), np.int64)
+        among = self._everyone if where is None else np.asarray(sorted(where), np.int64)
         want = min(self.config.per_round() if n is None else n, len(among))
         p = self.config.federation.participation
         if p.kind == "poisson" and n is None:
@@ -351,10 +352,10 @@ class Fed:
         if name == "@global":
             ordered = sorted(to)
         else:
-            sizes = self.federation.class_counts.sum(1)
-            ordered = sorted(set(to), key=lambda c: (int(sizes[c]), c))
-            if len(ordered) != len(to):
+            if len(set(to)) != len(to):
                 raise ValueError(f"{name}: a client is asked twice in one ask")
+            ids, offsets = np.fromiter(to, np.int64, len(to)), self.federation.train.offsets
+            ordered = ids[np.lexsort((ids, offsets[ids + 1] - offsets[ids]))].tolist()
         return [tuple(ordered[i : i + self.size]) for i in range(0, len(ordered), self.size)]
 
     def _put(self, value: Tree) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,21 @@ def key(seed: int, dispatch: int, client: int, purpose: str) -> int:
 def numpy(k: int) -> np.random.Generator:
     """A NumPy generator for key `k` (Philox, counter-based)."""
     return np.random.Generator(np.random.Philox(key=k))
+
+
+_here = threading.local()
+
+
+def numpy_again(k: int) -> np.random.Generator:
+    """As `numpy`, for many keys one after the other: the thread's one generator, set to `k`, at a fifth of the cost. It draws for
+    `k` only until the next call."""
+    if not hasattr(_here, "generator"):
+        _here.generator, _here.zeros = np.random.Generator(np.random.Philox(key=0)), np.zeros(4, np.uint64)
+    start = {"counter": _here.zeros, "key": np.array([k, 0], np.uint64)}
+    _here.generator.bit_generator.state = {
+        "bit_generator": "Philox", "state": start, "buffer": _here.zeros, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+    }  # fmt: skip
+    return _here.generator
 
 
 def torch_generator(k: int, device: str = "cpu") -> torch.Generator:

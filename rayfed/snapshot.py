@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,17 @@ def save_tree(dir: Path | str, name: str, tree: Tree, meta: Mapping[str, Any] | 
     return path
 
 
-def _header(path: Path) -> dict[str, str]:
+def _entries(path: Path) -> tuple[dict[str, Any], int]:
+    """(what the header says of each tensor, where the data begins)."""
     with open(path, "rb") as f:
         size = int.from_bytes(f.read(8), "little")
         if size > 100_000_000:
             raise ValueError("the header is too large")
-        return json.loads(f.read(size)).get("__metadata__", {})
+        return json.loads(f.read(size)), 8 + size
+
+
+def _header(path: Path) -> dict[str, str]:
+    return _entries(path)[0].get("__metadata__", {})
 
 
 def load_tree(dir: Path | str, name: str) -> Tree:
@@ -108,6 +113,26 @@ def load_tree(dir: Path | str, name: str) -> Tree:
         shape = _header(path).get("rayfed.tree")
         return _foreign(flat) if shape is None else _fill(json.loads(shape), "", flat)
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise RunFailed(f"{path} is damaged: {error}") from error
+
+
+def count_rows(dir: Path | str, name: str) -> int:
+    """n of a saved tree whose leaves are (n, ...)."""
+    entries = _entries(Path(dir) / f"{name}.safetensors")[0]
+    return next((e["shape"][0] for key, e in entries.items() if key != "__metadata__"), 0)
+
+
+def load_rows(dir: Path | str, name: str, rows: Sequence[int]) -> Tree:
+    """Some rows of a saved tree whose leaves are (n, ...), read without the others. Else as `load_tree`."""
+    path = Path(dir) / f"{name}.safetensors"
+    try:
+        entries, at = _entries(path)
+        data = np.memmap(path, np.uint8, "r")[at:]
+        shape = json.loads(entries.pop("__metadata__")["rayfed.tree"])
+        flat = {k: _array(path, k, {**e, "data": data[slice(*e["data_offsets"])]}) for k, e in entries.items()}
+        some = {k: BF16(x.bits[rows]) if isinstance(x, BF16) else x[rows] for k, x in flat.items()}
+        return _fill(shape, "", some)
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise RunFailed(f"{path} is damaged: {error}") from error
 
 

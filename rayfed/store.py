@@ -1,8 +1,9 @@
 """Client states: versioned rows, owned by the server side, keyed by client id.
 
-A row is a place in a block (what one call returned, leaves (k, ...)). Rows written in a round are provisional until it
-commits. On disk a state lives in an append-only segment; a snapshot writes only rows touched since the last one and a
-manifest of where every client's row is.
+A row is a place in a block: what one call returned, leaves (k, ...), or a segment on disk. Rows written in a round are
+provisional until it commits. Segments are append-only; a snapshot writes only rows touched since the last one, some others
+to make room, and a manifest of where every client's row is. Where states take more than `room`, blocks whose rows are all
+on disk are let go, the oldest first; their rows are read from the segments when their clients are asked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from rayfed import tree
 from rayfed.pool import Pool
-from rayfed.snapshot import load_tree, save_tree
+from rayfed.snapshot import count_rows, load_rows, load_tree, save_tree
 from rayfed.tree import Tree
 
 
@@ -25,39 +26,69 @@ class Place(NamedTuple):
     row: int
 
 
-class ClientStore:
-    """The rows of one run; blocks are handles of `pool`."""
+class Segment(NamedTuple):
+    """A block on disk."""
 
-    def __init__(self, pool: Pool):
-        self.pool = pool
+    folder: Path
+    name: str
+
+
+class ClientStore:
+    """The rows of one run; blocks are handles of `pool`, or segments. room: bytes of states that stay in memory though they are on
+    disk too, by default half of what Ray's object store has."""
+
+    def __init__(self, pool: Pool, room: float | None = None):
+        self.pool, self.room = pool, room
+        self._empty()
+
+    def _empty(self) -> None:
         self.blocks: dict[int, Any] = {}
         self.places: dict[int, Place] = {}
         self.pending: dict[int, Place] = {}
         self.saved: dict[int, tuple[str, int]] = {}  # client -> (segment, row) of the newest version on disk
         self.dirty: set[int] = set()
+        self._live: dict[int, set[int]] = {}  # block -> clients whose committed state lies in it
+        self._rows: dict[int, int] = {}  # block in memory -> its rows
+        self._written: dict[str, int] = {}  # segment -> its rows
+        self._again: list[int] = []  # clients that the snapshot in hand writes though they were not touched
+        self._each = 0.0  # bytes of one state, known once some were on disk
         self._next = 0
 
     def lookup(self, clients: Sequence[int]) -> tuple[tuple[Any, ...], tuple[tuple[int, int] | None, ...]]:
         """(handles, per client (number of the handle, row) or None for a client without a state)."""
-        found = [self.pending.get(c, self.places.get(c)) for c in clients]
-        blocks = list(dict.fromkeys(p.block for p in found if p))
-        return tuple(self.blocks[b] for b in blocks), tuple(
-            (blocks.index(p.block), p.row) if p else None for p in found
-        )
+        found = {c: p for c in clients if (p := self.pending.get(c, self.places.get(c)))}
+        away = [c for c, p in found.items() if isinstance(self.blocks[p.block], Segment)]
+        handles = {p.block: self.blocks[p.block] for c, p in found.items()}
+        if away:
+            handles = {b: h for b, h in handles.items() if not isinstance(h, Segment)} | {
+                -1: self.pool.put(self._stacked(away))
+            }
+            found |= {c: Place(-1, i) for i, c in enumerate(away)}
+        number = {b: i for i, b in enumerate(handles)}
+        at = {c: (number[p.block], p.row) for c, p in found.items()}
+        return tuple(handles.values()), tuple(map(at.get, clients))
 
     def write(self, clients: Sequence[int], handle: Any) -> None:
         """New states of `clients`, row by row in the block behind `handle`; provisional."""
-        block = self._add(handle)
+        block = self._add(handle, len(clients))
         self.pending.update({c: Place(block, i) for i, c in enumerate(clients)})
 
-    def _add(self, handle: Any) -> int:
+    def _add(self, handle: Any, rows: int) -> int:
         self._next += 1
-        self.blocks[self._next] = handle
+        self.blocks[self._next], self._live[self._next], self._rows[self._next] = handle, set(), rows
         return self._next
+
+    def _move(self, places: dict[int, Place]) -> None:
+        """These clients' committed states are there from now on."""
+        for c, p in places.items():
+            if c in self.places:
+                self._live[self.places[c].block].discard(c)
+            self._live[p.block].add(c)
+        self.places.update(places)
 
     def commit(self) -> None:
         """The round's rows become the states; blocks that nothing points to are let go."""
-        self.places.update(self.pending)
+        self._move(self.pending)
         self.dirty |= self.pending.keys()
         self.pending = {}
         self._collect()
@@ -68,48 +99,114 @@ class ClientStore:
         self._collect()
 
     def _collect(self) -> None:
-        used: dict[int, list[int]] = {}
-        for c, p in self.places.items():
-            used.setdefault(p.block, []).append(c)
-        self.blocks = {b: h for b, h in self.blocks.items() if b in used}
-        if len(self.blocks) > 64 and len(self.blocks) > len(self.places) // 4:
+        for b in [b for b, live in self._live.items() if not live]:
+            del self.blocks[b], self._live[b], self._rows[b]
+        held = [b for b, h in self.blocks.items() if not isinstance(h, Segment)]
+        if len(held) > 64 and len(held) > len(self.places) // 4:
             # Many blocks with few live rows each: rewrite the live rows together.
-            live = sorted(self.places)
-            handle = self.pool.put(_stack([self.get(c) for c in live]))
-            block = self._add(handle)
-            self.places = {c: Place(block, i) for i, c in enumerate(live)}
-            self.blocks = {block: handle}
+            live = sorted(c for b in held for c in self._live[b])
+            block = self._add(self.pool.put(self._stacked(live)), len(live))
+            self._move({c: Place(block, i) for i, c in enumerate(live)})
+            self._collect()
 
     def get(self, client: int) -> Tree | None:
         """One client's state as NumPy arrays, None if it has none."""
-        p = self.pending.get(client, self.places.get(client))
-        return None if p is None else tree.row(self.pool.get(self.blocks[p.block]), p.row)
+        known = client in self.pending or client in self.places
+        return tree.row(self._stacked([client]), 0) if known else None
+
+    def _stacked(self, clients: Sequence[int]) -> Tree:
+        """The states of clients that have one, leaves (n, ...); each block is fetched once."""
+        by_block: dict[int, list[tuple[int, int]]] = {}
+        for i, c in enumerate(clients):
+            p = self.pending.get(c) or self.places[c]
+            by_block.setdefault(p.block, []).append((i, p.row))
+        out: list[Tree] = [None] * len(clients)
+        for b, at in by_block.items():
+            block = self.blocks[b]
+            here = isinstance(block, Segment)
+            value = load_rows(block.folder, block.name, [r for _, r in at]) if here else self.pool.get(block)
+            for n, (i, r) in enumerate(at):
+                out[i] = tree.row(value, n if here else r)
+        return _stack(out)
+
+    # -- on disk -------------------------------------------------------------------------------------------------------
 
     def save(self, snapshot: Path, segments: Path, name: str) -> None:
         """Write touched rows to a new segment and the manifest `clients.json` into the snapshot's folder."""
-        places = dict(self.saved)
-        dirty = sorted(self.dirty | self.pending.keys())  # the round that is being committed belongs to it
-        if dirty:
+        places, self._segments = dict(self.saved), segments
+        dirty = self.dirty | self.pending.keys()  # the round that is being committed belongs to it
+        self._again = self._thin(dirty)
+        if to_write := sorted([*dirty, *self._again]):
             segments.mkdir(exist_ok=True)
-            save_tree(segments, name, _stack([self.get(c) for c in dirty]))
-            places.update({c: (name, i) for i, c in enumerate(dirty)})
+            states = self._stacked(to_write)
+            self._each = tree.nbytes(states) / len(to_write)
+            save_tree(segments, name, states)
+            self._written[name] = len(to_write)
+            places.update({c: (name, i) for i, c in enumerate(to_write)})
         (snapshot / "clients.json").write_text(json.dumps({str(c): list(p) for c, p in sorted(places.items())}))
         self._writing = places
+
+    def _thin(self, dirty: set[int]) -> list[int]:
+        """Clients outside of `dirty` whose segments hold so few live rows that they are better written again: such segments, until
+        there are at most twice as many rows on disk as clients."""
+        live: dict[str, list[int]] = {}
+        for c, (segment, _) in self.saved.items():
+            if c not in dirty:
+                live.setdefault(segment, []).append(c)
+        self._written = {s: n for s, n in self._written.items() if s in live}
+        spare = sum(self._written.values()) + len(dirty) - 2 * len(self.saved.keys() | dirty)
+        out: list[int] = []
+        for s in sorted(live, key=lambda s: (len(live[s]) / self._written[s], s)):
+            if spare <= 0:
+                break
+            out += live[s]
+            spare -= self._written[s] - len(live[s])
+        return out
 
     def saved_now(self) -> None:
         """The snapshot that `save` wrote into has been committed."""
         self.saved, self.dirty = self._writing, set()
+        self._leave([c for c in self._again if isinstance(self.blocks[self.places[c].block], Segment)])
+        held = {b: n * self._each for b, n in self._rows.items() if not isinstance(self.blocks[b], Segment)}
+        over = sum(held.values()) - self._most()
+        for b, size in sorted(held.items()):
+            if over <= 0:
+                break
+            self._leave(list(self._live[b]))
+            over -= size
+        self._collect()
+
+    def _most(self) -> float:
+        import psutil
+
+        return 0.15 * psutil.virtual_memory().total if self.room is None else self.room
+
+    def _leave(self, clients: Sequence[int]) -> None:
+        """The states of these clients are where they were saved, and not in memory."""
+        known = {h.name: b for b, h in self.blocks.items() if isinstance(h, Segment)}
+        moved = {}
+        for c in clients:
+            name, row = self.saved[c]
+            if name not in known:
+                known[name] = self._add(Segment(self._segments, name), 0)
+            moved[c] = Place(known[name], row)
+        self._move(moved)
 
     def load(self, snapshot: Path, segments: Path) -> None:
         """The states that a snapshot's manifest names."""
-        self.places, self.pending, self.blocks, self.dirty = {}, {}, {}, set()
+        self._empty()
         manifest = snapshot / "clients.json"
-        self.saved = (
-            {int(c): (p[0], p[1]) for c, p in json.loads(manifest.read_text()).items()} if manifest.exists() else {}
-        )
-        for segment in sorted({s for s, _ in self.saved.values()}):
-            block = self._add(self.pool.put(load_tree(segments, segment)))
-            self.places.update({c: Place(block, r) for c, (s, r) in self.saved.items() if s == segment})
+        told = json.loads(manifest.read_text()) if manifest.exists() else {}
+        self.saved = {int(c): (p[0], p[1]) for c, p in told.items()}
+        self._segments = segments
+        clients: dict[str, list[int]] = {}
+        for c, (segment, _) in self.saved.items():
+            clients.setdefault(segment, []).append(c)
+        self._written = {s: count_rows(segments, s) for s in sorted(clients)}
+        fits = sum((segments / f"{s}.safetensors").stat().st_size for s in clients) <= self._most()
+        for s, rows in self._written.items():
+            block = self._add(self.pool.put(load_tree(segments, s)) if fits else Segment(segments, s), rows)
+            self._move({c: Place(block, self.saved[c][1]) for c in clients[s]})
 
 
 def collect_segments(snapshots: Path, segments: Path) -> None:

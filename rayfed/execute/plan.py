@@ -69,14 +69,12 @@ def order_of(n: int, over: Over, batch: int, k: int) -> np.ndarray:
     if over.kind in ("once", "whole"):
         width = n if over.kind == "whole" else min(n, MEASURE_BATCH)
         return _cut(np.arange(n), width)[:, None, :]
-    rng = keys.numpy(k)
-    if over.kind == "epochs":
-        slots = [_cut(rng.permutation(n), batch) for _ in range(over.n)]
-    else:  # steps: as many passes as the steps need
-        per_pass = math.ceil(n / batch)
-        passes = math.ceil(over.n * over.batches / per_pass)
-        slots = [_cut(rng.permutation(n), batch) for _ in range(passes)]
-    flat = np.concatenate(slots) if slots else np.full((0, batch), -1)
+    per_pass, rng = math.ceil(n / batch), keys.numpy_again(k)
+    # steps: as many passes as the steps need
+    passes = over.n if over.kind == "epochs" else math.ceil(over.n * over.batches / per_pass)
+    flat = np.full((passes * per_pass, batch), -1)
+    for one in flat.reshape(passes, per_pass * batch):
+        one[:n] = rng.permutation(n)
     if over.kind == "steps":
         flat = flat[: over.n * over.batches]
     short = -len(flat) % over.batches

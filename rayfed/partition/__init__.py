@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,25 @@ class Index:
         return cls(offsets.astype(np.int64), np.ascontiguousarray(rows[order], np.int64))
 
 
+class Names(Sequence[str]):
+    """The clients' names, (n,), without an object for each: `ids` as an array, or their numbers where that is empty."""
+
+    def __init__(self, n: int, ids: np.ndarray | None = None):
+        self.n, self.ids = n, np.zeros(0, str) if ids is None else ids
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: Any) -> Any:
+        at = range(self.n)[i]
+        return tuple(map(self.__getitem__, at)) if isinstance(at, range) else str(self.ids[at] if len(self.ids) else at)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Owned:
     """What a partition decides about the training rows followed by the test rows, (n,) each.
@@ -68,7 +87,7 @@ class Owned:
 
     client: np.ndarray
     role: np.ndarray
-    names: tuple[str, ...]
+    names: Names
     group: np.ndarray | None = None
     pool: np.ndarray | None = None
 
@@ -90,7 +109,7 @@ class Federation:
     pool: np.ndarray
     population: int
     group: np.ndarray
-    names: tuple[str, ...]
+    names: Sequence[str]
     class_counts: np.ndarray
     classes: int
     input_shape: tuple[int, ...]
@@ -111,7 +130,7 @@ class Federation:
             flat[f"{n}/offsets"], flat[f"{n}/rows"] = index.offsets, index.rows
         for n in ("pool", "group", "class_counts", "probe"):
             flat[n] = getattr(self, n)
-        flat["names"] = np.array(self.names, dtype=str)
+        flat["names"] = np.array(getattr(self.names, "ids", self.names), dtype=str)
         flat["meta"] = {
             "population": self.population, "classes": self.classes, "input_shape": list(self.input_shape),
             "kind": self.kind, "label_names": list(self.label_names),
@@ -126,7 +145,7 @@ class Federation:
         made: dict[str, Any] = {n: flat[n] for n in ("pool", "group", "class_counts", "probe")}
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in ("train", "val", "test")}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
-        return cls(names=tuple(flat["names"].tolist()), **made, **meta)
+        return cls(names=Names(len(flat["group"]), flat["names"]), **made, **meta)
 
 
 def draws(seed: int) -> Draw:
@@ -194,7 +213,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
     return Federation(
         {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pool, n - held, group, owned.names,
-        counts.reshape(n, dataset.classes).astype(np.int64), dataset.classes, dataset.input_shape, dataset.kind,
+        counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
         dataset.label_names, probe,
     )  # fmt: skip
 
@@ -312,7 +331,7 @@ def within_groups(
         own = {} if held is None else {"held": int((members >= len(group) - held).sum())}
         to = deal(of[mine], len(members), draw(f"deal {g}"), **own)
         client[mine] = np.where(to >= 0, members[to], -1)
-    return Owned(client, np.full(len(client), SHARED, np.int8), tuple(map(str, range(len(group)))))
+    return Owned(client, np.full(len(client), SHARED, np.int8), Names(len(group)))
 
 
 def top_up(client: np.ndarray, n: int, least: int, rng: np.random.Generator) -> np.ndarray:

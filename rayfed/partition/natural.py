@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rayfed.errors import ConfigError
-from rayfed.partition import SHARED, TEST, VAL, Owned
+from rayfed.partition import SHARED, TEST, VAL, Names, Owned
 from rayfed.partition import groups as planted
 
 
@@ -65,7 +65,7 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
     if f.groups.kind == "classes":  # a client's rows of other classes are nobody's
         y = np.concatenate([train.y, test.y])
         owner = np.where(planted.holds(f.groups, dataset.classes)[group[owner], y] & (owner >= 0), owner, -1)
-    names = tuple(map(str, ids[chosen]))
+    names = Names(n, ids[chosen])
     if f.groups.kind != "domain":
         return Owned(owner, role, names)
     domain = np.concatenate(planted.domains(dataset, "federation.groups.kind")[1:])

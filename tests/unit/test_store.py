@@ -11,7 +11,8 @@ import pytest
 
 from rayfed import tree
 from rayfed.pool import LocalPool
-from rayfed.store import ClientStore, collect_segments
+from rayfed.snapshot import count_rows, prune
+from rayfed.store import ClientStore, Segment, collect_segments
 from rayfed.tree import BF16
 from tests import toy
 
@@ -274,6 +275,55 @@ def test_many_clients_on_disk(store: ClientStore, disk: Disk) -> None:
     assert len(back.blocks) == 2 and len(back.lookup(range(n))[0]) == 2
 
 
+def segments_in(store: ClientStore) -> int:
+    return sum(isinstance(h, Segment) for h in store.blocks.values())
+
+
+@pytest.mark.parametrize("room", [0.0, 300.0, None])
+def test_states_beyond_the_room_are_read_from_the_segments(disk: Disk, room: float | None) -> None:
+    """Any history of writes, lost rounds, snapshots and resumes gives the newest states, wherever they lie."""
+    rng, n = np.random.default_rng(1), 40
+    store, want, saved = ClientStore(LocalPool(), room), dict[int, float](), dict[int, float]()
+    for r in range(1, 61):
+        ids = rng.permutation(n)[:6].tolist()
+        handles, at = store.lookup(ids)
+        found = [None if p is None else float(tree.row(handles[p[0]], p[1])["w"][0]) for p in at]
+        assert found == [want.get(c) for c in ids]
+        store.write(ids[:3], block(*[100.0 * r + c for c in ids[:3]]))
+        store.write(ids[3:], block(*[100.0 * r + c for c in ids[3:]]))
+        if r % 7 == 0:
+            store.rollback()
+            continue
+        want |= {c: 100.0 * r + c for c in ids}
+        if r % 3 == 0:
+            disk.save(store, r)
+            collect_segments(disk.snapshots, disk.segments)
+            saved = dict(want)
+            prune(disk.snapshots, 2)
+        else:
+            store.commit()
+        if r % 20 == 0:
+            store, want = ClientStore(LocalPool(), room), dict(saved)
+            store.load(max(disk.snapshots.iterdir()), disk.segments)
+        assert values(store, *range(n)) == [want.get(c) for c in range(n)]
+        if room == 0.0 and r % 3 == 0:
+            assert segments_in(store) == len(store.blocks)
+    assert (segments_in(store) == 0) == (room is None)
+
+
+def test_what_lies_on_disk_is_at_most_twice_the_states(disk: Disk) -> None:
+    rng, store, n = np.random.default_rng(0), ClientStore(LocalPool(), 0.0), 100
+    for r in range(1, 81):
+        ids = rng.permutation(n)[:10].tolist()
+        store.write(ids, block(*[r + c / 1000 for c in ids]))
+        disk.save(store, r)
+        prune(disk.snapshots, 1)
+        collect_segments(disk.snapshots, disk.segments)
+        rows = {s: count_rows(disk.segments, s) for s in disk.files()}
+        assert sum(rows.values()) <= 2 * len(store.places)
+        assert rows[f"round-{r:06d}-1"] <= 30  # what was touched, and at most twice as many to make room
+
+
 # -- under a method ----------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +333,16 @@ def test_states_follow_their_clients_through_cohorts_and_rounds() -> None:
     a, b = (r.clients() for r in runs)
     assert a.keys() == b.keys() and len(a) > 7
     assert all(tree.same(a[c], b[c]) for c in a)
+
+
+def test_a_run_whose_states_lie_on_disk_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more: dict[str, Any] = {"rounds": 5, "storage": {"snapshot_every": 2}}
+    memory = toy.run_folder("scaffold", tmp_path / "memory", **more)
+    monkeypatch.setattr(ClientStore, "_most", lambda self: 0.0)
+    disk = toy.run_folder("scaffold", tmp_path / "disk", **more)
+    assert disk.rows == memory.rows and tree.same(disk.state, memory.state)
+    assert disk.clients.keys() == memory.clients.keys() and len(memory.clients) > 7
+    assert all(tree.same(disk.clients[c], memory.clients[c]) for c in memory.clients)
 
 
 def test_a_round_that_breaks_leaves_the_states() -> None:
