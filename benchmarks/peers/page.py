@@ -12,6 +12,35 @@ TITLES = {
     "w3": "W3, MiniLM with LoRA r = 8, 10 of 20 clients a round",
 }
 
+# (workload, figure, engine beside which it is held, most or least that rayfed's is of the other's)
+TARGETS = (
+    ("n_mlp", "round_s", "flower", 1 / 100), ("n_mlp", "round_s", "pfl", 1 / 3), ("n_cnn", "round_s", "flower", 1 / 20),
+    ("n_cnn", "round_s", "pfl", 1 / 2.5), ("w1", "round_s", "flower", 1 / 20), ("w1", "round_s", "pfl", 1 / 3),
+    ("w1", "round_s", "loop", 1 / 1.3), ("w2", "round_s", "flower", 1 / 2.8), ("w2", "round_s", "loop", 1 / 1.8),
+    ("w3", "round_s", "flower", 1 / 1.2), ("w3", "round_s", "loop", 1 / 2.1), ("w2", "first_round_s", "flower", 0.6),
+    ("w2", "pss_mb", "flower", 0.5), ("w2", "cpu_s", "loop", 1.1), ("w3", "cpu_s", "loop", 1.1),
+)  # fmt: skip
+FIGURES = {
+    "round_s": "rounds/s",
+    "first_round_s": "time to the first round's end",
+    "pss_mb": "memory",
+    "cpu_s": "CPU of a round",
+}
+
+
+def targets(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """What was aimed at beside what was found."""
+    lines = ["## Targets", "", "| rayfed's, beside | aimed at | found | |", "|---|---|---|---|"]
+    for name, figure, engine, limit in TARGETS:
+        if not {"rayfed", engine} <= found.get(name, {}).keys():
+            continue
+        ratio = found[name]["rayfed"][figure]["median"] / found[name][engine][figure]["median"]
+        speed = figure == "round_s"  # told as how many times faster
+        aim, had = (f"≥ {1 / limit:.3g} x", f"{1 / ratio:.2f} x") if speed else (f"≤ {limit:g} x", f"{ratio:.2f} x")
+        met = "met" if ratio <= limit else "**not met**"
+        lines.append(f"| {TITLES[name].split(',')[0]}, {FIGURES[figure]}, {engine} | {aim} | {had} | {met} |")
+    return [*lines, ""]
+
 
 def write(about: dict[str, Any], found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The page: a table per workload, every figure the median of the repetitions with its range."""
@@ -31,6 +60,7 @@ def write(about: dict[str, Any], found: dict[str, dict[str, dict[str, Any]]]) ->
         "; ".join(f"{k} {v}" for k, v in about.items()),
         "",
     ]
+    lines += targets(found)
     for name, engines in found.items():
         base = engines.get("rayfed")
         lines += [

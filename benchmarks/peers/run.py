@@ -17,28 +17,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import cohorts  # noqa: E402
 import data  # noqa: E402
 import page  # noqa: E402
+from watch import MARK, Watch, about, end_processes  # noqa: E402
 
-MARK = "PEERS_MARK"  # environment variable by which a run's processes are known
 NEEDS = {
     "loop": [],  # rayfed's own environment has all it needs
     "rayfed": [],
@@ -142,53 +139,6 @@ def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
     return plan
 
 
-class Watch(threading.Thread):
-    """CPU seconds and memory (PSS) of all processes with a mark in their environment, while they run."""
-
-    def __init__(self, mark: str):
-        super().__init__(daemon=True)
-        self.mark, self.over = f"{MARK}={mark}", threading.Event()
-        self.cpu: list[tuple[float, float]] = []
-        self.peak = 0
-        self._mine: dict[int, bool] = {}
-        self._spent: dict[int, float] = {}
-
-    def run(self) -> None:
-        beat = 0
-        while not self.over.wait(0.1):
-            beat += 1
-            self._look(beat % 5 == 0)
-
-    def _look(self, memory: bool) -> None:
-        pss = 0
-        for pid in psutil.pids():
-            try:
-                if pid not in self._mine:
-                    self._mine[pid] = self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                if self._mine[pid]:
-                    t = psutil.Process(pid).cpu_times()
-                    self._spent[pid] = t.user + t.system
-                    if memory:
-                        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                        pss += (
-                            next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
-                        )
-            except (psutil.Error, OSError, StopIteration):
-                continue
-        self.cpu.append((time.time(), sum(self._spent.values())))
-        self.peak = max(self.peak, pss)
-
-    def end(self) -> list[int]:
-        """Stops looking; processes that are still there."""
-        self.over.set()
-        self.join()
-        return [p for p, mine in self._mine.items() if mine and psutil.pid_exists(p)]
-
-    def between(self, a: float, b: float) -> float:
-        at, spent = zip(*self.cpu, strict=True)
-        return float(np.interp(b, at, spent) - np.interp(a, at, spent))
-
-
 def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: Path) -> dict[str, Any]:
     """One run of one engine: seconds and CPU seconds of a round, start, memory, the last weights."""
     import yaml
@@ -207,10 +157,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     with open(out / "log", "w") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=log, cwd=out)
     took = time.time() - began
-    left = watch.end()
-    for pid in left:  # Flower leaves its Ray to die by itself
-        if psutil.pid_exists(pid):
-            psutil.Process(pid).kill()
+    end_processes(watch.end(), mark)  # Flower leaves its Ray to die by itself
     if done.returncode:
         sys.exit(f"{engine} failed ({done.returncode}):\n{(out / 'log').read_text()[-3000:]}")
     if engine == "rayfed":
@@ -279,19 +226,18 @@ def main() -> None:
                     print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)
             found[name] = judged(name, runs, plan)
             print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found[name].items()}}), flush=True)
-    about = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "python": platform.python_version(), "command": " ".join(["python", *sys.argv]),
+    told = {
+        **about(), "command": " ".join(["python", *sys.argv]),
         **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
         **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
         **({"pfl": versions(pythons["pfl"], ["pfl"])["pfl"]} if "pfl" in pythons else {}),
     }  # fmt: skip
-    text = page.write(about, found)
+    text = page.write(told, found)
     print(text)
     if a.out or not a.tiny:
         out = a.out or HERE.parent
         out.mkdir(parents=True, exist_ok=True)
-        (out / "peers.json").write_text(json.dumps({"about": about, "workloads": found}, indent=1) + "\n")
+        (out / "peers.json").write_text(json.dumps({"about": told, "workloads": found}, indent=1) + "\n")
         (out / "PEERS.md").write_text(text)
 
 

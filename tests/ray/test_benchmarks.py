@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,34 @@ def test_cohorts_agree_with_peft(env: dict[str, str], tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert [r["row"] for r in rows] == ["peft", "loop", "vmap, k = 1", "vmap, k = 2"]
     assert all(r["apart"] < 1e-5 and r["clients_per_s"] > 0 for r in rows)
+
+
+@pytest.mark.slow
+def test_scale_is_measured_and_the_stateful_run_goes_on_after_its_end(env: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "scale.py"), "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--curves", "clients,population,state,soak"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "scale.json").read_text())["curves"]
+    assert list(found) == ["clients", "population", "state", "soak"]
+    for name in ("clients", "population"):
+        points = found[name]["points"]
+        assert len(points) == 2 and points[0]["x"] < points[1]["x"] and math.isfinite(found[name]["slope"])
+        for p in points:
+            assert all(math.isfinite(v) and v > 0 for v in p.values()) and p["rounds"] == 4
+            assert p["least_s"] <= p["round_s"] <= p["most_s"] and p["round_s"] + p["outside_rounds_s"] < p["total_s"]
+    state = found["state"]
+    small, large = state["touched"]
+    per_client = 4 * state["parameters"]  # float32
+    for p in (small, large):
+        assert per_client * p["x"] < p["state_bytes"] < 1.2 * per_client * p["x"] + 2000 and p["commit_s"] > 0
+    assert state["rounds"] == list(range(1, 23)) and state["stateful_clients"] == state["clients"] == 600
+    first, second = state["resumed_at"]  # the kill may fall between a round's row and its snapshot
+    assert 10 <= state["killed_after_round"] < 20 and state["killed_after_round"] - first in (0, 1) and second == 20
+    soak = found["soak"]
+    assert soak["rounds"] == 30 and soak["restarts"] == 0
+    assert {"pss", "rss/server", "rss/clients", "store", "files/server"} <= soak["growth"].keys()
+    assert all(math.isfinite(g["share"]) and g["level"] > 0 for g in soak["growth"].values())
+    page = (tmp_path / "SCALE.md").read_text()
+    assert "No round is missing or doubled" in page and (tmp_path / "soak.png").stat().st_size > 10_000

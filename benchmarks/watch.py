@@ -1,0 +1,119 @@
+"""What the processes of a command use while they run: CPU seconds, memory, open files."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+MARK = "PEERS_MARK"  # environment variable by which a run's processes are known
+
+
+class Sample(NamedTuple):
+    """One look: seconds since the epoch, bytes of PSS of all, resident bytes by role, open files by role, `also`'s numbers."""
+
+    time: float
+    pss: int
+    rss: dict[str, int]
+    files: dict[str, int]
+    also: dict[str, float]
+
+
+class Watch(threading.Thread):
+    """All processes with a mark in their environment, while they run. `every`: seconds between two looks at memory and files;
+    `also`: further numbers to sample then, called with the pids."""
+
+    def __init__(self, mark: str, every: float = 0.5, also: Callable[[list[int]], dict[str, float]] | None = None):
+        super().__init__(daemon=True)
+        self.mark, self.every, self.also, self.over = f"{MARK}={mark}", every, also, threading.Event()
+        self.cpu: list[tuple[float, float]] = []
+        self.samples: list[Sample] = []
+        self._mine: dict[int, bool] = {}
+        self._spent: dict[int, float] = {}
+        self._role: dict[int, str] = {}  # a worker's title changes with what it does
+
+    def run(self) -> None:
+        due = 0.0
+        while not self.over.wait(0.1):
+            whole = time.monotonic() >= due
+            if whole:
+                due = time.monotonic() + self.every
+            self._look(whole)
+
+    def _look(self, whole: bool) -> None:
+        pss, rss, files, pids = 0, dict[str, int](), dict[str, int](), []
+        for pid in psutil.pids():
+            try:
+                if pid not in self._mine:
+                    self._mine[pid] = self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if not self._mine[pid]:
+                    continue
+                pids.append(pid)
+                process = psutil.Process(pid)
+                t = process.cpu_times()
+                self._spent[pid] = t.user + t.system
+                if whole:
+                    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    pss += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
+                    if self._role.get(pid, "ray") == "ray":
+                        self._role[pid] = role(process)
+                    who = self._role[pid]
+                    rss[who] = rss.get(who, 0) + process.memory_info().rss
+                    files[who] = files.get(who, 0) + process.num_fds()
+            except (psutil.Error, OSError, StopIteration):
+                continue
+        self.cpu.append((time.time(), sum(self._spent.values())))
+        if whole and pids:
+            self.samples.append(Sample(time.time(), pss, rss, files, self.also(pids) if self.also else {}))
+
+    @property
+    def peak(self) -> int:
+        """The most PSS of all at once, bytes."""
+        return max((s.pss for s in self.samples), default=0)
+
+    def end(self) -> list[int]:
+        """Stops looking; processes that are still there."""
+        self.over.set()
+        self.join()
+        return [p for p, mine in self._mine.items() if mine and psutil.pid_exists(p)]
+
+    def between(self, a: float, b: float) -> float:
+        """CPU seconds spent between two times."""
+        at, spent = zip(*self.cpu, strict=True)
+        return float(np.interp(b, at, spent) - np.interp(a, at, spent))
+
+
+def role(process: psutil.Process) -> str:
+    """server | clients | driver | ray: Ray names its workers after the actor that they hold."""
+    words = process.cmdline()
+    title = words[0] if words else ""
+    if title.startswith("ray::ServerActor"):
+        return "server"
+    if title.startswith("ray::ClientActor"):
+        return "clients"
+    return "driver" if len(words) > 1 and Path(words[1]).name == "rayfed" else "ray"
+
+
+def end_processes(left: list[int], mark: str) -> None:
+    """End what is left of a command, after a last look that each is still of this mark."""
+    for pid in left:
+        try:
+            if f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                psutil.Process(pid).kill()
+        except (psutil.Error, OSError):
+            continue
+
+
+def about() -> dict[str, Any]:
+    """The machine, in words."""
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "python": platform.python_version(),
+    }
