@@ -33,6 +33,7 @@ class RayLauncher:
         self.server: Any = None
         self.group: Any = None
         self.connected = self.ours = False
+        self.shared: tuple[Federation, Any] | None = None  # the newest split and where it lies
 
     def ahead(self, configs: Sequence[Config]) -> None:
         """Start a local Ray; a cluster is joined only by a request that is right."""
@@ -101,7 +102,7 @@ class RayLauncher:
         values = config.to_dict()
         around = {"code": session.used(values), "environment": track.environment()}
         done = self.server.run.options(name=monitor.run_name(config, folder.path)).remote(
-            str(folder.path.resolve()), folder.fence, values, [ray.put(federation.numpy())], **around
+            str(folder.path.resolve()), folder.fence, values, [self._put(federation)], **around
         )
         shown = monitor.Shown(self.server, config)
         while True:
@@ -117,6 +118,18 @@ class RayLauncher:
                 raise (cause if isinstance(cause, Exception) else RunFailed(str(e))) from None
             except RayActorError as e:
                 raise RunFailed(f"the server actor died: {e}\nContinue with: rayfed resume {folder.path}") from None
+
+    def _put(self, federation: Federation) -> Any:
+        """The split in the object store, once for all runs on it; this process reads it there from then on."""
+        import ray
+
+        if self.shared is None or self.shared[0] is not federation:
+            self.shared = None  # the one before may go
+            ref = ray.put(federation.numpy())
+            there = ray.get(ref)
+            federation.arrays.update({n: there[f"arrays/{n}"] for n in federation.arrays})
+            self.shared = (federation, ref)
+        return self.shared[1]
 
     def stop(self) -> None:
         if self.server is not None:

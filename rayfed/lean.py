@@ -30,6 +30,12 @@ def keep_freed() -> bool:
     return bool(mallopt(MMAP, 32 * 2**20) and mallopt(TRIM, 2**31 - 1) and mallopt(TOP_PAD, 64 * 2**20))
 
 
+def give_back() -> None:
+    """Freed memory to the system after all: after work that needed more of it than what follows."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def without_compiler() -> None:
     """`torch.func.grad` does not import torch's compiler (some 65 MB, more than a second) only to tell it that it is off."""
     import torch

@@ -9,6 +9,7 @@ on disk are let go, the oldest first; their rows are read from the segments when
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,10 @@ from rayfed import tree
 from rayfed.pool import Pool
 from rayfed.snapshot import count_rows, load_rows, load_tree, save_tree
 from rayfed.tree import Tree
+
+_NAMED = re.compile(
+    r'\[\s*"([^"]+)"'
+)  # the segments in a manifest, which may be of a million clients: not parsed as a whole
 
 
 class Place(NamedTuple):
@@ -143,7 +148,7 @@ class ClientStore:
             save_tree(segments, name, states)
             self._written[name] = len(to_write)
             places.update({c: (name, i) for i, c in enumerate(to_write)})
-        (snapshot / "clients.json").write_text(json.dumps({str(c): list(p) for c, p in sorted(places.items())}))
+        (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))))
         self._writing = places
 
     def _thin(self, dirty: set[int]) -> list[int]:
@@ -213,7 +218,7 @@ def collect_segments(snapshots: Path, segments: Path) -> None:
     """Delete segments that no kept snapshot's manifest names."""
     if not segments.exists():
         return
-    used = {p[0] for m in snapshots.glob("round-*/clients.json") for p in json.loads(m.read_text()).values()}
+    used = {s for m in snapshots.glob("round-*/clients.json") for s in _NAMED.findall(m.read_text())}
     for f in segments.iterdir():
         if f.stem.split(".")[0] not in used:
             f.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rayfed import evaluate, execute, keys, optim, tree
+from rayfed import evaluate, execute, keys, lean, optim, tree
 from rayfed.adapters import ranks
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rayfed.task import Task
     from rayfed.visit import Visit
 
-LOOK = 0.5  # seconds of `loop` that a trial of the executors is worth
+LOOK = 0.25  # seconds of `loop` that a trial of the executors is worth
 SMALL = 4096  # elements per client: up to here an unfolded part travels to the server with the reply
 
 
@@ -389,7 +389,7 @@ class Worker:
     ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
         """Which executor trains this task's model faster here: seconds that a client's local step takes under each.
 
-        `loop` is tried on one client, `vmap` on as many of the cohort as LOOK seconds of the loop's would do, two at least:
+        `loop` is tried on one client, `vmap` on as many of the cohort as LOOK seconds of the loop's would do, four at least:
         a model with so much work in a step gains little from more of them.
         """
         from rayfed.visit import sgd_visit, steps
@@ -410,11 +410,12 @@ class Worker:
 
         with torch.no_grad():
             seconds: dict[str, Any] = {"loop": seconds_of("loop", 1, 3)}
-            k = max(min(cohort, 2), min(cohort, int(LOOK / seconds["loop"])))
+            k = max(min(cohort, 4), min(cohort, int(LOOK / seconds["loop"])))
             try:
                 seconds["vmap"] = seconds_of("vmap", k, max(1, min(3, int(LOOK / (seconds["loop"] * k)))))
             except Exception as e:
                 seconds |= {"vmap": float("inf"), "why": f"{type(e).__name__}: {e}"}
+        lean.give_back()
         return {"value": seconds}, None, None
 
 

@@ -56,13 +56,13 @@ def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
             "model": {"name": f"hf:{minilm()}", "head": "mean"},
         }
     elif big:
-        clients, per_round, rounds = (1000, 100, 5) if name == "w2" else (1000, 1000, 6)
+        clients, per_round, rounds = (1000, 100, 4) if name == "w2" else (1000, 1000, 3)
         if tiny:
             clients, per_round, rounds = 20, 4, 2
         examples = clients * (40 if name == "w2" else 2)
         task = {"data": {"name": f"{HERE}/data.py:images", "examples": examples}, "model": "cnn"}
     else:
-        clients, per_round, rounds = (100, 20, 200) if name == "w1" else (1000, 1000, 20)
+        clients, per_round, rounds = (100, 20, 200) if name == "w1" else (1000, 1000, 10)
         if tiny:
             clients, per_round, rounds = 20, 4, 3
         task = {"data": "digits", "model": {"name": "mlp", "hidden": [128]}}
@@ -152,7 +152,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
         command = [str(python.parent / "rayfed"), "run", str(out / "config.yaml"), "--out", str(out / "runs")]
     else:
         command = [str(python), str(HERE / SIDE[engine]), str(plan), str(out)]
-    watch, began = Watch(mark), time.time()
+    watch, began = Watch(mark, every=1.0), time.time()
     watch.start()
     with open(out / "log", "w") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=log, cwd=out)
@@ -213,6 +213,12 @@ def main() -> None:
     a = p.parse_args()
     engines, found = a.engines.split(","), {}
     pythons = {e: environment(e, a.envs, HERE.parents[1] / "constraints.txt") for e in engines}
+    told = {
+        **about(), "command": " ".join(["python", *sys.argv]),
+        **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
+        **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
+        **({"pfl": versions(pythons["pfl"], ["pfl"])["pfl"]} if "pfl" in pythons else {}),
+    }  # fmt: skip
     for name in a.workloads.split(","):
         with tempfile.TemporaryDirectory(prefix="peers-") as tmp:
             where = Path(tmp)
@@ -226,14 +232,13 @@ def main() -> None:
                     print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)
             found[name] = judged(name, runs, plan)
             print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found[name].items()}}), flush=True)
-    told = {
-        **about(), "command": " ".join(["python", *sys.argv]),
-        **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
-        **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
-        **({"pfl": versions(pythons["pfl"], ["pfl"])["pfl"]} if "pfl" in pythons else {}),
-    }  # fmt: skip
+        report(a, told, found)
+
+
+def report(a: argparse.Namespace, told: dict[str, Any], found: dict[str, Any]) -> None:
+    """Print the table, and write it unless the sizes are tiny: after each workload, so that nothing measured is lost."""
     text = page.write(told, found)
-    print(text)
+    print(text, flush=True)
     if a.out or not a.tiny:
         out = a.out or HERE.parent
         out.mkdir(parents=True, exist_ok=True)
