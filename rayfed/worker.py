@@ -416,11 +416,9 @@ class Worker:
             seconds: dict[str, Any] = {"loop": loop()}
             k = max(min(cohort, 4), min(cohort, int(LOOK / seconds["loop"])))
             try:
-                vmap = trial("vmap", k, max(1, min(3, int(LOOK / (seconds["loop"] * k)))))
-                seconds["vmap"] = vmap()
-                for _ in range(2):  # near a tie, a disturbance must not decide
-                    if 0.7 < seconds["vmap"] / seconds["loop"] < 1.2:
-                        seconds = {"loop": min(seconds["loop"], loop()), "vmap": min(seconds["vmap"], vmap())}
+                seconds["vmap"] = trial("vmap", k, max(1, min(3, int(LOOK / (seconds["loop"] * k)))))()
+                if 0.7 < seconds["vmap"] / seconds["loop"] < 1.1:  # near a tie the whole cohort decides
+                    seconds = {"loop": min(seconds["loop"], loop()), "vmap": trial("vmap", cohort, 1)()}
             except Exception as e:
                 seconds |= {"vmap": float("inf"), "why": f"{type(e).__name__}: {e}"}
         lean.give_back()

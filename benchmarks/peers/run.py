@@ -4,7 +4,7 @@
 
 The engines run in environments of their own under `--envs` (made on first use with pip). Every engine replays one plan: the same first
 weights, clients, batches and weighting. Writes benchmarks/PEERS.md and benchmarks/peers.json, unless `--tiny` (sizes that only show that
-all of it works) or `--out DIR`.
+all of it works) or `--out DIR`. Workloads that are not asked for keep what the folder's peers.json has of them.
 
 w1: 100 clients, 20 a round, scikit-learn's digits, Dirichlet 0.5, MLP 64-128-10, one epoch, batch 16.   w2: 1,000 clients of 40
 images, 100 a round, McMahan's CNN on 28x28, one epoch, batch 20.   w3: a pretrained MiniLM with LoRA (r = 8, query and value) and a linear
@@ -211,7 +211,9 @@ def main() -> None:
     p.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "rayfed-peers")
     p.add_argument("--out", type=Path)
     a = p.parse_args()
-    engines, found = a.engines.split(","), {}
+    engines, out = a.engines.split(","), a.out or (None if a.tiny else HERE.parent)
+    kept = out / "peers.json" if out else None
+    found = json.loads(kept.read_text())["workloads"] if kept and kept.is_file() else {}
     pythons = {e: environment(e, a.envs, HERE.parents[1] / "constraints.txt") for e in engines}
     told = {
         **about(), "command": " ".join(["python", *sys.argv]),
@@ -232,15 +234,14 @@ def main() -> None:
                     print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)
             found[name] = judged(name, runs, plan)
             print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found[name].items()}}), flush=True)
-        report(a, told, found)
+        report(out, told, found)
 
 
-def report(a: argparse.Namespace, told: dict[str, Any], found: dict[str, Any]) -> None:
-    """Print the table, and write it unless the sizes are tiny: after each workload, so that nothing measured is lost."""
+def report(out: Path | None, told: dict[str, Any], found: dict[str, Any]) -> None:
+    """Print the table, and write it: after each workload, so that nothing measured is lost."""
     text = page.write(told, found)
     print(text, flush=True)
-    if a.out or not a.tiny:
-        out = a.out or HERE.parent
+    if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "peers.json").write_text(json.dumps({"about": told, "workloads": found}, indent=1) + "\n")
         (out / "PEERS.md").write_text(text)
