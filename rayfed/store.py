@@ -21,9 +21,10 @@ from rayfed.pool import Pool
 from rayfed.snapshot import count_rows, load_rows, load_tree, save_tree
 from rayfed.tree import Tree
 
-_NAMED = re.compile(
-    r'\[\s*"([^"]+)"'
-)  # the segments in a manifest, which may be of a million clients: not parsed as a whole
+# The segments in a manifest, which may be of a million clients: not parsed as a whole.
+_NAMED = re.compile(r'\[\s*"([^"]+)"')
+
+ROOM = 0.15  # half of what Ray's object store takes of a machine's memory
 
 
 class Place(NamedTuple):
@@ -40,7 +41,7 @@ class Segment(NamedTuple):
 
 class ClientStore:
     """The rows of one run; blocks are handles of `pool`, or segments. room: bytes of states that stay in memory though they are on
-    disk too, by default half of what Ray's object store has."""
+    disk too, by default ROOM of the machine's memory."""
 
     def __init__(self, pool: Pool, room: float | None = None):
         self.pool, self.room = pool, room
@@ -184,7 +185,7 @@ class ClientStore:
     def _most(self) -> float:
         import psutil
 
-        return 0.15 * psutil.virtual_memory().total if self.room is None else self.room
+        return ROOM * psutil.virtual_memory().total if self.room is None else self.room
 
     def _leave(self, clients: Sequence[int]) -> None:
         """The states of these clients are where they were saved, and not in memory."""

@@ -59,9 +59,9 @@ def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
     """a + scale * b; `scale` a number or a 0-d tensor."""
     if isinstance(scale, float) and scale == 1.0:
         return map(lambda x, y: x + y, a, b)
-    if isinstance(scale, float | int):
-        return map(lambda x, y: torch.add(x, y, alpha=scale) if x.is_floating_point() else x + y * scale, a, b)
-    return map(lambda x, y: torch.addcmul(x, y, scale), a, b)  # one pass over memory
+    if isinstance(scale, torch.Tensor):
+        return map(lambda x, y: torch.addcmul(x, y, scale.to(x.dtype)), a, b)  # one pass over memory
+    return map(lambda x, y: torch.add(x, y, alpha=scale) if x.is_floating_point() else x + y * scale, a, b)
 
 
 def sub(a: Tree, b: Tree) -> Tree:

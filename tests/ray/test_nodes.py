@@ -77,7 +77,7 @@ def test_a_run_goes_on_without_the_node_that_is_gone(rayfed, config, nodes, tmp_
     cluster = nodes(1, 1)
     large = {**BIG, "model": {"name": "mlp", "hidden": [192, 192]}}  # sums lie where they were made, and die there
     file = config(
-        task=large, rounds=60, method={"name": "fedavg"}, evaluate={"every": 30}, seeds=[0, 1],
+        task=large, rounds=40, method={"name": "fedavg"}, evaluate={"every": 20}, seeds=[0, 1],
         resources={"actors": 2, "cohort": 1, "executor": "loop"}, storage={"snapshot_every": 5},
     )  # fmt: skip
     run = rayfed("run", file, "--out", tmp_path / "o", "--address", cluster.address)
