@@ -16,7 +16,7 @@ from actors.client import ClientActor
 from actors.merge import Lies, NodeMerging
 from actors.monitor import RayMetrics
 from actors.placement import Plan
-from rayfed import session
+from rayfed import session, tree
 from rayfed.errors import RunFailed
 from rayfed.partition import split_key
 from rayfed.pool import Merging, Outcome
@@ -27,6 +27,7 @@ from rayfed.worker import Job, Worker
 if TYPE_CHECKING:
     from rayfed.partition import Federation
 
+SMALL = 64 * 2**10  # bytes; Ray keeps arguments of up to 100 kB out of its store
 IN_FLIGHT = 2  # calls per actor: one runs while the next one's arguments arrive
 
 
@@ -46,6 +47,7 @@ class RayPool:
         self._runs: dict[str, tuple[tuple[Any, ...], str]] = {}  # run -> arguments of its setup, its split
         self._starts: dict[str, Any] = {}
         self.data: dict[str, Any] = {}  # split -> its data, where whoever asks has put it into the store already
+        self._named: dict[tuple[int, str], tuple[Any, Any]] = {}
         self.actors = [self._start(i) for i in range(plan.actors)]
         self.homes: dict[int, str] = {}  # actor -> its node, once it is known
         # a dead one's successor, which may have to wait for a node -> its last setup
@@ -118,10 +120,11 @@ class RayPool:
         return ray.get([self.actors[i].about.remote() for i in self._able()])
 
     def put(self, value: Tree) -> Any:
-        return ray.put(value)
+        """What is small travels with each call: to put it into the store and to get it out takes longer."""
+        return value if tree.nbytes(value) <= SMALL else ray.put(value)
 
     def get(self, handle: Any) -> Tree:
-        return ray.get(handle)
+        return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """As `rayfed.pool.Pool.run`. A job whose actors died more than `retries` times ends the run.
@@ -138,8 +141,7 @@ class RayPool:
                 number = waiting.take(self.homes.get(actor))
                 job = jobs[number]
                 bare = Job(job.run, job.kind, job.args)
-                do = self.actors[actor].do.options(num_returns=4, name=_label(job))
-                meta, large, own, folded = do.remote(bare, apart, *job.handles)
+                meta, large, own, folded = self._do(actor, _label(job)).remote(bare, apart, *job.handles)
                 flying[meta] = (number, actor, large, own, folded)
                 load[actor] += 1
             self.queued = len(waiting) + len(flying)
@@ -179,6 +181,14 @@ class RayPool:
             )
 
     retries = 3
+
+    def _do(self, i: int, label: str) -> Any:
+        """An actor's `do` under the name that Ray's pages show; made once, which takes as long as a call."""
+        actor = self.actors[i]
+        known = self._named.get((i, label))
+        if known is None or known[0] is not actor:
+            known = self._named[i, label] = (actor, actor.do.options(num_returns=4, name=label))
+        return known[1]
 
     # -- several nodes -------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 
+LIVE_S = 0.2  # between two writings of state.json
+
+
 class Ending(NamedTuple):
     """How a run ended: done | stopped, and after which round."""
 
@@ -54,7 +57,7 @@ class Runner:
         self.pool, self.folder, self.federation = pool, folder, federation
         self.progress = progress or (lambda state: None)
         self.before_commit = before_commit or (lambda: None)
-        self._stop = False
+        self._stop, self._told = False, -math.inf
         self.config = config
         self.status: dict[str, Any] = {"run": folder.run_id, "status": "starting", "round": 0, "rounds": config.rounds}
 
@@ -297,7 +300,10 @@ class Runner:
         return Ending("done", r)
 
     def _tell(self) -> None:
-        self.folder.state(**self.status)
+        """The live status; into its file not more often than someone would look."""
+        if self.status["status"] != "running" or time.perf_counter() > self._told + LIVE_S:
+            self.folder.state(**self.status)
+            self._told = time.perf_counter()
         self.progress(dict(self.status))
 
     def _save_models(self) -> None:

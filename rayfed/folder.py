@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,6 +132,7 @@ class RunFolder:
     def __init__(self, path: Path, fence: int):
         self.path, self.fence = Path(path), fence
         self._last: int | None = None
+        self._keep: int | None = None  # storage.keep
         self._mirror: remote.Mirror | Literal[False] | None = None  # None: not looked up yet
 
     # -- beginning -----------------------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ class RunFolder:
         with folder._locked("attach to the run"):
             return folder
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """A name of the run that no other run has."""
         return self._lock().get("run") or self.path.name
@@ -270,7 +272,8 @@ class RunFolder:
             last = self._round()
             if round != last + 1:
                 raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
-            keep = int((self.config.get("storage") or {}).get("keep", 2)) if snapshot else 0
+            if self._keep is None:
+                self._keep = int((self.config.get("storage") or {}).get("keep", 2))
             if clients:
                 rows.write_clients(self.path, self.fence, round, clients)
             staged = _snapshots.stage(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
@@ -282,7 +285,7 @@ class RunFolder:
                 except OSError:
                     undo()
                     raise
-                _snapshots.prune(self.path / "snapshots", keep)
+                _snapshots.prune(self.path / "snapshots", self._keep)
             self._last = round
         self.upload()
 

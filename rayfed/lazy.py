@@ -16,7 +16,10 @@ class _Lazy(ModuleType):
         real = self.__dict__.get("_real")
         if real is None:  # kept only once it is whole: another thread may be importing it
             real = self.__dict__["_real"] = importlib.import_module(self.__name__)
-        return getattr(real, name)
+        found = getattr(real, name)
+        if name[0] != "_":
+            self.__dict__[name] = found  # the next time without a detour
+        return found
 
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rayfed import keys, tree
 from rayfed.execute.plan import Cohort, batch_at
+from rayfed.execute.record import call
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
     from rayfed.tree import Tree
-    from rayfed.visit import Visit
+    from rayfed.visit import Phase, Visit
 
 Watch = Callable[[str, dict[str, Any]], None]
 
@@ -31,22 +32,34 @@ def client(
     """The whole visit of a single client; `watch(stage, arguments)` is told what each piece is about to get."""
     tell = watch or (lambda stage, arguments: None)
     info = type(one.info)(*(x[0] for x in one.info))
+    # What cannot be vectorised may look at values, out of a recording's sight.
+    run = call if watch is None and visit.vectorize is True else plainly
     tell("begin", {"info": info, "shared": shared, "mine": mine, "own": own})
-    carry = visit.begin(info, shared, mine, own)
+    carry = run(visit.begin, visit.begin, info, shared, mine, own)
     for number, (phase, plan) in enumerate(zip(visit.phases, one.phases, strict=True)):
         if phase.enter:
             tell(f"enter of phase {number}", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
-            carry = phase.enter(info, carry, shared, mine, own)
+            carry = run(phase.enter, phase.enter, info, carry, shared, mine, own)
+
+        def step(carry: Tree, batch: Any, key: Any, phase: Phase = phase) -> Tree:
+            return tree.map(lambda x: x.detach(), phase.step(carry, batch, key))
+
+        key = keys.fold(plan.keys[0], torch.arange(plan.active.shape[1], device=plan.keys.device))
         for t in range(plan.active.shape[1]):
             batch = first(batch_at(plan, t, data))
             tell(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
-            carry = tree.map(lambda x: x.detach(), phase.step(carry, batch, keys.fold(plan.keys[0], t)))
+            carry = run(phase.step, step, carry, batch, key[t])
         if phase.counts:
             done = torch.as_tensor(plan.active.shape[1])
             info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
     tell("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
-    parts, after = visit.end(info, carry, shared, mine, own)
+    parts, after = run(visit.end, visit.end, info, carry, shared, mine, own)
     return parts, after, info.steps
+
+
+def plainly(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
+    """`record.call` without recordings."""
+    return f(*args)
 
 
 def first(batch: Any) -> Any:

@@ -144,7 +144,8 @@ def quadratics(split: Split, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """The batches that losses were asked for, in order, as the plain executor hands them over."""
+    """The batches that losses were asked for, in order, as the executor `debug` hands them over: the others record a step and
+    play it."""
     batches: list[dict[str, torch.Tensor]] = []
     real = Task.loss
 

@@ -28,7 +28,7 @@ def test_one_client_is_centralised_sgd(split: Any, seen: list[Any], momentum: fl
     x, y = one_client()
     split([x], [y], classes=4)
     local = {"epochs": 3, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1, "momentum": momentum}}
-    done = toy.simulate("fedavg", dtype="float64", local=local, **ALONE)
+    done = toy.simulate("fedavg", executor="debug", dtype="float64", local=local, **ALONE)
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).double()
     net.load_state_dict(dict(zip(net.state_dict(), done.initial["model"].values())))
     assert len(seen) == 2 * 3 * 3  # rounds, epochs, batches of 8, 8 and 4

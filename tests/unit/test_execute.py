@@ -570,3 +570,24 @@ def test_phases_move_only_their_parameters() -> None:
     parts, _, _ = run("vmap", visit, cohort(visit), shared={"model": task.initial})
     moved = {n for n, x in parts["delta"].items() if float(x.abs().max()) > 0}
     assert moved == set(task.head) == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("name", ["loop", "debug"])
+def test_what_looks_at_values_is_never_played(name):
+    """Its Python runs in every call: a recording would not see what NumPy does."""
+    looked = []
+
+    def step(carry: Any, batch: Any, key: Any) -> Any:
+        looked.append(float(batch["x"].numpy().sum()))
+        return {"sum": carry["sum"] + torch.tensor(looked[-1])}
+
+    visit = Visit(
+        lambda info, shared, mine, own: {"sum": torch.zeros(())},
+        [Phase(v.once(), step)],
+        lambda info, carry, shared, mine, own: (carry, own),
+        vectorize="NumPy",
+    )
+    c = cohort(visit)
+    for _ in range(6):
+        list(execute.run(name, visit, c, {}, {}, {}, data()))
+    assert len(looked) == 6 * int(c.phases[0].active.sum())

@@ -1,0 +1,189 @@
+"""Recordings of pieces: the same bits as without, or none."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rayfed.execute import record
+from rayfed.execute.record import call
+
+
+def recordings(piece: Any) -> list[record.Recording]:
+    return list(record._made[piece].values())
+
+
+def calls(f: Callable[..., Any], *args: Any, n: int = 5) -> tuple[list[Any], int]:
+    """What n calls give, and how often f itself ran in them."""
+    ran = 0
+
+    def counted(*a: Any) -> Any:
+        nonlocal ran
+        ran += 1
+        return f(*a)
+
+    return [call(f, counted, *args) for _ in range(n)], ran
+
+
+def step(params: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss(p: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (torch.nn.functional.layer_norm(torch.relu(x @ p["w"] + p["b"]), (3,)) ** 2).sum()
+
+    grads = torch.func.grad(loss)(params)
+    return {n: p - 0.1 * grads[n] for n, p in params.items()}
+
+
+def params(k: int = 4) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    g = torch.Generator().manual_seed(k)
+    return {"w": torch.randn(k, 5, 3, generator=g), "b": torch.randn(k, 3, generator=g)}, torch.randn(
+        k, 7, 5, generator=g
+    )
+
+
+def test_from_the_fourth_call_on_it_is_played_with_the_same_bits():
+    f = torch.vmap(step)
+    out, ran = calls(f, *params())
+    assert ran == 3
+    for got in out:
+        assert all(torch.equal(got[n], out[0][n]) for n in out[0])
+
+
+def test_what_is_played_follows_its_arguments():
+    f = torch.vmap(step)
+    p, x = params()
+    calls(f, p, x)
+    for factor in (0.5, -3.0, float("nan")):
+        other = {n: v * factor for n, v in p.items()}
+        got, plain = call(f, pytest.fail, other, x), f(other, x)
+        assert record._same(got, plain)
+
+
+def test_each_shape_stride_and_type_has_a_recording_of_its_own():
+    f = torch.vmap(step)
+    for k in (2, 3):
+        assert calls(f, *params(k))[1] == 3
+    p, x = params(3)
+    turned = {**p, "w": p["w"].mT.contiguous().mT}
+    double = {n: v.double() for n, v in p.items()}
+    for args in ((turned, x), (double, x.double())):
+        got, ran = calls(f, *args)
+        assert ran == 3
+        assert record._same(got[-1], f(*args))
+    assert len(recordings(f)) == 4
+
+
+def constant(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.tensor([1.0, 2.0])
+
+
+def several(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    top, at = x.topk(1)
+    return top, {"at": at, "same": x, "view": x[0], "buffer": BUFFER}
+
+
+def in_place(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y.add_(x)
+    y.unsqueeze(0).mul_(3.0)
+    y[0] = 5.0
+    return y
+
+
+BUFFER = torch.arange(3.0)
+
+
+@pytest.mark.parametrize("f", [constant, several, in_place])
+def test_it_records(f):
+    x = torch.tensor([3.0, -1.0])
+    _, ran = calls(f, x)
+    assert ran == 3
+    for y in (x, torch.tensor([-3.0, 7.0])):
+        assert record._same(call(f, pytest.fail, y), f(y))
+
+
+def asks(x: torch.Tensor) -> torch.Tensor:
+    return x * 2 if x.sum() > 0 else x
+
+
+def draws(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.rand(2)
+
+
+def writes_its_argument(x: torch.Tensor) -> torch.Tensor:
+    return x.mul_(2.0)
+
+
+STATE = torch.zeros(2)
+
+
+def writes_a_constant(x: torch.Tensor) -> torch.Tensor:
+    STATE.add_(1.0)
+    return x + STATE
+
+
+@pytest.mark.parametrize("f", [asks, draws, writes_its_argument, writes_a_constant])
+def test_what_is_not_the_same_kernels_in_every_call_is_never_played(f):
+    got, ran = calls(f, torch.tensor([1.0, 2.0]), n=6)
+    assert ran == 6
+    assert [r.off for r in recordings(f)] == [True]
+    if f is writes_its_argument:
+        assert torch.equal(got[-1], torch.tensor([64.0, 128.0]))
+
+
+def test_what_python_changes_between_calls_is_seen():
+    count = [0]
+
+    def counts(x: torch.Tensor) -> torch.Tensor:
+        count[0] += 1
+        return x * count[0]
+
+    got, ran = calls(counts, torch.ones(1), n=6)
+    assert ran == 6
+    assert [float(x) for x in got] == [1, 2, 3, 4, 5, 6]
+
+
+def test_large_work_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(record, "LIMIT", 1000)
+    f = torch.vmap(step)
+    assert calls(f, *params())[1] == 5
+
+
+def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch):
+    def full(self: Any, *about: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(record._Tape, "note", full)
+    f = torch.vmap(step)
+    assert calls(f, *params())[1] == 6  # five calls, and one that was tried twice
+
+
+def test_recordings_are_bounded_and_end_with_their_piece(monkeypatch):
+    monkeypatch.setattr(record, "MOST", 3)
+    f = torch.vmap(step)
+    for k in range(1, 6):
+        calls(f, *params(k), n=4)
+    assert len(recordings(f)) == 3
+    before = len(record._made)
+    del f
+    gc.collect()
+    assert len(record._made) < before
+
+
+def test_a_piece_that_raises_is_told_and_recorded_later():
+    fails = [True]
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        if fails[0]:
+            raise ValueError("no")
+        return x + 1
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            call(f, f, torch.ones(2))
+    fails[0] = False
+    _, ran = calls(f, torch.ones(2))
+    assert ran == 2
