@@ -17,6 +17,7 @@ from rayfed import evaluate, execute, keys, lean, optim, tree
 from rayfed.adapters import ranks
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
+from rayfed.execute.record import plainly
 from rayfed.fold import Fold, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
@@ -408,11 +409,10 @@ class Worker:
                     torch.cuda.synchronize()
                 return (time.perf_counter() - began) / (k * n)
 
-            for _ in range(3):  # until what later calls play is recorded
-                once()
+            once()  # builds what later calls reuse
             return lambda: min(once(), once())
 
-        with torch.no_grad():
+        with torch.no_grad(), plainly():
             loop = trial("loop", 1, 3)
             seconds: dict[str, Any] = {"loop": loop()}
             k = max(min(cohort, 4), min(cohort, int(LOOK / seconds["loop"])))

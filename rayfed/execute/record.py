@@ -7,10 +7,13 @@ give the recording's very bits; those after it are played.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from rayfed import lean
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 LIMIT = 256 * 2**20  # bytes that a recording may keep alive while it is made; larger work hardly notices the transforms
 MOST = 256  # recordings of one piece; shapes that come later run plainly
 
+_plain = ContextVar("plain", default=False)
 _made: WeakKeyDictionary[Any, dict[Hashable, Recording]] = WeakKeyDictionary()
 
 
@@ -28,6 +32,8 @@ def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
     piece: the function of the visit whose lifetime the recordings share. It decides, with the number and the shapes of args,
     what f calls: it must be pure in tensors.
     """
+    if _plain.get():
+        return f(*args)
     known = _made.setdefault(piece, {})
     inputs: list[Tensor] = []
     key = _flat(args, inputs)
@@ -37,6 +43,16 @@ def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
     if len(known) < MOST:  # shapes that come once are not worth more
         known[key] = Recording()
     return f(*args)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Nothing is recorded or played inside: for what is tried a few times only."""
+    before = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(before)
 
 
 class Recording:
@@ -62,9 +78,11 @@ class Recording:
                 out = f(*args)
             self.play = tape.function(out)
         except torch.OutOfMemoryError:  # it may be the recording's
-            del tape
+            tape.alive = []
             out = f(*args)
         self.off = self.play is None
+        del tape
+        lean.give_back()
         return out
 
 

@@ -161,6 +161,16 @@ def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch)
     assert calls(f, *params())[1] == 6  # five calls, and one that was tried twice
 
 
+def test_plainly_neither_records_nor_plays():
+    f = torch.vmap(step)
+    with record.plainly():
+        assert calls(f, *params())[1] == 5
+    assert f not in record._made
+    assert calls(f, *params())[1] == 3
+    with record.plainly():
+        assert calls(f, *params(), n=2)[1] == 2
+
+
 def test_recordings_are_bounded_and_end_with_their_piece(monkeypatch):
     monkeypatch.setattr(record, "MOST", 3)
     f = torch.vmap(step)
