@@ -17,7 +17,7 @@ from rayfed import evaluate, execute, keys, lean, optim, tree
 from rayfed.adapters import ranks
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
-from rayfed.execute.record import plainly
+from rayfed.execute.record import settled
 from rayfed.fold import Fold, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
@@ -410,15 +410,19 @@ class Worker:
                 return (time.perf_counter() - began) / (k * n)
 
             once()  # builds what later calls reuse
+            while not settled(visit.phases[0].step):
+                once()
             return lambda: min(once(), once())
 
-        with torch.no_grad(), plainly():
-            loop = trial("loop", 1, 3)
+        with torch.no_grad():
+            loop = trial("loop", 1, 2)
             seconds: dict[str, Any] = {"loop": loop()}
             k = max(min(cohort, 4), min(cohort, int(LOOK / seconds["loop"])))
             try:
                 seconds["vmap"] = trial("vmap", k, max(1, min(3, int(LOOK / (seconds["loop"] * k)))))()
-                if 0.7 < seconds["vmap"] / seconds["loop"] < 1.1:  # near a tie the whole cohort decides
+                if (
+                    0.7 < seconds["vmap"] / seconds["loop"] < 1.1 and cohort > 2 * k
+                ):  # near a tie the whole cohort decides
                     seconds = {"loop": min(seconds["loop"], loop()), "vmap": trial("vmap", cohort, 1)()}
             except Exception as e:
                 seconds |= {"vmap": float("inf"), "why": f"{type(e).__name__}: {e}"}

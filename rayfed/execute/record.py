@@ -7,9 +7,7 @@ give the recording's very bits; those after it are played.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 LIMIT = 256 * 2**20  # bytes that a recording may keep alive while it is made; larger work hardly notices the transforms
 MOST = 256  # recordings of one piece; shapes that come later run plainly
 
-_plain = ContextVar("plain", default=False)
 _made: WeakKeyDictionary[Any, dict[Hashable, Recording]] = WeakKeyDictionary()
 
 
@@ -32,8 +29,6 @@ def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
     piece: the function of the visit whose lifetime the recordings share. It decides, with the number and the shapes of args,
     what f calls: it must be pure in tensors.
     """
-    if _plain.get():
-        return f(*args)
     known = _made.setdefault(piece, {})
     inputs: list[Tensor] = []
     key = _flat(args, inputs)
@@ -45,14 +40,9 @@ def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
     return f(*args)
 
 
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Nothing is recorded or played inside: for what is tried a few times only."""
-    before = _plain.set(True)
-    try:
-        yield
-    finally:
-        _plain.reset(before)
+def settled(piece: Any) -> bool:
+    """Whether each recording of this piece that was begun is played by now, or never will be."""
+    return all(r.off or r.sure for r in _made.get(piece, {}).values())
 
 
 class Recording:
@@ -60,13 +50,14 @@ class Recording:
 
     def __init__(self) -> None:
         self.play: Callable[[list[Tensor]], Any] | None = None
+        self.twins: list[tuple[int, int]] = []  # inputs that were one and the same when this was recorded
         self.sure = self.off = False
 
     def __call__(self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor]) -> Any:
+        if self.off or any(_place(inputs[a]) != _place(inputs[b]) for a, b in self.twins):
+            return f(*args)
         if self.sure and self.play is not None:
             return self.play(inputs)
-        if self.off:
-            return f(*args)
         if self.play is not None:
             out = f(*args)
             self.sure = _same(out, self.play(inputs))
@@ -76,7 +67,7 @@ class Recording:
         try:
             with _mode(tape):
                 out = f(*args)
-            self.play = tape.function(out)
+            self.play, self.twins = tape.function(out), tape.twins
         except torch.OutOfMemoryError:  # it may be the recording's
             tape.alive = []
             out = f(*args)
@@ -134,12 +125,18 @@ class _Tape:
         self.steps: list[_Step] = []
         self.scope: dict[str, Any] = {}
         self.why = ""  # why this is no recording
+        self.twins: list[tuple[int, int]] = []
         for n, x in enumerate(inputs):
-            self._know(x, f"i[{n}]")
+            if _place(x) in self.views:
+                self.twins.append((int(self.views[_place(x)][2:-1]), n))
+            self._know(x, self.views.get(_place(x), f"i[{n}]"))
             self.fixed.add(_memory(x))
 
     def note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if self.why:
+            return
+        if not hasattr(func, "_schema") or any(x.is_conj() or x.is_neg() for x in _tensors(out)):
+            self.why = f"{func} is more than a kernel on plain memory"
             return
         reads: list[str] = []
         given = [self._say(a, reads) for a in args] + [f"{n}={self._say(a, reads)}" for n, a in kwargs.items()]

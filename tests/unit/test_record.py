@@ -161,14 +161,34 @@ def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch)
     assert calls(f, *params())[1] == 6  # five calls, and one that was tried twice
 
 
-def test_plainly_neither_records_nor_plays():
-    f = torch.vmap(step)
-    with record.plainly():
-        assert calls(f, *params())[1] == 5
-    assert f not in record._made
-    assert calls(f, *params())[1] == 3
-    with record.plainly():
-        assert calls(f, *params(), n=2)[1] == 2
+def test_arguments_that_were_one_and_the_same_need_not_stay_so():
+    def f(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a - b
+
+    x, y = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 5.0])
+    calls(f, x, x)
+    assert call(f, f, x, y).tolist() == [-4, -3]
+    assert call(f, pytest.fail, y, y.view(2)).tolist() == [0, 0]
+
+
+def test_conjugates_are_not_recorded():
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return (x.conj() * x).real
+
+    x = torch.tensor([1 + 2j, 3j])
+    got, ran = calls(f, x)
+    assert ran == 5
+    assert got[-1].tolist() == [5, 9]
+
+
+@pytest.mark.parametrize("f", [constant, asks])
+def test_settled_is_what_is_played_or_never_will_be(f):
+    def piece(x: torch.Tensor) -> torch.Tensor:
+        return f(x)
+
+    assert record.settled(piece)
+    seen = [call(piece, piece, torch.tensor([1.0, 2.0])) is None or record.settled(piece) for _ in range(4)]
+    assert seen == ([False, False, True, True] if f is constant else [False, True, True, True])
 
 
 def test_recordings_are_bounded_and_end_with_their_piece(monkeypatch):

@@ -1,0 +1,134 @@
+"""CPU time of one client's visit: the plain loop's, and rayfed's executors with and without what makes them fast.
+
+    python benchmarks/peers/visit.py [w1|w2|w3] [--cohort 10] [--repeat 3]
+
+Each figure is a process of its own with one thread, in alternating order; no Ray. A visit is all that a client actor does for it:
+batches drawn, trained, checked and folded. kept: freed memory stays with the process (`rayfed.lean`); played: pieces are recorded and
+played (`rayfed.execute.record`). Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import run
+import yaml
+from watch import about
+
+KINDS = ("plain", "loop", "vmap")
+ENOUGH = 5.0  # CPU seconds that are measured
+
+
+def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path) -> float:
+    """CPU milliseconds per visit, in this process."""
+    import contextlib
+
+    import torch
+
+    from rayfed import lean
+
+    torch.set_num_threads(1)
+    lean.without_compiler()
+    if kept:
+        lean.keep_freed()
+    if kind == "plain":
+        import work
+
+        plan = work.Plan(where / "plan")
+        client, at = work.Client(plan), 0
+
+        def some() -> int:
+            nonlocal at
+            r = at % plan.rounds
+            sums = None
+            for i in range(len(plan.clients[r])):
+                sums = work.mean(sums, client.visit(plan.start, r, i), 1.0)
+            at += 1
+            return len(plan.clients[r])
+    else:
+        from rayfed import partition, tree
+        from rayfed.config import load_config
+        from rayfed.engine import start_from
+        from rayfed.execute.record import plainly
+        from rayfed.fold import mean
+        from rayfed.worker import Call, Worker
+
+        c = load_config(yaml.safe_load((where / "config.yaml").read_text())).with_resources(
+            executor=kind, cohort=cohort
+        )
+        worker, fed = Worker(), partition.build(c)
+        worker.setup("run", c, fed, start_from(c))
+        resident, at = worker.runs["run"], 0
+        value = tree.to_numpy(resident.task.initial)
+        ordered = sorted(range(fed.population), key=lambda i: len(fed.train[i]))
+
+        def some() -> int:
+            nonlocal at
+            begin = at * cohort % (fed.population - cohort + 1)
+            ids = tuple(ordered[begin : begin + cohort])
+            call = Call("train", ids, (at << 20) + 1, at + 1, 10**6, ("model",), folds=(mean("delta"),))
+            with contextlib.nullcontext() if played else plainly():
+                worker._visit(resident, {"call": call}, [value])
+            at += 1
+            return cohort
+
+    began = time.process_time()
+    while time.process_time() < began + ENOUGH / 2:  # what later calls reuse is built
+        some()
+    visits, began = 0, time.process_time()
+    while time.process_time() < began + ENOUGH:
+        visits += some()
+    return (time.process_time() - began) / visits * 1e3
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("workload", nargs="?", default="w1", choices=("w1", "w2", "w3"))
+    p.add_argument("--cohort", type=int, default=10)
+    p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--tiny", action="store_true")
+    p.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.one:
+        kind, kept, played, where = args.one
+        print(json.dumps(measure(kind, kept == "1", played == "1", args.cohort, Path(where))))
+        return
+    variants = [(k, kept, played) for k in KINDS for kept in (0, 1) for played in ((0,) if k == "plain" else (0, 1))]
+    found: dict[tuple[str, int, int], list[float]] = {v: [] for v in variants}
+    with tempfile.TemporaryDirectory(prefix="rayfed-visit-") as folder:
+        where = Path(folder)
+        config = run.workload(args.workload, args.tiny, where)
+        (where / "config.yaml").write_text(yaml.safe_dump(config))
+        run.make_plan(args.workload, config, where)
+        for _ in range(args.repeat):
+            for v in variants:
+                command = [
+                    sys.executable,
+                    __file__,
+                    args.workload,
+                    "--cohort",
+                    str(args.cohort),
+                    "--one",
+                    *map(str, v),
+                    folder,
+                ]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(done.stderr)
+                found[v].append(float(json.loads(done.stdout)))
+    print(f"CPU ms of one client's visit, {args.workload}, cohorts of {args.cohort}; {about()}\n")
+    print("| executor | memory kept | played | ms (least to largest) |\n|---|---|---|---|")
+    for (kind, kept, played), ms in found.items():
+        said = ["yes" if x else "no" for x in (kept, played)]
+        print(f"| {kind} | {' | '.join(said)} | {statistics.median(ms):.2f} ({min(ms):.2f} to {max(ms):.2f}) |")
+
+
+if __name__ == "__main__":
+    main()
