@@ -132,7 +132,6 @@ class RunFolder:
     def __init__(self, path: Path, fence: int):
         self.path, self.fence = Path(path), fence
         self._last: int | None = None
-        self._keep: int | None = None  # storage.keep
         self._mirror: remote.Mirror | Literal[False] | None = None  # None: not looked up yet
 
     # -- beginning -----------------------------------------------------------------------------------------------------
@@ -249,6 +248,11 @@ class RunFolder:
         """A name of the run that no other run has."""
         return self._lock().get("run") or self.path.name
 
+    @cached_property
+    def _keep(self) -> int:
+        """`storage.keep`, which does not change while this writer lives."""
+        return int((self.config.get("storage") or {}).get("keep", 2))
+
     @property
     def config(self) -> dict[str, Any]:
         """`config.yaml`."""
@@ -272,8 +276,7 @@ class RunFolder:
             last = self._round()
             if round != last + 1:
                 raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
-            if self._keep is None:
-                self._keep = int((self.config.get("storage") or {}).get("keep", 2))
+            keep = self._keep if snapshot else 0
             if clients:
                 rows.write_clients(self.path, self.fence, round, clients)
             staged = _snapshots.stage(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
@@ -285,7 +288,7 @@ class RunFolder:
                 except OSError:
                     undo()
                     raise
-                _snapshots.prune(self.path / "snapshots", self._keep)
+                _snapshots.prune(self.path / "snapshots", keep)
             self._last = round
         self.upload()
 

@@ -420,9 +420,8 @@ class Worker:
             k = max(min(cohort, 4), min(cohort, int(LOOK / seconds["loop"])))
             try:
                 seconds["vmap"] = trial("vmap", k, max(1, min(3, int(LOOK / (seconds["loop"] * k)))))()
-                if (
-                    0.7 < seconds["vmap"] / seconds["loop"] < 1.1 and cohort > 2 * k
-                ):  # near a tie the whole cohort decides
+                # Near a tie the whole cohort decides, where it is another size.
+                if cohort > 2 * k and 0.7 < seconds["vmap"] / seconds["loop"] < 1.1:
                     seconds = {"loop": min(seconds["loop"], loop()), "vmap": trial("vmap", cohort, 1)()}
             except Exception as e:
                 seconds |= {"vmap": float("inf"), "why": f"{type(e).__name__}: {e}"}

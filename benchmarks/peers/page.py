@@ -42,8 +42,8 @@ def targets(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     return [*lines, ""]
 
 
-def write(about: dict[str, Any], found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The page: a table per workload, every figure the median of the repetitions with its range."""
+def write(about: dict[str, dict[str, Any]], found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The page: a table per workload and how it was measured, every figure the median of the repetitions with its range."""
     lines = [
         "# Beside other engines",
         "",
@@ -56,8 +56,6 @@ def write(about: dict[str, Any], found: dict[str, dict[str, dict[str, Any]]]) ->
         "rayfed: `rayfed run` as a user calls it, two client actors of one thread, executor, cohort and snapshots by default. The plain",
         "loop: one process, one thread, torch. Flower: `flwr.simulation.run_simulation`, two actors of one thread, one model per actor",
         "reused, no evaluation. pfl-research: its simulated backend in one process, one thread.",
-        "",
-        "; ".join(f"{k} {v}" for k, v in about.items()),
         "",
     ]
     lines += targets(found)
@@ -75,7 +73,7 @@ def write(about: dict[str, Any], found: dict[str, dict[str, dict[str, Any]]]) ->
                 f"| {engine} | {_range(f['round_s'])} | {f['visits_per_s']:,.0f} | {ratio} | {_range(f['cpu_s'])} | "
                 f"{_range(f['first_round_s'])} | {f['pss_mb']['median']:,.0f} | {f['apart']:.0e} |"
             )
-        lines.append("")
+        lines += ["", "; ".join(f"{k} {v}" for k, v in about[name].items()), ""]
     return "\n".join(lines)
 
 

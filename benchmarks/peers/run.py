@@ -213,7 +213,8 @@ def main() -> None:
     a = p.parse_args()
     engines, out = a.engines.split(","), a.out or (None if a.tiny else HERE.parent)
     kept = out / "peers.json" if out else None
-    found = json.loads(kept.read_text())["workloads"] if kept and kept.is_file() else {}
+    before = json.loads(kept.read_text()) if kept and kept.is_file() else {"about": {}, "workloads": {}}
+    found, sittings = before["workloads"], before["about"]
     pythons = {e: environment(e, a.envs, HERE.parents[1] / "constraints.txt") for e in engines}
     told = {
         **about(), "command": " ".join(["python", *sys.argv]),
@@ -232,18 +233,18 @@ def main() -> None:
                     r = once(engine, config, plan, where, pythons[engine])
                     runs.append(r)
                     print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)
-            found[name] = judged(name, runs, plan)
+            found[name], sittings[name] = judged(name, runs, plan), told
             print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found[name].items()}}), flush=True)
-        report(out, told, found)
+        report(out, sittings, found)
 
 
-def report(out: Path | None, told: dict[str, Any], found: dict[str, Any]) -> None:
+def report(out: Path | None, sittings: dict[str, Any], found: dict[str, Any]) -> None:
     """Print the table, and write it: after each workload, so that nothing measured is lost."""
-    text = page.write(told, found)
+    text = page.write(sittings, found)
     print(text, flush=True)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "peers.json").write_text(json.dumps({"about": told, "workloads": found}, indent=1) + "\n")
+        (out / "peers.json").write_text(json.dumps({"about": sittings, "workloads": found}, indent=1) + "\n")
         (out / "PEERS.md").write_text(text)
 
 

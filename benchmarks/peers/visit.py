@@ -23,11 +23,10 @@ import yaml
 from watch import about
 
 KINDS = ("plain", "loop", "vmap")
-ENOUGH = 2.0  # CPU seconds that are measured
 
 
-def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path) -> float:
-    """CPU milliseconds per visit, in this process."""
+def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enough: float) -> float:
+    """CPU milliseconds per visit, in this process; `enough`: CPU seconds that are measured."""
     import torch
 
     from rayfed import lean
@@ -79,10 +78,10 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path) -> fl
             return cohort
 
     began = time.process_time()
-    while time.process_time() < began + ENOUGH / 2:  # what later calls reuse is built
+    while time.process_time() < began + enough / 2:  # what later calls reuse is built
         some()
     visits, began = 0, time.process_time()
-    while time.process_time() < began + ENOUGH:
+    while time.process_time() < began + enough:
         visits += some()
     return (time.process_time() - began) / visits * 1e3
 
@@ -97,7 +96,9 @@ def main() -> None:
     args = p.parse_args()
     if args.one:
         kind, kept, played, where = args.one
-        print(json.dumps(measure(kind, kept == "1", played == "1", args.cohort, Path(where))))
+        print(
+            json.dumps(measure(kind, kept == "1", played == "1", args.cohort, Path(where), 0.05 if args.tiny else 2.0))
+        )
         return
     variants = [(k, kept, played) for k in KINDS for kept in (0, 1) for played in ((0,) if k == "plain" else (0, 1))]
     found: dict[tuple[str, int, int], list[float]] = {v: [] for v in variants}
@@ -108,16 +109,15 @@ def main() -> None:
         run.make_plan(args.workload, config, where)
         for _ in range(args.repeat):
             for v in variants:
-                command = [
-                    sys.executable,
-                    __file__,
+                said = [
                     args.workload,
-                    "--cohort",
-                    str(args.cohort),
+                    f"--cohort={args.cohort}",
+                    *["--tiny"] * args.tiny,
                     "--one",
                     *map(str, v),
                     folder,
                 ]
+                command = [sys.executable, __file__, *said]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(done.stderr)

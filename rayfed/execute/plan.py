@@ -188,14 +188,8 @@ def _numbered(visit: Visit) -> list[str]:
 
 def batch_at(plan: PhasePlan, t: int, data: Tree) -> Any:
     """Step `t`'s batch for all clients of the plan: leaves (k, B, ...), a tuple where the phase asks for several."""
-    return batch_of(plan.rows[:, t], plan.w[:, t], data)
-
-
-def batch_of(rows: Tensor, w: Tensor, data: Tree) -> Any:
-    """The batch of one step: rows, w (..., m, B) -> leaves (..., B, ...), a tuple of m of them for m > 1."""
+    rows, w = plan.rows[:, t], plan.w[:, t]
     if rows.shape[-1] == 0:
         return {}
-    several = tuple(
-        {**{n: x[rows[..., j, :]] for n, x in data.items()}, "w": w[..., j, :]} for j in range(rows.shape[-2])
-    )
+    several = tuple({**{n: x[rows[:, j]] for n, x in data.items()}, "w": w[:, j]} for j in range(rows.shape[1]))
     return several if len(several) > 1 else several[0]

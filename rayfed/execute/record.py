@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rayfed import lean
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -72,8 +71,6 @@ class Recording:
             tape.alive = []
             out = f(*args)
         self.off = self.play is None
-        del tape
-        lean.give_back()
         return out
 
 
@@ -207,9 +204,8 @@ class _Tape:
             later.update(over)
             left = ", ".join(step.makes) + "," * step.several
             lines.append(f" {left} = {step.says}" + (f"; del {', '.join(over)}" if over else ""))
-        exec(
-            "\n".join(["def play(i):", *reversed(lines)]), scope := dict(self.scope)
-        )  # names and numbers of our own making
+        scope = dict(self.scope)
+        exec("\n".join(["def play(i):", *reversed(lines)]), scope)  # names and numbers of our own making
         return scope["play"]
 
     def _result(self, x: Any, returned: list[str]) -> str:

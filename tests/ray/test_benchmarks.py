@@ -23,9 +23,26 @@ def test_rayfed_and_the_plain_loop_end_with_the_same_weights(env: dict[str, str]
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "peers.json").read_text())["workloads"]
     assert set(found) == {"n_mlp", "w1", "w2"}
+    told = json.loads((tmp_path / "peers.json").read_text())["about"]
+    assert set(told) == set(found) and all("run.py" in t["command"] for t in told.values())
     for engines in found.values():
         assert engines["rayfed"]["apart"] < 1e-4 and engines["rayfed"]["round_s"]["median"] > 0
     assert "| rayfed |" in (tmp_path / "PEERS.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_visit_is_measured_with_and_without_what_makes_it_fast(env: dict[str, str]) -> None:
+    command = [sys.executable, str(BENCHMARKS / "peers" / "visit.py"), "w1", "--tiny", "--cohort", "2", "--repeat", "1"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:5] for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert [[c.strip() for c in row[:3]] for row in rows] == [
+        [kind, kept, played]
+        for kind in ("plain", "loop", "vmap")
+        for kept in ("no", "yes")
+        for played in (("no",) if kind == "plain" else ("no", "yes"))
+    ]
+    assert all(float(row[3].split()[0]) > 0 for row in rows)
 
 
 @pytest.mark.slow
