@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rayfed.worker import Job
@@ -12,7 +14,7 @@ from rayfed.worker import Job
 class ClientActor:
     """One worker in its own process. Holds the runs' data and tasks, no client's state between calls."""
 
-    def __init__(self, number: int, threads: int, gpus: float, keep: int = 4):
+    def __init__(self, number: int, threads: int, gpus: float, keep: int = 4, imports: Sequence[str] = ()):
         if not gpus:
             # Ray leaves the variable alone at a zero share, and the actor would see every GPU of the node.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -22,6 +24,8 @@ class ClientActor:
         from rayfed.worker import Worker
 
         lean.process()
+        for name in imports:
+            importlib.import_module(name)
         torch.set_num_threads(threads)
         device = "cpu"
         if gpus and torch.cuda.is_available():

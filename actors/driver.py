@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors import monitor
 from actors.placement import Plan, nodes_of, plan
-from rayfed import launch, session, track
+from rayfed import launch, models, session, track
 from rayfed.errors import PlacementError, RunFailed
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ class RayLauncher:
             if self.ours or not self.scale_up:
                 raise
             wanted = _grown(configs, self.scale_up, missing)
-        self._place(configs[0].name, wanted)
+        imports = {m for c in configs for m in models.imports(c.task.model)}
+        self._place(configs[0].name, wanted, sorted(imports))
 
-    def _place(self, name: str, wanted: Plan) -> None:
+    def _place(self, name: str, wanted: Plan, imports: Sequence[str]) -> None:
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -91,7 +92,7 @@ class RayLauncher:
 
         me = Owner.me()
         driver = {"host": me.host, "pid": me.pid, "start": me.start}
-        self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, driver)
+        self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, driver, imports)
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: launch.Watch) -> Ending:
         import ray

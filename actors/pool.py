@@ -34,11 +34,21 @@ IN_FLIGHT = 2  # calls per actor: one runs while the next one's arguments arrive
 class RayPool:
     """Client actors in one placement group. Owned by the server: what calls return belongs to this process.
 
-    first: bundle of the first actor; keep: runs that stay resident, the newest ones.
+    first: bundle of the first actor; keep: runs that stay resident, the newest ones; imports: modules that actors begin with.
     """
 
-    def __init__(self, plan: Plan, group: Any, name: str, *, first: int = 0, keep: int = Worker.RUNS):
+    def __init__(
+        self,
+        plan: Plan,
+        group: Any,
+        name: str,
+        *,
+        first: int = 0,
+        keep: int = Worker.RUNS,
+        imports: Sequence[str] = (),
+    ):
         self.plan, self.group, self.name, self.first, self.keep = plan, group, name, first, keep
+        self.imports = tuple(imports)
         self.restarts = 0
         self.queued = 0  # calls that wait or are under way
         self.on_restart: Callable[..., None] = lambda **about: None
@@ -67,7 +77,7 @@ class RayPool:
             ),
         }
         made = ray.remote(ClientActor).options(**options)
-        return made.remote(i, self.plan.threads, self.plan.gpus, self.keep)
+        return made.remote(i, self.plan.threads, self.plan.gpus, self.keep, self.imports)
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         values = config.to_dict()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from actors.placement import Plan
@@ -13,16 +15,18 @@ from rayfed.errors import RunFailed
 class ServerActor:
     """Owns the client actors and the state of the run in hand; stops when the driver that made it is gone."""
 
-    def __init__(self, plan: Plan, group: Any, name: str, driver: dict[str, Any] | None):
+    def __init__(self, plan: Plan, group: Any, name: str, driver: dict[str, Any] | None, imports: Sequence[str] = ()):
         from actors.pool import RayPool
 
         self.driver, self.name = driver, name
         self.runner: Any = None
         self.stopping = False
-        self.pool = RayPool(plan, group, name)  # its actors import torch while this process does
+        self.pool = RayPool(plan, group, name, imports=imports)  # its actors import torch while this process does
         import torch
 
         torch.set_num_threads(plan.threads)
+        for module in imports:
+            importlib.import_module(module)
 
     def __repr__(self) -> str:
         return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"

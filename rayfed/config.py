@@ -415,6 +415,14 @@ class Resources(Section):
     executor: Literal["auto", "loop", "vmap", "debug"] = Field(
         "auto", description="How visits run; auto: the faster, by timing once."
     )
+    matmul: Literal["auto", "torch", "onednn"] = Field(
+        "auto",
+        description="Who multiplies float32 matrices on CPUs; auto: the faster, timed with the executor, else torch.",
+    )
+    channels_last: Literal["auto"] | bool = Field(
+        "auto",
+        description="Convolutions' weights in channels-last format; auto: the faster, timed with the executor, else false.",
+    )
     deterministic: bool = Field(False, description="Deterministic CUDA kernels.")
     server: Server = Server()
 

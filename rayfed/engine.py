@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rayfed import keys, tree
+from rayfed import kernels, keys, tree
 from rayfed.errors import RayfedError, RunFailed
 from rayfed.fed import ClientFailed, Fed
 from rayfed.folder import RunFolder
@@ -105,7 +105,8 @@ class Runner:
         began = time.perf_counter()
         try:
             self._began = began - self.active
-            yield
+            with kernels.by(kernels.of(self.config.resources)):
+                yield
         except BaseException as error:
             self.status["status"] = "failed"
             told: BaseException = error
@@ -182,14 +183,16 @@ class Runner:
             reason = _refuses(self.method, name, self.task)
             if reason:
                 chosen, seconds["why"] = "loop", reason
-        self.config = self.config.with_resources(executor=chosen, cohort=size)
+        by = seconds.pop("kernels")[chosen]._asdict()
+        self.config = self.config.with_resources(executor=chosen, cohort=size, **by)
         self.folder.set_config(self.config.to_dict())
         self.folder.event(
             "executor",
             chosen=chosen,
             cohort=size,
             seconds=seconds,
-            repeat=f"--set resources.executor={chosen} --set resources.cohort={size}",
+            kernels=by,
+            repeat=_pinned(self.config, size),
         )
         self.method.config = self.config
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
@@ -282,10 +285,7 @@ class Runner:
                 "the method has no single model"
             )
             notes += [self.task.mixture] if self.task.mixture else []
-        notes += [
-            f"to repeat: --set resources.executor={self.config.resources.executor} --set resources.cohort={self.fed.size}"
-        ]
-        notes += self.sinks.notes
+        notes += [f"to repeat: {_pinned(self.config, self.fed.size)}", *self.sinks.notes]
         self._save_models()
         self.status["status"] = "done"
         summary = {
@@ -425,6 +425,13 @@ def _refuses(method: Any, name: str, task: Any) -> str | None:
         return None
     reason = getattr(method, name)(task).vectorize
     return reason if isinstance(reason, str) else None
+
+
+def _pinned(config: Config, size: int) -> str:
+    """The options that repeat what was chosen by timing."""
+    r = config.resources
+    pinned = {"executor": r.executor, "cohort": size, **kernels.of(r)._asdict()}
+    return " ".join(f"--set resources.{n}={str(v).lower()}" for n, v in pinned.items())
 
 
 def start_from(config: Config) -> dict[str, Any] | None:

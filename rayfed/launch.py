@@ -17,6 +17,7 @@ from rayfed import remote, session
 from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
 from rayfed.files import yaml_bytes
 from rayfed.folder import Owner, RunFolder, new_folder
+from rayfed.kernels import Kernels
 
 if TYPE_CHECKING:
     from rayfed.config import Config, Study
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 Watch = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
-HEAD_START = 1.0  # seconds
+HEAD_START = 0.25  # seconds
 RUN_ID = "RAYFED_RUN_ID"  # the folder's name, where whoever started the command chose it
+CHOSEN = ("executor", "cohort", *Kernels._fields)  # of `resources`: what `auto` leaves to timing
 RESUMABLE = (
     "rounds",
     "resources",
@@ -174,7 +176,10 @@ def _single(config: Config, federation: Federation, folder: RunFolder, launcher:
         ending = launcher.execute(config, federation, folder, watch)
     if ending.status == "stopped":
         raise _interrupted(asked, folder.path)
-    write_report(folder.path)
+    with ThreadPoolExecutor(1) as other:  # Ray takes as long to end as the report to be written
+        written = other.submit(write_report, folder.path)
+        launcher.close()
+        written.result()
     folder.upload(plain=True)
     return Finished(folder.path, ending.status, json.loads((folder.path / "summary.json").read_text()))
 
@@ -206,7 +211,7 @@ def _study(study: Study, path: Path, federations: _Federations, launcher: Launch
             )
             if folder.fence > 1:  # what was chosen by timing stays chosen
                 chosen = folder.config["resources"]
-                config = config.with_resources(executor=chosen["executor"], cohort=chosen["cohort"])
+                config = config.with_resources(**{k: chosen[k] for k in CHOSEN if k in chosen})
             about = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
             ending = launcher.execute(config, federations.of(config), folder, _with(watch, about))
             if ending.status == "stopped":

@@ -9,15 +9,14 @@ import json
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rayfed import evaluate, execute, keys, lean, optim, tree
+from rayfed import evaluate, execute, kernels, keys, optim, tree
 from rayfed.adapters import ranks
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
-from rayfed.execute.record import settled
 from rayfed.fold import Fold, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from rayfed.task import Task
     from rayfed.visit import Visit
 
-LOOK = 0.25  # seconds of `loop` that a trial of the executors is worth
 SMALL = 4096  # elements per client: up to here an unfolded part travels to the server with the reply
 
 
@@ -146,7 +144,9 @@ class Worker:
 
     def do(self, job: Job, values: Sequence[Any]) -> tuple[dict[str, Any], Tree | None, Tree | None]:
         """(small answer, large parts that stay where they are, new client states); trees of NumPy arrays, (k, ...)."""
-        return getattr(self, f"_{job.kind}")(self.runs[job.run], job.args, values)
+        res = self.runs[job.run]
+        with kernels.by(kernels.of(res.config.resources)):
+            return getattr(self, f"_{job.kind}")(res, job.args, values)
 
     # -- a visit ---------------------------------------------------------------------------------------------------
 
@@ -388,45 +388,10 @@ class Worker:
     def _probe(
         self, res: Resident, args: dict[str, Any], values: Sequence[Any]
     ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """Which executor trains this task's model faster here: seconds that a client's local step takes under each.
+        """See `rayfed.execute.trial`."""
+        from rayfed.execute import trial
 
-        `loop` is tried on one client, `vmap` on as many of the cohort as LOOK seconds of the loop's would do, four at least:
-        a model with so much work in a step gains little from more of them.
-        """
-        from rayfed.visit import sgd_visit, steps
-
-        cohort = min(args["cohort"], len(res.planner.fed.class_counts))
-
-        def trial(name: str, k: int, n: int) -> Callable[[], float]:
-            """Seconds of one client's step, the better of two calls."""
-            visit = sgd_visit(res.task.loss, res.config.local, phases=[(steps(n), lambda name: True)])
-            drawn = res.planner.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
-
-            def once() -> float:
-                began = time.perf_counter()
-                list(execute.run(name, visit, drawn, {"model": res.task.initial}, {}, {}, res.data))
-                if self.device != "cpu":
-                    torch.cuda.synchronize()
-                return (time.perf_counter() - began) / (k * n)
-
-            once()  # builds what later calls reuse
-            while not settled(visit.phases[0].step):
-                once()
-            return lambda: min(once(), once())
-
-        with torch.no_grad():
-            loop = trial("loop", 1, 2)
-            seconds: dict[str, Any] = {"loop": loop()}
-            k = max(min(cohort, 4), min(cohort, int(LOOK / seconds["loop"])))
-            try:
-                seconds["vmap"] = trial("vmap", k, max(1, min(3, int(LOOK / (seconds["loop"] * k)))))()
-                # Near a tie the whole cohort decides, where it is another size.
-                if cohort > 2 * k and 0.7 < seconds["vmap"] / seconds["loop"] < 1.1:
-                    seconds = {"loop": min(seconds["loop"], loop()), "vmap": trial("vmap", cohort, 1)()}
-            except Exception as e:
-                seconds |= {"vmap": float("inf"), "why": f"{type(e).__name__}: {e}"}
-        lean.give_back()
-        return {"value": seconds}, None, None
+        return {"value": trial.run(res, args["cohort"])}, None, None
 
 
 class VectorizeError(RuntimeError):

@@ -1,6 +1,6 @@
 """rayfed beside Flower, pfl-research and a plain loop, on the same work, in alternating runs.
 
-    python benchmarks/peers/run.py [--workloads n_mlp,n_cnn,w1,w2,w3] [--engines rayfed,loop,flower,pfl] [--repeat 3] [--tiny]
+    python benchmarks/peers/run.py [--workloads n_mlp,n_cnn,w1,w2,w3] [--engines rayfed,loop,...] [--repeat 3] [--tiny]
 
 The engines run in environments of their own under `--envs` (made on first use with pip). Every engine replays one plan: the same first
 weights, clients, batches and weighting. Writes benchmarks/PEERS.md and benchmarks/peers.json, unless `--tiny` (sizes that only show that
@@ -10,6 +10,10 @@ w1: 100 clients, 20 a round, scikit-learn's digits, Dirichlet 0.5, MLP 64-128-10
 images, 100 a round, McMahan's CNN on 28x28, one epoch, batch 20.   w3: a pretrained MiniLM with LoRA (r = 8, query and value) and a linear
 head, 20 clients of 64 texts, 10 a round, batch 8, 32 tokens.   n_mlp, n_cnn: visits without training, 1,000 a round, with w1's and
 w2's weights.
+
+Beside the engines, w2 and w3 have variants, so that kernels can be told from engines: rayfed_torch, rayfed on the kernels that torch takes
+by itself; loop_kernels, the loop on those that rayfed's trial may take (oneDNN's matrix products, channels-last convolutions); rayfed_bf16,
+the frozen base in bfloat16.
 """
 
 from __future__ import annotations
@@ -39,9 +43,16 @@ from watch import MARK, Watch, about, end_processes  # noqa: E402
 NEEDS = {
     "loop": [],  # rayfed's own environment has all it needs
     "rayfed": [],
-    "flower": ["flwr[simulation]", "torch", "transformers", "peft"],
-    "pfl": ["pfl[pytorch]", "torch", "transformers", "peft"],
+    "flower": ["flwr[simulation]>=1.41", "torch", "transformers", "peft"],
+    "pfl": ["pfl[pytorch]>=0.6", "torch", "transformers", "peft"],
 }
+ENGINES = ("rayfed", "loop", "flower", "pfl")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # what differs: of rayfed's config, or of the environment
+    "rayfed_torch": ("rayfed", {"resources": {"matmul": "torch", "channels_last": False}}),
+    "rayfed_bf16": ("rayfed", {"task": {"dtype": "bf16"}}),
+    "loop_kernels": ("loop", {"PEERS_KERNELS": "1"}),
+}
+EXTRA = {"w2": ("rayfed_torch", "loop_kernels"), "w3": ("rayfed_torch", "loop_kernels", "rayfed_bf16")}
 SIDE = {"loop": "loop_side.py", "flower": "flower_side.py", "pfl": "pfl_side.py"}
 
 
@@ -143,14 +154,18 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     """One run of one engine: seconds and CPU seconds of a round, start, memory, the last weights."""
     import yaml
 
+    from rayfed.configfile import merge
+
+    name, (engine, changes) = engine, VARIANTS.get(engine, (engine, {}))
     mark, out = uuid.uuid4().hex, where / f"{engine}-{uuid.uuid4().hex[:6]}"
     out.mkdir()
     env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
     if engine == "rayfed":
-        (out / "config.yaml").write_text(yaml.safe_dump(config))
+        (out / "config.yaml").write_text(yaml.safe_dump(merge(config, changes)))
         env |= {"PEERS_STAMPS": str(out / "stamps.lines"), "RAYFED_CACHE": str(where / "cache")}
         command = [str(python.parent / "rayfed"), "run", str(out / "config.yaml"), "--out", str(out / "runs")]
     else:
+        env |= changes
         command = [str(python), str(HERE / SIDE[engine]), str(plan), str(out)]
     watch, began = Watch(mark, every=1.0), time.time()
     watch.start()
@@ -173,7 +188,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     periods = np.diff(starts)[1:] if len(starts) > 2 else np.diff(starts)
     first = 1 if len(starts) > 2 else 0
     result = {
-        "engine": engine, "round_s": float(np.median(periods)), "total_s": took, "first_round_s": times[0][1] - began,
+        "engine": name, "round_s": float(np.median(periods)), "total_s": took, "first_round_s": times[0][1] - began,
         "cpu_s": watch.between(starts[first], starts[-1]) / (len(starts) - 1 - first), "pss_mb": watch.peak / 1e6,
         "rounds": len(times),
     }  # fmt: skip
@@ -181,16 +196,18 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     return result | {"end": end}
 
 
-def environment(engine: str, envs: Path, constraints: Path) -> Path:
-    """The Python of an engine's environment, made if it is not there."""
+def environment(engine: str, envs: Path) -> Path:
+    """The Python of an engine's environment, made if it is not there: our torch, transformers and peft, the Ray it asks for."""
     if not NEEDS[engine]:
         return Path(sys.executable)
     python = envs / engine / "bin" / "python"
     if not (envs / engine / "ready").is_file():
         print(f"making {envs / engine}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(envs / engine)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
-        subprocess.run([*pip, *NEEDS[engine]], check=True)
+        ours = versions(Path(sys.executable), ["torch", "transformers", "peft"])
+        needs = [f"{n}=={ours[n].partition('+')[0]}" if n in ours else n for n in NEEDS[engine]]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *needs], check=True)
         (envs / engine / "ready").touch()
     return python
 
@@ -205,31 +222,39 @@ def versions(python: Path, packages: list[str]) -> dict[str, str]:
 def main() -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("--workloads", default="n_mlp,n_cnn,w1,w2,w3")
-    p.add_argument("--engines", default="rayfed,loop,flower,pfl")
+    known = (*ENGINES, *VARIANTS)
+    p.add_argument(
+        "--engines", help=f"of {', '.join(known)}; default: the first four, and the variants of each workload"
+    )
     p.add_argument("--repeat", type=int, default=3)
     p.add_argument("--tiny", action="store_true")
     p.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "rayfed-peers")
     p.add_argument("--out", type=Path)
     a = p.parse_args()
-    engines, out = a.engines.split(","), a.out or (None if a.tiny else HERE.parent)
+    names, out = a.workloads.split(","), a.out or (None if a.tiny else HERE.parent)
+    wanted = {w: a.engines.split(",") if a.engines else [*ENGINES, *EXTRA.get(w, ())] for w in names}
     kept = out / "peers.json" if out else None
     before = json.loads(kept.read_text()) if kept and kept.is_file() else {"about": {}, "workloads": {}}
     found, sittings = before["workloads"], before["about"]
-    pythons = {e: environment(e, a.envs, HERE.parents[1] / "constraints.txt") for e in engines}
+    if unknown := {e for of in wanted.values() for e in of} - set(known):
+        p.error(f"--engines: unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    pythons = {
+        e: environment(VARIANTS.get(e, (e,))[0], a.envs) for e in dict.fromkeys(e for w in names for e in wanted[w])
+    }
     told = {
         **about(), "command": " ".join(["python", *sys.argv]),
         **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
         **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
         **({"pfl": versions(pythons["pfl"], ["pfl"])["pfl"]} if "pfl" in pythons else {}),
     }  # fmt: skip
-    for name in a.workloads.split(","):
+    for name in names:
         with tempfile.TemporaryDirectory(prefix="peers-") as tmp:
             where = Path(tmp)
             config = workload(name, a.tiny, where)
             plan = make_plan(name, config, where)
             runs: list[dict[str, Any]] = []
             for n in range(a.repeat):
-                for engine in engines if n % 2 == 0 else engines[::-1]:
+                for engine in wanted[name] if n % 2 == 0 else wanted[name][::-1]:
                     r = once(engine, config, plan, where, pythons[engine])
                     runs.append(r)
                     print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)

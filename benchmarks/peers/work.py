@@ -7,6 +7,7 @@ of each of their batches; `start.npz` with the first weights; `plan.json` with n
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ class Client:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.net = plan.model()
+        if os.environ.get(
+            "PEERS_KERNELS"
+        ):  # what rayfed's trial may choose: oneDNN's products, channels-last convolutions
+            torch.set_float32_matmul_precision("medium")
+            self.net = self.net.to(memory_format=torch.channels_last)
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         shapes = [tuple(p.shape) for p in self.params], [w.shape for w in plan.start]
         assert shapes[0] == shapes[1], shapes  # in the plan's order
@@ -121,7 +127,7 @@ class Client:
             for p, w in zip(self.params, weights, strict=True):
                 p.copy_(torch.from_numpy(w))
         self.steps(round, place)
-        return [p.detach().numpy() for p in self.params]
+        return [p.detach().contiguous().numpy() for p in self.params]
 
     def steps(self, round: int, place: int) -> None:
         """SGD over the planned batches of one client, in place."""

@@ -92,6 +92,11 @@ def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
     return []
 
 
+def imports(spec: Named) -> tuple[str, ...]:
+    """Modules that `build` imports and that take their time: whoever will build can begin with them."""
+    return ("peft",) if spec.name.startswith("hf:") else ()
+
+
 def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """A module from (B, *input_shape) float to logits (B, classes), freshly drawn from torch's global generator.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rayfed import keys
+from rayfed import kernels, keys
 from rayfed.adapters import ranks
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
@@ -194,6 +194,7 @@ class Task:
             params = {n: p.to(torch.bfloat16) if n in self._halved else p for n, p in params.items()}
         if self._places is not None:
             params = {n: p.to(self._places[n]) for n, p in params.items()}
+        params = kernels.laid(params)
         with self._precision():
             return torch.func.functional_call(self._module, params, (x,)).to(self.dtype)
 

@@ -1,0 +1,89 @@
+"""Which kernels a CPU's or GPU's products and convolutions run on: choices that change speed and last bits, nothing else.
+
+Matrix products: torch's own choice on x86, MKL, uses half of what AMD's processors with AVX-512 can do; oneDNN uses all of it.
+torch hands it float32 products once they may be rounded to bfloat16, which oneDNN does with AMX only: where products keep
+float32's precision all the same, it can be taken.
+
+Convolutions: with their weights in channels-last memory format torch takes other kernels, for one model at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from rayfed.config import Resources
+    from rayfed.tree import Tree
+
+
+class Kernels(NamedTuple):
+    """`onednn` is taken where it is exact; anything else leaves products to torch."""
+
+    matmul: str = "torch"
+    channels_last: bool = False
+
+
+_now = Kernels()
+
+
+def of(resources: Resources) -> Kernels:
+    """What a run's settings say; torch's own where they leave the choice open."""
+    r = resources
+    last = r.channels_last is True and r.executor != "vmap"  # vmap's convolutions are grouped ones
+    return Kernels("onednn" if r.matmul == "onednn" else "torch", last)
+
+
+@contextmanager
+def by(kernels: Kernels) -> Iterator[None]:
+    """These kernels in here, whatever surrounds it."""
+    global _now
+    before, precision = (
+        _now,
+        torch.get_float32_matmul_precision() if kernels.matmul != _now.matmul and exact() else None,
+    )
+    _now = kernels
+    if precision is not None:
+        torch.set_float32_matmul_precision("medium" if kernels.matmul == "onednn" else "highest")
+    try:
+        yield
+    finally:
+        _now = before
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+
+
+def laid(params: Tree) -> Tree:
+    """A model's parameters in the memory format that convolutions are to have."""
+    if not _now.channels_last:
+        return params
+    last = torch.channels_last
+    try:  # `contiguous` would leave the strides of a single channel as they are, and they decide too
+        return {n: p.to(memory_format=last) if p.ndim == 4 else p for n, p in params.items()}
+    except RuntimeError:  # within a vmap of the method's own
+        return params
+
+
+@cache
+def exact() -> bool:
+    """Whether torch hands this CPU's float32 products to oneDNN on request, and they are float32's."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(96, 512, generator=draw), torch.randn(512, 96, generator=draw)
+    right, plain = a.double() @ b.double(), a @ b
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # this process has set precisions in torch's newer way
+        return False
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found, batched = a @ b, torch.stack([a, a]) @ b.expand(2, 512, 96)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    handed = not torch.equal(found, plain)
+    return handed and all(float((x - right).abs().max() / right.abs().max()) < 1e-5 for x in (found, *batched))

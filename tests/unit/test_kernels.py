@@ -1,0 +1,194 @@
+"""Kernels chosen by timing: only where they are exact, the same numbers, and a run that says what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rayfed import kernels
+from rayfed.execute import trial
+from rayfed.kernels import Kernels
+from rayfed.snapshot import load_tree
+from rayfed.worker import Resident
+from tests import toy
+
+ONE, LAST = Kernels("onednn"), Kernels("torch", True)
+here = pytest.mark.skipif(not kernels.exact(), reason="this processor's oneDNN rounds, or is not asked")
+CNN = {"data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40}, "model": "cnn"}
+FED = {"groups": "none"}
+
+
+def precision() -> str:
+    return torch.get_float32_matmul_precision()
+
+
+@here
+def test_products_are_handed_on_and_taken_back() -> None:
+    with kernels.by(ONE):
+        assert precision() == "medium"
+        with kernels.by(Kernels()):
+            assert precision() == "highest"
+        assert precision() == "medium"
+        with kernels.by(LAST), pytest.raises(KeyError), kernels.by(ONE):
+            raise KeyError
+        assert precision() == "medium"
+    assert precision() == "highest" and kernels._now == Kernels()
+
+
+def test_products_that_round_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.Tensor.__matmul__
+
+    def with_amx(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if precision() == "medium" and a.dtype == torch.float32:
+            return plain(a.bfloat16(), b.bfloat16()).float()
+        return plain(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", with_amx)
+    assert not kernels.exact.__wrapped__()
+    assert precision() == "highest"
+
+
+def test_products_that_nobody_takes_over_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.torch, "set_float32_matmul_precision", lambda how: None)
+    assert not kernels.exact.__wrapped__()
+
+
+@pytest.mark.parametrize("by", [ONE, LAST, Kernels("onednn", True)])
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_the_same_numbers(tmp_path: Path, by: Kernels, executor: str) -> None:
+    ends = []
+    for name, resources in (("plain", {}), ("other", by._asdict())):
+        ran = toy.run_folder(
+            "fedavg", tmp_path / name, executor=executor, rounds=1, task=CNN, federation=FED, resources=resources
+        )
+        ends.append(load_tree(ran.folder.path / "model", "model"))
+    moved = max(float(abs(a).max()) for a in ends[0].values())
+    for n, a in ends[0].items():
+        assert abs(a - ends[1][n]).max() < 1e-4 * moved, n
+    assert precision() == "highest"
+
+
+def test_weights_of_convolutions_are_laid_out_only_where_that_is_asked() -> None:
+    p = {"w": torch.randn(3, 4, 5, 5), "gray": torch.randn(3, 1, 5, 5), "b": torch.randn(3)}
+    assert kernels.laid(p) is p
+    with kernels.by(LAST):
+        made = kernels.laid(p)
+        assert made["w"].is_contiguous(memory_format=torch.channels_last) and made["b"] is p["b"]
+        assert made["gray"].stride() == (25, 1, 5, 1)  # as conv.to(memory_format=...) has it: the output follows
+        torch.vmap(lambda w: kernels.laid({"w": w})["w"])(torch.randn(2, 3, 4, 5, 5))  # as it came: vmap cannot
+
+
+def resident(executor: str = "auto", **resources: Any) -> Resident:
+    c = toy.config(task=CNN, executor=executor, resources=resources, federation=FED)
+    return Resident(c, toy.federation(c), None, "cpu")
+
+
+def told(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], float]) -> list[tuple[str, Kernels]]:
+    """The trial's looks replaced by these seconds; returns the list of what was looked at."""
+    looks: list[tuple[str, Kernels]] = []
+
+    def fake(res: Any, name: str, k: int, n: int, first: Kernels, hopeless: float = 0.0) -> Callable[[Kernels], float]:
+        def look(by: Kernels) -> float:
+            looks.append((name, by))
+            return times(name, by, k)
+
+        return look
+
+    monkeypatch.setattr(trial, "_trial", fake)
+    monkeypatch.setattr(kernels, "exact", lambda: True)
+    return looks
+
+
+BOTH = Kernels("onednn", True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "loop", "vmap", "looks"),
+    [
+        ({}, Kernels(), Kernels(), 6),  # all alike: the usual ones
+        ({ONE: 0.5, BOTH: 0.4}, BOTH, ONE, 4),  # oneDNN clear at once: nothing is tried without it
+        ({LAST: 0.9, BOTH: 0.96}, LAST, Kernels(), 6),
+        ({ONE: 0.9}, ONE, ONE, 6),
+        ({ONE: 0.97, LAST: 0.96, BOTH: 0.97}, Kernels(), Kernels(), 6),  # within the noise
+    ],
+)
+def test_the_faster_kernels_are_taken(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[Kernels, float], loop: Kernels, vmap: Kernels, looks: int
+) -> None:
+    seen = told(monkeypatch, lambda name, by, k: seconds.get(by, 1.0) * (1.0 if name == "loop" else 2.0))
+    out = trial.run(resident(), 4)
+    assert out["kernels"] == {"loop": loop, "vmap": vmap} and len(seen) == looks
+    assert out["loop"] == seconds.get(loop, 1.0) and out["vmap"] == 2 * seconds.get(vmap, 1.0)
+    assert not any(by.channels_last for name, by in seen if name == "vmap")
+
+
+def test_what_is_set_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = told(monkeypatch, lambda name, by, k: 1.0)
+    trial.run(resident(matmul="torch", channels_last=False), 4)
+    assert {by for _, by in seen} == {Kernels()}
+    seen.clear()
+    trial.run(resident(matmul="onednn", channels_last=True), 4)
+    assert {by for name, by in seen if name == "loop"} == {BOTH} and {by for name, by in seen if name == "vmap"} == {
+        ONE
+    }
+
+
+def test_a_tie_is_decided_on_the_whole_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def times(name: str, by: Kernels, k: int) -> float:
+        sizes.append((name, k))
+        return 1.0 if name == "loop" else 0.9 if k == 4 else 2.0
+
+    told(monkeypatch, times)
+    out = trial.run(resident(matmul="torch", channels_last=False), 12)
+    assert sizes == [("loop", 1), ("vmap", 4), ("vmap", 12)] and out["vmap"] == 2.0
+
+
+def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(name: str, by: Kernels, k: int) -> float:
+        if name == "vmap":
+            raise RuntimeError("no rule")
+        return 1.0
+
+    told(monkeypatch, times)
+    out = trial.run(resident(), 4)
+    assert out["vmap"] == float("inf") and out["why"] == "RuntimeError: no rule"
+
+
+def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real trial: a long call that is far from the loop's is not warmed up any further."""
+    calls = []
+    res = resident()
+    real = trial.execute.run
+
+    def slow(name: str, *args: Any) -> Any:
+        calls.append(name)
+        if name == "vmap":
+            trial.time.sleep(trial.LOOK)
+        return real(name, *args)
+
+    monkeypatch.setattr(trial.execute, "run", slow)
+    out = trial.run(res, 4)
+    assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out["vmap"] > 1.3 * out["loop"]
+
+
+def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": BOTH, "vmap": Kernels()}}
+    monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+    ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, task=CNN, federation=FED)
+    path = ran.folder.path
+    kept = yaml.safe_load((path / "config.yaml").read_text())["resources"]
+    assert (kept["executor"], kept["matmul"], kept["channels_last"]) == ("loop", "onednn", True)
+    events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    (event,) = [e for e in events if e["kind"] == "executor"]
+    how = "--set resources.executor=loop --set resources.cohort=2 --set resources.matmul=onednn --set resources.channels_last=true"
+    assert event["kernels"] == BOTH._asdict() and event["repeat"] == how
+    summary = json.loads((path / "summary.json").read_text())
+    assert f"to repeat: {how}" in summary["notes"]
