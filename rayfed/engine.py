@@ -170,7 +170,7 @@ class Runner:
 
     def _choose_executor(self, start: Any) -> None:
         """`executor: auto` becomes `vmap` or `loop` once, by timing, and stays so for this run."""
-        from rayfed.fed import cohort_size
+        from rayfed.fed import cohort_size, together
 
         size = cohort_size(self.config, self.federation, self.method, self.task)
         same = json.dumps([self.config.to_dict()[k] for k in ("task", "local")] + [size], sort_keys=True, default=str)
@@ -183,6 +183,8 @@ class Runner:
             reason = _refuses(self.method, name, self.task)
             if reason:
                 chosen, seconds["why"] = "loop", reason
+        if chosen == "vmap" and self.config.resources.cohort == "auto":
+            size = together(self.config, self.federation, size, seconds["vmap"])
         by = seconds.pop("kernels")[chosen]._asdict()
         self.config = self.config.with_resources(executor=chosen, cohort=size, **by)
         self.folder.set_config(self.config.to_dict())

@@ -442,6 +442,17 @@ def _stacked_mine(mine: dict[int, Tree] | None, ids: Cohort) -> Tree:
     return tree.to_numpy(tree.stack([mine[c] for c in ids]))
 
 
+TOGETHER = 4e-3  # seconds of a round's work, up to which a second call costs more than another actor saves
+
+
+def together(config: Config, federation: Federation, size: int, step: float) -> int:
+    """Clients per call where a client's local step takes `step` seconds under `vmap`: all of a round's in one, or `size`."""
+    local, asked = config.local, config.per_round()
+    mean = float(federation.class_counts[: federation.population].sum(1).mean())
+    steps = local.steps or (local.epochs or 1) * math.ceil(mean / local.batch_size)
+    return asked if asked <= 128 and asked * steps * step < TOGETHER else size
+
+
 def cohort_size(config: Config, federation: Federation, method: Method, task: Task) -> int:
     """Clients per call: `resources.cohort`, or for `auto` a function of config and shapes alone.
 

@@ -8,9 +8,11 @@ give the recording's very bits; those after it are played.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from rayfed import lean
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 LIMIT = 256 * 2**20  # bytes that a recording may keep alive while it is made; larger work hardly notices the transforms
 MOST = 256  # recordings of one piece; shapes that come later run plainly
+
+LARGE = 32 * 2**20  # bytes kept alive that are worth giving back
 
 _made: WeakKeyDictionary[Any, dict[Hashable, Recording]] = WeakKeyDictionary()
 
@@ -64,13 +68,17 @@ class Recording:
             return out
         tape = _Tape(inputs)
         try:
-            with _mode(tape):
+            with _mode()(tape):
                 out = f(*args)
             self.play, self.twins = tape.function(out), tape.twins
         except torch.OutOfMemoryError:  # it may be the recording's
             tape.alive = []
             out = f(*args)
+        finally:
+            tape.alive = []  # the tape may outlive this call, its tensors must not
         self.off = self.play is None
+        if tape.size > LARGE:
+            lean.give_back()  # playing needs less
         return out
 
 
@@ -239,18 +247,21 @@ def _place(x: Tensor) -> Hashable:
     return _memory(x), x.storage_offset(), x.shape, x.stride(), x.dtype
 
 
-def _mode(tape: _Tape) -> Any:
-    """A dispatch mode below all transforms: the tape is told what passes."""
+@cache
+def _mode() -> Any:
+    """The dispatch mode below all transforms that tells its tape what passes."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Notes(TorchDispatchMode):
-        pass
+        def __init__(self, tape: _Tape):
+            super().__init__()
+            self.tape = tape
 
     def told(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        tape.note(func, args, kwargs or {}, out)
+        self.tape.note(func, args, kwargs or {}, out)
         return out
 
     # Given later: in a class body torch wraps it in what imports its compiler.
     Notes.__torch_dispatch__ = told  # type: ignore[method-assign]
-    return Notes()
+    return Notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from rayfed import kernels
 from rayfed.execute import trial
+from rayfed.fed import together
 from rayfed.kernels import Kernels
 from rayfed.snapshot import load_tree
 from rayfed.worker import Resident
@@ -177,6 +179,30 @@ def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(trial.execute, "run", slow)
     out = trial.run(res, 4)
     assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out["vmap"] > 1.3 * out["loop"]
+
+
+@pytest.mark.parametrize(("step", "size"), [(1e-5, 7), (1e-2, 4)])
+def test_a_round_of_little_work_is_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, size: int
+) -> None:
+    chosen = {"loop": 1.0, "vmap": step, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
+    monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+    ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, resources={"cohort": "auto"})
+    kept = yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]
+    assert (kept["executor"], kept["cohort"]) == ("vmap", size)
+
+
+def test_work_counts_local_steps() -> None:
+    def size(local: dict[str, Any], step: float, **federation: Any) -> int:
+        c = toy.config(local=local, federation=federation)
+        return together(c, toy.federation(c), 4, step)
+
+    whole = {"epochs": None, "steps": 10, "batch_size": 8}
+    assert size(whole, 5.7e-5) == 7 and size(whole, 5.8e-5) == 4  # 7 clients, 10 steps: 4 ms
+    c = toy.config()
+    mean = toy.federation(c).class_counts[:12].sum(1).mean()
+    most = 4e-3 / (7 * 2 * math.ceil(mean / 8))  # 2 epochs of batches of 8
+    assert size({}, 0.99 * most) == 7 and size({}, 1.01 * most) == 4
 
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -150,6 +151,28 @@ def test_large_work_is_not_recorded(monkeypatch):
     monkeypatch.setattr(record, "LIMIT", 1000)
     f = torch.vmap(step)
     assert calls(f, *params())[1] == 5
+
+
+def test_a_recording_leaves_nothing_alive(monkeypatch):
+    """Without the collector's help: a large one would cost the process as much as it noted."""
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        between = x * 2
+        seen.append(weakref.ref(between))
+        return between + 1
+
+    trims: list[int] = []
+    monkeypatch.setattr(record.lean, "give_back", lambda: trims.append(1))
+    gc.disable()
+    try:
+        calls(f, torch.ones(4), n=4)
+    finally:
+        gc.enable()
+    assert len(seen) == 3 and all(ref() is None for ref in seen) and not trims
+    monkeypatch.setattr(record, "LARGE", 8)
+    calls(lambda x: x * 2 + 1, torch.ones(4), n=4)
+    assert trims == [1]
 
 
 def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch):
