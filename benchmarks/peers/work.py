@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 SCALE = 1e-4
+KERNELS = bool(
+    os.environ.get("PEERS_KERNELS")
+)  # those that rayfed's trial may choose: oneDNN's products, channels-last
 
 
 class Plan:
@@ -85,7 +88,8 @@ class MiniLM(nn.Module):
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModel
 
-        base = AutoModel.from_pretrained(about["weights"], add_pooling_layer=False)
+        how = {"attn_implementation": "eager"} if KERNELS else {}  # torch's fused one is slower on oneDNN's products
+        base = AutoModel.from_pretrained(about["weights"], add_pooling_layer=False, **how)
         for p in base.parameters():
             p.requires_grad_(False)
         lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["query", "value"])
@@ -109,9 +113,7 @@ class Client:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.net = plan.model()
-        if os.environ.get(
-            "PEERS_KERNELS"
-        ):  # what rayfed's trial may choose: oneDNN's products, channels-last convolutions
+        if KERNELS:
             torch.set_float32_matmul_precision("medium")
             self.net = self.net.to(memory_format=torch.channels_last)
         self.params = [p for p in self.net.parameters() if p.requires_grad]
