@@ -112,9 +112,20 @@ def end_processes(left: list[int], mark: str) -> None:
             continue
 
 
+def processor() -> str:
+    """Its kind, and where the system tells it its name and the units that decide how fast products are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.machine()
+    said = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    units = [u for u in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if u in said.get("flags", "").split()]
+    return " ".join(filter(None, (platform.machine(), said.get("model name"), *units)))
+
+
 def about() -> dict[str, Any]:
     """The machine, in words."""
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "python": platform.python_version(),
     }

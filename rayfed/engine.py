@@ -173,7 +173,8 @@ class Runner:
         from rayfed.fed import cohort_size, together
 
         size = cohort_size(self.config, self.federation, self.method, self.task)
-        same = json.dumps([self.config.to_dict()[k] for k in ("task", "local")] + [size], sort_keys=True, default=str)
+        about = [self.config.to_dict()[k] for k in ("task", "local", "resources")]
+        same = json.dumps([*about, size], sort_keys=True, default=str)
         if same not in self.pool.probed:  # once per model and machine
             ((_, out),) = list(self.pool.run([Job(self.folder.run_id, "probe", {"cohort": size})]))
             self.pool.probed[same] = out.meta["value"]

@@ -31,21 +31,20 @@ class Kernels(NamedTuple):
 _now = Kernels()
 
 
-def of(resources: Resources) -> Kernels:
-    """What a run's settings say; torch's own where they leave the choice open."""
+def of(resources: Resources, device: str = "cpu") -> Kernels:
+    """What a run's settings say for this device; torch's own where they leave the choice open."""
     r = resources
     last = r.channels_last is True and r.executor != "vmap"  # vmap's convolutions are grouped ones
-    return Kernels("onednn" if r.matmul == "onednn" else "torch", last)
+    return Kernels("onednn" if r.matmul == "onednn" and device == "cpu" else "torch", last)
 
 
 @contextmanager
 def by(kernels: Kernels) -> Iterator[None]:
     """These kernels in here, whatever surrounds it."""
     global _now
-    before, precision = (
-        _now,
-        torch.get_float32_matmul_precision() if kernels.matmul != _now.matmul and exact() else None,
-    )
+    before, precision = _now, None
+    if kernels.matmul != before.matmul and exact():
+        precision = torch.get_float32_matmul_precision()
     _now = kernels
     if precision is not None:
         torch.set_float32_matmul_precision("medium" if kernels.matmul == "onednn" else "highest")

@@ -145,7 +145,7 @@ class Worker:
     def do(self, job: Job, values: Sequence[Any]) -> tuple[dict[str, Any], Tree | None, Tree | None]:
         """(small answer, large parts that stay where they are, new client states); trees of NumPy arrays, (k, ...)."""
         res = self.runs[job.run]
-        with kernels.by(kernels.of(res.config.resources)):
+        with kernels.by(kernels.of(res.config.resources, self.device)):
             return getattr(self, f"_{job.kind}")(res, job.args, values)
 
     # -- a visit ---------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def run(res: Resident, cohort: int) -> dict[str, Any]:
 def _open(res: Resident) -> tuple[list[str], list[bool]]:
     """What the settings leave open, as matrix products and channels-last."""
     r = res.config.resources
-    fixed = kernels.of(r)
+    fixed = kernels.of(r, res.device)
     convolves = any(p.ndim == 4 and p[0, 0].numel() > 1 for p in res.task.initial.values())
     products = r.matmul == "auto" and res.device == "cpu" and kernels.exact()
     return (

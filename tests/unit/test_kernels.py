@@ -12,15 +12,18 @@ import pytest
 import torch
 import yaml
 
-from rayfed import kernels
+from rayfed import kernels, launch, tree
+from rayfed.config import load_config
+from rayfed.errors import RunFailed
 from rayfed.execute import trial
 from rayfed.fed import together
 from rayfed.kernels import Kernels
+from rayfed.pool import LocalPool
 from rayfed.snapshot import load_tree
 from rayfed.worker import Resident
 from tests import toy
 
-ONE, LAST = Kernels("onednn"), Kernels("torch", True)
+ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
 here = pytest.mark.skipif(not kernels.exact(), reason="this processor's oneDNN rounds, or is not asked")
 CNN = {"data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40}, "model": "cnn"}
 FED = {"groups": "none"}
@@ -61,19 +64,33 @@ def test_products_that_nobody_takes_over_are_not_offered(monkeypatch: pytest.Mon
     assert not kernels.exact.__wrapped__()
 
 
-@pytest.mark.parametrize("by", [ONE, LAST, Kernels("onednn", True)])
-@pytest.mark.parametrize("executor", ["loop", "vmap"])
-def test_the_same_numbers(tmp_path: Path, by: Kernels, executor: str) -> None:
+@pytest.mark.parametrize("by", [ONE, LAST, BOTH])
+@pytest.mark.parametrize(("method", "executor"), [("fedavg", "loop"), ("fedavg", "vmap"), ("scaffold", "loop")])
+def test_the_same_numbers(tmp_path: Path, by: Kernels, method: str, executor: str) -> None:
     ends = []
     for name, resources in (("plain", {}), ("other", by._asdict())):
-        ran = toy.run_folder(
-            "fedavg", tmp_path / name, executor=executor, rounds=1, task=CNN, federation=FED, resources=resources
-        )
+        ran = toy.run_folder(method, tmp_path / name, executor=executor, task=CNN, federation=FED, resources=resources)
         ends.append(load_tree(ran.folder.path / "model", "model"))
     moved = max(float(abs(a).max()) for a in ends[0].values())
     for n, a in ends[0].items():
         assert abs(a - ends[1][n]).max() < 1e-4 * moved, n
     assert precision() == "highest"
+
+
+def test_a_run_on_other_kernels_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    about = {"task": CNN, "federation": FED, "resources": BOTH._asdict()}
+    whole = toy.run_folder("scaffold", tmp_path / "whole", **about)
+    toy.run_folder("scaffold", tmp_path / "cut", stop_after=1, **about)
+    again = toy.run_folder("scaffold", tmp_path / "cut", resume=True, **about)
+    assert again.rows == whole.rows and len(whole.clients) > 3 and again.clients.keys() == whole.clients.keys()
+    for c, state in whole.clients.items():
+        for (path, x), (_, y) in zip(tree.leaves(state), tree.leaves(again.clients[c]), strict=True):
+            assert torch.equal(x, y), (c, path)
+
+
+def test_a_gpu_keeps_its_own_products() -> None:
+    r = toy.config(resources={"matmul": "onednn", "channels_last": True}).resources
+    assert kernels.of(r) == BOTH and kernels.of(r, "cuda") == LAST
 
 
 def test_weights_of_convolutions_are_laid_out_only_where_that_is_asked() -> None:
@@ -105,9 +122,6 @@ def told(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], f
     monkeypatch.setattr(trial, "_trial", fake)
     monkeypatch.setattr(kernels, "exact", lambda: True)
     return looks
-
-
-BOTH = Kernels("onednn", True)
 
 
 @pytest.mark.parametrize(
@@ -218,3 +232,45 @@ def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, m
     assert event["kernels"] == BOTH._asdict() and event["repeat"] == how
     summary = json.loads((path / "summary.json").read_text())
     assert f"to repeat: {how}" in summary["notes"]
+
+
+def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(by: Kernels) -> None:
+        chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": Kernels()}}
+        monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+
+    raw = {**toy.TOY, "task": CNN, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg"}
+    raw["federation"] = {**raw["federation"], "groups": "none"}
+    launcher = launch.LocalLauncher()
+
+    def watch(state: dict[str, Any]) -> None:
+        if state["round"] == 1:
+            launcher.stop()
+
+    choose(BOTH)
+    with pytest.raises(RunFailed):
+        launch.run(load_config({**raw, "arms": {"a": {}, "b": {}}}), launcher, out=tmp_path, watch=watch)
+    choose(Kernels())
+    (path,) = tmp_path.iterdir()
+    assert launch.resume_local(path).status == "done"
+    kept = [yaml.safe_load((p / "config.yaml").read_text())["resources"] for p in sorted(path.glob("*/seed-*"))]
+    assert [(r["matmul"], r["channels_last"]) for r in kept] == [("onednn", True), ("torch", False)]
+
+
+def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pool serves many runs, and what one of them leaves open another has set."""
+    asked: list[str] = []
+
+    def tried(res: Resident, cohort: int) -> dict[str, Any]:
+        asked.append(res.config.resources.matmul)
+        by = Kernels("onednn" if asked[-1] == "auto" else asked[-1])
+        return {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": by}}
+
+    monkeypatch.setattr(trial, "run", tried)
+    pool, kept = LocalPool(), []
+    for n, matmul in enumerate(("auto", "torch", "auto")):
+        ran = toy.run_folder(
+            "fedavg", tmp_path / str(n), executor="auto", rounds=1, pool=pool, resources={"matmul": matmul}
+        )
+        kept.append(yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]["matmul"])
+    assert asked == ["auto", "torch"] and kept == ["onednn", "torch", "onednn"]
