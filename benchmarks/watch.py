@@ -92,12 +92,12 @@ class Watch(threading.Thread):
 
 
 def role(process: psutil.Process) -> str:
-    """server | clients | driver | ray: Ray names its workers after the actor that they hold."""
+    """server | clients | driver | ray: Ray names its workers after the actor that they hold, and after the visit they make."""
     words = process.cmdline()
     title = words[0] if words else ""
     if title.startswith("ray::ServerActor"):
         return "server"
-    if title.startswith("ray::ClientActor"):
+    if title.startswith(("ray::ClientActor", "ray::visit:")):
         return "clients"
     return "driver" if len(words) > 1 and Path(words[1]).name == "rayfed" else "ray"
 

@@ -442,6 +442,22 @@ def test_a_signal_before_a_run_begins_is_not_lost(tmp_path: Path) -> None:
     assert not (path / "summary.json").exists()
 
 
+def test_a_report_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written beside the launcher's end, but not behind anyone's back."""
+    from rayfed import report
+
+    def full(path: Path) -> None:
+        raise OSError("no space left")
+
+    closed: list[bool] = []
+    launcher = launch.LocalLauncher()
+    monkeypatch.setattr(launcher, "close", lambda: closed.append(True))
+    monkeypatch.setattr(report, "write_report", full)
+    with pytest.raises(OSError, match="no space left"):
+        launch.run(load_config(TINY), launcher, out=tmp_path)
+    assert closed == [True]
+
+
 def test_a_run_that_breaks_ends_with_4_and_says_how_to_go_on(call: Call, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN.replace("{signal}", "SIGINT"))
     write(tmp_path / "c.yaml", {**TINY, "method": "own.py:Broken"})

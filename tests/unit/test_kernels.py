@@ -17,6 +17,7 @@ from rayfed.config import load_config
 from rayfed.errors import RunFailed
 from rayfed.execute import trial
 from rayfed.fed import together
+from rayfed.folder import RunFolder
 from rayfed.kernels import Kernels
 from rayfed.pool import LocalPool
 from rayfed.snapshot import load_tree
@@ -88,6 +89,26 @@ def test_a_run_on_other_kernels_goes_on_with_the_same_bits(tmp_path: Path) -> No
             assert torch.equal(x, y), (c, path)
 
 
+def test_clients_and_server_work_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: list[Kernels] = []
+    about = {"task": CNN, "federation": FED, "resources": BOTH._asdict(), "rounds": 1}
+    laid = kernels.laid
+    monkeypatch.setattr(kernels, "laid", lambda p: clients.append(kernels._now) or laid(p))
+    toy.simulate("fedavg", **about)
+    assert set(clients) == {BOTH}
+    server = at_commits(monkeypatch)
+    toy.run_folder("fedavg", tmp_path, **about)
+    assert server == [BOTH]
+
+
+def at_commits(monkeypatch: pytest.MonkeyPatch) -> list[Kernels]:
+    """Grows by the kernels on which each round is committed."""
+    seen: list[Kernels] = []
+    commit = RunFolder.commit
+    monkeypatch.setattr(RunFolder, "commit", lambda *a: seen.append(kernels._now) or commit(*a))
+    return seen
+
+
 def test_a_gpu_keeps_its_own_products() -> None:
     r = toy.config(resources={"matmul": "onednn", "channels_last": True}).resources
     assert kernels.of(r) == BOTH and kernels.of(r, "cuda") == LAST
@@ -101,6 +122,17 @@ def test_weights_of_convolutions_are_laid_out_only_where_that_is_asked() -> None
         assert made["w"].is_contiguous(memory_format=torch.channels_last) and made["b"] is p["b"]
         assert made["gray"].stride() == (25, 1, 5, 1)  # as conv.to(memory_format=...) has it: the output follows
         torch.vmap(lambda w: kernels.laid({"w": w})["w"])(torch.randn(2, 3, 4, 5, 5))  # as it came: vmap cannot
+
+
+def test_models_are_called_with_weights_so_laid_out() -> None:
+    task, seen = resident("loop").task, []
+    conv = next(m for m in task._module.modules() if isinstance(m, torch.nn.Conv2d))
+    conv.register_forward_pre_hook(lambda m, args: seen.append(m.weight.stride()[1]))
+    x = torch.zeros(2, *task.input_shape)
+    task.apply(task.initial, x)
+    with kernels.by(LAST):
+        task.apply(task.initial, x)
+    assert seen == [25, 1]
 
 
 def resident(executor: str = "auto", **resources: Any) -> Resident:
@@ -217,6 +249,8 @@ def test_work_counts_local_steps() -> None:
     mean = toy.federation(c).class_counts[:12].sum(1).mean()
     most = 4e-3 / (7 * 2 * math.ceil(mean / 8))  # 2 epochs of batches of 8
     assert size({}, 0.99 * most) == 7 and size({}, 1.01 * most) == 4
+    many = toy.config(federation={"clients": 200, "per_round": 150})
+    assert together(many, toy.federation(c), 64, 1e-9) == 64  # more than one call takes
 
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,9 +286,9 @@ def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monke
         launch.run(load_config({**raw, "arms": {"a": {}, "b": {}}}), launcher, out=tmp_path, watch=watch)
     choose(Kernels())
     (path,) = tmp_path.iterdir()
+    seen = at_commits(monkeypatch)
     assert launch.resume_local(path).status == "done"
-    kept = [yaml.safe_load((p / "config.yaml").read_text())["resources"] for p in sorted(path.glob("*/seed-*"))]
-    assert [(r["matmul"], r["channels_last"]) for r in kept] == [("onednn", True), ("torch", False)]
+    assert seen == [BOTH, Kernels(), Kernels()]  # the second round of the first arm, both of the other
 
 
 def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from rayfed import execute
 from rayfed.execute import record
 from rayfed.execute.record import call
+from rayfed.visit import Phase, Visit, steps
+from rayfed.worker import Resident
+from tests import toy
 
 
 def recordings(piece: Any) -> list[record.Recording]:
@@ -162,8 +166,8 @@ def test_a_recording_leaves_nothing_alive(monkeypatch):
         seen.append(weakref.ref(between))
         return between + 1
 
-    trims: list[int] = []
-    monkeypatch.setattr(record.lean, "give_back", lambda: trims.append(1))
+    trims: list[bool] = []
+    monkeypatch.setattr(record.lean, "give_back", lambda: trims.append(seen[-1]() is None))
     gc.disable()
     try:
         calls(f, torch.ones(4), n=4)
@@ -171,8 +175,8 @@ def test_a_recording_leaves_nothing_alive(monkeypatch):
         gc.enable()
     assert len(seen) == 3 and all(ref() is None for ref in seen) and not trims
     monkeypatch.setattr(record, "LARGE", 8)
-    calls(lambda x: x * 2 + 1, torch.ones(4), n=4)
-    assert trims == [1]
+    calls(lambda x: f(x), torch.ones(4), n=4)
+    assert trims == [True]  # and by then there is something to give back
 
 
 def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch):
@@ -240,3 +244,22 @@ def test_a_piece_that_raises_is_told_and_recorded_later():
     fails[0] = False
     _, ran = calls(f, torch.ones(2))
     assert ran == 2
+
+
+def test_a_visit_that_says_it_looks_at_values_is_not_recorded():
+    c = toy.config()
+    res = Resident(c, toy.federation(c), None, "cpu")
+
+    def step(carry: Any, batch: Any, key: Any) -> Any:
+        return {"n": carry["n"] + (2.0 if carry["n"].numpy() >= 3 else 1.0)}  # no kernel tells of this look
+
+    visit = Visit(
+        lambda info, shared, mine, own: {"n": torch.zeros(())},
+        [Phase(steps(8), step)],
+        lambda info, carry, shared, mine, own: ({"n": carry["n"]}, own),
+        "looks at values",
+    )
+    drawn = res.planner.cohort(visit, [0], dispatch=0, round=1, rounds=1, lr=0.1)
+    for name in ("loop", "debug"):
+        ((_, parts, _, _),) = execute.run(name, visit, drawn, {}, {}, {}, res.data)
+        assert float(parts["n"]) == 13  # 1, 2, 3, 5, 7, ...
