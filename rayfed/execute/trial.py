@@ -31,10 +31,12 @@ def run(res: Resident, cohort: int) -> dict[str, Any]:
     why = {}
     with torch.no_grad():
         for last in layouts:
-            look = _trial(res, "loop", 1, 2, Kernels(products[0], last))
-            loop |= {by: look(by) for by in (Kernels(p, last) for p in products)}
-            if min(loop.values()) < 0.8 * loop[Kernels(products[0], last)]:  # as clear for whatever follows
+            first = Kernels(products[0], last)
+            look = _trial(res, "loop", 1, 2, first)
+            tried = {by: look(by) for by in (Kernels(p, last) for p in products)}
+            if min(tried.values()) < 0.8 * tried[first]:  # as clear for whatever follows
                 products = products[-1:]
+            loop |= tried
         step = min(loop.values())
         few, hopeless = min(cohort, 4), 1.3 * step
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import subprocess
 import sys
@@ -448,3 +449,10 @@ def test_a_task_says_what_the_data_and_the_model_are(own: Any) -> None:
         "body.weight": (5, 8), "body.bias": (5,), "head.weight": (4, 5), "head.bias": (4,)
     }  # fmt: skip
     assert same(t.initial, task({"name": own("net"), "width": 5}).initial)
+
+
+def test_what_takes_long_to_import_is_told_beforehand() -> None:
+    """Actors begin with it; whatever it names must exist."""
+    for name, modules in (("mlp", ()), ("hf:somewhere", ("peft",))):
+        assert models.imports(spec(name)) == modules
+        assert all(importlib.util.find_spec(m) for m in modules)
