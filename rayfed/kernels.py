@@ -1,10 +1,10 @@
 """Which kernels a CPU's or GPU's products and convolutions run on: choices that change speed and last bits, nothing else.
 
-Matrix products: torch's own choice on x86, MKL, uses half of what AMD's processors with AVX-512 can do; oneDNN uses all of it.
-torch hands it float32 products once they may be rounded to bfloat16, which oneDNN does with AMX only: where products keep
-float32's precision all the same, it can be taken.
+Matrix products: torch's own choice on x86, MKL, makes little of the AVX-512 of AMD's processors; oneDNN makes more of it. torch
+hands it float32 products once they may be rounded to bfloat16, which oneDNN does with AMX only: where products keep float32's
+precision all the same, it can be taken.
 
-Convolutions: with their weights in channels-last memory format torch takes other kernels, for one model at a time.
+Convolutions: torch takes other kernels where weights are in channels-last memory format.
 """
 
 from __future__ import annotations

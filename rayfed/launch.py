@@ -176,7 +176,7 @@ def _single(config: Config, federation: Federation, folder: RunFolder, launcher:
         ending = launcher.execute(config, federation, folder, watch)
     if ending.status == "stopped":
         raise _interrupted(asked, folder.path)
-    with ThreadPoolExecutor(1) as other:  # Ray takes as long to end as the report to be written
+    with ThreadPoolExecutor(1) as other:  # written while Ray ends
         written = other.submit(write_report, folder.path)
         launcher.close()
         written.result()

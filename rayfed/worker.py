@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed import evaluate, execute, kernels, keys, optim, tree
 from rayfed.adapters import ranks
+from rayfed.execute import trial
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
 from rayfed.fold import Fold, partial
@@ -389,8 +390,6 @@ class Worker:
         self, res: Resident, args: dict[str, Any], values: Sequence[Any]
     ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
         """See `rayfed.execute.trial`."""
-        from rayfed.execute import trial
-
         return {"value": trial.run(res, args["cohort"])}, None, None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 TITLES = {
-    "n_mlp": "N, visits without training, 38 kB of weights, 1,000 clients a round",
-    "n_cnn": "N, visits without training, 6.65 MB of weights, 1,000 clients a round",
+    "n_mlp": "N with 38 kB of weights, visits without training, 1,000 clients a round",
+    "n_cnn": "N with 6.65 MB of weights, visits without training, 1,000 clients a round",
     "w1": "W1, digits, MLP 64-128-10, 20 of 100 clients a round",
     "w2": "W2, McMahan's CNN on 28x28, 100 of 1,000 clients a round",
     "w3": "W3, MiniLM with LoRA r = 8, 10 of 20 clients a round",

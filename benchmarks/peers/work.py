@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 SCALE = 1e-4
-KERNELS = bool(
-    os.environ.get("PEERS_KERNELS")
-)  # those that rayfed's trial may choose: oneDNN's products, channels-last
+# Work on the kernels that rayfed's trial may choose: oneDNN's products, channels-last convolutions.
+KERNELS = bool(os.environ.get("PEERS_KERNELS"))
 
 
 class Plan:

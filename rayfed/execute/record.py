@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LIMIT = 256 * 2**20  # bytes that a recording may keep alive while it is made; larger work hardly notices the transforms
+LARGE = 32 * 2**20  # bytes kept alive that are worth giving back to the system afterwards
 MOST = 256  # recordings of one piece; shapes that come later run plainly
-
-LARGE = 32 * 2**20  # bytes kept alive that are worth giving back
 
 _made: WeakKeyDictionary[Any, dict[Hashable, Recording]] = WeakKeyDictionary()
 

@@ -11,6 +11,7 @@ from rayfed import execute, kernels, lean
 from rayfed.execute.record import settled
 from rayfed.kernels import Kernels
 from rayfed.lazy import torch
+from rayfed.visit import sgd_visit, steps
 
 if TYPE_CHECKING:
     from rayfed.worker import Resident
@@ -76,8 +77,6 @@ def _trial(
     Calls of more than LOOK / 2 seconds are neither recorded, which would save little, nor repeated, nor made at all on further
     kernels once a step took more than `hopeless` seconds.
     """
-    from rayfed.visit import sgd_visit, steps
-
     visit = sgd_visit(res.task.loss, res.config.local, phases=[(steps(n), lambda name: True)])
     drawn = res.planner.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
 

@@ -52,3 +52,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2_000  # pages of one such tensor; of twenty that are returned each time: 39,000
+
+
+def test_a_client_actor_begins_with_what_it_is_told_to_import() -> None:
+    code = """
+import sys
+from actors.client import ClientActor
+assert "colorsys" not in sys.modules
+ClientActor(0, 1, 0.0, imports=["colorsys"])
+print("colorsys" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

@@ -20,7 +20,8 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     written: list[tuple[str, int]] = []
     told: list[int] = []
     folder: Any = SimpleNamespace(run_id="r", state=lambda **s: written.append((s["status"], s["round"])))
-    made: Any = Runner(toy.config(), None, None, folder, progress=lambda s: told.append(s["round"]))  # type: ignore[arg-type]
+    nothing: Any = None  # neither data nor actors are asked for here
+    made: Any = Runner(toy.config(), nothing, nothing, folder, progress=lambda s: told.append(s["round"]))
     made.written, made.told, made.now = written, told, 100.0
     monkeypatch.setattr(engine.time, "perf_counter", lambda: made.now)
     return made
@@ -55,7 +56,10 @@ def test_an_actors_call_is_named_once_and_anew_for_its_successor():
     made: list[tuple[str, str]] = []
 
     def actor(name: str) -> Any:
-        options = lambda num_returns, name=name, who=name: made.append((who, name)) or (who, name)  # noqa: E731
+        def options(num_returns: int, name: str, who: str = name) -> tuple[str, str]:
+            made.append((who, name))
+            return who, name
+
         return SimpleNamespace(do=SimpleNamespace(options=options))
 
     pool: Any = object.__new__(ray_pool.RayPool)
