@@ -281,7 +281,7 @@ class RunFolder:
                 rows.write_clients(self.path, self.fence, round, clients)
             staged = _snapshots.stage(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
             # The row before the snapshot becomes visible: every snapshot then has all its rows.
-            undo = rows.append(self.path, self.fence, round, row)
+            undo = rows.append(self.path, self.fence, round, row, sync=staged is not None)
             if staged:
                 try:
                     _snapshots.publish(staged, round)

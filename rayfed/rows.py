@@ -1,8 +1,9 @@
 """The rows of a run on disk: one per round, and one per round and client.
 
-While a run goes on, rounds are lines of `parts/rows-FENCE.jsonl` (one append and one fsync each; a torn last line does
-not count) and clients are `parts/clients-ROUND-FENCE.parquet`. At the end they become `metrics.parquet` and
-`clients/round-000005.parquet`. Reading takes all of it, so a crash between the two forms loses and doubles nothing.
+While a run goes on, rounds are lines of `parts/rows-FENCE.jsonl` (one append each and an fsync before each snapshot, which is
+where a run goes on; a torn last line does not count) and clients are `parts/clients-ROUND-FENCE.parquet`. At the end they
+become `metrics.parquet` and `clients/round-000005.parquet`. Reading takes all of it, so a crash between the two forms
+loses and doubles nothing.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ def table(rows: Sequence[Row]) -> pa.Table:
     return pa.table(columns)
 
 
-def append(folder: Path, fence: int, round: int, row: Mapping[str, Any]) -> Callable[[], None]:
-    """Add one row, durably; returns what takes it back. After an OSError the row is not there."""
+def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: bool = True) -> Callable[[], None]:
+    """Add one row; returns what takes it back. sync: it and all before it outlive the machine, not only this process. After an
+    OSError the row is not there."""
     line = json.dumps({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}).encode() + b"\n"
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
@@ -102,7 +104,8 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any]) -> Call
             os.ftruncate(fd, end)
             os.lseek(fd, end, os.SEEK_SET)
             write_all(fd, line)
-            os.fsync(fd)
+            if sync:
+                os.fsync(fd)
         except OSError:
             os.ftruncate(fd, end)
             raise

@@ -9,7 +9,7 @@ import json
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,6 +102,7 @@ class Resident:
                 dtype=self.task.dtype,
                 ranks=self.task.ranks,
             )
+        self.careful = False  # whether each reply is looked at for NaN by itself: from the first one that has it
         self.own_rank = ranks.kept(config, self.method.wire)
         self.ranked = self.own_rank or ranks.unequal(config)
         self._visits: dict[tuple[str, bool], Visit] = {}
@@ -156,6 +157,14 @@ class Worker:
     ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
         call: Call = args["call"]
         began = time.perf_counter()
+        while (out := self._attempt(res, call, values, began)) is None:
+            res.careful = True  # somebody's reply has a NaN or an infinity: find out whose
+        return out
+
+    def _attempt(
+        self, res: Resident, call: Call, values: Sequence[Any], began: float
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None] | None:
+        """The whole call; None where a fold came out with a NaN or an infinity and nobody had looked at the replies themselves."""
         visit = res.visit(call.visit, call.score_local)
         lr = optim.rate(res.config.local, call.round, call.rounds)
         cohort = res.planner.cohort(
@@ -172,7 +181,7 @@ class Worker:
 
     def _collect(
         self, res: Resident, call: Call, visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, began: float
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
+    ) -> tuple[dict[str, Any], Tree | None, Tree | None] | None:
         failures: dict[int, Failure] = {}
         folded: dict[str, dict[str, Any]] = {}
         kept: list[Tree] = []
@@ -182,8 +191,10 @@ class Worker:
         local: dict[int, dict[str, float]] = {}
         sent = 0
         evaluation = call.visit.startswith("@")
+        # What only folds is looked at in the fold: a pass over memory less for each reply.
+        unseen = set() if res.careful else {f.part for f in call.folds} - set(call.keep)
         for at, parts, after, steps in self._chunks(res, visit, cohort, shared, mine, own, failures):
-            good = self._finite(cohort, at, parts, after, failures)
+            good = self._finite(cohort, at, {n: p for n, p in parts.items() if n not in unseen}, after, failures)
             if not good:
                 continue
             if len(good) < len(at):
@@ -211,6 +222,8 @@ class Worker:
             counted["examples"] += examples.tolist()
             counted["ranks"] += now.tolist()
             counted["steps"] += torch.as_tensor(steps).reshape(-1).tolist()
+        if not sums_are_finite(p["total"] for n in unseen for p in folded.get(n, {}).values()):
+            return None
         stacked = _join(kept)
         large = {n: p for n, p in stacked.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
         small = {n: p for n, p in stacked.items() if n not in large}
@@ -310,19 +323,14 @@ class Worker:
         self, cohort: Cohort, at: list[int], parts: Tree, after: Tree, failures: dict[int, Failure]
     ) -> list[int]:
         """The positions whose reply and state hold no NaN and no infinity; the others become failures."""
-        sums = [
-            x.reshape(len(at), -1).sum(1)
-            for t in (parts, after)
-            for path, x in tree.leaves(t)
-            if x.is_floating_point() and path[0] != "@local"
-        ]  # a sum is finite only if what it sums is; one question to the device for all of them
-        if not sums or bool(torch.stack([torch.isfinite(x).all() for x in sums]).all()):
+        parts = {n: p for n, p in parts.items() if n != "@local"}
+        if sums_are_finite((parts, after)):
             return at
         ok = torch.ones(len(at), dtype=torch.bool, device=self.device)
         blame: dict[int, str] = {}
         for kind, t in (("part", parts), ("client state", after)):
             for path, x in tree.leaves(t):
-                if not x.is_floating_point() or path[0] == "@local":
+                if not x.is_floating_point():
                     continue
                 fine = torch.isfinite(x.reshape(len(at), -1)).all(1)
                 if not bool(fine.all()):
@@ -407,6 +415,12 @@ def _join(pieces: list[Tree]) -> Tree:
     if not pieces:
         return {}
     return pieces[0] if len(pieces) == 1 else tree.map(lambda *xs: torch.cat(xs), *pieces)
+
+
+def sums_are_finite(trees: Iterable[Tree]) -> bool:
+    """False where a tree has a NaN or an infinity (or sums to one); one question to the device for all leaves."""
+    sums = [x.sum() for t in trees for x in tree.values(t) if x.is_floating_point()]
+    return not sums or bool(torch.stack([torch.isfinite(x) for x in sums]).all())
 
 
 def check_wire(declared: dict[str, Any], parts: Tree, task: Task, where: str, all_of_them: bool = False) -> None:

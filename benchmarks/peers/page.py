@@ -15,7 +15,7 @@ TITLES = {
 # What rows that are not an engine's own name stand for.
 SHOWN = {
     "rayfed_torch": "rayfed, torch's kernels", "rayfed_bf16": "rayfed, base in bfloat16",
-    "loop_kernels": "loop, oneDNN and channels-last",
+    "loop_kernels": "loop, oneDNN and channels-last", "rayfed_local": "rayfed --local",
 }  # fmt: skip
 
 # (workload, ours, figure, engine beside which it is held, most or least that ours is of the other's)
@@ -71,7 +71,7 @@ def write(about: dict[str, dict[str, Any]], found: dict[str, dict[str, dict[str,
         "",
         "Rows with more than a name tell the engine from the kernels (docs/speed.md): rayfed on the kernels that torch takes by",
         "itself, as all the others do; the loop on those that rayfed's trial may take; rayfed with its frozen base in bfloat16, a",
-        "recipe for any of them.",
+        "recipe for any of them; `rayfed run --local`, without Ray in one process of one thread, as the loop and pfl-research are.",
         "",
     ]
     lines += targets(found)

@@ -48,11 +48,16 @@ NEEDS = {
 }
 ENGINES = ("rayfed", "loop", "flower", "pfl")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # what differs: of rayfed's config, or of the environment
+    "rayfed_local": ("rayfed", {}),
     "rayfed_torch": ("rayfed", {"resources": {"matmul": "torch", "channels_last": False}}),
     "rayfed_bf16": ("rayfed", {"task": {"dtype": "bf16"}}),
     "loop_kernels": ("loop", {"PEERS_KERNELS": "1"}),
 }
-EXTRA = {"w2": ("rayfed_torch", "loop_kernels"), "w3": ("rayfed_torch", "loop_kernels", "rayfed_bf16")}
+EXTRA = {
+    "w1": ("rayfed_local",),
+    "w2": ("rayfed_torch", "loop_kernels"),
+    "w3": ("rayfed_torch", "loop_kernels", "rayfed_bf16"),
+}
 SIDE = {"loop": "loop_side.py", "flower": "flower_side.py", "pfl": "pfl_side.py"}
 
 
@@ -164,6 +169,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
         (out / "config.yaml").write_text(yaml.safe_dump(merge(config, changes)))
         env |= {"PEERS_STAMPS": str(out / "stamps.lines"), "RAYFED_CACHE": str(where / "cache")}
         command = [str(python.parent / "rayfed"), "run", str(out / "config.yaml"), "--out", str(out / "runs")]
+        command += ["--local"] if name == "rayfed_local" else []
     else:
         env |= changes
         command = [str(python), str(HERE / SIDE[engine]), str(plan), str(out)]

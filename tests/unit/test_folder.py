@@ -345,6 +345,30 @@ def test_a_snapshot_that_fails_leaves_no_row(tmp_path):
     step(folder, 6)
 
 
+def test_rows_outlive_the_machine_before_a_snapshot_of_them_does(tmp_path, monkeypatch):
+    """Without a snapshot a row is not synced: a run goes on from its last snapshot, whatever came after it."""
+    folder = made(tmp_path, until=4)
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(fd):
+        done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        fsync(fd)
+
+    def replaced(a, b, **kwargs):
+        done.append(Path(b).name)
+        replace(a, b, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    rows = f"rows-{folder.fence}.jsonl"
+    step(folder, 5)
+    assert done.index(rows) < done.index("round-000005")
+    done.clear()
+    step(folder, 6)
+    assert rows not in done
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})

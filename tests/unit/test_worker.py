@@ -20,7 +20,7 @@ from rayfed.fold import mean, total
 from rayfed.method import Part
 from rayfed.pool import LocalPool
 from rayfed.snapshot import load_tree
-from rayfed.worker import SMALL, VectorizeError, check_wire, mismatch
+from rayfed.worker import SMALL, VectorizeError, Worker, check_wire, mismatch
 from tests import toy
 from tests.toy import Result, SimPool, ToyFed
 
@@ -286,6 +286,25 @@ def test_nan_never_reaches_the_state(odd: str, executor: str, how: str) -> None:
         assert float(tree.norm(tree.sub(done.state["model"], without.state["model"]))) < 1e-12
         assert done.rows[0]["dropped"] == 1 and str(BAD) not in done.clients()
         assert done.fed.method.last.folded["k"] == pytest.approx(float(without.fed.method.last.folded["k"]))
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_what_only_folds_is_looked_at_by_client_from_the_first_nan_on(
+    odd: str, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    real = Worker._finite
+
+    def told(self: Worker, cohort: Any, at: Any, parts: Any, *rest: Any) -> Any:
+        looked.append("delta" in parts)
+        return real(self, cohort, at, parts, *rest)
+
+    monkeypatch.setattr(Worker, "_finite", told)
+    toy.simulate(odd, executor=executor, **SHORT)
+    assert looked and not any(looked)
+    looked.clear()
+    toy.simulate({"name": odd, "how": "nan delta", "bad": BAD}, executor=executor, **SHORT, **policy("drop"))
+    assert set(looked) == {False, True} and looked == sorted(looked)  # once the call is done again, nothing is any more
 
 
 def test_a_run_counts_its_dropped_clients(odd: str, tmp_path: Path) -> None:
