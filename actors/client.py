@@ -30,7 +30,8 @@ class ClientActor:
         device = "cpu"
         if gpus and torch.cuda.is_available():
             device = "cuda"
-            torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
+            # What CUDA itself takes in each process is not counted: shares of one card must leave it room.
+            torch.cuda.set_per_process_memory_fraction(1.0 if gpus >= 1 else 0.94 * gpus)
         self.number, self.worker = number, Worker(device, keep)
 
     def __repr__(self) -> str:

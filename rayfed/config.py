@@ -423,7 +423,9 @@ class Resources(Section):
         "auto",
         description="Convolutions' weights in channels-last format; auto: the faster, timed with the executor, else false.",
     )
-    deterministic: bool = Field(False, description="Deterministic CUDA kernels.")
+    deterministic: bool = Field(
+        False, description="Kernels that give the same bits every time; CPUs' do anyway, some of CUDA's are slower."
+    )
     server: Server = Server()
 
     @field_validator("actors", "cohort")

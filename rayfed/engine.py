@@ -75,7 +75,7 @@ class Runner:
 
     def prepare(self) -> None:
         """Make the run resident and go to its folder's last snapshot. Errors as in `run`, here and in the next two."""
-        self.active, self.early = 0.0, False
+        self.active, self.early, self._saved = 0.0, False, True
         self.sinks = Sinks(self.config.track, self.folder.event)
         with self._at_work():
             self._prepare()
@@ -87,7 +87,7 @@ class Runner:
         stop."""
         self.to = min(to, self.config.rounds)
         with self._at_work():
-            while self.reached < self.to and not self._stop and not self.early:
+            while self.reached < self.to and not self.early and not (self._stop and self._saved):
                 self.reached = self._round(self.reached + 1)
         return self.reached
 
@@ -231,7 +231,7 @@ class Runner:
         if due:
             fed.store.saved_now()
             collect_segments(self.folder.path / "snapshots", self.segments)
-        self.state, self.row = state, row
+        self.state, self.row, self._saved = state, row, due
         self.sinks.row(r, row)
         self._publish(r, row)
         if early:

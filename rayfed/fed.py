@@ -274,6 +274,8 @@ class Fed:
         keeping = (keep,) if isinstance(keep, str) else tuple(keep)
         evaluation = name.startswith("@")
         quiet = evaluation or not metered
+        if len({f.part for f in wanted}) < len(wanted):
+            raise ValueError(f"{name}: a part is folded twice in one ask: {', '.join(f.part for f in wanted)}")
         if not evaluation:
             self._check_down(name, shared, mine)
         self._asks += 1

@@ -9,6 +9,7 @@ Convolutions: torch takes other kernels where weights are in channels-last memor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -54,6 +55,27 @@ def by(kernels: Kernels) -> Iterator[None]:
         _now = before
         if precision is not None:
             torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Kernels in here that give the same bits whenever they are called; torch raises where an operation has none."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if on == before:
+        yield
+        return
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def on_gpu() -> None:
+    """Before a process begins to use a GPU: float32 is float32 in convolutions as it is in products, and `deterministic` can be
+    had, for which cuBLAS must have been told before its first call."""
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def laid(params: Tree) -> Tree:

@@ -18,6 +18,7 @@ from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
 from rayfed.files import yaml_bytes
 from rayfed.folder import Owner, RunFolder, new_folder
 from rayfed.kernels import Kernels
+from rayfed.models import look
 
 if TYPE_CHECKING:
     from rayfed.config import Config, Study
@@ -86,15 +87,27 @@ class _Federations:
             raise ConfigError(problems)
         return self.known[k]
 
+    def checked(self, config: Config) -> Federation:
+        """`of`, and ConfigError where the model cannot be built."""
+        made = self.of(config)
+        if wrong := look.answers({"": look.question(config, made)}):
+            raise ConfigError(wrong[""])
+        return made
+
     def check(self, study: Study) -> None:
-        """Every arm's split under the first seed, so that what is wrong with an arm is told before anything starts."""
+        """Every arm's split and model under the first seed, so that what is wrong with an arm is told before anything starts."""
         found: dict[str, list[str]] = {}
+        questions = {}
         for arm, config in study.arms.items():
+            first = config.model_copy(update={"seed": study.seeds[0]})
             try:
-                self.of(config.model_copy(update={"seed": study.seeds[0]}))
+                questions[arm] = look.question(first, self.of(first))
             except ConfigError as e:
                 for p in e.problems:
                     found.setdefault(p, []).append(arm)
+        for arm, problems in look.answers(questions).items():
+            for p in problems:
+                found.setdefault(p, []).append(arm)
         if found:
             everywhere = len(study.arms)
             raise ConfigError([p if len(a) == everywhere else f"arms.{', '.join(a)}: {p}" for p, a in found.items()])
@@ -111,7 +124,7 @@ def run(
     path, uri = remote.local(out or base.storage.path)
     where: dict[str, Any] = {"stored": uri, "run_id": os.environ.get(RUN_ID)}
     if isinstance(request, Config):
-        federation = _beside(launcher, [request], lambda: federations.of(request))
+        federation = _beside(launcher, [request], lambda: federations.checked(request))
         launcher.start([request])
         folder = RunFolder.create(path, request.to_dict(), owner=Owner.me(), **where)
         return _single(request, federation, folder, launcher, watch)
@@ -147,7 +160,7 @@ def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), wa
         raise ConfigError(f"{path}: no run to resume here (a run folder holds config.yaml, a study study.yaml)")
     config = load_config(path / "config.yaml", sets)
     assert isinstance(config, Config)
-    federation = _beside(launcher, [config], lambda: federations.of(config))
+    federation = _beside(launcher, [config], lambda: federations.checked(config))
     launcher.start([config])
     folder = RunFolder.open(path, owner=Owner.me())
     if sets:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed import evaluate, execute, kernels, keys, optim, tree
 from rayfed.adapters import ranks
+from rayfed.errors import RunFailed
 from rayfed.execute import trial
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner
@@ -134,6 +135,8 @@ class Worker:
 
     def __init__(self, device: str = "cpu", keep: int = RUNS):
         self.device, self.keep = device, keep
+        if device != "cpu":
+            kernels.on_gpu()
         self.runs: OrderedDict[str, Resident] = OrderedDict()
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any = None) -> None:
@@ -147,7 +150,8 @@ class Worker:
     def do(self, job: Job, values: Sequence[Any]) -> tuple[dict[str, Any], Tree | None, Tree | None]:
         """(small answer, large parts that stay where they are, new client states); trees of NumPy arrays, (k, ...)."""
         res = self.runs[job.run]
-        with kernels.by(kernels.of(res.config.resources, self.device)):
+        resources = res.config.resources
+        with kernels.by(kernels.of(resources, self.device)), kernels.deterministic(resources.deterministic):
             return getattr(self, f"_{job.kind}")(res, job.args, values)
 
     # -- a visit ---------------------------------------------------------------------------------------------------
@@ -259,13 +263,20 @@ class Worker:
         if name == "vmap":
             if isinstance(visit.vectorize, str):
                 raise VectorizeError(visit.vectorize)
+            made, short = None, False
             try:
-                ((_, parts, after, steps),) = execute.run("vmap", visit, cohort, shared, mine, own, res.data)
-                yield everyone, parts, after, steps
+                ((_, *made),) = execute.run("vmap", visit, cohort, shared, mine, own, res.data)
+            except torch.OutOfMemoryError:  # nobody's fault
+                short = True
+            except Exception:  # out of here, for the error holds on to what was made
+                pass
+            if made is not None:
+                yield everyone, *made
                 return
-            except Exception:
-                # Only alone can a client be told from what vmap cannot run; what passed alone is then tried once more.
-                bad = self._culprits(res, visit, cohort, shared, mine, own, failures)
+            if short:
+                raise TooLarge(len(everyone), res.config.resources.gpus_per_actor)
+            # Only alone can a client be told from what vmap cannot run; what passed alone is then tried once more.
+            bad = self._culprits(res, visit, cohort, shared, mine, own, failures)
             rest, stay = cohort.without(bad)
             if stay:
                 at = torch.as_tensor(stay, device=self.device)
@@ -403,6 +414,21 @@ class Worker:
 
 class VectorizeError(RuntimeError):
     """`vmap` was asked for what it cannot run; the text is the reason."""
+
+
+class TooLarge(RunFailed):
+    """A cohort does not fit into the device's memory."""
+
+    def __init__(self, clients: int, share: Any):
+        self.clients, self.share = clients, share
+        fewer = f"resources.cohort: {clients // 2}" if clients > 1 else "resources.executor: loop"
+        super().__init__(
+            f"out of memory: {clients} clients at once do not fit on an actor's device; try {fewer}, "
+            f"task.model.checkpointing: true, or more resources.gpus_per_actor ({share} found)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.clients, self.share), {"hint": self.hint})
 
 
 def _failure(error: Exception) -> Failure:

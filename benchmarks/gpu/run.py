@@ -225,7 +225,7 @@ def compare(run: Run, part: str, s: Any, rows: list[tuple[str, int, str]], about
         if run.late(line_of(row)):
             continue
         with caught(row, run):
-            workloads.attention(s.task, attention)
+            workloads.attention(s, attention)
             if kind == "plain":
                 cohorts, given = few, workloads.batches(s, few)
                 found, cost = timed(partial(workloads.plain, s, given), run.device, run.repeat)
@@ -476,6 +476,10 @@ def main() -> None:
 
     if a.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: PyTorch sees no GPU here; --device cpu --tiny shows that all of it works")
+    from rayfed import kernels
+
+    if a.device == "cuda":
+        kernels.on_gpu()
     if a.worker:
         worker(a, json.loads(a.worker))
         return

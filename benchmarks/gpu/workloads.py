@@ -39,17 +39,20 @@ TINY = DECODER | {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setup:
     """A workload ready to train: `length` is tokens per example, None where examples are no texts."""
 
     task: Any
     planner: Planner
-    visit: Any
+    fresh: Callable[[], Any]  # makes a visit
     data: dict[str, torch.Tensor]
     clients: int
     length: int | None
     plain_loss: Callable[[Any, Any], torch.Tensor]  # (module, batch) -> mean loss, as anyone would write it
+
+    def __post_init__(self) -> None:
+        self.visit = self.fresh()
 
     def cohorts(self, k: int, of: range | None = None) -> list[Cohort]:
         """All clients, or some of them, k per call."""
@@ -96,7 +99,7 @@ def setup(made: Any, fed: Federation, batch: int, work: Any, device: str, plain_
     ranks = np.full(fed.population, made.ranks[0])
     planner = Planner(fed, seed=0, batch_size=batch, device=device, dtype=made.dtype, ranks=ranks)
     length = fed.input_shape[-1] if fed.kind in ("text", "instruct") else None
-    return Setup(made, planner, sgd_visit(made.loss, work), data, fed.population, length, plain_loss)
+    return Setup(made, planner, lambda: sgd_visit(made.loss, work), data, fed.population, length, plain_loss)
 
 
 def vision_loss(module: Any, batch: Any) -> torch.Tensor:
@@ -261,11 +264,12 @@ def plain(s: Setup, clients: list[list[Any]]) -> Any:
     return tree.stack(out)
 
 
-def attention(made: Any, how: str) -> None:
+def attention(s: Setup, how: str) -> None:
     """Which of transformers' attention functions a task's network calls from now on: eager | sdpa."""
-    network = getattr(made._module, "network", None)
+    network = getattr(s.task._module, "network", None)
     if network is not None:
         network.get_base_model().set_attn_implementation(how)
+    s.visit = s.fresh()  # recordings of the one before have the other kernels
 
 
 def apart(a: Any, b: Any) -> float:

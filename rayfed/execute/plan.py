@@ -55,7 +55,7 @@ class Cohort:
     def without(self, bad: Sequence[int]) -> tuple[Cohort, list[int]]:
         """The cohort without the positions in `bad`, and the positions that stay."""
         stay = [i for i in range(len(self.clients)) if i not in set(bad)]
-        at = torch.as_tensor(stay)
+        at = torch.as_tensor(stay, dtype=torch.int64)
         phases = [PhasePlan(p.rows[at], p.w[at], p.active[at], p.keys[at]) for p in self.phases]
         return Cohort(tuple(self.clients[i] for i in stay), Info(*(x[at] for x in self.info)), phases, self.dtype), stay
 

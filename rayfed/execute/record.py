@@ -65,17 +65,20 @@ class Recording:
             self.sure = _same(out, self.play(inputs))
             self.off = not self.sure
             return out
-        tape = _Tape(inputs)
+        tape, short = _Tape(inputs), False
         try:
             with _mode()(tape):
                 out = f(*args)
             self.play, self.twins = tape.function(out), tape.twins
-        except torch.OutOfMemoryError:  # it may be the recording's
-            tape.alive = []
-            out = f(*args)
+        except (
+            torch.OutOfMemoryError
+        ):  # maybe the recording's; again once the error, which holds what was made, is gone
+            short = True
         finally:
             tape.alive = []  # the tape may outlive this call, its tensors must not
         self.off = self.play is None
+        if short:
+            return f(*args)
         if tape.size > LARGE:
             lean.give_back()  # playing needs less
         return out

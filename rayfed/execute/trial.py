@@ -50,6 +50,8 @@ def run(res: Resident, cohort: int) -> dict[str, Any]:
             if cohort > 2 * k and 0.7 < min(vmap.values()) / step < 1.1:  # a tie, and the whole cohort is another size
                 by = _best(vmap)
                 vmap = {by: _trial(res, "vmap", cohort, 1, by)(by)}
+            elif res.device != "cpu" and cohort > k:  # whether it fits
+                _trial(res, "vmap", cohort, 1, _best(vmap))
         except Exception as e:
             vmap, why = {Kernels(products[0]): math.inf}, {"why": f"{type(e).__name__}: {e}"}
     lean.give_back()

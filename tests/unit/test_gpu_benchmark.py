@@ -79,7 +79,7 @@ def test_operations_are_those_that_pytorch_counts(what):
     else:
         s = w.w3("cpu", True, None)
         s.data["x"] = s.data["x"].abs()  # no padding
-    w.attention(s.task, "eager")
+    w.attention(s, "eager")
     given = [steps[:1] for steps in w.batches(s, s.cohorts(1, range(1)))]
     with FlopCounterMode(display=False) as counter:
         w.plain(s, given)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from rayfed.folder import RunFolder
 from rayfed.kernels import Kernels
 from rayfed.pool import LocalPool
 from rayfed.snapshot import load_tree
-from rayfed.worker import Resident
+from rayfed.worker import Job, Resident, Worker
 from tests import toy
 
 ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
@@ -44,6 +46,29 @@ def test_products_are_handed_on_and_taken_back(monkeypatch: pytest.MonkeyPatch) 
             raise KeyError
         assert precision() == "medium"
     assert precision() == "highest" and kernels._now == Kernels()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_run_computes_deterministically_where_it_is_asked_to(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(Worker, "_visit", lambda *a: seen.append(torch.are_deterministic_algorithms_enabled()))
+    worker = Worker()
+    worker.runs["r"] = SimpleNamespace(config=toy.config("fedavg", resources={"deterministic": asked}))  # type: ignore[assignment]
+    worker.do(Job("r", "visit", {}), [])
+    assert seen == [asked] and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_gpus_convolutions_are_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        Worker("cpu")
+        assert torch.backends.cudnn.allow_tf32 and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        Worker("cuda")
+        assert not torch.backends.cudnn.allow_tf32 and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def test_products_that_round_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:

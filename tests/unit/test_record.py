@@ -188,6 +188,31 @@ def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch)
     assert calls(f, *params())[1] == 6  # five calls, and one that was tried twice
 
 
+def test_the_second_try_does_not_hold_what_the_first_one_made(monkeypatch):
+    made: list[Any] = []
+    held: list[bool] = []
+    real, notes = record._Tape.note, iter(range(100))
+
+    def full(self: Any, *about: Any) -> Any:
+        if next(notes) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, *about)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        held.append(any(ref() is not None for ref in made))
+        between = x * 2
+        made.append(weakref.ref(between))
+        return between + 1
+
+    monkeypatch.setattr(record._Tape, "note", full)
+    gc.disable()
+    try:
+        calls(f, torch.ones(4), n=2)
+    finally:
+        gc.enable()
+    assert held == [False, False, False]
+
+
 def test_arguments_that_were_one_and_the_same_need_not_stay_so():
     def f(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a - b

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import tree
+from rayfed import execute, tree
 from rayfed.errors import RunFailed
 from rayfed.fed import ClientFailed, cohort_size
 from rayfed.fold import mean, total
@@ -241,6 +241,32 @@ def test_vmap_finds_the_culprit_and_goes_on_without_it(name: str) -> None:
     assert [tuple(r) for r in vmap] == [tuple(r) for r in loop]
 
 
+def test_vmap_where_nobody_is_left() -> None:
+    for cohort in (1, 3):
+        fed = spoiled("vmap", resources={"cohort": cohort}, **policy("drop"))
+        got = fed.ask(fed.method.train, [BAD], shared={"model": fed.task.initial}, fold=mean("delta"))
+        assert not got.ids and "out of bounds" in got.failures[BAD]
+    fed = spoiled("vmap", resources={"cohort": 1})
+    with pytest.raises(ClientFailed, match=f"client {BAD} failed in round 1, visit 'train'"):
+        fed.ask(fed.method.train, fed.sample(), shared={"model": fed.task.initial}, fold=mean("delta"))
+
+
+def test_a_cohort_too_large_for_the_device_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = toy.make_fed(toy.config(executor="vmap", resources={"cohort": 4}, **policy("drop")), LocalPool())
+    run, alone = execute.run, []
+
+    def full(name: str, visit: Any, cohort: Any, *rest: Any) -> Any:
+        if name == "vmap":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        alone.append(cohort.clients)
+        return run(name, visit, cohort, *rest)
+
+    monkeypatch.setattr(execute, "run", full)
+    with pytest.raises(RunFailed, match=r"4 clients at once do not fit .* try resources.cohort: 2,") as told:
+        fed.ask(fed.method.train, fed.sample()[:4], shared={"model": fed.task.initial}, fold=mean("delta"))
+    assert not alone and str(pickle.loads(pickle.dumps(told.value))) == str(told.value)
+
+
 def test_vmap_raises_for_the_culprit() -> None:
     fed = spoiled("vmap")
     with pytest.raises(ClientFailed, match=f"client {BAD} failed in round 1, visit 'train'"):
@@ -315,6 +341,15 @@ def test_a_run_counts_its_dropped_clients(odd: str, tmp_path: Path) -> None:
     assert ran.rows[0]["clients/dropped"] == 1 and ran.rows[0]["clients/visits"] == 6
 
 
+def test_a_stop_that_comes_while_a_round_commits_waits_for_a_snapshot(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"rounds": 6, "storage": {"snapshot_every": 10}}
+    whole = toy.run_folder("scaffold", tmp_path / "whole", **changes)
+    part = toy.run_folder("scaffold", tmp_path / "part", stop_after=1, **changes)  # told when round 1 has just ended
+    assert tuple(part.ending) == ("stopped", 2) and len(part.rows) == 2
+    rest = toy.run_folder("scaffold", tmp_path / "part", resume=True, **changes)
+    assert rest.rows == whole.rows and tree.same(rest.state, whole.state)
+
+
 def test_a_run_that_fails_says_how_to_go_on(odd: str, tmp_path: Path) -> None:
     with pytest.raises(ClientFailed) as told:
         toy.run_folder({"name": odd, "how": "raise", "bad": BAD}, tmp_path, executor="debug")
@@ -323,6 +358,13 @@ def test_a_run_that_fails_says_how_to_go_on(odd: str, tmp_path: Path) -> None:
     arguments = load_tree(path / "debug", f"client-{BAD}-round-1")
     assert int(arguments["info"]["client"]) == BAD and "head.bias" in arguments["shared"]["model"]
     assert "bad luck" in (path / "events.jsonl").read_text()
+
+
+def test_a_part_folds_once_in_an_ask(odd: str) -> None:
+    fed = toy.make_fed(toy.config(odd), LocalPool())
+    twice = (mean("delta", weight="one"), mean("delta", weight="examples"))
+    with pytest.raises(ValueError, match="train: a part is folded twice in one ask: delta, delta"):
+        fed.ask(fed.method.train, fed.sample(), shared={"model": fed.task.initial}, fold=twice)
 
 
 # -- the wire ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""A pretrained model looked at before anything starts: built once as a config wants it. What is right stays known in the user's cache.
+
+    python -m rayfed.models.look QUESTIONS.json
+
+is how the process that reads configs has it done: building a model loads torch, and that process never does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from rayfed.data.text import cache
+from rayfed.errors import ConfigError
+from rayfed.models import pretrained
+
+if TYPE_CHECKING:
+    from rayfed.config import Config
+    from rayfed.partition import Federation
+
+Question = dict[str, Any]  # config, what a task reads of the federation, and the key under which a good answer is known
+
+
+def question(config: Config, federation: Federation) -> Question | None:
+    """What is to be looked at; None for models that are not pretrained, and for what was found right before."""
+    if not config.task.model.name.startswith("hf:"):
+        return None
+    values = config.to_dict()
+    about = {n: getattr(federation, n) for n in ("classes", "kind", "population", "clients")}
+    about["input_shape"] = list(federation.input_shape)
+    versions = [importlib.metadata.version(n) for n in ("torch", "transformers", "peft")]
+    # Of what is long or changes from run to run only that which a model is built from.
+    of = [
+        values["task"]["model"],
+        values["task"]["dtype"],
+        values["adapter"],
+        values["init"],
+        versions,
+        list(_files(config)),
+    ]
+    key = hashlib.sha256(json.dumps([about, *of], sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return None if _known(key).exists() else {"config": values, "federation": about, "key": key}
+
+
+def answers(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
+    """name -> what is wrong, for those with which something is."""
+    asked = {n: q for n, q in questions.items() if q is not None}
+    if not asked:
+        return {}
+    if "torch" in sys.modules:
+        found = _looked(asked)
+    else:
+        with tempfile.TemporaryDirectory() as tmp:
+            file = Path(tmp) / "questions.json"
+            file.write_text(json.dumps(asked, default=str))
+            done = subprocess.run(
+                [sys.executable, "-m", "rayfed.models.look", str(file)], capture_output=True, text=True
+            )
+        # A process that died (of memory, say) tells nothing about the request.
+        found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
+    for name, problems in found.items():
+        if not problems:
+            known = _known(asked[name]["key"])
+            known.parent.mkdir(parents=True, exist_ok=True)
+            known.touch()
+    return {name: problems for name, problems in found.items() if problems}
+
+
+def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
+    """name -> what is wrong, maybe nothing; without those that ended in an error of another kind, which the run itself will tell."""
+    from rayfed import task
+    from rayfed.config import Config
+    from rayfed.engine import start_from
+
+    by_key: dict[str, list[str]] = {}
+    for q in {q["key"]: q for q in asked.values()}.values():
+        config, about = Config.from_dict(q["config"]), SimpleNamespace(**q["federation"])
+        try:
+            assert task.of(about.kind)(config, about, "cpu", start_from(config)).initial  # type: ignore[arg-type]
+            by_key[q["key"]] = []
+        except ConfigError as e:
+            by_key[q["key"]] = e.problems
+        except Exception:
+            continue
+    return {name: by_key[q["key"]] for name, q in asked.items() if q["key"] in by_key}
+
+
+def _files(config: Config) -> Iterator[tuple[str, int, int]]:
+    """(path, size, time) of what the model and its start are read from."""
+    folders = [pretrained.folder(config.task.model.name)]
+    if config.init.from_ is not None:
+        folders += [Path(config.init.from_), Path(config.init.from_) / "model"]
+    for file in sorted(f for where in folders if where.is_dir() for f in where.iterdir() if f.is_file()):
+        about = file.stat()
+        yield str(file), about.st_size, about.st_mtime_ns
+
+
+def _known(key: str) -> Path:
+    return cache() / "looked" / key
+
+
+if __name__ == "__main__":
+    print(json.dumps(_looked(json.loads(Path(sys.argv[1]).read_text()))))

@@ -1,0 +1,112 @@
+"""A pretrained model that cannot be built as asked is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayfed import launch
+from rayfed.config import load_config
+from rayfed.errors import ConfigError
+from rayfed.models import look
+from tests.tiny import make_vit
+
+
+class Started(Exception):
+    """The request was taken."""
+
+
+class Launcher(launch.LocalLauncher):
+    def ahead(self, configs: Any) -> None:
+        pass
+
+    def start(self, configs: Any) -> None:
+        raise Started
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("RAYFED_CACHE", str(tmp_path / "cache"))
+    make_vit(tmp_path / "vit")
+    return {
+        "rounds": 1,
+        "task": {"data": "digits", "model": f"hf:{tmp_path / 'vit'}"},
+        "adapter": {"kind": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]},
+        "federation": {"clients": 4, "partition": {"kind": "iid"}},
+        "method": "fedit",
+        "storage": {"path": str(tmp_path / "out")},
+    }
+
+
+def told(values: dict[str, Any], tmp_path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        launch.run(load_config(values), Launcher())
+    assert not (tmp_path / "out").exists()
+    return error.value.problems
+
+
+@pytest.mark.parametrize(
+    ("adapter", "says"),
+    [
+        ({"targets": ["q_prj"]}, "adapter.targets: 'q_prj' matches no layer (did you mean 'q_proj'?)"),
+        ({"rank": 17}, "adapter.rank: 17 found"),
+    ],
+)
+def test_what_only_the_network_tells_is_told_before_anything_starts(
+    asked: dict[str, Any], tmp_path: Path, adapter: dict[str, Any], says: str
+) -> None:
+    assert says in told({**asked, "adapter": {**asked["adapter"], **adapter}}, tmp_path)[0]
+
+
+def test_a_start_that_does_not_fit(asked: dict[str, Any], tmp_path: Path) -> None:
+    make_vit(tmp_path / "other", layers=1)
+    (problem,) = told({**asked, "init": {"from": str(tmp_path / "other")}}, tmp_path)
+    assert problem.startswith("init.from:") and "is of another model or adapter" in problem
+
+
+def test_all_arms_of_a_study_at_once(asked: dict[str, Any], tmp_path: Path) -> None:
+    arms = {n: {"adapter": {"targets": [t]}} for n, t in (("good", "q_proj"), ("bad", "q_prj"), ("worse", "nothing"))}
+    problems = told({**asked, "seeds": [0, 1], "arms": arms}, tmp_path)
+    assert [p.partition(":")[0] for p in problems] == ["arms.bad", "arms.worse"]
+
+
+def test_what_is_right_is_looked_at_once(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[set[str]] = []
+    real = look._looked
+    monkeypatch.setattr(look, "_looked", lambda asked: (looked.append(set(asked)), real(asked))[1])
+    for changed in ({}, {"seed": 3}, {"adapter": {**asked["adapter"], "rank": 2}}):
+        with pytest.raises(Started):
+            launch.run(load_config({**asked, **changed}), Launcher())
+    assert len(looked) == 2
+    make_vit(tmp_path / "vit", hidden_size=8)  # other files
+    told({**asked, "adapter": {**asked["adapter"], "rank": 9}}, tmp_path)
+    with pytest.raises(Started):
+        launch.run(load_config(asked), Launcher())
+    assert len(looked) == 4
+
+
+def test_another_process_looks_where_torch_is_not_loaded(asked: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps([asked, {**asked, "adapter": {**asked["adapter"], "rank": 17}}]))
+    code = f"""
+import json, sys
+from rayfed import launch
+from rayfed.config import load_config
+for values in json.load(open({str(tmp_path / "c.json")!r})):
+    try:
+        launch._Federations().checked(load_config(values))
+        print("right")
+    except launch.ConfigError as e:
+        print(e)
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    right, *wrong = done.stdout.splitlines()
+    assert right == "right" and "adapter.rank: 17 found" in wrong[0], done.stderr
+    assert len(list((tmp_path / "cache" / "looked").iterdir())) == 1
