@@ -62,7 +62,9 @@ class Run:
 
     def models(self) -> list[str]:
         """Names of the saved models: "model" (the global one), "expert-0", ...; none before the run has ended."""
-        return sorted({f.name.split(".")[0] for f in (self.path / "model").glob("*.safetensors")})
+        from rayfed.trained import names
+
+        return names(self.path)
 
     def model(self, name: str = "model", *, cluster: int | None = None, client: int | None = None) -> Model:
         """A trained model: parameters by name, and `model(x)` gives logits (B, classes) of inputs (B, *input_shape).
@@ -78,7 +80,8 @@ class Run:
 
     def save_adapter(self, client: int, folder: str | Path) -> Path:
         """Write the adapter that a client is served (held-out clients too) into a new folder and return it: in PEFT's format where
-        PEFT knows the kind, a LoRA at the client's own rank and scale. ConfigError if there is no such client, the model has no
+        PEFT knows the kind, a LoRA at the client's own rank and scale; with `head: mean` its classifier beside it, in
+        head.safetensors, which `init.from` takes with the rest. ConfigError if there is no such client, the model has no
         adapter, or the folder holds something.
         """
         self._served.save_adapter(client, Path(folder))

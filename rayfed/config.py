@@ -317,6 +317,11 @@ class LoRA(Section):
         """The largest rank, which is that of the trained tree."""
         return max(self.shares)
 
+    @property
+    def strength(self) -> float:
+        """alpha of the largest rank."""
+        return 2 * self.largest if self.alpha is None else self.alpha
+
 
 class IA3(Section):
     kind: Literal["ia3"]

@@ -364,8 +364,9 @@ def _rules(c: Config, problems: list[str]) -> None:
         problems.append(
             f"federation.per_round: {c.federation.per_round} found, allowed: at most {n} (the clients that are not held out)"
         )
+    from rayfed import adapters
+
     if c.task.model.name.startswith("hf:"):
-        from rayfed import adapters
         from rayfed.models import pretrained
 
         with contextlib.suppress(ConfigError):  # told by the model's own check
@@ -383,11 +384,13 @@ def _rules(c: Config, problems: list[str]) -> None:
     problems += too_many(c.federation.groups, max(n, 1))
     if c.init.from_ is not None:
         where = Path(c.init.from_)
-        names = ("model.safetensors", "adapter_model.safetensors")
+        names = ("model.safetensors", "adapter_model.safetensors", "head.safetensors")
         if not any((p / n).is_file() for p in (where, where / "model") for n in names):
             problems.append(
                 f"init.from: {c.init.from_!r} holds no model.safetensors (a run folder has it in model/ once the run has ended)"
             )
+        elif c.task.model.name.startswith("hf:"):
+            problems += adapters.start_problems(c)
     if c.resources.server.place == "any" and not c.resources.server.gpus:
         problems.append("resources.server.place: any needs resources.server.gpus > 0")
     if c.resources.server.place == "any" and "://" in c.storage.path:

@@ -439,7 +439,7 @@ def _pinned(config: Config, size: int) -> str:
 
 def start_from(config: Config) -> dict[str, Any] | None:
     """What a run starts from, as NumPy arrays: `params` of `init.from` (a run folder, a folder with model.safetensors, a PEFT
-    adapter), and the frozen `base` of a pretrained model; each None where there is none."""
+    adapter, a client's of `Run.save_adapter`), and the frozen `base` of a pretrained model; each None where there is none."""
     from rayfed.models import pretrained
 
     base, params = pretrained.base(config), None

@@ -52,18 +52,28 @@ class Kept(NamedTuple):
     large: Any
 
 
+class Folded(dict[str, Any]):
+    """part -> what its fold gave; without a part that nobody sent and whose zero the wire does not tell."""
+
+    def __init__(self) -> None:
+        self.lacking: dict[str, RunFailed] = {}  # what is then raised where it is asked for
+
+    def __missing__(self, part: str) -> Any:
+        raise self.lacking.get(part) or KeyError(part)
+
+
 class Replies(Sequence[Reply]):
     """What came back from one `ask`, ordered by client id.
 
-    folded: part -> tree (or {key: tree} for a fold with `by`); weight: part -> the fold's total weight (likewise);
-    failures: client -> reason, for clients that were dropped.
+    folded: part -> tree (or {key: tree} for a fold with `by`), of no reply zeros; a part declared "any" has none: look at `ids`
+    first; weight: part -> the fold's total weight (likewise); failures: client -> reason, for clients that were dropped.
     """
 
     def __init__(
         self,
         replies: list[Reply],
         kept: list[Kept],
-        folded: dict[str, Any],
+        folded: Folded,
         weight: dict[str, Any],
         failures: dict[int, str],
         fed: Fed,
@@ -337,9 +347,13 @@ class Fed:
                 merging.add(again[at], out)
         everything = merging.result()
         self.meter["ray/bytes/up"] += merging.moved
-        folded, weight = {}, {}
+        folded, weight = Folded(), {}
         for f in wanted:
-            merged = everything.get(f.part) or ({} if f.by else {"": {"total": self._zeros(f.part), "weight": 0.0}})
+            try:
+                merged = everything.get(f.part) or ({} if f.by else {"": {"total": self._zeros(f.part), "weight": 0.0}})
+            except RunFailed as unknown:
+                folded.lacking[f.part], weight[f.part] = unknown, 0.0
+                continue
             folded[f.part], weight[f.part] = folds.finish(f, merged)
         return Replies(replies, [kept[i] for i in sorted(kept)], folded, weight, failures, self)
 

@@ -80,9 +80,15 @@ class Model(dict[str, Any]):
         return self._build()
 
 
+def names(folder: Path) -> list[str]:
+    """Models of the run's `model/`, in whose files a pretrained one's adapter and classifier lie beside it."""
+    found = {f.name.split(".")[0] for f in (folder / "model").glob("*.safetensors")}
+    return sorted(n for n in found if n == "model" or n.startswith("expert-"))
+
+
 def saved(folder: Path, config: Config, name: str) -> Model:
     """A model of the run's `model/`: "model", or "expert-0", ... ConfigError naming what is there."""
-    there = sorted({f.name.split(".")[0] for f in (folder / "model").glob("*.safetensors")})
+    there = names(folder)
     if name not in there:
         raise ConfigError(
             f"{folder}: no model {name!r}; there are: {', '.join(there) or 'none (the run has not ended)'}"

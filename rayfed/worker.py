@@ -118,6 +118,8 @@ class Resident:
                     made = evaluate.with_local_score(made, self.task)
             if self.ranked and name not in ("@global", "@cluster"):  # those score the server's own models
                 made = ranks.at_rank(made, self.task, self.own_rank)
+            if self.task.vectorize is not True:
+                made = made._replace(vectorize=self.task.vectorize)
             self._visits[name, score_local] = made
         return self._visits[name, score_local]
 

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rayfed.config import Adapter
+    from rayfed.config import Adapter, Config
 
 IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
+PEFT_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}  # its word -> ours
+NOT_OURS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # what a LoRA of PEFT can have besides
 INSIDE = ("bottleneck", "ssf", "vpt")  # saved in our own, see rayfed.adapters.inside
 TABLES = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "shared")  # and whatever ends in `embeddings`
 
@@ -26,7 +31,7 @@ def peft_config(adapter: Adapter, task_type: str | None, modules: list[str] | No
             task_type=task_type,
             modules_to_save=modules,
             r=adapter.largest,
-            lora_alpha=adapter.alpha if adapter.alpha is not None else 2 * adapter.largest,
+            lora_alpha=adapter.strength,
             target_modules=list(adapter.targets) if adapter.targets else None,
             lora_dropout=adapter.dropout,
         )
@@ -122,6 +127,53 @@ def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]], about: Mapping[s
         return [f"adapter.kind: vpt found, a {about['model_type']} takes no images; allowed for texts: prompt, prefix"]
     # Image models have other names in memory than in files: `attach` looks.
     return _targets(adapter, shapes) if texts else []
+
+
+def start_problems(config: Config) -> list[str]:
+    """What sets the adapter that `init.from` names apart from the run's own, besides names and shapes of tensors: its kind, rank
+    and scale, from PEFT's adapter_config.json, or the config.yaml of a run that has none."""
+    from rayfed.config import LoRA
+    from rayfed.files import read_yaml
+
+    where, mine = Path(str(config.init.from_)), config.adapter
+    folder = where / "model" if (where / "model").is_dir() else where
+    peft, run = folder / "adapter_config.json", (where if folder != where else where.parent) / "config.yaml"
+    if peft.is_file():
+        try:
+            said = dict(json.loads(peft.read_text()))
+        except (ValueError, TypeError) as e:
+            return [f"init.from: {peft} is not readable: {e}"]
+        kind = PEFT_TYPES.get(found := str(said.get("peft_type")))
+        if kind != mine.kind:
+            allowed = f"--set adapter.kind={kind}" if kind else f"adapters of {', '.join(PEFT_TYPES)}"
+            near = "" if kind else nearest(found, PEFT_TYPES)
+            return [
+                f"adapter.kind: {mine.kind} found, init.from: {folder} holds one of PEFT's type {found}{near}; allowed: {allowed}"
+            ]
+        rank, alpha = said.get("r", 8), said.get("lora_alpha", 8)  # PEFT's defaults
+        if other := [f"{n}: {json.dumps(said[n])}" for n in NOT_OURS if said.get(n)]:
+            return [f"init.from: {folder} holds a LoRA with {other[0]} found; allowed: none of {', '.join(NOT_OURS)}"]
+    elif run.is_file() and (folder != where or where.name == "model"):
+        try:
+            theirs = LoRA.model_validate(read_yaml(run).get("adapter"))
+        except ValueError:  # another kind
+            return []
+        rank, alpha = theirs.largest, theirs.strength
+    else:
+        return []
+    if not isinstance(mine, LoRA):
+        return []
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in (rank, alpha)):
+        return [f"init.from: {peft} says r: {rank!r} and lora_alpha: {alpha!r}, allowed: numbers above 0"]
+    if rank == mine.largest and math.isclose(alpha / rank, mine.strength / rank):
+        return []
+    key, here = ("rank", mine.largest) if rank != mine.largest else ("alpha", mine.strength)
+    sets = [f"--set adapter.rank={rank}"] if key == "rank" else []
+    return [
+        f"adapter.{key}: {here:g} found, init.from: {folder} holds a LoRA of rank {rank} and alpha {alpha:g}: B A counts "
+        f"{alpha / rank:g} times there, {mine.strength / mine.largest:g} times here; allowed: "
+        + " ".join([*sets, f"--set adapter.alpha={alpha:g}"])
+    ]
 
 
 def _targets(adapter: Adapter, shapes: Mapping[str, Sequence[int]], tables: Container[str] = ()) -> list[str]:

@@ -53,7 +53,7 @@ class MovesBase(OverLoRA):
     wire: ClassVar[Wire] = Wire(
         down={
             "model": Part("params"),
-            "base": Part("any", note="W of each adapted layer; nothing before it has moved"),
+            "base": Part("any", note="W of each adapted layer, in the training type; nothing before it has moved"),
         },
         up={"delta": Part("params", update=True)},
         server={"model": Part("any", note="params, and W of each adapted layer")},
@@ -107,12 +107,15 @@ def apart(task: Task, model: Tree) -> tuple[Tree, Tree]:
 
 
 def moved(task: Task, weights: Tree, changes: dict[Names, Tensor]) -> Tree:
-    """Frozen weights by name after W <- W + (alpha / r) change, (m, n) for each layer; those that `weights` lacks are the base's."""
+    """Frozen weights by name after W <- W + (alpha / r) change, (m, n) for each layer; those that `weights` lacks are the base's.
+
+    They are in the training type: in bfloat16 a round's change may be less than a rounding, and lost.
+    """
     out, s = {}, scale(task.config)
     for n, change in changes.items():
         name, transposed = weight_of(task, n)
         w = weights.get(name, task.frozen[name])
-        out[name] = (w.to(change.dtype) + s * (change.T if transposed else change)).to(w.dtype)
+        out[name] = (w.to(change.dtype) + s * (change.T if transposed else change)).to(task.dtype)
     return out
 
 
@@ -181,7 +184,9 @@ def best(b: Tensor, a: Tensor, old: Tensor) -> Pair:
     q, x = torch.linalg.qr(b)
     p, y = torch.linalg.qr(a.T)
     u, s, v = torch.linalg.svd(x @ y.T, full_matrices=False)
-    there = int((s[:r] > s[0] * max(len(b), a.shape[1]) * torch.finfo(old.dtype).eps).sum())
+    # What the clients' own rounding makes is no stronger in a wider layer; what this decomposition makes is float64's.
+    noise = max(16 * torch.finfo(old.dtype).eps, max(len(b), a.shape[1]) * torch.finfo(s.dtype).eps)
+    there = int((s[:r] > s[0] * noise).sum())
     left, right = q @ (u * s)[:, :there], v[:there] @ p.T
     at = right.abs().argmax(1, keepdim=True)
     sign = torch.where(right.gather(1, at) < 0, -1.0, 1.0).to(right.dtype)

@@ -54,7 +54,7 @@ def run(
 ) -> tuple[Any, Tensor]:
     """(what the network gives, which of its last hidden states count (B, T + L) or (B, L)) for token ids (B, L).
 
-    mask: (B, 1, n, n) of the kept tokens (B, n), here with the T virtual ones in front. A prompt's hidden states count, as
+    mask: (B, 1, n, n) or (B, n) of the kept tokens (B, n), here with the T virtual ones in front. A prompt's hidden states count, as
     sentence encoders pool PEFT's models; a prefix has none.
     """
     tokens = adapter.tokens
@@ -62,7 +62,8 @@ def run(
     base, full = network.get_base_model(), mask(ahead)
     if adapter.kind == "prefix":
         past = network.get_prompt(len(ids))
-        return base(input_ids=ids, attention_mask=full[:, :, tokens:], past_key_values=past, **more), keep
+        full = full[:, :, tokens:] if full.dim() == 4 else full
+        return base(input_ids=ids, attention_mask=full, past_key_values=past, **more), keep
     filler = 1 if base.config.pad_token_id == 0 else 0  # any word but padding: positions and pooling go by ids
     ids = torch.cat([ids.new_full((len(ids), tokens), filler), ids], 1)
     with inserted(base.get_input_embeddings(), network.prompt_encoder["default"].embedding.weight):

@@ -41,7 +41,7 @@ class TaskVectors(Method):
         )
         newcomers: Literal["mean", "first"] = Field(
             "mean",
-            description="What a client that never took part is served: the mean of all models, or the first one.",
+            description="What a client that never took part is served: the mean of the models of those who did, or the first one.",
         )
 
     wire: ClassVar[Wire] = Wire(
@@ -89,15 +89,16 @@ class TaskVectors(Method):
         before, tau = tree.map(lambda x: x[at], state["models"]), got.stacked("delta")
         after: Tree = {}
         group = fed.planted(got.ids)
+        sums: list[Tensor] = []
         for names in self.groups(list(tau)):
             s = cosines(self._inner(before, tau, names))
             p = shares(s, self.settings)
             after |= tree.add({n: before[n] for n in names}, tree.combine(p, {n: tau[n] for n in names}))
-            fed.log(
-                "similarity/least_sum", float((s.clamp(min=0) if self.settings.negative == "clamp" else s).sum(1).min())
-            )
+            sums.append(divisors(s, self.settings))
             log_pairs(fed, "similarity/task_vectors", s, group)
         log_pairs(fed, "similarity/models", cosines(gram(before, list(tau))), group)
+        if (divided := torch.cat(sums).abs()).numel():  # raw similarities can cancel in a layer while others do not
+            fed.log("similarity/least_sum", float(divided.min()))
         models = {n: x.index_copy(0, at, after[n]) for n, x in state["models"].items()}
         return {**state, "models": models, "seen": state["seen"].index_fill(0, at, True)}
 
@@ -109,8 +110,10 @@ class TaskVectors(Method):
         return gram(tau, rest) + sum(product_gram(before, tau, pair) for pair in factors)
 
     def serve(self, state: Tree) -> Tree:
-        mean = tree.map(lambda x: x.mean(0), state["models"])
-        return {"newcomer": mean if self.settings.newcomers == "mean" else state["first"]}
+        seen = state["seen"]
+        if self.settings.newcomers == "first" or not bool(seen.any()):
+            return {"newcomer": state["first"]}
+        return {"newcomer": tree.map(lambda x: x[seen].mean(0), state["models"])}
 
     def mine(self, state: Tree, client: int) -> Tree | None:
         known = client < len(state["seen"]) and bool(state["seen"][client])
@@ -155,6 +158,24 @@ def shares(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
     """p (n, n) of similarities s (n, n); rows sum to 1."""
     if settings.weights == "uniform":
         return torch.full_like(s, 1 / len(s))
+    s, keep = counted(s, settings)
+    if settings.temperature is not None:
+        return torch.softmax((s / settings.temperature).masked_fill(~keep, -torch.inf), 1)
+    s = s * keep
+    total = s.sum(1, keepdim=True)
+    return torch.where(total == 0, torch.eye(len(s), dtype=s.dtype), s / total)  # raw similarities can cancel
+
+
+def divisors(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
+    """(n,) the row sums that `shares` divides by, 0 where a row cancelled; (0,) where its weights are no quotients."""
+    if settings.weights == "uniform" or settings.temperature is not None:
+        return s.new_zeros(0)
+    s, keep = counted(s, settings)
+    return (s * keep).sum(1)
+
+
+def counted(s: Tensor, settings: TaskVectors.Settings) -> tuple[Tensor, Tensor]:
+    """(similarities with negative ones as the settings say, which of a row have a weight), (n, n) both."""
     s = s.clamp(min=0) if settings.negative == "clamp" else s
     keep = torch.ones_like(s, dtype=torch.bool)
     if settings.neighbours is not None and settings.neighbours < len(s):
@@ -162,11 +183,7 @@ def shares(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
         keep = torch.zeros_like(keep).scatter(
             1, ranked.argsort(dim=1, descending=True, stable=True)[:, : settings.neighbours], True
         )
-    if settings.temperature is not None:
-        return torch.softmax((s / settings.temperature).masked_fill(~keep, -torch.inf), 1)
-    s = s * keep
-    total = s.sum(1, keepdim=True)
-    return torch.where(total == 0, torch.eye(len(s), dtype=s.dtype), s / total)  # raw similarities can cancel
+    return s, keep
 
 
 def log_pairs(fed: Fed, name: str, s: Tensor, group: Tensor) -> None:

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from rayfed.errors import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MISSING = -2  # label of a client whose evidence did not come; -1 is the group of those without a planted one
 
 
 class ClustererSettings(Section):
@@ -30,28 +33,32 @@ class Evidence:
     """What a clusterer may look at; what costs an exchange is a function and is called only by those that need it.
 
     ids: client ids, sorted; signatures: (n, q) unit rows; counts: (n, C) class counts; planted: client ids -> their true
-    groups, (n,); losses: () -> (n, K) mean loss of each of the K known experts on each client's training data, None while
-    K = 0; known: ids of these experts, (K,); before: (N,) the id each client of the federation had last, -1 for none;
-    gram: () -> (n, n) inner products of the clients' updates; bases: () -> (n, F, q) bases of their inputs (see `subspace`);
-    key: of the round, for clusterers that draw.
+    groups, (n,); losses: () -> client -> (K,) mean loss of each of the K known experts on its training data, without those who
+    were asked and did not reply; known: ids of these experts, (K,); before: (N,) the id each client of the federation had
+    last, -1 for none; gram: () -> (n, n) inner products of the clients' updates; bases: () -> client -> (F, q) basis of its
+    inputs (see `subspace`), without those who did not reply; key: of the round, for clusterers that draw.
     """
 
     ids: Sequence[int]
     signatures: Tensor
     counts: Tensor
     planted: Callable[[Sequence[int]], Tensor]
-    losses: Callable[[], Tensor | None]
+    losses: Callable[[], dict[int, Tensor]]
     known: Sequence[int] = ()
     before: Sequence[int] = ()
     gram: Callable[[], Tensor] = lambda: _absent("inner products of updates")
-    bases: Callable[[], Tensor] = lambda: _absent("bases of inputs")
+    bases: Callable[[], dict[int, Tensor]] = lambda: _absent("bases of inputs")
     key: int = 0
 
 
 class Clusterer:
-    """Base: `labels(evidence, clusters)` gives one integer per client, (n,)."""
+    """Base: `labels(evidence, clusters)` gives one integer per client, (n,), or MISSING for one whose evidence did not come.
+
+    keeps: whether a cluster that lost its last client stays known.
+    """
 
     Settings: type[ClustererSettings] = ClustererSettings
+    keeps: ClassVar[bool] = False
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -92,17 +99,20 @@ def canonical(labels: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
-def match(similarity: np.ndarray, known: Sequence[int], fresh: int) -> list[int]:
+def match(similarity: np.ndarray, known: Sequence[int], fresh: int, refused: np.ndarray | None = None) -> list[int]:
     """Persistent ids for this round's clusters by Hungarian assignment on `similarity` (K_new, K_known).
 
-    known: ids of the columns; unmatched new clusters get ids from `fresh` on.
+    known: ids of the columns; unmatched new clusters get ids from `fresh` on; refused: pairs that are never matched, whose
+    place in the assignment counts 0.
     """
     from scipy.optimize import linear_sum_assignment
 
     ids = [-1] * similarity.shape[0]
+    refused = np.zeros(similarity.shape, bool) if refused is None else refused
     if similarity.size:
-        for new, old in zip(*linear_sum_assignment(-similarity), strict=True):
-            ids[new] = int(known[old])
+        for new, old in zip(*linear_sum_assignment(-np.where(refused, 0.0, similarity)), strict=True):
+            if not refused[new, old]:
+                ids[new] = int(known[old])
     for i, k in enumerate(ids):
         if k < 0:
             ids[i], fresh = fresh, fresh + 1

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayfed.cluster import Clusterer, Evidence
+from rayfed.cluster import MISSING, Clusterer, Evidence
 from rayfed.cluster.agglomerative import Agglomerative
 
 
 class LeastLoss(Clusterer):
-    """argmin_k of the known experts' losses (Ghosh et al. 2020); the first round, which knows no expert, clusters signatures."""
+    """argmin_k of the known experts' losses (Ghosh et al. 2020); an expert that nobody chose stays, and may be chosen later.
+
+    While fewer than `clusters` experts are known, as in the first round, signatures are clustered.
+    """
 
     Settings = Agglomerative.Settings
+    keeps = True
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         if len(evidence.known) < clusters:
             return Agglomerative(self.settings).labels(evidence, clusters)
         losses = evidence.losses()
-        assert losses is not None
-        return losses.argmin(1).numpy()
+        return np.array([int(losses[c].argmin()) if c in losses else MISSING for c in evidence.ids], np.int64)
 
     def ids(self, evidence: Evidence, clusters: int) -> dict[int, int] | None:
         return dict(enumerate(evidence.known)) if len(evidence.known) >= clusters else None

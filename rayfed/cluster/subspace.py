@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from rayfed.cluster import Clusterer, ClustererSettings, Evidence, canonical
+from rayfed.cluster import MISSING, Clusterer, ClustererSettings, Evidence, canonical
 from rayfed.lazy import torch
 from rayfed.visit import Info, Phase, Visit, whole
 
@@ -47,7 +47,12 @@ class Subspace(Clusterer):
     Settings = Settings
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
-        return group(proximity(evidence.bases(), self.settings), self.settings, clusters)
+        bases, labels = evidence.bases(), np.full(len(evidence.ids), MISSING)
+        here = [i for i, c in enumerate(evidence.ids) if c in bases]
+        if here:
+            stacked = torch.stack([bases[evidence.ids[i]] for i in here])
+            labels[here] = group(proximity(stacked, self.settings), self.settings, clusters)
+        return labels
 
 
 def visit(task: Task, p: int) -> Visit:

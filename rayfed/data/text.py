@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,20 @@ AFTER_PADDING = (  # model types whose positions begin behind the padding token'
     "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
     "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZERS = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model",
+)  # fmt: skip
+READS = (
+    "*token*",
+    "vocab*",
+    "merges*",
+    "dict*",
+    "*.model",
+    "*.codes",
+    "*.bpe",
+    "*.spm",
+    "config.json",
+)  # what ids depend on
 
 
 def cache() -> Path:
@@ -115,12 +129,13 @@ def cached(where: Path, given: dict[str, list[str]], said: str, module: str) -> 
     cache where it is there."""
     import pyarrow as pa
 
-    known = hashlib.sha256(f"2 {module} {said} {sorted(given)} {len(next(iter(given.values())))}".encode())
+    by = [version(n) for n in ("transformers", "tokenizers")]
+    known = hashlib.sha256(f"3 {by} {module} {said} {sorted(given)} {len(next(iter(given.values())))}".encode())
     for _, texts in sorted(given.items()):
         for t in texts:
             known.update(hashlib.sha256(t.encode()).digest())
-    files = [f for pattern in ("*token*", "vocab*", "merges*", "config.json") for f in sorted(where.glob(pattern))]
-    for file in dict.fromkeys(files):
+    files = [f for pattern in READS for f in sorted(where.glob(pattern))]
+    for file in dict.fromkeys(f for f in files if f.is_file()):
         known.update(file.name.encode() + file.read_bytes())
     kept = cache() / "tokens" / f"{known.hexdigest()[:32]}.arrow"
     if not kept.is_file():

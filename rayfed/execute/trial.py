@@ -79,7 +79,8 @@ def _trial(
     Calls of more than LOOK / 2 seconds are neither recorded, which would save little, nor repeated, nor made at all on further
     kernels once a step took more than `hopeless` seconds.
     """
-    visit = sgd_visit(res.task.loss, res.config.local, phases=[(steps(n), lambda name: True)])
+    work = [(steps(n), lambda name: True)]
+    visit = sgd_visit(res.task.loss, res.config.local, phases=work, vectorize=res.task.vectorize)
     drawn = res.planner.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
 
     def once() -> float:

@@ -16,6 +16,7 @@ from rayfed.visit import Visit, sgd_visit
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed.config import Config
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
@@ -34,8 +35,9 @@ class CELLM(Method):
     train; u_i = theta - theta_0; sends u_i * top(u_i, rho_up). Server: P <- AdamW(P, -mean_i u_i), equal weights, all of P.
     `client_freeze`: only the entries of M train (the pruning baseline). `server_freeze`: round 1 sends all of P, then M is
     the one after it for ever; that round 1's replies are as sparse as later ones is inferred. `tiers` T: client c has shares
-    4^-(T - 1 - c mod T) times those (which client has which tier is inferred). Scored is the P * M that would be sent next
-    (`eval_masked`; that it is the next one, not the last, is inferred), or P.
+    4^-(T - 1 - c mod T) times those (which client has which tier is inferred); their head is masked like the rest, where FLASC's
+    code for such clients keeps it dense. Scored is the P * M that would be sent next (`eval_masked`; that it is the next one,
+    not the last, is inferred), or P.
 
     Down: the entries of P in M, with `client_freeze` also M. Up: those of u_i. Both cost their values and the cheaper of a
     bitmap (D / 8 bytes) and positions (4 bytes each), or all D values where that is less or the share is 1; a round's row
@@ -73,6 +75,14 @@ class CELLM(Method):
             "t": Part("scalar", note="server steps"),
         },
     )
+
+    def check(self, config: Config) -> list[str]:
+        if self.settings.server_freeze and self.settings.tiers > 1:
+            return [
+                f"method.server_freeze: true found with method.tiers: {self.settings.tiers}; one mask is kept, each tier has its "
+                "own; allowed: server_freeze false, or tiers 1"
+            ]
+        return []
 
     def share(self, of: str, round: int, tier: int | None = None) -> float:
         """Share `of` "down" or "up" of a round (from 1) and a tier (default the highest)."""
@@ -120,7 +130,7 @@ class CELLM(Method):
             shared = {"model": keep(whole, mask), **({"mask": mask} if s.client_freeze else {})}
             got = fed.ask(self.train, here, shared=shared, fold=total("delta"))
             change, replies = tree.add(change, got.folded["delta"]), replies + len(got)
-        self.tell(fed, whole)
+        self.tell(fed, whole, state["mask"])
         new, mask = {n: state[n] for n in ("whole", "m", "v", "t")}, state["mask"]
         if replies:
             moments = {n: state[n] for n in ("m", "v", "t")}
@@ -132,13 +142,13 @@ class CELLM(Method):
             mask = top(whole, s.down, s.ranking)
         return {"model": self.scored(whole, mask), **new, "mask": mask}
 
-    def tell(self, fed: Fed, whole: Tree) -> None:
+    def tell(self, fed: Fed, whole: Tree, mask: Tree) -> None:
         """This round's bytes of one client of the highest tier, each way and by each kind of index."""
         sizes = [x.numel() for x in tree.values(whole)]
         width, size = tree.values(whole)[0].element_size(), sum(sizes)
-        for of in ("down", "up"):
-            share = self.share(of, fed.round)
-            sent = count(size, share) if self.settings.ranking == "global" else sum(count(n, share) for n in sizes)
+        share = self.share("up", fed.round)
+        up = count(size, share) if self.settings.ranking == "global" else sum(count(n, share) for n in sizes)
+        for of, sent in (("down", sum(int(m.sum()) for m in tree.values(mask))), ("up", up)):
             fed.log(f"sparse/{of}_values", width * sent)
             fed.log(f"sparse/{of}_bitmap", width * sent + math.ceil(size / 8))
             fed.log(f"sparse/{of}_positions", (width + POSITION) * sent)

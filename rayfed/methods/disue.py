@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from rayfed import cluster, keys, tree
+from rayfed import cluster, keys, models, tree
 from rayfed.cluster import subspace
 from rayfed.distill import datafree
+from rayfed.errors import ConfigError
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
 from rayfed.method import Method, Part, Wire
@@ -27,13 +28,19 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 
+NO_HEAD = (
+    "method.signature: head found, but the model has no trained classifier (no parameters of a submodule `head`); allowed here: "
+    "all, counts"
+)
+
+
 class DisUE(Method):
     """Leng et al., IJCAI 2025 (2506.20285). The paper's equations were not readable: what is marked [inferred] is rebuilt
     from its keywords and the nearest public code (FedFTG, FedGen), and is a switch.
 
     L-phase, client i: omega_i <- theta, E epochs of SGD; sends omega_i - theta, class counts h_i, a signature s_i: the
     unit direction of its update's classifier layer [inferred]; under `secure_similarity: rotation` turned by an orthogonal
-    map that only the clients know, which leaves all inner products as they are.
+    map that only the clients know, which leaves all inner products as they are (h_i and the update itself go in the clear).
     C-phase, server: clusters of the round's clients (any of `rayfed.cluster`); omega_k = example-weighted mean of members.
     D-phase, server: alpha_{k,c} = n_{k,c}^gamma / sum_k' n_{k',c}^gamma; theta starts at the plain average and learns from
     the class-weighted experts on inputs of a generator that is kept between rounds (`rayfed.distill`) [inferred].
@@ -43,10 +50,13 @@ class DisUE(Method):
     `inputs: probe` distils on public rows without labels instead of generated ones, `classes: shared` only on classes that
     several clusters own, `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average:
     all five are ours.
-    Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id; a client that
-    never took part is served theta.
-    Down: theta (P). Up: update (P), h_i (C ints), s_i (q); once, for clusterer subspace, bases (F, q). Kept at clients:
-    nothing. At the server: theta, experts, ids, generator.
+    Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id, and its expert is not
+    replaced by one of clients that never had the id and that is not like it: that one gets a new id, so there may be more
+    than `clusters` experts. A client that never took part is served theta. Who did not reply when a clusterer asked again
+    keeps its id, or has none yet; it counts in the average and in no expert.
+    Down: theta (P); for clusterer least_loss also the K experts (K P). Up: update (P), h_i (C ints), s_i (q); for clusterer
+    least_loss K losses; once, for clusterer subspace, bases (F, q). Kept at clients: nothing. At the server: theta, experts,
+    ids, generator.
     """
 
     class Settings(datafree.DataFree):
@@ -96,7 +106,13 @@ class DisUE(Method):
         },
     )
 
+    @property
+    def clusterer(self) -> cluster.Clusterer:
+        return cluster.make(self.settings.clusterer)
+
     def init(self, task: Task, key: int) -> Tree:
+        if self.settings.signature == "head" and not task.head:
+            raise ConfigError(NO_HEAD)
         return {
             "model": task.init_params(key),
             "experts": {},
@@ -150,8 +166,11 @@ class DisUE(Method):
             return state
         # C-phase
         labels, named = self._cluster(state, got, fed)
+        placed = labels != cluster.MISSING
+        if not placed.any():
+            return {**state, "model": average}
         n = got.examples
-        member = F.one_hot(torch.as_tensor(labels)).T.double()  # (K, n)
+        member = F.one_hot(torch.as_tensor(labels).clamp(min=0)).T.double() * torch.as_tensor(placed)  # (K, n)
         weights = member * n / (member @ n)[:, None]
         experts = [tree.add(state["model"], d) for d in got.linear("delta", weights)]
         counts = member @ got.stacked("counts").double()  # (K, C)
@@ -178,8 +197,10 @@ class DisUE(Method):
             )
             for name, value in losses.items():
                 fed.log(f"distill/{name}", value)
-        assignment = state["assignment"].index_put((torch.tensor(got.ids),), torch.tensor([ids[k] for k in labels]))
-        kept = {k: e for k, e in state["experts"].items() if bool((assignment == int(k)).any())}
+        at = torch.tensor(got.ids)[torch.as_tensor(placed)]
+        assignment = state["assignment"].index_put((at,), torch.tensor([ids[k] for k in labels[placed]]))
+        keeps = self.clusterer.keeps
+        kept = {k: e for k, e in state["experts"].items() if keeps or bool((assignment == int(k)).any())}
         return {
             "model": theta,
             "experts": {**kept, **{str(i): e for i, e in zip(ids, experts, strict=True)}},
@@ -188,11 +209,11 @@ class DisUE(Method):
         }
 
     def _cluster(self, state: Tree, got: Replies, fed: Fed) -> tuple[np.ndarray, list[int] | None]:
-        """Cluster 0..K-1 of each reply, and the clusters' persistent ids if the clusterer knows them."""
+        """Cluster 0..K-1 of each reply or MISSING, and the clusters' persistent ids if the clusterer knows them."""
         known = {k: state["experts"][k] for k in sorted(state["experts"], key=int)}
 
-        def losses() -> Tensor | None:
-            return fed.ask(self.score, got.ids, shared={"experts": known}).stacked("losses") if known else None
+        def losses() -> dict[int, Tensor]:
+            return fed.ask(self.score, got.ids, shared={"experts": known}).gather("losses")
 
         evidence = cluster.Evidence(
             got.ids,
@@ -206,9 +227,10 @@ class DisUE(Method):
             lambda: self._bases(state, got, fed),
             fed.key("clusterer"),
         )
-        clusterer = cluster.make(self.settings.clusterer)
+        clusterer = self.clusterer
         raw = clusterer.labels(evidence, self.settings.clusters)
-        labels, named = cluster.canonical(raw), clusterer.ids(evidence, self.settings.clusters)
+        labels, named = np.full(len(raw), cluster.MISSING), clusterer.ids(evidence, self.settings.clusters)
+        labels[raw != cluster.MISSING] = cluster.canonical(raw[raw != cluster.MISSING])
         if named is None:
             return labels, None
         first = [int(raw[labels == j][0]) for j in range(labels.max() + 1)]
@@ -217,18 +239,21 @@ class DisUE(Method):
 
     def bases(self, task: Task) -> Visit:
         """Bases of the client's inputs (clusterer subspace)."""
-        return subspace.visit(task, getattr(cluster.make(self.settings.clusterer).settings, "basis", 1))
+        return subspace.visit(task, getattr(self.clusterer.settings, "basis", 1))
 
-    def _bases(self, state: Tree, got: Replies, fed: Fed) -> Tensor:
-        """(n, F, q) of the round's clients; who took part before has sent its own, and the server keeps it."""
+    def _bases(self, state: Tree, got: Replies, fed: Fed) -> dict[int, Tensor]:
+        """Client -> (F, q) of the round's clients; who took part before has sent its own, and the server keeps it."""
         new = state["assignment"][got.ids] < 0
         found: dict[int, Tensor] = {}
         for clients, metered in ((torch.tensor(got.ids)[new], True), (torch.tensor(got.ids)[~new], False)):
             found |= fed.ask(self.bases, clients.tolist(), metered=metered).gather("bases")
-        return torch.stack([found[c] for c in got.ids])
+        return found
 
     def _ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
-        """Persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members."""
+        """Persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members.
+
+        The id of an absent client goes to no cluster whose expert is unlike its own (alike <= 0) and that shares no member.
+        """
         known = sorted(state["experts"], key=int)
         fresh = max([int(k) for k in known], default=-1) + 1
         if not known:
@@ -243,7 +268,14 @@ class DisUE(Method):
         shared = torch.tensor(
             [[float((before[labels == j] == int(k)).double().mean()) for k in known] for j in range(len(experts))]
         )
-        return cluster.match((alike.double() + shared.double()).numpy(), [int(k) for k in known], fresh)
+        away = state["assignment"].clone()  # what those hold whom this round puts nowhere
+        away[[c for c, k in zip(clients, labels, strict=True) if k != cluster.MISSING]] = -1
+        held = torch.tensor([bool((away == int(k)).any()) for k in known])
+        told = len(experts) > 1 or len(known) > 1  # two lone experts deviate from nothing
+        refused = told & held & (alike <= 0) & (shared == 0)
+        return cluster.match(
+            (alike.double() + shared.double()).numpy(), [int(k) for k in known], fresh, refused.numpy()
+        )
 
     def serve(self, state: Tree) -> Tree:
         ids = sorted(state["experts"], key=int)
@@ -277,6 +309,10 @@ class DisUE(Method):
             return [
                 "method.signature: head found, task.data holds instructions, whose model has no classifier; allowed: all, counts"
             ]
+        model = self.config.task.model.name
+        theirs = model not in models.KNOWN and not model.startswith("hf:")
+        if self.settings.signature == "head" and theirs and not of(federation.kind)(self.config, federation).head:
+            return [NO_HEAD]
         if self.settings.clusterer["kind"] == "subspace" and federation.kind in ("text", "instruct"):
             return ["method.clusterer: subspace found, it compares the spans of inputs, which token ids do not have"]
         return datafree.fits(self.settings, federation) if self.settings.distill else []

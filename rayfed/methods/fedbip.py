@@ -16,7 +16,7 @@ class FedBip(TaskVectors):
     `temperature` takes softmax(s_i / temperature) in place of the quotient; `neighbours` keeps the m largest of a row, i's own
     among them; `similarity: product` compares the changes of B A and not those of B and A side by side; `weights: uniform`
     is p = 1/K. Clients that are absent keep theta_i and are in no sum. A client that never took part is served the mean of
-    all theta_i (`newcomers: mean`) or the first model.
+    the theta_i of those who did (`newcomers: mean`) or the first model.
     Down: theta_i (P, trained parameters only). Up: tau_i (P). Kept at clients: nothing. At the server: theta_i of all N, the
     first model.
     """

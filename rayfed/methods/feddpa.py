@@ -36,9 +36,10 @@ class FedDPA(lora.OverLoRA):
     At test a(x) = most max(0, mean over the S instances of cos(f(x), f(x_s))), f the last features of the model as it
     started, x_s drawn from the client's training data; that the scaling is by the constant 1/2 is inferred. The mean of
     cosines is one product with the mean of the unit features, so that is what is held. A client without an l has a = 0.
+    In T `local` scores the mixture at a = `most`, what an input most like the client's own is served; in F g alone.
 
-    Down: A (r, n), B (m, r) of each layer, head. Up: their update, n_i. Kept at client i: in T l and whether it has trained;
-    in F nothing. At the server: g and head, which are also the global model.
+    Down: A (r, n), B (m, r) of each layer, head. Up: their update, n_i with `weight: examples`. Kept at client i: in T l and
+    whether it has trained; in F nothing. At the server: g and head, which are also the global model.
     """
 
     class Settings(MethodSettings):
@@ -87,7 +88,10 @@ class FedDPA(lora.OverLoRA):
             sent = {"delta": tree.sub(carry["model"], shared["model"])}
             return sent, {"own": carry["own"], "trained": torch.ones_like(own["trained"])}
 
-        return Visit(begin, [*common.phases, *private.phases], end, local=common.local)
+        def local(carry: Tree) -> Tree:
+            return mixed(carry["model"], carry["own"], self.settings.most)
+
+        return Visit(begin, [*common.phases, *private.phases], end, local=local)
 
     def private(self, task: Task) -> Visit:
         """Training of l, carry["own"], beside carry["model"]."""

@@ -27,8 +27,8 @@ class FedExLoRA(lora.MovesBase):
     the norm of sum_i p_i B_i A_i.
     W is sent whole here, since a client that missed rounds needs all of their residuals; one that was in the last round would
     do with that round's (at most (K + 1) r (m + n) numbers).
-    Down: A (r, n), B (m, r), head, W (m, n) of each adapted layer once it has moved. Up: the change of A, B and head, n_i.
-    Kept at clients: nothing. At the server: A, B, head, W of each adapted layer.
+    Down: A (r, n), B (m, r), head, W (m, n) of each adapted layer once it has moved. Up: the change of A, B and head, n_i with
+    `weight: examples`. Kept at clients: nothing. At the server: A, B, head, W of each adapted layer.
     A run ends in a whole model, the adapter merged.
     """
 

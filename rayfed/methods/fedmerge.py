@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rayfed.task import Task
     from rayfed.tree import Tree
 
+COUNT = 8  # bytes of a client's n_i
+
 
 class FedMerge(Method):
     """Chen et al. 2026, "FedMerge: Federated Personalization via Model Merging" (2504.06768), and the authors' code.
@@ -33,8 +35,8 @@ class FedMerge(Method):
     clients do not share one step; whose weights were never learned is served the plain mean (W_i = 0), or with `newcomers:
     least_loss` the one model with the least loss on its training data. `inner: head` is the code's, `all` the chain rule's.
     The J models start from different random draws: from equal ones G = 0 for ever.
-    Down: one merged model (P; in here all J go once to an actor and are merged there). Up: update (P), n_i.
-    Kept at clients: nothing. At the server: J models, W. With one model it is FedProx with twice this mu.
+    Down: one merged model (P; in here all J and w_i go to an actor and are merged there, which is not counted). Up: update (P),
+    n_i. Kept at clients: nothing. At the server: J models, W. With one model it is FedProx with twice this mu.
     """
 
     class Settings(MethodSettings):
@@ -140,6 +142,11 @@ class FedMerge(Method):
         for name, these in (("within", pair & same), ("across", pair & ~same)):
             if bool(these.any()):
                 fed.log(f"weights/cosine_{name}", float(alike[these].mean()))
+
+    def cost(self, part: str, sent: Tree) -> int:
+        if part == "weights":  # a deployment's server mixes by itself
+            return 0
+        return super().cost(part, sent) + (COUNT * len(tree.values(sent)[0]) if part == "delta" else 0)
 
     def serve(self, state: Tree) -> Tree:
         return {"experts": state["experts"]}

@@ -42,6 +42,8 @@ class FedPuReL(Method):
     Down: phi_g (P), once for each stage. Up: its update (P), n_i. Kept at client i: phi_i (P). At the server: phi_g.
     In round 1 all clients take part, as in the authors' code (`everyone_first`). Their adapter variant is `align: kl` with
     `fusion: 0`: cross-entropy on z's probabilities has the gradient of KL.
+    A client that was never asked is served l(x; phi_g) + l(x; start), its phi_i as it would first train it. Dropout inside
+    adapters acts where phi or phi_i trains; z and, in stage 2, phi_g are passed without it.
     """
 
     class Settings(MethodSettings):
@@ -76,7 +78,10 @@ class FedPuReL(Method):
             return {**carry, "opt": opt.init(carry["model"]), "lr": info.lr}
 
         def align(params: Tree, batch: Batch, key: Tensor) -> Tensor:
-            return pull(task.apply(first, batch["x"]), task.apply(params, batch["x"]), s.align == "tkl")
+            z = task.apply(first, batch["x"])
+            with task.dropping(key):
+                tuned = task.apply(params, batch["x"])
+            return pull(z, tuned, s.align == "tkl")
 
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
             here = carry["model"]
@@ -105,7 +110,9 @@ class FedPuReL(Method):
             return {"own": own["own"], "model": shared["model"]}
 
         def objective(params: Tree, carry: Tree, batch: Batch, key: Tensor) -> Tensor:
-            alone, common = task.apply(params, batch["x"]), task.apply(carry["model"], batch["x"])
+            with task.dropping(key):
+                alone = task.apply(params, batch["x"])
+            common = task.apply(carry["model"], batch["x"])
             of = [F.cross_entropy(logits, batch["y"], reduction="none") for logits in (alone, common + alone)]
             return a * of[0] + (1 - a) * of[1]
 

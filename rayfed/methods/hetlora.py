@@ -31,10 +31,12 @@ class HetLoRA(lora.OverLoRA):
     r_i <- s if that sum of products is then smaller than it was at the visit's start; sends A_i, B_i of that rank and the head.
     Server: q_i = ||B_i A_i||_F / sum_j ||B_j A_j||_F, over all layers and with the client's own scale, in which B_i is too;
     A <- sum_i q_i A_i, B <- sum_i q_i B_i, head alike, A_i and B_i padded with zeros (`pad: zero`). `pad: rank_wise` instead
-    takes the mean of row k of A and column k of B over the clients that hold it, with their q_i (Chen et al. 2024, RBLA,
-    2408.08699). Rows and columns that no client of the round holds stay as they are (ours).
+    takes the mean of row k of A and column k of B over the clients that hold it, sum_i q_i A_i[k] / sum_i q_i. With `weight`
+    examples or one, q_i is n_i / n or 1 / K. Rows and columns that no client of the round holds stay as they are (ours).
+    RBLA (Chen et al. 2024, 2408.08699) is `pad: rank_wise, weight: examples, gamma: 1`.
     With one rank for all, gamma = 1 and equal norms it is FedIT with equal weights.
-    Down: r_i rows of A and columns of B of each layer, head. Up: their changes, q's norm, r_i. Kept at client i: r_i.
+    Down: r_i rows of A and columns of B of each layer, head. Up: their changes, r_i, and with `weight: norm` q's norm, with
+    `weight: examples` n_i. Kept at client i: r_i.
     At the server: A, B, head of the largest rank.
     """
 
@@ -49,12 +51,15 @@ class HetLoRA(lora.OverLoRA):
         pad: Literal["zero", "rank_wise"] = Field(
             "zero", description="What a client that lacks a row counts for there."
         )
+        weight: Literal["norm", "examples", "one"] = Field(
+            "norm", description="Weights q_i of the means: by norm (published), by examples, or equal."
+        )
 
     wire: ClassVar[Wire] = Wire(
         down={"model": Part("params")},
         up={
             "delta": Part("params", update=True, note="from what it was sent, within the rank it now has"),
-            "norm": Part("scalar", note="||B_i A_i||_F over all layers"),
+            "norm": Part("scalar", note="||B_i A_i||_F over all layers, with `weight: norm`"),
             "rank": Part("() int64"),
         },
         keep={"rank": Part("() int64", note="its present rank")},
@@ -98,6 +103,8 @@ class HetLoRA(lora.OverLoRA):
             rank = torch.where(shrunk, pruned(info.rank), info.rank)
             now = ranks.cut(carry["model"], rank)
             delta = tree.sub(now, ranks.cut(shared["model"], rank))
+            if s.weight != "norm":
+                return {"delta": delta, "rank": rank}, {"rank": rank}
             own_scale = ranks.factor(task.config, info.rank)
             norm = torch.stack([lora.norm(now[n.b], now[n.a]) for n in names]).square().sum().sqrt()
             norm = norm if own_scale is None else norm * own_scale.to(norm.dtype)
@@ -106,13 +113,15 @@ class HetLoRA(lora.OverLoRA):
         return sgd_visit(task.loss, self.local, start=start, end=end, objective=objective)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="norm"))
+        s = self.settings
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight=s.weight))
         if not got.ids or not got.weight["delta"]:
             return state
         held = got.stacked("rank")
         fed.log("lora/rank", float(held.double().mean()))
-        q = got.stacked("norm").to(torch.float64)
-        return {"model": padded(state["model"], got.folded["delta"], held, q / q.sum(), self.settings.pad)}
+        q = got.examples if s.weight == "examples" else torch.ones_like(got.examples)
+        q = got.stacked("norm").to(torch.float64) if s.weight == "norm" else q
+        return {"model": padded(state["model"], got.folded["delta"], held, q / q.sum(), s.pad)}
 
 
 def padded(model: Tree, delta: Tree, held: Tensor, q: Tensor, pad: str) -> Tree:

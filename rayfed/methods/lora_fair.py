@@ -27,8 +27,9 @@ class LoRAFAIR(lora.OverLoRA):
     Client i: (A_i, B_i) <- local training from (A, B); sends their change, and the head's.
     Server: A <- sum_i p_i A_i, B' = sum_i p_i B_i, head alike, and with D* = sum_i p_i B_i A_i layer by layer
         B <- B' + argmin_X  dist(D*, (B' + X) A) + lam ||X||.
-    `distance: cosine`: dist = 1 - cosine similarity, by `steps` of Adam from X = 0, X in units of ||B'|| (the unit and Adam are
-    ours). `distance: squares` (ours): ||D* - (B' + X) A||^2 + lam ||X||^2, solved: X = (D* - B' A) A^T (A A^T + lam I)^-1.
+    `distance: cosine`: dist = 1 - cosine similarity, by `steps` of Adam from X = 0, of which the X with the least objective is
+    taken, X = 0 among them; X in units of ||B'|| (the unit and Adam are ours).
+    `distance: squares` (ours): ||D* - (B' + X) A||^2 + lam ||X||^2, solved: X = (D* - B' A) A^T (A A^T + lam I)^-1.
     The row has `lora/gap` = ||D* - B A||_F / ||D*||_F over all layers, and `lora/gap_before` that of B'.
     Down: A (r, n), B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: nothing.
     At the server: A, B, head; within a round the factors of all its clients.
@@ -84,9 +85,12 @@ def corrected(b: Tensor, a: Tensor, target: Tensor, exact: lora.Pair, s: LoRAFAI
         cosine = (target * y).sum() / (norm * ((y @ square) * y).sum().sqrt())
         return 1 - cosine + s.lam * (x.square().sum() + torch.finfo(x.dtype).tiny).sqrt()
 
-    x = torch.zeros_like(b)
-    state = adam.init({"x": x})
-    for _ in range(s.steps):
-        moved, state = adam.update({"x": torch.func.grad(objective)(x)}, state, {"x": x}, s.lr)
+    x = best = torch.zeros_like(b)
+    state, least = adam.init({"x": x}), torch.inf
+    for _ in range(s.steps + 1):
+        slope, value = torch.func.grad_and_value(objective)(x)
+        if value < least:
+            best, least = x, float(value)
+        moved, state = adam.update({"x": slope}, state, {"x": x}, s.lr)
         x = moved["x"]
-    return b + size * x
+    return b + size * best

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class SLoRA(lora.OverLoRA):
     """Babakniya et al. 2023, "SLoRA: Federated Parameter Efficient Fine-Tuning of Language Models" (2308.06522).
 
-    Stage 1, `sparse_rounds` rounds: in each adapted layer a random set M of W's entries, drawn from the seed and common to
-    all, is trained beside the head; v_i <- local training of W0 + v on M, the server takes v <- sum_i p_i v_i.
+    Stage 1, `sparse_rounds` rounds (20 % of all): in each adapted layer a random set M of W's entries, drawn from the seed and
+    common to all, is trained beside the head; v_i <- local training of W0 + v on M, the server takes v <- sum_i p_i v_i.
     Between: v as a matrix, over alpha / r, is U S V^T; B <- U_r S_r, A <- V_r^T, and W is W0 again.
     Stage 2: A, B and head by the mean of each, p_i = n_i / n (FedIT). With `sparse_rounds: 0` all of it is stage 2.
     Down and up: in stage 1 v (|M| numbers of each adapted layer) and the head, in stage 2 A (r, n), B (m, r) and the head;
@@ -36,7 +36,9 @@ class SLoRA(lora.OverLoRA):
     """
 
     class Settings(MethodSettings):
-        sparse_rounds: int = Field(5, ge=0, description="Rounds of stage 1; 0 is FedIT.")
+        sparse_rounds: int | None = Field(
+            None, ge=0, description="Rounds of stage 1; default: 20 % of all, at least 1; 0 is FedIT."
+        )
         density: float | None = Field(
             None,
             gt=0,
@@ -62,15 +64,21 @@ class SLoRA(lora.OverLoRA):
     )
 
     def check(self, config: Config) -> list[str]:
-        n = self.settings.sparse_rounds
-        late = f"method.sparse_rounds: {n} found, allowed: at most rounds ({config.rounds})"
-        out = super().check(config) + ([late] if n > config.rounds else [])
+        n = self.sparse_rounds
+        late = f"method.sparse_rounds: {n} found, allowed: less than rounds ({config.rounds}), so that stage 2 has some"
+        out = super().check(config) + ([late] if n >= config.rounds else [])
         if n and config.init.from_ and ranks.unequal(config):
             out.append("init.from: an adapter to start stage 1 from needs one adapter.rank for all clients")
         return out
 
+    @property
+    def sparse_rounds(self) -> int:
+        """Rounds of stage 1."""
+        n = self.settings.sparse_rounds
+        return max(1, round(self.config.rounds / 5)) if n is None else n
+
     def init(self, task: Task, key: int) -> Tree:
-        made = self.places(task) if self.settings.sparse_rounds else {}
+        made = self.places(task) if self.sparse_rounds else {}
         zeros = {n: torch.zeros(len(at), dtype=task.dtype, device=task.device) for n, at in made.items()}
         return {"model": task.initial, "sparse": zeros}  # stage 1 has the same A and B at the clients
 
@@ -114,16 +122,15 @@ class SLoRA(lora.OverLoRA):
         return sgd_visit(task.loss, self.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        if fed.round > self.settings.sparse_rounds:
+        if fed.round > self.sparse_rounds or not state["sparse"]:  # a resumed run that became longer does not go back
             model = self.factors(state, task) if state["sparse"] else state["model"]
             got = fed.ask(self.train, fed.sample(), shared={"model": model}, fold=mean("delta"))
             return {"model": tree.add(model, got.folded["delta"]), "sparse": {}}
-        clients = fed.sample()
-        if not clients:
-            return state
         head = {n: state["model"][n] for n in task.head}
         folds = [mean("sparse_delta"), mean("head_delta")]
-        got = fed.ask(self.warm, clients, shared={"sparse": state["sparse"], "head": head}, fold=folds)
+        got = fed.ask(self.warm, fed.sample(), shared={"sparse": state["sparse"], "head": head}, fold=folds)
+        if not got.ids:
+            return state
         sparse = tree.add(state["sparse"], got.folded["sparse_delta"])
         weights = {n: placed(task.frozen[n], at, sparse[n]) for n, at in self.places(task).items()}
         model = {**state["model"], **tree.add(head, got.folded["head_delta"]), **weights}
@@ -145,4 +152,4 @@ class SLoRA(lora.OverLoRA):
 
 def placed(w: Tensor, at: Tensor, values: Tensor) -> Tensor:
     """W with `values` (|M|,) added at the positions `at` of its entries as one row."""
-    return w + torch.zeros_like(w).reshape(-1).scatter(0, at, values).reshape(w.shape)
+    return w + torch.zeros_like(w, dtype=values.dtype).reshape(-1).scatter(0, at, values).reshape(w.shape)

@@ -39,6 +39,7 @@ def question(config: Config, federation: Federation) -> Question | None:
     versions = [importlib.metadata.version(n) for n in ("torch", "transformers", "peft")]
     # Of what is long or changes from run to run only that which a model is built from.
     of = [
+        values["resources"]["executor"],
         values["task"]["model"],
         values["task"]["dtype"],
         values["adapter"],

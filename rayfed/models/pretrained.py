@@ -7,7 +7,6 @@ without copying them. What a client trains is a tree like any model's.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import warnings
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 OPTIONS: dict[str, Any] = {"attention": "eager", "head": "auto", "checkpointing": False, "device_map": None}
 CHOICES = {"attention": ("eager", "sdpa"), "head": ("auto", "mean"), "checkpointing": (False, True)}
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.bpe", "*.spm"]  # what is asked of the hub
 INDEX = "model.safetensors.index.json"
 PIXELS = "preprocessor_config.json"
 
@@ -35,21 +35,26 @@ def folder(name: str) -> Path:
     path = Path(where).expanduser()
     if path.is_dir():
         return path
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    offline = bool(os.environ.get("HF_HUB_OFFLINE"))
-    for local in (True,) if offline else (True, False):
+    found = None
+    for local in (True,) if constants.HF_HUB_OFFLINE else (True, False):
         try:
-            return Path(
-                snapshot_download(
-                    where, local_files_only=local, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
-                )
-            )
+            found = Path(snapshot_download(where, local_files_only=local, allow_patterns=FILES))
+            weights(found)
+            return found
         except (LocalEntryNotFoundError, HFValidationError):
             continue
+        except ConfigError:  # without its weights, which the hub may have
+            continue
         except Exception as e:  # no network, no such model, no permission: the hub says which
-            raise ConfigError(f"task.model: {name!r} is no folder here, and the hub does not give it: {e}") from None
+            if found is None:
+                raise ConfigError(
+                    f"task.model: {name!r} is no folder here, and the hub does not give it: {e}"
+                ) from None
+    if found is not None:
+        return found
     raise ConfigError(f"task.model: {name!r} is no folder here, and not in the hub's cache on this machine")
 
 
@@ -73,11 +78,12 @@ def check(spec: Named) -> list[str]:
 
 
 def _layers_missing(where: Path, about: dict[str, Any], known: Iterable[str]) -> list[str]:
-    """Fewer layers in the files than config.json has; `build` sees the rest of what a file may lack."""
+    """Fewer layers in a text model's files than config.json has; `build` sees the rest of what a file may lack."""
     said = about.get("num_hidden_layers") or about.get("n_layer") or about.get("n_layers")
     there = 1 + max((int(p) for n in known for p in n.split(".") if p.isdigit()), default=-1)
     shared = "num_hidden_groups" in about  # ALBERT's layers share their weights
-    if not isinstance(said, int) or shared or there >= said:
+    texts = "vocab_size" in about or "text_config" in about  # an image model may count something else
+    if not isinstance(said, int) or shared or not texts or there >= said:
         return []
     return [f"task.model: {where} is incomplete: config.json has {said} layers, its safetensors {there}"]
 
@@ -122,7 +128,11 @@ def architecture(where: Path) -> dict[str, Any]:
 def weights(where: Path) -> list[Path]:
     """The safetensors files of a folder. ConfigError naming what is missing."""
     if (where / INDEX).is_file():
-        names = sorted(set(json.loads((where / INDEX).read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(map(str, json.loads((where / INDEX).read_text())["weight_map"].values())))
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            said = "has no weight_map" if not isinstance(e, ValueError) else f"is not readable: {e}"
+            raise ConfigError(f"task.model: {where / INDEX} {said}") from None
         missing = [n for n in names if not (where / n).is_file()]
         if missing:
             raise ConfigError(f"task.model: {where} is incomplete: {', '.join(missing)} of {INDEX} missing")
@@ -203,12 +213,16 @@ def _dtype(config: Config) -> Any:
 
 
 def adapter_arrays(where: Path) -> Tree:
-    """A PEFT adapter's tensors as NumPy arrays, by the names a trained tree has."""
+    """A PEFT adapter's tensors as NumPy arrays, by the names a trained tree has, and the classifier that lies beside it under
+    `head: mean`; either may be missing."""
     from safetensors.torch import load_file
 
-    from rayfed import tree
+    from rayfed import snapshot, tree
 
-    return tree.to_numpy({f"network.{_ours(n)}": x for n, x in load_file(where / "adapter_model.safetensors").items()})
+    file, made = where / "adapter_model.safetensors", {}
+    if file.is_file():
+        made = tree.to_numpy({f"network.{_ours(n)}": x for n, x in load_file(file).items()})
+    return {**made, **(snapshot.load_tree(where, "head") if (where / "head.safetensors").is_file() else {})}
 
 
 def _ours(name: str) -> str:
@@ -227,14 +241,14 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
     """A module from inputs to logits around the base's arrays; its trainable parameters require gradients.
 
     kind: of the data, text | image | instruct (logits of tokens). `redraw()` draws what is not pretrained anew from torch's
-    global generator; `head_names` are the classifier's parameters.
+    global generator; `head_names` are the classifier's parameters; `vectorize`: True, or why only one client at a time can be run.
     """
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging
 
     from rayfed import adapters, tree
     from rayfed.models import checkpoint, pixels
-    from rayfed.models.wrapped import Wrapped, is_head, looks_back
+    from rayfed.models.wrapped import Wrapped, is_head, looks_back, sees_ahead, without_padding
 
     spec = config.task.model
     o = {**OPTIONS, **spec.options}
@@ -249,8 +263,6 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
         raise ConfigError(
             f"task.model: {spec.name} ({about.model_type}) has no {auto.__name__.removeprefix('Auto')} in transformers"
         )
-    if getattr(about, "pad_token_id", None) is None:
-        about.pad_token_id = 0  # padding is masked, whatever the token
     about._name_or_path = str(Path(spec.name.removeprefix("hf:")).expanduser())
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -271,7 +283,18 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
                 raise ConfigError(f"task.model: {wrong[0]} of {spec.name} has not the shape that its config.json says")
             if lacks := sorted(n for n in map(str, loaded["missing_keys"]) if _pretrained(n) and not is_head(n)):
                 raise ConfigError(f"task.model: {spec.name} is incomplete: it lacks {lacks[0]} ({len(lacks)} in all)")
-            causal = looks_back(network, about.pad_token_id) if kind != "image" else False
+            pad = without_padding(network) if kind != "image" else 0
+            causal = looks_back(network, pad) if kind != "image" else False
+            alone = "" if causal is not None else (
+                f"{spec.name} ({about.model_type}) does not take a ready 4-D attention mask, as models of the BERT, GPT-2 and "
+                "Llama families do"
+            )  # fmt: skip
+            if alone and config.resources.executor == "vmap":
+                raise ConfigError(
+                    f"resources.executor: vmap found, task.model: {alone}, which vmap needs; allowed: auto, loop, debug"
+                )
+            if causal is None:
+                causal = not sees_ahead(network, pad)
             if kind == "instruct" and (loaded["missing_keys"] or causal is False):
                 why = (
                     "lets a token see what comes after it"
@@ -281,21 +304,17 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
                 raise ConfigError(
                     f"task.model: {spec.name} ({about.model_type}) {why}; instructions need a causal language model with its head"
                 )
-            if causal is None:
-                raise ConfigError(
-                    f"task.model: {spec.name} ({about.model_type}) does not take a ready 4-D attention mask, which training "
-                    "needs; models of the BERT, GPT-2 and Llama families do"
-                )
             try:
                 task_type = (
                     "CAUSAL_LM" if kind == "instruct" else "SEQ_CLS" if o["head"] == "auto" else "FEATURE_EXTRACTION"
                 )
-                network = adapters.attach(network, config.adapter, task_type, bool(causal), base.get("words"))
+                network = adapters.attach(network, config.adapter, task_type, causal, base.get("words"))
             except ValueError as e:  # PEFT's sentences: no default targets for this model, nothing matched
                 raise ConfigError(f"adapter.targets: {e}") from None
     finally:
         logging.set_verbosity(before)
-    made = Wrapped(network, about, classes, kind, o["head"], config.adapter, causal)
+    drawn = {str(n) for n in loaded["missing_keys"]} | {str(k[0]) for k in loaded["mismatched_keys"]}
+    made = Wrapped(network, about, classes, kind, o["head"], config.adapter, causal, pad, drawn, alone)
     if kind == "image":
         made.pixels = pixels.build(about, base.get("images", {}), input_shape, spec.name)
     if not made.trained:

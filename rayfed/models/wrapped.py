@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rayfed import adapters
+from rayfed import adapters, tree
 from rayfed.adapters import inside, prompt, ranks
+from rayfed.snapshot import save_tree
+
+NO_TOKEN = -1  # padding of a network that has no token for it
 
 
 class Wrapped(nn.Module):
@@ -19,20 +22,40 @@ class Wrapped(nn.Module):
     to those of the next token at each place, (B, L, V). Texts may also be given as what the layer of word embeddings would
     give for them, (B, L, d), none of it padding.
 
-    The mask is built here as a ready 4-D one: transformers' own asks questions of the data that vmap cannot answer.
+    The mask is built here as a ready 4-D one: transformers' own asks questions of the data that vmap cannot answer. A network
+    that takes no such mask gets the plain 2-D one (`alone`: why it runs for one client at a time).
+
+    pad: what ids have on padding; drawn: what the checkpoint lacks, or has in another shape, by the network's own names.
     """
 
-    def __init__(self, network: Any, about: Any, classes: int, kind: str, head: str, adapter: Any, causal: bool):
+    def __init__(
+        self,
+        network: Any,
+        about: Any,
+        classes: int,
+        kind: str,
+        head: str,
+        adapter: Any,
+        causal: bool,
+        pad: int,
+        drawn: set[str],
+        alone: str,
+    ):
         super().__init__()
         self.source = str(about._name_or_path)
         self.vocabulary = int(getattr(about, "vocab_size", 0) or 0)
         self.network, self.kind, self.pooled, self.adapter = network, kind, head == "mean", adapter
-        self.pad, self.causal = int(about.pad_token_id), causal
+        self.pad, self.causal = pad, causal
+        self.vectorize = alone or True
         self.pixels: nn.Module = nn.Identity()
         if self.pooled:
             self.head = nn.Linear(about.hidden_size, classes)
         self.trained = [n for n, p in self.named_parameters() if p.requires_grad]
         self.head_names = tuple(n for n in self.trained if is_head(n))
+        plain = {n: n.replace(".modules_to_save.default.", ".") for n in self.head_names}  # PEFT's copies
+        self.kept = {
+            n for n, p in plain.items() if n.startswith("network.") and not p.endswith(tuple(f".{d}" for d in drawn))
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "image":
@@ -81,7 +104,9 @@ class Wrapped(nn.Module):
         return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
 
     def mask(self, keep: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, 1, L, L) for tokens `keep` (B, L): see `ready_mask`."""
+        """(B, 1, L, L) for tokens `keep` (B, L), see `ready_mask`; `keep` as numbers where the network takes no such mask."""
+        if self.vectorize is not True:
+            return keep.to(torch.int64)
         return ready_mask(keep, self.causal, dtype)
 
     def publish(self, params: Any, where: Path, rank: int | None = None) -> None:
@@ -90,24 +115,39 @@ class Wrapped(nn.Module):
 
         rank: of a LoRA whose factors are zero beyond it and written without that; its alpha is the adapter's, for that rank.
         An adapter beside a base that has moved (`params` names frozen weights) is merged into it: a whole model.
+        The classifier of `head: mean` is no part of the network: it lies beside it, in `where`/head.safetensors.
         """
+        head = {n: p.detach() for n, p in params.items() if n.startswith("head.")}
+        if head and self.adapter.kind not in adapters.INSIDE:
+            where.mkdir(parents=True, exist_ok=True)
+            save_tree(where, "head", tree.to_numpy(head))
         if not params.keys() <= set(self.trained):
             merged = copy.deepcopy(self)  # the base itself is shared
             with torch.no_grad():
                 for n, p in merged.named_parameters():
                     if n in params:
                         p.copy_(params[n])
-            merged.network.merge_and_unload().save_pretrained(where / "hf")
+            _save_whole(merged.network.merge_and_unload(), where / "hf")
             return
-        own = dict(self.named_parameters())
-        with torch.no_grad():
-            for n, p in params.items():
-                own[n].copy_(p)
         if self.adapter.kind in adapters.INSIDE:
             inside.save(self.adapter, self.source, params, where / "adapter")
             return
+        own = dict(self.named_parameters())
+        held = {n: own[n].data for n in params}
+        try:
+            for (
+                n,
+                p,
+            ) in params.items():  # not into what is there, which may be shared, and is where fresh parameters start
+                own[n].data = torch.empty_like(held[n]).copy_(p)
+            self._write(where, rank)
+        finally:
+            for n, before in held.items():
+                own[n].data = before
+
+    def _write(self, where: Path, rank: int | None) -> None:
         if self.adapter.kind not in adapters.IN_PEFT:
-            self.network.save_pretrained(where / "hf")
+            _save_whole(self.network, where / "hf")
             return
         about, more = self.network.peft_config["default"], {}
         about.base_model_name_or_path = self.source
@@ -120,11 +160,13 @@ class Wrapped(nn.Module):
         finally:
             self.network.peft_config["default"] = about
 
-    def redraw(self) -> None:
-        """What is not pretrained, anew from torch's global generator: adapters, then the head."""
+    def redraw(self, everything: bool = False) -> None:
+        """What is not pretrained, anew from torch's global generator: adapters, then the head; everything: a head that came with
+        the checkpoint too, whose values are overwritten."""
         adapters.redraw(self.network, self.adapter)
+        drawn = {n for n in self.head_names if everything or n not in self.kept}
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and is_head(f"{name}.weight") and "original_module" not in name:
+            if isinstance(module, nn.Linear) and f"{name}.weight" in drawn:
                 module.reset_parameters()
 
 
@@ -132,6 +174,36 @@ def is_head(name: str) -> bool:
     """Whether a parameter is of the classifier."""
     parts = name.split(".")
     return bool({"head", *inside.HEADS} & set(parts)) and "original_module" not in parts
+
+
+def without_padding(network: Any) -> int:
+    """The network's padding token; one that has none is made to take NO_TOKEN, by which it finds each text's last token.
+
+    Any token of the vocabulary in its place could also be a text's last.
+    """
+    about = network.config.get_text_config()
+    pad = getattr(about, "pad_token_id", None)
+    if pad is None or pad < 0:
+        about.pad_token_id = pad = NO_TOKEN
+        network.get_input_embeddings().register_forward_pre_hook(_within)
+    return int(pad)
+
+
+def _within(embeddings: nn.Module, args: Any) -> Any:
+    return args[0].clamp(min=0), *args[1:]
+
+
+def _save_whole(network: Any, where: Path) -> None:
+    """In transformers' format; a padding token that is none is not said."""
+    about = network.config.get_text_config()
+    pad = getattr(about, "pad_token_id", None)
+    if pad == NO_TOKEN:
+        about.pad_token_id = None
+    try:
+        network.save_pretrained(where)
+    finally:
+        if pad == NO_TOKEN:
+            about.pad_token_id = pad
 
 
 def ready_mask(keep: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
@@ -171,3 +243,13 @@ def looks_back(network: Any, pad: int) -> bool | None:
             return None
     near = max(1e-4, 4 * torch.finfo(dtype).eps)
     return apart[1] < apart[0] if min(apart) <= near * float(own.abs().max()) else None
+
+
+def sees_ahead(network: Any, pad: int) -> bool:
+    """Whether what comes after a token changes its hidden state, under the network's own mask."""
+    size = int(network.config.get_text_config().vocab_size)
+    one, other, *_ = [i for i in range(min(size, 8)) if i != pad]
+    ids = torch.tensor([[one, other, one, other], [one, other, one, one]])
+    with torch.no_grad():
+        seen = network(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[-1]
+    return not torch.allclose(seen[0, :3], seen[1, :3], rtol=1e-4, atol=1e-4 * float(seen.abs().max()))

@@ -48,7 +48,8 @@ class Task:
 
     classes: C; input_shape: of one example; kind: of the data, image | tabular | text | instruct; population: N, the clients
     that can take part; params_like: zeros, {name of a trained parameter: tensor}; head: names of the classifier's parameters,
-    maybe none. Every function is pure in `params` and works under `torch.func` transforms.
+    maybe none. Every function is pure in `params` and works under `torch.func` transforms, `vmap` only where `vectorize` is True
+    and no reason against it.
     """
 
     per_class: ClassVar[bool] = True  # whether `apply` gives logits of classes, (B, C)
@@ -93,6 +94,7 @@ class Task:
             module, self._places = pretrained.placed(module, config.task.model.options["device_map"], device)
         else:
             module = module.to(device=device)
+        self.vectorize: bool | str = getattr(module, "vectorize", True)
         self._module = module.eval().requires_grad_(False)
         self.params_like: dict[str, Tensor] = {
             n: torch.zeros_like(p, device=device) for n, p in self._module.named_parameters() if n in trained
@@ -115,9 +117,10 @@ class Task:
         return self._initial
 
     def init_params(self, key: int) -> Tree:
-        """Fresh parameters drawn from `key` (PyTorch's own initialisation), or those of `init.from`."""
+        """Fresh parameters drawn from `key` (PyTorch's own initialisation), or those of `init.from`; a pretrained model's own
+        classifier where it fits."""
         if self._start is None:
-            return self.fresh_params(key)
+            return self._drawn(key, False)
         given = {n: torch.as_tensor(p).to(self.device, self.dtype) for n, p in self._start.items()}
         missing = [n for n in self.params_like if n not in given and n not in self.head]
         wrong = [n for n, p in given.items() if n not in self.params_like or p.shape != self.params_like[n].shape]
@@ -130,18 +133,21 @@ class Task:
                     if names
                 )
             )
-        return {**(self.fresh_params(key) if len(given) < len(self.params_like) else {}), **given}
+        return {**(self._drawn(key, False) if len(given) < len(self.params_like) else {}), **given}
 
     def fresh_params(self, key: int) -> Tree:
-        """Fresh parameters drawn from `key`, whatever `init.from` says (IFCA's other experts)."""
+        """Fresh parameters drawn from `key`, whatever `init.from` or a pretrained model's classifier is (IFCA's other experts)."""
+        return self._drawn(key, True)
+
+    def _drawn(self, key: int, everything: bool) -> Tree:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key)
             if hasattr(self._module, "redraw"):  # what is pretrained stays
                 found = {n: p for n, p in self._module.named_parameters() if n in self.params_like}
                 held = {n: p.data for n, p in found.items()}
-                for p in found.values():  # drawn on the CPU, so that server and actors hold the same on any device
-                    p.data = p.data.cpu()
-                self._module.redraw()
+                for n, p in found.items():  # drawn on the CPU, so that server and actors hold the same on any device
+                    p.data = p.data.to("cpu", copy=n in self.head)  # a head of the checkpoint's is shared
+                self._module.redraw(everything)
                 fresh = {n: found[n].detach().to(self.device, copy=True) for n in self.params_like}
                 for n, p in found.items():
                     p.data = held[n]
@@ -213,6 +219,10 @@ class Task:
     def scaled(self, factor: Any) -> Any:
         """Within it B A counts `factor` (0-d tensor) times, None for once: a client's own alpha / r_i."""
         return self._while(scale=factor)
+
+    def dropping(self, key: Any) -> Any:
+        """Within it dropout inside adapters draws from a training step's key; None for no dropout."""
+        return self._while(key=key)
 
     @contextmanager
     def _while(self, **what: Any) -> Iterator[None]:
@@ -287,7 +297,7 @@ class Task:
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Cross-entropy of each example, (B,); with the step's key, dropout inside adapters draws from it."""
-        with self._while(key=key):
+        with self.dropping(key):
             logp = torch.log_softmax(self.apply(params, batch["x"]), -1)
         # F.cross_entropy's bits; vmap takes that one apart in Python
         return -logp.gather(-1, batch["y"][:, None])[:, 0]

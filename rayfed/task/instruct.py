@@ -38,7 +38,7 @@ class Instruct(Task):
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Mean negative log-likelihood of each record's answer tokens, (B,)."""
-        with self._while(key=key):
+        with self.dropping(key):
             logits, target, answer = self._next(params, batch["x"])
         return _mean(_nll(logits, target), answer)
 

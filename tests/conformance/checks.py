@@ -245,14 +245,18 @@ def states_survive_the_disk(case: Case, tmp_path: Path) -> None:
 
 
 def empty_rounds_pass(case: Case, tmp_path: Path) -> None:
-    """Nobody in round 1, a single client in round 2."""
+    """Nobody in both rounds; nobody in round 1, a single client in round 2."""
+
+    class Nobody(ToyFed):
+        def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
+            return super().sample(n, where=where)[:0]
 
     class Few(ToyFed):
         def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
             return super().sample(n, where=where)[: self.round - 1]
 
     e = executor(case)
-    nobody = toy.simulate(case.method, executor=e, rounds=1, kind=Few, **case.changes)
+    nobody = toy.simulate(case.method, executor=e, kind=Nobody, **case.changes)
     assert nobody.clients() == {} and tree.finite(nobody.state)
     assert "loss/personal" in nobody.scores()[0]
     one = toy.simulate(case.method, executor=e, kind=Few, **case.changes)

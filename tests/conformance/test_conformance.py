@@ -80,7 +80,11 @@ VARIANTS: dict[str, list[Any]] = {
     "ifca": [{}, {"clusters": 2, "weight": "examples"}],
     "flexlora": [{}, ({"weight": "one"}, RANKS)],
     "flora": [{}, ({"weight": "one"}, RANKS)],
-    "hetlora": [({}, RANKS), ({"gamma": 0.5, "lam": 0.1, "least": 1, "pad": "rank_wise"}, {**RANKS, "local": ADAM})],
+    "hetlora": [
+        ({}, RANKS),
+        ({"gamma": 0.5, "lam": 0.1, "least": 1, "pad": "rank_wise"}, {**RANKS, "local": ADAM}),
+        ({"gamma": 1.0, "pad": "rank_wise", "weight": "examples"}, RANKS),
+    ],
     "lora_fair": [{"steps": 5}, {"distance": "squares"}],
     "pacfl": [
         {},

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rayfed import tree
+from rayfed.errors import ConfigError
 from rayfed.methods.cellm import count, top
 from tests import toy
 from tests.methods.conftest import Plain
@@ -130,6 +131,21 @@ def test_a_frozen_mask_comes_from_the_round_that_was_dense() -> None:
     moving = toy.simulate({"name": "cellm", "server_lr": 0.1}, rounds=3).state
     assert tree.same(moving["mask"], top(moving["whole"], 0.25, "global"))
     assert not tree.same(moving["mask"], top(first.initial["whole"], 0.25, "global"))
+
+
+def test_what_a_frozen_mask_sends_is_told() -> None:
+    """All 212 numbers in round 1, then a quarter, whatever the decay; upwards it is a tenth, and less each round."""
+    spec = {"name": "cellm", "server_freeze": True, "up": 0.1, "decay": 0.5}
+    rows = toy.simulate(spec, rounds=3).rows
+    assert [r["sparse/down_values"] for r in rows] == [4 * D, 4 * 53, 4 * 53]
+    assert [r["sparse/down_bitmap"] for r in rows] == [4 * D + 27, 4 * 53 + 27, 4 * 53 + 27]
+    assert [r["sparse/down_positions"] for r in rows] == [8 * D, 8 * 53, 8 * 53]
+    assert [r["sparse/up_values"] for r in rows] == [4 * 21, 4 * 10, 4 * 5]
+
+
+def test_one_frozen_mask_is_not_for_tiers() -> None:
+    with pytest.raises(ConfigError, match=r"method.server_freeze: true found with method.tiers: 2"):
+        toy.config({"name": "cellm", "server_freeze": True, "tiers": 2})
 
 
 def test_what_is_scored() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from rayfed import keys, methods, tree
-from rayfed.cluster import canonical
+from rayfed.cluster import MISSING, canonical
 from rayfed.distill import datafree
 from rayfed.errors import ConfigError
-from rayfed.methods.disue import rotate
+from rayfed.launch import _Federations
+from rayfed.methods.disue import DisUE, rotate
 from rayfed.metrics import ari
 from tests import toy
 
@@ -249,6 +252,46 @@ def test_ids_follow_experts_and_members(split: Any) -> None:
     assert method._ids({"experts": {}, "assignment": nobody}, [0, 1], np.array([0, 1]), [a, b]) == [0, 1]
 
 
+def test_an_absent_groups_id_goes_to_no_stranger(split: Any) -> None:
+    """Groups of ids 0, 1, 2; the first falls in two. Where the third is absent its id stays with it, else it is free."""
+    _, changes = opposites(split)
+    method = toy.make_fed(toy.config(disue(), executor="vmap", **changes)).method
+    experts = {str(k): {"w": e} for k, e in enumerate(torch.eye(3))}
+    state = {"experts": experts, "assignment": torch.tensor([0, 0, 1, 1, 2, 2, -1, -1])}
+    pieces = [{"w": torch.tensor([1.0, 0.0, -0.1])}, {"w": torch.tensor([1.0, 0.0, -0.2])}]
+    second = {"w": torch.tensor([0.0, 1.0, 0.3])}
+    ids = method._ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), [*pieces, second])
+    assert sorted(ids[:2]) == [0, 3] and ids[2] == 1
+    together = [*pieces, {"w": torch.tensor([0.0, 0.6, 0.4])}]
+    everyone = method._ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, 2, 2]), together)
+    assert sorted(everyone[:2]) == [0, 2] and everyone[2] == 1
+    silent = method._ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, MISSING, MISSING]), [*pieces, second])
+    assert silent == ids
+    friend = [pieces[0], {"w": torch.tensor([0.5, 0.0, 0.5])}, experts["1"]]
+    assert method._ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), friend) == [0, 2, 1]  # like the absent one's
+    alone = {"experts": {"0": experts["0"]}, "assignment": torch.tensor([0, -1])}
+    assert method._ids(alone, [1], np.array([0]), [experts["1"]]) == [0]  # of one cluster there is one id
+
+
+def test_absent_clients_are_served_their_own_expert(split: Any) -> None:
+    """Three groups; in round 2 the last is away, and the others fall into three clusters."""
+    rng = np.random.default_rng(0)
+    xs, group = [rng.normal(size=(24, 8)) for _ in range(9)], [0, 1, 2] * 3
+    split(xs, [(x[:, :3].argmax(1) + g) % 3 for x, g in zip(xs, group)], classes=3, group=group)
+
+    class Away(toy.ToyFed):
+        def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
+            return tuple(c for c in super().sample(n, where=where) if self.round == 1 or group[c] < 2)
+
+    changes = {"federation": {"clients": 9, "per_round": None, "holdout": {"kind": "none"}}}
+    one, two = (toy.simulate(disue(distill=False), rounds=r, kind=Away, **DOUBLE, **changes) for r in (1, 2))
+    assert one.state["assignment"].tolist() == group
+    member, before = two.state["assignment"].tolist(), one.state["experts"]
+    assert [member[c] for c in range(9) if group[c] == 2] == [2] * 3 and member.count(2) == 3
+    assert tree.same(two.state["experts"]["2"], before["2"])
+    assert len(two.state["experts"]) == 4 and not tree.same(two.state["experts"]["0"], before["0"])
+
+
 def chosen(before: toy.Result, clients: tuple[int, ...], plain: Any) -> dict[int, int]:
     """NumPy: for each client, the id of the known expert with the least loss on its training data."""
     known = {int(k): plain.vector(e) for k, e in before.state["experts"].items()}
@@ -279,6 +322,70 @@ def test_least_loss_keeps_the_id_that_was_chosen(plain: Any) -> None:
         best = chosen(before, after.fed.drawn[-1].ids, plain)
         member = after.fed.method.clusters(after.state)
         assert {c: member[c] for c in best} == best
+
+
+def test_an_emptied_expert_stays_and_can_win_clients_back(plain: Any) -> None:
+    changes = toy.merge(plain.WORK, {"federation": {"per_round": None}})
+    one = toy.simulate(LEAST, rounds=1, **changes)
+    fed, experts = one.fed, one.state["experts"]
+    assert set(experts) == {"0", "1", "2"}
+
+    def bad(k: str) -> tree.Tree:
+        return tree.scale(experts[k], -50.0)
+
+    away = {**one.state, "experts": {**experts, "2": bad("2")}}
+    fed.begin(2)
+    two = fed.method.round(away, fed, fed.task)
+    assert set(two["assignment"].tolist()) <= {0, 1}
+    assert len(two["experts"]) == 3 and tree.same(two["experts"]["2"], away["experts"]["2"])
+    back = {**two, "experts": {"0": bad("0"), "1": bad("1"), "2": two["model"]}}
+    fed.begin(3)
+    three = fed.method.round(back, fed, fed.task)
+    assert set(three["assignment"].tolist()) == {2}
+    assert not tree.same(three["experts"]["2"], back["experts"]["2"])
+    assert all(tree.same(three["experts"][k], back["experts"][k]) for k in "01")
+
+
+@pytest.mark.parametrize(("kind", "visit"), [("least_loss", "score"), ("subspace", "bases")])
+def test_who_does_not_reply_when_asked_again(kind: str, visit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In round 2 what a client sends the second time is NaN, so it is dropped: it keeps its id, a newcomer has none."""
+    spec = disue(clusterer=kind, distill=False)
+    one, whole = (toy.simulate(spec, rounds=r, **DOUBLE) for r in (1, 2))
+    first, second = (d.ids for d in whole.fed.drawn)
+    old, new = min(set(first) & set(second)), min(set(second) - set(first))
+    silent: list[int] = []
+    real = getattr(DisUE, visit)
+
+    @wraps(real)
+    def failing(self: DisUE, task: Any) -> Any:
+        made, bad = real(self, task), torch.tensor(silent)
+
+        def end(info: Any, *rest: Any) -> Any:
+            parts, own = made.end(info, *rest)
+            mute = (info.client == bad).any() & (info.round > 1)
+            return tree.map(lambda x: torch.where(mute, torch.nan, x), parts), own
+
+        return made._replace(end=end)
+
+    monkeypatch.setattr(DisUE, visit, failing)
+    drop = {**DOUBLE, "failures": {"client_error": "drop"}}
+    silent[:] = [old, new]
+    done = toy.simulate(spec, rounds=2, **drop)
+    assert done.rows[1]["dropped"] == 2 and tree.same(done.state["model"], whole.state["model"])
+    member, before = done.fed.method.clusters(done.state), one.fed.method.clusters(one.state)
+    assert new not in member and member[old] == before[old]
+    placed = [c for c in second if c not in silent]
+    assert member.keys() == {*first, *placed}
+    got = replies(done, one.state["model"], 2)
+    delta, n = got.gather("delta"), dict(zip(got.ids, got.examples.tolist()))
+    for k in {member[c] for c in placed}:
+        want, here = one.state["model"], [c for c in placed if member[c] == k]
+        for c in here:
+            want = tree.add(want, delta[c], n[c] / sum(n[i] for i in here))
+        close(done.state["experts"][str(k)], want)
+    silent[:] = second
+    none = toy.simulate(spec, rounds=2, **drop)
+    assert tree.same(none.state, {**one.state, "model": whole.state["model"]})
 
 
 # -- D-phase -----------------------------------------------------------------------------------------------------------
@@ -373,3 +480,17 @@ def test_oracle_needs_groups_and_kinds_need_names() -> None:
         toy.config(disue(inputs="probe"))
     with pytest.raises(ConfigError, match="threshold"):
         toy.config(disue(clusterer={"kind": "agglomerative", "threshold": 3.0}))
+
+
+def test_a_model_without_a_classifier_has_no_signature_of_it(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\ndef headless(classes, input_shape):\n    return nn.Linear(input_shape[0], classes)\n"
+    )
+    changes = {"task": {"model": f"{tmp_path / 'own.py'}:headless"}}
+    refused = r"method.signature: head found, .* no trained classifier .* all, counts"
+    with pytest.raises(ConfigError, match=refused):
+        _Federations().of(toy.config(disue(), **changes))
+    with pytest.raises(ConfigError, match=refused):
+        toy.simulate(disue(clusterer="oracle"), rounds=1, **changes)
+    done = toy.simulate(disue(signature="all"), rounds=1, **changes)
+    assert len(done.state["experts"]) == 3

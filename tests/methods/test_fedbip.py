@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rayfed import tree
-from rayfed.aggregate.task_vectors import cosines, product_gram, shares
+from rayfed.aggregate.task_vectors import cosines, divisors, product_gram, shares
 from rayfed.errors import ConfigError
 from rayfed.methods import get
 from rayfed.methods.fedbip_l import block, module
@@ -173,13 +173,50 @@ def test_products_need_lora(on_bert: OnBert) -> None:
 def test_what_is_served(plain: Any, newcomers: str) -> None:
     done = toy.simulate({"name": "fedbip", "newcomers": newcomers}, rounds=1, **plain.WORK)
     models = [plain.vector(m) for m in tree.unstack(done.state["models"])]
-    new = np.mean(models, axis=0) if newcomers == "mean" else plain.vector(done.initial["first"])
     seen = set(done.fed.drawn[0].ids)
+    mean = np.mean([models[c] for c in seen], axis=0)
+    assert len(seen) == 7 and abs(mean - np.mean(models, axis=0)).max() > 1e-3  # five still hold the first model
+    new = mean if newcomers == "mean" else plain.vector(done.initial["first"])
     rows = done.scores()[1]
     assert len(rows) == 14
     for r in rows:
         mine = models[r["client"]] if r["client"] in seen else new
         assert r["loss"] == pytest.approx(plain.loss(mine, *plain.data(done.fed, r["client"], "test")), abs=1e-12)
+
+
+def test_before_anybody_took_part_the_first_model_is_served() -> None:
+    state = toy.simulate("fedbip", rounds=1).initial
+    served = toy.make_fed(toy.config("fedbip")).method.serve(state)
+    assert tree.same(served, {"newcomer": state["first"]})
+
+
+def test_the_least_row_sum_is_that_of_the_layer_that_has_it() -> None:
+    """Two layers, raw cosines: the smallest of all sums that divide, by size."""
+    spec = {"name": "fedbip_l", "negative": "raw"}
+    done = toy.simulate(spec, dtype="float64", rounds=1, kind=Watched)
+    tau = done.fed.got[0].stacked("delta")  # type: ignore[attr-defined]
+    sums = []
+    for layer in ("body.0", "head"):
+        x = torch.cat([tau[f"{layer}.{n}"].reshape(7, -1) for n in ("weight", "bias")], 1).numpy()
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        sums.append(abs((unit @ unit.T).sum(1)).min())
+    assert abs(sums[0] - sums[1]) > 0.01
+    assert done.rows[0]["similarity/least_sum"] == pytest.approx(min(sums), abs=1e-9)
+    soft = toy.simulate({**spec, "temperature": 0.5}, rounds=1)
+    assert "similarity/least_sum" not in soft.rows[0] and "similarity/models_across" in soft.rows[0]
+
+
+def test_divisors_by_hand() -> None:
+    """Vectors at 0, 60 and 180 degrees: rows (1, 1/2, -1), (1/2, 1, -1/2), (-1, -1/2, 1)."""
+    s = cosines((x := torch.tensor([[2.0, 0.0], [0.5, 3**0.5 / 2], [-3.0, 0.0]], dtype=torch.float64)) @ x.T)
+    for changes, want in (
+        ({}, [1.5, 1.5, 1.0]),
+        ({"negative": "raw"}, [0.5, 1.0, -0.5]),
+        ({"negative": "raw", "neighbours": 2}, [1.5, 1.5, 0.5]),
+        ({"temperature": 0.5}, []),
+        ({"weights": "uniform"}, []),
+    ):
+        np.testing.assert_allclose(divisors(s, settings(**changes)), want, atol=1e-12)
 
 
 def test_groups_that_conflict_are_told_apart_by_task_vectors_and_not_by_weights(split: Any) -> None:

@@ -68,6 +68,26 @@ def test_the_private_adapter_trains_on_the_client_s_own_global_one(on_bert: OnBe
     assert kept["trained"] == 1 and max(float((own[n] - g[n]).abs().max()) for n in own) > 1e-3
 
 
+def test_local_scores_the_mixture(on_bert: OnBert) -> None:
+    more = {
+        "rounds": 1,
+        "dtype": "float64",
+        "score": True,
+        **on_bert(toy.merge(WHOLE, {"federation": {"per_round": 1}})),
+    }
+    for most in (0.5, 0.2):
+        done = toy.simulate({"name": "feddpa", "most": most}, **more)
+        fed, (c,) = done.fed, done.fed.drawn[0].ids
+        served = mixed(done.state["model"], done.clients()[str(c)]["own"], most)
+        rows = fed.federation.test[c]
+        x, y = (torch.as_tensor(fed.federation.arrays[k][rows]) for k in ("x", "y"))
+        found = fed.local_scores[c]
+        for params, same in ((served, True), (done.state["model"], False)):
+            loss = float(torch.nn.functional.cross_entropy(fed.task.apply(params, x), y, reduction="sum"))
+            assert (found["loss"] == pytest.approx(loss, rel=1e-8)) == same
+        assert found["n"] == len(rows) > 0
+
+
 def test_the_weight_of_an_input_is_its_mean_cosine(on_bert: OnBert) -> None:
     """By NumPy over all training instances, one at a time; a client that never trained is served the global model."""
     done = toy.simulate({"name": "feddpa", "instances": 500}, dtype="float64", **on_bert({}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import rayfed
 from rayfed import tree
 from rayfed.methods.fedpurel import entropy, pull, purified, temperature
+from rayfed.task import Task
 from tests import toy
 from tests.methods.conftest import Plain, Split
 
@@ -187,3 +189,37 @@ def test_adapters_are_purified_too(on_bert: OnBert) -> None:
     ours = toy.simulate({**PLAIN, "strength": 0.0}, **on_bert({}))
     assert tree.same(ours.state["model"], toy.simulate("fedavg", **on_bert({})).state["model"])
     assert not tree.same(ours.state["model"], toy.simulate(PLAIN, **on_bert({})).state["model"])
+
+
+def test_dropout_acts_in_stage_two(on_bert: OnBert) -> None:
+    """With `fusion: 1` what a client keeps does not depend on phi_g, so whatever moves it is stage 2's own."""
+    spec = {**PLAIN, "fusion": 1.0}
+    plain, dropped = (toy.simulate(spec, rounds=1, **on_bert({"adapter": {"dropout": p}})) for p in (0.0, 0.25))
+    assert plain.clients().keys() == dropped.clients().keys()
+    for c, kept in plain.clients().items():
+        went = float(tree.norm(tree.sub(kept["own"], plain.initial_clients()[c]["own"])))
+        assert went > 1e-3 and float(tree.norm(tree.sub(dropped.clients()[c]["own"], kept["own"]))) > 1e-3 * went
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_only_what_trains_is_dropped(on_bert: OnBert, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass that is differentiated draws from the step's key; those of the start and of phi_g in stage 2 do not."""
+    seen: list[tuple[bool, bool]] = []
+    real = Task.apply
+
+    def apply(self: Task, params: Any, x: Any) -> Any:
+        seen.append((any(p.requires_grad for p in params.values()), self._during["key"] is not None))
+        return real(self, params, x)
+
+    monkeypatch.setattr(Task, "apply", apply)
+    done = toy.simulate(PLAIN, executor="debug", rounds=1, **on_bert({"adapter": {"dropout": dropout}}))
+    steps = 2 * len(done.fed.drawn[0].ids)
+    assert seen.count((True, True)) == 3 * steps  # l for the loss, l for the pull; l(x; phi_i)
+    assert seen.count((False, False)) == 2 * steps and len(seen) == 5 * steps  # z; l(x; phi_g)
+
+
+def test_without_dropout_keys_change_no_bit(on_bert: OnBert, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = toy.simulate(PLAIN, **on_bert({}))
+    monkeypatch.setattr(Task, "dropping", lambda self, key: nullcontext())
+    two = toy.simulate(PLAIN, **on_bert({}))
+    assert tree.same(one.state, two.state) and tree.same(one.clients(), two.clients())

@@ -37,6 +37,18 @@ def test_the_product_is_the_truncated_mean_product(on_bert: OnBert, weight: str)
     assert done.rows[1]["lora/gap"] == pytest.approx((tail / whole) ** 0.5, rel=1e-4)
 
 
+def test_small_directions_of_a_wide_layer_are_kept() -> None:
+    """Singular values of 1 and 1e-4 in float32, 4096 wide; the third is the clients' rounding."""
+    g = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 3, generator=g, dtype=torch.float64))[0] for n in (48, 4096))
+    b, a = u * torch.tensor([1.0, 1e-4, 1e-7]), v.T
+    left, right = lora.best(b, a, torch.ones(3, 4096))
+    far = torch.linalg.norm(left.double() @ right.double() - b @ a)
+    assert left.dtype == torch.float32 and float(far) < 1e-6 * float(lora.norm(b, a))
+    np.testing.assert_allclose(left.norm(dim=0)[:2], [1.0, 1e-4], rtol=1e-5)
+    assert not left[:, 2].any() and torch.equal(right[2], torch.ones(4096))
+
+
 def test_one_client_keeps_its_product(on_bert: OnBert) -> None:
     done = toy.simulate("flexlora", rounds=1, dtype="float64", **on_bert({**WHOLE, "federation": {"per_round": 1}}))
     want = descend(done.fed, done.fed.drawn[0].ids[0], done.initial["model"], lambda n: True, 3, 0.5)

@@ -81,6 +81,51 @@ def test_the_shared_base_is_not_written_to_and_a_run_ends_in_a_whole_model(on_be
     assert tree.same(before, fed.task.frozen) and (tmp_path / "again" / "hf" / "model.safetensors").is_file()
 
 
+def test_a_merge_below_a_rounding_of_the_base_is_kept(on_bert: OnBert) -> None:
+    """Four changes, each of a 25th of a bfloat16 rounding."""
+    task = toy.make_fed(toy.config("flora", dtype="bf16", **on_bert({}))).task
+    changes, base = {}, {}
+    for n in lora.pairs(task.params_like):
+        w = task.frozen[lora.weight_of(task, n)[0]]
+        assert w.dtype == torch.bfloat16
+        changes[n] = 0.01 * 2**-9 * w.to(torch.float64)
+    for _ in range(4):
+        base = lora.moved(task, base, changes)
+    for name, w in base.items():
+        first = task.frozen[name].to(torch.float64)
+        assert w.dtype == torch.float32 and torch.equal(w.to(torch.bfloat16), task.frozen[name])
+        went, want = w.to(torch.float64) - first, 4 * 4 * 0.01 * 2**-9 * first  # 4: alpha / r
+        assert float((went - want).norm()) < 0.01 * float(want.norm())
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+@pytest.mark.parametrize("name", ["flora", "fedex_lora"])
+def test_a_base_in_half_precision_moves_in_float32(on_bert: OnBert, tmp_path: Path, name: str, executor: str) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    if name not in methods.names():
+        pytest.skip(f"{name} is not there")
+    more = {"executor": executor, "dtype": "bf16", "rounds": 3, **on_bert({})}
+    whole = toy.run_folder(name, tmp_path / "whole", **more)
+    toy.run_folder(name, tmp_path / "parts", stop_after=1, **more)
+    rest = toy.run_folder(name, tmp_path / "parts", resume=True, **more)
+    assert tree.same(whole.state, rest.state) and whole.rows == rest.rows
+    fed = toy.make_fed(toy.config(name, **more))
+    base = lora.apart(fed.task, whole.state["model"])[1]
+    assert {p.dtype for p in whole.state["model"].values()} == {torch.float32} and len(base) == 2
+    assert all(float((w - fed.task.frozen[n]).norm()) > 1e-3 for n, w in base.items())
+    full = toy.simulate(name, **{**more, "dtype": "float32"})
+    far = tree.sub({n: full.state["model"][n] for n in base}, base)
+    went = {n: full.state["model"][n] - full.fed.task.frozen[n] for n in base}
+    assert float(tree.norm(far)) < 0.3 * float(tree.norm(went))
+
+    plain = AutoModelForSequenceClassification.from_pretrained(whole.folder.path / "model" / "hf", dtype=torch.float32)
+    x = torch.as_tensor(fed.federation.arrays["x"][:12])
+    with torch.no_grad():
+        found = plain.eval()(input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
+    torch.testing.assert_close(fed.task.apply(whole.state["model"], x), found, rtol=0.05, atol=0.05)
+
+
 def test_bytes_are_the_wires(on_bert: OnBert) -> None:
     done = toy.simulate("flora", executor="vmap", **on_bert({}))
     adapter, base = 2 * 2 * (16 * 2) + 16 * 3 + 3, 2 * 16 * 16

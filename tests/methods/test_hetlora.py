@@ -26,9 +26,11 @@ def mixed(on_bert: OnBert, alpha: Any = None, rank: Any = MIXED, **more: Any) ->
 
 
 @pytest.mark.parametrize("alpha", [None, 8.0])
-@pytest.mark.parametrize("pad", ["zero", "rank_wise"])
-def test_factors_are_weighted_by_their_norm(on_bert: OnBert, alpha: float | None, pad: str) -> None:
-    spec = {"name": "hetlora", "gamma": 0.5, "lam": 0.5, "least": 1, "pad": pad}
+@pytest.mark.parametrize(
+    ("pad", "weight"), [("zero", "norm"), ("rank_wise", "norm"), ("rank_wise", "examples"), ("zero", "one")]
+)
+def test_factors_are_weighted_by_their_norm(on_bert: OnBert, alpha: float | None, pad: str, weight: str) -> None:
+    spec = {"name": "hetlora", "gamma": 0.5, "lam": 0.5, "least": 1, "pad": pad, "weight": weight}
     more = {"executor": "vmap", "dtype": "float64", **mixed(on_bert, alpha, federation={"per_round": None})}
     done: Any = toy.simulate(spec, kind=Watched, **more)
     before = toy.simulate(spec, rounds=1, **more)
@@ -50,9 +52,12 @@ def test_factors_are_weighted_by_their_norm(on_bert: OnBert, alpha: float | None
 
     sent = {c: factors(c) for c in got.ids}
     norm = {c: sum(np.linalg.norm(f[n.b] @ f[n.a]) ** 2 for n in lora.pairs(model)) ** 0.5 for c, f in sent.items()}
-    np.testing.assert_allclose([float(got.gather("norm")[c]) for c in got.ids], list(norm.values()), rtol=1e-9)
-    q = {c: v / sum(norm.values()) for c, v in norm.items()}
-    assert sum(q.values()) == pytest.approx(1) and max(q.values()) > 1.2 * min(q.values())
+    if weight == "norm":
+        np.testing.assert_allclose([float(got.gather("norm")[c]) for c in got.ids], list(norm.values()), rtol=1e-9)
+    n_i = dict(zip(got.ids, got.examples.tolist(), strict=True))
+    w = {"norm": norm, "examples": n_i, "one": dict.fromkeys(got.ids, 1.0)}[weight]
+    q = {c: v / sum(w.values()) for c, v in w.items()}
+    assert sum(q.values()) == pytest.approx(1) and (max(q.values()) > 1.2 * min(q.values())) == (weight != "one")
     for n, x in new.items():
         total = sum(q[c] * sent[c][n] for c in got.ids)
         for k in range(4) if ranks.is_a(n) or ranks.is_b(n) else ():
@@ -88,6 +93,23 @@ def test_equal_ranks_and_norms_are_fedit_with_equal_weights(on_bert: OnBert) -> 
     )
     gap = float(tree.norm(tree.sub(ours.state["model"], fedit.state["model"])))
     assert gap < 1e-9 * float(tree.norm(tree.sub(fedit.state["model"], fedit.initial["model"])))
+
+
+def test_rbla_is_the_mean_by_examples_over_the_clients_that_have_a_row(on_bert: OnBert) -> None:
+    """sum p_i A_i[k] / sum p_i over the clients of rank above k; nobody prunes; 8 bytes of n_i and none of a norm."""
+    spec = {"name": "hetlora", "pad": "rank_wise", "weight": "examples", "gamma": 1.0}
+    more = {"executor": "vmap", "dtype": "float64", **mixed(on_bert, federation={"per_round": None})}
+    done: Any = toy.simulate(spec, kind=Watched, rounds=1, **more)
+    first, got, drawn = done.initial["model"], done.fed.got[-1], done.fed.task.ranks
+    for n in lora.pairs(first):
+        for k in range(4):
+            have = [(c, x) for c, x in zip(got.ids, got.examples.tolist(), strict=True) if drawn[c] > k]
+            rows = [first[n.a][k] + got.gather("delta")[c][n.a][k] for c, _ in have]
+            want = sum(x * row for (_, x), row in zip(have, rows, strict=True)) / sum(x for _, x in have)
+            torch.testing.assert_close(done.state["model"][n.a][k], want, rtol=1e-10, atol=1e-13)
+    assert {int(c): int(s["rank"]) for c, s in done.clients().items()} == {c: int(drawn[c]) for c in got.ids}
+    head = 16 * 3 + 3
+    assert done.rows[0]["bytes/up"] == sum(8 * 2 * 32 * int(drawn[c]) + 8 * head + 8 + 8 for c in got.ids)
 
 
 def test_the_penalty_and_the_pruning_are_the_cards(on_bert: OnBert) -> None:

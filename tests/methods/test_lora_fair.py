@@ -54,6 +54,34 @@ def test_cosine_descends_the_dense_objective() -> None:
     assert torch.equal(stay, b)
 
 
+def test_what_is_right_already_stays_as_it_is() -> None:
+    """One client, or several with equal factors: B' A is the mean product, and Adam would leave it."""
+    b, a, *_ = layer()
+    for clients in (1, 3):
+        pair = torch.cat([b / clients] * clients, 1), torch.cat([a] * clients)
+        for lam in (0.01, 0.5):
+            assert torch.equal(corrected(b, a, pair[0] @ (pair[1] @ a.T), pair, LoRAFAIR.Settings(lam=lam)), b)
+
+
+def test_of_adams_steps_the_best_counts() -> None:
+    """At a rate that leaps over the minimum."""
+    b, a, exact, target, pair = layer()
+
+    def objective(new: torch.Tensor) -> float:
+        cosine = torch.nn.functional.cosine_similarity(exact.flatten(), (new @ a).flatten(), 0)
+        return float(1 - cosine + 0.01 * (new - b).norm() / b.norm())
+
+    found = [objective(corrected(b, a, target, pair, LoRAFAIR.Settings(lr=0.8, steps=n))) for n in range(8)]
+    assert found == sorted(found, reverse=True) and found[0] == objective(b)
+
+
+@pytest.mark.skipif("fedit" not in methods.names(), reason="compared with fedit, which is not there")
+def test_one_client_keeps_its_factors(on_bert: OnBert) -> None:
+    more = {"executor": "vmap", **on_bert({"federation": {"per_round": 1}})}
+    ours, plain = (toy.simulate(m, **more) for m in ("lora_fair", "fedit"))
+    assert tree.same(ours.state, plain.state)
+
+
 @pytest.mark.skipif("fedit" not in methods.names(), reason="compared with fedit, which is not there")
 def test_without_steps_it_is_fedit_and_with_them_nearer_to_the_mean_product(on_bert: OnBert) -> None:
     more = {"executor": "vmap", "rounds": 2, **on_bert({})}
@@ -64,7 +92,12 @@ def test_without_steps_it_is_fedit_and_with_them_nearer_to_the_mean_product(on_b
     assert [r["lora/gap"] for r in still.rows] == [r["lora/gap"] for r in plain.rows]
     ours = toy.simulate({"name": "lora_fair", "distance": "squares"}, **more)
     assert all(r["lora/gap"] < r["lora/gap_before"] for r in ours.rows)
-    first = [toy.simulate(m, **{**more, "rounds": 1}) for m in ("fedit", "lora_fair")]
+    apart = {
+        "executor": "vmap",
+        "rounds": 1,
+        **on_bert({"local": {"steps": 8}}),
+    }  # far enough for the correction to pay
+    first = [toy.simulate(m, **apart) for m in ("fedit", "lora_fair")]
     for n in first[0].state["model"]:
         same = torch.equal(first[0].state["model"][n], first[1].state["model"][n])
         assert same != lora.is_b(n)  # only B is corrected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rayfed import methods, tree
 from rayfed.adapters import lora
 from rayfed.config import load_config
 from rayfed.errors import ConfigError
+from rayfed.methods.slora import SLoRA
 from tests import toy
 from tests.tiny import WHOLE
 
@@ -80,7 +82,65 @@ def test_without_stage_one_it_is_fedit(on_bert: OnBert) -> None:
     assert tree.same(ours.state["model"], plain.state["model"])
 
 
-def test_a_stage_longer_than_the_run_is_refused(on_bert: OnBert) -> None:
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_both_stages_on_a_base_in_half_precision(on_bert: OnBert, executor: str) -> None:
+    spec = {"name": "slora", "sparse_rounds": 1}
+    half = toy.simulate(spec, executor=executor, dtype="bf16", **on_bert({}))
+    assert {str(p.dtype) for p in half.fed.task.frozen.values()} == {"torch.bfloat16"}
+    assert {str(p.dtype) for p in half.state["model"].values()} == {"torch.float32"}
+    full = toy.simulate(spec, executor=executor, **on_bert({}))
+    went = tree.sub(full.state["model"], full.initial["model"])
+    far = tree.sub(full.state["model"], half.state["model"])
+    assert float(tree.norm(far)) < 0.3 * float(tree.norm(went))
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_round_of_stage_one_that_nobody_answers_changes_nothing(
+    on_bert: OnBert, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    real = SLoRA.warm
+
+    def warm(self: SLoRA, task: Any) -> Any:
+        visit = real(self, task)
+
+        def begin(info: Any, shared: Any, mine: Any, own: Any) -> Any:
+            if int(info.round) <= lost:
+                raise ValueError("no luck")
+            return visit.begin(info, shared, mine, own)
+
+        return visit._replace(begin=begin)
+
+    monkeypatch.setattr(SLoRA, "warm", warm)
+    spec, more = {"name": "slora", "sparse_rounds": 2}, {"rounds": 3, "failures": {"client_error": "drop"}}
+    c = toy.config(spec, **on_bert(more))
+    fed = toy.make_fed(c)
+    first = state = fed.method.init(fed.task, 0)
+    for r in (1, 2):
+        fed.begin(r)
+        state = fed.method.round(state, fed, fed.task)
+        assert fed.meter["dropped"] == (7 if r <= lost else 0)
+        assert tree.same(state, first) == (r <= lost)
+    fed.begin(3)
+    last = fed.method.round(state, fed, fed.task)
+    assert last["sparse"] == {} and all(torch.isfinite(p).all() for p in last["model"].values())
+
+
+def test_stage_one_is_a_fifth_of_the_run(on_bert: OnBert) -> None:
+    for rounds, want in ((20, 4), (5, 1), (2, 1)):
+        c = toy.config("slora", rounds=rounds, **on_bert({}))
+        method = methods.get("slora")
+        made = method(method.Settings(**c.method.options), c)
+        assert isinstance(made, SLoRA) and made.sparse_rounds == want
+
+
+def test_a_longer_run_does_not_go_back_to_stage_one(on_bert: OnBert, tmp_path: Path) -> None:
+    toy.run_folder("slora", tmp_path, executor="vmap", rounds=10, stop_after=3, **on_bert({}))
+    rest = toy.run_folder("slora", tmp_path, executor="vmap", rounds=20, stop_after=4, resume=True, **on_bert({}))
+    assert rest.ending.round == 4 and not any(n.endswith("base_layer.weight") for n in rest.state["model"])
+
+
+def test_a_stage_as_long_as_the_run_is_refused(on_bert: OnBert) -> None:
     raw = toy.config(**on_bert({})).to_dict()
-    with pytest.raises(ConfigError, match=r"method.sparse_rounds: 5 found, allowed: at most rounds \(2\)"):
-        load_config({**raw, "method": {"name": "slora"}})
+    for given, found in (({"sparse_rounds": 2}, 2), ({"sparse_rounds": 5}, 5)):
+        with pytest.raises(ConfigError, match=rf"method.sparse_rounds: {found} found, allowed: less than rounds \(2\)"):
+            load_config({**raw, "method": {"name": "slora", **given}})

@@ -253,10 +253,7 @@ def test_plain_peft_loads_what_a_run_leaves_and_it_goes_on_from_there(
     assert tree.same(again.init_params(0), params)
     (published / "model.safetensors").unlink()  # an adapter as PEFT alone would have written it
     task = resident(places, model, adapter, head, init={"from": str(published)}).task
-    got = task.init_params(0)
-    assert tree.same(
-        {n: got[n] for n in got if n.split(".")[0] != "head"}, {n: params[n] for n in got if n.split(".")[0] != "head"}
-    )
+    assert tree.same(task.init_params(0), params)
 
 
 @pytest.mark.parametrize("adapter", ["vpt", "bottleneck", "ssf"])
@@ -295,10 +292,36 @@ def test_a_checkpoint_with_a_classifier_of_other_classes_gets_a_new_one(
     make_vit(tmp_path / "vit", num_labels=7)
     res = resident({**places, "vit": tmp_path / "vit"}, "vit", IMAGE["head"])
     assert res.task.params_like["network.classifier.weight"].shape == (10, 16)
+    assert tree.same(res.task.init_params(3), res.task.fresh_params(3))
+    assert not tree.same(res.task.init_params(3), res.task.init_params(4))
     about = json.loads((tmp_path / "vit" / "config.json").read_text())
     (tmp_path / "vit" / "config.json").write_text(json.dumps({**about, "intermediate_size": 20}))
     with pytest.raises(ConfigError, match="has not the shape that its config"):
         resident({**places, "vit": tmp_path / "vit"}, "vit", IMAGE["head"])
+
+
+@pytest.mark.parametrize("adapter", ["lora", "head", "bottleneck"])
+def test_a_classifier_of_these_classes_stays(places: dict[str, Path], adapter: str) -> None:
+    from safetensors.torch import load_file
+
+    c = toy.config(**spec(places, "vit", IMAGE[adapter]))
+    start, kept = start_from(c), load_file(places["vit"] / "model.safetensors")["classifier.weight"]
+    assert start is not None
+    task = Resident(c, partition.build(c), start, "cpu").task
+    (name,) = (n for n in task.head if n.endswith("weight"))
+    assert all(torch.equal(task.init_params(k)[name], kept) for k in (1, 2))
+    fresh = task.fresh_params(1)  # a further expert's
+    assert not torch.equal(fresh[name], kept) and tree.same(fresh, task.fresh_params(1))
+    assert torch.equal(task.init_params(1)[name], kept)
+    assert np.array_equal(start["base"]["arrays"]["classifier.weight"], kept.numpy())  # other tasks may share it
+
+
+def test_what_is_published_leaves_the_start_as_it_was(places: dict[str, Path], tmp_path: Path) -> None:
+    for adapter in ("head", "lora", "full"):
+        task = resident(places, "vit", IMAGE[adapter]).task
+        before = task.init_params(1)
+        task.publish(tree.map(lambda p: p + 1, before), tmp_path / adapter)
+        assert tree.same(task.init_params(1), before)
 
 
 # -- images as the model knows them ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from rayfed import cluster
-from rayfed.cluster import Evidence, canonical, match
+from rayfed.cluster import MISSING, Evidence, canonical, match
 
 
 def untouched() -> Any:
@@ -93,9 +93,12 @@ def test_singletons_and_oracle() -> None:
 
 def test_least_loss_takes_the_least() -> None:
     losses = torch.tensor([[0.3, 0.2, 0.9], [0.1, 0.2, 0.3], [0.5, 0.5, 0.4], [1.0, 0.7, 0.8]])
-    e, kind = evidence(unit(4), losses=lambda: losses, known=[4, 5, 9]), cluster.make({"kind": "least_loss"})
+    replies = dict(enumerate(losses))
+    e, kind = evidence(unit(4), losses=lambda: replies, known=[4, 5, 9]), cluster.make({"kind": "least_loss"})
     assert kind.labels(e, 3).tolist() == [1, 0, 2, 1]
     assert kind.ids(e, 3) == {0: 4, 1: 5, 2: 9} and kind.ids(e, 4) is None
+    del replies[0], replies[2]
+    assert kind.labels(e, 3).tolist() == [MISSING, 0, MISSING, 1]
 
 
 def test_a_planted_group_keeps_the_id_of_its_members_present_or_not() -> None:
@@ -157,6 +160,15 @@ def test_match_gives_fresh_ids_to_what_is_left() -> None:
     assert match(np.zeros((2, 0)), [], 0) == [0, 1]
     assert match(np.array([[0.5, 0.9, 0.1]]), [2, 5, 6], 7) == [5]  # fewer new than known: the others wait
     assert match(np.zeros((0, 2)), [0, 1], 2) == []
+
+
+def test_match_refuses_pairs() -> None:
+    """Where the second known cluster is refused to both, the first goes to the one that is most like it."""
+    s = np.array([[0.9, -0.1], [0.8, -1.0]])
+    assert match(s, [4, 7], 8) == [7, 4]
+    assert match(s, [4, 7], 8, np.array([[False, True], [False, True]])) == [4, 8]
+    assert match(s, [4, 7], 8, np.zeros((2, 2), bool)) == [7, 4]
+    assert match(s, [4, 7], 8, np.ones((2, 2), bool)) == [8, 9]
 
 
 def test_match_of_ties_is_in_order() -> None:

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from rayfed import cluster
-from rayfed.cluster import Evidence, bipartition, canonical, subspace
+from rayfed.cluster import MISSING, Evidence, bipartition, canonical, subspace
 from rayfed.cluster.kmeans import kmeans
 from tests import toy
 
@@ -28,7 +28,7 @@ def evidence(updates: Any = None, bases: Any = None) -> Evidence:
         u = torch.as_tensor(np.asarray(updates, float))
         more["gram"] = lambda: u @ u.T
     if bases is not None:
-        more["bases"] = lambda: torch.as_tensor(np.asarray(bases))
+        more["bases"] = lambda: {c: torch.as_tensor(np.asarray(b)) for c, b in enumerate(bases) if b is not None}
     return Evidence(list(range(n)), torch.eye(n), torch.ones(n, 2), never, never, **more)
 
 
@@ -214,6 +214,13 @@ def test_thresholds() -> None:
         assert len(set(subspace.group(np.ones((5, 5)) - np.eye(5), how(), k))) == min(k, 5)  # all at one distance
     assert subspace.group(np.zeros((1, 1)), how(), 3).tolist() == [0]
     assert subspace.group(np.zeros((3, 3)), how(threshold=0), 3).tolist() == [0, 1, 2]
+
+
+def test_clients_without_a_basis_are_in_no_cluster() -> None:
+    e = np.eye(4)
+    found = cluster.make({"kind": "subspace"}).labels(evidence(bases=[e[:, :1], None, e[:, 1:2], e[:, :1]]), 2)
+    assert found[1] == MISSING and canonical(found[[0, 2, 3]]).tolist() == [0, 1, 0]
+    assert cluster.make({"kind": "subspace"}).labels(evidence(bases=[None, None]), 2).tolist() == [MISSING] * 2
 
 
 def test_weighted_linkage_forgets_sizes() -> None:

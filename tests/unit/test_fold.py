@@ -11,6 +11,7 @@ import torch
 
 from rayfed import fold as folds
 from rayfed import tree
+from rayfed.errors import RunFailed
 from rayfed.fold import Merger, finish, mean, merge, partial, total
 from tests import toy
 
@@ -249,5 +250,11 @@ def test_nobody_asked_folds_to_zeros_with_weight_0() -> None:
     got = fed.ask(fed.method.train, (), shared=shared, fold=mean("delta"))
     assert len(got) == 0 and got.weight["delta"] == 0.0 and got.gather("delta") == {}
     assert tree.same(got.folded["delta"], tree.zeros(fed.task.params_like))
+    other = fed.ask(fed.method.train, (), shared=shared, fold=(mean("delta"), mean("any")))
+    assert list(other.folded) == ["delta"] and other.weight["any"] == 0.0
+    with pytest.raises(RunFailed, match="nobody replied and part 'any', declared 'any', has no zero to stand for it"):
+        other.folded["any"]
+    with pytest.raises(KeyError):
+        other.folded["another"]
     by = fed.ask(fed.method.train, (), shared=shared, fold=mean("delta", by="k"))
     assert by.folded["delta"] == {} and by.weight["delta"] == {}

@@ -231,7 +231,7 @@ def test_the_cnn_is_two_convolutions_with_pooling_and_two_layers() -> None:
 def test_check_names_what_is_wrong(
     name: str, options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no waiting for a hub
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no waiting for a hub
     (problem,) = models.check(spec(name, **options))
     assert says in problem
     with pytest.raises(ConfigError) as e:

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayfed import adapters, partition, tree
-from rayfed.config import LoRA
+from rayfed.config import LoRA, Named
 from rayfed.data import text
 from rayfed.engine import start_from
 from rayfed.errors import ConfigError
 from rayfed.models import pretrained
-from rayfed.models.wrapped import looks_back
+from rayfed.models.wrapped import looks_back, sees_ahead
 from rayfed.pool import LocalPool
 from rayfed.worker import Resident
 from tests import toy
@@ -96,6 +96,30 @@ def test_the_cache_is_by_content_and_another_process_does_the_work(places: dict[
     assert len(list((text.cache() / "tokens").iterdir())) == 2
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "spm.model", "bpe.codes", "dict.txt"])
+def test_another_vocabulary_is_another_key(places: dict[str, Path], tmp_path: Path, name: str) -> None:
+    def keys() -> int:
+        text.cached(tmp_path / "m", {"text": ["the w00"]}, "8", "text")
+        return len(list((text.cache() / "tokens").iterdir()))
+
+    shutil.copytree(places["bert"], tmp_path / "m")
+    (tmp_path / "m" / name).write_bytes(b"1")
+    assert keys() == keys() == 1
+    (tmp_path / "m" / name).write_bytes(b"2")
+    assert keys() == 2
+
+
+@pytest.mark.parametrize("library", ["transformers", "tokenizers"])
+def test_other_versions_of_the_libraries_are_another_key(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    known = text.version
+    for there in ("1", "2"):
+        monkeypatch.setattr(text, "version", lambda n, there=there: there if n == library else known(n))
+        text.cached(places["bert"], {"text": ["the w00"]}, "8", "text")
+    assert len(list((text.cache() / "tokens").iterdir())) == 2
+
+
 # -- the same numbers as plain transformers --------------------------------------------------------------------------------
 
 
@@ -149,22 +173,118 @@ def test_which_way_tokens_look_is_found_by_asking(family: str) -> None:
     torch.manual_seed(0)
     about = cls.config_class(**{k: v for k, v in small.items() if k in known or k == "num_hidden_layers"})
     about._attn_implementation = "eager"
-    assert looks_back(cls(about).eval(), 1) is FAMILIES[family]
+    network = cls(about).eval()
+    assert looks_back(network, 1) is FAMILIES[family]
+    assert sees_ahead(network, 1) is (family == "DebertaV2Model" if FAMILIES[family] is None else not FAMILIES[family])
 
 
-def test_a_model_without_a_4d_mask_is_refused(places: dict[str, Path], tmp_path: Path) -> None:
-    from transformers import DebertaV2Config, DebertaV2Model
+@pytest.mark.parametrize("kind", ["deberta", "opt"])
+def test_a_model_without_a_4d_mask_runs_one_client_after_another(
+    places: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    from transformers import (
+        AutoModelForSequenceClassification,
+        DebertaV2Config,
+        DebertaV2Model,
+        OPTConfig,
+        OPTModel,
+    )
 
-    DebertaV2Model(
-        DebertaV2Config(
-            vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-            relative_attention=True, pos_att_type=["c2p", "p2c"],
-        )
-    ).save_pretrained(tmp_path)  # fmt: skip
+    size: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    if kind == "deberta":
+        more: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "intermediate_size": 24}
+        DebertaV2Model(DebertaV2Config(**size, **more)).save_pretrained(tmp_path / kind)
+    else:
+        more = {"ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 24, "pad_token_id": 0}
+        OPTModel(OPTConfig(**size, **more, bos_token_id=2, eos_token_id=3)).save_pretrained(tmp_path / kind)
+    make_tokenizer(tmp_path / kind)
+    there = {**places, kind: tmp_path / kind}
+    adapter = {"kind": "lora", "rank": 2, "targets": ["query_proj"] if kind == "deberta" else ["q_proj"]}
+    with pytest.raises(ConfigError) as told:
+        resident(toy.config(executor="vmap", **changes(there, kind, adapter=adapter)))
+    assert str(told.value).startswith("resources.executor: vmap found, task.model: hf:")
+    assert "4-D attention mask" in str(told.value) and "allowed: auto, loop, debug" in str(told.value)
+
+    first, state, _ = simulate(there, "loop", kind=kind, adapter=adapter)
+    assert all((state["model"][n] != first["model"][n]).any() for n in state["model"])
+    ran = toy.run_folder("fedavg", tmp_path / "run", executor="auto", rounds=1, **changes(there, kind, adapter=adapter))
+    events = [json.loads(line) for line in (ran.folder.path / "events.jsonl").read_text().splitlines()]
+    (event,) = (e for e in events if e["kind"] == "executor")
+    assert event["chosen"] == "loop" and "4-D attention mask" in event["seconds"]["why"]
+
+    c = toy.config(executor="loop", **changes(there, kind, adapter={"kind": "full"}))
+    res = resident(c)
+    params, x = res.task.init_params(3), res.data["x"][:10]
+    plain = AutoModelForSequenceClassification.from_pretrained(there[kind], num_labels=3).eval()
+    with torch.no_grad():
+        for n, p in plain.named_parameters():
+            p.copy_(params[f"network.{n}"])
+        want = plain(input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
+    torch.testing.assert_close(res.task.apply(params, x), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "adapter", [{"kind": "prefix", "tokens": 3}, {"kind": "lora", "rank": 2, "targets": ["q_proj"]}]
+)
+def test_adapters_of_a_model_without_a_4d_mask_are_pefts(
+    places: dict[str, Path], tmp_path: Path, adapter: dict[str, Any]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, OPTConfig, OPTModel
+
+    about = OPTConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24, word_embed_proj_dim=16,
+        max_position_embeddings=24, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    OPTModel(about).save_pretrained(tmp_path / "opt")
+    make_tokenizer(tmp_path / "opt")
+    res = resident(toy.config(**changes({**places, "opt": tmp_path / "opt"}, "opt", adapter=adapter)))
+    params = tree.map(lambda p: p + 0.1 * torch.randn_like(p), res.task.init_params(3))
+    res.task.publish(params, tmp_path / "out")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "opt", num_labels=3)
+    plain, x = PeftModel.from_pretrained(plain, tmp_path / "out").eval(), res.data["x"][:10]
+    with torch.no_grad():
+        want = plain(input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
+    torch.testing.assert_close(res.task.apply(params, x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_texts_of_a_model_without_padding_end_in_their_last_token(places: dict[str, Path], tmp_path: Path) -> None:
+    """Whichever token that is: GPT-2 pools where the last one lies that is not padding."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    res = resident(toy.config(**changes(places, "gpt2", adapter={"kind": "full"})))
+    params = res.task.init_params(3)
+    x = torch.tensor([[5, 6, 0, -1], [7, 3, -1, -1], [0, 0, -1, -1], [4, 5, 6, 7]], dtype=torch.int32)
+    res.task.publish(params, tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path / "hf").pad_token_id is None
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", num_labels=3).eval()
+    with torch.no_grad():
+        want = torch.cat([plain(input_ids=row[row >= 0].long()[None]).logits for row in x])
+    torch.testing.assert_close(res.task.apply(params, x), want, rtol=1e-5, atol=1e-6)
+    stacked = {n: p[None].expand(2, *p.shape) for n, p in params.items()}
+    together = torch.vmap(res.task.apply, (0, None))(stacked, x)
+    torch.testing.assert_close(together[1], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_module_called_head_is_left_alone(places: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    torch.manual_seed(0)
+    about = ModernBertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, pad_token_id=0,
+        bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, max_position_embeddings=24,
+    )  # fmt: skip
+    ModernBertForMaskedLM(about).save_pretrained(tmp_path)
     make_tokenizer(tmp_path)
-    other = changes({**places, "other": tmp_path}, kind="other", adapter={"kind": "bias"})
-    with pytest.raises(ConfigError, match="4-D attention mask"):
-        resident(toy.config(**other))
+    adapter = {"kind": "lora", "rank": 2, "targets": ["Wqkv"]}
+    task = resident(toy.config(**changes({**places, "bert": tmp_path}, adapter=adapter))).task
+    one, two = task.init_params(1), task.fresh_params(2)
+    saved = load_file(tmp_path / "model.safetensors")["head.dense.weight"]
+    (name,) = (n for n in task.frozen if n.endswith("head.dense.weight"))
+    assert torch.equal(task.frozen[name], saved)
+    assert all(not torch.equal(one[n], two[n]) for n in one if n.endswith("classifier.modules_to_save.default.weight"))
 
 
 def test_the_base_is_not_copied_and_not_trained(places: dict[str, Path]) -> None:
@@ -260,8 +380,8 @@ def test_a_run_resumes_to_the_same_bits_and_ends_in_pefts_format(places: dict[st
     task = resident(toy.config(**changes(places, init={"from": str(model)}))).task
     assert tree.same(task.init_params(0), whole.state["model"])
     other = changes(places, init={"from": str(model)}, adapter={"kind": "lora", "rank": 3, "targets": ["query"]})
-    with pytest.raises(ConfigError, match="of another model or adapter"):
-        resident(toy.config(**other)).task.init_params(0)
+    with pytest.raises(ConfigError, match=r"adapter.rank: 3 found, .* --set adapter.rank=2 --set adapter.alpha=8"):
+        toy.config(**other)
 
 
 def test_the_models_of_a_run_can_be_called(places: dict[str, Path], tmp_path: Path) -> None:
@@ -432,6 +552,11 @@ def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
     (broken / "model.safetensors").unlink()
     (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     assert "model-1.safetensors of model.safetensors.index.json missing" in refused(where)
+    (broken / "model.safetensors.index.json").write_text('{"weight_map": ')
+    assert "model.safetensors.index.json is not readable: Expecting value" in refused(where)
+    for other in ("{}", "[]", '{"weight_map": null}'):
+        (broken / "model.safetensors.index.json").write_text(other)
+        assert refused(where).endswith("model.safetensors.index.json has no weight_map")
     (broken / "config.json").unlink()
     assert "holds no config.json" in refused(where)
     shutil.copytree(places["bert"], tmp_path / "mute")
@@ -439,3 +564,37 @@ def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
         file.unlink()
     assert "holds no tokenizer (tokenizer.json, " in refused({**places, "bert": tmp_path / "mute"})
     assert pretrained.shapes(places["bert"])["embeddings.word_embeddings.weight"] == (32, 16)
+
+
+def test_an_image_models_blocks_are_not_counted(tmp_path: Path) -> None:
+    """EfficientNet's config.json counts four for each of its blocks."""
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+    about = EfficientNetConfig(image_size=32, width_coefficient=0.2, depth_coefficient=0.2, hidden_dim=32)
+    EfficientNetForImageClassification(about).save_pretrained(tmp_path)
+    assert pretrained.check(Named(name=f"hf:{tmp_path}")) == []
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_cached_model_without_weights_is_completed(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    shutil.copytree(places["bert"], tmp_path / "cached")
+    (tmp_path / "cached" / "model.safetensors").unlink()
+    asked = []
+
+    def download(name: str, *, local_files_only: bool, allow_patterns: list[str]) -> str:
+        asked.append(local_files_only)
+        if not local_files_only:
+            shutil.copy(places["bert"] / "model.safetensors", tmp_path / "cached")
+        return str(tmp_path / "cached")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the library has read it already
+    problems = pretrained.check(Named(name="hf:some/model"))
+    if offline:
+        assert asked == [True] and "holds no model.safetensors" in problems[0]
+    else:
+        assert asked == [True, False] and problems == []
+        assert pretrained.folder("hf:some/model") == tmp_path / "cached" and asked[2:] == [True]

@@ -282,13 +282,15 @@ def test_fedsa_shares_the_rows_that_are_held(on_bert: OnBert) -> None:  # noqa: 
 
 def test_slora_starts_each_client_from_its_best_pair(on_bert: OnBert) -> None:  # noqa: F811
     spec = {"name": "slora", "sparse_rounds": 1}
-    one = toy.simulate(spec, rounds=1, executor="vmap", dtype="float64", **mixed(on_bert))
-    method, task = one.fed.method, one.fed.task
-    factors, places = method.factors(one.state, task), method.places(task)  # type: ignore[attr-defined]
+    fed = toy.make_fed(toy.config(spec, executor="vmap", dtype="float64", **mixed(on_bert)))
+    method, task = fed.method, fed.task
+    fed.begin(1)
+    state = method.round(method.init(task, 0), fed, task)
+    factors, places = method.factors(state, task), method.places(task)  # type: ignore[attr-defined]
     for n in lora.pairs(factors):
         name, _ = lora.weight_of(task, n)
         v = np.zeros(256)
-        v[places[name].numpy()] = one.state["sparse"][name].numpy()
+        v[places[name].numpy()] = state["sparse"][name].numpy()
         u, s, vt = np.linalg.svd(v.reshape(16, 16))
         for r in MIXED:
             held = ranks.cut({k: factors[k] for k in n}, r)
