@@ -36,17 +36,8 @@ AFTER_PADDING = (  # model types whose positions begin behind the padding token'
 TOKENIZERS = (
     "tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model",
 )  # fmt: skip
-READS = (
-    "*token*",
-    "vocab*",
-    "merges*",
-    "dict*",
-    "*.model",
-    "*.codes",
-    "*.bpe",
-    "*.spm",
-    "config.json",
-)  # what ids depend on
+# What ids depend on.
+READS = ("*token*", "vocab*", "merges*", "dict*", "*.model", "*.codes", "*.bpe", "*.spm", "config.json")
 
 
 def cache() -> Path:

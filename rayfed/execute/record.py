@@ -70,10 +70,8 @@ class Recording:
             with _mode()(tape):
                 out = f(*args)
             self.play, self.twins = tape.function(out), tape.twins
-        except (
-            torch.OutOfMemoryError
-        ):  # maybe the recording's; again once the error, which holds what was made, is gone
-            short = True
+        except torch.OutOfMemoryError:
+            short = True  # maybe the recording's: again below, where the error and what it holds are gone
         finally:
             tape.alive = []  # the tape may outlive this call, its tensors must not
         self.off = self.play is None

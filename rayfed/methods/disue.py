@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from rayfed import cluster, keys, models, tree
+from rayfed import cluster, keys, tree
 from rayfed.cluster import subspace
 from rayfed.distill import datafree
 from rayfed.errors import ConfigError
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
-
-
-NO_HEAD = (
-    "method.signature: head found, but the model has no trained classifier (no parameters of a submodule `head`); allowed here: "
-    "all, counts"
-)
 
 
 class DisUE(Method):
@@ -112,7 +106,10 @@ class DisUE(Method):
 
     def init(self, task: Task, key: int) -> Tree:
         if self.settings.signature == "head" and not task.head:
-            raise ConfigError(NO_HEAD)
+            raise ConfigError(
+                "method.signature: head found, but the model has no trained classifier (no parameters of a submodule `head`); "
+                "allowed here: all, counts"
+            )
         return {
             "model": task.init_params(key),
             "experts": {},
@@ -309,10 +306,6 @@ class DisUE(Method):
             return [
                 "method.signature: head found, task.data holds instructions, whose model has no classifier; allowed: all, counts"
             ]
-        model = self.config.task.model.name
-        theirs = model not in models.KNOWN and not model.startswith("hf:")
-        if self.settings.signature == "head" and theirs and not of(federation.kind)(self.config, federation).head:
-            return [NO_HEAD]
         if self.settings.clusterer["kind"] == "subspace" and federation.kind in ("text", "instruct"):
             return ["method.clusterer: subspace found, it compares the spans of inputs, which token ids do not have"]
         return datafree.fits(self.settings, federation) if self.settings.distill else []

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rayfed.data.text import cache
 from rayfed.errors import ConfigError
@@ -83,9 +83,10 @@ def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
 
     by_key: dict[str, list[str]] = {}
     for q in {q["key"]: q for q in asked.values()}.values():
-        config, about = Config.from_dict(q["config"]), SimpleNamespace(**q["federation"])
+        config, about = Config.from_dict(q["config"]), cast("Federation", SimpleNamespace(**q["federation"]))
         try:
-            assert task.of(about.kind)(config, about, "cpu", start_from(config)).initial  # type: ignore[arg-type]
+            made = task.of(about.kind)(config, about, "cpu", start_from(config))
+            made.init_params(0)  # what `init.from` holds must fit
             by_key[q["key"]] = []
         except ConfigError as e:
             by_key[q["key"]] = e.problems

@@ -135,10 +135,8 @@ class Wrapped(nn.Module):
         own = dict(self.named_parameters())
         held = {n: own[n].data for n in params}
         try:
-            for (
-                n,
-                p,
-            ) in params.items():  # not into what is there, which may be shared, and is where fresh parameters start
+            # Not into what is there, which may be shared, and is where fresh parameters start.
+            for n, p in params.items():
                 own[n].data = torch.empty_like(held[n]).copy_(p)
             self._write(where, rank)
         finally:

@@ -103,8 +103,6 @@ def test_a_merge_below_a_rounding_of_the_base_is_kept(on_bert: OnBert) -> None:
 def test_a_base_in_half_precision_moves_in_float32(on_bert: OnBert, tmp_path: Path, name: str, executor: str) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    if name not in methods.names():
-        pytest.skip(f"{name} is not there")
     more = {"executor": executor, "dtype": "bf16", "rounds": 3, **on_bert({})}
     whole = toy.run_folder(name, tmp_path / "whole", **more)
     toy.run_folder(name, tmp_path / "parts", stop_after=1, **more)

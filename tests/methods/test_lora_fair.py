@@ -75,7 +75,6 @@ def test_of_adams_steps_the_best_counts() -> None:
     assert found == sorted(found, reverse=True) and found[0] == objective(b)
 
 
-@pytest.mark.skipif("fedit" not in methods.names(), reason="compared with fedit, which is not there")
 def test_one_client_keeps_its_factors(on_bert: OnBert) -> None:
     more = {"executor": "vmap", **on_bert({"federation": {"per_round": 1}})}
     ours, plain = (toy.simulate(m, **more) for m in ("lora_fair", "fedit"))

@@ -222,6 +222,25 @@ def test_a_tie_is_decided_on_the_whole_cohort(monkeypatch: pytest.MonkeyPatch) -
     assert sizes == [("loop", 1), ("vmap", 4), ("vmap", 12)] and out["vmap"] == 2.0
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_is_tried_with_the_whole_cohort(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    told(monkeypatch, lambda name, by, k: 1.0 if name == "loop" else 0.5)
+    sizes, fake = [], trial._trial
+
+    def sized(res: Any, name: str, k: int, *rest: Any) -> Callable[[Kernels], float]:
+        sizes.append(k)
+        if k == 12 and not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return fake(res, name, k, *rest)
+
+    monkeypatch.setattr(trial, "_trial", sized)
+    res = resident(channels_last=False)
+    res.device = "cuda"
+    out = trial.run(res, 12)
+    assert sizes == [1, 4, 12] and (out["vmap"] == 0.5) == fits
+    assert fits or "out of memory" in out["why"]
+
+
 def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def times(name: str, by: Kernels, k: int) -> float:
         if name == "vmap":

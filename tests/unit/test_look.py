@@ -81,15 +81,15 @@ def test_what_is_right_is_looked_at_once(
     looked: list[set[str]] = []
     real = look._looked
     monkeypatch.setattr(look, "_looked", lambda asked: (looked.append(set(asked)), real(asked))[1])
-    for changed in ({}, {"seed": 3}, {"adapter": {**asked["adapter"], "rank": 2}}):
+    for changed in ({}, {"seed": 3}, {"resources": {"executor": "loop"}}, {"adapter": {**asked["adapter"], "rank": 2}}):
         with pytest.raises(Started):
             launch.run(load_config({**asked, **changed}), Launcher())
-    assert len(looked) == 2
+    assert len(looked) == 3
     make_vit(tmp_path / "vit", hidden_size=8)  # other files
     told({**asked, "adapter": {**asked["adapter"], "rank": 9}}, tmp_path)
     with pytest.raises(Started):
         launch.run(load_config(asked), Launcher())
-    assert len(looked) == 4
+    assert len(looked) == 5
 
 
 def test_another_process_looks_where_torch_is_not_loaded(asked: dict[str, Any], tmp_path: Path) -> None:
