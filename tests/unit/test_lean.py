@@ -64,3 +64,16 @@ print("colorsys" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_shares_of_a_gpu_leave_room_for_what_is_not_counted() -> None:
+    code = """
+import torch
+from actors.client import ClientActor
+torch.cuda.is_available, capped = lambda: True, []
+torch.cuda.set_per_process_memory_fraction = capped.append
+devices = [ClientActor(0, 1, share).worker.device for share in (0.0, 0.25, 1.0, 2.0)]
+print(devices, [round(c, 3) for c in capped])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['cpu', 'cuda', 'cuda', 'cuda'] [0.235, 1.0, 1.0]"
