@@ -1,7 +1,7 @@
 """The workloads on one device: rayfed's own task, planner and visit, and the same visits as a plain loop.
 
-Nothing here needs Ray or a validated config: a task and a visit read a handful of settings, which `settings` spells out. Data are
-random, of the workloads' shapes; the speed does not depend on what they mean.
+Nothing here needs Ray or a whole config: a task and a visit read a handful of settings, which `settings` and `local` spell out. Data
+are random, of the workloads' shapes; the speed does not depend on what they mean.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rayfed import execute, task, tree
+from rayfed.config import Local, LoRA, Whole
 from rayfed.execute.plan import Cohort, Planner, batch_at
 from rayfed.partition import Federation, Index
 from rayfed.visit import sgd_visit
@@ -65,18 +66,16 @@ def settings(
     model: str, options: dict[str, Any], dtype: str = "float32", rank: int = 0, targets: tuple[str, ...] = ()
 ) -> Any:
     """What a task reads of a run's config."""
-    lora = {"largest": rank, "alpha": 2 * rank, "targets": targets, "dropout": 0.0, "shares": {rank: 1.0}}
     return SimpleNamespace(
         seed=0,
         task=SimpleNamespace(dtype=dtype, model=SimpleNamespace(name=model, options=options)),
-        adapter=SimpleNamespace(kind="lora", **lora) if rank else SimpleNamespace(kind="none"),
+        adapter=LoRA(kind="lora", rank=rank, targets=list(targets)) if rank else Whole(),
     )
 
 
 def local(*, epochs: int | None = None, steps: int | None = None) -> Any:
     """What a visit reads of `local`: plain SGD."""
-    sgd = SimpleNamespace(name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0)
-    return SimpleNamespace(optimizer=sgd, epochs=epochs, steps=steps)
+    return Local(epochs=epochs, steps=steps, optimizer={"name": "sgd", "lr": LR})
 
 
 def federation(x: np.ndarray, y: np.ndarray, owner: np.ndarray, kind: str, classes: int) -> Federation:
