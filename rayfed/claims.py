@@ -24,7 +24,10 @@ VERDICTS = Path(__file__).parent / "claims.json"
 CHECKOUT = Path(__file__).parents[1] / "benchmarks"
 SHELF = "RAYFED_SHELF"
 MODELS = "RAYFED_MODELS"
-MADE_BY = {"tiny-vit-digits": "python benchmarks/pretrain_vit.py"}  # models that are made here, and how
+MADE_BY = {  # models that are made here, and how
+    "tiny-vit-digits": "python benchmarks/pretrain_vit.py",
+    "tiny-lm-tasks": "python benchmarks/pretrain_tasks.py",
+}
 
 Runs = Callable[[Study, Path], tuple[Path, dict[str, Any]]]  # (study, folder of folders) -> (its folder, its summary)
 

@@ -240,8 +240,12 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    kind: Literal["constant", "exponential", "step", "cosine"] = Field(
+    kind: Literal["constant", "linear", "exponential", "step", "cosine"] = Field(
         "constant", description="Learning rate over rounds."
+    )
+    within: Literal["constant", "linear"] = Field(
+        "constant",
+        description="Learning rate within a visit: the round's, or from there to zero over the visit's steps.",
     )
     gamma: float = Field(0.99, gt=0, le=1, description="Factor per round (exponential) or per step (step).")
     every: int = Field(10, ge=1, description="Rounds between two steps (step).")

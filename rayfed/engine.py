@@ -384,7 +384,7 @@ class Runner:
                 got = self.fed.ask(
                     name, group, shared=shared, mine={c: mine[c] for c in group} if mine.get(group[0]) else None
                 )
-                columns = {part: got.stacked(part).tolist() for part in ("n", "loss", "accuracy")} if got.ids else {}
+                columns = {part: got.stacked(part).tolist() for part in ("n", *self.task.measures)} if got.ids else {}
                 out.update({c: {k: v[i] for k, v in columns.items()} for i, c in enumerate(got.ids)})
         return out
 
@@ -396,7 +396,7 @@ class Runner:
             pieces = range(math.ceil(len(pool) / 512))
             sums = self._ask("@global", list(pieces), {"model": state[self.method.universal]}, {})
             n = sum(s["n"] for s in sums.values())
-            return {f"{k}/global": sum(s[k] for s in sums.values()) / n for k in ("loss", "accuracy")}
+            return {f"{k}/global": sum(s[k] for s in sums.values()) / n for k in self.task.measures}
         from rayfed.fold import mean
 
         total: Any = None

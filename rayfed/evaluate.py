@@ -52,7 +52,7 @@ def build(name: str, method: Method, task: Task, chunks: int) -> Visit:
 
 def zero(task: Task) -> Tree:
     """Sums of one scoring, before the first batch."""
-    return {n: torch.zeros((), dtype=task.dtype, device=task.device) for n in ("loss", "accuracy")}
+    return {n: torch.zeros((), dtype=task.dtype, device=task.device) for n in task.measures}
 
 
 def _measure(task: Task, split: str, model: Any) -> Visit:
@@ -114,7 +114,9 @@ def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
         served = view.end(info, carry, shared, mine, own)[0]["model"]
         return inner_enter(info, {"model": served}, shared, mine, own)
 
-    return Visit(view.begin, [*view.phases, Phase(first.over, first.step, enter)], tune.end, view.vectorize)
+    return Visit(
+        view.begin, [*view.phases, Phase(first.over, first.step, enter, falls=first.falls)], tune.end, view.vectorize
+    )
 
 
 def _predictions(view: Visit, task: Task, chunks: int) -> Visit:

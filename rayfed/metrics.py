@@ -66,6 +66,10 @@ class Meaning(NamedTuple):
 NAMES: dict[str, tuple[str, str]] = {
     "accuracy": ("share of correct predictions", "fraction"),
     "loss": ("cross-entropy", "nats"),
+    "exact": (
+        "share of answers whose tokens are all the most probable ones, as greedy decoding would give them",
+        "fraction",
+    ),
     "rmse": ("root mean squared error", "unit of the target"),
     "hypervolume": ("hypervolume of the found front", "product of the objectives' units"),
 }
@@ -110,8 +114,14 @@ def meaning(metric: str) -> Meaning | None:
 
 
 def lower_is_better(metric: str | None) -> bool:
-    """loss/..., rmse/..., time/..., bytes/... and ray/... are better low; everything else is better high."""
-    return bool(metric) and str(metric).split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
+    """loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap... are better low; everything else is better high."""
+    return str(metric).startswith("lora/gap") or str(metric or "").split("/")[0] in (
+        "loss",
+        "rmse",
+        "time",
+        "bytes",
+        "ray",
+    )
 
 
 def outcome(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -35,15 +35,16 @@ class Info(NamedTuple):
     """What a visit knows of its client and its round; 0-d tensors but for `counts`.
 
     client: id; examples: train examples; counts: (C,) train examples per class; steps: real steps taken so far;
-    lr: this round's learning rate; sum_lr: lr summed over the real steps; round, rounds: from 1;
-    secret: a key that all clients of the round share and the server program is not given; rank: of its LoRA adapter, 0
-    without one.
+    ahead: real steps of the phase that `enter` begins; lr: the learning rate that the visit begins with; sum_lr: the rate
+    summed over the real steps; round, rounds: from 1; secret: a key that all clients of the round share and the server
+    program is not given; rank: of its LoRA adapter, 0 without one.
     """
 
     client: Tensor
     examples: Tensor
     counts: Tensor
     steps: Tensor
+    ahead: Tensor
     lr: Tensor
     sum_lr: Tensor
     round: Tensor
@@ -91,12 +92,22 @@ class Phase(NamedTuple):
     """`step(carry, batch, key) -> carry` for each batch of `over`; `enter` may reshape the carry once before it.
 
     counts: whether its steps are training, so that `info.steps` and `info.sum_lr` grow; false where it only measures.
+    falls: whether the rate falls from info.lr to zero over its steps (`optim.first`), which `info.sum_lr` then adds up.
     """
 
     over: Over
     step: Callable[[Tree, Batch, Tensor], Tree]
     enter: Callable[[Info, Tree, Tree, Tree, Tree], Tree] | None = None
     counts: bool = True
+    falls: bool = False
+
+    def passed(self, info: Info, done: Tensor) -> Info:
+        """`info` after its `done` real steps."""
+        if not self.counts:
+            return info
+        # lr (T + T-1 + ... + 1) / T = lr (T + 1) / 2
+        rates = (done + done.clamp(max=1)) / 2 if self.falls else done
+        return info._replace(steps=info.steps + done, sum_lr=info.sum_lr + rates * info.lr)
 
 
 class Visit(NamedTuple):
@@ -151,7 +162,7 @@ def sgd_visit(
         return dict(start(info, shared, mine, own)) if start else {train: shared["model"]}
 
     def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-        return {**carry, "opt": opt.init(carry[train]), "lr": info.lr}
+        return {**carry, "opt": opt.init(carry[train]), **optim.first(local, info.lr, info.ahead)}
 
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
@@ -162,7 +173,7 @@ def sgd_visit(
             params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])
             if moves:
                 params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
-            return {**carry, train: params, "opt": state}
+            return {**carry, train: params, "opt": state, **optim.after(carry)}
 
         return step
 
@@ -170,7 +181,8 @@ def sgd_visit(
         return {"delta": tree.sub(carry[train], shared["model"])}, own
 
     plan: Sequence[tuple[Over, Any]] = phases or [(work(local), None)]
-    training = [Phase(over, trainer(moves), enter) for over, moves in plan]
+    falls = local.schedule.within == "linear"
+    training = [Phase(over, trainer(moves), enter, falls=falls) for over, moves in plan]
     return Visit(begin, [*before, *training], end or default_end, vectorize, lambda carry: carry[train])
 
 

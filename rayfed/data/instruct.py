@@ -29,8 +29,9 @@ COLUMNS = {  # the usual names of a record's columns
     "response": ("response", "output", "answer", "completion"),
 }
 LABELS = ("label", "category", "task")
-OPTIONS = (*FIELDS, "template", "too_long", "packing")
+OPTIONS = (*FIELDS, "template", "too_long", "packing", "loss_on")
 TOO_LONG = ("truncate", "drop", "error")
+LOSS_ON = ("answer", "all")
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{response}"
 
 
@@ -49,9 +50,10 @@ def option_problems(o: dict[str, Any]) -> list[str]:
         for n in FIELDS
         if n in o and not isinstance(o[n], str)
     ]
-    if o.get("too_long", TOO_LONG[0]) not in TOO_LONG:
-        v = o["too_long"]
-        out.append(f"task.data.too_long: {v!r} found{nearest(str(v), TOO_LONG)}, allowed: {', '.join(TOO_LONG)}")
+    for n, allowed in (("too_long", TOO_LONG), ("loss_on", LOSS_ON)):
+        v = o.get(n, allowed[0])
+        if v not in allowed:
+            out.append(f"task.data.{n}: {v!r} found{nearest(str(v), allowed)}, allowed: {', '.join(allowed)}")
     if o.get("packing", False) is not False:
         out.append(
             f"task.data.packing: {o['packing']!r} found, allowed: false; several records in one sequence would change what an "

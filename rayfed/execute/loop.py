@@ -37,7 +37,9 @@ def client(
     tell("begin", {"info": info, "shared": shared, "mine": mine, "own": own})
     carry = run(visit.begin, visit.begin, info, shared, mine, own)
     for number, (phase, plan) in enumerate(zip(visit.phases, one.phases, strict=True)):
+        done = torch.as_tensor(plan.active.shape[1])
         if phase.enter:
+            info = info._replace(ahead=done)
             tell(f"enter of phase {number}", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
             carry = run(phase.enter, phase.enter, info, carry, shared, mine, own)
 
@@ -49,9 +51,7 @@ def client(
             batch = first(batch_at(plan, t, data))
             tell(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
             carry = run(phase.step, step, carry, batch, key[t])
-        if phase.counts:
-            done = torch.as_tensor(plan.active.shape[1])
-            info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
+        info = phase.passed(info, done)
     tell("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
     parts, after = run(visit.end, visit.end, info, carry, shared, mine, own)
     return parts, after, info.steps

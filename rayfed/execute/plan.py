@@ -138,6 +138,7 @@ class Planner:
             examples=torch.as_tensor(counts.sum(1), device=self.device),
             counts=torch.as_tensor(counts, device=self.device),
             steps=full(0),
+            ahead=full(0),
             lr=full(lr, f),
             sum_lr=full(0, f),
             round=full(round),

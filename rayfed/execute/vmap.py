@@ -26,9 +26,11 @@ def run(
     info, device = cohort.info, cohort.info.client.device
     carry = call(visit.begin, mapped(visit.begin, (0, None, 0, 0)), info, shared, mine, own)
     for phase, plan in zip(visit.phases, cohort.phases, strict=True):
-        if phase.enter:
-            carry = call(phase.enter, mapped(phase.enter, (0, 0, None, 0, 0)), info, carry, shared, mine, own)
         active = plan.active.to(device)
+        done = active.sum(1)
+        if phase.enter:
+            info = info._replace(ahead=done)
+            carry = call(phase.enter, mapped(phase.enter, (0, 0, None, 0, 0)), info, carry, shared, mine, own)
         key = keys.fold(plan.keys[:, None], torch.arange(active.shape[1], device=device))
         step, masked = mapped(phase.step, 0), mapped(_masked(phase.step), 0)
         for t, everyone in enumerate(plan.active.all(0).tolist()):
@@ -37,9 +39,7 @@ def run(
                 carry = call(phase.step, step, carry, batch, key[:, t])
             else:
                 carry = call(phase.step, masked, carry, batch, key[:, t], active[:, t])
-        if phase.counts:
-            done = active.sum(1)
-            info = info._replace(steps=info.steps + done, sum_lr=info.sum_lr + done * info.lr)
+        info = phase.passed(info, done)
     parts, own = call(visit.end, mapped(visit.end, (0, 0, None, 0, 0)), info, carry, shared, mine, own)
     yield slice(0, len(cohort.clients)), parts, own, info.steps
 

@@ -51,9 +51,12 @@ class FedNova(Method):
         o = config.local.optimizer
         if o.name != "sgd" or o.weight_decay or o.nesterov:
             return ["local.optimizer: fednova needs sgd without weight decay and nesterov; momentum is accounted for"]
+        out = []
+        if config.local.schedule.within != "constant":
+            out.append("local.schedule.within: fednova's norm is known for one rate in a visit; allowed: constant")
         if o.momentum and self.settings.mu:
-            return ["method.mu: fednova's norm is known for momentum or for a proximal term, not for both"]
-        return []
+            out.append("method.mu: fednova's norm is known for momentum or for a proximal term, not for both")
+        return out
 
     def init(self, task: Task, key: int) -> Tree:
         return {"model": task.init_params(key), "v": tree.zeros(task.params_like)}

@@ -75,7 +75,7 @@ class FedPuReL(Method):
         s, opt, first = self.settings, optim.make(self.local.optimizer), task.initial
 
         def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {**carry, "opt": opt.init(carry["model"]), "lr": info.lr}
+            return {**carry, "opt": opt.init(carry["model"]), **optim.first(self.local, info.lr, info.ahead)}
 
         def align(params: Tree, batch: Batch, key: Tensor) -> Tensor:
             z = task.apply(first, batch["x"])
@@ -90,14 +90,14 @@ class FedPuReL(Method):
             )
             g = purified(g_t, g_a, s.strength, s.projection)
             model, state = opt.update(g, carry["opt"], here, carry["lr"])
-            return {**carry, "model": model, "opt": state}
+            return {**carry, "model": model, "opt": state, **optim.after(carry)}
 
         def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
             return {"delta": tree.sub(carry["model"], shared["model"])}, own
 
         return Visit(
             lambda info, shared, mine, own: {"model": shared["model"]},
-            [Phase(work(self.local), step, enter)],
+            [Phase(work(self.local), step, enter, falls=self.local.schedule.within == "linear")],
             end,
             local=lambda carry: carry["model"],
         )

@@ -53,6 +53,7 @@ class Task:
     """
 
     per_class: ClassVar[bool] = True  # whether `apply` gives logits of classes, (B, C)
+    measures: ClassVar[tuple[str, ...]] = ("loss", "accuracy")  # what `metrics` gives of each example
     mixture: ClassVar[str] = (
         ""  # what scores of a mixture of models mean, where it is not the mixture's own loss and accuracy
     )

@@ -21,15 +21,18 @@ class Instruct(Task):
 
     loss: the mean over a record's answer tokens, its end token among them, of -log p(token | what is before it), so that every
     record counts the same whatever its length. accuracy: the share of a record's answer tokens that are the most probable ones.
-    Both are averaged over records; the category y is read by partitions only.
+    exact: 1 where all of them are, which is where greedy decoding gives the very answer. All are averaged over records; the
+    category y is read by partitions only.
+    `task.data.loss_on: all` trains on the prompt's tokens too (Shepherd's default); what is measured stays the answer.
 
     Mixtures of served models (`@ensemble`) are scored by what can be added up in bounded memory: loss by the mixture's
-    probability of each target token, accuracy by the mean of the models' own.
+    probability of each target token, accuracy and exact by the means of the models' own.
     """
 
     per_class: ClassVar[bool] = False
+    measures: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "exact")
     mixture: ClassVar[str] = (
-        "accuracy/global is the mean of the served models' accuracies, loss/global that of their mixture"
+        "accuracy/global and exact/global are means of the served models' own, loss/global that of their mixture"
     )
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
@@ -37,36 +40,43 @@ class Instruct(Task):
         return super().apply(params, x[:, 0])
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
-        """Mean negative log-likelihood of each record's answer tokens, (B,)."""
+        """Mean negative log-likelihood of each record's answer tokens, or of all but its first, (B,)."""
         with self.dropping(key):
-            logits, target, answer = self._next(params, batch["x"])
-        return _mean(_nll(logits, target), answer)
+            logits, target, counts = self._next(params, batch["x"])
+        if self.config.task.data.options.get("loss_on") == "all":
+            target = batch["x"][:, 0, 1:].to(torch.int64)
+            counts = (target >= 0).to(logits.dtype)
+            target = target.clamp(min=0)
+        return _mean(_nll(logits, target), counts)
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
-        """(B, L - 1, 2): the probability of each target token, and 1 where it is the most probable one; 0 off the answer."""
+        """(B, L - 1, 3): the probability of each target token, 1 where it is the most probable one, and 1 where all of its
+        record's are; 0 off the answer."""
 
         def one(x: Tensor) -> Tensor:
             logits, target, answer = self._next(params, x)
             hit = (logits.argmax(-1) == target).to(logits.dtype)
-            return torch.stack([(-_nll(logits, target)).exp(), hit], -1) * answer[..., None]
+            exact = _all(hit, answer)[:, None].expand_as(hit)
+            return torch.stack([(-_nll(logits, target)).exp(), hit, exact], -1) * answer[..., None]
 
         return self._in_pieces(one, batch["x"])
 
     def metrics(self, params: Tree, batch: Any) -> dict[str, Tensor]:
-        """loss and accuracy of each record, (B,)."""
+        """loss, accuracy and exact of each record, (B,)."""
 
         def one(x: Tensor) -> Tensor:
             logits, target, answer = self._next(params, x)
             hit = (logits.argmax(-1) == target).to(logits.dtype)
-            return torch.stack([_mean(_nll(logits, target), answer), _mean(hit, answer)], -1)
+            return torch.stack([_mean(_nll(logits, target), answer), _mean(hit, answer), _all(hit, answer)], -1)
 
         got = self._in_pieces(one, batch["x"])
-        return {"loss": got[:, 0], "accuracy": got[:, 1]}
+        return dict(zip(self.measures, got.unbind(-1), strict=True))
 
     def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
-        """loss and accuracy (B,) of a weighted mean of `predict`s, (B, L - 1, 2)."""
+        """loss, accuracy and exact (B,) of a weighted mean of `predict`s, (B, L - 1, 3)."""
         answer = (batch["x"][:, 1, 1:] >= 0).to(p.dtype)
-        return {"loss": _mean(-torch.log(p[..., 0].clamp(min=1e-12)), answer), "accuracy": _mean(p[..., 1], answer)}
+        found = (-torch.log(p[..., 0].clamp(min=1e-12)), p[..., 1], p[..., 2])
+        return {n: _mean(x, answer) for n, x in zip(self.measures, found, strict=True)}
 
     def _next(self, params: Tree, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(logits (B, L - 1, V), the tokens they are of (B, L - 1), 1 on answer tokens and 0 elsewhere)."""
@@ -96,6 +106,11 @@ class Instruct(Task):
 def _nll(logits: Tensor, target: Tensor) -> Tensor:
     """-log softmax(logits)[target], (B, L - 1)."""
     return torch.logsumexp(logits, -1) - logits.gather(-1, target[..., None])[..., 0]
+
+
+def _all(hit: Tensor, w: Tensor) -> Tensor:
+    """1 for each row that hits wherever w is 1, (B,)."""
+    return (hit >= w).all(-1).to(hit.dtype)
 
 
 def _mean(x: Tensor, w: Tensor) -> Tensor:

@@ -268,7 +268,48 @@ def test_logits_and_loss_are_those_of_transformers(places: dict[str, Any], kind:
         answer = (labels[1:] >= 0).nonzero()[:, 0]
         hit = (want.logits[0, answer].argmax(-1) == labels[answer + 1]).float().mean()
         assert float(scores["accuracy"][i]) == pytest.approx(float(hit))
+        assert float(scores["exact"][i]) == float(hit == 1)
     torch.testing.assert_close(scores["loss"], loss)
+
+
+def test_the_loss_on_all_tokens_is_that_of_transformers_too(places: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    on = {a: resident(toy.config(**changes(places, task={"data": {"loss_on": a}}))) for a in ("answer", "all")}
+    plain = AutoModelForCausalLM.from_pretrained(places["gpt2"]).eval()
+    x, params = on["all"].data["x"][:6], on["all"].task.initial
+    loss = on["all"].task.loss(params, {"x": x})
+    for i, row in enumerate(x.long()):
+        n = int((row[0] >= 0).sum())
+        with torch.no_grad():
+            want = plain(input_ids=row[0, :n][None], labels=row[0, :n][None]).loss
+        torch.testing.assert_close(loss[i], want, rtol=1e-5, atol=1e-6)
+    measured = [on[a].task.metrics(params, {"x": x}) for a in on]
+    assert all(torch.equal(measured[0][k], measured[1][k]) for k in ("loss", "accuracy", "exact"))
+    assert not torch.allclose(measured[0]["loss"], loss)
+    with pytest.raises(
+        ConfigError, match=r"task.data.loss_on: 'answers' found .did you mean 'answer'.*allowed: answer, all"
+    ):
+        toy.config(**changes(places, task={"data": {"loss_on": "answers"}}))
+
+
+def test_exact_is_every_token_of_the_answer(places: dict[str, Any]) -> None:
+    task = resident(toy.config(**changes(places, dtype="float64"))).task
+    one, other = stirred(task), stirred(task, 4)
+    x = resident(toy.config(**changes(places))).data["x"][:4].clone()
+    answer = x[:, 1, 1:] >= 0
+    assert int(answer.sum(1).min()) > 1
+    x[:, 1, 1:] = torch.where(answer, task.apply(one, x)[:, :-1].argmax(-1).to(x.dtype), x[:, 1, 1:])
+    last = int(answer[1].nonzero()[-1])
+    x[1, 1, 1 + last] = (x[1, 1, 1 + last] + 1) % 32  # one token of the second record is another
+    got = task.metrics(one, {"x": x})
+    assert got["exact"].tolist() == [1, 0, 1, 1]
+    assert got["accuracy"].tolist() == pytest.approx([1, 1 - 1 / int(answer[1].sum()), 1, 1])
+    assert task.metrics(other, {"x": x})["exact"].tolist() == [0, 0, 0, 0]
+    mixed = 0.75 * task.predict(one, {"x": x}) + 0.25 * task.predict(other, {"x": x})
+    judged = task.judge_mean(mixed, {"x": x})
+    assert judged["exact"].tolist() == pytest.approx([0.75, 0, 0.75, 0.75])
+    assert set(judged) == set(task.measures) == {"loss", "accuracy", "exact"}
 
 
 def test_padding_and_what_comes_after_change_nothing(places: dict[str, Any]) -> None:

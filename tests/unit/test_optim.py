@@ -1,4 +1,4 @@
-"""Local optimizers against torch.optim, learning rates over rounds against torch.optim.lr_scheduler."""
+"""Local optimizers against torch.optim, learning rates over rounds against torch.optim.lr_scheduler, and within a visit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from rayfed import optim, tree
+from rayfed import execute, optim, tree
 from rayfed.config import Local, Optimizer, Schedule
+from rayfed.errors import ConfigError
+from rayfed.execute.plan import Planner
+from rayfed.visit import sgd_visit
 from tests import toy
 
 SHAPES = {"body.w": (4, 3), "head": {"b": (5,), "s": ()}}
@@ -130,6 +133,7 @@ def theirs(rounds: int, make: Any, lr: float = 0.2) -> list[float]:
 
 S = torch.optim.lr_scheduler
 SCHEDULES: dict[str, tuple[dict[str, Any], Any]] = {
+    "linear": ({"kind": "linear"}, lambda o: S.LinearLR(o, 1.0, 0.0, 15)),
     "exponential": ({"kind": "exponential", "gamma": 0.9}, lambda o: S.ExponentialLR(o, 0.9)),
     "step": ({"kind": "step", "gamma": 0.5, "every": 4}, lambda o: S.StepLR(o, 4, 0.5)),
     "cosine": ({"kind": "cosine"}, lambda o: S.CosineAnnealingLR(o, T_max=15)),
@@ -170,3 +174,50 @@ def test_a_round_trains_at_its_rate() -> None:
     first, half = (tree.sub(r.state["model"], r.initial["model"]) for r in (plain, warm))
     assert float(tree.norm(first)) > 0.01
     assert float(tree.norm(tree.sub(first, tree.scale(half, 2.0)))) <= 1e-6 * float(tree.norm(first))
+
+
+# -- learning rates within a visit -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap", "debug"])
+@pytest.mark.parametrize("work", [{"epochs": 2, "steps": None}, {"epochs": None, "steps": 5}])
+def test_the_rate_falls_to_zero_within_a_visit(executor: str, work: dict[str, Any]) -> None:
+    """d = w - 1 shrinks by 1 - lr (T - t) / T in step t of T, each client's own T; sum_lr adds the rates up."""
+    local = Local(**work, optimizer=Optimizer(lr=0.25), schedule=Schedule(within="linear"))
+
+    def loss(p: Any, batch: Any, key: Any) -> Any:
+        return (p["w"] - 1) ** 2 / 2 * torch.ones_like(batch["w"])
+
+    def end(info: Any, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
+        return {"w": carry["model"]["w"], "sum": info.sum_lr, "steps": info.steps}, own
+
+    fed = toy.federation(toy.config())
+    planner = Planner(fed, seed=1, batch_size=8, device="cpu", dtype=torch.float64)
+    visit = sgd_visit(loss, local, end=end)
+    cohort = planner.cohort(visit, range(6), dispatch=1, round=1, rounds=1, lr=0.25)
+    shared = {"model": {"w": torch.zeros((), dtype=torch.float64)}}
+    data = {n: torch.tensor(a) for n, a in fed.arrays.items()}
+    pieces = [parts for _, parts, _, _ in execute.run(executor, visit, cohort, shared, {}, {}, data)]
+    got = {n: torch.cat([p[n] for p in pieces]).tolist() for n in ("w", "sum", "steps")}
+    sizes = [len(fed.train[i]) for i in range(6)]
+    steps = [local.steps or 2 * math.ceil(n / 8) for n in sizes]
+    assert len(set(sizes)) > 2 and got["steps"] == steps
+    for w, total, t in zip(got["w"], got["sum"], steps, strict=True):
+        rates = [0.25 * (t - i) / t for i in range(t)]
+        assert 1 - w == pytest.approx(math.prod(1 - r for r in rates), rel=1e-12)
+        assert total == pytest.approx(sum(rates), rel=1e-6)
+
+
+def test_what_divides_by_the_rates_knows_of_it() -> None:
+    falls = {"local": {"schedule": {"within": "linear"}}, "federation": {"per_round": 1}}
+    done = toy.simulate("scaffold", rounds=1, dtype="float64", **falls)
+    ((client, state),) = done.clients().items()
+    c = toy.config("scaffold", **falls)
+    lr, examples = c.local.optimizer.lr, len(toy.federation(c).train[int(client)])
+    t = (c.local.epochs or 1) * math.ceil(examples / c.local.batch_size)
+    went = tree.sub(done.initial["model"], done.state["model"])
+    assert float(tree.norm(went)) > 0.01 and t > 1
+    for a, b in zip(tree.values(went), tree.values(state["c_i"]), strict=True):
+        torch.testing.assert_close(a, b * lr * (t + 1) / 2)
+    with pytest.raises(ConfigError, match=r"local.schedule.within: fednova's norm .* allowed: constant"):
+        toy.simulate("fednova", **falls)

@@ -481,7 +481,12 @@ def test_means_add_up():
 
 def test_names():
     assert ari([0, 0, 1, 1], [5, 5, 2, 2]) == 1.0
-    assert lower_is_better("loss/global_ex") and not lower_is_better("accuracy/global") and not lower_is_better(None)
+    assert (
+        lower_is_better("loss/global_ex")
+        and lower_is_better("lora/gap")
+        and not lower_is_better("accuracy/global")
+        and not lower_is_better(None)
+    )
     assert "examples" in meaning("loss/personal_ex").over and meaning("loss/personal").over.startswith("clients")
     assert meaning("bytes/up").unit == "bytes per round" and meaning("own/thing") is None
     rows = [
