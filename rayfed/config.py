@@ -282,6 +282,7 @@ class LoRA(Section):
     alpha: float | None = Field(
         None, gt=0, description="Scale: alpha / rank times B A, each client by its own rank; default twice the rank."
     )
+    rslora: bool = Field(False, description="Scale alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023).")
     targets: list[str] | None = Field(
         None, description="Layers by the end of their names; default: PEFT's for the model."
     )
@@ -321,10 +322,13 @@ class LoRA(Section):
         """The largest rank, which is that of the trained tree."""
         return max(self.shares)
 
-    @property
-    def strength(self) -> float:
-        """alpha of the largest rank."""
-        return 2 * self.largest if self.alpha is None else self.alpha
+    def strength(self, rank: int) -> float:
+        """alpha of a client of that rank."""
+        return 2 * rank if self.alpha is None else self.alpha
+
+    def scale(self, rank: int) -> float:
+        """What B A counts at a client of that rank: alpha / rank, or with `rslora` alpha / sqrt(rank)."""
+        return self.strength(rank) / (rank**0.5 if self.rslora else rank)
 
 
 class IA3(Section):

@@ -114,9 +114,7 @@ def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
         served = view.end(info, carry, shared, mine, own)[0]["model"]
         return inner_enter(info, {"model": served}, shared, mine, own)
 
-    return Visit(
-        view.begin, [*view.phases, Phase(first.over, first.step, enter, falls=first.falls)], tune.end, view.vectorize
-    )
+    return Visit(view.begin, [*view.phases, first._replace(enter=enter)], tune.end, view.vectorize)
 
 
 def _predictions(view: Visit, task: Task, chunks: int) -> Visit:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}  # its word -> ours
-NOT_OURS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # what a LoRA of PEFT can have besides
+NOT_OURS = ("use_dora", "rank_pattern", "alpha_pattern")  # what a LoRA of PEFT can have besides
 INSIDE = ("bottleneck", "ssf", "vpt")  # saved in our own, see rayfed.adapters.inside
 TABLES = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "shared")  # and whatever ends in `embeddings`
 
@@ -31,7 +31,8 @@ def peft_config(adapter: Adapter, task_type: str | None, modules: list[str] | No
             task_type=task_type,
             modules_to_save=modules,
             r=adapter.largest,
-            lora_alpha=adapter.strength,
+            lora_alpha=adapter.strength(adapter.largest),
+            use_rslora=adapter.rslora,
             target_modules=list(adapter.targets) if adapter.targets else None,
             lora_dropout=adapter.dropout,
         )
@@ -150,7 +151,11 @@ def start_problems(config: Config) -> list[str]:
             return [
                 f"adapter.kind: {mine.kind} found, init.from: {folder} holds one of PEFT's type {found}{near}; allowed: {allowed}"
             ]
-        rank, alpha = said.get("r", 8), said.get("lora_alpha", 8)  # PEFT's defaults
+        rank, alpha, root = (
+            said.get("r", 8),
+            said.get("lora_alpha", 8),
+            said.get("use_rslora", False),
+        )  # PEFT's defaults
         if other := [f"{n}: {json.dumps(said[n])}" for n in NOT_OURS if said.get(n)]:
             return [f"init.from: {folder} holds a LoRA with {other[0]} found; allowed: none of {', '.join(NOT_OURS)}"]
     elif run.is_file() and (folder != where or where.name == "model"):
@@ -158,21 +163,22 @@ def start_problems(config: Config) -> list[str]:
             theirs = LoRA.model_validate(read_yaml(run).get("adapter"))
         except ValueError:  # another kind
             return []
-        rank, alpha = theirs.largest, theirs.strength
+        rank, alpha, root = theirs.largest, theirs.strength(theirs.largest), theirs.rslora
     else:
         return []
     if not isinstance(mine, LoRA):
         return []
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in (rank, alpha)):
         return [f"init.from: {peft} says r: {rank!r} and lora_alpha: {alpha!r}, allowed: numbers above 0"]
-    if rank == mine.largest and math.isclose(alpha / rank, mine.strength / rank):
+    scale, ours, strength = alpha / (rank**0.5 if root else rank), mine.scale(mine.largest), mine.strength(mine.largest)
+    if rank == mine.largest and math.isclose(scale, ours):
         return []
-    key, here = ("rank", mine.largest) if rank != mine.largest else ("alpha", mine.strength)
+    key, here = ("rank", mine.largest) if rank != mine.largest else ("alpha", strength)
     sets = [f"--set adapter.rank={rank}"] if key == "rank" else []
+    sets += [f"--set adapter.rslora={str(bool(root)).lower()}"] if root != mine.rslora else []
     return [
         f"adapter.{key}: {here:g} found, init.from: {folder} holds a LoRA of rank {rank} and alpha {alpha:g}: B A counts "
-        f"{alpha / rank:g} times there, {mine.strength / mine.largest:g} times here; allowed: "
-        + " ".join([*sets, f"--set adapter.alpha={alpha:g}"])
+        f"{scale:g} times there, {ours:g} times here; allowed: " + " ".join([*sets, f"--set adapter.alpha={alpha:g}"])
     ]
 
 

@@ -86,13 +86,13 @@ def pairs(names: Iterable[str]) -> list[Names]:
 
 
 def scale(config: Config) -> float:
-    """alpha / r, what a layer multiplies B A by; alpha is twice the rank where it is not set, r the largest rank.
+    """What a layer multiplies B A by: alpha / r, or alpha / sqrt(r) with `rslora`; alpha is 2 r where it is not set, r the largest rank.
 
     It is so for every client's product at the server: B is in these units there (see `rayfed.adapters.ranks`).
     """
     c = config.adapter
     assert c.kind == "lora"
-    return 2.0 if c.alpha is None else c.alpha / c.largest
+    return c.scale(c.largest)
 
 
 def weight_of(task: Task, n: Names) -> tuple[str, bool]:

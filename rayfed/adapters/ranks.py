@@ -17,7 +17,7 @@ import numpy as np
 from rayfed import keys, tree
 from rayfed.lazy import torch
 from rayfed.partition.groups import share
-from rayfed.visit import Info, Phase, Visit
+from rayfed.visit import Info, Visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,10 +111,12 @@ def _cut(name: str, x: Tensor, rank: Any, b: Any) -> Tensor:
 
 
 def factor(config: Config, rank: Any) -> Any:
-    """r / r_i, a client's scale over the largest rank's: of a number or an integer tensor; None where all scales are equal."""
-    if config.adapter.kind != "lora" or config.adapter.alpha is None:
+    """A client's scale over the largest rank's, r / r_i with one alpha: of a number or an integer tensor; None where all are equal."""
+    c = config.adapter
+    if c.kind != "lora" or (c.alpha is None and not c.rslora):
         return None
-    return largest(config) / (rank.to(torch.float64) if hasattr(rank, "to") else rank)
+    share = largest(config) / (rank.to(torch.float64) if hasattr(rank, "to") else rank)
+    return share ** (0.5 if c.alpha is not None else -0.5) if c.rslora else share
 
 
 def trim(t: Tree, rank: int) -> Tree:
@@ -180,9 +182,7 @@ def at_rank(inner: Visit, task: Task, kept: bool) -> Visit:
             parts, after = inner.end(info, carry["inner"], *rest)
         return cut(parts, info.rank, f), cut(after, info.rank, f)
 
-    phases = [
-        Phase(p.over, stepping(p.step), entering(p.enter) if p.enter else None, counts=p.counts) for p in inner.phases
-    ]
+    phases = [p._replace(step=stepping(p.step), enter=entering(p.enter) if p.enter else None) for p in inner.phases]
     local = inner.local
     return Visit(
         begin, phases, end, inner.vectorize, (lambda carry: local(carry["inner"])) if local is not None else None

@@ -107,7 +107,7 @@ class FedOA(Method):
 
         # The global half comes first, whatever its place in the paper: its batches are then FedAvg's. Neither half sees the
         # other but for the reference, which `enter` names.
-        return Visit(begin, [*whole.phases, Phase(second.over, second.step, enter)], end, True, personal.local)
+        return Visit(begin, [*whole.phases, second._replace(enter=enter)], end, True, personal.local)
 
     def _objective(self, task: Task) -> Any:
         lam, kind = self.settings.lam, self.settings.gap

@@ -150,7 +150,7 @@ class Wrapped(nn.Module):
         about, more = self.network.peft_config["default"], {}
         about.base_model_name_or_path = self.source
         if rank is not None and self.adapter.kind == "lora":
-            alpha = 2 * rank if self.adapter.alpha is None else self.adapter.alpha
+            alpha = self.adapter.strength(rank)
             self.network.peft_config["default"] = dataclasses.replace(about, r=rank, lora_alpha=alpha)
             more = {"state_dict": ranks.trim(dict(self.network.state_dict()), rank)}
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from rayfed import partition, tree
 from rayfed.data import text
@@ -523,3 +524,12 @@ def test_the_claim_about_adapters_says_how_its_model_is_made(tmp_path: Path, mon
         "vpt",
         "lora",
     }
+
+
+def test_all_parameters_are_fedavg_to_the_bit(places: dict[str, Path]) -> None:
+    """FedPEFT's variant that trains everything, beside the same run without an adapter."""
+    more = {"local": {"optimizer": {"name": "sgd", "lr": 0.1}}}
+    full, plain = (simulate(toy.config(**spec(places, "bert", {"kind": k}, **more))) for k in ("full", "none"))
+    assert tree.same(full[1], plain[1]) and not tree.same(full[0], full[1])
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(places["bert"], num_labels=3)
+    assert set(full[1]["model"]) == {f"network.{n}" for n, _ in network.named_parameters()}

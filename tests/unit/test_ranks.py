@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,17 @@ OnBert = Callable[[dict[str, Any]], dict[str, Any]]
 MIXED = {1: 0.5, 2: 0.25, 4: 0.25}
 
 
-def mixed(on_bert: OnBert, alpha: float | None = None, rank: Any = MIXED, **more: Any) -> dict[str, Any]:  # noqa: F811
-    adapter = {"kind": "lora", "rank": rank, "alpha": alpha, "targets": ["query", "value"]}
+SCALES = [(None, False), (8.0, False), (None, True), (8.0, True)]  # alpha, rslora
+
+
+def mixed(
+    on_bert: OnBert,  # noqa: F811
+    alpha: float | None = None,
+    rank: Any = MIXED,
+    rslora: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    adapter = {"kind": "lora", "rank": rank, "alpha": alpha, "rslora": rslora, "targets": ["query", "value"]}
     return on_bert(toy.merge({"adapter": adapter}, more))
 
 
@@ -111,15 +121,16 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o["name"])
-@pytest.mark.parametrize("alpha", [None, 8.0])
+@pytest.mark.parametrize(("alpha", "rslora"), SCALES)
 def test_a_smaller_rank_trains_as_a_model_of_that_rank(
     on_bert: OnBert,  # noqa: F811
     optimizer: dict[str, Any],
     alpha: float | None,
+    rslora: bool,
 ) -> None:
-    """Padding stays exactly zero, and the rest is what PEFT's own model of rank r_i, alpha / r_i comes to."""
+    """Padding stays exactly zero, and the rest is what PEFT's own model of rank r_i, with its own scale, comes to."""
     more = {"local": {"optimizer": optimizer, "steps": 4}, "federation": {"per_round": None}}
-    fed = toy.make_fed(toy.config(executor="vmap", dtype="float64", **mixed(on_bert, alpha, **more)))
+    fed = toy.make_fed(toy.config(executor="vmap", dtype="float64", **mixed(on_bert, alpha, rslora=rslora, **more)))
     start = fed.task.fresh_params(3)
     g = torch.Generator().manual_seed(1)
     start = {
@@ -130,8 +141,8 @@ def test_a_smaller_rank_trains_as_a_model_of_that_rank(
     moved = got.gather("delta")
     for r in MIXED:
         client = int(np.flatnonzero(fed.task.ranks[: fed.population] == r)[0])
-        small = toy.make_fed(toy.config(dtype="float64", **mixed(on_bert, alpha, rank=r, **more)))
-        scale = 1.0 if alpha is None else r / 4
+        small = toy.make_fed(toy.config(dtype="float64", **mixed(on_bert, alpha, r, rslora, **more)))
+        scale = scale_of(alpha, 4, rslora) / scale_of(alpha, r, rslora)
         given = {n: p * scale if ranks.is_b(n) else p for n, p in ranks.trim(start, r).items()}
         small.begin(1)
         want = small.ask("train", [client], shared={"model": given}).gather("delta")[client]
@@ -188,8 +199,8 @@ def replied(method: Any, on_bert: OnBert, alpha: float | None) -> tuple[Any, Any
     return done, one.state, done.fed.got[-1]
 
 
-def scale_of(alpha: float | None, r: int) -> float:
-    return 2.0 if alpha is None else alpha / r
+def scale_of(alpha: float | None, r: int, rslora: bool = False) -> float:
+    return (2 * r if alpha is None else alpha) / (math.sqrt(r) if rslora else r)
 
 
 @pytest.mark.parametrize("alpha", [None, 8.0])
@@ -312,12 +323,17 @@ def test_bytes_are_of_the_true_ranks(on_bert: OnBert) -> None:  # noqa: F811
 # -- out of a run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", [None, 8.0])
-def test_a_clients_adapter_loads_in_peft_at_its_rank(on_bert: OnBert, alpha: float | None, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(("alpha", "rslora"), SCALES)
+def test_a_clients_adapter_loads_in_peft_at_its_rank(
+    on_bert: OnBert,  # noqa: F811
+    alpha: float | None,
+    rslora: bool,
+    tmp_path: Path,
+) -> None:
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    changes = mixed(on_bert, alpha, adapter={"dropout": 0.2})
+    changes = mixed(on_bert, alpha, rslora=rslora, adapter={"dropout": 0.2})
     done = toy.run_folder("fedit", tmp_path, executor="vmap", **changes)
     run = api.load(done.folder.path)
     assert isinstance(run, api.Run)
@@ -337,6 +353,7 @@ def test_a_clients_adapter_loads_in_peft_at_its_rank(on_bert: OnBert, alpha: flo
         where = run.save_adapter(client, tmp_path / "out" / f"client-{client}")
         about = PeftConfig.from_pretrained(str(where))
         assert about.r == r and about.lora_alpha == (2 * r if alpha is None else alpha) and about.lora_dropout == 0.2
+        assert about.use_rslora is rslora
         seen[r] = plain(where)
         want = run.model(client=client)(fed.federation.arrays["x"][:12])
         torch.testing.assert_close(seen[r], want, rtol=1e-5, atol=1e-6)
