@@ -49,6 +49,9 @@ class ClientActor:
             "threads": torch.get_num_threads(),
         }
 
+    def alive(self) -> None:
+        """Nothing; an actor that is gone cannot even do that."""
+
     def memory(self) -> dict[str, float]:
         """Bytes that this process holds, in RAM and on its GPU."""
         from actors.monitor import memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -22,12 +23,13 @@ from rayfed.partition import split_key
 from rayfed.pool import Merging, Outcome
 from rayfed.track import prometheus
 from rayfed.tree import Tree
-from rayfed.worker import Job, Worker
+from rayfed.worker import Job, Resident, Worker
 
 if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 SMALL = 64 * 2**10  # bytes; Ray keeps arguments of up to 100 kB out of its store
+LOOK_S = 0.1  # between two looks at actors that have nothing to do
 IN_FLIGHT = 2  # calls per actor: one runs while the next one's arguments arrive
 
 
@@ -60,6 +62,7 @@ class RayPool:
         self._named: dict[tuple[int, str], tuple[Any, Any]] = {}
         self.actors = [self._start(i) for i in range(plan.actors)]
         self.homes: dict[int, str] = {}  # actor -> its node, once it is known
+        self.near = Worker(keep=keep)  # runs whose single jobs are done in this process
         # a dead one's successor, which may have to wait for a node -> its last setup
         self._settling: dict[int, Any] = {}
         self._fallen = [0] * plan.actors  # times that a successor died before it was ready
@@ -111,6 +114,12 @@ class RayPool:
         for args, _ in self._runs.values():  # calls of one actor run in order, so no need to wait
             self._settling[i] = self.actors[i].setup.remote(*args)
 
+    def _settle(self) -> None:
+        """Actors whose setup has ended take calls from now on."""
+        for i, ref in list(self._settling.items()):
+            if ray.wait([ref], timeout=0)[0]:
+                self._settled(i)
+
     def _settled(self, i: int) -> None:
         """An actor's setup has ended: it takes calls from now on, or is replaced once more."""
         try:
@@ -129,6 +138,11 @@ class RayPool:
     def about(self) -> list[dict[str, Any]]:
         return ray.get([self.actors[i].about.remote() for i in self._able()])
 
+    def lend(self, run: str, resident: Resident) -> None:
+        """Not where actors have GPUs, which this process does not see."""
+        if not self.plan.gpus:
+            self.near.adopt(run, resident)
+
     def put(self, value: Tree) -> Any:
         """What is small travels with each call: to put it into the store and to get it out takes longer."""
         return value if tree.nbytes(value) <= SMALL else ray.put(value)
@@ -140,6 +154,11 @@ class RayPool:
         """As `rayfed.pool.Pool.run`. A job whose actors died more than `retries` times ends the run.
 
         The actors that live do the work of those that wait for a place."""
+        if len(jobs) == 1 and jobs[0].run in self.near.runs and not self._apart:
+            self._look_after()
+            meta, large, own = self.near.do(jobs[0], [self.get(h) for h in jobs[0].handles])
+            yield 0, Outcome(meta, self.put(large) if large else None, self.put(own) if own else None, here=True)
+            return
         waiting = self._shared_out(len(jobs))
         apart = self._apart
         flying: dict[Any, tuple[int, int, Any, Any, Any]] = {}  # ref of the small answer -> job, actor, other refs
@@ -190,6 +209,22 @@ class RayPool:
                 ),
             )
 
+    def _look_after(self) -> None:
+        """Actors that die while nobody asks them are replaced all the same."""
+        if time.monotonic() < self._seen + LOOK_S:
+            return
+        self._seen = time.monotonic()
+        for i, (actor, ref) in enumerate(self._signs):
+            if i not in self._settling and actor is self.actors[i] and ray.wait([ref], timeout=0)[0]:
+                try:
+                    ray.get(ref)
+                except RayActorError:
+                    self._replace(i)
+        self._settle()
+        self._signs = [(actor, actor.alive.remote()) for actor in self.actors]
+
+    _seen = 0.0
+    _signs: Sequence[tuple[Any, Any]] = ()
     retries = 3
 
     def _do(self, i: int, label: str) -> Any:
@@ -206,9 +241,7 @@ class RayPool:
 
     def merging(self) -> Merging:
         """On several nodes, folds are merged on each of them before they travel."""
-        for i, ref in list(self._settling.items()):
-            if ray.wait([ref], timeout=0)[0]:
-                self._settled(i)
+        self._settle()
         self._apart = len(set(self.homes.values())) > 1
         return NodeMerging(self._merge_on) if self._apart else Merging()
 

@@ -24,6 +24,9 @@ class ServerActor:
         self.pool = RayPool(plan, group, name, imports=imports)  # its actors import torch while this process does
         import torch
 
+        from rayfed import lean
+
+        lean.without_compiler()
         torch.set_num_threads(plan.threads)
         for module in imports:
             importlib.import_module(module)

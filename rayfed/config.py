@@ -436,6 +436,11 @@ class Resources(Section):
         "auto",
         description="Convolutions' weights in channels-last format; auto: the faster, timed with the executor, else false.",
     )
+    visits: Literal["auto", "actors", "server"] = Field(
+        "auto",
+        description="Where a round's visits run that fit into one call: in an actor, or (on CPUs) in the server's own process; "
+        "auto: there if the work, timed with the executor, is less than the way to an actor.",
+    )
     deterministic: bool = Field(
         False, description="Kernels that give the same bits every time; CPUs' do anyway, some of CUDA's are slower."
     )

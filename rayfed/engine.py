@@ -148,6 +148,9 @@ class Runner:
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
         if self.config.resources.executor == "auto":
             self._choose_executor(start)
+        if self.config.resources.visits == "server":
+            res.config = self.config
+            self.pool.lend(self.folder.run_id, res)
         self.fed = Fed(self.config, self.federation, self.method, self.task, self.pool, self.folder.run_id)
         self.fed.watch = lambda live: self.status.update(live)
         self.segments = self.folder.path / "segments"
@@ -184,15 +187,20 @@ class Runner:
             reason = _refuses(self.method, name, self.task)
             if reason:
                 chosen, seconds["why"] = "loop", reason
-        if chosen == "vmap" and self.config.resources.cohort == "auto":
-            size = together(self.config, self.federation, size, seconds["vmap"])
+        r, where = self.config.resources, self.config.resources.visits
+        short = together(self.config, self.federation, seconds[chosen])
+        if short and r.cohort == "auto":
+            size = self.config.per_round()
+        if where == "auto":
+            where = "server" if short and size >= self.config.per_round() else "actors"
         by = seconds.pop("kernels")[chosen]._asdict()
-        self.config = self.config.with_resources(executor=chosen, cohort=size, **by)
+        self.config = self.config.with_resources(executor=chosen, cohort=size, visits=where, **by)
         self.folder.set_config(self.config.to_dict())
         self.folder.event(
             "executor",
             chosen=chosen,
             cohort=size,
+            visits=where,
             seconds=seconds,
             kernels=by,
             repeat=_pinned(self.config, size),
@@ -259,7 +267,7 @@ class Runner:
         return bool(value <= s.at if lower_is_better(s.metric) else value >= s.at)
 
     def _snapshot(self, where: Path, state: Tree, r: int) -> None:
-        save_tree(where, "server", tree.to_numpy(state))
+        save_tree(where, "server", tree.to_numpy(state), sync=False)  # whoever staged the folder waits for the disk
         self.fed.store.save(where, self.segments, f"round-{r:06d}-{self.folder.fence}")
 
     def _publish(self, r: int, row: dict[str, Any]) -> None:
@@ -433,7 +441,7 @@ def _refuses(method: Any, name: str, task: Any) -> str | None:
 def _pinned(config: Config, size: int) -> str:
     """The options that repeat what was chosen by timing."""
     r = config.resources
-    pinned = {"executor": r.executor, "cohort": size, **kernels.of(r)._asdict()}
+    pinned = {"executor": r.executor, "cohort": size, "visits": r.visits, **kernels.of(r)._asdict()}
     return " ".join(f"--set resources.{n}={str(v).lower()}" for n, v in pinned.items())
 
 

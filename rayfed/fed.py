@@ -244,7 +244,7 @@ class Fed:
         n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson).
         """
         self._samples += 1
-        rng = keys.numpy(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
+        rng = keys.numpy_again(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
         among = self._everyone if where is None else np.asarray(sorted(where), np.int64)
         want = min(self.config.per_round() if n is None else n, len(among))
         p = self.config.federation.participation
@@ -338,7 +338,8 @@ class Fed:
                 self.meter["visits"] += len(ids)
                 self.local_scores.update(meta["local"])
                 self.seconds.update({c: meta["seconds"] / max(1, len(ids)) for c in ids})
-            self.meter["ray/bytes/up"] += out.moved or tree.nbytes(meta["small"]) + folds.nbytes(meta.get("folded", {}))
+            if not out.here:
+                self.meter["ray/bytes/up"] += tree.nbytes(meta["small"]) + folds.nbytes(meta.get("folded", {}))
             if self.watch:
                 self.watch({"visits": self.meter["visits"]})
         self.meter["dropped"] += len(failures)
@@ -433,7 +434,7 @@ class Fed:
         values: list[Any] = [None] * len(jobs)
         for i, out in self._run([Job(self.run, kind, args, handles) for args, handles in jobs]):
             values[i] = out.meta["value"]
-            self.meter["ray/bytes/up"] += out.moved or tree.nbytes(values[i])
+            self.meter["ray/bytes/up"] += 0 if out.here else tree.nbytes(values[i])
         return values
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
@@ -458,15 +459,17 @@ def _stacked_mine(mine: dict[int, Tree] | None, ids: Cohort) -> Tree:
     return tree.to_numpy(tree.stack([mine[c] for c in ids]))
 
 
-TOGETHER = 4e-3  # seconds of a round's work, up to which a second call costs more than another actor saves
+TOGETHER = (
+    4e-3  # seconds of a round's work, up to which a second call, or the way to an actor, costs more than it saves
+)
 
 
-def together(config: Config, federation: Federation, size: int, step: float) -> int:
-    """Clients per call where a client's local step takes `step` seconds under `vmap`: all of a round's in one, or `size`."""
+def together(config: Config, federation: Federation, step: float) -> bool:
+    """Whether a round's clients had better be one call, where a client's local step takes `step` seconds."""
     local, asked = config.local, config.per_round()
     mean = float(federation.class_counts[: federation.population].sum(1).mean())
     steps = local.steps or (local.epochs or 1) * math.ceil(mean / local.batch_size)
-    return asked if asked <= 128 and asked * steps * step < TOGETHER else size
+    return asked <= 128 and asked * steps * step < TOGETHER
 
 
 def cohort_size(config: Config, federation: Federation, method: Method, task: Task) -> int:

@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rayfed import fold
 from rayfed.tree import Tree
-from rayfed.worker import Job, Worker
+from rayfed.worker import Job, Resident, Worker
 
 if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 
 class Outcome(NamedTuple):
-    """A job's answer: the small part itself, handles of what stayed where it was made (or None), bytes that moved here.
+    """A job's answer: the small part itself, handles of what stayed where it was made (or None).
 
-    folded: where `meta` has no "folded", what the pool's `merging` takes in its place.
+    here: whether it was made in the calling process, so that nothing has moved; folded: where `meta` has no "folded", what the
+    pool's `merging` takes in its place.
     """
 
     meta: dict[str, Any]
     large: Any
     own: Any
-    moved: int = 0
+    here: bool = False
     folded: Any = None
 
 
@@ -58,6 +59,10 @@ class Pool(Protocol):
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None: ...
 
+    def lend(self, run: str, resident: Resident) -> None:
+        """A run that is resident in the calling process too: where jobs come one at a time they may run there."""
+        ...
+
     def put(self, value: Tree) -> Any: ...
 
     def get(self, handle: Any) -> Tree: ...
@@ -79,6 +84,9 @@ class LocalPool:
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         self.worker.setup(run, config, federation, start)
+
+    def lend(self, run: str, resident: Resident) -> None:
+        pass  # they run there anyway
 
     def put(self, value: Tree) -> Any:
         return value

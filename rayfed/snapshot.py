@@ -53,8 +53,10 @@ def _shape(node: Tree) -> Any:
     return {k: _shape(v) for k, v in node.items()} if isinstance(node, Mapping) else None
 
 
-def save_tree(dir: Path | str, name: str, tree: Tree, meta: Mapping[str, Any] | None = None) -> Path:
-    """Write nested dicts of arrays, numbers and BF16 to `dir/name.safetensors`, atomically and durably.
+def save_tree(
+    dir: Path | str, name: str, tree: Tree, meta: Mapping[str, Any] | None = None, *, sync: bool = True
+) -> Path:
+    """Write nested dicts of arrays, numbers and BF16 to `dir/name.safetensors`, atomically and, but for `sync=False`, durably.
 
     Names are the keys joined by "/" ("~1" stands for a "/" inside a key, "~0" for "~"); any safetensors reader opens
     the file. `meta`: anything JSON can hold, read back by `load_meta`. OSError as the file system raises it (a full
@@ -81,7 +83,7 @@ def save_tree(dir: Path | str, name: str, tree: Tree, meta: Mapping[str, Any] | 
     text += b" " * (-len(text) % 8)
     path = Path(dir) / f"{name}.safetensors"
     buffers = [data.reshape(-1).view(np.uint8) for *_, data in entries if data.nbytes]
-    durable_write(path, len(text).to_bytes(8, "little"), text, *buffers)
+    durable_write(path, len(text).to_bytes(8, "little"), text, *buffers, sync=sync)
     return path
 
 

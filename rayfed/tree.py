@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -174,10 +175,19 @@ def from_numpy(tree: Tree, device: str = "cpu") -> Tree:
 
 
 def _shared(x: np.ndarray) -> Tensor:
+    _said_once()
+    return torch.from_numpy(np.ascontiguousarray(x)) if x.ndim else torch.as_tensor(x[()])
+
+
+@cache
+def _said_once() -> None:
+    """Fetched payloads are read-only views of shared memory, and visits are pure, so nothing writes to them. torch warns of the
+    first such array of a process: here."""
+    x = np.zeros(1)
+    x.flags.writeable = False
     with warnings.catch_warnings():
-        # Fetched payloads are read-only views of shared memory; visits are pure, so nothing writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(x)) if x.ndim else torch.as_tensor(x[()])
+        torch.from_numpy(x)
 
 
 def _walk(f: Callable[[Any], Any], tree: Tree) -> Tree:

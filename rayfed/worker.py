@@ -145,7 +145,11 @@ class Worker:
         """Make a run resident; `start`: see `rayfed.engine.start_from`."""
         same = shared_by(config)
         like = next((r for r in self.runs.values() if r.same == same), None)
-        self.runs[run] = Resident(config, federation, start, self.device, like)
+        self.adopt(run, Resident(config, federation, start, self.device, like))
+
+    def adopt(self, run: str, resident: Resident) -> None:
+        """A run that was made resident by others."""
+        self.runs[run] = resident
         while len(self.runs) > self.keep:
             self.runs.popitem(last=False)
 

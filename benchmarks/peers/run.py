@@ -49,12 +49,13 @@ NEEDS = {
 ENGINES = ("rayfed", "loop", "flower", "pfl")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # what differs: of rayfed's config, or of the environment
     "rayfed_local": ("rayfed", {}),
+    "rayfed_actors": ("rayfed", {"resources": {"visits": "actors"}}),
     "rayfed_torch": ("rayfed", {"resources": {"matmul": "torch", "channels_last": False}}),
     "rayfed_bf16": ("rayfed", {"task": {"dtype": "bf16"}}),
     "loop_kernels": ("loop", {"PEERS_KERNELS": "1"}),
 }
 EXTRA = {
-    "w1": ("rayfed_local",),
+    "w1": ("rayfed_actors", "rayfed_local"),
     "w2": ("rayfed_torch", "loop_kernels"),
     "w3": ("rayfed_torch", "loop_kernels", "rayfed_bf16"),
 }

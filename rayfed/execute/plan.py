@@ -154,26 +154,24 @@ class Planner:
         )
 
     def _phase(self, number: str, over: Over, clients: Sequence[int], dispatch: int) -> PhasePlan:
-        drawn = []
-        spare = np.zeros(len(clients), np.int64)  # padding reads the client's own data: weight 0 does not undo a NaN
-        for i, c in enumerate(clients):
+        drawn, none = [], np.zeros(0, np.int64)
+        for c in clients:
             k = keys.key(self.seed, dispatch, c, number)
-            own = self.rows(c, over.split) if over.kind != "nothing" else np.zeros(0, np.int64)
-            at = order_of(len(own), over, self.batch, k)
-            spare[i] = own[0] if len(own) else 0
-            drawn.append((np.where(at >= 0, own[at] if len(own) else 0, -1), k))
-        t = max(d.shape[0] for d, _ in drawn)
-        width = max(d.shape[2] for d, _ in drawn)
-        rows = np.full((len(clients), t, over.batches, width), -1, np.int64)
-        active = np.zeros((len(clients), t), bool)
-        for i, (d, _) in enumerate(drawn):
-            rows[i, : d.shape[0], :, : d.shape[2]] = d
-            active[i, : d.shape[0]] = True
+            own = self.rows(c, over.split) if over.kind != "nothing" else none
+            drawn.append((own if len(own) else np.zeros(1, np.int64), order_of(len(own), over, self.batch, k), k))
+        shape = (len(clients), max(len(at) for _, at, _ in drawn), over.batches, max(at.shape[2] for _, at, _ in drawn))
+        rows, real, active = np.empty(shape, np.int64), np.zeros(shape, bool), np.zeros(shape[:2], bool)
+        for i, (own, at, _) in enumerate(drawn):
+            t, _, width = at.shape
+            rows[i] = own[-1]  # padding reads the client's own data: weight 0 does not undo a NaN
+            rows[i, :t, :, :width] = own[at]
+            real[i, :t, :, :width] = at >= 0
+            active[i, :t] = True
         return PhasePlan(
-            torch.as_tensor(np.where(rows >= 0, rows, spare[:, None, None, None]), device=self.device),
-            torch.as_tensor(rows >= 0, device=self.device).to(self.dtype),
+            torch.as_tensor(rows, device=self.device),
+            torch.as_tensor(real, device=self.device).to(self.dtype),
             torch.as_tensor(active),
-            torch.as_tensor(np.asarray([k for _, k in drawn], np.int64), device=self.device),
+            torch.as_tensor(np.asarray([k for _, _, k in drawn], np.int64), device=self.device),
         )
 
 

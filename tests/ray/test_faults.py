@@ -46,6 +46,49 @@ def test_a_killed_client_actor_changes_no_number(rayfed, config, reference, tmp_
     assert Run(folder).metrics()["actors/restarts"].to_pylist()[-1] == 1
 
 
+WHERE = '''
+    import os
+    from pathlib import Path
+
+    from rayfed.methods.scaffold import Scaffold
+    from rayfed.visit import Visit
+
+    class Seen(Scaffold):
+        """SCAFFOLD whose visits leave the number of their process, and that of what they are."""
+        def train(self, task) -> Visit:
+            visit, folder = super().train(task), Path(__file__).parent / "seen"
+            def end(*given):
+                folder.mkdir(exist_ok=True)
+                (folder / str(os.getpid())).touch()
+                return visit.end(*given)
+            return visit._replace(end=end)
+'''
+
+
+def test_visits_in_the_servers_process_and_an_idle_actor_that_is_killed(rayfed, config, tmp_path):
+    """Client states and all; the same numbers as without Ray; who died while nobody asked it is replaced and counted."""
+    file = tmp_path / "where.py"
+    file.write_text(textwrap.dedent(WHERE))
+    written = config(
+        rounds=800, evaluate={"every": 400}, method={"name": f"{file}:Seen"},
+        resources={"executor": "vmap", "cohort": 16, "actors": 2, "visits": "server"},
+    )  # fmt: skip
+    command = rayfed("run", written, "--out", tmp_path / "ray", "--address", "local")
+    folder = at_round(tmp_path / "ray", 3)
+    there = placed(folder)
+    os.kill(there["clients"][0]["pid"], signal.SIGKILL)
+    code, out = command.wait()
+    assert code == 0, out
+    assert {p.name for p in (tmp_path / "seen").iterdir()} == {str(there["server"])}
+    from rayfed.api import Run
+
+    restarts = Run(folder).metrics()["actors/restarts"].to_pylist()
+    assert restarts[0] == 0 and restarts[398] == restarts[-1] == 1  # before an evaluation would have asked it
+    code, out = rayfed("run", written, "--out", tmp_path / "local", "--local").wait()
+    assert code == 0, out
+    assert numbers(folder) == numbers(only_run(tmp_path / "local"))
+
+
 @pytest.mark.parametrize("victim", ["driver", "server"])
 def test_a_killed_driver_or_server_is_resumed_without_loss(rayfed, config, reference, tmp_path, victim):
     command = start(rayfed, config, tmp_path / "o")

@@ -107,7 +107,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     said, resolved = yaml.safe_load(CONTRACT), good().to_dict()
     for key in ("seed", "rounds", *(k for k in said if k not in ("name", "seed", "rounds", *SHAPED))):
         assert resolved[key] == said[key], key
-    ours = {"deterministic", "matmul", "channels_last"}
+    ours = {"deterministic", "matmul", "channels_last", "visits"}
     assert {k: v for k, v in resolved["resources"].items() if k not in ours} == said["resources"]
     assert resolved["federation"]["clients"] == 60
     assert resolved["federation"]["participation"] == {"kind": "uniform"}
