@@ -51,7 +51,7 @@ class RayPool:
     ):
         self.plan, self.group, self.name, self.first, self.keep = plan, group, name, first, keep
         self.imports = tuple(imports)
-        self.restarts = 0
+        self.restarts, self.lends = 0, not plan.gpus
         self.queued = 0  # calls that wait or are under way
         self.on_restart: Callable[..., None] = lambda **about: None
         prometheus.use(lambda labels: RayMetrics(labels, self))
@@ -140,7 +140,7 @@ class RayPool:
 
     def lend(self, run: str, resident: Resident) -> None:
         """Not where actors have GPUs, which this process does not see."""
-        if not self.plan.gpus:
+        if self.lends:
             self.near.adopt(run, resident)
 
     def put(self, value: Tree) -> Any:

@@ -158,7 +158,8 @@ def _at(runs: Sequence[Any], metric: str, at: int) -> dict[str, Any]:
 
 
 def _cost(study: Study, runs: Sequence[Any]) -> dict[str, float | None]:
-    """What travels in a round of all its clients, and what the first accuracy that is claimed costs: means over the runs.
+    """What travels in a round of all its clients, and what the first accuracy (or share of exact answers) that is claimed costs:
+    means over the runs.
 
     up, down: bytes of a round; accuracy_per_mb: that accuracy over the 10^6 bytes, both ways, of the rounds up to it.
     """
@@ -168,7 +169,7 @@ def _cost(study: Study, runs: Sequence[Any]) -> dict[str, float | None]:
         n: mean_sd([v for r in runs for _, v in r.series(f"bytes/{n}")])[0] for n in ("up", "down")
     }
     per_mb = []
-    if claimed := next((c for c in study.claims if c.metric.startswith("accuracy/")), None):
+    if claimed := next((c for c in study.claims if c.metric.startswith(("accuracy/", "exact/"))), None):
         for r in runs:
             accuracy = dict(r.series(claimed.metric)).get(claimed.at)
             sent = r.total("bytes/up", "bytes/down").get(claimed.at)

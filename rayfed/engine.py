@@ -192,7 +192,7 @@ class Runner:
         if short and r.cohort == "auto":
             size = self.config.per_round()
         if where == "auto":
-            where = "server" if short and size >= self.config.per_round() else "actors"
+            where = "server" if short and size >= self.config.per_round() and self.pool.lends else "actors"
         by = seconds.pop("kernels")[chosen]._asdict()
         self.config = self.config.with_resources(executor=chosen, cohort=size, visits=where, **by)
         self.folder.set_config(self.config.to_dict())
@@ -289,7 +289,7 @@ class Runner:
         return Ending("stopped", r)
 
     def _end(self, r: int) -> Ending:
-        notes = []
+        notes = list(self.federation.notes)
         if self.method.universal is None:
             notes.append(
                 "accuracy/global and loss/global score the size-weighted mean of the served models' predictions: "

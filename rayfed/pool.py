@@ -55,6 +55,7 @@ class Pool(Protocol):
     """Puts payloads where workers can reach them and runs jobs, repeating those whose actor died."""
 
     restarts: int  # actors replaced so far
+    lends: bool  # whether `lend` has a use: actors compute on CPUs, as the calling process does
     probed: dict[str, dict[str, Any]]  # what the executor probe measured, by model and local work
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None: ...
@@ -78,7 +79,7 @@ class LocalPool:
     """One worker in this process: `rayfed run --local` and tests."""
 
     def __init__(self, device: str = "cpu"):
-        self.worker = Worker(device)
+        self.worker, self.lends = Worker(device), device == "cpu"
         self.restarts = 0
         self.probed: dict[str, dict[str, Any]] = {}
 

@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set; kind: image | tabular | text | instruct."""
+    """A named data set; kind: image | tabular | text | instruct; notes: what a reader of results should know of how it was read."""
 
     name: str
     train: Part
@@ -47,6 +47,7 @@ class Dataset:
     classes: int
     label_names: tuple[str, ...]
     kind: str
+    notes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:

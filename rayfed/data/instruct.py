@@ -142,7 +142,7 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
         prompt = int((ends <= size).sum())  # a token over the border belongs to the answer
         lead = int((ends[:prompt] > size - leads[i]).sum())
         long = len(ids) > length
-        over += long
+        over += long and not empty[i]
         if not empty[i] and not (long and mode == "drop"):
             kept.append(i)
             rows.append(cut(ids, prompt, lead, length))
@@ -165,7 +165,10 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
     train, test = _part(dataset.train, x[at < n], at[at < n]), _part(dataset.test, x[at >= n], at[at >= n] - n)
     if not len(train.y):
         raise ConfigError(f"task.data.length: no record of {dataset.name} has at most {length} tokens and an answer")
-    return replace(dataset, train=train, test=test)
+    so = "left out (task.data.too_long: drop)" if mode == "drop" else "cut (task.data.length)"
+    told = {f"have more than {length} tokens and were {so}": over, f"have an empty response and were {so}": empty.sum()}
+    notes = tuple(f"{n:,} of {len(records):,} records of {dataset.name} {what}" for what, n in told.items() if n)
+    return replace(dataset, train=train, test=test, notes=(*dataset.notes, *notes))
 
 
 def _part(part: Part, x: np.ndarray, rows: np.ndarray) -> Part:

@@ -100,7 +100,8 @@ def load(spec: Named, seed: int) -> Dataset:
         Part(np.ascontiguousarray(p.x, np.float32), np.ascontiguousarray(p.y, np.int64), p.client, p.domain, p.split)
         for p in (made.train, made.test)
     )
-    return Dataset(made.name, train, test, int(made.classes), tuple(map(str, made.label_names)), made.kind)
+    notes = tuple(map(str, made.notes))
+    return Dataset(made.name, train, test, int(made.classes), tuple(map(str, made.label_names)), made.kind, notes)
 
 
 def _wrong(d: Dataset) -> list[str]:

@@ -72,7 +72,8 @@ def order_of(n: int, over: Over, batch: int, k: int) -> np.ndarray:
     per_pass, rng = math.ceil(n / batch), keys.numpy_again(k)
     # steps: as many passes as the steps need
     passes = over.n if over.kind == "epochs" else math.ceil(over.n * over.batches / per_pass)
-    flat = np.full((passes * per_pass, batch), -1)
+    flat = np.empty((passes * per_pass, batch), np.int64)
+    flat.fill(-1)
     for one in flat.reshape(passes, per_pass * batch):
         one[:n] = rng.permutation(n)
     if over.kind == "steps":
@@ -154,24 +155,23 @@ class Planner:
         )
 
     def _phase(self, number: str, over: Over, clients: Sequence[int], dispatch: int) -> PhasePlan:
-        drawn, none = [], np.zeros(0, np.int64)
-        for c in clients:
-            k = keys.key(self.seed, dispatch, c, number)
-            own = self.rows(c, over.split) if over.kind != "nothing" else none
-            drawn.append((own if len(own) else np.zeros(1, np.int64), order_of(len(own), over, self.batch, k), k))
-        shape = (len(clients), max(len(at) for _, at, _ in drawn), over.batches, max(at.shape[2] for _, at, _ in drawn))
-        rows, real, active = np.empty(shape, np.int64), np.zeros(shape, bool), np.zeros(shape[:2], bool)
-        for i, (own, at, _) in enumerate(drawn):
-            t, _, width = at.shape
-            rows[i] = own[-1]  # padding reads the client's own data: weight 0 does not undo a NaN
-            rows[i, :t, :, :width] = own[at]
-            real[i, :t, :, :width] = at >= 0
-            active[i, :t] = True
+        none, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        drawn = [keys.key(self.seed, dispatch, c, number) for c in clients]
+        own = [none if over.kind == "nothing" else self.rows(c, over.split) for c in clients]
+        orders = [order_of(len(o), over, self.batch, k) for o, k in zip(own, drawn, strict=True)]
+        steps = np.array([len(one) for one in orders])
+        at = np.full((len(clients), steps.max(), over.batches, max(one.shape[2] for one in orders)), -1)
+        for i, one in enumerate(orders):
+            at[i, : len(one), :, : one.shape[2]] = one
+        held = [o if len(o) else zero for o in own]
+        first = np.cumsum([0, *(len(h) for h in held[:-1])])
+        # Padding reads the client's own data: weight 0 does not undo a NaN.
+        rows = np.concatenate(held)[first[:, None, None, None] + np.maximum(at, 0)]
         return PhasePlan(
             torch.as_tensor(rows, device=self.device),
-            torch.as_tensor(real, device=self.device).to(self.dtype),
-            torch.as_tensor(active),
-            torch.as_tensor(np.asarray([k for _, _, k in drawn], np.int64), device=self.device),
+            torch.as_tensor(at >= 0, device=self.device).to(self.dtype),
+            torch.as_tensor(np.arange(at.shape[1]) < steps[:, None]),
+            torch.as_tensor(np.asarray(drawn, np.int64), device=self.device),
         )
 
 

@@ -99,7 +99,7 @@ class Federation:
     arrays: x, y of all rows, training rows first, then the pooled test rows and the probe's, after the planted groups'
     transforms; train, val, test: rows per client; pool: rows of the pooled test set; group: (N,) planted group or -1;
     names: natural ids or numbers; class_counts: (N, C) of the train split; probe: rows of the public probe set, whose
-    labels are -1.
+    labels are -1; notes: the data set's.
     """
 
     arrays: dict[str, np.ndarray]
@@ -116,6 +116,7 @@ class Federation:
     kind: str
     label_names: tuple[str, ...]
     probe: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    notes: tuple[str, ...] = ()
 
     @property
     def clients(self) -> int:
@@ -133,7 +134,7 @@ class Federation:
         flat["names"] = np.array(getattr(self.names, "ids", self.names), dtype=str)
         flat["meta"] = {
             "population": self.population, "classes": self.classes, "input_shape": list(self.input_shape),
-            "kind": self.kind, "label_names": list(self.label_names),
+            "kind": self.kind, "label_names": list(self.label_names), "notes": list(self.notes),
         }  # fmt: skip
         return flat
 
@@ -141,7 +142,7 @@ class Federation:
     def from_numpy(cls, flat: Mapping[str, Any]) -> Federation:
         """What `numpy` gave; the arrays are used as they are, not copied."""
         meta = dict(flat["meta"])
-        meta["input_shape"], meta["label_names"] = tuple(meta["input_shape"]), tuple(meta["label_names"])
+        meta |= {n: tuple(meta[n]) for n in ("input_shape", "label_names", "notes")}
         made: dict[str, Any] = {n: flat[n] for n in ("pool", "group", "class_counts", "probe")}
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in ("train", "val", "test")}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}

@@ -160,7 +160,7 @@ def test_cutting_keeps_the_lead_and_a_part_of_the_answer() -> None:
     assert got.tolist() == [*range(7), 9, 10, 11, 12, 13] and prompt == 10
 
 
-def test_records_over_the_length(places: dict[str, Any]) -> None:
+def test_records_over_the_length(places: dict[str, Any], tmp_path: Path) -> None:
     def build(**data: Any) -> Any:
         return partition.build(toy.config(**changes(places, task={"data": data})))
 
@@ -172,6 +172,14 @@ def test_records_over_the_length(places: dict[str, Any]) -> None:
     cut = build(length=length).arrays["x"]
     assert cut.shape == (72, 2, length) and (cut[:, 1] >= 0).any(1).all()
     assert len(build(length=length, too_long="drop").arrays["x"]) == 72 - over
+    said = f"{over} of 72 records of parquet:{places['data']} have more than {length} tokens and were "
+    assert build(length=length).notes == (f"{said}cut (task.data.length)",)
+    assert build(length=length, too_long="drop").notes == (f"{said}left out (task.data.too_long: drop)",)
+    assert whole.notes == ()
+    c = toy.config(**changes(places, task={"data": {"length": length}}))
+    done = toy.run_folder("fedit", tmp_path, rounds=1, **changes(places, task={"data": {"length": length}}))
+    assert partition.Federation.from_numpy(partition.build(c).numpy()).notes == (f"{said}cut (task.data.length)",)
+    assert f"{said}cut (task.data.length)" in json.loads((done.folder.path / "summary.json").read_text())["notes"]
     with pytest.raises(ConfigError, match=rf"{over} of 72 records .* more than {length} tokens"):
         build(length=length, too_long="error")
     with pytest.raises(ConfigError, match=r"'dorp' found .did you mean 'drop'"):
@@ -190,6 +198,7 @@ def test_records_without_an_answer(places: dict[str, Any], tmp_path: Path) -> No
         partition.build(toy.config(**changes(here)))
     kept = partition.build(toy.config(**changes(here, task={"data": {"too_long": "drop"}})))
     assert len(kept.arrays["x"]) == 58
+    assert [n.split(" records of ")[0] for n in kept.notes] == ["2 of 72"] and "have an empty response" in kept.notes[0]
     table[3]["response"] = None
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "data" / "train.parquet")
     with pytest.raises(ConfigError, match=r"task.data.response: 1 rows of .* have no response"):

@@ -296,6 +296,16 @@ def test_a_round_of_little_work_is_one_call(
     )
 
 
+def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
+    monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+    pool = LocalPool()
+    pool.lends = False
+    ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, pool=pool, resources={"cohort": "auto"})
+    found = yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]
+    assert (found["cohort"], found["visits"]) == (7, "actors")
+
+
 def test_visits_stay_with_the_actors_where_nothing_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lent: list[str] = []
     monkeypatch.setattr(LocalPool, "lend", lambda pool, run, res: lent.append(run))
