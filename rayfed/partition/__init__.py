@@ -215,7 +215,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     return Federation(
         {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pool, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
-        dataset.label_names, probe,
+        dataset.label_names, probe, dataset.notes,
     )  # fmt: skip
 
 

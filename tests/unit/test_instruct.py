@@ -198,7 +198,7 @@ def test_records_without_an_answer(places: dict[str, Any], tmp_path: Path) -> No
         partition.build(toy.config(**changes(here)))
     kept = partition.build(toy.config(**changes(here, task={"data": {"too_long": "drop"}})))
     assert len(kept.arrays["x"]) == 58
-    assert [n.split(" records of ")[0] for n in kept.notes] == ["2 of 72"] and "have an empty response" in kept.notes[0]
+    assert [n.split(" records of ")[0] for n in kept.notes] == ["2 of 60"] and "have an empty response" in kept.notes[0]
     table[3]["response"] = None
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "data" / "train.parquet")
     with pytest.raises(ConfigError, match=r"task.data.response: 1 rows of .* have no response"):
