@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rayfed import execute, task, tree
-from rayfed.config import Local, LoRA, Whole
+from rayfed.config import Local, LoRA, TaskSection, Whole
 from rayfed.execute.plan import Cohort, Planner, batch_at
 from rayfed.partition import Federation, Index
 from rayfed.visit import sgd_visit
@@ -68,7 +68,7 @@ def settings(
     """What a task reads of a run's config."""
     return SimpleNamespace(
         seed=0,
-        task=SimpleNamespace(dtype=dtype, model=SimpleNamespace(name=model, options=options)),
+        task=TaskSection(dtype=dtype, data="random", model={"name": model, **options}),
         adapter=LoRA(kind="lora", rank=rank, targets=list(targets)) if rank else Whole(),
     )
 

@@ -89,10 +89,12 @@ def test_conflicts_are_projected_away_tensor_by_tensor() -> None:
     torch.testing.assert_close(tree.flatten(purified(t, a, 1.0, "global")), want)
 
 
-def test_without_strength_stage_one_is_fedavg() -> None:
-    ours = toy.simulate({**PLAIN, "strength": 0.0})
-    assert tree.same(ours.state["model"], toy.simulate("fedavg").state["model"])
-    assert not tree.same(ours.state["model"], toy.simulate(PLAIN).state["model"])
+@pytest.mark.parametrize("within", ["constant", "linear"])
+def test_without_strength_stage_one_is_fedavg(within: str) -> None:
+    more = {"local": {"schedule": {"within": within}}}
+    ours = toy.simulate({**PLAIN, "strength": 0.0}, **more)
+    assert tree.same(ours.state["model"], toy.simulate("fedavg", **more).state["model"])
+    assert not tree.same(ours.state["model"], toy.simulate(PLAIN, **more).state["model"])
 
 
 @pytest.mark.parametrize("projection", ["per_tensor", "global"])

@@ -82,7 +82,9 @@ def test_visits_in_the_servers_process_and_an_idle_actor_that_is_killed(rayfed, 
     assert {p.name for p in (tmp_path / "seen").iterdir()} == {str(there["server"])}
     from rayfed.api import Run
 
-    restarts = Run(folder).metrics()["actors/restarts"].to_pylist()
+    rows = Run(folder).metrics()
+    assert not any(rows["ray/bytes/up"].to_pylist()[:398])  # nothing has moved
+    restarts = rows["actors/restarts"].to_pylist()
     assert restarts[0] == 0 and restarts[398] == restarts[-1] == 1  # before an evaluation would have asked it
     code, out = rayfed("run", written, "--out", tmp_path / "local", "--local").wait()
     assert code == 0, out

@@ -747,6 +747,12 @@ def test_what_a_function_returns_is_looked_at(own: Any, made: str, says: str) ->
     assert text.startswith("task.data: ") and says in text
 
 
+def test_notes_of_a_function_are_kept(own: Any) -> None:
+    body = "from rayfed.data import Dataset, Part\nimport numpy as np\ndef make(seed):\n    p = Part(np.eye(2, dtype='f4'), np.arange(2))\n"
+    d = load(own(body + "    return Dataset('m', p, p, 2, ('a', 'b'), 'tabular', ['three rows were empty'])"))
+    assert d.notes == ("three rows were empty",)
+
+
 def test_lists_are_taken_as_arrays_or_refused_in_a_sentence(own: Any) -> None:
     head = "from rayfed.data import Dataset, Part\n"
     body = "def make(seed):\n    p = Part([[1, 2], [3, 4]], [0, 1])\n    return Dataset('m', p, p, 2, ('a', 'b'), 'tabular')"

@@ -359,6 +359,13 @@ def test_loop_is_vmap_on_noisy_training(optimizer: str) -> None:
     assert len({tuple(x.tolist()) for x in loop[1]["bias"]}) == 6  # each client has its own noise
 
 
+def test_padding_reads_the_clients_own_rows() -> None:
+    (p,) = cohort(over(v.epochs(2)), range(6)).phases
+    assert not p.w.bool().all() and not p.active.all()
+    for i in range(6):
+        assert set(p.rows[i].flatten().tolist()) == set(rows_of(i))
+
+
 @pytest.mark.parametrize("name", ["loop", "vmap"])
 def test_other_peoples_rows_and_padding_have_no_influence(name: str) -> None:
     """Wild numbers in every row that is not client 2's (row 0, which padding points at, included) change no bit of it."""

@@ -278,6 +278,7 @@ def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPat
         ((1.0, 1e-5), {"cohort": "auto", "visits": "actors"}, ("vmap", 7, "actors")),
         ((1.0, 1e-2), {"cohort": "auto", "visits": "server"}, ("vmap", 4, "server")),
         ((1.0, 1e-5), {"cohort": 7}, ("vmap", 7, "server")),
+        ((1.0, 1e-2), {"cohort": 7}, ("vmap", 7, "actors")),
         ((1.0, 1e-5), {"cohort": 6}, ("vmap", 6, "actors")),
     ],
 )

@@ -441,3 +441,10 @@ def test_a_plain_visit_sees_its_clients_rank(on_bert: OnBert) -> None:  # noqa: 
         visit.Visit(lambda *a: {}, (), lambda *a: ({}, {})), range(4), dispatch=1, round=1, rounds=1, lr=0.1
     )
     assert made.info.rank.tolist() == fed.task.ranks[:4].tolist()
+
+
+def test_a_rate_that_falls_does_so_at_every_rank(on_bert: OnBert) -> None:  # noqa: F811
+    fed = toy.make_fed(toy.config("fedit", **mixed(on_bert, local={"schedule": {"within": "linear"}})))
+    visit = fed.method.train(fed.task)
+    for kept in (visit, ranks.at_rank(visit, fed.task, False)):
+        assert [p.falls for p in kept.phases] == [True]
