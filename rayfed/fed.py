@@ -459,9 +459,7 @@ def _stacked_mine(mine: dict[int, Tree] | None, ids: Cohort) -> Tree:
     return tree.to_numpy(tree.stack([mine[c] for c in ids]))
 
 
-TOGETHER = (
-    4e-3  # seconds of a round's work, up to which a second call, or the way to an actor, costs more than it saves
-)
+TOGETHER = 4e-3  # seconds of a round's work: below, a second call or the way to an actor costs more than it saves
 
 
 def together(config: Config, federation: Federation, step: float) -> bool:
