@@ -425,7 +425,7 @@ def by_state(tiny: bool) -> dict[str, Any]:
 
 def by_time(tiny: bool) -> dict[str, Any]:
     """What is held at each look, by the round it was in, and its growth per 100 rounds once every client had its turn."""
-    clients, per_round, rounds = (40, 10, 30) if tiny else (1000, 200, 500)
+    clients, per_round, rounds = (40, 10, 150) if tiny else (1000, 200, 500)  # tiny: long enough for some looks
     made = config(
         clients, per_round, rounds, examples=20 * clients, method="scaffold",
         evaluate={"every": max(1, rounds // 10), "clients": min(100, clients)},
