@@ -187,9 +187,9 @@ class Runner:
             reason = _refuses(self.method, name, self.task)
             if reason:
                 chosen, seconds["why"] = "loop", reason
-        r, where = self.config.resources, self.config.resources.visits
+        where = self.config.resources.visits
         short = together(self.config, self.federation, seconds[chosen])
-        if short and r.cohort == "auto":
+        if short and self.config.resources.cohort == "auto":
             size = self.config.per_round()
         if where == "auto":
             where = "server" if short and size >= self.config.per_round() and self.pool.lends else "actors"

@@ -72,9 +72,9 @@ def write(about: dict[str, dict[str, Any]], found: dict[str, dict[str, dict[str,
         "",
         "Rows with more than a name tell the engine from the kernels (docs/speed.md): rayfed on the kernels that torch takes by",
         "itself, as all the others do; the loop on those that rayfed's trial may take; rayfed with its frozen base in bfloat16, a",
-        "recipe for any of them; `rayfed run --local`, without Ray in one process of one thread, as the loop and pfl-research are. In W1",
-        "rayfed makes its calls, one a round, in the server's own process, having timed that this is less than the way to an actor;",
-        "*visits in actors* is the same with `resources.visits: actors`.",
+        "recipe for any of them; `rayfed run --local`, without Ray in one process of one thread, as the loop and pfl-research are. Where",
+        "rayfed times a round's work as less than the way to an actor, it runs in the server's process (W1: docs/speed.md); *visits in",
+        "actors* is the same with `resources.visits: actors`.",
         "",
     ]
     lines += targets(found)

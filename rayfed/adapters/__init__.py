@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}  # its word -> ours
 NOT_OURS = ("use_dora", "rank_pattern", "alpha_pattern")  # what a LoRA of PEFT can have besides
+PEFTS = {"r": 8, "lora_alpha": 8, "use_rslora": False}  # a LoRA's scale by PEFT's defaults
 INSIDE = ("bottleneck", "ssf", "vpt")  # saved in our own, see rayfed.adapters.inside
 TABLES = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "shared")  # and whatever ends in `embeddings`
 
@@ -151,11 +152,7 @@ def start_problems(config: Config) -> list[str]:
             return [
                 f"adapter.kind: {mine.kind} found, init.from: {folder} holds one of PEFT's type {found}{near}; allowed: {allowed}"
             ]
-        rank, alpha, root = (
-            said.get("r", 8),
-            said.get("lora_alpha", 8),
-            said.get("use_rslora", False),
-        )  # PEFT's defaults
+        rank, alpha, root = (said.get(n, default) for n, default in PEFTS.items())
         if other := [f"{n}: {json.dumps(said[n])}" for n in NOT_OURS if said.get(n)]:
             return [f"init.from: {folder} holds a LoRA with {other[0]} found; allowed: none of {', '.join(NOT_OURS)}"]
     elif run.is_file() and (folder != where or where.name == "model"):
