@@ -26,6 +26,7 @@ class ClientActor:
         lean.process()
         for name in imports:
             importlib.import_module(name)
+        lean.settle()
         torch.set_num_threads(threads)
         device = "cpu"
         if gpus and torch.cuda.is_available():

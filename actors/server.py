@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 from actors.placement import Plan
 from rayfed.errors import RunFailed
 
+LOOK_S = 0.1  # between two looks whether the driver lives: rounds may take less
+
 
 class ServerActor:
     """Owns the client actors and the state of the run in hand; stops when the driver that made it is gone."""
@@ -18,7 +21,7 @@ class ServerActor:
     def __init__(self, plan: Plan, group: Any, name: str, driver: dict[str, Any] | None, imports: Sequence[str] = ()):
         from actors.pool import RayPool
 
-        self.driver, self.name = driver, name
+        self.driver, self.name, self.looked = driver, name, -math.inf
         self.runner: Any = None
         self.stopping = False
         self.pool = RayPool(plan, group, name, imports=imports)  # its actors import torch while this process does
@@ -26,10 +29,11 @@ class ServerActor:
 
         from rayfed import lean
 
-        lean.without_compiler()
+        lean.process()
         torch.set_num_threads(plan.threads)
         for module in imports:
             importlib.import_module(module)
+        lean.settle()
 
     def __repr__(self) -> str:
         return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"
@@ -98,8 +102,11 @@ class ServerActor:
         self.pool.close()
 
     def _driver_lives(self) -> None:
-        if self.driver is None:  # detached: the run may outlive whoever started it
+        if (
+            self.driver is None or time.monotonic() < self.looked + LOOK_S
+        ):  # detached: the run may outlive whoever started it
             return
+        self.looked = time.monotonic()
         import socket
 
         import psutil

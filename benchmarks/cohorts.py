@@ -120,7 +120,7 @@ def peft_loop(c: Any, res: Any, cohorts: list[Any]) -> Any:
     import torch
     import torch.nn.functional as F
 
-    from rayfed.execute.plan import batch_at
+    from rayfed.execute.plan import gather
 
     wrapped = res.task._module  # PEFT's model and the head; its own forward is not used
     net, head = wrapped.network, wrapped.head
@@ -139,8 +139,9 @@ def peft_loop(c: Any, res: Any, cohorts: list[Any]) -> Any:
                         own[n].copy_(start[n])
                 opt = torch.optim.SGD([own[n] for n in names], lr=c.local.optimizer.lr)
                 (plan,) = co.one(i).phases
+                at = gather(plan, res.data)
                 for t in range(plan.active.shape[1]):
-                    batch = {n: x[0] for n, x in batch_at(plan, t, res.data).items()}
+                    batch = {n: x[0] for n, x in at(t).items()}
                     keep = batch["x"] >= 0
                     hidden = net(input_ids=batch["x"].clamp(min=0).long(), attention_mask=keep.long()).last_hidden_state
                     w = keep.to(hidden.dtype)[..., None]

@@ -70,6 +70,8 @@ def _weighted(w: Tensor, part: Tree, onto: Partial | None) -> Partial:
 
     def first(x: Tensor) -> Tensor:
         x = x if x.is_floating_point() else x.to(torch.float64)
+        if len(w) == 1:
+            return x[0] * w[0].to(x.dtype)
         return (w.to(x.dtype) @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
 
     def more(t: Tensor, x: Tensor) -> Tensor:

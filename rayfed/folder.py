@@ -397,13 +397,14 @@ class RunFolder:
     # -- the lock ------------------------------------------------------------------------------------------------------
 
     def _lock(self) -> dict[str, Any]:
-        return json.loads((self.path / "lock.json").read_text())
+        with open(f"{self.path}/lock.json", "rb", buffering=0) as f:
+            return json.loads(f.read())
 
     @contextlib.contextmanager
     def _locked(self, doing: str, failure: type[RayfedError] = RunFailed, check: bool = True) -> Iterator[None]:
         """Alone with the folder, on this machine and on file systems that pass locks on; OSErrors become sentences."""
         try:
-            fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(f"{self.path}/.lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 _flock(fd, self.path)
                 if check and (fence := int(self._lock()["fence"])) != self.fence:

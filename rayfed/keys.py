@@ -11,7 +11,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from rayfed.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+X = TypeVar("X", "Tensor", np.ndarray)  # int64
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64 bit, which is what tensors hold
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -42,13 +44,22 @@ _here = threading.local()
 def numpy_again(k: int) -> np.random.Generator:
     """As `numpy`, for many keys one after the other: the thread's one generator, set to `k`, at a fifth of the cost. It draws for
     `k` only until the next call."""
-    if not hasattr(_here, "generator"):
-        _here.generator, _here.zeros = np.random.Generator(np.random.Philox(key=0)), np.zeros(4, np.uint64)
-    start = {"counter": _here.zeros, "key": np.array([k, 0], np.uint64)}
-    _here.generator.bit_generator.state = {
-        "bit_generator": "Philox", "state": start, "buffer": _here.zeros, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
-    }  # fmt: skip
-    return _here.generator
+    try:
+        generator, state, first = _here.known
+    except AttributeError:
+        generator, zeros, first = (
+            np.random.Generator(np.random.Philox(key=0)),
+            np.zeros(4, np.uint64),
+            np.zeros(2, np.uint64),
+        )
+        state = {
+            "bit_generator": "Philox", "state": {"counter": zeros, "key": first},
+            "buffer": zeros, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+        }  # fmt: skip
+        _here.known = generator, state, first
+    first[0] = k
+    generator.bit_generator.state = state
+    return generator
 
 
 def torch_generator(k: int, device: str = "cpu") -> torch.Generator:
@@ -58,19 +69,19 @@ def torch_generator(k: int, device: str = "cpu") -> torch.Generator:
     return g
 
 
-def _shift(x: Tensor, n: int) -> Tensor:
+def _shift(x: X, n: int) -> X:
     """Logical right shift of int64 (torch's is arithmetic)."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: X) -> X:
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)
 
 
-def fold(k: Tensor, n: int | Tensor) -> Tensor:
-    """A new key from key `k` (0-d int64) and a number."""
+def fold(k: X, n: int | X) -> X:
+    """A new key from key `k` (0-d int64, or many) and a number."""
     if isinstance(n, int):  # wrapped by hand: a Python product can leave 64 bits
         return _mix(_mix(k + _GOLDEN) + ((n * _GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)))
     return _mix(_mix(k + _GOLDEN) + n * _GOLDEN)

@@ -93,16 +93,15 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: b
     """Add one row; returns what takes it back. sync: it and all before it outlive the machine, not only this process. After an
     OSError the row is not there."""
     line = json.dumps({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}).encode() + b"\n"
-    parts = folder / "parts"
-    parts.mkdir(exist_ok=True)
-    path = parts / f"rows-{fence}.jsonl"
-    fresh = not path.exists()
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    path = f"{folder}/parts/rows-{fence}.jsonl"
+    try:
+        fd, fresh = os.open(path, os.O_RDWR), False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd, fresh = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), True
     try:
         end = _whole_end(fd)
         try:
-            os.ftruncate(fd, end)
-            os.lseek(fd, end, os.SEEK_SET)
             write_all(fd, line)
             if sync:
                 os.fsync(fd)
@@ -112,7 +111,7 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: b
     finally:
         os.close(fd)
     if fresh:
-        sync_dir(parts)
+        sync_dir(folder / "parts")
 
     def undo() -> None:
         os.truncate(path, end)
@@ -121,16 +120,19 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: b
 
 
 def _whole_end(fd: int) -> int:
-    """Where the last complete line ends; behind it is what an interrupted append left."""
-    end = os.lseek(fd, 0, os.SEEK_END)
+    """Where the last complete line ends, which is then the file's end and place: what an interrupted append left is cut off."""
+    size = end = os.lseek(fd, 0, os.SEEK_END)
+    if not size or os.pread(fd, 1, size - 1) == b"\n":
+        return size
     while end:
         start = max(0, end - 65536)
-        os.lseek(fd, start, os.SEEK_SET)
-        at = os.read(fd, end - start).rfind(b"\n")
+        at = os.pread(fd, end - start, start).rfind(b"\n")
         if at >= 0:
-            return start + at + 1
+            end = start + at + 1
+            break
         end = start
-    return 0
+    os.ftruncate(fd, end)
+    return os.lseek(fd, end, os.SEEK_SET)
 
 
 # -- clients -----------------------------------------------------------------------------------------------------------

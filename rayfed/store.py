@@ -138,7 +138,7 @@ class ClientStore:
     # -- on disk -------------------------------------------------------------------------------------------------------
 
     def save(self, snapshot: Path, segments: Path, name: str) -> None:
-        """Write touched rows to a new segment and the manifest `clients.json` into the snapshot's folder."""
+        """Write touched rows to a new segment and, where any client has a state, `clients.json` into the snapshot's folder."""
         places, self._segments = dict(self.saved), segments
         dirty = self.dirty | self.pending.keys()  # the round that is being committed belongs to it
         self._again = self._thin(dirty)
@@ -149,7 +149,8 @@ class ClientStore:
             save_tree(segments, name, states)
             self._written[name] = len(to_write)
             places.update({c: (name, i) for i, c in enumerate(to_write)})
-        (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))))
+        if places:
+            (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))))
         self._writing = places
 
     def _thin(self, dirty: set[int]) -> list[int]:

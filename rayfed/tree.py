@@ -30,21 +30,33 @@ class BF16(NamedTuple):
 def map(f: Callable[..., Any], *trees: Tree) -> Tree:
     """`f` on each leaf of trees of one structure."""
     first = trees[0]
-    if not isinstance(first, Mapping):
+    if not _nested(first):
         return f(*trees)
     for other in trees[1:]:
-        if not isinstance(other, Mapping) or other.keys() != first.keys():
+        if not _nested(other) or other.keys() != first.keys():
             raise ValueError(f"trees differ: {_keys(first)} against {_keys(other)}")
-    return {k: map(f, *(t[k] for t in trees)) for k in first}
+    return {k: map(f, *[t[k] for t in trees]) for k in first}
+
+
+_kinds: dict[type, bool] = {}
+
+
+def _nested(tree: Tree) -> bool:
+    """isinstance(tree, Mapping), which is slow to say no, asked once per type."""
+    kind = type(tree)
+    known = _kinds.get(kind)
+    if known is None:
+        known = _kinds[kind] = issubclass(kind, Mapping)
+    return known
 
 
 def _keys(tree: Tree) -> str:
-    return str(sorted(tree)) if isinstance(tree, Mapping) else type(tree).__name__
+    return str(sorted(tree)) if _nested(tree) else type(tree).__name__
 
 
 def leaves(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(path, leaf) in the order of the keys as written."""
-    if isinstance(tree, Mapping):
+    if _nested(tree):
         for k, v in tree.items():
             yield from leaves(v, (*prefix, k))
     else:
@@ -53,7 +65,15 @@ def leaves(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 def values(tree: Tree) -> list[Any]:
     """The leaves."""
-    return [leaf for _, leaf in leaves(tree)]
+    if not _nested(tree):
+        return [tree]
+    out = []
+    for v in tree.values():
+        if _nested(v):
+            out += values(v)
+        else:
+            out.append(v)
+    return out
 
 
 def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
@@ -191,7 +211,7 @@ def _said_once() -> None:
 
 
 def _walk(f: Callable[[Any], Any], tree: Tree) -> Tree:
-    if isinstance(tree, Mapping):
+    if _nested(tree):
         return {k: _walk(f, v) for k, v in tree.items()}
     return f(tree)
 

@@ -6,6 +6,7 @@ A `Job` is small: names, ids, settings and references. Payloads reach `Worker.do
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from collections import OrderedDict
@@ -232,6 +233,7 @@ class Worker:
             counted["examples"] += examples.tolist()
             counted["ranks"] += now.tolist()
             counted["steps"] += torch.as_tensor(steps).reshape(-1).tolist()
+            del parts, after, stay  # the next reply then takes this one's memory
         if not sums_are_finite(p["total"] for n in unseen for p in folded.get(n, {}).values()):
             return None
         stacked = _join(kept)
@@ -295,11 +297,11 @@ class Worker:
             return
         for i in everyone:
             try:
-                out = self._alone(res, name, visit, cohort, i, shared, mine, own)
+                out = [self._alone(res, name, visit, cohort, i, shared, mine, own)]
             except Exception as error:
                 failures[cohort.clients[i]] = _failure(error)
                 continue
-            yield [i], *out
+            yield [i], *out.pop()
 
     def _alone(
         self, res: Resident, name: str, visit: Visit, cohort: Cohort, i: int, shared: Tree, mine: Tree, own: Tree
@@ -451,8 +453,12 @@ def _join(pieces: list[Tree]) -> Tree:
 
 def sums_are_finite(trees: Iterable[Tree]) -> bool:
     """False where a tree has a NaN or an infinity (or sums to one); one question to the device for all leaves."""
-    sums = [x.sum() for t in trees for x in tree.values(t) if x.is_floating_point()]
-    return not sums or bool(torch.stack([torch.isfinite(x) for x in sums]).all())
+    total = 0.0
+    for t in trees:
+        for x in tree.values(t):
+            if x.is_floating_point():
+                total = total + x.sum()
+    return math.isfinite(total)
 
 
 def check_wire(declared: dict[str, Any], parts: Tree, task: Task, where: str, all_of_them: bool = False) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from rayfed import execute, task, tree
 from rayfed.config import Local, LoRA, TaskSection, Whole
-from rayfed.execute.plan import Cohort, Planner, batch_at
+from rayfed.execute.plan import Cohort, Planner, gather
 from rayfed.partition import Federation, Index
 from rayfed.visit import sgd_visit
 
@@ -234,7 +234,8 @@ def batches(s: Setup, cohorts: list[Cohort]) -> list[list[Any]]:
     for co in cohorts:
         for i in range(len(co.clients)):
             (plan,) = co.one(i).phases
-            steps = [(batch_at(plan, t, s.data), int(plan.w[0, t].sum())) for t in range(plan.active.shape[1])]
+            at = gather(plan, s.data)
+            steps = [(at(t), int(plan.w[0, t].sum())) for t in range(plan.active.shape[1])]
             out.append([{n: x[0, :real] for n, x in b.items() if n != "w"} for b, real in steps])
     return out
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from rayfed import keys, tree
-from rayfed.execute.plan import Cohort, batch_at
+from rayfed import tree
+from rayfed.execute.plan import Cohort, gather
 from rayfed.execute.record import call
 from rayfed.lazy import torch
 
@@ -46,11 +46,11 @@ def client(
         def step(carry: Tree, batch: Any, key: Any, phase: Phase = phase) -> Tree:
             return tree.map(lambda x: x.detach(), phase.step(carry, batch, key))
 
-        key = keys.fold(plan.keys[0], torch.arange(plan.active.shape[1], device=plan.keys.device))
+        at = gather(plan, data)
         for t in range(plan.active.shape[1]):
-            batch = first(batch_at(plan, t, data))
+            batch = first(at(t))
             tell(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
-            carry = run(phase.step, step, carry, batch, key[t])
+            carry = run(phase.step, step, carry, batch, plan.keys[0, t])
         info = phase.passed(info, done)
     tell("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
     parts, after = run(visit.end, visit.end, info, carry, shared, mine, own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 MEASURE_BATCH = 128  # rows per step of `once`: large enough for the kernels, small enough for memory
+AT_ONCE = 8 * 2**20  # bytes of a cohort's batches up to which all of them are gathered at once
 
 
 class PhasePlan(NamedTuple):
-    """rows: (k, T, m, B) int64 rows of the data arrays; w: (k, T, m, B) 1 or 0; active: (k, T) bool; keys: (k,) int64.
+    """rows: (k, T, m, B) int64 rows of the data arrays; w: (k, T, m, B) 1 or 0; active: (k, T) bool; keys: (k, T) int64.
 
     m is `Over.batches`; a phase over nothing has B = 0.
     """
@@ -49,7 +50,7 @@ class Cohort:
         phases = []
         for p in self.phases:
             real = int(p.active[i].sum())
-            phases.append(PhasePlan(p.rows[cut, :real], p.w[cut, :real], p.active[cut, :real], p.keys[cut]))
+            phases.append(PhasePlan(p.rows[cut, :real], p.w[cut, :real], p.active[cut, :real], p.keys[cut, :real]))
         return Cohort(self.clients[cut], Info(*(x[cut] for x in self.info)), phases, self.dtype)
 
     def without(self, bad: Sequence[int]) -> tuple[Cohort, list[int]]:
@@ -158,11 +159,21 @@ class Planner:
         none, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
         drawn = [keys.key(self.seed, dispatch, c, number) for c in clients]
         own = [none if over.kind == "nothing" else self.rows(c, over.split) for c in clients]
-        orders = [order_of(len(o), over, self.batch, k) for o, k in zip(own, drawn, strict=True)]
-        steps = np.array([len(one) for one in orders])
-        at = np.full((len(clients), steps.max(), over.batches, max(one.shape[2] for one in orders)), -1)
-        for i, one in enumerate(orders):
-            at[i, : len(one), :, : one.shape[2]] = one
+        sizes = [len(o) for o in own]
+        if over.kind == "epochs" and over.batches == 1:  # as below, in one array from the start
+            passes = [math.ceil(n / self.batch) for n in sizes]
+            steps = over.n * np.array(passes)
+            at = np.full((len(clients), steps.max(), 1, self.batch), -1)
+            for line, n, per_pass, k in zip(at.reshape(len(clients), -1), sizes, passes, drawn, strict=True):
+                rng = keys.numpy_again(k)
+                for begin in range(0, over.n * per_pass * self.batch, per_pass * self.batch or 1):
+                    line[begin : begin + n] = rng.permutation(n)
+        else:
+            orders = [order_of(n, over, self.batch, k) for n, k in zip(sizes, drawn, strict=True)]
+            steps = np.array([len(one) for one in orders])
+            at = np.full((len(clients), steps.max(), over.batches, max(one.shape[2] for one in orders)), -1)
+            for i, one in enumerate(orders):
+                at[i, : len(one), :, : one.shape[2]] = one
         held = [o if len(o) else zero for o in own]
         first = np.cumsum([0, *(len(h) for h in held[:-1])])
         # Padding reads the client's own data: weight 0 does not undo a NaN.
@@ -171,7 +182,9 @@ class Planner:
             torch.as_tensor(rows, device=self.device),
             torch.as_tensor(at >= 0, device=self.device).to(self.dtype),
             torch.as_tensor(np.arange(at.shape[1]) < steps[:, None]),
-            torch.as_tensor(np.asarray(drawn, np.int64), device=self.device),
+            torch.as_tensor(
+                keys.fold(np.asarray(drawn, np.int64)[:, None], np.arange(at.shape[1])), device=self.device
+            ),
         )
 
 
@@ -185,10 +198,28 @@ def _numbered(visit: Visit) -> list[str]:
     return names
 
 
-def batch_at(plan: PhasePlan, t: int, data: Tree) -> Any:
-    """Step `t`'s batch for all clients of the plan: leaves (k, B, ...), a tuple where the phase asks for several."""
-    rows, w = plan.rows[:, t], plan.w[:, t]
-    if rows.shape[-1] == 0:
-        return {}
-    several = tuple({**{n: x[rows[:, j]] for n, x in data.items()}, "w": w[:, j]} for j in range(rows.shape[1]))
-    return several if len(several) > 1 else several[0]
+def gather(plan: PhasePlan, data: Tree) -> Callable[..., Any]:
+    """(t, i=0) -> step t's batch for the clients from number i on: leaves (k - i, B, ...), a tuple where the phase asks for several.
+
+    Where all batches of the plan are little memory they are gathered at once.
+    """
+    # Step by step in memory: a batch then has the same strides whatever the number of steps.
+    rows, w = (x.transpose(0, 1).contiguous() for x in (plan.rows, plan.w))
+    _, _, several, width = rows.shape
+    if not width:
+        return lambda t, i=0: {}
+    little = rows.numel() * sum(x[0].numel() * x.element_size() for x in data.values()) <= AT_ONCE
+    gathered = {n: _rows(x, rows) for n, x in data.items()} if little else {}
+
+    def at(t: int, i: int = 0) -> Any:
+        here = {n: x[t, i:] for n, x in gathered.items()} or {n: _rows(x, rows[t, i:]) for n, x in data.items()}
+        here["w"] = w[t, i:]
+        made = tuple({n: x[:, j] for n, x in here.items()} for j in range(several))
+        return made if several > 1 else made[0]
+
+    return at
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows]; torch copies row by row only where it is told that rows are what is meant."""
+    return x.index_select(0, rows.reshape(-1)).reshape(*rows.shape, *x.shape[1:])

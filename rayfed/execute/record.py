@@ -84,16 +84,14 @@ class Recording:
 
 def _flat(x: Any, into: list[Tensor]) -> Hashable:
     """What decides which kernels are called; the tensors go to `into`."""
+    if isinstance(x, torch.Tensor):
+        into.append(x)
+        return x.shape, x.stride(), x.dtype, x.device
     if type(x) is dict:
         return tuple([(n, _flat(v, into)) for n, v in x.items()])
     if isinstance(x, tuple):
         return tuple([_flat(v, into) for v in x])
-    try:
-        said = x.shape, x.stride(), x.dtype, x.device
-    except AttributeError:
-        return x
-    into.append(x)
-    return said
+    return x
 
 
 def _same(a: Any, b: Any) -> bool:

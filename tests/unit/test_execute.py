@@ -13,7 +13,7 @@ import torch
 from rayfed import execute, keys, tree
 from rayfed import visit as v
 from rayfed.config import Local
-from rayfed.execute import debug, plan
+from rayfed.execute import debug, plan, record, vmap
 from rayfed.execute.debug import Kept
 from rayfed.execute.plan import Cohort, Planner, order_of
 from rayfed.task import Task
@@ -122,7 +122,7 @@ def test_once_and_whole_keep_the_storage_order() -> None:
         assert flat(seen(once, i)) == rows_of(i) and flat(seen(test, i)) == rows_of(i, "test")
         assert seen(whole, i) == [[rows_of(i)]]
     assert nothing.rows.shape == (14, 4, 1, 0) and bool(nothing.active.all())
-    assert plan.batch_at(nothing, 0, data()) == {}
+    assert plan.gather(nothing, data())(0) == {}
 
 
 def test_once_cuts_large_clients() -> None:
@@ -164,9 +164,10 @@ def test_the_order_follows_from_the_keys_alone() -> None:
     alone = cohort(over(o), (c,)).phases[0]
     others = [i for i in range(12) if i != c][:4]
     at = cohort(over(o), (*others, c)).phases[0]
-    assert seen(at, 4) == seen(alone, 0) and int(at.keys[4]) == int(alone.keys[0])
+    assert seen(at, 4) == seen(alone, 0) and at.keys[4, : len(alone.keys[0])].equal(alone.keys[0])
     k = keys.key(1, 1, c, "order 0")
-    assert int(alone.keys[0]) == k
+    steps = torch.arange(alone.active.shape[1])
+    assert alone.keys[0].equal(keys.fold(torch.tensor(k), steps)) and len(set(alone.keys[0].tolist())) == len(steps)
     assert flat(seen(alone, 0)) == np.asarray(rows_of(c))[_valid(order_of(int(sizes()[c]), o, BATCH, k))].tolist()
     changed = [
         cohort(over(o), (c,), dispatch=2).phases[0],
@@ -174,9 +175,9 @@ def test_the_order_follows_from_the_keys_alone() -> None:
         cohort(over(o, o), (c,)).phases[1],
     ]
     orders = [flat(seen(p, 0)) for p in (alone, *changed)]
-    assert len({tuple(o) for o in orders}) == 4 and len({int(p.keys[0]) for p in (alone, *changed)}) == 4
+    assert len({tuple(o) for o in orders}) == 4 and len({int(p.keys[0, 0]) for p in (alone, *changed)}) == 4
     by_client = cohort(over(v.nothing(1)), range(12)).phases[0].keys
-    assert len(set(by_client.tolist())) == 12
+    assert len(set(by_client.flatten().tolist())) == 12
 
 
 def _valid(at: np.ndarray) -> np.ndarray:
@@ -200,7 +201,7 @@ def test_one_and_without_cut_cohorts() -> None:
         one = c.one(i)
         assert one.clients == (c.clients[i],) and one.info.client.tolist() == [c.clients[i]]
         assert bool(one.phases[0].active.all()) and seen(one.phases[0], 0) == seen(c.phases[0], i)
-        assert int(one.phases[1].keys[0]) == int(c.phases[1].keys[i])
+        assert one.phases[1].keys.equal(c.phases[1].keys[i : i + 1])
     rest, stay = c.without([0, 4])
     assert stay == [1, 2, 3, 5] and rest.clients == tuple(c.clients[i] for i in stay)
     assert [seen(rest.phases[0], j) for j in range(4)] == [seen(c.phases[0], i) for i in stay]
@@ -412,6 +413,92 @@ def test_a_finished_client_is_frozen() -> None:
     parts, _, steps = run("vmap", counted, cohort(counted))
     assert parts["t"].tolist() == steps.tolist() and len(set(steps.tolist())) > 2
     assert parts["n"].tolist() == [5.0 * s for s in steps.tolist()]
+
+
+def tally() -> Visit:
+    """Twice over its data: moves one leaf and hands on two, one its client's, one everyone's."""
+
+    def begin(info: Info, shared: Any, mine: Any, own: Any) -> Any:
+        return {
+            "sum": mine["a"] * 1.0,
+            "mine": mine["a"],
+            "all": shared["s"],
+            "square": torch.outer(mine["a"], shared["s"]),
+        }
+
+    def step(carry: Any, batch: Any, key: torch.Tensor) -> Any:
+        moved = carry["sum"] * 0.5 + (batch["x"] * batch["w"][:, None]).sum(0) + carry["mine"] + carry["all"]
+        return {**carry, "sum": moved, "square": carry["square"].T}
+
+    return Visit(begin, [Phase(v.epochs(2), step)], lambda info, carry, s, m, own: (carry, own))
+
+
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """How many clients each step is given from now on, and whether some of them have finished."""
+    found: list[tuple[int, bool]] = []
+
+    def counted(piece: Any, f: Any, *args: Any) -> Any:
+        if isinstance(args[0], dict):
+            found.append((len(args[0]["sum"]), len(args) == 4))
+        return record.call(piece, f, *args)
+
+    monkeypatch.setattr(vmap, "call", counted)
+    return found
+
+
+@pytest.mark.parametrize("order", ["by work", "any", "one has nothing"])
+def test_who_has_finished_stands_aside(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted by work, each step runs for those alone who are still at it; in any order the numbers are the loop's."""
+    asked, by_work = widths(monkeypatch), sorted(range(12), key=lambda i: sizes()[i])
+    ids = list(range(12)) if order == "any" else by_work
+    visit, k = tally(), torch.arange(12 * 8, dtype=D).reshape(12, 8) / 100
+    c = cohort(visit, ids)
+    (p,) = c.phases
+    if order == "one has nothing":
+        p.active[0] = False
+    payload = {"shared": {"s": torch.linspace(0, 1, 8, dtype=D)}, "mine": {"a": k}}
+    (want, _, _), (got, _, steps) = (run(n, visit, c, **payload) for n in ("loop", "vmap"))
+    assert steps.tolist() == p.active.sum(1).tolist() and len(set(steps.tolist())) > 3
+    assert apart(want, got) <= 1e-12 and want["mine"].equal(k)
+    if order == "any":
+        assert any(masked for _, masked in asked)
+    else:
+        assert asked == [(n, False) for n in p.active.sum(0).tolist()]
+
+
+def test_what_a_step_hands_on_is_not_copied() -> None:
+    """Of a large shared leaf there is one, however many clients finish early."""
+    c = cohort(tally(), sorted(range(12), key=lambda i: sizes()[i]))
+    shared, a = {"s": torch.linspace(0, 1, 8, dtype=D)}, torch.ones(12, 8, dtype=D)
+    ((_, parts, _, _),) = execute.run("vmap", tally(), c, shared, {"a": a}, {}, data())
+    assert len(set(c.phases[0].active.sum(1).tolist())) > 2
+    assert parts["all"].untyped_storage().nbytes() == shared["s"].nbytes and parts["all"].shape == (12, 8)
+    assert parts["mine"].data_ptr() == a.data_ptr() and parts["sum"].data_ptr() != a.data_ptr()
+
+
+@pytest.mark.parametrize("kinds", MIXES.values(), ids=MIXES)
+def test_batches_are_the_same_gathered_at_once(kinds: tuple[Over, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    c, d = cohort(gather(kinds)), data()
+    for p in c.phases:
+        at_once = plan.gather(p, d)
+        monkeypatch.setattr(plan, "AT_ONCE", 0)
+        by_step = plan.gather(p, d)
+        monkeypatch.undo()
+        for t in range(p.active.shape[1]):
+            for i in (0, 4):
+                one, other = at_once(t, i), by_step(t, i)
+                assert isinstance(one, tuple) == (p.rows.shape[2] > 1)
+                several = one if isinstance(one, tuple) else (one,)
+                for j, (a, b) in enumerate(zip(several, other if isinstance(other, tuple) else (other,), strict=True)):
+                    assert a["w"].equal(p.w[i:, t, j]) and a["x"].equal(d["x"][p.rows[i:, t, j]])
+                    assert tree.same(a, b)
+
+
+def test_batches_have_the_same_strides_whatever_the_number_of_steps() -> None:
+    """For a recording is for shapes and strides."""
+    small, large = (plan.gather(cohort(over(v.steps(n))).phases[0], data()) for n in (2, 9))
+    for a, b in zip(small(1, 2).values(), large(1, 2).values(), strict=True):
+        assert a.shape == b.shape and a.stride() == b.stride()
 
 
 def test_step_keys_are_fold_of_the_phase_key() -> None:

@@ -209,7 +209,8 @@ def test_a_snapshot_that_did_not_commit_is_written_again(store: ClientStore, dis
 
 def test_nothing_touched_writes_no_segment(store: ClientStore, disk: Disk) -> None:
     disk.save(store, 1)
-    assert disk.files() == [] and disk.manifest(1) == {}
+    assert disk.files() == [] and not list(disk.snapshots.rglob("clients.json"))
+    assert not disk.load(1).saved
     store.write((1,), block(1))
     disk.save(store, 2)
     disk.save(store, 3)
