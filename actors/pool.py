@@ -17,7 +17,7 @@ from actors.client import ClientActor
 from actors.merge import Lies, NodeMerging
 from actors.monitor import RayMetrics
 from actors.placement import Plan
-from rayfed import session, tree
+from rayfed import lean, session, tree
 from rayfed.errors import RunFailed
 from rayfed.partition import split_key
 from rayfed.pool import Merging, Outcome
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 SMALL = 64 * 2**10  # bytes; Ray keeps arguments of up to 100 kB out of its store
-LOOK_S = 0.1  # between two looks at actors that have nothing to do
+LOOK_S = 0.5  # between two looks at actors that have nothing to do
 IN_FLIGHT = 2  # calls per actor: one runs while the next one's arguments arrive
 
 
@@ -141,6 +141,7 @@ class RayPool:
     def lend(self, run: str, resident: Resident) -> None:
         """Not where actors have GPUs, which this process does not see."""
         if self.lends:
+            lean.keep_freed()
             self.near.adopt(run, resident)
 
     def put(self, value: Tree) -> Any:

@@ -29,7 +29,7 @@ class ServerActor:
 
         from rayfed import lean
 
-        lean.process()
+        lean.without_compiler()
         torch.set_num_threads(plan.threads)
         for module in imports:
             importlib.import_module(module)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LIMIT = 256 * 2**20  # bytes that a recording may keep alive while it is made; larger work hardly notices the transforms
 LARGE = 32 * 2**20  # bytes kept alive that are worth giving back to the system afterwards
+SMALL = 4096  # elements up to which a stand-in of the same shape is kept
 MOST = 256  # recordings of one piece; shapes that come later run plainly
 
 _made: WeakKeyDictionary[Any, dict[Hashable, Recording]] = WeakKeyDictionary()
@@ -141,6 +142,14 @@ class _Tape:
         if not hasattr(func, "_schema") or any(x.is_conj() or x.is_neg() for x in _tensors(out)):
             self.why = f"{func} is more than a kernel on plain memory"
             return
+        if _times_one(func, args, out) and (name := self._say(args[0], []))[0] != "v":  # of what nobody writes to
+            self.fixed.add(_memory(out))
+            return self._know(out, name)
+        if func in _of_shapes() and args[0].numel() <= SMALL:  # what was in there need not be worked out
+            args = (
+                torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device),
+                *args[1:],
+            )
         reads: list[str] = []
         given = [self._say(a, reads) for a in args] + [f"{n}={self._say(a, reads)}" for n, a in kwargs.items()]
         written = _written(func, args, kwargs)
@@ -235,6 +244,24 @@ def _tensors(x: Any) -> list[Tensor]:
     if isinstance(x, tuple | list):
         return [t for v in x for t in _tensors(v)]
     return [x] if isinstance(x, torch.Tensor) else []
+
+
+def _times_one(func: Any, args: Any, out: Any) -> bool:
+    """x * 1, as vmap makes it of linear layers."""
+    return func is torch.ops.aten.mul.Scalar and args[1] == 1 and _like(out) == _like(args[0])
+
+
+def _like(x: Tensor) -> Hashable:
+    return x.shape, x.stride(), x.dtype
+
+
+@cache
+def _of_shapes() -> frozenset[Any]:
+    """Kernels that look at their first argument's shape only."""
+    a = torch.ops.aten
+    return frozenset(
+        (a.ones_like.default, a.zeros_like.default, a.full_like.default, a.new_zeros.default, a.new_ones.default)
+    )
 
 
 def _memory(x: Tensor) -> int:

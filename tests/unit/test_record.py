@@ -81,6 +81,96 @@ def test_each_shape_stride_and_type_has_a_recording_of_its_own():
     assert len(recordings(f)) == 4
 
 
+def kernels(f: Callable[..., Any], *args: Any) -> list[str]:
+    """Names of the kernels that a played call makes."""
+    return _names(lambda: call(f, pytest.fail, *args))
+
+
+def _plain(f: Callable[..., Any], *args: Any) -> list[str]:
+    return _names(lambda: f(*args))
+
+
+def _names(f: Callable[[], Any]) -> list[str]:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Names() as seen:
+        f()
+    return seen.names
+
+
+def only_its_shape(x: torch.Tensor) -> torch.Tensor:
+    loss = (x.exp() ** 2).sum(1)
+    return torch.ones_like(loss)[:, None] + torch.zeros_like(x.sin()) + x.cos().new_zeros(x.shape) + x
+
+
+def test_what_is_made_for_its_shape_alone_is_not_made():
+    x = torch.randn(3, 5)
+    out, ran = calls(only_its_shape, x)
+    assert ran == 3 and torch.equal(out[-1], 1 + x)
+    assert kernels(only_its_shape, x).count("aten.add.Tensor") == 3
+    assert not {"aten.exp.default", "aten.pow.Tensor_Scalar", "aten.sin.default", "aten.cos.default"} & set(
+        kernels(only_its_shape, x)
+    )
+
+
+def test_a_large_one_is_made_all_the_same(monkeypatch):
+    """No memory is kept for a stand-in of any size."""
+    monkeypatch.setattr(record, "SMALL", 10)
+    x = torch.randn(3, 5)
+    out, ran = calls(only_its_shape, x)
+    assert ran == 3 and torch.equal(out[-1], 1 + x) and "aten.sin.default" in kernels(only_its_shape, x)
+
+
+by = torch.ops.aten.mul.Scalar  # what vmap makes of a linear layer
+
+
+def times_one(x: torch.Tensor) -> torch.Tensor:
+    return by(x, 1) + by(x * 2, 1)
+
+
+def times_one_and_written(x: torch.Tensor) -> torch.Tensor:
+    y = by(x, 1)
+    return y.add_(1)
+
+
+def times_a_true_one(x: torch.Tensor) -> torch.Tensor:
+    return by(x, 1.0)
+
+
+def test_an_argument_times_one_is_the_argument():
+    x = torch.randn(3, 5)
+    out, ran = calls(times_one, x)
+    assert ran == 3 and torch.equal(out[-1], x + x * 2)
+    assert kernels(times_one, x).count("aten.mul.Scalar") == 1, "that of x * 2, which is the call's own"
+    assert _plain(times_one, x).count("aten.mul.Scalar") == 2
+
+
+@pytest.mark.parametrize(
+    "x", [torch.arange(4), torch.randn(4).half(), torch.randn(1).expand(4), torch.tensor([True, False])]
+)
+@pytest.mark.parametrize("f", [times_one, times_a_true_one, times_one_and_written])
+def test_times_one_keeps_its_type_its_layout_and_its_argument(f, x):
+    """An integer times 1.0 is another type, an expanded one times 1 other strides, and what is written to is not the argument."""
+    before = x.clone()
+    try:
+        want = f(x)
+    except RuntimeError:  # a truth value and 1 are a number, which does not fit into it
+        return
+    for _ in range(5):
+        got = call(f, f, x)
+        assert got.dtype == want.dtype and got.stride() == want.stride() and torch.equal(got, want)
+        assert torch.equal(x, before)
+
+
 def constant(x: torch.Tensor) -> torch.Tensor:
     return x + torch.tensor([1.0, 2.0])
 
