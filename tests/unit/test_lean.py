@@ -66,6 +66,18 @@ print("colorsys" in sys.modules)
     assert done.stdout.strip() == "True"
 
 
+def test_what_a_client_actor_imports_is_out_of_the_collectors_way() -> None:
+    code = """
+import gc
+from actors.client import ClientActor
+ClientActor(0, 1, 0.0)
+kept, there = gc.get_freeze_count(), len(gc.get_objects())
+print(kept > 10 * there, gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
 def test_shares_of_a_gpu_leave_room_for_what_is_not_counted() -> None:
     code = """
 import torch

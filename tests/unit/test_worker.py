@@ -20,12 +20,14 @@ from rayfed.fold import mean, total
 from rayfed.method import Part
 from rayfed.pool import LocalPool
 from rayfed.snapshot import load_tree
-from rayfed.worker import SMALL, VectorizeError, Worker, check_wire, mismatch
+from rayfed.worker import SMALL, VectorizeError, Worker, check_wire, mismatch, sums_are_finite
 from tests import toy
 from tests.toy import Result, SimPool, ToyFed
 
 # A method whose client `bad` misbehaves as `how` says; its state counts visits, its reply has parts of several kinds.
 ODD = '''
+import weakref
+import numpy as np
 import torch
 from rayfed import tree
 from rayfed.fold import mean
@@ -33,6 +35,7 @@ from rayfed.method import Method, MethodSettings, Part, Wire
 from rayfed.visit import Phase, Visit, once, sgd_visit
 
 SEEN = []
+MADE = []
 
 class Odd(Method):
     class Settings(MethodSettings):
@@ -91,6 +94,16 @@ class Odd(Method):
             return {"row": {"b": row[: n // 3].reshape(-1, 1), "a": row[n // 3 :]}, "k": c}, own
 
         return Visit(lambda info, shared, mine, own: {}, (), end)
+
+    def one_by_one(self, task):
+        """Notes how many earlier replies are still in memory."""
+        def end(info, carry, shared, mine, own):
+            SEEN.append(sum(made() is not None for made in MADE))
+            memory = np.ones(1000, np.float32)
+            MADE.append(weakref.ref(memory))
+            return {"row": {"a": torch.from_numpy(memory)}}, own
+
+        return Visit(lambda info, shared, mine, own: {}, (), end, vectorize="looks around")
 
     def idle(self, task):
         """Does and sends nothing."""
@@ -491,6 +504,26 @@ ASKED = (9, 0, 5, 2, 11, 7, 4)
 
 def sent(client: int, n: int) -> np.ndarray:
     return np.sin((client + 1.0) * np.arange(1, n + 1))
+
+
+def test_a_reply_is_gone_before_the_next_one_is_made(odd: str) -> None:
+    """Each takes the memory of the one before, however many clients a call has."""
+    fed = toy.make_fed(toy.config(odd, executor="loop", **{**SHORT, "resources": {"cohort": 7}}))
+    fed.begin(1)
+    got = fed.ask(fed.method.one_by_one, fed.sample(), fold=mean("row", "one"))
+    assert len(got) == 7 and got.folded["row"]["a"].tolist() == [1.0] * 1000
+    assert seen(fed) == [0] * 7
+
+
+@pytest.mark.parametrize(
+    "bad", [[math.nan], [math.inf], [-math.inf, 1.0], [math.inf, -math.inf], [1.0, math.nan, math.inf]]
+)
+def test_a_sum_tells_what_is_not_finite(bad: list[float]) -> None:
+    fine = {"a": torch.ones(3), "b": {"c": torch.arange(4), "d": torch.ones(2, dtype=torch.float64)}}
+    assert sums_are_finite([fine, {}]) and sums_are_finite([])
+    assert not sums_are_finite([fine, {"x": torch.tensor(bad)}])
+    apart = [{str(i): torch.tensor([v], dtype=torch.float64)} for i, v in enumerate(bad)]
+    assert not sums_are_finite([*apart, fine])
 
 
 def asked(odd: str, n: int, pool: Any = None, **more: Any) -> Any:
