@@ -416,7 +416,7 @@ def test_a_finished_client_is_frozen() -> None:
 
 
 def tally() -> Visit:
-    """Twice over its data: moves one leaf and hands on two, one its client's, one everyone's."""
+    """Three times over its data: moves one leaf and hands on two, one its client's, one everyone's."""
 
     def begin(info: Info, shared: Any, mine: Any, own: Any) -> Any:
         return {
@@ -430,7 +430,7 @@ def tally() -> Visit:
         moved = carry["sum"] * 0.5 + (batch["x"] * batch["w"][:, None]).sum(0) + carry["mine"] + carry["all"]
         return {**carry, "sum": moved, "square": carry["square"].T}
 
-    return Visit(begin, [Phase(v.epochs(2), step)], lambda info, carry, s, m, own: (carry, own))
+    return Visit(begin, [Phase(v.epochs(3), step)], lambda info, carry, s, m, own: (carry, own))
 
 
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
@@ -484,6 +484,9 @@ def test_batches_are_the_same_gathered_at_once(kinds: tuple[Over, ...], monkeypa
         monkeypatch.setattr(plan, "AT_ONCE", 0)
         by_step = plan.gather(p, d)
         monkeypatch.undo()
+        held = [f(0)[0] if isinstance(f(0), tuple) else f(0) for f in (at_once, by_step)]
+        whole, step = (b["x"].untyped_storage().nbytes() for b in held)
+        assert whole == step * p.active.shape[1]
         for t in range(p.active.shape[1]):
             for i in (0, 4):
                 one, other = at_once(t, i), by_step(t, i)

@@ -367,6 +367,9 @@ def test_rows_outlive_the_machine_before_a_snapshot_of_them_does(tmp_path, monke
     done.clear()
     step(folder, 6)
     assert rows not in done
+    os.unlink(folder.path / "parts" / rows)
+    step(folder, 7)
+    assert done == ["parts"], "a new file's name is made to last"
 
 
 KILLED = """

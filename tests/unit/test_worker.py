@@ -121,7 +121,11 @@ class Odd(Method):
         down = {"model": state["model"], **({"extra": torch.zeros(())} if self.settings.how == "down" else {})}
         mine = {c: {"m" if self.settings.how != "mine" else "other": torch.tensor(1.0)} for c in range(fed.population)}
         self.last = fed.ask(self.train, fed.sample(), shared=down, mine=mine, fold=(mean("delta"), mean("k", "one")))
-        return {"model": tree.add(state["model"], self.last.folded["delta"])}
+        new = tree.add(state["model"], self.last.folded["delta"])
+        made = {"server nan": float("nan"), "server inf": float("inf"), "server large": 3e38}.get(self.settings.how)
+        if made is not None and fed.round == 2:
+            new["head.bias"] = torch.full_like(new["head.bias"], made)
+        return {"model": new}
 '''
 
 
@@ -352,6 +356,17 @@ def test_a_run_counts_its_dropped_clients(odd: str, tmp_path: Path) -> None:
     draws = toy.simulate(spec, **policy("drop")).fed.drawn
     assert [r["clients/dropped"] for r in ran.rows] == [int(BAD in d.ids) for d in draws]
     assert ran.rows[0]["clients/dropped"] == 1 and ran.rows[0]["clients/visits"] == 6
+
+
+@pytest.mark.parametrize("how", ["server nan", "server inf"])
+def test_a_server_state_that_is_not_finite_ends_the_run(odd: str, how: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"round 2: .* NaN or infinity in model/head.bias; the state of round 1 is kept"):
+        toy.run_folder({"name": odd, "how": how}, tmp_path, rounds=2)
+
+
+def test_a_server_state_whose_sum_overflows_is_finite(odd: str, tmp_path: Path) -> None:
+    ran = toy.run_folder({"name": odd, "how": "server large"}, tmp_path, rounds=2)
+    assert ran.state["model"]["head.bias"].sum() == math.inf and len(ran.rows) == 2
 
 
 def test_a_stop_that_comes_while_a_round_commits_waits_for_a_snapshot(tmp_path: Path) -> None:
