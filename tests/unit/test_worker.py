@@ -360,7 +360,9 @@ def test_a_run_counts_its_dropped_clients(odd: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["server nan", "server inf"])
 def test_a_server_state_that_is_not_finite_ends_the_run(odd: str, how: str, tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"round 2: .* NaN or infinity in model/head.bias; the state of round 1 is kept"):
+    with pytest.raises(
+        RunFailed, match=r"round 2: .* NaN or infinity in model/head.bias; the state of round 1 is kept"
+    ):
         toy.run_folder({"name": odd, "how": how}, tmp_path, rounds=2)
 
 
