@@ -102,9 +102,9 @@ class ServerActor:
         self.pool.close()
 
     def _driver_lives(self) -> None:
-        if (
-            self.driver is None or time.monotonic() < self.looked + LOOK_S
-        ):  # detached: the run may outlive whoever started it
+        if self.driver is None:  # detached: the run may outlive whoever started it
+            return
+        if time.monotonic() < self.looked + LOOK_S:
             return
         self.looked = time.monotonic()
         import socket

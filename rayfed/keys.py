@@ -47,11 +47,8 @@ def numpy_again(k: int) -> np.random.Generator:
     try:
         generator, state, first = _here.known
     except AttributeError:
-        generator, zeros, first = (
-            np.random.Generator(np.random.Philox(key=0)),
-            np.zeros(4, np.uint64),
-            np.zeros(2, np.uint64),
-        )
+        generator, zeros = np.random.Generator(np.random.Philox(key=0)), np.zeros(4, np.uint64)
+        first = np.zeros(2, np.uint64)
         state = {
             "bit_generator": "Philox", "state": {"counter": zeros, "key": first},
             "buffer": zeros, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,

@@ -32,7 +32,7 @@ def keep_freed() -> bool:
 
 
 def settle() -> None:
-    """After a process's imports: they are nothing that the garbage collector, which takes up to 0.3 s for them, should go through."""
+    """After a process's imports: hundreds of thousands of objects that the garbage collector need not go through again."""
     gc.freeze()
 
 

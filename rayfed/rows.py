@@ -97,7 +97,7 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: b
     try:
         fd, fresh = os.open(path, os.O_RDWR), False
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        (folder / "parts").mkdir(exist_ok=True)
         fd, fresh = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), True
     try:
         end = _whole_end(fd)

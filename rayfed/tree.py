@@ -38,16 +38,15 @@ def map(f: Callable[..., Any], *trees: Tree) -> Tree:
     return {k: map(f, *[t[k] for t in trees]) for k in first}
 
 
-_kinds: dict[type, bool] = {}
-
-
 def _nested(tree: Tree) -> bool:
-    """isinstance(tree, Mapping), which is slow to say no, asked once per type."""
-    kind = type(tree)
-    known = _kinds.get(kind)
-    if known is None:
-        known = _kinds[kind] = issubclass(kind, Mapping)
-    return known
+    kind: Any = type(tree)
+    return _mapping(kind)
+
+
+@cache
+def _mapping(kind: type) -> bool:
+    """Once per type: an abstract class is slow to say no."""
+    return issubclass(kind, Mapping)
 
 
 def _keys(tree: Tree) -> str:
@@ -65,15 +64,7 @@ def leaves(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 def values(tree: Tree) -> list[Any]:
     """The leaves."""
-    if not _nested(tree):
-        return [tree]
-    out = []
-    for v in tree.values():
-        if _nested(v):
-            out += values(v)
-        else:
-            out.append(v)
-    return out
+    return [x for v in tree.values() for x in values(v)] if _nested(tree) else [tree]
 
 
 def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:

@@ -301,7 +301,7 @@ class Worker:
             except Exception as error:
                 failures[cohort.clients[i]] = _failure(error)
                 continue
-            yield [i], *out.pop()
+            yield [i], *out.pop()  # and this frame holds it no longer
 
     def _alone(
         self, res: Resident, name: str, visit: Visit, cohort: Cohort, i: int, shared: Tree, mine: Tree, own: Tree

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import cache
 
 from rayfed import methods, tree
 from rayfed.visit import Visit
@@ -10,17 +11,19 @@ STAMPS = "PEERS_STAMPS"  # environment: the file of the times
 SCALE = 1e-4
 
 
+@cache
+def stamps():
+    """The file of the times, open."""
+    return os.open(os.environ[STAMPS], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
 class Stamped(methods.get("fedavg")):
     """FedAvg, whose rounds' times are written down."""
-
-    stamps = None
 
     def round(self, state, fed, task):
         begin = time.time()
         new = super().round(state, fed, task)
-        if self.stamps is None:
-            self.stamps = os.open(os.environ[STAMPS], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(self.stamps, f"[{begin}, {time.time()}]\n".encode())
+        os.write(stamps(), f"[{begin}, {time.time()}]\n".encode())
         return new
 
 
