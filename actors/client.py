@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rayfed.worker import Job
+from rayfed.engine.worker import Job
 
 
 class ClientActor:
@@ -20,13 +20,13 @@ class ClientActor:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import torch
 
-        from rayfed import lean
-        from rayfed.worker import Worker
+        from rayfed.engine.worker import Worker
+        from rayfed.execute.tuning import process
 
-        lean.process()
+        process.process()
         for name in imports:
             importlib.import_module(name)
-        lean.settle()
+        process.settle()
         torch.set_num_threads(threads)
         device = "cpu"
         if gpus and torch.cuda.is_available():
@@ -64,11 +64,11 @@ class ClientActor:
     ) -> str:
         """Make a run resident; returns this actor's node. `federation` is `Federation.numpy()`, shared by all actors of the
         node; `code`: the user's own files by their names in the config, which need not exist on this node."""
-        from rayfed import session
-        from rayfed.config import Config
+        from rayfed.config import user_code
+        from rayfed.config.schema import Config
         from rayfed.partition import Federation
 
-        session.install(code)
+        user_code.install(code)
         self.worker.setup(run, Config.from_dict(config), Federation.from_numpy(federation), start)
         ray = sys.modules.get("ray")
         return str(ray.get_runtime_context().get_node_id()) if ray and ray.is_initialized() else ""

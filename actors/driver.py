@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from actors import monitor
 from actors.placement import Plan, nodes_of, plan
-from rayfed import launch, models, session, track
+from rayfed import models, track
+from rayfed.config import user_code
 from rayfed.errors import PlacementError, RunFailed
+from rayfed.launch import start as launch
 
 if TYPE_CHECKING:
-    from rayfed.config import Config, Study
-    from rayfed.engine import Ending
-    from rayfed.folder import RunFolder
+    from rayfed.config.schema import Config, Study
+    from rayfed.engine.runner import Ending
     from rayfed.partition import Federation
+    from rayfed.storage.run_folder import RunFolder
 
 POLL = 0.3  # seconds between two looks at the server's status
 
@@ -88,7 +90,7 @@ class RayLauncher:
             "name": f"{label}/server", "num_cpus": wanted.server_cpus, "num_gpus": wanted.server_gpus,
             "max_concurrency": 6, "max_restarts": 0, "scheduling_strategy": where,
         }  # fmt: skip
-        from rayfed.folder import Owner
+        from rayfed.storage.run_folder import Owner
 
         me = Owner.me()
         driver = {"host": me.host, "pid": me.pid, "start": me.start}
@@ -98,10 +100,10 @@ class RayLauncher:
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
-        from rayfed.engine import Ending
+        from rayfed.engine.runner import Ending
 
         values = config.to_dict()
-        around = {"code": session.used(values), "environment": track.environment()}
+        around = {"code": user_code.used(values), "environment": track.environment()}
         done = self.server.run.options(name=monitor.run_name(config, folder.path)).remote(
             str(folder.path.resolve()), folder.fence, values, [self._put(federation)], **around
         )

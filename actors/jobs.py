@@ -28,13 +28,13 @@ from urllib.parse import urlsplit
 
 from actors import onhead
 from actors.package import CONFIG, Package, pack
-from rayfed import remote
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RayfedError, RunFailed, nearest
-from rayfed.files import remove, sync_dir
-from rayfed.folder import new_id
+from rayfed.storage import object_store
+from rayfed.storage.atomic import remove, sync_dir
+from rayfed.storage.run_folder import new_id
 
 if TYPE_CHECKING:
-    from rayfed.config import Config, Study
+    from rayfed.config.schema import Config, Study
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 PROGRESS = re.compile(r"(?:\[\d+/\d+\] \S+ seed \d+  )?(?:round (\d+)/(\d+)|starting\b|running\b)")
@@ -290,7 +290,7 @@ def described(request: Config | Study) -> dict[str, str]:
 
 def out_argument(out: str) -> str:
     """`--out` as the head's shell reads it: a relative path starts at $RAYFED_HOME, or home."""
-    if remote.is_uri(out) or out.startswith("/"):
+    if object_store.is_uri(out) or out.startswith("/"):
         return shlex.quote(out)
     return '"${RAYFED_HOME:-$HOME}"/' + shlex.quote(out)
 
@@ -345,7 +345,7 @@ def request(
     shared: Sequence[Path] = (),
 ) -> tuple[Cluster, str]:
     """`rayfed submit COMMAND ...`: everything is checked here before the cluster is asked. The connection and the job."""
-    from rayfed.config import Config, load_config
+    from rayfed.config.schema import Config, load_config
 
     asked = load_config(config, sets)
     base = asked if isinstance(asked, Config) else asked.base
@@ -377,14 +377,16 @@ def again(where: str, sets: Sequence[str], *, address: str | None, more: Sequenc
                 f"submit resume {where}: {live[0]} is still at work on it; end it with: rayfed stop {live[0]}"
             )
         folder = (
-            remote.join(about["out"], about["run"]) if remote.is_uri(about["out"]) else f"{about['out']}/{about['run']}"
+            object_store.join(about["out"], about["run"])
+            if object_store.is_uri(about["out"])
+            else f"{about['out']}/{about['run']}"
         )
         package.folders = {n: Path(p) for n, p in json.loads(about.pop("folders", "{}")).items()}
         if lost := [p for p in package.folders.values() if not p.exists()]:
             raise ConfigError(
                 [f"submit resume {where}: {p} travelled with the job and is not here any more" for p in lost]
             )
-    elif remote.is_uri(where) or "/" in where:
+    elif object_store.is_uri(where) or "/" in where:
         folder = where.rstrip("/")
         out, _, run = folder.partition("?")[0].rpartition("/")
         about = {"run": run, "out": out + folder[len(folder.partition("?")[0]) :]}
@@ -549,9 +551,9 @@ def fetch(cluster: Cluster, name: str, out: Path) -> Path:
     job = cluster.job(name)
     where, run = job.metadata["out"], job.metadata["run"]
     target = Path(out) / run
-    remote.free(target)
-    if remote.is_uri(where) and not where.startswith("file:"):
-        return remote.download(remote.join(where, run), target)
+    object_store.free(target)
+    if object_store.is_uri(where) and not where.startswith("file:"):
+        return object_store.download(object_store.join(where, run), target)
     hidden = target.parent / f".new-{secrets.token_hex(6)}"
     try:
         hidden.mkdir(parents=True)
@@ -561,7 +563,7 @@ def fetch(cluster: Cluster, name: str, out: Path) -> Path:
         inside.mkdir()
         with tarfile.open(archive) as tar:
             tar.extractall(inside, filter="data")
-        for pointer in inside.rglob(remote.POINTER):  # a copy: nothing more is uploaded from it
+        for pointer in inside.rglob(object_store.POINTER):  # a copy: nothing more is uploaded from it
             pointer.unlink()
         if target.exists():
             old = target.parent / f".old-{secrets.token_hex(6)}"

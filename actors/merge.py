@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from rayfed import fold
-from rayfed.pool import Merging, Outcome
+from rayfed.engine.pool import Merging, Outcome
 
 
 class Lies(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed.track.prometheus import LABELS, METRICS, SECONDS
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
 EVERY = 2.0  # seconds between two looks at queue and memory
 NAMES = 100  # of rounds per run, at most: Ray's pages group tasks by name

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.onhead import sources
-from rayfed import session
+from rayfed.config import user_code
 from rayfed.errors import ConfigError
-from rayfed.files import yaml_bytes
-from rayfed.progress import human
+from rayfed.launch.progress import human
+from rayfed.storage.atomic import yaml_bytes
 
 if TYPE_CHECKING:
-    from rayfed.config import Config, Study
+    from rayfed.config.schema import Config, Study
 
 LIMIT = 200_000_000  # bytes of data and models
 CONFIG = "config.yaml"
@@ -72,12 +72,12 @@ def _rewritten(value: Any, package: Package, shared: Sequence[Path], where: tupl
         return [_rewritten(v, package, shared, where) for v in value]
     if not isinstance(value, str):
         return value
-    own = session.FILE.fullmatch(value)
-    text = session.content(own[1]) if own else None
+    own = user_code.FILE.fullmatch(value)
+    text = user_code.content(own[1]) if own else None
     if own and text is not None:
         # Under the name of a session's code the run's folder keeps it, and it can be resumed anywhere.
         stem = re.sub(r"\W", "_", Path(own[1]).stem)
-        name = own[1] if session.WRITTEN.fullmatch(own[1]) else session.named_text(stem, text)
+        name = own[1] if user_code.WRITTEN.fullmatch(own[1]) else user_code.named_text(stem, text)
         package.texts[name] = text
         return f"{name}:{value.rpartition(':')[2]}"
     scheme = next((s for s in FOLDERS if value.startswith(s)), "")

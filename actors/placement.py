@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rayfed.errors import PlacementError
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
 Node = Mapping[str, float]  # {"CPU": 8, "GPU": 1}
 SLACK = 1e-6

@@ -17,13 +17,15 @@ from actors.client import ClientActor
 from actors.merge import Lies, NodeMerging
 from actors.monitor import RayMetrics
 from actors.placement import Plan
-from rayfed import lean, session, tree
+from rayfed import tree
+from rayfed.config import user_code
+from rayfed.engine.pool import Merging, Outcome
+from rayfed.engine.worker import Job, Resident, Worker
 from rayfed.errors import RunFailed
+from rayfed.execute.tuning import process
 from rayfed.partition import split_key
-from rayfed.pool import Merging, Outcome
 from rayfed.track import prometheus
 from rayfed.tree import Tree
-from rayfed.worker import Job, Resident, Worker
 
 if TYPE_CHECKING:
     from rayfed.partition import Federation
@@ -91,7 +93,7 @@ class RayPool:
         same = json.dumps([values[k] for k in ("task", "init")], sort_keys=True)
         if start is not None and same not in self._starts:  # a base model once per node, whatever the number of runs
             self._starts = {same: ray.put(start)}
-        self._runs[run] = ((run, values, data, start and self._starts[same], session.used(values)), split)
+        self._runs[run] = ((run, values, data, start and self._starts[same], user_code.used(values)), split)
         while len(self._runs) > self.keep:
             del self._runs[next(iter(self._runs))]
         pending = {i: actor.setup.remote(*self._runs[run][0]) for i, actor in enumerate(self.actors)}
@@ -141,7 +143,7 @@ class RayPool:
     def lend(self, run: str, resident: Resident) -> None:
         """Not where actors have GPUs, which this process does not see."""
         if self.lends:
-            lean.keep_freed()
+            process.keep_freed()
             self.near.adopt(run, resident)
 
     def put(self, value: Tree) -> Any:
@@ -152,7 +154,7 @@ class RayPool:
         return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """As `rayfed.pool.Pool.run`. A job whose actors died more than `retries` times ends the run.
+        """As `rayfed.engine.pool.Pool.run`. A job whose actors died more than `retries` times ends the run.
 
         The actors that live do the work of those that wait for a place."""
         if len(jobs) == 1 and jobs[0].run in self.near.runs and not self._apart:

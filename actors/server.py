@@ -27,13 +27,13 @@ class ServerActor:
         self.pool = RayPool(plan, group, name, imports=imports)  # its actors import torch while this process does
         import torch
 
-        from rayfed import lean
+        from rayfed.execute.tuning import process
 
-        lean.without_compiler()
+        process.without_compiler()
         torch.set_num_threads(plan.threads)
         for module in imports:
             importlib.import_module(module)
-        lean.settle()
+        process.settle()
 
     def __repr__(self) -> str:
         return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"
@@ -60,14 +60,14 @@ class ServerActor:
 
         import ray
 
-        from rayfed import session
-        from rayfed.config import Config
-        from rayfed.engine import Runner
-        from rayfed.folder import RunFolder
+        from rayfed.config import user_code
+        from rayfed.config.schema import Config
+        from rayfed.engine.runner import Runner
         from rayfed.partition import Federation, split_key
+        from rayfed.storage.run_folder import RunFolder
 
         os.environ.update(environment)
-        session.install(code)
+        user_code.install(code)
         resolved = Config.from_dict(config)
         self.pool.data = {split_key(resolved.to_dict()): federation[0]}
         self.pool.retries = resolved.failures.actor_death.retries

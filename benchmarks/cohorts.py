@@ -49,7 +49,7 @@ WORDS = (
 
 def config(a: argparse.Namespace, data: Path) -> Any:
     """The federation that all rows train on: equal clients, `steps` SGD steps each."""
-    from rayfed.config import load_config
+    from rayfed.config.schema import load_config
 
     per_client = a.batch * a.steps
     return load_config({
@@ -83,8 +83,8 @@ def one(a: argparse.Namespace, data: Path, kind: str, k: int, result: Path) -> d
 
     torch.set_num_threads(1)
     from rayfed import execute, partition, tree
-    from rayfed.engine import start_from
-    from rayfed.worker import Resident
+    from rayfed.engine.runner import start_from
+    from rayfed.engine.worker import Resident
 
     c = config(a, data)
     res = Resident(c, partition.build(c), start_from(c), "cpu")
@@ -120,7 +120,7 @@ def peft_loop(c: Any, res: Any, cohorts: list[Any]) -> Any:
     import torch
     import torch.nn.functional as F
 
-    from rayfed.execute.plan import gather
+    from rayfed.execute.batches import gather
 
     wrapped = res.task._module  # PEFT's model and the head; its own forward is not used
     net, head = wrapped.network, wrapped.head

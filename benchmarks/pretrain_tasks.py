@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from pretrain_lm import tokenizer
 
-from rayfed.claims import models
+from rayfed.launch.claims import models
 
 LETTERS = "abcdefghijklmnop"
 STEPS = 1500

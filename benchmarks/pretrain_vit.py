@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
 from rayfed import data
-from rayfed.claims import models
-from rayfed.config import Named
+from rayfed.config.schema import Named
+from rayfed.launch.claims import models
 
 CLASSES = 5
 EPOCHS = 60

@@ -186,7 +186,7 @@ def only_run(where: Path) -> Path:
 
 def measured(command: Command, run: Path) -> dict[str, Any]:
     """Of a run that has ended: seconds of a round, CPU seconds of the whole command, the start, the most memory at once."""
-    from rayfed.folder import read_metrics
+    from rayfed.storage.run_folder import read_metrics
 
     found = read_metrics(run).to_pylist()
     times = [r["time/round"] for r in found]
@@ -323,7 +323,7 @@ def stateful(clients: int, per_round: int, rounds: int, tiny: bool, keep: int) -
 
 def written(run: Path, touched: int) -> dict[str, Any]:
     """What the run's last snapshot wrote, and the median seconds of the commits between its kept snapshots."""
-    from rayfed.folder import read_metrics
+    from rayfed.storage.run_folder import read_metrics
 
     rows = {r["round"]: r for r in read_metrics(run).to_pylist()}
     kept = sorted((run / "snapshots").glob("round-*"))
@@ -371,7 +371,7 @@ def until(condition: Callable[[], Any], what: str, command: Command, seconds: fl
 
 def by_state(tiny: bool) -> dict[str, Any]:
     """The run with all clients stateful: killed on the way and resumed, then resumed once more for further rounds."""
-    from rayfed.folder import read_metrics
+    from rayfed.storage.run_folder import read_metrics
 
     clients, per_round, sizes = (600, 30, (5,)) if tiny else (100_000, 1000, (10, 100))
     rounds, more = clients // per_round, 2 if tiny else 5

@@ -14,9 +14,9 @@ from rayfed.errors import ConfigError, nearest
 if TYPE_CHECKING:
     import pyarrow
 
-    from rayfed.config import Config
-    from rayfed.launch import Finished
-    from rayfed.trained import Model, Served
+    from rayfed.config.schema import Config
+    from rayfed.launch.start import Finished
+    from rayfed.served import Model, Served
 
 Sets = Sequence[str] | Mapping[str, Any]
 Watch = Callable[[dict[str, Any]], None]
@@ -31,7 +31,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config."""
-        from rayfed.files import read_yaml
+        from rayfed.storage.atomic import read_yaml
 
         return read_yaml(self.path / "config.yaml")
 
@@ -42,7 +42,7 @@ class Run:
 
     def metrics(self) -> pyarrow.Table:
         """One row per committed round, column `round` from 1; null where a metric was not measured."""
-        from rayfed.folder import read_metrics
+        from rayfed.storage.run_folder import read_metrics
 
         return read_metrics(self.path)
 
@@ -50,7 +50,7 @@ class Run:
         """One row per client of an evaluated round, by default the newest. ConfigError if that round was not evaluated."""
         import pyarrow as pa
 
-        from rayfed.rows import read_clients
+        from rayfed.storage.round_log import read_clients
 
         found = read_clients(self.path, round)
         if not found:
@@ -62,7 +62,7 @@ class Run:
 
     def models(self) -> list[str]:
         """Names of the saved models: "model" (the global one), "expert-0", ...; none before the run has ended."""
-        from rayfed.trained import names
+        from rayfed.served import names
 
         return names(self.path)
 
@@ -72,7 +72,7 @@ class Run:
         The global one, a cluster's expert, or what a client is served (held-out clients too; its data is split again for
         that). ConfigError naming what is there.
         """
-        from rayfed.trained import saved
+        from rayfed.served import saved
 
         if client is not None:
             return self._served.model(client)
@@ -89,7 +89,7 @@ class Run:
 
     @cached_property
     def _config(self) -> Config:
-        from rayfed.config import Config, load_config
+        from rayfed.config.schema import Config, load_config
 
         found = load_config(self.path / "config.yaml")
         assert isinstance(found, Config)
@@ -97,7 +97,7 @@ class Run:
 
     @cached_property
     def _served(self) -> Served:
-        from rayfed.trained import Served
+        from rayfed.served import Served
 
         return Served(self.path, self._config)
 
@@ -111,7 +111,7 @@ class Study:
     @property
     def config(self) -> dict[str, Any]:
         """The study as it was written: base settings, seeds, arms, claim."""
-        from rayfed.files import read_yaml
+        from rayfed.storage.atomic import read_yaml
 
         return read_yaml(self.path / "study.yaml")
 
@@ -123,7 +123,7 @@ class Study:
     @property
     def arms(self) -> dict[str, dict[int, Run]]:
         """arm -> seed -> run, of the runs that have begun."""
-        from rayfed.runs import study_runs
+        from rayfed.storage.listing import study_runs
 
         out: dict[str, dict[int, Run]] = {}
         for arm, seed, where in study_runs(self.path, self.config):
@@ -173,11 +173,11 @@ def run(
     data or model of your own. local: in this process, without Ray; address: as `--address`; watch: is called with the live
     status after each round. Raises the errors of `rayfed.errors`.
     """
-    from rayfed.config import load_config
+    from rayfed.config.schema import load_config
 
     request = load_config(config, sets)
     if local:
-        from rayfed.launch import run_local
+        from rayfed.launch.start import run_local
 
         return _folder(run_local(request, out=out, watch=watch))
     from actors.driver import run as run_on_ray
@@ -195,7 +195,7 @@ def resume(
 ) -> Run | Study:
     """Continue a run or a study from its last snapshot to its end, or beyond it: sets=["rounds=50"]. Arguments as in `run`."""
     if local:
-        from rayfed.launch import resume_local
+        from rayfed.launch.start import resume_local
 
         return _folder(resume_local(path, sets=sets, watch=watch))
     from actors.driver import resume as resume_on_ray

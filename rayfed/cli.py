@@ -40,12 +40,12 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run an experiment or a study to its end."""
-    from rayfed.config import load_config
+    from rayfed.config.schema import load_config
 
     request = load_config(config, sets or ())
     with _progress(as_json) as progress:
         if local:
-            from rayfed.launch import run_local
+            from rayfed.launch.start import run_local
 
             done = run_local(request, out=out, watch=progress.update)
         else:
@@ -76,7 +76,7 @@ def resume(
         return
     with _progress(as_json) as progress:
         if local:
-            from rayfed.launch import resume_local
+            from rayfed.launch.start import resume_local
 
             done = resume_local(run, sets=sets or (), watch=progress.update)
         else:
@@ -89,7 +89,7 @@ def resume(
 @app.command()
 def validate(config: str, sets: Sets = None, as_json: Json = False) -> None:
     """Print the resolved config, or everything that is wrong with it."""
-    from rayfed.config import load_config
+    from rayfed.config.schema import load_config
 
     d = load_config(config, sets or ()).to_dict()
     typer.echo(json.dumps(d, indent=1) if as_json else _yaml(d), nl=as_json)
@@ -108,7 +108,7 @@ def partition(
     ] = False,
 ) -> None:
     """Who holds what: a split in numbers and as a picture."""
-    from rayfed.config import Config, load_config
+    from rayfed.config.schema import Config, load_config
     from rayfed.partition.describe import describe
     from rayfed.report import partition_plot
 
@@ -129,7 +129,7 @@ def partition(
 @app.command()
 def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False) -> None:
     """Copy a ready config to a file of your own."""
-    from rayfed.configfile import READY, ready
+    from rayfed.config.load import READY, ready
 
     if name not in ready():
         raise ConfigError(f"cp: no ready config {name!r}{nearest(name, ready())}; ready: {', '.join(ready())}")
@@ -157,7 +157,7 @@ def methods(name: Annotated[str | None, typer.Argument()] = None, as_json: Json 
         }
         for n, f in cls.Settings.model_fields.items()
     }
-    from rayfed.claims import numbers, of_method
+    from rayfed.launch.claims import numbers, of_method
 
     wire = {side: {n: p._asdict() for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields}
     if as_json:
@@ -208,7 +208,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"), as_json: Json = False
 ) -> None:
     """List runs, studies and sweeps, and how each stands."""
-    from rayfed.runs import runs as find
+    from rayfed.storage.listing import runs as find
 
     if not folder.is_dir():
         raise ConfigError(f"runs: {folder} is not a folder")
@@ -257,15 +257,15 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
-    from rayfed import claims as table
+    from rayfed.launch import claims as table
 
     def runs(study: Any, where: Path) -> tuple[Path, dict[str, Any]]:
         before = table.found(study, where)
         with _progress(as_json) as progress:
             how: dict[str, Any] = {"watch": progress.update} | ({} if local else {"address": address})
             if local:
-                from rayfed.launch import resume_local as again
-                from rayfed.launch import run_local as start
+                from rayfed.launch.start import resume_local as again
+                from rayfed.launch.start import run_local as start
             else:
                 from actors.driver import resume as again
                 from actors.driver import run as start
@@ -461,7 +461,7 @@ def status(
 ) -> None:
     """The jobs of a cluster, or one job's live state."""
     from actors import jobs
-    from rayfed.progress import line
+    from rayfed.launch.progress import line
 
     cluster = jobs.Cluster(address)
     if job is not None:
@@ -532,29 +532,29 @@ def fetch(
 
 
 def _is_sweep(where: str) -> bool:
-    from rayfed import remote
+    from rayfed.storage import object_store
 
-    if not remote.is_uri(where) or remote.wrong(where):
+    if not object_store.is_uri(where) or object_store.wrong(where):
         return (Path(where) / "sweep.yaml").is_file()
-    last = remote.newest(*remote.filesystem(where))
+    last = object_store.newest(*object_store.filesystem(where))
     return bool(last) and "sweep.yaml" in (last or {})["files"]
 
 
 def _progress(as_json: bool) -> Any:
-    from rayfed.progress import Progress
+    from rayfed.launch.progress import Progress
 
     return Progress(quiet=as_json)
 
 
 def _finished(done: Any, as_json: bool) -> None:
-    from rayfed import remote
+    from rayfed.storage import object_store
 
-    stored = remote.of(done.path)
+    stored = object_store.of(done.path)
     where = {"path": str(done.path), **({"stored": stored.uri} if stored else {})}
     if as_json:
         typer.echo(json.dumps({**where, "status": done.status, "summary": done.summary}, indent=1))
         return
-    from rayfed.progress import print_result, print_sweep
+    from rayfed.launch.progress import print_result, print_sweep
 
     (print_sweep if done.summary.get("kind") == "sweep" else print_result)(done.path, done.summary)
     if stored:

@@ -15,19 +15,19 @@ import numpy as np
 from rayfed import fold as folds
 from rayfed import keys, tree
 from rayfed.adapters import ranks
+from rayfed.engine.client_states import ClientStore
+from rayfed.engine.worker import Call, Job
 from rayfed.errors import RunFailed
 from rayfed.fold import Fold, Merger
 from rayfed.lazy import torch
-from rayfed.store import ClientStore
-from rayfed.worker import Call, Job
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
+    from rayfed.engine.pool import Outcome, Pool
     from rayfed.method import Method
     from rayfed.partition import Federation
-    from rayfed.pool import Outcome, Pool
     from rayfed.task import Task
     from rayfed.tree import Tree
 

@@ -24,13 +24,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rayfed import tree
-from rayfed.config import Section
+from rayfed.config.schema import Section
 from rayfed.visit import Info, Visit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.partition import Federation
     from rayfed.task import Task

@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rayfed import optim, tree
+from rayfed import optimizers, tree
 from rayfed.lazy import torch
 from rayfed.tree import Tree
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Local
+    from rayfed.config.schema import Local
 
 Batch = Any  # {"x": (B, ...), "y": (B,), "w": (B,) 1 or 0 on padding}, or a tuple of such where Over.batches > 1
 Loss = Callable[[Tree, Batch, Any], Any]  # (params, batch, key) -> one number per example, (B,)
@@ -156,13 +156,13 @@ def sgd_visit(
     objective(params, carry, batch, key) -> (B,): in place of `loss` where it needs what is carried (FedGen's generator).
     The optimizer's state is part of the carry, fresh in every visit.
     """
-    opt = optim.make(local.optimizer)
+    opt = optimizers.make(local.optimizer)
 
     def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
         return dict(start(info, shared, mine, own)) if start else {train: shared["model"]}
 
     def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-        return {**carry, "opt": opt.init(carry[train]), **optim.first(local, info.lr, info.ahead)}
+        return {**carry, "opt": opt.init(carry[train]), **optimizers.first(local, info.lr, info.ahead)}
 
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
@@ -173,7 +173,7 @@ def sgd_visit(
             params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])
             if moves:
                 params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
-            return {**carry, train: params, "opt": state, **optim.after(carry)}
+            return {**carry, train: params, "opt": state, **optimizers.after(carry)}
 
         return step
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from rayfed import fold
 from rayfed.data import text
-from rayfed.engine import start_from
-from rayfed.pool import LocalPool
-from rayfed.worker import Resident
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.runner import start_from
+from rayfed.engine.worker import Resident
 from tests import toy
 
 WORDS = [[f"w{c}{i}" for i in range(6)] for c in range(3)]

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from rayfed import keys, partition, tree
-from rayfed.config import Config, load_config
-from rayfed.configfile import merge
-from rayfed.engine import Ending, Runner
+from rayfed.config.load import merge
+from rayfed.config.schema import Config, load_config
+from rayfed.engine.client_states import ClientStore
+from rayfed.engine.pool import LocalPool, Outcome
+from rayfed.engine.runner import Ending, Runner
+from rayfed.engine.worker import Job, Resident, Worker
 from rayfed.fed import Fed
-from rayfed.folder import Owner, RunFolder
 from rayfed.partition import Federation
-from rayfed.pool import LocalPool, Outcome
-from rayfed.snapshot import load_tree
-from rayfed.store import ClientStore
-from rayfed.worker import Job, Resident, Worker
+from rayfed.storage.run_folder import Owner, RunFolder
+from rayfed.storage.snapshots import load_tree
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 

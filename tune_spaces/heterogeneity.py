@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from rayfed.config import Config
+from rayfed.config.schema import Config
 
 
 def _skew(config: Config, alpha: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from rayfed.config import Config
+from rayfed.config.schema import Config
 
 
 def space(config: Config) -> dict[str, Any]:

@@ -476,7 +476,7 @@ def main() -> None:
 
     if a.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: PyTorch sees no GPU here; --device cpu --tiny shows that all of it works")
-    from rayfed import kernels
+    from rayfed.execute.tuning import kernels
 
     if a.device == "cuda":
         kernels.on_gpu()

@@ -111,11 +111,11 @@ def minilm() -> Path:
 def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
     """Writes the plan that `work.Plan` reads; returns its folder."""
     from rayfed import partition
-    from rayfed.config import load_config
-    from rayfed.engine import start_from
+    from rayfed.config.schema import load_config
+    from rayfed.engine.pool import LocalPool
+    from rayfed.engine.runner import start_from
+    from rayfed.engine.worker import Resident
     from rayfed.fed import Fed
-    from rayfed.pool import LocalPool
-    from rayfed.worker import Resident
 
     plan = where / "plan"
     plan.mkdir()
@@ -160,7 +160,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     """One run of one engine: seconds and CPU seconds of a round, start, memory, the last weights."""
     import yaml
 
-    from rayfed.configfile import merge
+    from rayfed.config.load import merge
 
     name, (engine, changes) = engine, VARIANTS.get(engine, (engine, {}))
     mark, out = uuid.uuid4().hex, where / f"{engine}-{uuid.uuid4().hex[:6]}"

@@ -3,8 +3,8 @@
     python benchmarks/peers/visit.py [w1|w2|w3] [--cohort 10] [--repeat 3]
 
 Each figure is a process of its own with one thread, in alternating order; no Ray. A visit is all that a client actor does for it:
-batches drawn, trained, checked and folded. kept: freed memory stays with the process (`rayfed.lean`); played: pieces are recorded and
-played (`rayfed.execute.record`). Prints a table.
+batches drawn, trained, checked and folded. kept: freed memory stays with the process
+(`rayfed.execute.tuning.process`); played: pieces are recorded and played (`rayfed.execute.tuning.replay`). Prints a table.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
     """CPU milliseconds per visit, in this process; `enough`: CPU seconds that are measured."""
     import torch
 
-    from rayfed import lean
+    from rayfed.execute.tuning import process
 
     torch.set_num_threads(1)
-    lean.without_compiler()
+    process.without_compiler()
     if kept:
-        lean.keep_freed()
+        process.keep_freed()
     if kind == "plain":
         import work
 
@@ -51,11 +51,11 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
             return len(plan.clients[r])
     else:
         from rayfed import partition, tree
-        from rayfed.config import load_config
-        from rayfed.engine import start_from
-        from rayfed.execute import record
+        from rayfed.config.schema import load_config
+        from rayfed.engine.runner import start_from
+        from rayfed.engine.worker import Call, Worker
+        from rayfed.execute.tuning import replay
         from rayfed.fold import mean
-        from rayfed.worker import Call, Worker
 
         c = load_config(yaml.safe_load((where / "config.yaml").read_text())).with_resources(
             executor=kind, cohort=cohort
@@ -64,7 +64,7 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
         worker.setup("run", c, fed, start_from(c))
         resident, at = worker.runs["run"], 0
         if not played:
-            record.MOST = 0
+            replay.MOST = 0
         value = tree.to_numpy(resident.task.initial)
         ordered = sorted(range(fed.population), key=lambda i: len(fed.train[i]))
 

@@ -16,11 +16,11 @@ import torch
 from sklearn.neural_network import MLPClassifier
 
 from rayfed import keys, partition, tree
-from rayfed.config import Config, Study, load_config
+from rayfed.config.schema import Config, Study, load_config
 from rayfed.distill import ensemble, generator
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.worker import Resident
 from rayfed.fed import Fed
-from rayfed.pool import LocalPool
-from rayfed.worker import Resident
 
 STUDY = Path(__file__).parent / "when_it_helps.yaml"
 ROUNDS = (1, 5, 10, 20, 40)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rayfed import data
-from rayfed.config import load_config
+from rayfed.config.schema import load_config
 from rayfed.data import Dataset
 from rayfed.partition.describe import describe
 from rayfed.report import partition_plot

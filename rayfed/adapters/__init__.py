@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rayfed.config import Adapter, Config
+    from rayfed.config.schema import Adapter, Config
 
 IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}  # its word -> ours
@@ -134,8 +134,8 @@ def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]], about: Mapping[s
 def start_problems(config: Config) -> list[str]:
     """What sets the adapter that `init.from` names apart from the run's own, besides names and shapes of tensors: its kind, rank
     and scale, from PEFT's adapter_config.json, or the config.yaml of a run that has none."""
-    from rayfed.config import LoRA
-    from rayfed.files import read_yaml
+    from rayfed.config.schema import LoRA
+    from rayfed.storage.atomic import read_yaml
 
     where, mine = Path(str(config.init.from_)), config.adapter
     folder = where / "model" if (where / "model").is_dir() else where

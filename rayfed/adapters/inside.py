@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from rayfed import tree
 from rayfed.errors import ConfigError
-from rayfed.files import durable_write, json_bytes
-from rayfed.snapshot import save_tree
+from rayfed.storage.atomic import durable_write, json_bytes
+from rayfed.storage.snapshots import save_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rayfed.config import VPT, Adapter
+    from rayfed.config.schema import VPT, Adapter
     from rayfed.tree import Tree
 
 HEADS = {"classifier", "score"}  # a network's own classifier

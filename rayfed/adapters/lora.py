@@ -21,7 +21,7 @@ from rayfed.visit import Visit, sgd_visit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config, Local
+    from rayfed.config.schema import Config, Local
     from rayfed.fed import Fed, Replies
     from rayfed.task import Task
     from rayfed.tree import Tree

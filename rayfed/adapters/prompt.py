@@ -13,7 +13,7 @@ from torch import Tensor
 from rayfed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rayfed.config import Prefix, Prompt
+    from rayfed.config.schema import Prefix, Prompt
 
 
 def attach(network: Any, made: Any, adapter: Prompt | Prefix, causal: bool, words: Sequence[int] | None) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.task import Task
     from rayfed.tree import Tree
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rayfed.config import Section
+from rayfed.config.schema import Section
 from rayfed.errors import nearest
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Clusterer:
 
 def names() -> list[str]:
     """Known kinds."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "served")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
 def make(spec: dict[str, Any]) -> Clusterer:

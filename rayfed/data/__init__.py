@@ -11,7 +11,7 @@ import numpy as np
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
 SOURCES = {"digits": "digits", "parquet": "parquet", "hf": "hub", "synthetic": "synthetic"}  # head of the name -> file
 

@@ -10,7 +10,7 @@ from rayfed import keys
 from rayfed.data import Dataset, Part, unknown_options
 
 if TYPE_CHECKING:
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
 TEST = 360
 

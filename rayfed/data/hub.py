@@ -18,7 +18,7 @@ from rayfed.data.columns import fraction_problems, labels, standardised
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
 WORDS = ("text", "length", *instruct.OPTIONS)  # of texts and of instructions with responses
 OPTIONS = ("image", "label", "client", "domain", "features", "train", "test", "config", *WORDS)

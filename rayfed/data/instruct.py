@@ -18,7 +18,7 @@ import numpy as np
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.data import Dataset, Part
 
 LENGTH = 256  # tokens of a record, where `task.data.length` does not say

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rayfed.config.user_code import content, load_file
 from rayfed.data import Dataset, Part
 from rayfed.errors import ConfigError, nearest
-from rayfed.session import content, load_file
 
 if TYPE_CHECKING:
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
 
 def problems(name: str, setting: str, options: Collection[str], given: int) -> list[str]:

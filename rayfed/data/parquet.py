@@ -21,7 +21,7 @@ from rayfed.errors import ConfigError, nearest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
 OPTIONS = (
     "image",

@@ -11,7 +11,7 @@ from rayfed.data import Dataset, Part, unknown_options
 from rayfed.errors import nearest
 
 if TYPE_CHECKING:
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
 OPTIONS: dict[str, dict[str, int | float]] = {  # kind -> options with defaults; whole numbers stay whole
     "blobs": {"classes": 10, "examples": 5000, "test": 1000, "features": 16, "noise": 1.0, "separation": 1.0},

@@ -24,7 +24,7 @@ import numpy as np
 from rayfed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.data import Dataset
 
 LENGTH = 64  # tokens of a text, where `task.data.length` does not say

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from rayfed import keys, optim, tree
+from rayfed import keys, optimizers, tree
 from rayfed.data import text
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
@@ -24,7 +24,7 @@ from rayfed.task import needs_classes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
@@ -121,7 +121,7 @@ def _generates(task: Task, s: DataFree) -> tuple[tuple[int, ...], Any, Any]:
 def init(task: Task, key: int, s: DataFree) -> Tree:
     """The part of the server state that is kept between rounds: generator, its Adam state, its average if asked for."""
     g = gen.init(key, s.noise, task.classes, _generates(task, s)[0], dtype=task.dtype)
-    return {"g": g, "adam": optim.adam().init(g), **({"ema": g} if s.generator_ema else {})}
+    return {"g": g, "adam": optimizers.adam().init(g), **({"ema": g} if s.generator_ema else {})}
 
 
 def distill(
@@ -151,7 +151,7 @@ def distill(
     shape, generate, place = _generates(task, s)
     alpha = ensemble.class_weights(counts, s.gamma)
     frozen = tree.stack(experts)
-    adam, lr = optim.adam(), s.student_lr * s.student_decay ** (round - 1)
+    adam, lr = optimizers.adam(), s.student_lr * s.student_decay ** (round - 1)
     losses: dict[str, float] = {}
 
     def draw() -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed.execute import debug, loop, vmap
 
 if TYPE_CHECKING:
-    from rayfed.execute.plan import Cohort
+    from rayfed.execute.batches import Cohort
     from rayfed.tree import Tree
     from rayfed.visit import Visit
 

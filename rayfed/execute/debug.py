@@ -9,7 +9,7 @@ from rayfed import tree
 from rayfed.execute import loop
 
 if TYPE_CHECKING:
-    from rayfed.execute.plan import Cohort
+    from rayfed.execute.batches import Cohort
     from rayfed.tree import Tree
     from rayfed.visit import Visit
 

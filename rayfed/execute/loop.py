@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rayfed import tree
-from rayfed.execute.plan import Cohort, gather
-from rayfed.execute.record import call
+from rayfed.execute.batches import Cohort, gather
+from rayfed.execute.tuning.replay import call
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:

@@ -7,15 +7,18 @@ import pkgutil
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from rayfed.config.user_code import content, load_file
 from rayfed.errors import ConfigError, nearest
 from rayfed.method import Method
-from rayfed.session import content, load_file
 
 
 def names() -> list[str]:
     """The ready methods and those that installed packages offer (entry-point group `rayfed.methods`)."""
-    ready = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
-    return sorted(ready | {e.name for e in entry_points(group="rayfed.methods")})
+    return sorted(_ready() | {e.name for e in entry_points(group="rayfed.methods")})
+
+
+def _ready() -> set[str]:
+    return {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
 
 
 def get(name: str) -> type[Method]:
@@ -25,7 +28,7 @@ def get(name: str) -> type[Method]:
     """
     if ":" in name and name.partition(":")[0].endswith(".py"):
         return _from_file(name)
-    if name in {m.name for m in pkgutil.iter_modules(__path__)}:
+    if name in _ready():
         return _only_method(importlib.import_module(f"{__name__}.{name}"), name)
     for entry in entry_points(group="rayfed.methods"):
         if entry.name == name:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import optim, tree
+from rayfed import optimizers, tree
 from rayfed.fold import total
 from rayfed.lazy import torch
 from rayfed.method import Method, MethodSettings, Part, Wire
@@ -16,7 +16,7 @@ from rayfed.visit import Visit, sgd_visit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
@@ -91,9 +91,9 @@ class CELLM(Method):
         return float(getattr(s, of) * s.decay ** ((round - 1) // s.decay_every) / 4**below)
 
     @property
-    def adamw(self) -> optim.Optimizer:
+    def adamw(self) -> optimizers.Optimizer:
         s = self.settings
-        return optim.adam((s.beta1, s.beta2), s.eps, s.weight_decay, decoupled=True)
+        return optimizers.adam((s.beta1, s.beta2), s.eps, s.weight_decay, decoupled=True)
 
     def init(self, task: Task, key: int) -> Tree:
         whole, s = task.init_params(key), self.settings

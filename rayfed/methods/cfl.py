@@ -10,15 +10,15 @@ from pydantic import Field
 
 from rayfed import tree
 from rayfed.cluster import bipartition
-from rayfed.cluster.served import Clustered, losses, nothing
 from rayfed.lazy import torch
 from rayfed.method import MethodSettings, Part, Wire
+from rayfed.methods._bases.clustered import Clustered, losses, nothing
 from rayfed.visit import Info, Phase, Visit, average, once
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed, Replies
     from rayfed.task import Task
     from rayfed.tree import Tree

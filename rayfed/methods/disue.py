@@ -21,7 +21,7 @@ from rayfed.visit import Info, Visit, measure, sgd_visit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed, Replies
     from rayfed.partition import Federation
     from rayfed.task import Task

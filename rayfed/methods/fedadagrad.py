@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from rayfed.aggregate.fedopt import Adaptive, AdaptiveSettings
+from rayfed.methods._bases.adaptive import Adaptive, AdaptiveSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

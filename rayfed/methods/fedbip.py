@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayfed.aggregate.task_vectors import TaskVectors
+from rayfed.methods._bases.task_vectors import TaskVectors
 
 
 class FedBip(TaskVectors):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rayfed.aggregate.task_vectors import TaskVectors
+from rayfed.methods._bases.task_vectors import TaskVectors
 
 
 class FedBipL(TaskVectors):

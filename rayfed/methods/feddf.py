@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import keys, optim, tree
+from rayfed import keys, optimizers, tree
 from rayfed.distill import ensemble
 from rayfed.fold import mean
 from rayfed.lazy import torch
@@ -19,7 +19,7 @@ from rayfed.visit import Visit, sgd_visit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.partition import Federation
     from rayfed.task import Task
@@ -98,7 +98,7 @@ def distill(
 
     Batches walk through x in a fresh order each pass.
     """
-    rng, adam = keys.torch_generator(key), optim.adam()
+    rng, adam = keys.torch_generator(key), optimizers.adam()
 
     def loss(theta: Tree, rows: Tensor) -> Tensor:
         return ensemble.kl(target[rows], task.apply(theta, x[rows]), s.tau).mean()

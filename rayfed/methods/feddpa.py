@@ -17,7 +17,7 @@ from rayfed.visit import Phase, Visit, epochs, sgd_visit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.partition import Federation
     from rayfed.task import Task

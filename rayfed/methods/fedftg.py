@@ -13,7 +13,7 @@ from rayfed.method import Method, Part, Wire
 from rayfed.visit import Info, Visit, sgd_visit
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.partition import Federation
     from rayfed.task import Task

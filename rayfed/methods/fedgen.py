@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from rayfed import keys, models, optim, tree
+from rayfed import keys, models, optimizers, tree
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
@@ -96,7 +96,7 @@ class FedGen(Method):
         )
         return {
             "model": task.init_params(key),
-            "generator": {"g": g, "adam": optim.adam().init(g)},
+            "generator": {"g": g, "adam": optimizers.adam().init(g)},
             "counts": torch.zeros(task.classes, dtype=torch.int64),
         }
 
@@ -174,7 +174,7 @@ def teach(
     task: Task, state: Tree, heads: Tree, counts: Tensor, s: FedGen.Settings, key: int
 ) -> tuple[Tree, dict[str, float]]:
     """(generator and Adam state, last losses) after one round's steps against the heads, leaves (K, ...); counts (K, C)."""
-    rng, adam, alpha = keys.torch_generator(key), optim.adam(), ensemble.class_weights(counts)
+    rng, adam, alpha = keys.torch_generator(key), optimizers.adam(), ensemble.class_weights(counts)
 
     def loss(g: Tree, y: Tensor, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         z = gen.latent(g, e, y, task.classes)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rayfed import keys, tree
-from rayfed.cluster.served import least, losses, nothing
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
 from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.methods._bases.clustered import least, losses, nothing
 from rayfed.visit import Info, Visit, sgd_visit
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import optim, tree
+from rayfed import optimizers, tree
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
 from rayfed.method import Method, MethodSettings, Part, Wire
@@ -72,10 +72,10 @@ class FedPuReL(Method):
 
     def train(self, task: Task) -> Visit:
         """Stage 1."""
-        s, opt, first = self.settings, optim.make(self.local.optimizer), task.initial
+        s, opt, first = self.settings, optimizers.make(self.local.optimizer), task.initial
 
         def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {**carry, "opt": opt.init(carry["model"]), **optim.first(self.local, info.lr, info.ahead)}
+            return {**carry, "opt": opt.init(carry["model"]), **optimizers.first(self.local, info.lr, info.ahead)}
 
         def align(params: Tree, batch: Batch, key: Tensor) -> Tensor:
             z = task.apply(first, batch["x"])
@@ -90,7 +90,7 @@ class FedPuReL(Method):
             )
             g = purified(g_t, g_a, s.strength, s.projection)
             model, state = opt.update(g, carry["opt"], here, carry["lr"])
-            return {**carry, "model": model, "opt": state, **optim.after(carry)}
+            return {**carry, "model": model, "opt": state, **optimizers.after(carry)}
 
         def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
             return {"delta": tree.sub(carry["model"], shared["model"])}, own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayfed.aggregate.fedopt import Adaptive
+from rayfed.methods._bases.adaptive import Adaptive
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from rayfed import keys, tree
 from rayfed.cluster.kmeans import kmeans
-from rayfed.cluster.served import Clustered, nothing
 from rayfed.lazy import F, torch
 from rayfed.method import MethodSettings, Part, Wire
+from rayfed.methods._bases.clustered import Clustered, nothing
 from rayfed.visit import Info, Visit
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree

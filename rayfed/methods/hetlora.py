@@ -16,7 +16,7 @@ from rayfed.visit import Visit, sgd_visit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import optim, tree
+from rayfed import optimizers, tree
 from rayfed.adapters import lora
 from rayfed.fold import mean
 from rayfed.lazy import torch
@@ -76,7 +76,7 @@ def corrected(b: Tensor, a: Tensor, target: Tensor, exact: lora.Pair, s: LoRAFAI
     if s.distance == "squares":
         ridge = square + s.lam * torch.eye(len(a), dtype=a.dtype, device=a.device)
         return b + torch.linalg.solve(ridge, (target - b @ square).T).T
-    size, norm, adam = b.norm(), lora.norm(*exact), optim.adam()
+    size, norm, adam = b.norm(), lora.norm(*exact), optimizers.adam()
     if not (size and norm):
         return b
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rayfed.cluster.served import Clustered
 from rayfed.method import MethodSettings
+from rayfed.methods._bases.clustered import Clustered
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree

@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from rayfed.cluster import subspace
-from rayfed.cluster.served import Clustered
 from rayfed.lazy import torch
 from rayfed.method import MethodSettings, Part, Wire
+from rayfed.methods._bases.clustered import Clustered
 from rayfed.visit import Visit
 
 if TYPE_CHECKING:

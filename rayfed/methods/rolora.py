@@ -13,7 +13,7 @@ from rayfed.method import MethodSettings, Part, Wire
 from rayfed.visit import Visit
 
 if TYPE_CHECKING:
-    from rayfed.config import Local
+    from rayfed.config.schema import Local
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree

@@ -12,7 +12,7 @@ from rayfed.method import Method, MethodSettings, Part, Wire
 from rayfed.visit import Info, Visit, sgd_visit
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree

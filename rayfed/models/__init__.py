@@ -13,7 +13,7 @@ from rayfed.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options with defaults)
     "linear": ("softmax regression", {}),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rayfed.config import Config, Named
+    from rayfed.config.schema import Config, Named
     from rayfed.tree import Tree
 
 OPTIONS: dict[str, Any] = {"attention": "eager", "head": "auto", "checkpointing": False, "device_map": None}
@@ -217,12 +217,13 @@ def adapter_arrays(where: Path) -> Tree:
     `head: mean`; either may be missing."""
     from safetensors.torch import load_file
 
-    from rayfed import snapshot, tree
+    from rayfed import tree
+    from rayfed.storage import snapshots
 
     file, made = where / "adapter_model.safetensors", {}
     if file.is_file():
         made = tree.to_numpy({f"network.{_ours(n)}": x for n, x in load_file(file).items()})
-    return {**made, **(snapshot.load_tree(where, "head") if (where / "head.safetensors").is_file() else {})}
+    return {**made, **(snapshots.load_tree(where, "head") if (where / "head.safetensors").is_file() else {})}
 
 
 def _ours(name: str) -> str:

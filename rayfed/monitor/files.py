@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rayfed.errors import ConfigError
-from rayfed.files import durable_write, why
 from rayfed.monitor.serve import PORT
+from rayfed.storage.atomic import durable_write, why
 from rayfed.track.prometheus import METRICS
 
 UID = "rayfed"

@@ -6,11 +6,11 @@ import json
 from html import escape
 from pathlib import Path
 
-from rayfed.report import look
+from rayfed.report import style
 from rayfed.report.plots import COLOURS, SCOPE_COLOUR
 
 HERE = Path(__file__).parent
-CSS = look.CSS + (HERE / "page.css").read_text()
+CSS = style.CSS + (HERE / "page.css").read_text()
 SCRIPT = f"const COLOURS={json.dumps(COLOURS)},SCOPES={json.dumps(SCOPE_COLOUR)};\n" + (HERE / "page.js").read_text()
 
 

@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rayfed import rows
-from rayfed.files import plain, read_yaml
 from rayfed.metrics import SCOPES, lower_is_better, meaning
 from rayfed.report.data import read_run, worst_decile
-from rayfed.runs import method_name, read_json, started, status, sweep
+from rayfed.storage import round_log
+from rayfed.storage.atomic import plain, read_yaml
+from rayfed.storage.listing import method_name, read_json, started, status, sweep
 from rayfed.track.prometheus import Series, labels_of, readings
 
 DEPTH = 5  # folders below the given one in which runs are looked for: studies and sweeps nest
@@ -136,7 +136,7 @@ class Board:
                 on_ray = any(e["kind"] == "placed" for e in events(path))
                 if (on_ray and "prometheus" in (config.get("track") or ())) or not _recent(path, line["status"]):
                     continue
-                found = rows.read(path)
+                found = round_log.read(path)
                 labels = labels_of(str(read_json(path / "lock.json")["run"]), config, path)
                 series.put("rayfed_running", float(line["status"] in ("running", "starting")), labels)
                 series.put("rayfed_rounds", float(config["rounds"]), labels)
@@ -192,7 +192,7 @@ def _line(name: str, path: Path) -> dict[str, Any]:
         read_json(path / "state.json"),
         read_json(path / "summary.json"),
     )
-    found = list(rows.read(path).values())
+    found = list(round_log.read(path).values())
     names = [m for m in _metrics(found) if m.partition("/")[2] in SCOPES]
     shown = next((m for m in (*FIRST, *names) if m in names), None)
     curve = _curve(found, shown, SPARK) if shown else []
@@ -292,7 +292,7 @@ def _curves(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _evaluated(path: Path, found: Sequence[Mapping[str, Any]]) -> list[tuple[int, Path]]:
     """(round, file of client rows) of committed evaluated rounds, thinned."""
     there = {row["round"] for row in found}
-    files = [(r, p) for r, p in rows.client_files(path).items() if r in there]
+    files = [(r, p) for r, p in round_log.client_files(path).items() if r in there]
     return [files[i] for i in _some(len(files), COLUMNS)]
 
 

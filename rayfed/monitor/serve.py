@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rayfed.errors import ConfigError
-from rayfed.files import json_bytes, now, why
 from rayfed.monitor.page import CSS, SCRIPT, html
 from rayfed.monitor.read import Board
+from rayfed.storage.atomic import json_bytes, now, why
 
 HOST, PORT = "127.0.0.1", 8270
 NAMES = ("127.0.0.1", "localhost", "[::1]")  # by which a browser may ask, also through a tunnel: no other page's names

@@ -19,7 +19,7 @@ from rayfed.errors import ConfigError
 from rayfed.partition import groups as planted
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.data import Dataset
 
 SHARED, VAL, TEST = 0, 1, 2  # role of a row: to be split by `federation.split`, or the data's own valid or test row

@@ -14,7 +14,7 @@ from rayfed.partition import Federation, embed, embedding
 from rayfed.partition import groups as planted
 
 if TYPE_CHECKING:
-    from rayfed.config import Config, Study
+    from rayfed.config.schema import Config, Study
     from rayfed.data import Dataset
 
 MOST_CLIENTS = 1000  # that all pairs are made of
@@ -91,7 +91,7 @@ def describe(request: Config | Study, seed: int | None = None) -> list[Descripti
     ConfigError if the data cannot be had or split, as `rayfed.partition.build` says.
     """
     from rayfed import data
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
     if isinstance(request, Config):
         arms = {"": request}

@@ -17,14 +17,14 @@ def write_report(path: Path | str) -> Path:
 
     Works on unfinished ones too, with what is there. ConfigError if the folder is neither a run nor a study.
     """
-    from rayfed.files import durable_write
     from rayfed.report.data import load
     from rayfed.report.page import render
+    from rayfed.storage.atomic import durable_write
 
     path = Path(path)
     if (path / "sweep.yaml").is_file():
         from rayfed.report.sweep import write_sweep
-        from rayfed.runs import read_json
+        from rayfed.storage.listing import read_json
 
         was = read_json(path / "summary.json")
         write_sweep(path, ended=was.get("status") == "done", failed=was.get("failed", 0))
@@ -44,9 +44,9 @@ def write_comparison(paths: Sequence[Path | str], out: Path | str | None = None)
     Runs that differ only in their seed are one arm, and a study's arms stay arms; the first arm is the reference.
     ConfigError if a folder is neither a run nor a study, or the page cannot be written.
     """
-    from rayfed.files import durable_write, why
     from rayfed.report.data import load_comparison, short_id
     from rayfed.report.page import render
+    from rayfed.storage.atomic import durable_write, why
 
     sources = [Path(p) for p in paths]
     ids = [short_id(p) for p in sources]

@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rayfed import rows
 from rayfed.errors import ConfigError, RayfedError, nearest
-from rayfed.files import read_yaml
 from rayfed.metrics import SCOPES
-from rayfed.runs import method_name, read_json, status, study_base, study_runs
+from rayfed.storage import round_log
+from rayfed.storage.atomic import read_yaml
+from rayfed.storage.listing import method_name, read_json, status, study_base, study_runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ class Run:
     @cached_property
     def clients(self) -> list[dict[str, Any]]:
         """Client rows of the newest evaluated round."""
-        return rows.read_clients(self.path)
+        return round_log.read_clients(self.path)
 
     @property
     def split(self) -> str:
@@ -109,7 +109,7 @@ class Run:
             return None
         most = min(MOST_COLUMNS, max(2, MOST_CELLS // max(1, len(self.clients))))
         shown = sorted({found[i] for i in np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)})
-        at = [{r["client"]: r for r in rows.read_clients(self.path, n) if not r.get("unseen")} for n in shown]
+        at = [{r["client"]: r for r in round_log.read_clients(self.path, n) if not r.get("unseen")} for n in shown]
         known = {c: row for column in at for c, row in column.items()}
 
         def number(value: Any) -> int:
@@ -207,7 +207,7 @@ def read_run(path: Path, arm: str | None = None, seed: int | None = None) -> Run
         config,
         read_json(path / "summary.json"),
         status(path),
-        list(rows.read(path).values()),
+        list(round_log.read(path).values()),
     )
 
 
@@ -337,7 +337,7 @@ def _holdings(config: str) -> Holdings | str:
     from pydantic import ValidationError
 
     from rayfed import partition
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
     try:
         c = Config.from_dict(json.loads(config))

@@ -9,15 +9,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rayfed.files import now, yaml_bytes
-from rayfed.folder import versions
 from rayfed.metrics import lower_is_better, meaning, outcome
 from rayfed.report import plots
 from rayfed.report.data import Run, Subject, differing, mean_sd, worst_decile
-from rayfed.report.look import CSS
 from rayfed.report.plots import Picture
 from rayfed.report.study import differences, summarise
-from rayfed.runs import method_name
+from rayfed.report.style import CSS
+from rayfed.storage.atomic import now, yaml_bytes
+from rayfed.storage.listing import method_name
+from rayfed.storage.run_folder import versions
 
 MOST_SPLITS = 3  # different splits drawn on one page
 MOST_NOTES = 12

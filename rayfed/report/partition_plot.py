@@ -31,7 +31,7 @@ def check(file: Path) -> None:
 
 def write(described: Sequence[Description], file: Path) -> None:
     """Draw splits into a PNG file, replacing it. ConfigError if it cannot be written."""
-    from rayfed.files import durable_write, why
+    from rayfed.storage.atomic import durable_write, why
 
     try:
         durable_write(file, png(described), sync=False)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.files import durable_write, json_bytes
 from rayfed.metrics import lower_is_better
 from rayfed.report.data import Run, Subject, load_study, mean_sd
+from rayfed.storage.atomic import durable_write, json_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,7 +118,7 @@ def results(subject: Subject) -> pa.Table:
     """A row per arm, seed and committed round."""
     import pyarrow as pa
 
-    from rayfed.rows import table
+    from rayfed.storage.round_log import table
 
     flat = [(run, row) for run in subject.all for row in run.rows]
     content = table([dict(row) for _, row in flat])

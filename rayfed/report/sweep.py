@@ -14,9 +14,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rayfed.errors import ConfigError
-from rayfed.files import durable_write, json_bytes, now, read_yaml, yaml_bytes
 from rayfed.report.data import mean_sd
-from rayfed.runs import read_json
+from rayfed.storage.atomic import durable_write, json_bytes, now, read_yaml, yaml_bytes
+from rayfed.storage.listing import read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -443,8 +443,8 @@ def _parallel(
 
 def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]]:
     """(the page, its pictures): one self-contained file, light and dark."""
-    from rayfed.report.look import CSS
     from rayfed.report.page import _figures, _part
+    from rayfed.report.style import CSS
 
     maps, parallel, lines = pictures(sweep)
     o, t = sweep.about["options"], summary["trials"]

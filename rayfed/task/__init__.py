@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rayfed import kernels, keys
+from rayfed import keys
 from rayfed.adapters import ranks
 from rayfed.errors import ConfigError
+from rayfed.execute.tuning import kernels
 from rayfed.lazy import F, torch
 from rayfed.tree import Tree
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.partition import Federation
 
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayfed.files import durable_write, json_bytes
-from rayfed.runs import read_json
+from rayfed.storage.atomic import durable_write, json_bytes
+from rayfed.storage.listing import read_json
 from rayfed.track import Row
 
 PARAMS = 100  # in one call, MLflow's limit
@@ -53,7 +53,11 @@ class MLflow:
             steps = [m.step for m in self.client.get_metric_history(self.id, "time/round")]
             self.last = max(steps, default=0)
         else:
-            tags = {"mlflow.source.name": "rayfed", "rayfed.run": run, "rayfed.folder": str(folder.resolve())}
+            tags = {
+                "mlflow.source.name": "rayfed",
+                "rayfed.run": run,
+                "rayfed.storage.run_folder": str(folder.resolve()),
+            }
             self.id = self.client.create_run(self._experiment(store, folder), run_name=run, tags=tags).info.run_id
             durable_write(file, json_bytes({"store": store, "run": self.id}))
             self._params(config)

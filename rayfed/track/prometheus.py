@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from rayfed import rows
-from rayfed.files import durable_write
 from rayfed.metrics import SCOPES
-from rayfed.runs import method_name
+from rayfed.storage import round_log
+from rayfed.storage.atomic import durable_write
+from rayfed.storage.listing import method_name
 from rayfed.track import Row
 
 FILE = "metrics.prom"
@@ -78,7 +78,7 @@ class Prometheus:
         self._restarts = self.to.restarts
         self._rounds = float(config["rounds"])
         if isinstance(self.to, TextFile):
-            for row in rows.read(folder).values():
+            for row in round_log.read(folder).values():
                 self._put(row)
         self.to.put("rayfed_running", 1.0)
         self.to.put("rayfed_rounds", self._rounds)

@@ -22,9 +22,9 @@ import pytest
 import torch
 
 from rayfed import tree
+from rayfed.engine.worker import VectorizeError
 from rayfed.method import Part
-from rayfed.snapshot import load_tree, save_tree
-from rayfed.worker import VectorizeError
+from rayfed.storage.snapshots import load_tree, save_tree
 from tests import toy
 from tests.toy import Result, SimPool, Spec, ToyFed
 

@@ -17,7 +17,7 @@ from rayfed import keys, methods, tree
 from rayfed.cluster import MISSING, canonical
 from rayfed.distill import datafree
 from rayfed.errors import ConfigError
-from rayfed.launch import _Federations
+from rayfed.launch.start import _Federations
 from rayfed.methods.disue import DisUE, rotate
 from rayfed.metrics import ari
 from tests import toy

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from rayfed import tree
-from rayfed.aggregate.task_vectors import cosines, divisors, product_gram, shares
 from rayfed.errors import ConfigError
 from rayfed.methods import get
+from rayfed.methods._bases.task_vectors import cosines, divisors, product_gram, shares
 from rayfed.methods.fedbip_l import block, module
 from tests import toy
 from tests.conformance.checks import Case, loop_is_vmap, payload_is_the_wires

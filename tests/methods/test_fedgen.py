@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rayfed import keys, launch, methods, optim, tree
-from rayfed.config import load_config
+from rayfed import keys, methods, optimizers, tree
+from rayfed.config.schema import load_config
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
+from rayfed.launch import start
 from rayfed.methods.fedgen import draw, label_distribution, teach
 from tests import toy
 
@@ -98,18 +99,18 @@ def own(tmp_path: Path, name: str, layers: str) -> Any:
 def test_a_model_without_a_classifier_is_refused_before_anything_starts(tmp_path: Path) -> None:
     bad = own(tmp_path, "softened", "nn.Linear(8, classes), nn.LogSoftmax(1)")
     with pytest.raises(ConfigError, match=r"task.model: .*own.py:softened does not end in a torch.nn.Linear .*fedgen"):
-        launch.run_local(bad)
+        start.run_local(bad)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_model_of_ones_own_is_split_whatever_its_layers_are_called(tmp_path: Path) -> None:
-    done = launch.run_local(own(tmp_path, "named", "nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, classes, bias=False)"))
+    done = start.run_local(own(tmp_path, "named", "nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, classes, bias=False)"))
     assert done.status == "done"
 
 
 @pytest.mark.parametrize("large", [True, False])
 def test_entries_of_updates_are_fetched_alone(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayfed.worker.SMALL", 10 if large else 4096)
+    monkeypatch.setattr("rayfed.engine.worker.SMALL", 10 if large else 4096)
     fed = toy.make_fed(toy.config("fedavg", **DOUBLE), toy.SimPool(2, 5))
     fed.begin(1)
     got = fed.ask("train", fed.sample(), shared={"model": fed.method.init(fed.task, 1)["model"]})
@@ -197,7 +198,7 @@ def server() -> Callable[..., tuple[Any, Any, tree.Tree]]:
     def make(**settings: Any) -> tuple[Any, Any, tree.Tree]:
         fed = toy.make_fed(toy.config({**SHORT, **settings}, task={"model": "linear"}, **DOUBLE))
         g = gen.init(7, 4, 4, (8,), (8,), torch.float64)
-        return fed.task, fed.method.settings, {"g": g, "adam": optim.adam().init(g)}
+        return fed.task, fed.method.settings, {"g": g, "adam": optimizers.adam().init(g)}
 
     return make
 

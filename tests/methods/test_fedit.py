@@ -10,7 +10,7 @@ import pytest
 
 from rayfed import methods, tree
 from rayfed.adapters import lora
-from rayfed.config import load_config
+from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
 from tests import toy
 from tests.tiny import WHOLE, Watched, descend

@@ -21,7 +21,7 @@ from rayfed.adapters.lora import OverLoRA
 from rayfed.api import Run
 from rayfed.data import text
 from rayfed.errors import ConfigError
-from rayfed.launch import _Federations
+from rayfed.launch.start import _Federations
 from tests import minilm, tiny, toy
 
 pytestmark = minilm.needed
@@ -153,9 +153,9 @@ def test_unequal_ranks_train_or_are_refused(name: str, data: Path) -> None:
 def test_every_kind_of_adapter_has_a_row() -> None:
     from typing import get_args
 
-    from rayfed import config
+    from rayfed.config import schema
 
-    kinds = {k for a in get_args(config.Adapter) for k in get_args(a.model_fields["kind"].annotation)}
+    kinds = {k for a in get_args(schema.Adapter) for k in get_args(a.model_fields["kind"].annotation)}
     assert kinds - {"none"} == set(ADAPTERS)
 
 

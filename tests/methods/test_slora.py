@@ -12,7 +12,7 @@ import torch
 
 from rayfed import methods, tree
 from rayfed.adapters import lora
-from rayfed.config import load_config
+from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
 from rayfed.methods.slora import SLoRA
 from tests import toy

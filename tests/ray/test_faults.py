@@ -21,8 +21,8 @@ def reference(tmp_path_factory):
     """The rows of the uninterrupted run, computed without Ray."""
     import yaml
 
-    from rayfed.config import load_config
-    from rayfed.launch import run_local
+    from rayfed.config.schema import load_config
+    from rayfed.launch.start import run_local
     from tests.ray.conftest import CONFIG
 
     out = tmp_path_factory.mktemp("reference")
@@ -113,13 +113,13 @@ def test_an_old_server_that_still_lives_writes_nothing_after_the_resume(config, 
     """The old writer commits on, a new one takes over in mid-run: the old one is fenced off, the rows are right."""
     import threading
 
-    from rayfed.config import load_config
-    from rayfed.engine import Runner
+    from rayfed.config.schema import load_config
+    from rayfed.engine.pool import LocalPool
+    from rayfed.engine.runner import Runner
     from rayfed.errors import Fenced
-    from rayfed.folder import Owner, RunFolder
-    from rayfed.launch import resume_local
+    from rayfed.launch.start import resume_local
     from rayfed.partition import build
-    from rayfed.pool import LocalPool
+    from rayfed.storage.run_folder import Owner, RunFolder
 
     c = load_config(config(**LONG))
     gone = Owner(Owner.me().host, 2**22 + 1, 0.0)  # a driver that is dead while its server is not

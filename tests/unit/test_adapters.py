@@ -15,11 +15,11 @@ import transformers
 
 from rayfed import partition, tree
 from rayfed.data import text
-from rayfed.engine import start_from
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.runner import start_from
+from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
 from rayfed.models import pixels
-from rayfed.pool import LocalPool
-from rayfed.worker import Resident
 from tests import toy
 from tests.tiny import KINDS, changes, make_places, make_vit
 
@@ -508,7 +508,7 @@ def test_settings(places: dict[str, Path], adapter: dict[str, Any], says: str) -
 
 
 def test_the_claim_about_adapters_says_how_its_model_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rayfed import claims
+    from rayfed.launch import claims
 
     file = claims.folder() / "claims" / "adapters_compared.yaml"
     monkeypatch.setenv(claims.MODELS, str(tmp_path))

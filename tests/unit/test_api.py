@@ -11,7 +11,7 @@ import torch
 
 import rayfed
 from rayfed import partition, tree
-from rayfed.config import load_config
+from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
 from tests import toy
 from tests.conftest import ROOT

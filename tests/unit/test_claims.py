@@ -12,9 +12,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from rayfed import claims, cli, methods
+from rayfed import cli, methods
 from rayfed.errors import ConfigError
-from rayfed.rows import read
+from rayfed.launch import claims
+from rayfed.storage.round_log import read
 from tests import toy
 
 SMALL = """\
@@ -192,7 +193,7 @@ def test_a_study_of_ranks_is_found_again(tmp_path: Path) -> None:
     """Shares of ranks are keyed by numbers, which a file does not keep apart from text."""
     from types import SimpleNamespace
 
-    from rayfed.files import yaml_bytes
+    from rayfed.storage.atomic import yaml_bytes
 
     arms = {"ranks": {"adapter": {"kind": "lora", "rank": {2: 0.5, 4: 0.5}}}}
     study: Any = SimpleNamespace(base=SimpleNamespace(name="small"), to_dict=lambda: {"seeds": [1], "arms": arms})

@@ -17,10 +17,11 @@ import pytest
 import yaml
 
 import rayfed
-from rayfed import cli, launch, methods
-from rayfed.config import Config, Study, load_config
-from rayfed.configfile import READY, ready
+from rayfed import cli, methods
+from rayfed.config.load import READY, ready
+from rayfed.config.schema import Config, Study, load_config
 from rayfed.errors import RunFailed
+from rayfed.launch import start as launch
 from rayfed.metrics import meaning
 
 ROOT = Path(__file__).parents[2]

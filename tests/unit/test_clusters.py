@@ -10,8 +10,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS = ROOT / "cluster.yaml"
-LOCAL = ROOT / "rayfed" / "configs" / "clusters" / "local.yaml"
-KUBERAY = ROOT / "rayfed" / "configs" / "clusters" / "kuberay.yaml"
+LOCAL = ROOT / "rayfed" / "config" / "ready" / "clusters" / "local.yaml"
+KUBERAY = ROOT / "rayfed" / "config" / "ready" / "clusters" / "kuberay.yaml"
 
 
 def valid(made: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from rayfed import methods
 from rayfed.adapters.lora import OverLoRA
-from rayfed.config import Config, Study, load_config
-from rayfed.configfile import READY, merge, ready, variables
+from rayfed.config.load import READY, merge, ready, variables
+from rayfed.config.schema import Config, Study, load_config
 from rayfed.errors import ConfigError
 from tests.tiny import make_places
 from tests.tiny_lm import make_data, make_lm

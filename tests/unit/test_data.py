@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayfed import data
-from rayfed.config import Named
+from rayfed.config.schema import Named
 from rayfed.data import Dataset, Part, columns, stratified
 from rayfed.errors import ConfigError
 

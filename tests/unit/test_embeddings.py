@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import keys, optim, partition, tree
+from rayfed import keys, optimizers, partition, tree
 from rayfed.data import text
 from rayfed.distill import datafree, ensemble, generator
-from rayfed.engine import start_from
+from rayfed.engine.runner import start_from
+from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
-from rayfed.launch import _Federations
-from rayfed.worker import Resident
+from rayfed.launch.start import _Federations
 from tests import toy
 from tests.conformance.checks import CHECKS, Case
 from tests.tiny import changes, make_places, on_bert  # noqa: F401
@@ -99,7 +99,7 @@ def test_where_words_lie(places: dict[str, Path]) -> None:
 
 
 def trained(task: Any, start: Any, x: Any, y: Any, lr: float, steps: int = 60) -> Any:
-    adam, slope = optim.adam(), torch.func.grad(lambda p: task.loss(p, {"x": x, "y": y}).mean())
+    adam, slope = optimizers.adam(), torch.func.grad(lambda p: task.loss(p, {"x": x, "y": y}).mean())
     params, state = start, adam.init(start)
     for _ in range(steps):
         params, state = adam.update(slope(params), state, params, lr)

@@ -12,10 +12,11 @@ import torch
 
 from rayfed import execute, keys, tree
 from rayfed import visit as v
-from rayfed.config import Local
-from rayfed.execute import debug, plan, record, vmap
+from rayfed.config.schema import Local
+from rayfed.execute import batches, debug, vmap
+from rayfed.execute.batches import Cohort, Planner, order_of
 from rayfed.execute.debug import Kept
-from rayfed.execute.plan import Cohort, Planner, order_of
+from rayfed.execute.tuning import replay
 from rayfed.task import Task
 from rayfed.visit import Info, Over, Phase, Visit
 from tests import toy
@@ -56,7 +57,7 @@ def over(*phases: Over) -> Visit:
     return Visit(lambda *a: {}, [Phase(o, lambda c, b, k: c) for o in phases], lambda info, carry, s, m, own: ({}, own))
 
 
-def seen(p: plan.PhasePlan, i: int) -> list[list[list[int]]]:
+def seen(p: batches.PhasePlan, i: int) -> list[list[list[int]]]:
     """Rows of the data arrays that client number i meets: step by step, batch by batch, without padding."""
     steps = [t for t in range(p.active.shape[1]) if p.active[i, t]]
     assert steps == list(range(len(steps)))  # idle steps come last
@@ -122,7 +123,7 @@ def test_once_and_whole_keep_the_storage_order() -> None:
         assert flat(seen(once, i)) == rows_of(i) and flat(seen(test, i)) == rows_of(i, "test")
         assert seen(whole, i) == [[rows_of(i)]]
     assert nothing.rows.shape == (14, 4, 1, 0) and bool(nothing.active.all())
-    assert plan.gather(nothing, data())(0) == {}
+    assert batches.gather(nothing, data())(0) == {}
 
 
 def test_once_cuts_large_clients() -> None:
@@ -440,7 +441,7 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     def counted(piece: Any, f: Any, *args: Any) -> Any:
         if isinstance(args[0], dict):
             found.append((len(args[0]["sum"]), len(args) == 4))
-        return record.call(piece, f, *args)
+        return replay.call(piece, f, *args)
 
     monkeypatch.setattr(vmap, "call", counted)
     return found
@@ -480,9 +481,9 @@ def test_what_a_step_hands_on_is_not_copied() -> None:
 def test_batches_are_the_same_gathered_at_once(kinds: tuple[Over, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     c, d = cohort(gather(kinds)), data()
     for p in c.phases:
-        at_once = plan.gather(p, d)
-        monkeypatch.setattr(plan, "AT_ONCE", 0)
-        by_step = plan.gather(p, d)
+        at_once = batches.gather(p, d)
+        monkeypatch.setattr(batches, "AT_ONCE", 0)
+        by_step = batches.gather(p, d)
         monkeypatch.undo()
         held = [f(0)[0] if isinstance(f(0), tuple) else f(0) for f in (at_once, by_step)]
         whole, step = (b["x"].untyped_storage().nbytes() for b in held)
@@ -499,7 +500,7 @@ def test_batches_are_the_same_gathered_at_once(kinds: tuple[Over, ...], monkeypa
 
 def test_batches_have_the_same_strides_whatever_the_number_of_steps() -> None:
     """For a recording is for shapes and strides."""
-    small, large = (plan.gather(cohort(over(v.steps(n))).phases[0], data()) for n in (2, 9))
+    small, large = (batches.gather(cohort(over(v.steps(n))).phases[0], data()) for n in (2, 9))
     for a, b in zip(small(1, 2).values(), large(1, 2).values(), strict=True):
         assert a.shape == b.shape and a.stride() == b.stride()
 

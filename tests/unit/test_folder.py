@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayfed import rows, snapshot
 from rayfed.errors import ConfigError, Fenced, RunFailed
-from rayfed.folder import Owner, RunFolder, read_metrics
-from rayfed.snapshot import load_tree, save_tree
+from rayfed.storage import round_log, snapshots
+from rayfed.storage.run_folder import Owner, RunFolder, read_metrics
+from rayfed.storage.snapshots import load_tree, save_tree
 
 ME = Owner.me()
 CONFIG = {
@@ -65,7 +65,7 @@ def check(path, least=0, every=5):
     assert all(row["loss/global"] == 1.0 / row["round"] and row["bytes/up"] == 100 * row["round"] for row in found)
     assert (where is None) == (last == 0)
     if where:
-        assert snapshot.damage(where, last) is None
+        assert snapshots.damage(where, last) is None
         assert (load_tree(where, "server")["x"] == last).all()
         assert [c["accuracy"] for c in folder.clients(last)] == [last / 100] * 3
     evaluated = [p for p in (path / "parts").glob("clients-*")] if (path / "parts").exists() else []
@@ -287,7 +287,7 @@ def test_crash_at_every_step_of_a_commit(tmp_path, monkeypatch):
 def test_crash_at_every_step_of_finish(tmp_path, monkeypatch):
     def after(path, raised):
         ended = (path / "summary.json").exists()
-        assert len(rows.read(path)) == 8
+        assert len(round_log.read(path)) == 8
         assert not ended or len(os.listdir(path / "clients")) == 1
         check(path, least=5)
 
@@ -320,8 +320,8 @@ def test_full_disk_at_every_step(tmp_path, monkeypatch):
             assert isinstance(raised, RunFailed)
             assert "cannot write round" in text and "some/file" in text
             assert "No space left on device" in text and "MB free" in text and "stay valid" in text
-        done = max(rows.read(path))
-        assert list(rows.read(path)) == list(range(1, done + 1))
+        done = max(round_log.read(path))
+        assert list(round_log.read(path)) == list(range(1, done + 1))
         folder = RunFolder.attach(path, 1)
         for r in range(done + 1, 12):
             step(folder, r)
@@ -376,9 +376,9 @@ KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
 import test_folder as t
-from rayfed.folder import RunFolder
+from rayfed.storage.run_folder import RunFolder
 folder = RunFolder.attach(t.Path({path!r}), {fence})
-last = max(t.rows.read(folder.path), default=0)
+last = max(t.round_log.read(folder.path), default=0)
 for r in range(last + 1, 10**6):
     t.step(folder, r, every=3)
     if r == last + 3:
@@ -398,7 +398,7 @@ def test_kill_minus_nine_at_any_moment(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        present = max(rows.read(path), default=0)
+        present = max(round_log.read(path), default=0)
         folder, last = check(path, least=reached)
         assert last % 3 == 0 and present - 3 <= last <= present  # a row may stand whose snapshot does not yet
         reached = last
@@ -441,7 +441,7 @@ def test_rewind_skips_a_snapshot_whose_rows_are_lost(tmp_path):
 
 def test_keep_newest_snapshots(tmp_path):
     folder = made(tmp_path, until=20)
-    assert [r for r, _ in snapshot.listed(folder.path / "snapshots")] == [20, 15]
+    assert [r for r, _ in snapshots.listed(folder.path / "snapshots")] == [20, 15]
 
 
 def test_rounds_follow_each_other(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 DIGITS = """
-from rayfed import config, data, partition
-made = config.load_config({
+from rayfed import partition
+from rayfed.config.schema import load_config
+made = load_config({
     "task": {"data": "digits", "model": "mlp"},
     "federation": {"clients": 12, "partition": {"kind": "dirichlet", "alpha": 0.3}},
     "method": "fedavg",
@@ -34,7 +35,7 @@ def loaded(code: str) -> set[str]:
     "code",
     [
         # one interpreter for what must be light together
-        "import rayfed, rayfed.cli, rayfed.config, rayfed.data, rayfed.partition, rayfed.engine, rayfed.methods.fedavg",
+        "import rayfed, rayfed.cli, rayfed.config.schema, rayfed.data, rayfed.partition, rayfed.engine.runner, rayfed.methods.fedavg",
         DIGITS,
         "import actors.driver",
     ],
@@ -49,10 +50,10 @@ def test_no_torch_and_no_ray(code: str) -> None:
 def test_the_engine_computes_without_ray() -> None:
     """A round of training by hand: torch, from its first use on, but no Ray."""
     got = loaded(
-        "import sys\nfrom rayfed.engine import Runner, torch\nassert 'torch' not in sys.modules\ntorch.zeros(1)\n"
+        "import sys\nfrom rayfed.engine.runner import Runner, torch\nassert 'torch' not in sys.modules\ntorch.zeros(1)\n"
         "from tests import toy\nassert toy.simulate(rounds=1).rows[0]['visits'] == 7"
     )
-    assert "torch" in got and "rayfed.engine" in got
+    assert "torch" in got and "rayfed.engine.runner" in got
     assert not {m for m in got if m == "ray" or m.startswith(("ray.", "actors"))}
 
 

@@ -16,11 +16,11 @@ import torch
 
 from rayfed import partition, tree
 from rayfed.data import instruct, text
-from rayfed.engine import start_from
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.runner import start_from
+from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
-from rayfed.launch import _Federations
-from rayfed.pool import LocalPool
-from rayfed.worker import Resident
+from rayfed.launch.start import _Federations
 from tests import toy
 from tests.conftest import ROOT
 from tests.tiny_lm import WORDS, make_data, make_lm
@@ -108,7 +108,7 @@ def test_records_are_the_tokenizers_ids_with_targets_on_the_answer(places: dict[
 
 def test_another_process_tokenises_and_torch_stays_out(places: dict[str, Any]) -> None:
     code = (
-        "import sys, json; from rayfed.config import load_config; from rayfed.launch import _Federations;"
+        "import sys, json; from rayfed.config.schema import load_config; from rayfed.launch.start import _Federations;"
         f"c = load_config(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
         "print(json.dumps([_Federations().of(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
     )

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from actors import jobs, onhead, package
-from rayfed import session
-from rayfed.config import Config, Study, load_config
+from rayfed.config import user_code
+from rayfed.config.schema import Config, Study, load_config
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed
-from rayfed.progress import line
+from rayfed.launch.progress import line
 from tests import toy
 
 OWN = '''"""Own."""
@@ -119,13 +119,13 @@ def test_own_files_travel_under_names_that_a_run_folder_keeps(own: Path, tmp_pat
     c = toy.config(f"{own}:Mine")
     packed = package.pack(c)
     (name,) = packed.texts
-    assert session.WRITTEN.fullmatch(name) and packed.config["method"]["name"] == f"{name}:Mine"
+    assert user_code.WRITTEN.fullmatch(name) and packed.config["method"]["name"] == f"{name}:Mine"
     target = tmp_path / "job"
     target.mkdir()
     packed.write(target, project=False)
     assert sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()) == [name, "config.yaml"]
     # as the job does: its folder is where it is, and the user's file is nowhere
-    code = "from rayfed.config import load_config; print(load_config('config.yaml').method.name)"
+    code = "from rayfed.config.schema import load_config; print(load_config('config.yaml').method.name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=target, capture_output=True, text=True)
     assert done.stdout.strip() == f"{name}:Mine", done.stderr
 
@@ -168,7 +168,7 @@ def test_large_data_are_refused_unless_shared(tmp_path: Path) -> None:
 def test_the_project_travels_whole_where_the_head_lacks_it(tmp_path: Path) -> None:
     package.Package({"name": "x"}).write(tmp_path, project=True)
     program = (
-        "import rayfed.cli, actors.driver, rayfed.configfile as c; print(rayfed.__file__, 'quickstart' in c.ready())"
+        "import rayfed.cli, actors.driver, rayfed.config.load as c; print(rayfed.__file__, 'quickstart' in c.ready())"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -282,7 +282,7 @@ def test_a_head_that_cannot_run_it_is_one_sentence(change: dict[str, Any], told:
 
 
 def test_a_folder_is_named_by_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rayfed.launch import run_local
+    from rayfed.launch.start import run_local
 
     monkeypatch.setattr("rayfed.report.write_report", lambda path: None)
     monkeypatch.setenv("RAYFED_RUN_ID", "toy-1")

@@ -14,16 +14,17 @@ import pytest
 import torch
 import yaml
 
-from rayfed import kernels, launch, tree
-from rayfed.config import load_config
+from rayfed import tree
+from rayfed.config.schema import load_config
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.worker import Job, Resident, Worker
 from rayfed.errors import RunFailed
-from rayfed.execute import trial
+from rayfed.execute.tuning import autotune, kernels
+from rayfed.execute.tuning.kernels import Kernels
 from rayfed.fed import together
-from rayfed.folder import RunFolder
-from rayfed.kernels import Kernels
-from rayfed.pool import LocalPool
-from rayfed.snapshot import load_tree
-from rayfed.worker import Job, Resident, Worker
+from rayfed.launch import start
+from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.snapshots import load_tree
 from tests import toy
 
 ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
@@ -175,7 +176,7 @@ def told(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], f
 
         return look
 
-    monkeypatch.setattr(trial, "_trial", fake)
+    monkeypatch.setattr(autotune, "_trial", fake)
     monkeypatch.setattr(kernels, "exact", lambda: True)
     return looks
 
@@ -195,7 +196,7 @@ def test_the_faster_kernels_are_taken(
     monkeypatch: pytest.MonkeyPatch, seconds: dict[Kernels, float], loop: Kernels, vmap: Kernels, looks: int
 ) -> None:
     seen = told(monkeypatch, lambda name, by, k: seconds.get(by, 1.0) * (1.0 if name == "loop" else 2.0))
-    out = trial.run(resident(), 4)
+    out = autotune.run(resident(), 4)
     assert out["kernels"] == {"loop": loop, "vmap": vmap} and len(seen) == looks
     assert out["loop"] == seconds.get(loop, 1.0) and out["vmap"] == 2 * seconds.get(vmap, 1.0)
     assert not any(by.channels_last for name, by in seen if name == "vmap")
@@ -203,10 +204,10 @@ def test_the_faster_kernels_are_taken(
 
 def test_what_is_set_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = told(monkeypatch, lambda name, by, k: 1.0)
-    trial.run(resident(matmul="torch", channels_last=False), 4)
+    autotune.run(resident(matmul="torch", channels_last=False), 4)
     assert {by for _, by in seen} == {Kernels()}
     seen.clear()
-    trial.run(resident(matmul="onednn", channels_last=True), 4)
+    autotune.run(resident(matmul="onednn", channels_last=True), 4)
     assert set(seen) == {("loop", BOTH), ("vmap", ONE)}
 
 
@@ -218,14 +219,14 @@ def test_a_tie_is_decided_on_the_whole_cohort(monkeypatch: pytest.MonkeyPatch) -
         return 1.0 if name == "loop" else 0.9 if k == 4 else 2.0
 
     told(monkeypatch, times)
-    out = trial.run(resident(matmul="torch", channels_last=False), 12)
+    out = autotune.run(resident(matmul="torch", channels_last=False), 12)
     assert sizes == [("loop", 1), ("vmap", 4), ("vmap", 12)] and out["vmap"] == 2.0
 
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_gpu_is_tried_with_the_whole_cohort(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
     told(monkeypatch, lambda name, by, k: 1.0 if name == "loop" else 0.5)
-    sizes, fake = [], trial._trial
+    sizes, fake = [], autotune._trial
 
     def sized(res: Any, name: str, k: int, *rest: Any) -> Callable[[Kernels], float]:
         sizes.append(k)
@@ -233,10 +234,10 @@ def test_a_gpu_is_tried_with_the_whole_cohort(monkeypatch: pytest.MonkeyPatch, f
             raise torch.OutOfMemoryError("CUDA out of memory")
         return fake(res, name, k, *rest)
 
-    monkeypatch.setattr(trial, "_trial", sized)
+    monkeypatch.setattr(autotune, "_trial", sized)
     res = resident(channels_last=False)
     res.device = "cuda"
-    out = trial.run(res, 12)
+    out = autotune.run(res, 12)
     assert sizes == [1, 4, 12] and (out["vmap"] == 0.5) == fits
     assert fits or "out of memory" in out["why"]
 
@@ -248,7 +249,7 @@ def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.Mo
         return 1.0
 
     told(monkeypatch, times)
-    out = trial.run(resident(), 4)
+    out = autotune.run(resident(), 4)
     assert out["vmap"] == float("inf") and out["why"] == "RuntimeError: no rule"
 
 
@@ -256,16 +257,16 @@ def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPat
     """The real trial: a long call that is far from the loop's is not warmed up any further."""
     calls = []
     res = resident()
-    real = trial.execute.run
+    real = autotune.execute.run
 
     def slow(name: str, *args: Any) -> Any:
         calls.append(name)
         if name == "vmap":
-            trial.time.sleep(trial.LOOK)
+            autotune.time.sleep(autotune.LOOK)
         return real(name, *args)
 
-    monkeypatch.setattr(trial.execute, "run", slow)
-    out = trial.run(res, 4)
+    monkeypatch.setattr(autotune.execute, "run", slow)
+    out = autotune.run(res, 4)
     assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out["vmap"] > 1.3 * out["loop"]
 
 
@@ -286,7 +287,7 @@ def test_a_round_of_little_work_is_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], asked: Any, kept: Any
 ) -> None:
     chosen = {"loop": seconds[0], "vmap": seconds[1], "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+    monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
     lent: list[Any] = []
     monkeypatch.setattr(LocalPool, "lend", lambda pool, run, res: lent.append(res))
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, resources=asked)
@@ -299,7 +300,7 @@ def test_a_round_of_little_work_is_one_call(
 
 def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+    monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
     pool = LocalPool()
     pool.lends = False
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, pool=pool, resources={"cohort": "auto"})
@@ -333,7 +334,7 @@ def test_work_counts_local_steps() -> None:
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": BOTH, "vmap": Kernels()}}
-    monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+    monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, task=CNN, federation=FED)
     path = ran.folder.path
     kept = yaml.safe_load((path / "config.yaml").read_text())["resources"]
@@ -352,11 +353,11 @@ def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, m
 def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(by: Kernels) -> None:
         chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": Kernels()}}
-        monkeypatch.setattr(trial, "run", lambda res, cohort: dict(chosen))
+        monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
 
     raw = {**toy.TOY, "task": CNN, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg"}
     raw["federation"] = {**raw["federation"], "groups": "none"}
-    launcher = launch.LocalLauncher()
+    launcher = start.LocalLauncher()
 
     def watch(state: dict[str, Any]) -> None:
         if state["round"] == 1:
@@ -364,11 +365,11 @@ def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monke
 
     choose(BOTH)
     with pytest.raises(RunFailed):
-        launch.run(load_config({**raw, "arms": {"a": {}, "b": {}}}), launcher, out=tmp_path, watch=watch)
+        start.run(load_config({**raw, "arms": {"a": {}, "b": {}}}), launcher, out=tmp_path, watch=watch)
     choose(Kernels())
     (path,) = tmp_path.iterdir()
     seen = at_commits(monkeypatch)
-    assert launch.resume_local(path).status == "done"
+    assert start.resume_local(path).status == "done"
     assert seen == [BOTH, Kernels(), Kernels()]  # the second round of the first arm, both of the other
 
 
@@ -381,7 +382,7 @@ def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytes
         by = Kernels("onednn" if asked[-1] == "auto" else asked[-1])
         return {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": by}}
 
-    monkeypatch.setattr(trial, "run", tried)
+    monkeypatch.setattr(autotune, "run", tried)
     pool, kept = LocalPool(), []
     for n, matmul in enumerate(("auto", "torch", "auto")):
         ran = toy.run_folder(

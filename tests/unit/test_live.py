@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from actors import pool as ray_pool
-from rayfed import engine
-from rayfed.engine import Runner
+from rayfed.engine import runner as runner_module
+from rayfed.engine.runner import Runner
 from tests import toy
 
 
@@ -23,7 +23,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     nothing: Any = None  # neither data nor actors are asked for here
     made: Any = Runner(toy.config(), nothing, nothing, folder, progress=lambda s: told.append(s["round"]))
     made.written, made.told, made.now = written, told, 100.0
-    monkeypatch.setattr(engine.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr(runner_module.time, "perf_counter", lambda: made.now)
     return made
 
 
@@ -36,7 +36,7 @@ def test_the_state_file_is_written_a_few_times_a_second_and_at_the_end(runner):
     for r in (1, 2, 3):
         tell(runner, "running", r)
     assert runner.written == [("running", 1)] and runner.told == [1, 2, 3]
-    runner.now += 1.5 * engine.LIVE_S
+    runner.now += 1.5 * runner_module.LIVE_S
     tell(runner, "running", 4)
     tell(runner, "running", 5)
     tell(runner, "done", 5)

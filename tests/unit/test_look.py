@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rayfed import launch
-from rayfed.config import load_config
+from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
-from rayfed.models import look
+from rayfed.launch import model_check
+from rayfed.launch import start as launch
 from tests.tiny import make_vit
 
 
@@ -79,8 +79,8 @@ def test_what_is_right_is_looked_at_once(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[set[str]] = []
-    real = look._looked
-    monkeypatch.setattr(look, "_looked", lambda asked: (looked.append(set(asked)), real(asked))[1])
+    real = model_check._looked
+    monkeypatch.setattr(model_check, "_looked", lambda asked: (looked.append(set(asked)), real(asked))[1])
     for changed in ({}, {"seed": 3}, {"resources": {"executor": "loop"}}, {"adapter": {**asked["adapter"], "rank": 2}}):
         with pytest.raises(Started):
             launch.run(load_config({**asked, **changed}), Launcher())
@@ -96,8 +96,8 @@ def test_another_process_looks_where_torch_is_not_loaded(asked: dict[str, Any], 
     (tmp_path / "c.json").write_text(json.dumps([asked, {**asked, "adapter": {**asked["adapter"], "rank": 17}}]))
     code = f"""
 import json, sys
-from rayfed import launch
-from rayfed.config import load_config
+from rayfed.launch import start as launch
+from rayfed.config.schema import load_config
 for values in json.load(open({str(tmp_path / "c.json")!r})):
     try:
         launch._Federations().checked(load_config(values))

@@ -12,7 +12,7 @@ import torch
 from actors import merge
 from actors.pool import Waiting
 from rayfed import fold
-from rayfed.pool import Merging, Outcome
+from rayfed.engine.pool import Merging, Outcome
 
 
 def calls(n: int) -> list[fold.Folded]:

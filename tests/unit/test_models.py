@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from rayfed import keys, models
-from rayfed.config import Named
+from rayfed.config.schema import Named
 from rayfed.errors import ConfigError
 from rayfed.task import Task
 from tests import toy
@@ -283,7 +283,7 @@ def test_what_fits_can_be_built_and_run(name: str, options: dict[str, Any], shap
 
 def test_checking_does_not_load_torch() -> None:
     code = (
-        "import sys\nfrom rayfed import models, partition\nfrom rayfed.config import Named\n"
+        "import sys\nfrom rayfed import models, partition\nfrom rayfed.config.schema import Named\n"
         "s = Named(name='cnn')\nassert models.check(s) == [] and models.fits(s, (3,))\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

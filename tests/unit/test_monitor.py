@@ -24,13 +24,13 @@ from typer.testing import CliRunner
 from actors import monitor as on_ray
 from rayfed.cli import app
 from rayfed.errors import ConfigError
-from rayfed.files import read_yaml
-from rayfed.folder import read_metrics
 from rayfed.monitor import Server, write_files
 from rayfed.monitor.files import dashboard, panels, selector
 from rayfed.monitor.read import Board, _actors, _some
 from rayfed.report.data import worst_decile
-from rayfed.rows import read_clients
+from rayfed.storage.atomic import read_yaml
+from rayfed.storage.round_log import read_clients
+from rayfed.storage.run_folder import read_metrics
 from rayfed.track import prometheus
 from rayfed.track.prometheus import METRICS, SECONDS, Series, readings, trial
 from tests import toy

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from rayfed import execute, optim, tree
-from rayfed.config import Local, Optimizer, Schedule
+from rayfed import execute, optimizers, tree
+from rayfed.config.schema import Local, Optimizer, Schedule
 from rayfed.errors import ConfigError
-from rayfed.execute.plan import Planner
+from rayfed.execute.batches import Planner
 from rayfed.visit import sgd_visit
 from tests import toy
 
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_as_torch_does(case: str) -> None:
     settings, reference = CASES[case]
-    ours, opt = draw(0), optim.make(Optimizer(lr=0.05, **settings))
+    ours, opt = draw(0), optimizers.make(Optimizer(lr=0.05, **settings))
     state = opt.init(ours)
     theirs = {n: p.clone().requires_grad_() for n, p in draw(0).items()}
     ref = reference(list(theirs.values()))
@@ -79,7 +79,7 @@ def test_as_torch_does(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_pure_and_vectorisable(case: str) -> None:
     """Arguments stay as they are, the state keeps its structure, and three clients at once are three alone."""
-    opt = optim.make(Optimizer(**CASES[case][0]))
+    opt = optimizers.make(Optimizer(**CASES[case][0]))
     params = [draw(i) for i in range(3)]
     grads = [[gradient(p, t) for p in params] for t in range(4)]
     before = copy.deepcopy((params, grads))
@@ -105,11 +105,11 @@ def test_pure_and_vectorisable(case: str) -> None:
 
 def test_states_hold_what_they_say() -> None:
     p = draw(0)
-    assert optim.sgd().init(p) == {}
-    assert tree.same(optim.sgd(0.5).init(p), {"velocity": tree.zeros(p)})
-    assert list(optim.adam().init(p)) == ["m", "v", "t"]
+    assert optimizers.sgd().init(p) == {}
+    assert tree.same(optimizers.sgd(0.5).init(p), {"velocity": tree.zeros(p)})
+    assert list(optimizers.adam().init(p)) == ["m", "v", "t"]
     half = tree.map(lambda x: x.float(), p)
-    assert all(x.dtype == torch.float32 for x in tree.values(optim.adam().init(half)))
+    assert all(x.dtype == torch.float32 for x in tree.values(optimizers.adam().init(half)))
 
 
 # -- learning rates over rounds ----------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_states_hold_what_they_say() -> None:
 
 def rates(rounds: int, lr: float = 0.2, **schedule: Any) -> list[float]:
     local = Local(optimizer=Optimizer(lr=lr), schedule=Schedule(**schedule))
-    return [optim.rate(local, r, rounds) for r in range(1, rounds + 1)]
+    return [optimizers.rate(local, r, rounds) for r in range(1, rounds + 1)]
 
 
 def theirs(rounds: int, make: Any, lr: float = 0.2) -> list[float]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rayfed import data, partition
-from rayfed.config import Config, Named
+from rayfed.config.schema import Config, Named
 from rayfed.data import Dataset, Part
 from rayfed.errors import ConfigError
 from rayfed.partition import Federation, Index, groups, top_up
@@ -161,7 +161,7 @@ def test_only_the_seed_the_federation_and_the_data_decide(kind: str, planted: st
 
 
 def test_arms_of_a_study_share_their_split_and_seeds_do_not() -> None:
-    from rayfed.config import Study, load_config
+    from rayfed.config.schema import Study, load_config
 
     raw = {**toy.TOY, "seeds": [1, 2], "method": {"name": "fedavg"}}
     raw["arms"] = {"a": {}, "b": {"method": {"name": "ifca", "clusters": 2}, "rounds": 9}}

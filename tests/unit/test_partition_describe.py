@@ -18,7 +18,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from rayfed import cli, data, partition
-from rayfed.config import Config, load_config
+from rayfed.config.schema import Config, load_config
 from rayfed.errors import ConfigError
 from rayfed.partition import describe as d
 from rayfed.partition import embedding
@@ -248,7 +248,7 @@ def test_what_cannot_be_is_a_sentence_and_leaves_nothing(
 
 def test_neither_torch_nor_ray_is_loaded() -> None:
     code = (
-        "import sys, rayfed.cli; from rayfed.partition.describe import describe; from rayfed.config import load_config;"
+        "import sys, rayfed.cli; from rayfed.partition.describe import describe; from rayfed.config.schema import load_config;"
         "from rayfed.report.partition_plot import png; png(describe(load_config('quickstart')));"
         "print([m for m in ('torch', 'ray') if m in sys.modules])"
     )

@@ -11,7 +11,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from rayfed import data, partition
-from rayfed.config import Config, Named
+from rayfed.config.schema import Config, Named
 from rayfed.data import Dataset, Part
 from rayfed.errors import ConfigError
 from rayfed.partition import Federation, embed, groups

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayfed import adapters, partition, tree
-from rayfed.config import LoRA, Named
+from rayfed.config.schema import LoRA, Named
 from rayfed.data import text
-from rayfed.engine import start_from
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.runner import start_from
+from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
 from rayfed.models import pretrained
 from rayfed.models.wrapped import looks_back, sees_ahead
-from rayfed.pool import LocalPool
-from rayfed.worker import Resident
 from tests import toy
 from tests.tiny import KINDS, changes, make_places, make_tokenizer
 
@@ -77,7 +77,7 @@ def test_texts_are_the_tokenizers_ids_cut_and_padded(places: dict[str, Path]) ->
 
 def test_the_cache_is_by_content_and_another_process_does_the_work(places: dict[str, Path]) -> None:
     code = (
-        "import sys, json; from rayfed.config import load_config; from rayfed import partition;"
+        "import sys, json; from rayfed.config.schema import load_config; from rayfed import partition;"
         f"c = load_config(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
         "print(json.dumps([partition.build(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
     )
@@ -488,7 +488,7 @@ def test_models_and_data_that_do_not_fit(places: dict[str, Path]) -> None:
 
 
 def test_methods_that_make_or_span_inputs_refuse_texts(places: dict[str, Path]) -> None:
-    from rayfed.launch import _Federations
+    from rayfed.launch.start import _Federations
 
     for method, says in (
         ("disue", "method.inputs: generator"),

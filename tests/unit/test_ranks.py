@@ -15,8 +15,8 @@ import torch
 from rayfed import api, keys, tree, visit
 from rayfed.adapters import lora, ranks
 from rayfed.adapters.dropout import KeyedDropout
-from rayfed.config import Config, load_config
-from rayfed.configfile import merge
+from rayfed.config.load import merge
+from rayfed.config.schema import Config, load_config
 from rayfed.errors import ConfigError
 from tests import toy
 from tests.tiny import Watched, on_bert  # noqa: F401

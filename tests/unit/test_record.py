@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from rayfed import execute
-from rayfed.execute import record
-from rayfed.execute.record import call
+from rayfed.engine.worker import Resident
+from rayfed.execute.tuning import replay
+from rayfed.execute.tuning.replay import call
 from rayfed.visit import Phase, Visit, steps
-from rayfed.worker import Resident
 from tests import toy
 
 
-def recordings(piece: Any) -> list[record.Recording]:
-    return list(record._made[piece].values())
+def recordings(piece: Any) -> list[replay.Recording]:
+    return list(replay._made[piece].values())
 
 
 def calls(f: Callable[..., Any], *args: Any, n: int = 5) -> tuple[list[Any], int]:
@@ -64,7 +64,7 @@ def test_what_is_played_follows_its_arguments():
     for factor in (0.5, -3.0, float("nan")):
         other = {n: v * factor for n, v in p.items()}
         got, plain = call(f, pytest.fail, other, x), f(other, x)
-        assert record._same(got, plain)
+        assert replay._same(got, plain)
 
 
 def test_each_shape_stride_and_type_has_a_recording_of_its_own():
@@ -77,7 +77,7 @@ def test_each_shape_stride_and_type_has_a_recording_of_its_own():
     for args in ((turned, x), (double, x.double())):
         got, ran = calls(f, *args)
         assert ran == 3
-        assert record._same(got[-1], f(*args))
+        assert replay._same(got[-1], f(*args))
     assert len(recordings(f)) == 4
 
 
@@ -124,7 +124,7 @@ def test_what_is_made_for_its_shape_alone_is_not_made():
 
 def test_a_large_one_is_made_all_the_same(monkeypatch):
     """No memory is kept for a stand-in of any size."""
-    monkeypatch.setattr(record, "SMALL", 10)
+    monkeypatch.setattr(replay, "SMALL", 10)
     x = torch.randn(4, 6)
     out, ran = calls(only_its_shape, x)
     assert ran == 3 and torch.equal(out[-1], 1 + x) and "aten.sin.default" in kernels(only_its_shape, x)
@@ -201,7 +201,7 @@ def test_it_records(f):
     _, ran = calls(f, x)
     assert ran == 3
     for y in (x, torch.tensor([-3.0, 7.0])):
-        assert record._same(call(f, pytest.fail, y), f(y))
+        assert replay._same(call(f, pytest.fail, y), f(y))
 
 
 def asks(x: torch.Tensor) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_what_python_changes_between_calls_is_seen():
 
 
 def test_large_work_is_not_recorded(monkeypatch):
-    monkeypatch.setattr(record, "LIMIT", 1000)
+    monkeypatch.setattr(replay, "LIMIT", 1000)
     f = torch.vmap(step)
     assert calls(f, *params())[1] == 5
 
@@ -261,14 +261,14 @@ def test_a_recording_leaves_nothing_alive(monkeypatch):
         return between + 1
 
     trims: list[bool] = []
-    monkeypatch.setattr(record.lean, "give_back", lambda: trims.append(seen[-1]() is None))
+    monkeypatch.setattr(replay.process, "give_back", lambda: trims.append(seen[-1]() is None))
     gc.disable()
     try:
         calls(f, torch.ones(4), n=4)
     finally:
         gc.enable()
     assert len(seen) == 3 and all(ref() is None for ref in seen) and not trims
-    monkeypatch.setattr(record, "LARGE", 8)
+    monkeypatch.setattr(replay, "LARGE", 8)
     calls(lambda x: f(x), torch.ones(4), n=4)
     assert trims == [True]  # and by then there is something to give back
 
@@ -277,7 +277,7 @@ def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch)
     def full(self: Any, *about: Any) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(record._Tape, "note", full)
+    monkeypatch.setattr(replay._Tape, "note", full)
     f = torch.vmap(step)
     assert calls(f, *params())[1] == 6  # five calls, and one that was tried twice
 
@@ -285,7 +285,7 @@ def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch)
 def test_the_second_try_does_not_hold_what_the_first_one_made(monkeypatch):
     made: list[Any] = []
     held: list[bool] = []
-    real, notes = record._Tape.note, iter(range(100))
+    real, notes = replay._Tape.note, iter(range(100))
 
     def full(self: Any, *about: Any) -> Any:
         if next(notes) == 1:
@@ -298,7 +298,7 @@ def test_the_second_try_does_not_hold_what_the_first_one_made(monkeypatch):
         made.append(weakref.ref(between))
         return between + 1
 
-    monkeypatch.setattr(record._Tape, "note", full)
+    monkeypatch.setattr(replay._Tape, "note", full)
     gc.disable()
     try:
         calls(f, torch.ones(4), n=2)
@@ -332,21 +332,21 @@ def test_settled_is_what_is_played_or_never_will_be(f):
     def piece(x: torch.Tensor) -> torch.Tensor:
         return f(x)
 
-    assert record.settled(piece)
-    seen = [call(piece, piece, torch.tensor([1.0, 2.0])) is None or record.settled(piece) for _ in range(4)]
+    assert replay.settled(piece)
+    seen = [call(piece, piece, torch.tensor([1.0, 2.0])) is None or replay.settled(piece) for _ in range(4)]
     assert seen == ([False, False, True, True] if f is constant else [False, True, True, True])
 
 
 def test_recordings_are_bounded_and_end_with_their_piece(monkeypatch):
-    monkeypatch.setattr(record, "MOST", 3)
+    monkeypatch.setattr(replay, "MOST", 3)
     f = torch.vmap(step)
     for k in range(1, 6):
         calls(f, *params(k), n=4)
     assert len(recordings(f)) == 3
-    before = len(record._made)
+    before = len(replay._made)
     del f
     gc.collect()
-    assert len(record._made) < before
+    assert len(replay._made) < before
 
 
 def test_a_piece_that_raises_is_told_and_recorded_later():

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayfed.errors import ConfigError
-from rayfed.files import yaml_bytes
-from rayfed.folder import Owner, RunFolder, new_folder
 from rayfed.metrics import Mean, ari, lower_is_better, meaning, outcome, scope
 from rayfed.report import study_summary, write_comparison, write_report
 from rayfed.report.data import differing, holdings, load, load_comparison, read_run, worst_decile
 from rayfed.report.page import number
 from rayfed.report.plots import Picture
 from rayfed.report.study import differences, judge
-from rayfed.runs import runs
+from rayfed.storage.atomic import yaml_bytes
+from rayfed.storage.listing import runs
+from rayfed.storage.run_folder import Owner, RunFolder, new_folder
 from rayfed.track.tensorboard import TensorBoard
 
 ME = Owner.me()
@@ -266,7 +266,7 @@ def test_membership_by_hand(tmp_path):
 
 def test_holdings_are_those_of_the_split(tmp_path):
     from rayfed import partition
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
     content = {
         "seed": 4, "rounds": 1, "task": {"data": "digits", "model": {"name": "mlp", "hidden": [8]}},
@@ -524,11 +524,11 @@ def test_tensorboard_reads_our_events_and_a_resume_doubles_nothing(tmp_path):
 def test_nothing_here_imports_torch_or_ray(tmp_path):
     code = f"""
 import sys
-from rayfed.folder import Owner, RunFolder
-from rayfed.snapshot import load_tree, save_tree
+from rayfed.storage.run_folder import Owner, RunFolder
+from rayfed.storage.snapshots import load_tree, save_tree
 from rayfed.track import Sinks
 from rayfed.report import write_comparison, write_report
-from rayfed.runs import runs
+from rayfed.storage.listing import runs
 import numpy as np
 fill = lambda d: save_tree(d, "s", {{"x": np.ones(2)}})
 folder = RunFolder.create({str(tmp_path)!r}, {{"name": "x", "method": "y"}}, owner=Owner.me())

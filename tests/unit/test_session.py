@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import rayfed
-from rayfed import methods, session
-from rayfed.config import load_config
+from rayfed import methods
+from rayfed.config import user_code
+from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
 from tests import toy
 from tests.conftest import ROOT
@@ -56,20 +57,20 @@ def cell() -> Cell:
 
 
 def text_of(thing: Any) -> str:
-    found = session.content(session.name_of(thing, "x").rpartition(":")[0])
+    found = user_code.content(user_code.name_of(thing, "x").rpartition(":")[0])
     assert found is not None
     return found.decode()
 
 
 def again(thing: Any) -> Any:
     """The class or function from what was written down, in a module that knows nothing of the session."""
-    path, _, name = session.name_of(thing, "x").rpartition(":")
-    return getattr(session.load_file(path), name)
+    path, _, name = user_code.name_of(thing, "x").rpartition(":")
+    return getattr(user_code.load_file(path), name)
 
 
 def refused(thing: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        session.name_of(thing, "method.name")
+        user_code.name_of(thing, "method.name")
     return caught.value.problems
 
 
@@ -140,10 +141,10 @@ def test_a_class_of_a_file_goes_by_its_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(str(tmp_path))
     import mine_by_file  # type: ignore[import-not-found]
 
-    assert session.name_of(mine_by_file.Mine, "x") == f"{tmp_path / 'mine_by_file.py'}:Mine"
+    assert user_code.name_of(mine_by_file.Mine, "x") == f"{tmp_path / 'mine_by_file.py'}:Mine"
     from rayfed.methods.fedavg import FedAvg
 
-    assert session.name_of(FedAvg, "x") == "fedavg"
+    assert user_code.name_of(FedAvg, "x") == "fedavg"
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------
@@ -258,9 +259,9 @@ print(type(actor.worker.runs["run"].method).__name__, "ray" in sys.modules)
 def test_a_client_actor_needs_no_file(given: str, cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(METHOD)
     monkeypatch.chdir(tmp_path)
-    made = toy.config(session.name_of(cell(METHOD)["Mine"], "x") if given == "cell" else "mine.py:Mine")
+    made = toy.config(user_code.name_of(cell(METHOD)["Mine"], "x") if given == "cell" else "mine.py:Mine")
     values = made.to_dict()
-    packed = pickle.dumps(("run", values, toy.federation(made).numpy(), None, session.used(values)))
+    packed = pickle.dumps(("run", values, toy.federation(made).numpy(), None, user_code.used(values)))
     done = subprocess.run([sys.executable, "-c", ACTOR], cwd=ROOT, input=packed, capture_output=True)
     assert done.stdout.decode() == "Mine False\n", done.stderr.decode()
 

@@ -9,9 +9,9 @@ import os
 import numpy as np
 import pytest
 
-from rayfed import snapshot
 from rayfed.errors import RunFailed
-from rayfed.snapshot import load_meta, load_tree, save_tree
+from rayfed.storage import snapshots
+from rayfed.storage.snapshots import load_meta, load_tree, save_tree
 from rayfed.tree import BF16
 
 
@@ -100,7 +100,7 @@ def make(tmp_path, round):
         (where / "more").mkdir()
         (where / "more" / "clients.json").write_text("{}")
 
-    return snapshot.publish(snapshot.stage(tmp_path, round, 1, fill), round)
+    return snapshots.publish(snapshots.stage(tmp_path, round, 1, fill), round)
 
 
 def test_manifest_names_every_file(tmp_path):
@@ -109,7 +109,7 @@ def test_manifest_names_every_file(tmp_path):
     assert where.name == "round-000005"
     assert (manifest["round"], manifest["fence"], manifest["rows"]) == (5, 1, 5)
     assert set(manifest["files"]) == {"server.safetensors", "more/clients.json"}
-    assert snapshot.damage(where, 5) is None
+    assert snapshots.damage(where, 5) is None
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_manifest_names_every_file(tmp_path):
 def test_damage_is_found(tmp_path, harm, says):
     where = make(tmp_path, 5)
     harm(where)
-    assert says in snapshot.damage(where, 5)
+    assert says in snapshots.damage(where, 5)
 
 
 def test_prune_keeps_the_newest(tmp_path):
     for r in (5, 10, 15):
         make(tmp_path, r)
-    snapshot.prune(tmp_path, 2)
-    assert [r for r, _ in snapshot.listed(tmp_path)] == [15, 10]
-    snapshot.prune(tmp_path, 0)
-    assert [r for r, _ in snapshot.listed(tmp_path)] == [15]
+    snapshots.prune(tmp_path, 2)
+    assert [r for r, _ in snapshots.listed(tmp_path)] == [15, 10]
+    snapshots.prune(tmp_path, 0)
+    assert [r for r, _ in snapshots.listed(tmp_path)] == [15]
     assert os.listdir(tmp_path) == ["round-000015"]

@@ -15,16 +15,17 @@ import pytest
 import yaml
 
 from actors.placement import Plan
-from rayfed import cli, runs
-from rayfed.config import load_config
-from rayfed.engine import Runner
+from rayfed import cli
+from rayfed.config.schema import load_config
+from rayfed.engine.client_states import ClientStore
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.runner import Runner
 from rayfed.errors import ConfigError, PlacementError, RunFailed
-from rayfed.files import json_bytes
-from rayfed.folder import Owner, RunFolder
-from rayfed.pool import LocalPool
 from rayfed.report import sweep as report
 from rayfed.report import write_report
-from rayfed.store import ClientStore
+from rayfed.storage import listing
+from rayfed.storage.atomic import json_bytes
+from rayfed.storage.run_folder import Owner, RunFolder
 from tests import toy
 
 ray = pytest.importorskip("ray")
@@ -357,8 +358,8 @@ def test_results(tmp_path: Path) -> None:
 
 def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
     path = made_sweep(tmp_path / "out" / "s")
-    line = runs.runs(tmp_path / "out")[0]
-    assert len(runs.runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
+    line = listing.runs(tmp_path / "out")[0]
+    assert len(listing.runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
     assert (line["round"], line["rounds"]) == (5 * 4 * 2 + 2 * 2, 6 * 4 * 2)
     assert line["trials"] == {"planned": 6, "begun": 6, "complete": 5}
     assert line["metric"] == "accuracy/global" and line["best"] == pytest.approx(0.45)
@@ -370,17 +371,17 @@ def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
         (None, f"interrupted {again}"),
     ):
         (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(owner) if owner else {}))
-        assert runs.runs(tmp_path / "out")[0]["status"] == said
+        assert listing.runs(tmp_path / "out")[0]["status"] == said
     report.write_sweep(path, ended=True, failed=1)
-    assert runs.runs(tmp_path / "out")[0]["status"] == f"failed {again}"
+    assert listing.runs(tmp_path / "out")[0]["status"] == f"failed {again}"
     write_report(path)
-    assert runs.runs(tmp_path / "out")[0]["status"] == f"failed {again}", "a new page does not forget it"
+    assert listing.runs(tmp_path / "out")[0]["status"] == f"failed {again}", "a new page does not forget it"
     for s in (0, 1):
         (path / "trials" / "00005" / f"seed-{s}" / "summary.json").write_text('{"status": "done"}')
     report.write_sweep(path, ended=True)
-    assert runs.runs(tmp_path / "out")[0]["status"] == "done"
+    assert listing.runs(tmp_path / "out")[0]["status"] == "done"
     (path / "sweep.yaml").write_text("name: [")
-    assert runs.runs(tmp_path / "out")[0]["status"].startswith("unreadable")
+    assert listing.runs(tmp_path / "out")[0]["status"].startswith("unreadable")
 
 
 def test_asha_may_leave_trials(tmp_path: Path) -> None:

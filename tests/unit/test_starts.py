@@ -14,9 +14,9 @@ import yaml
 from rayfed import partition
 from rayfed.api import Run
 from rayfed.data import text
-from rayfed.engine import start_from
+from rayfed.engine.runner import start_from
+from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
-from rayfed.worker import Resident
 from tests import minilm, toy
 from tests.tiny import KINDS, changes, make_places
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rayfed import tree
-from rayfed.pool import LocalPool
-from rayfed.snapshot import count_rows, prune
-from rayfed.store import ClientStore, Segment, collect_segments
+from rayfed.engine.client_states import ClientStore, Segment, collect_segments
+from rayfed.engine.pool import LocalPool
+from rayfed.storage.snapshots import count_rows, prune
 from rayfed.tree import BF16
 from tests import toy
 

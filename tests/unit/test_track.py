@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rayfed import track
-from rayfed.config import load_config
+from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
 from rayfed.track import Sinks
 from tests import toy
@@ -275,7 +275,7 @@ def test_a_sink_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_run_that_fails_is_marked_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, wandb = FakeMLflow(monkeypatch), FakeWandB(monkeypatch)
-    monkeypatch.setattr("rayfed.engine.Runner.evaluate", lambda *a: 1 / 0)
+    monkeypatch.setattr("rayfed.engine.runner.Runner.evaluate", lambda *a: 1 / 0)
     with pytest.raises(Exception, match="division by zero"):
         toy.run_folder("fedavg", tmp_path, track=["mlflow", "wandb"])
     assert fake.runs["r0"]["status"][-1] == "FAILED" and wandb.exits == [1]

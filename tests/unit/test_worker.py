@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from rayfed import execute, tree
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.worker import SMALL, VectorizeError, Worker, check_wire, mismatch, sums_are_finite
 from rayfed.errors import RunFailed
 from rayfed.fed import ClientFailed, cohort_size
 from rayfed.fold import mean, total
 from rayfed.method import Part
-from rayfed.pool import LocalPool
-from rayfed.snapshot import load_tree
-from rayfed.worker import SMALL, VectorizeError, Worker, check_wire, mismatch, sums_are_finite
+from rayfed.storage.snapshots import load_tree
 from tests import toy
 from tests.toy import Result, SimPool, ToyFed
 

@@ -14,10 +14,10 @@ class Desk:
     """request: what all trials share, as plain values; driver: the Owner of the sweep as a mapping."""
 
     def __init__(self, request: dict[str, Any], code: dict[str, bytes], driver: dict[str, Any]):
-        from rayfed import session
-        from rayfed.folder import Owner
+        from rayfed.config import user_code
+        from rayfed.storage.run_folder import Owner
 
-        session.install(code)
+        user_code.install(code)
         self._request, self._code, self._owner = request, code, Owner(**driver)
         self._splits: dict[str, Any] = {}
 
@@ -30,7 +30,7 @@ class Desk:
         import ray
 
         from rayfed import partition
-        from rayfed.config import Config
+        from rayfed.config.schema import Config
 
         key = partition.split_key(config)
         if key not in self._splits:
@@ -39,7 +39,7 @@ class Desk:
 
     def folder(self, path: str, config: dict[str, Any]) -> int:
         """Make a run folder, or take it over: its fence."""
-        from rayfed.folder import RunFolder
+        from rayfed.storage.run_folder import RunFolder
 
         where = Path(path)
         if (where / "config.yaml").exists():
@@ -48,15 +48,15 @@ class Desk:
 
     def clone(self, source: str, round: int, path: str, config: dict[str, Any]) -> int:
         """A new run folder that goes on where another one was after `round`: its fence."""
-        from rayfed.folder import RunFolder
+        from rayfed.storage.run_folder import RunFolder
 
         stored = self._stored(Path(path))
         return RunFolder.clone(Path(source), round, Path(path), config, owner=self._owner, stored=stored).fence
 
     def _stored(self, path: Path) -> str | None:
         """Where a run goes if the sweep is in object storage."""
-        from rayfed import remote
+        from rayfed.storage import object_store
 
         home = Path(self._request["path"])
-        mirror = remote.of(home)
-        return remote.join(mirror.uri, *path.relative_to(home).parts) if mirror else None
+        mirror = object_store.of(home)
+        return object_store.join(mirror.uri, *path.relative_to(home).parts) if mirror else None

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.placement import Node, Plan, Room, plan
-from rayfed import launch, remote, session, track
+from rayfed import track
+from rayfed.config import user_code
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed, nearest
-from rayfed.files import durable_write, json_bytes, read_yaml, yaml_bytes
-from rayfed.folder import Owner, new_folder, versions
+from rayfed.launch import start
 from rayfed.metrics import lower_is_better
-from rayfed.runs import read_json
+from rayfed.storage import object_store
+from rayfed.storage.atomic import durable_write, json_bytes, read_yaml, yaml_bytes
+from rayfed.storage.listing import read_json
+from rayfed.storage.run_folder import Owner, new_folder, versions
 from tune_spaces.sweep import points
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
 SEARCHES, SCHEDULERS = ("grid", "random", "optuna"), ("none", "asha", "pbt")
 SAMPLES = 10  # points where the search draws them and --samples does not say how many
@@ -86,7 +89,7 @@ def prepare(
     arm: str | None = None,
 ) -> Sweep:
     """Read and check a request. ConfigError with all that is wrong: options, spaces, every point of the grid."""
-    from rayfed.config import Config, load_config
+    from rayfed.config.schema import Config, load_config
 
     problems: list[str] = []
     try:
@@ -132,7 +135,7 @@ def prepare(
         known = points.grid(space)
     elif options.search == "random":
         known = points.draw(space, options.samples or SAMPLES, base.seed)
-    splits = launch._Federations()
+    splits = start._Federations()
 
     def whole(c: Config) -> None:
         splits.of(c.model_copy(update={"seed": options.seeds[0]}))
@@ -231,9 +234,9 @@ def run(
     address: str | None = None,
     watch: Watch | None = None,
     command: str = "",
-) -> launch.Finished:
+) -> start.Finished:
     """Run a checked sweep to its end. Errors as in `rayfed.errors`; what was committed stays."""
-    where, uri = remote.local(out or sweep.base.storage.path)
+    where, uri = object_store.local(out or sweep.base.storage.path)
     wanted, at_once, ray_here = _connect(sweep, address)
     with ray_here:
         o = sweep.options
@@ -247,24 +250,24 @@ def run(
         files = {
             FILE: yaml_bytes(content),
             DRIVER: json_bytes(asdict(Owner.me())),
-            **session.written(sweep.base.to_dict()),
+            **user_code.written(sweep.base.to_dict()),
         }
         files |= {f"spaces/{i}.json": json_bytes([f, t]) for i, (f, t) in enumerate(sweep.space.texts.items())}
-        run_id = os.environ.get(launch.RUN_ID)
+        run_id = os.environ.get(start.RUN_ID)
         path = new_folder(where.resolve(), f"{sweep.base.name}-sweep", files, run_id=run_id, stored=uri)
         return _go(sweep, path, wanted, at_once, watch or (lambda state: None), fresh=True)
 
 
-def resume(path: str | Path, *, address: str | None = None, watch: Watch | None = None) -> launch.Finished:
+def resume(path: str | Path, *, address: str | None = None, watch: Watch | None = None) -> start.Finished:
     """Continue a sweep: trials that were running go on at their runs' last snapshots, what had ended stays. `path`: its
     folder, or its URI in object storage."""
-    from rayfed.config import Config, load_config
+    from rayfed.config.schema import Config, load_config
 
     uri, path = str(path), Path(path)
-    if remote.is_uri(uri):
-        path = remote.cache() / path.name.partition("?")[0]
+    if object_store.is_uri(uri):
+        path = object_store.cache() / path.name.partition("?")[0]
         _free(path)
-        remote.download(uri, path)
+        object_store.download(uri, path)
     if not (path / FILE).is_file():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
         raise ConfigError(
@@ -273,8 +276,8 @@ def resume(path: str | Path, *, address: str | None = None, watch: Watch | None 
     path = path.resolve()
     _free(path)
     said = read_yaml(path / FILE)
-    session.adopt(path)
-    session.install({f: t.encode() for f, t in (json.loads(s.read_text()) for s in (path / "spaces").glob("*.json"))})
+    user_code.adopt(path)
+    user_code.install({f: t.encode() for f, t in (json.loads(s.read_text()) for s in (path / "spaces").glob("*.json"))})
     base = load_config(said["config"])
     assert isinstance(base, Config)
     o = Options(**{**said["options"], "seeds": tuple(said["options"]["seeds"])})
@@ -373,7 +376,7 @@ def _desk(sweep: Sweep, path: Path, wanted: Plan) -> str:
         "metric": sweep.options.metric, "plan": asdict(wanted), "keep_all": sweep.options.scheduler == "pbt",
         "environment": track.environment(),
     }  # fmt: skip
-    code = session.used([values, [c.to_dict() for c in sweep.configs]])
+    code = user_code.used([values, [c.to_dict() for c in sweep.configs]])
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     name = f"rayfed/{path.name}/desk"
     end = time.monotonic() + 60
@@ -400,7 +403,7 @@ class _Stop:
         signal.raise_signal(signal.SIGUSR1)
 
 
-def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fresh: bool) -> launch.Finished:
+def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fresh: bool) -> start.Finished:
     import logging
 
     import ray
@@ -413,7 +416,7 @@ def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fres
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     desk = _desk(sweep, path, wanted)
-    here = ray.util.get_node_ip_address() if (path / remote.POINTER).is_file() else None  # whence all is uploaded
+    here = ray.util.get_node_ip_address() if (path / object_store.POINTER).is_file() else None  # whence all is uploaded
     trainable = tune.with_resources(Trial, tune.PlacementGroupFactory(bundles(wanted, here), strategy="PACK"))
     o, store = sweep.options, path / TUNE
     if o.scheduler == "pbt":  # its whole population takes turns
@@ -438,7 +441,7 @@ def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fres
     told.listeners[:] = [watch, upload]
     try:
         upload.now()
-        with launch._signals(_Stop()) as asked:  # type: ignore[arg-type]
+        with start._signals(_Stop()) as asked:  # type: ignore[arg-type]
             results = tuner.fit()
         _KEPT.pop(desk, None)
         _tidy(path, sweep.base.storage.keep)
@@ -458,7 +461,7 @@ def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fres
         raise RunFailed(
             f"{len(failed)} of {_count(sweep)} trials failed; the first: {_first(path, failed)}\nTry them again with: {again}"
         )
-    return launch.Finished(path, summary["status"], summary)
+    return start.Finished(path, summary["status"], summary)
 
 
 class _Upload:
@@ -466,7 +469,7 @@ class _Upload:
     trials' files change meanwhile: what is caught in the middle goes with the next time."""
 
     def __init__(self, path: Path):
-        self.mirror, self.last = remote.of(path), time.monotonic()
+        self.mirror, self.last = object_store.of(path), time.monotonic()
         self.uri = self.mirror.uri if self.mirror else None
 
     def __call__(self, state: dict[str, Any]) -> None:
@@ -538,11 +541,11 @@ def _scheduler(sweep: Sweep) -> Any:
 
 def _tidy(path: Path, keep: int) -> None:
     """Snapshots that a clone might have needed go once no trial can be cloned any more."""
-    from rayfed import snapshot
-    from rayfed.store import collect_segments
+    from rayfed.engine.client_states import collect_segments
+    from rayfed.storage import snapshots
 
     for folder in (path / "trials").glob("**/snapshots"):
-        snapshot.prune(folder, keep)
+        snapshots.prune(folder, keep)
         collect_segments(folder, folder.parent / "segments")
 
 

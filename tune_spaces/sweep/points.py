@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed import session
+from rayfed.config import user_code
 from rayfed.errors import ConfigError, nearest
 from rayfed.report.sweep import label, short
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
 HERE = Path(__file__).parents[1]
 PLAIN = (int, float, str, bool, type(None))
@@ -108,7 +108,7 @@ def _part(name: str, config: Config, out: Space, problems: list[str]) -> Mapping
     found = re.fullmatch(r"(?P<file>[^:]+?)(?::(?P<part>\w+))?", name.strip())
     file, part = (found["file"], found["part"] or "space") if found else (name, "space")
     path = Path(file) if file.endswith(".py") else HERE / f"{file}.py"
-    own = session.content(file) if file.endswith(".py") else None
+    own = user_code.content(file) if file.endswith(".py") else None
     if file.endswith(".py") and own is None:
         problems.append(f"space {name!r}: there is no file {file}")
         return None
@@ -117,7 +117,7 @@ def _part(name: str, config: Config, out: Space, problems: list[str]) -> Mapping
         problems.append(f"space {name!r}: unknown{nearest(file, known)}; ready: {', '.join(known)}; or path/to/file.py")
         return None
     try:
-        module = session.load_file(file if own is not None else path)
+        module = user_code.load_file(file if own is not None else path)
     except Exception as error:
         problems.append(f"space {name!r}: {path} cannot be loaded: {type(error).__name__}: {error}")
         return None
@@ -190,7 +190,7 @@ def plain(value: Any) -> Any:
 
 def config_of(base: Mapping[str, Any], fixed: Mapping[str, Any], point: Mapping[str, Any]) -> Config:
     """The config at a point. ConfigError with all that is wrong with it."""
-    from rayfed.config import Config, load_config
+    from rayfed.config.schema import Config, load_config
 
     found = load_config(base, {**fixed, **point})
     assert isinstance(found, Config)

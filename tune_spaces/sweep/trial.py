@@ -13,12 +13,13 @@ from typing import Any
 import ray
 from ray import tune
 
-from rayfed import rows, session
+from rayfed.config import user_code
 from rayfed.errors import RunFailed, nearest
-from rayfed.files import durable_write, json_bytes, write_all
-from rayfed.launch import has_ended
+from rayfed.launch.start import has_ended
 from rayfed.partition import split_key
 from rayfed.report.sweep import ROWS, label, read_rows
+from rayfed.storage import round_log
+from rayfed.storage.atomic import durable_write, json_bytes, write_all
 from tune_spaces.sweep import points
 
 ABOUT, POINTER = "point.json", "pointer.json"
@@ -40,7 +41,7 @@ class Trial(tune.Trainable):
         desk = ray.get_actor(config["desk"])
         self.desk: Any = desk
         self.request, code = ray.get(desk.request.remote())
-        session.install(code)
+        user_code.install(code)
         os.environ.update(self.request["environment"])
         self.plan = Plan(**self.request["plan"])
         torch.set_num_threads(self.plan.threads)
@@ -126,9 +127,9 @@ class Trial(tune.Trainable):
 
     def _open(self) -> dict[int, Any]:
         """Runners of the seeds that have rounds left, at their last snapshots."""
-        from rayfed.engine import Runner
-        from rayfed.folder import RunFolder
+        from rayfed.engine.runner import Runner
         from rayfed.partition import Federation
+        from rayfed.storage.run_folder import RunFolder
 
         config, origin = self.config_here, self.origin
         if self.request["keep_all"]:  # PBT may clone any of them
@@ -220,7 +221,7 @@ class Trial(tune.Trainable):
         """What the seeds' runs say of round r; a run that stopped early says its last."""
         seeds = {}
         for seed in self.request["seeds"]:
-            found = rows.read(self.folder / f"seed-{seed}")
+            found = round_log.read(self.folder / f"seed-{seed}")
             row = found[min(r, max(found))]
             seeds[str(seed)] = {k: v for k, v in row.items() if k != "round" and v is not None}
         where = str(self.folder.relative_to(self.home))
@@ -231,7 +232,7 @@ class Trial(tune.Trainable):
         last = min([r.reached for r in runners.values()], default=self.config_here.rounds)
         here = str(self.folder.relative_to(self.home))
         told = {row["round"] for row in read_rows(self.place) if row["folder"] == here}
-        found = max((rows.read(self.folder / f"seed-{s}") for s in self.request["seeds"]), key=len)
+        found = max((round_log.read(self.folder / f"seed-{s}") for s in self.request["seeds"]), key=len)
         metric = self.request["metric"]
         due = [r for r, row in found.items() if after < r <= last and r not in told and row.get(metric) is not None]
         self._write([self._row(r) for r in due])

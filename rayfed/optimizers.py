@@ -17,7 +17,7 @@ from rayfed.tree import Tree
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config import Local
+    from rayfed.config.schema import Local
 
 
 class Optimizer(NamedTuple):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
-    from rayfed.config import Resources
+    from rayfed.config.schema import Resources
     from rayfed.tree import Tree
 
 

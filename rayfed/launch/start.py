@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rayfed import remote, session
+from rayfed.config import user_code
 from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
-from rayfed.files import yaml_bytes
-from rayfed.folder import Owner, RunFolder, new_folder
-from rayfed.kernels import Kernels
-from rayfed.models import look
+from rayfed.execute.tuning.kernels import Kernels
+from rayfed.launch import model_check
+from rayfed.storage import object_store
+from rayfed.storage.atomic import yaml_bytes
+from rayfed.storage.run_folder import Owner, RunFolder, new_folder
 
 if TYPE_CHECKING:
-    from rayfed.config import Config, Study
-    from rayfed.engine import Ending
+    from rayfed.config.schema import Config, Study
+    from rayfed.engine.runner import Ending
     from rayfed.partition import Federation
 
 Watch = Callable[[dict[str, Any]], None]
@@ -90,7 +91,7 @@ class _Federations:
     def checked(self, config: Config) -> Federation:
         """`of`, and ConfigError where the model cannot be built."""
         made = self.of(config)
-        if wrong := look.answers({"": look.question(config, made)}):
+        if wrong := model_check.answers({"": model_check.question(config, made)}):
             raise ConfigError(wrong[""])
         return made
 
@@ -101,11 +102,11 @@ class _Federations:
         for arm, config in study.arms.items():
             first = config.model_copy(update={"seed": study.seeds[0]})
             try:
-                questions[arm] = look.question(first, self.of(first))
+                questions[arm] = model_check.question(first, self.of(first))
             except ConfigError as e:
                 for p in e.problems:
                     found.setdefault(p, []).append(arm)
-        for arm, problems in look.answers(questions).items():
+        for arm, problems in model_check.answers(questions).items():
             for p in problems:
                 found.setdefault(p, []).append(arm)
         if found:
@@ -117,11 +118,11 @@ def run(
     request: Config | Study, launcher: Launcher, *, out: str | Path | None = None, watch: Watch | None = None
 ) -> Finished:
     """Run a config or every arm and seed of a study. Errors as in `rayfed.errors`; what was committed stays."""
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
 
     watch, federations = watch or (lambda state: None), _Federations()
     base = request if isinstance(request, Config) else request.base
-    path, uri = remote.local(out or base.storage.path)
+    path, uri = object_store.local(out or base.storage.path)
     where: dict[str, Any] = {"stored": uri, "run_id": os.environ.get(RUN_ID)}
     if isinstance(request, Config):
         federation = _beside(launcher, [request], lambda: federations.checked(request))
@@ -131,7 +132,7 @@ def run(
     configs = [c for _, _, c in request.runs()]
     _beside(launcher, configs, lambda: federations.check(request))
     launcher.start(configs)
-    files = {"study.yaml": yaml_bytes(request.to_dict()), **session.written(request.to_dict())}
+    files = {"study.yaml": yaml_bytes(request.to_dict()), **user_code.written(request.to_dict())}
     path = new_folder(path, request.base.name, files, **where)
     return _study(request, path, federations, launcher, watch)
 
@@ -139,7 +140,7 @@ def run(
 def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), watch: Watch | None = None) -> Finished:
     """Continue a run or a study where its last snapshot left it. `path`: its folder, or its URI in object storage;
     `sets`: overrides of what may change, e.g. rounds=50."""
-    from rayfed.config import Config, Study, load_config
+    from rayfed.config.schema import Config, Study, load_config
 
     watch, federations = watch or (lambda state: None), _Federations()
     for s in sets:
@@ -148,7 +149,7 @@ def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), wa
             raise ConfigError(
                 f"--set {name}: a resumed run keeps its {name.split('.')[0]}; may change: {', '.join(RESUMABLE)}{nearest(name, RESUMABLE)}"
             )
-    path = remote.download(str(path)) if remote.is_uri(path) else Path(path)
+    path = object_store.download(str(path)) if object_store.is_uri(path) else Path(path)
     if (path / "study.yaml").exists():
         request = load_config(path / "study.yaml", sets)
         assert isinstance(request, Study)
@@ -200,7 +201,7 @@ def _single(config: Config, federation: Federation, folder: RunFolder, launcher:
 def _study(study: Study, path: Path, federations: _Federations, launcher: Launcher, watch: Watch) -> Finished:
     from rayfed.report import study_summary, write_report
 
-    mirror = remote.of(path)
+    mirror = object_store.of(path)
     if mirror:
         mirror.push(0)
     runs = sorted(study.runs(), key=lambda r: study.seeds.index(r[1]))  # all arms of a seed together share its split
@@ -219,7 +220,7 @@ def _study(study: Study, path: Path, federations: _Federations, launcher: Launch
                     config.to_dict(),
                     owner=Owner.me(),
                     exact=True,
-                    stored=remote.join(mirror.uri, arm, f"seed-{seed}") if mirror else None,
+                    stored=object_store.join(mirror.uri, arm, f"seed-{seed}") if mirror else None,
                 )
             )
             if folder.fence > 1:  # what was chosen by timing stays chosen
@@ -308,15 +309,15 @@ class LocalLauncher:
     def start(self, configs: Sequence[Config]) -> None:
         import torch
 
-        from rayfed import lean
-        from rayfed.pool import LocalPool
+        from rayfed.engine.pool import LocalPool
+        from rayfed.execute.tuning import process
 
-        lean.process()
+        process.process()
         self.device = "cuda" if torch.cuda.is_available() and configs[0].resources.gpus_per_actor != 0 else "cpu"
         self.pool = LocalPool(self.device)
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: Watch) -> Ending:
-        from rayfed.engine import Runner
+        from rayfed.engine.runner import Runner
 
         self.runner = Runner(config, federation, self.pool, folder, progress=watch)
         if self.stopping:  # asked before this run began

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rayfed import fold
+from rayfed.engine.worker import Job, Resident, Worker
 from rayfed.tree import Tree
-from rayfed.worker import Job, Resident, Worker
 
 if TYPE_CHECKING:
     from rayfed.partition import Federation

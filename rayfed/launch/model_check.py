@@ -1,6 +1,6 @@
 """A pretrained model looked at before anything starts: built once as a config wants it. What is right stays known in the user's cache.
 
-    python -m rayfed.models.look QUESTIONS.json
+    python -m rayfed.launch.model_check QUESTIONS.json
 
 is how the process that reads configs has it done: building a model loads torch, and that process never does.
 """
@@ -23,7 +23,7 @@ from rayfed.errors import ConfigError
 from rayfed.models import pretrained
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
     from rayfed.partition import Federation
 
 Question = dict[str, Any]  # config, what a task reads of the federation, and the key under which a good answer is known
@@ -63,7 +63,7 @@ def answers(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
             file = Path(tmp) / "questions.json"
             file.write_text(json.dumps(asked, default=str))
             done = subprocess.run(
-                [sys.executable, "-m", "rayfed.models.look", str(file)], capture_output=True, text=True
+                [sys.executable, "-m", "rayfed.launch.model_check", str(file)], capture_output=True, text=True
             )
         # A process that died (of memory, say) tells nothing about the request.
         found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
@@ -78,8 +78,8 @@ def answers(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
 def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
     """name -> what is wrong, maybe nothing; without those that ended in an error of another kind, which the run itself will tell."""
     from rayfed import task
-    from rayfed.config import Config
-    from rayfed.engine import start_from
+    from rayfed.config.schema import Config
+    from rayfed.engine.runner import start_from
 
     by_key: dict[str, list[str]] = {}
     for q in {q["key"]: q for q in asked.values()}.values():

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
-from rayfed.files import durable_write, json_bytes, remove, sync_dir
+from rayfed.storage.atomic import durable_write, json_bytes, remove, sync_dir
 
 POINTER = "remote.json"  # in the local folder: where it is stored
 VERSIONS = "versions"
@@ -281,8 +281,8 @@ def download(uri: str, target: Path | None = None) -> Path:
     target = target or cache() / name
     _restore(uri, target)
     if (target / "study.yaml").is_file():
-        from rayfed.files import read_yaml
-        from rayfed.runs import study_runs
+        from rayfed.storage.atomic import read_yaml
+        from rayfed.storage.listing import study_runs
 
         for arm, seed, where in study_runs(target, read_yaml(target / "study.yaml")):
             one = join(uri, arm, f"seed-{seed}")
@@ -341,8 +341,8 @@ def _runs(folder: Path) -> list[Path]:
 
 def free(target: Path) -> None:
     """ConfigError if a process on this machine writes there."""
-    from rayfed.folder import Owner
-    from rayfed.runs import read_json
+    from rayfed.storage.listing import read_json
+    from rayfed.storage.run_folder import Owner
 
     for lock in (target / "lock.json", *(run / "lock.json" for run in _runs(target))):
         owner = read_json(lock).get("owner")

@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rayfed import kernels, keys, tree
+from rayfed import keys, tree
+from rayfed.engine.client_states import collect_segments
+from rayfed.engine.worker import Job, Resident, sums_are_finite
 from rayfed.errors import RayfedError, RunFailed
+from rayfed.execute.tuning import kernels
 from rayfed.fed import ClientFailed, Fed
-from rayfed.folder import RunFolder
 from rayfed.lazy import torch
 from rayfed.metrics import ari, lower_is_better, scope
-from rayfed.snapshot import load_tree, save_tree
-from rayfed.store import collect_segments
+from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.snapshots import load_tree, save_tree
 from rayfed.track import Sinks
-from rayfed.worker import Job, Resident, sums_are_finite
 
 if TYPE_CHECKING:
-    from rayfed.config import Config
+    from rayfed.config.schema import Config
+    from rayfed.engine.pool import Pool
     from rayfed.partition import Federation
-    from rayfed.pool import Pool
     from rayfed.tree import Tree
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rayfed import rows
-from rayfed.files import read_yaml
-from rayfed.folder import Owner
+from rayfed.storage import round_log
+from rayfed.storage.atomic import read_yaml
+from rayfed.storage.run_folder import Owner
 
 ENDED = ("done", "stopped", "failed")
 
@@ -109,7 +109,7 @@ def _run(path: Path) -> dict[str, Any]:
 
 def _round(path: Path) -> int:
     known = read_json(path / "summary.json").get("rounds", read_json(path / "state.json").get("round"))
-    return int(known) if known is not None else max(rows.read(path), default=0)
+    return int(known) if known is not None else max(round_log.read(path), default=0)
 
 
 def _study(path: Path) -> dict[str, Any]:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayfed import session, track
-from rayfed.config import LATER, Claim, Config, Study
+from rayfed import track
+from rayfed.config import user_code
+from rayfed.config.schema import LATER, Claim, Config, Study
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from rayfed.method import Method
 
-READY = Path(__file__).parent / "configs"
+READY = Path(__file__).parent / "ready"
 UNIONS = {"partition": "federation.partition", "adapter": "adapter"}  # sections whose keys depend on their kind
 SHORT = (
     *((k, "name") for k in ("method", "task.data", "task.model")),
@@ -40,10 +41,10 @@ def ready() -> list[str]:
 
 
 def load(source: str | Path | Mapping[str, Any], sets: Sequence[str] | Mapping[str, Any]) -> Config | Study:
-    """See `rayfed.config.load_config`."""
-    raw = _shorthand(session.named(copy.deepcopy(dict(source))) if isinstance(source, Mapping) else _read(source))
+    """See `rayfed.config.schema.load_config`."""
+    raw = _shorthand(user_code.named(copy.deepcopy(dict(source))) if isinstance(source, Mapping) else _read(source))
     problems: list[str] = []
-    for name, value in session.named(sets).items() if isinstance(sets, Mapping) else ():
+    for name, value in user_code.named(sets).items() if isinstance(sets, Mapping) else ():
         raw = merge(raw, _nested(name, value))
     for s in () if isinstance(sets, Mapping) else sets:
         name, eq, text = s.partition("=")
@@ -113,7 +114,7 @@ def _read(source: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"config {str(source)!r}: no such file, and no ready config of that name{hint}; ready: {', '.join(ready())}"
         )
-    session.adopt(path.parent)
+    user_code.adopt(path.parent)
     try:
         raw = yaml.load(path.read_text(), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -327,7 +328,7 @@ def kinds(where: str) -> list[str]:
 def _parts(raw: Mapping[str, Any], problems: list[str]) -> Callable[[Config], Method] | None:
     """Data, model and method checked by their own modules, even when the rest is wrong; how to make the method."""
     from rayfed import data, models
-    from rayfed.config import Named
+    from rayfed.config.schema import Named
 
     task = raw.get("task")
     for key, check in (("data", data.check), ("model", models.check)):

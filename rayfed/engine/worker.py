@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rayfed import evaluate, execute, kernels, keys, optim, tree
+from rayfed import execute, keys, optimizers, tree
 from rayfed.adapters import ranks
+from rayfed.engine import evaluation as evaluation_module
 from rayfed.errors import RunFailed
-from rayfed.execute import trial
+from rayfed.execute.batches import Cohort, Planner
 from rayfed.execute.debug import Kept
-from rayfed.execute.plan import Cohort, Planner
+from rayfed.execute.tuning import autotune, kernels
 from rayfed.fold import Fold, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
@@ -112,11 +113,11 @@ class Resident:
     def visit(self, name: str, score_local: bool) -> Visit:
         if (name, score_local) not in self._visits:
             if name.startswith("@"):
-                made = evaluate.build(name, self.method, self.task, len(self.planner.chunks))
+                made = evaluation_module.build(name, self.method, self.task, len(self.planner.chunks))
             else:
                 made = getattr(self.method, name)(self.task)
                 if score_local and made.local is not None:
-                    made = evaluate.with_local_score(made, self.task)
+                    made = evaluation_module.with_local_score(made, self.task)
             if self.ranked and name not in ("@global", "@cluster"):  # those score the server's own models
                 made = ranks.at_rank(made, self.task, self.own_rank)
             if self.task.vectorize is not True:
@@ -143,7 +144,7 @@ class Worker:
         self.runs: OrderedDict[str, Resident] = OrderedDict()
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any = None) -> None:
-        """Make a run resident; `start`: see `rayfed.engine.start_from`."""
+        """Make a run resident; `start`: see `rayfed.engine.runner.start_from`."""
         same = shared_by(config)
         like = next((r for r in self.runs.values() if r.same == same), None)
         self.adopt(run, Resident(config, federation, start, self.device, like))
@@ -177,7 +178,7 @@ class Worker:
     ) -> tuple[dict[str, Any], Tree | None, Tree | None] | None:
         """The whole call; None where a fold came out with a NaN or an infinity and nobody had looked at the replies themselves."""
         visit = res.visit(call.visit, call.score_local)
-        lr = optim.rate(res.config.local, call.round, call.rounds)
+        lr = optimizers.rate(res.config.local, call.round, call.rounds)
         cohort = res.planner.cohort(
             visit, call.clients, dispatch=call.dispatch, round=call.round, rounds=call.rounds, lr=lr
         )
@@ -416,8 +417,8 @@ class Worker:
     def _probe(
         self, res: Resident, args: dict[str, Any], values: Sequence[Any]
     ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """See `rayfed.execute.trial`."""
-        return {"value": trial.run(res, args["cohort"])}, None, None
+        """See `rayfed.execute.tuning.autotune`."""
+        return {"value": autotune.run(res, args["cohort"])}, None, None
 
 
 class VectorizeError(RuntimeError):

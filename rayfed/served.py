@@ -8,17 +8,18 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed import files, snapshot, tree
+from rayfed import tree
 from rayfed.adapters import ranks
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 from rayfed.method import Method
+from rayfed.storage import atomic, snapshots
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor, nn
 
-    from rayfed.config import Config, Named
+    from rayfed.config.schema import Config, Named
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -93,8 +94,8 @@ def saved(folder: Path, config: Config, name: str) -> Model:
         raise ConfigError(
             f"{folder}: no model {name!r}; there are: {', '.join(there) or 'none (the run has not ended)'}"
         )
-    about = snapshot.load_meta(folder / "model", name)
-    parameters = tree.from_numpy(snapshot.load_tree(folder / "model", name))
+    about = snapshots.load_meta(folder / "model", name)
+    parameters = tree.from_numpy(snapshots.load_tree(folder / "model", name))
     around: dict[str, Any] = {}
     if config.task.model.name.startswith("hf:"):
         task = lru_cache(lambda: _task(config))  # the base is read once it is needed
@@ -104,7 +105,7 @@ def saved(folder: Path, config: Config, name: str) -> Model:
 
 def _task(config: Config) -> Task:
     from rayfed import partition, task
-    from rayfed.engine import start_from
+    from rayfed.engine.runner import start_from
 
     federation = partition.build(config)
     return task.of(federation.kind)(config, federation, "cpu", start_from(config))
@@ -118,12 +119,12 @@ class Served:
 
     def __init__(self, folder: Path, config: Config):
         from rayfed import partition
-        from rayfed.engine import start_from
+        from rayfed.engine.pool import LocalPool
+        from rayfed.engine.runner import start_from
+        from rayfed.engine.worker import Resident
         from rayfed.fed import Fed
-        from rayfed.pool import LocalPool
-        from rayfed.worker import Resident
 
-        found = next(((r, p) for r, p in snapshot.listed(folder / "snapshots") if not snapshot.damage(p, r)), None)
+        found = next(((r, p) for r, p in snapshots.listed(folder / "snapshots") if not snapshots.damage(p, r)), None)
         if found is None:
             raise ConfigError(f"{folder}: no snapshot, so no client has a model yet")
         self.round, where = found
@@ -137,7 +138,7 @@ class Served:
         self.method, self.task, self.state = (
             here.method,
             here.task,
-            tree.from_numpy(snapshot.load_tree(where, "server")),
+            tree.from_numpy(snapshots.load_tree(where, "server")),
         )
 
     def _of(self, client: int) -> tuple[Tree, int]:
@@ -174,7 +175,7 @@ class Served:
                 where.rmdir()
             hidden.rename(where)
         finally:
-            files.remove(hidden)
+            atomic.remove(hidden)
 
     def model(self, client: int) -> Model:
         """Of one client, also of a held-out one. ConfigError if there is no such client."""

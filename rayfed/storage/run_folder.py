@@ -21,10 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rayfed import remote, rows, session, snapshot
+from rayfed.config import user_code
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
-from rayfed.files import durable_write, json_bytes, now, read_yaml, sweep, sync_dir, why, write_all, yaml_bytes
 from rayfed.metrics import outcome
+from rayfed.storage import object_store, round_log, snapshots
+from rayfed.storage.atomic import durable_write, json_bytes, now, read_yaml, sweep, sync_dir, why, write_all, yaml_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +99,7 @@ def new_folder(
 
 
 def _pointer(stored: str | None, *inner: str) -> dict[str, str | bytes]:
-    return {remote.POINTER: remote.pointer(remote.join(stored, *inner))} if stored else {}
+    return {object_store.POINTER: object_store.pointer(object_store.join(stored, *inner))} if stored else {}
 
 
 def _make(target: Path, files: Mapping[str, str | bytes]) -> Path:
@@ -123,7 +124,7 @@ def _make(target: Path, files: Mapping[str, str | bytes]) -> Path:
 
 def read_metrics(path: Path) -> pa.Table:
     """One row per committed round of a run, finished or not: `round` from 1, null where a metric was not measured."""
-    return rows.table(list(rows.read(Path(path)).values()))
+    return round_log.table(list(round_log.read(Path(path)).values()))
 
 
 class RunFolder:
@@ -132,7 +133,7 @@ class RunFolder:
     def __init__(self, path: Path, fence: int):
         self.path, self.fence = Path(path), fence
         self._last: int | None = None
-        self._mirror: remote.Mirror | Literal[False] | None = None  # None: not looked up yet
+        self._mirror: object_store.Mirror | Literal[False] | None = None  # None: not looked up yet
 
     # -- beginning -----------------------------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class RunFolder:
         run_id = run_id or new_id(str(config.get("name") or "run"))
         lock = {"run": run_id, "fence": 1, "owner": asdict(owner), "time": now()}
         files: dict[str, str | bytes] = {"config.yaml": yaml_bytes(config), "lock.json": json_bytes(lock), ".lock": b""}
-        files |= {**session.written(config), **_pointer(stored, *([] if exact else [run_id]))}
+        files |= {**user_code.written(config), **_pointer(stored, *([] if exact else [run_id]))}
         made = cls(_make(Path(path) if exact else Path(path) / run_id, files), 1)
         made.event("created", owner=str(owner))
         made.upload()
@@ -202,26 +203,26 @@ class RunFolder:
     ) -> RunFolder:
         """Make PATH a run that goes on after `round` of another one, with its rows up to there and its snapshot of that round,
         under a config of its own. stored: as in `create`. RunFailed if there is no such snapshot."""
-        found = dict(snapshot.listed(source / "snapshots")).get(round)
-        damage = "it is not there" if found is None else snapshot.damage(found, round)
+        found = dict(snapshots.listed(source / "snapshots")).get(round)
+        damage = "it is not there" if found is None else snapshots.damage(found, round)
         if found is None or damage:
             raise RunFailed(f"{source} cannot be cloned at round {round}: of its snapshot, {damage}")
         made = cls.create(path.parent / f".clone-{secrets.token_hex(6)}", config, owner=owner, exact=True)
         hidden = made.path
         try:
             shutil.copytree(found, hidden / "snapshots" / found.name)
-            if (source / session.FOLDER).is_dir():
-                shutil.copytree(source / session.FOLDER, hidden / session.FOLDER, dirs_exist_ok=True)
+            if (source / user_code.FOLDER).is_dir():
+                shutil.copytree(source / user_code.FOLDER, hidden / user_code.FOLDER, dirs_exist_ok=True)
             states = json.loads((found / "clients.json").read_text()) if (found / "clients.json").exists() else {}
             for segment in {s for s, _ in states.values()}:
                 (hidden / "segments").mkdir(exist_ok=True)
                 file = Path("segments") / f"{segment}.safetensors"
                 shutil.copyfile(source / file, hidden / file)
-            for r, row in rows.read(source).items():
+            for r, row in round_log.read(source).items():
                 if r <= round:
-                    rows.append(hidden, made.fence, r, {k: v for k, v in row.items() if k != "round"})
-                    if clients := rows.read_clients(source, r):
-                        rows.write_clients(hidden, made.fence, r, clients)
+                    round_log.append(hidden, made.fence, r, {k: v for k, v in row.items() if k != "round"})
+                    if clients := round_log.read_clients(source, r):
+                        round_log.write_clients(hidden, made.fence, r, clients)
             made.event("cloned", source=str(source), round=round)
             for name, content in _pointer(stored).items():
                 durable_write(hidden / name, content if isinstance(content, bytes) else content.encode())
@@ -278,10 +279,10 @@ class RunFolder:
                 raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
             keep = self._keep if snapshot else 0
             if clients:
-                rows.write_clients(self.path, self.fence, round, clients)
+                round_log.write_clients(self.path, self.fence, round, clients)
             staged = _snapshots.stage(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
             # The row before the snapshot becomes visible: every snapshot then has all its rows.
-            undo = rows.append(self.path, self.fence, round, row, sync=staged is not None)
+            undo = round_log.append(self.path, self.fence, round, row, sync=staged is not None)
             if staged:
                 try:
                     _snapshots.publish(staged, round)
@@ -298,18 +299,18 @@ class RunFolder:
         Drops what was written after it, so that the run continues from there, and `summary.json`: the run goes on.
         """
         with self._locked("go back to the last snapshot"):
-            found = rows.read(self.path)
+            found = round_log.read(self.path)
             chosen: tuple[int, Path | None] = (0, None)
-            for round, path in snapshot.listed(self.path / "snapshots"):
+            for round, path in snapshots.listed(self.path / "snapshots"):
                 lost = next((r for r in range(1, round + 1) if r not in found), None)
-                why = f"the row of round {lost} is lost" if lost else snapshot.damage(path, round)
+                why = f"the row of round {lost} is lost" if lost else snapshots.damage(path, round)
                 if why is None:
                     chosen = (round, path)
                     break
-                aside = snapshot.set_aside(path)
+                aside = snapshots.set_aside(path)
                 self._event("snapshot skipped", round=round, reason=why, moved_to=aside.name)
             (self.path / "summary.json").unlink(missing_ok=True)
-            dropped = rows.keep_until(self.path, chosen[0])
+            dropped = round_log.keep_until(self.path, chosen[0])
             if dropped or chosen[0]:
                 self._event("rewound", round=chosen[0], rows_dropped=dropped)
             self._last = chosen[0]
@@ -321,11 +322,11 @@ class RunFolder:
 
     def clients(self, round: int | None = None) -> list[dict[str, Any]]:
         """One row per client of an evaluated round, by default the newest."""
-        return rows.read_clients(self.path, round)
+        return round_log.read_clients(self.path, round)
 
     def _round(self) -> int:
         if self._last is None:
-            self._last = max(rows.read(self.path), default=0)
+            self._last = max(round_log.read(self.path), default=0)
         return self._last
 
     # -- beside the rounds ---------------------------------------------------------------------------------------------
@@ -359,7 +360,7 @@ class RunFolder:
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """End the run: compact the rows, write `summary.json` (completed from config and rows), free the lock."""
         with self._locked("finish the run"):
-            config, found = self.config, rows.compact(self.path)
+            config, found = self.config, round_log.compact(self.path)
             method = config.get("method")
             known: dict[str, Any] = {
                 "status": status,
@@ -385,9 +386,9 @@ class RunFolder:
             self.upload()
 
     def upload(self, plain: bool = False) -> None:
-        """Commit the folder as it is to object storage, if it is stored there. Errors as `rayfed.remote.Mirror.push`."""
+        """Commit the folder as it is to object storage, if it is stored there. Errors as `rayfed.storage.object_store.Mirror.push`."""
         if self._mirror is None:
-            self._mirror = remote.of(self.path) or False
+            self._mirror = object_store.of(self.path) or False
         if self._mirror:
             self._mirror.push(self.fence, plain=plain)
 
@@ -422,7 +423,7 @@ class RunFolder:
             ) from error
 
 
-_snapshots = snapshot  # `commit` has an argument of that name
+_snapshots = snapshots  # `commit` has an argument of that name
 
 
 def _flock(fd: int, path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.files import durable_write, sync_dir, write_all
+from rayfed.storage.atomic import durable_write, sync_dir, write_all
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -475,9 +475,9 @@ class Storage(Section):
     @field_validator("path")
     @classmethod
     def _place(cls, v: str) -> str:
-        from rayfed import remote
+        from rayfed.storage import object_store
 
-        if remote.is_uri(v) and (problem := remote.wrong(v)):
+        if object_store.is_uri(v) and (problem := object_store.wrong(v)):
             raise ValueError(problem)
         return v
 
@@ -619,6 +619,6 @@ def load_config(source: str | Path | Mapping[str, Any], sets: Sequence[str] | Ma
 
     In mappings a class or function may stand for the name of a method, data or model. ConfigError lists all problems.
     """
-    from rayfed.configfile import load
+    from rayfed.config.load import load
 
     return load(source, sets)

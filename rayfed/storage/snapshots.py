@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rayfed.errors import RunFailed
-from rayfed.files import durable_write, remove, sync_dir
+from rayfed.storage.atomic import durable_write, remove, sync_dir
 from rayfed.tree import BF16, Tree
 
 _CODES = {

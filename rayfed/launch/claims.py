@@ -1,7 +1,7 @@
 """Claims: studies under `benchmarks/claims/` whose verdicts are numbers' and not ours.
 
 A file there is a study with one claim or several (`claim:`). `rayfed claims` runs them, writes `benchmarks/CLAIMS.md`, and
-keeps the verdicts in `rayfed/claims.json`, which is shipped with the package and read by `rayfed methods NAME`.
+keeps the verdicts in `rayfed/launch/claims.json`, which is shipped with the package and read by `rayfed methods NAME`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from rayfed.config import Study, load_config
+from rayfed.config.schema import Study, load_config
 from rayfed.errors import ConfigError, nearest
-from rayfed.files import durable_write, json_bytes
-from rayfed.progress import human
+from rayfed.launch.progress import human
+from rayfed.storage.atomic import durable_write, json_bytes
 
 VERDICTS = Path(__file__).parent / "claims.json"
-CHECKOUT = Path(__file__).parents[1] / "benchmarks"
+CHECKOUT = Path(__file__).parents[2] / "benchmarks"
 SHELF = "RAYFED_SHELF"
 MODELS = "RAYFED_MODELS"
 MADE_BY = {  # models that are made here, and how
@@ -178,7 +178,7 @@ def _cost(study: Study, runs: Sequence[Any]) -> dict[str, float | None]:
 
 
 def write(new: Mapping[str, Mapping[str, Any]]) -> None:
-    """New verdicts into `rayfed/claims.json`, and `benchmarks/CLAIMS.md` from it; claims without a file are forgotten."""
+    """New verdicts into `rayfed/launch/claims.json`, and `benchmarks/CLAIMS.md` from it; claims without a file are forgotten."""
     known = {f.stem: f for f in files()}
     table = {n: v for n, v in {**verdicts(), **new}.items() if n in known}
     table = {n: table[n] for n in known if n in table}

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rayfed import lean
+from rayfed.execute.tuning import process
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Recording:
         if short:
             return f(*args)
         if tape.size > LARGE:
-            lean.give_back()  # playing needs less
+            process.give_back()  # playing needs less
         return out
 
 

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rayfed import execute, kernels, lean
-from rayfed.execute.record import settled
-from rayfed.kernels import Kernels
+from rayfed import execute
+from rayfed.execute.tuning import kernels, process
+from rayfed.execute.tuning.kernels import Kernels
+from rayfed.execute.tuning.replay import settled
 from rayfed.lazy import torch
 from rayfed.visit import sgd_visit, steps
 
 if TYPE_CHECKING:
-    from rayfed.worker import Resident
+    from rayfed.engine.worker import Resident
 
 LOOK = 0.25  # seconds of `loop` that a trial of the executors is worth
 
@@ -54,7 +55,7 @@ def run(res: Resident, cohort: int) -> dict[str, Any]:
                 _trial(res, "vmap", cohort, 1, _best(vmap))
         except Exception as e:
             vmap, why = {Kernels(products[0]): math.inf}, {"why": f"{type(e).__name__}: {e}"}
-    lean.give_back()
+    process.give_back()
     chosen = {"loop": _best(loop), "vmap": _best(vmap)}
     return {"loop": loop[chosen["loop"]], "vmap": vmap[chosen["vmap"]], "kernels": chosen, **why}
 

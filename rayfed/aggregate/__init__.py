@@ -1,1 +1,0 @@
-"""Server-side rules that several methods share."""

@@ -1,0 +1,1 @@
+"""The experiment as settings: schema, reading and merging, problems, user code, ready configs."""

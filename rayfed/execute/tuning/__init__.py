@@ -1,0 +1,1 @@
+"""What changes speed and last bits, nothing else: replay, kernels, timing, process settings."""

@@ -1,0 +1,1 @@
+"""From a request to finished folders: preflight, start, progress, claims."""

@@ -1,0 +1,1 @@
+"""What several methods share; a method file names what it takes from here."""
