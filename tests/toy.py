@@ -73,7 +73,14 @@ def federation(c: Config) -> Federation:
     split = json.dumps([d["seed"], d["task"]["data"], d["federation"]], sort_keys=True)
     if split not in _federations:
         made = partition.build(c)
-        for a in (*made.arrays.values(), made.class_counts, made.group, made.pool, made.train.rows, made.test.rows):
+        for a in (
+            *made.arrays.values(),
+            made.class_counts,
+            made.group,
+            made.pooled_test,
+            made.train.rows,
+            made.test.rows,
+        ):
             a.flags.writeable = False
         _federations[split] = made
     return _federations[split]

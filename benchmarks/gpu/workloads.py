@@ -85,7 +85,7 @@ def federation(x: np.ndarray, y: np.ndarray, owner: np.ndarray, kind: str, class
     counts = np.zeros((n, classes), np.int64)
     np.add.at(counts, (owner, y), 1)
     return Federation(
-        arrays={"x": x, "y": y}, train=Index.of(owner, np.arange(len(y)), n), val=none, test=none, pool=np.zeros(0, np.int64),
+        arrays={"x": x, "y": y}, train=Index.of(owner, np.arange(len(y)), n), val=none, test=none, pooled_test=np.zeros(0, np.int64),
         population=n, group=np.full(n, -1), names=tuple(map(str, range(n))), class_counts=counts, classes=classes,
         input_shape=x.shape[1:], kind=kind, label_names=tuple(map(str, range(classes))),
     )  # fmt: skip

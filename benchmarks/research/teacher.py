@@ -60,7 +60,7 @@ def what_it_knows(config: Config) -> dict[int, tuple[float, ...]]:
     out: dict[int, tuple[float, ...]] = {}
     for r, state, fed in rounds(config):
         if r in ROUNDS:
-            rows = fed.federation.pool
+            rows = fed.federation.pooled_test
             x, y = (torch.as_tensor(fed.federation.arrays[n][rows]) for n in ("x", "y"))
             logits, alpha, counts = teacher(state, fed, x)
             own = [accuracy(z[counts[k][y] > 0], y[counts[k][y] > 0]) for k, z in enumerate(logits)]
@@ -82,7 +82,7 @@ def what_it_draws(config: Config) -> dict[int, tuple[float, ...]]:
     for r, state, fed in rounds(config):
         if judge is None:
             flat = fed.federation.arrays["x"].reshape(len(fed.federation.arrays["y"]), -1)
-            pool = fed.federation.pool
+            pool = fed.federation.pooled_test
             rest = np.setdiff1d(np.arange(len(flat)), pool)
             judge = MLPClassifier((64,), max_iter=600, random_state=0).fit(flat[rest], fed.federation.arrays["y"][rest])
             unit = nearest(flat[pool], flat[rest])

@@ -400,11 +400,11 @@ class Runner:
         return out
 
     def _global(self, state: Tree, serve: Tree, mine: dict[int, Any], people: list[int]) -> dict[str, float]:
-        pool, fed = self.federation.pool, self.fed
-        if not len(pool):
+        pooled, fed = self.federation.pooled_test, self.fed
+        if not len(pooled):
             return {}
         if self.method.universal:
-            pieces = range(math.ceil(len(pool) / 512))
+            pieces = range(math.ceil(len(pooled) / 512))
             sums = self._ask("@global", list(pieces), {"model": state[self.method.universal]}, {})
             n = sum(s["n"] for s in sums.values())
             return {f"{k}/global": sum(s[k] for s in sums.values()) / n for k in self.task.measures}
@@ -426,7 +426,7 @@ class Runner:
         if total is None:
             return {}
         probs = torch.cat([total[k] for k in sorted(total, key=int)]) / weight
-        rows = {n: torch.as_tensor(np.asarray(a)[pool]) for n, a in self.federation.arrays.items()}
+        rows = {n: torch.as_tensor(np.asarray(a)[pooled]) for n, a in self.federation.arrays.items()}
         judged = self.task.judge_mean(probs, rows)
         return {f"{k}/global": float(v.mean()) for k, v in judged.items()}
 

@@ -110,8 +110,8 @@ class Planner:
         self.fed, self.seed, self.batch, self.device, self.dtype = federation, seed, batch_size, device, dtype
         # The pooled test set, cut into pseudo-clients so that any number of actors can share its scoring.
         self.chunks = (
-            [c[c >= 0] for c in _cut(np.arange(len(federation.pool)), 4 * MEASURE_BATCH)]
-            if len(federation.pool)
+            [c[c >= 0] for c in _cut(np.arange(len(federation.pooled_test)), 4 * MEASURE_BATCH)]
+            if len(federation.pooled_test)
             else []
         )
 
@@ -119,7 +119,7 @@ class Planner:
         """Rows of the data arrays of one client's split, or of a piece of the pooled test set."""
         if split.startswith("chunk"):  # "chunk": the client's number says which; "chunk 3": the same one for everyone
             _, _, number = split.partition(" ")
-            return self.fed.pool[self.chunks[int(number) if number else client]]
+            return self.fed.pooled_test[self.chunks[int(number) if number else client]]
         return getattr(self.fed, split)[client]
 
     def cohort(

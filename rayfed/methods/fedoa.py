@@ -147,7 +147,7 @@ class FedOA(Method):
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         fold = mean("delta", weight=self.settings.weight)
         got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=fold)
-        if self.settings.pooled and got.ids and len(fed.federation.pool) and self._scored(fed):
+        if self.settings.pooled and got.ids and len(fed.federation.pooled_test) and self._scored(fed):
             found = fed.ask(self.elsewhere, got.ids, metered=False)
             for accuracy in found.gather("right").values():
                 fed.log("accuracy/pooled", float(accuracy))

@@ -82,14 +82,14 @@ class Owned:
     """What a partition decides about the training rows followed by the test rows, (n,) each.
 
     client: the row's client or -1, held-out clients having the highest numbers; role: SHARED, VAL or TEST; group: (N,) where
-    the kind decides the planted groups itself; pool: mask of the test rows that make up the pooled test set, None for all.
+    the kind decides the planted groups itself; pooled_test: mask of the test rows that make up the pooled test set, None for all.
     """
 
     client: np.ndarray
     role: np.ndarray
     names: Names
     group: np.ndarray | None = None
-    pool: np.ndarray | None = None
+    pooled_test: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Federation:
     """The whole split. Clients 0..population-1 take part, the others are held out ("unseen").
 
     arrays: x, y of all rows, training rows first, then the pooled test rows and the probe's, after the planted groups'
-    transforms; train, val, test: rows per client; pool: rows of the pooled test set; group: (N,) planted group or -1;
+    transforms; train, val, test: rows per client; pooled_test: rows of the pooled test set; group: (N,) planted group or -1;
     names: natural ids or numbers; class_counts: (N, C) of the train split; probe: rows of the public probe set, whose
     labels are -1; notes: the data set's.
     """
@@ -106,7 +106,7 @@ class Federation:
     train: Index
     val: Index
     test: Index
-    pool: np.ndarray
+    pooled_test: np.ndarray
     population: int
     group: np.ndarray
     names: Sequence[str]
@@ -129,7 +129,7 @@ class Federation:
         for n in ("train", "val", "test"):
             index = getattr(self, n)
             flat[f"{n}/offsets"], flat[f"{n}/rows"] = index.offsets, index.rows
-        for n in ("pool", "group", "class_counts", "probe"):
+        for n in ("pooled_test", "group", "class_counts", "probe"):
             flat[n] = getattr(self, n)
         flat["names"] = np.array(getattr(self.names, "ids", self.names), dtype=str)
         flat["meta"] = {
@@ -143,7 +143,7 @@ class Federation:
         """What `numpy` gave; the arrays are used as they are, not copied."""
         meta = dict(flat["meta"])
         meta |= {n: tuple(meta[n]) for n in ("input_shape", "label_names", "notes")}
-        made: dict[str, Any] = {n: flat[n] for n in ("pool", "group", "class_counts", "probe")}
+        made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts", "probe")}
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in ("train", "val", "test")}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
         return cls(names=Names(len(flat["group"]), flat["names"]), **made, **meta)
@@ -201,11 +201,11 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     row_group = np.concatenate([np.where(row_client >= 0, group[row_client], -1), np.full(len(public), -1)])
 
     y = np.concatenate([dataset.train.y, dataset.test.y, np.zeros(len(public), np.int64)])
-    pool = _pool(f, dataset, y, owned.pool)
+    pooled = _pooled_test(f, dataset, y, owned.pooled_test)
     if f.groups.kind not in ("none", "domain"):
         weights = np.zeros(f.groups.count)
         np.add.at(weights, group[: n - held], train.sizes()[: n - held])
-        free = pool[row_client[pool] < 0]
+        free = pooled[row_client[pooled] < 0]
         row_group[free] = planted.share(weights, len(free), draw("pooled test"))
         row_group[probe] = planted.share(weights, len(probe), draw("probe's groups"))
     x = np.concatenate([dataset.train.x, dataset.test.x, public])
@@ -213,7 +213,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     y[probe] = -1
     counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
     return Federation(
-        {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pool, n - held, group, owned.names,
+        {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
         dataset.label_names, probe, dataset.notes,
     )  # fmt: skip
@@ -276,7 +276,7 @@ def _domain_rows(f: Any, dataset: Dataset, clients: int) -> np.ndarray:
     return np.bincount(code[code >= 0], minlength=len(names))
 
 
-def _pool(f: Any, dataset: Dataset, y: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+def _pooled_test(f: Any, dataset: Dataset, y: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
     """Rows of the pooled test set: all test rows, of the classes or domains that some group holds.
 
     Under `natural`, rows of clients without training rows are left out where there are others: they are the unseen clients'.

@@ -153,7 +153,7 @@ def _one(config: Config, dataset: Dataset, embedder: embed.Embed | None, arms: t
         "unseen": f.clients - f.population,
         "classes": f.classes,
         "rows": {
-            "train": len(f.train.rows), "val": len(f.val.rows), "test": len(f.test.rows), "pool": len(f.pool),
+            "train": len(f.train.rows), "val": len(f.val.rows), "test": len(f.test.rows), "pool": len(f.pooled_test),
             "probe": config.federation.probe, "data": every, "nobody": every - owned,
         },
         "sizes": {

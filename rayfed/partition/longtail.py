@@ -23,9 +23,9 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
     owned = within_groups(f, dataset, group, draw, over_clients(p.alpha, p.min_examples), p.min_examples, rows=rows)
     if p.test == "balanced":
         return owned
-    pool = np.zeros(len(dataset.test.y), bool)
-    pool[tail(dataset.test.y, dataset.classes, p.imbalance, draw("tail of the test rows"))] = True
-    return replace(owned, pool=pool)
+    pooled = np.zeros(len(dataset.test.y), bool)
+    pooled[tail(dataset.test.y, dataset.classes, p.imbalance, draw("tail of the test rows"))] = True
+    return replace(owned, pooled_test=pooled)
 
 
 def tail(y: np.ndarray, classes: int, imbalance: float, rng: np.random.Generator) -> np.ndarray:

@@ -452,7 +452,7 @@ def test_members_are_served_their_expert_and_others_theta(plain: Any) -> None:
         p = experts[r["cluster"]] if r["cluster"] is not None else theta
         assert r["loss"] == pytest.approx(plain.loss(p, *plain.data(done.fed, r["client"], "test")), abs=1e-12)
     assert sum(r["cluster"] is None for r in clients) == 7  # 5 that were not drawn, 2 held out
-    pool = [done.fed.federation.arrays[n][done.fed.federation.pool] for n in ("x", "y")]
+    pool = [done.fed.federation.arrays[n][done.fed.federation.pooled_test] for n in ("x", "y")]
     assert row["loss/global"] == pytest.approx(plain.loss(theta, *pool), abs=1e-12)
 
 

@@ -54,7 +54,7 @@ def test_probe_rows_are_no_clients_and_the_rest_is_dealt(kind: str) -> None:
     probe = numbers(f, f.probe)
     dealt = numbers(f, np.concatenate([f.train.rows, f.val.rows, f.test.rows]))
     assert len(probe) == len(set(probe)) == 15 and sorted(probe + dealt) == list(range(60))
-    assert numbers(f, f.pool) == list(range(60, 72))
+    assert numbers(f, f.pooled_test) == list(range(60, 72))
     assert f.arrays["y"][f.probe].tolist() == [-1] * 15 and len(f.arrays["y"]) == len(f.arrays["x"]) == 72
     assert f.class_counts.sum() == len(f.train.rows)
     again, other = built(15, kind=kind), built(15, seed=2, kind=kind)

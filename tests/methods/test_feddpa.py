@@ -94,7 +94,7 @@ def test_the_weight_of_an_input_is_its_mean_cosine(on_bert: OnBert) -> None:
     fed, task = done.fed, done.fed.task
     old, new = int(next(iter(done.clients()))), next(c for c in range(6) if str(c) not in done.clients())
     served = fed.ask("@served", [old, new], shared=fed.method.serve(done.state)).gather("model")
-    x = torch.as_tensor(fed.federation.arrays["x"][fed.federation.pool[:6]])
+    x = torch.as_tensor(fed.federation.arrays["x"][fed.federation.pooled_test[:6]])
     mine = torch.as_tensor(fed.federation.arrays["x"][fed.federation.train[old]])
     f, stored = (task.features(task.initial, t).numpy() for t in (x, mine))
     cos = [[float(v @ w / np.linalg.norm(v) / np.linalg.norm(w)) for w in stored] for v in f]

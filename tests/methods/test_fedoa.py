@@ -150,7 +150,7 @@ def test_personal_epochs_are_the_personal_models_alone() -> None:
 def test_pooled_accuracy() -> None:
     done = toy.simulate({"name": "fedoa", "pooled": True}, rounds=2, **WHOLE)
     fed = done.fed
-    rows = fed.federation.pool
+    rows = fed.federation.pooled_test
     x, y = torch.as_tensor(fed.federation.arrays["x"][rows]).double(), torch.as_tensor(fed.federation.arrays["y"][rows])
     right = [
         float((forward(done.clients()[str(c)]["personal"], x)[1].argmax(1) == y).double().mean())

@@ -130,7 +130,7 @@ def test_a_vision_transformer_learns(places: dict[str, Path], adapter: str) -> N
     local = {"steps": 15, "epochs": None, "batch_size": 16}
     made = spec(places, "vit", IMAGE[adapter], local=local, federation={"per_round": 6})
     first, state, fed = simulate(toy.config(executor="vmap", **made), rounds=2)
-    pool = np.asarray(fed.federation.pool)
+    pool = np.asarray(fed.federation.pooled_test)
     batch = {k: torch.as_tensor(np.asarray(fed.federation.arrays[k])[pool]) for k in ("x", "y")}
     before, after = (fed.task.metrics(s["model"], batch)["loss"].mean() for s in (first, state))
     assert after < 0.95 * before

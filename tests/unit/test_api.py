@@ -52,7 +52,7 @@ def test_the_global_model_has_the_global_score(tmp_path: Path) -> None:
     run = made("fedavg", tmp_path)
     split = toy.federation(toy.config())
     model = run.model()
-    found = model(split.arrays["x"][split.pool]).argmax(1).numpy() == split.arrays["y"][split.pool]
+    found = model(split.arrays["x"][split.pooled_test]).argmax(1).numpy() == split.arrays["y"][split.pooled_test]
     assert found.mean() == pytest.approx(run.metrics()["accuracy/global"].to_pylist()[-1])
     module = model.module()
     x = torch.randn(3, 8)

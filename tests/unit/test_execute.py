@@ -211,11 +211,11 @@ def test_one_and_without_cut_cohorts() -> None:
 
 def test_pieces_of_the_pooled_test_set() -> None:
     fed = toy.federation(toy.config())
-    many = dataclasses.replace(fed, pool=np.arange(1200) % 380)
+    many = dataclasses.replace(fed, pooled_test=np.arange(1200) % 380)
     p = Planner(many, seed=1, batch_size=BATCH, device="cpu", dtype=D)
     assert [len(c) for c in p.chunks] == [512, 512, 176]
-    assert np.concatenate([p.rows(i, "chunk") for i in range(3)]).tolist() == many.pool.tolist()
-    assert p.rows(0, "chunk 2").tolist() == p.rows(11, "chunk 2").tolist() == many.pool[1024:].tolist()
+    assert np.concatenate([p.rows(i, "chunk") for i in range(3)]).tolist() == many.pooled_test.tolist()
+    assert p.rows(0, "chunk 2").tolist() == p.rows(11, "chunk 2").tolist() == many.pooled_test[1024:].tolist()
 
 
 # -- executors ---------------------------------------------------------------------------------------------------------

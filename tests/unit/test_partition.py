@@ -116,10 +116,10 @@ def test_rows_are_used_once_and_clients_are_as_asked(kind: str, planted: str, he
             mine[~holds[f.group[mine], raw_y]] = -1
         assert dict(zip(every.tolist(), owner.tolist())) == {r: k for r, k in enumerate(mine.tolist()) if k >= 0}
         assert all(n.startswith("q" if i >= clients - held else "p") for i, n in enumerate(f.names))
-        assert np.array_equal(f.pool, N_TRAIN + np.flatnonzero(DATA.test.split == "test"))
+        assert np.array_equal(f.pooled_test, N_TRAIN + np.flatnonzero(DATA.test.split == "test"))
     else:
         assert np.array_equal(np.sort(every), np.arange(N_TRAIN))
-        assert np.array_equal(f.pool, N_TRAIN + np.arange(N_TEST))
+        assert np.array_equal(f.pooled_test, N_TRAIN + np.arange(N_TEST))
         assert f.names == tuple(map(str, range(clients)))
     if holds is not None:
         assert holds[f.group[owner], raw_y[every]].all()
@@ -217,7 +217,7 @@ def test_natural_clients_own_valid_and_test_rows_are_used_as_such() -> None:
     assert [i[a].tolist() for i in parts(f)] == [list(range(8)), [8, 9], [30, 31]]
     assert f.val[b].tolist() == [18, 19] and len(f.test[b]) == 2 and len(f.train[b]) == 6  # a quarter of its 8
     assert f.test[c].tolist() == [32] and len(f.val[c]) == 3 and len(f.train[c]) == 7  # 0.3 of its 10
-    assert f.pool.tolist() == [30, 31, 32, 33]
+    assert f.pooled_test.tolist() == [30, 31, 32, 33]
 
 
 # -- iid ---------------------------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_clients_without_training_rows_are_the_held_out_ones() -> None:
         assert sorted(np.concatenate([i[k] for i in parts(f)])) == mine.tolist()
         n = len(mine)
         assert [len(i[k]) for i in (f.val, f.test)] == [np.rint(0.2 * n), np.rint(0.5 * n)]
-    assert set(DATA.test.split[f.pool - N_TRAIN]) == {"test"}  # an unseen client's rows are its own
+    assert set(DATA.test.split[f.pooled_test - N_TRAIN]) == {"test"}  # an unseen client's rows are its own
 
 
 def test_held_out_natural_clients_are_drawn_where_no_others_exist() -> None:
@@ -420,11 +420,13 @@ def test_a_rotated_client_sees_its_images_turned_counterclockwise() -> None:
 
 def test_the_pooled_test_set_is_turned_in_the_groups_proportion() -> None:
     f = partition.build(conf(clients=9, groups={"kind": "rotation", "count": 4}, holdout=HOLD), DATA)
-    raw = np.concatenate([DATA.train.x, DATA.test.x])[f.pool]
-    is_turned = np.stack([(f.arrays["x"][f.pool] == np.rot90(raw, g, axes=(2, 3))).all((1, 2, 3)) for g in range(4)])
+    raw = np.concatenate([DATA.train.x, DATA.test.x])[f.pooled_test]
+    is_turned = np.stack(
+        [(f.arrays["x"][f.pooled_test] == np.rot90(raw, g, axes=(2, 3))).all((1, 2, 3)) for g in range(4)]
+    )
     assert (is_turned.sum(0) == 1).all()
     trained = f.train.sizes()[: f.population]
-    exact = np.bincount(f.group[: f.population], weights=trained, minlength=4) / trained.sum() * len(f.pool)
+    exact = np.bincount(f.group[: f.population], weights=trained, minlength=4) / trained.sum() * len(f.pooled_test)
     assert np.abs(is_turned.sum(1) - exact).max() < 1 and is_turned.sum(1).min() > 10
     changes = np.count_nonzero(np.diff(is_turned.argmax(0)))
     assert changes > 20  # shuffled, not one group after the other
@@ -437,7 +439,7 @@ def test_own_test_rows_of_natural_clients_are_turned_as_their_client_is() -> Non
     for k in range(10):
         rows = f.test[k][f.test[k] >= N_TRAIN]
         seen += len(rows)
-        assert np.isin(rows, f.pool).all()
+        assert np.isin(rows, f.pooled_test).all()
         assert np.array_equal(f.arrays["x"][rows], np.rot90(raw[rows], f.group[k], axes=(2, 3)))
     assert seen > 20
 
@@ -466,7 +468,7 @@ def test_label_permutations_are_distinct_and_group_0_keeps_its_labels(classes: i
     assert of_group[0].tolist() == list(range(classes))
     assert len({tuple(t) for t in of_group.tolist()}) == count
     assert np.array_equal(np.sort(of_group, 1), np.tile(np.arange(classes), (count, 1)))
-    pooled = {(int(a), int(b)) for a, b in zip(raw[f.pool], f.arrays["y"][f.pool])}
+    pooled = {(int(a), int(b)) for a, b in zip(raw[f.pooled_test], f.arrays["y"][f.pooled_test])}
     allowed = {(c, int(t[c])) for t in of_group for c in range(classes)}
     assert pooled == allowed  # every group's map is in the pooled test set, and nothing else
     assert np.array_equal(f.arrays["x"], np.concatenate([d.train.x, d.test.x]))
@@ -504,7 +506,7 @@ def test_own_class_sets_leave_other_classes_to_nobody() -> None:
     f = partition.build(conf(clients=6, groups=own, split={"test": 0}), DATA)
     every = [np.flatnonzero(DATA.train.y == c) for c in range(CLASSES)]
     assert np.array_equal(np.sort(f.train.rows), np.sort(np.concatenate([every[0], every[1], every[3]])))
-    assert set(DATA.test.y[f.pool - N_TRAIN]) == {0, 1, 3}
+    assert set(DATA.test.y[f.pooled_test - N_TRAIN]) == {0, 1, 3}
     first, second = (f.class_counts[f.group == g].sum(0) for g in (0, 1))
     assert first[[2, 3, 4]].tolist() == [0, 0, 0] and second[[0, 2, 4]].tolist() == [0, 0, 0]
     assert first[0] == len(every[0]) and second[3] == len(every[3])
@@ -614,7 +616,7 @@ def test_a_single_rotation_needs_no_images() -> None:
 
 def test_an_empty_pooled_test_set_is_allowed() -> None:
     f = partition.build(conf(clients=4, groups={"kind": "label_permutation", "count": 2}), table(np.arange(40) % 4))
-    assert len(f.pool) == 0 and f.train.sizes().tolist() == [8] * 4
+    assert len(f.pooled_test) == 0 and f.train.sizes().tolist() == [8] * 4
 
 
 # -- the object --------------------------------------------------------------------------------------------------------
@@ -638,7 +640,7 @@ def test_numpy_and_back_shares_every_array(kind: str) -> None:
     pairs: list[tuple[np.ndarray, np.ndarray]] = [(f.arrays[n], back.arrays[n]) for n in ("x", "y")]
     for a, b in zip(parts(f), parts(back)):
         pairs += [(a.rows, b.rows), (a.offsets, b.offsets)]
-    pairs += [(f.pool, back.pool), (f.group, back.group), (f.class_counts, back.class_counts)]
+    pairs += [(f.pooled_test, back.pooled_test), (f.group, back.group), (f.class_counts, back.class_counts)]
     assert all(np.shares_memory(a, b) for a, b in pairs if a.size)
     assert all(a is b for a, b in pairs)
     plain = ("population", "classes", "input_shape", "kind", "label_names", "names", "clients")

@@ -79,7 +79,8 @@ def bits(f: Federation) -> str:
         "arrays/x",
         "arrays/y",
     ):
-        h.update(f"{k} {flat[k].dtype.str} {flat[k].shape}".encode() + flat[k].tobytes())
+        a = flat["pooled_test" if k == "pool" else k]  # the digests below were taken under that name
+        h.update(f"{k} {a.dtype.str} {a.shape}".encode() + a.tobytes())
     return h.hexdigest()[:16]
 
 
@@ -233,8 +234,8 @@ def test_groups_by_domain_are_the_domains() -> None:
         counts = domain_counts(f, DOMAINS)
         assert np.array_equal(counts.argmax(1), f.group) and ((counts > 0).sum(1) == 1).all()
         assert set(f.group[:8]) == {0, 1, 2}
-        asked = DOMAINS.test.domain[f.pool - N]
-        assert set(asked) == {"cam", "lab"} and len(f.pool) == np.isin(DOMAINS.test.domain, ["cam", "lab"]).sum()
+        asked = DOMAINS.test.domain[f.pooled_test - N]
+        assert set(asked) == {"cam", "lab"} and len(f.pooled_test) == np.isin(DOMAINS.test.domain, ["cam", "lab"]).sum()
         assert np.array_equal(f.arrays["x"][:N], DOMAINS.train.x)  # nothing is transformed
 
 
@@ -266,9 +267,9 @@ def test_class_counts_follow_the_imbalance(imbalance: float, by_hand: list[int])
     p = {"kind": "longtail", "alpha": 100, "imbalance": imbalance}
     f = partition.build(conf(clients=5, partition=p), EVEN)
     assert f.class_counts.sum(0).tolist() == by_hand
-    assert f.pool.tolist() == list(range(N, N + 80))
+    assert f.pooled_test.tolist() == list(range(N, N + 80))
     f = partition.build(conf(clients=5, partition={**p, "test": "tail"}), EVEN)
-    asked = np.bincount(EVEN.test.y[f.pool - N])
+    asked = np.bincount(EVEN.test.y[f.pooled_test - N])
     assert asked.tolist() == [max(1, round(20 * imbalance ** (-c / 3))) for c in range(4)]
 
 

@@ -168,7 +168,7 @@ def test_scores_are_at_the_clients_rank(on_bert: OnBert, alpha: float | None) ->
         batch = {k: torch.as_tensor(fed.arrays[k][rows]) for k in ("x", "y")}
         want = task.metrics(ranks.cut(model, int(task.ranks[c["client"]])), batch)["loss"].mean()
         assert c["loss"] == pytest.approx(float(want), rel=1e-9)
-    pool = {k: torch.as_tensor(fed.arrays[k][fed.pool]) for k in ("x", "y")}
+    pool = {k: torch.as_tensor(fed.arrays[k][fed.pooled_test]) for k in ("x", "y")}
     assert row["loss/global"] == pytest.approx(float(task.metrics(model, pool)["loss"].mean()), rel=1e-9)
     whole = task.metrics(model, pool)["loss"].mean()
     assert abs(float(task.metrics(ranks.cut(model, 1), pool)["loss"].mean() - whole)) > 1e-6  # ranks matter

@@ -839,9 +839,11 @@ def test_scores_of_one_model_are_plain_torch(executor: str) -> None:
     done = toy.simulate(executor=executor, dtype="float64", resources={"cohort": 5})
     row, clients = done.scores()
     model, fed = done.state["model"], done.fed
-    assert len(fed.federation.pool) == 60
-    scored(row, "global", judged(model, fed.federation.pool, fed))
-    assert judged(model, fed.federation.pool, fed) != judged(done.initial["model"], fed.federation.pool, fed)
+    assert len(fed.federation.pooled_test) == 60
+    scored(row, "global", judged(model, fed.federation.pooled_test, fed))
+    assert judged(model, fed.federation.pooled_test, fed) != judged(
+        done.initial["model"], fed.federation.pooled_test, fed
+    )
     for examples, suffix in ((False, ""), (True, "_ex")):
         scored(row, f"personal{suffix}", mean_over(range(12), lambda c: model, fed, examples))
         scored(row, f"unseen{suffix}", mean_over((12, 13), lambda c: model, fed, examples))
@@ -862,9 +864,9 @@ def test_the_pooled_test_set_in_several_pieces() -> None:
     for k in (1, 2, 7):
         done = toy.simulate(rounds=1, dtype="float64", resources={"cohort": k}, **data)
         rows.append(done.scores()[0])
-    assert len(done.fed.federation.pool) == 1100
+    assert len(done.fed.federation.pooled_test) == 1100
     for row in rows:
-        scored(row, "global", judged(done.state["model"], done.fed.federation.pool, done.fed))
+        scored(row, "global", judged(done.state["model"], done.fed.federation.pooled_test, done.fed))
 
 
 def test_scores_of_personal_models_are_plain_torch() -> None:
@@ -882,9 +884,9 @@ def test_scores_of_personal_models_are_plain_torch() -> None:
     scored(row, "unseen", mean_over((12, 13), lambda c: start, fed))
     # without one global model: the mean of the served models' predictions, weighted by examples
     sizes = fed.federation.train.sizes()[:12]
-    logp = torch.stack([plain(served(c), fed.federation.pool, fed)[0] for c in range(12)])
+    logp = torch.stack([plain(served(c), fed.federation.pooled_test, fed)[0] for c in range(12)])
     p = torch.einsum("c,cnk->nk", torch.as_tensor(sizes / sizes.sum()), logp.exp())
-    y = torch.as_tensor(fed.federation.arrays["y"][fed.federation.pool].astype(np.int64))
+    y = torch.as_tensor(fed.federation.arrays["y"][fed.federation.pooled_test].astype(np.int64))
     want = {
         "loss": float(-p[torch.arange(len(y)), y].log().mean()),
         "accuracy": float((p.argmax(1) == y).double().mean()),
