@@ -88,13 +88,18 @@ def make_places(root: Path, layers: int = 2, spread: float = 0.02) -> dict[str, 
     """`bert`, `gpt2`: model folders; `data`: texts whose words tell the class, 3 classes of 40 + 8."""
     for kind in ("bert", "gpt2"):
         make_model(root / kind, kind, layers, spread)
+    make_texts(root / "data")
+    return {k: root / k for k in ("bert", "gpt2", "data")}
+
+
+def make_texts(where: Path) -> None:
+    """Write texts whose words tell the class as Parquet: 3 classes of 40 train and 8 test rows."""
     rng = np.random.default_rng(0)
-    (root / "data").mkdir()
+    where.mkdir()
     for name, n in (("train", 120), ("test", 24)):
         y = np.arange(n) % 3
         texts = [" ".join(["the", *rng.choice(WORDS[c], rng.integers(2, 9))]) for c in y]
-        pq.write_table(pa.table({"text": texts, "label": y}), root / "data" / f"{name}.parquet")
-    return {k: root / k for k in ("bert", "gpt2", "data")}
+        pq.write_table(pa.table({"text": texts, "label": y}), where / f"{name}.parquet")
 
 
 def changes(places: dict[str, Path], kind: str = "bert", **more: Any) -> dict[str, Any]:
