@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 
-def build(name: str, method: Method, task: Task, chunks: int) -> Visit:
-    """The evaluation visit `name`; `chunks`: into how many pieces the pooled test set is cut."""
+def build(name: str, method: Method, task: Task, pieces: int) -> Visit:
+    """The evaluation visit `name`; `pieces`: into how many pieces the pooled test set is cut."""
     if name == "@global":
-        return _measure(task, "chunk", lambda info, shared, mine, own: shared["model"])
+        return _measure(task, "pooled", lambda info, shared, mine, own: shared["model"])
     if name == "@cluster":
         return _measure(task, "test", lambda info, shared, mine, own: v.tree.pick(shared["experts"], mine["expert"]))
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
@@ -46,7 +46,7 @@ def build(name: str, method: Method, task: Task, chunks: int) -> Visit:
         tuned = _finetuned(view, method, seen)
         return scored(tuned, seen, lambda info, carry, shared, mine, own: carry["model"])
     if name == "@ensemble":
-        return _predictions(view, seen, chunks)
+        return _predictions(view, seen, pieces)
     raise ValueError(f"no evaluation {name!r}")
 
 
@@ -117,8 +117,8 @@ def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
     return Visit(view.begin, [*view.phases, first._replace(enter=enter)], tune.end, view.vectorize)
 
 
-def _predictions(view: Visit, task: Task, chunks: int) -> Visit:
-    """Probabilities of the served model on every pooled test example, chunk by chunk: part `p` = {"0": (b, C), ...}."""
+def _predictions(view: Visit, task: Task, pieces: int) -> Visit:
+    """Probabilities of the served model on every pooled test example, piece by piece: part `p` = {"0": (b, C), ...}."""
 
     def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
         return {"model": view.end(info, carry, shared, mine, own)[0]["model"], "p": {}}
@@ -129,5 +129,5 @@ def _predictions(view: Visit, task: Task, chunks: int) -> Visit:
     def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
         return {"p": carry["p"]}, own
 
-    pieces = [Phase(v.whole(f"chunk {i}"), step, enter if i == 0 else None, counts=False) for i in range(chunks)]
-    return Visit(view.begin, [*view.phases, *pieces], end, view.vectorize)
+    phases = [Phase(v.whole(f"pooled {i}"), step, enter if i == 0 else None, counts=False) for i in range(pieces)]
+    return Visit(view.begin, [*view.phases, *phases], end, view.vectorize)

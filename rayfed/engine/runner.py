@@ -17,6 +17,7 @@ from rayfed import keys, tree
 from rayfed.engine.client_states import collect_segments
 from rayfed.engine.worker import Job, Resident, sums_are_finite
 from rayfed.errors import RayfedError, RunFailed
+from rayfed.execute.batches import pooled_pieces
 from rayfed.execute.tuning import kernels
 from rayfed.fed import ClientFailed, Fed
 from rayfed.lazy import torch
@@ -404,7 +405,7 @@ class Runner:
         if not len(pooled):
             return {}
         if self.method.universal:
-            pieces = range(math.ceil(len(pooled) / 512))
+            pieces = range(len(pooled_pieces(self.federation)))
             sums = self._ask("@global", list(pieces), {"model": state[self.method.universal]}, {})
             n = sum(s["n"] for s in sums.values())
             return {f"{k}/global": sum(s[k] for s in sums.values()) / n for k in self.task.measures}

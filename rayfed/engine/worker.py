@@ -113,7 +113,7 @@ class Resident:
     def visit(self, name: str, score_local: bool) -> Visit:
         if (name, score_local) not in self._visits:
             if name.startswith("@"):
-                made = evaluation_module.build(name, self.method, self.task, len(self.planner.chunks))
+                made = evaluation_module.build(name, self.method, self.task, len(self.planner.pieces))
             else:
                 made = getattr(self.method, name)(self.task)
                 if score_local and made.local is not None:

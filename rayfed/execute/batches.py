@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 MEASURE_BATCH = 128  # rows per step of `once`: large enough for the kernels, small enough for memory
+PIECE = 512  # rows of the pooled test set that are scored as if they were one client's
 AT_ONCE = 8 * 2**20  # bytes of a cohort's batches up to which all of them are gathered at once
 
 
@@ -92,6 +93,15 @@ def _cut(order: np.ndarray, width: int) -> np.ndarray:
     return padded.reshape(rows, width)
 
 
+def pooled_pieces(federation: Federation) -> list[np.ndarray]:
+    """Cut the pooled test set into pieces of `PIECE` rows, so that any number of actors can share its scoring.
+
+    Returns rows of the data arrays, in the order of the set: piece i is what "client" i of a global evaluation scores.
+    """
+    rows = federation.pooled_test
+    return [rows[i : i + PIECE] for i in range(0, len(rows), PIECE)]
+
+
 class Planner:
     """Draws cohorts for one run: the federation's indices, the batch size and the seed are fixed."""
 
@@ -108,18 +118,15 @@ class Planner:
         """ranks: (N,) int64, each client's LoRA rank."""
         self.ranks = np.zeros(federation.clients, np.int64) if ranks is None else ranks
         self.fed, self.seed, self.batch, self.device, self.dtype = federation, seed, batch_size, device, dtype
-        # The pooled test set, cut into pseudo-clients so that any number of actors can share its scoring.
-        self.chunks = (
-            [c[c >= 0] for c in _cut(np.arange(len(federation.pooled_test)), 4 * MEASURE_BATCH)]
-            if len(federation.pooled_test)
-            else []
-        )
+        self.pieces = pooled_pieces(federation)
 
     def rows(self, client: int, split: str) -> np.ndarray:
         """Rows of the data arrays of one client's split, or of a piece of the pooled test set."""
-        if split.startswith("chunk"):  # "chunk": the client's number says which; "chunk 3": the same one for everyone
+        if split.startswith(
+            "pooled"
+        ):  # "pooled": the client's number says which; "pooled 3": the same one for everyone
             _, _, number = split.partition(" ")
-            return self.fed.pooled_test[self.chunks[int(number) if number else client]]
+            return self.pieces[int(number) if number else client]
         return getattr(self.fed, split)[client]
 
     def cohort(

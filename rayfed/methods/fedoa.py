@@ -142,7 +142,7 @@ class FedOA(Method):
         def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
             return {"right": average(carry)}, own
 
-        return Visit(begin, [Phase(once("chunk 0"), step, counts=False)], end)
+        return Visit(begin, [Phase(once("pooled 0"), step, counts=False)], end)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         fold = mean("delta", weight=self.settings.weight)

@@ -213,9 +213,9 @@ def test_pieces_of_the_pooled_test_set() -> None:
     fed = toy.federation(toy.config())
     many = dataclasses.replace(fed, pooled_test=np.arange(1200) % 380)
     p = Planner(many, seed=1, batch_size=BATCH, device="cpu", dtype=D)
-    assert [len(c) for c in p.chunks] == [512, 512, 176]
-    assert np.concatenate([p.rows(i, "chunk") for i in range(3)]).tolist() == many.pooled_test.tolist()
-    assert p.rows(0, "chunk 2").tolist() == p.rows(11, "chunk 2").tolist() == many.pooled_test[1024:].tolist()
+    assert [len(c) for c in p.pieces] == [512, 512, 176]
+    assert np.concatenate([p.rows(i, "pooled") for i in range(3)]).tolist() == many.pooled_test.tolist()
+    assert p.rows(0, "pooled 2").tolist() == p.rows(11, "pooled 2").tolist() == many.pooled_test[1024:].tolist()
 
 
 # -- executors ---------------------------------------------------------------------------------------------------------

@@ -869,6 +869,18 @@ def test_the_pooled_test_set_in_several_pieces() -> None:
         scored(row, "global", judged(done.state["model"], done.fed.federation.pooled_test, done.fed))
 
 
+@pytest.mark.parametrize("method", ["fedavg", "local_only"])
+def test_the_global_score_does_not_depend_on_the_measuring_batch(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """900 rows are two pieces, whatever the number of rows that one step measures."""
+    rows = []
+    for size in (128, 32, 64, 256, 600, 2000):
+        monkeypatch.setattr("rayfed.execute.batches.MEASURE_BATCH", size)
+        rows.append(toy.simulate(method, rounds=1, dtype="float64", task={"data": {"test": 900}}).scores()[0])
+    for row in rows[1:]:
+        assert row["accuracy/global"] == rows[0]["accuracy/global"]
+        assert row["loss/global"] == pytest.approx(rows[0]["loss/global"], rel=1e-12)
+
+
 def test_scores_of_personal_models_are_plain_torch() -> None:
     done = toy.simulate("local_only", executor="vmap", dtype="float64", rounds=1)
     row, _ = done.scores()
