@@ -44,7 +44,7 @@ def write_files(out: Path, port: int = PORT) -> dict[str, Path]:
     return {name: path for name, (path, _) in content.items()}
 
 
-def how_to_start(files: Mapping[str, Path]) -> str:
+def start_commands(files: Mapping[str, Path]) -> str:
     """The commands for what `write_files` wrote."""
     out = files["prometheus"].parent.resolve()
     data, config = shlex.quote(str(out / "data")), shlex.quote(str(out / "prometheus.yml"))

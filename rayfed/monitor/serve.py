@@ -44,7 +44,7 @@ class Server:
         self.http.daemon_threads = True
         self.url = f"http://{HOST}:{self.http.server_address[1]}/"
 
-    def forever(self) -> None:
+    def serve_forever(self) -> None:
         """Answer until interrupted."""
         try:
             self.http.serve_forever()
@@ -52,7 +52,7 @@ class Server:
             self.http.server_close()
 
     def close(self) -> None:
-        """End `forever` from another thread."""
+        """End `serve_forever` from another thread."""
         self.http.shutdown()
 
 

@@ -206,7 +206,9 @@ def test_a_job_is_the_command_in_a_folder_with_exactly_its_files(
     assert env["RAYFED_RUN_ID"] == name and env["MLFLOW_TRACKING_URI"] == "http://m" and "WANDB_API_KEY" not in env
     same["project"] = "other"
     jobs.submit(made, c, package.pack(c), "run", ["config.yaml"], "/abs")
-    assert "rayfed/cli.py" in made.client.sent["files"] and made.client.sent["entrypoint"].endswith(" --out /abs")
+    assert "rayfed/cli/__init__.py" in made.client.sent["files"] and made.client.sent["entrypoint"].endswith(
+        " --out /abs"
+    )
 
 
 def test_an_ended_job_is_continued_where_its_folder_lies(

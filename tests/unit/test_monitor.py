@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(runs: Path) -> Iterator[Server]:
     made = Server(runs, 0)
-    thread = threading.Thread(target=made.forever)
+    thread = threading.Thread(target=made.serve_forever)
     thread.start()
     yield made
     made.close()
@@ -665,7 +665,7 @@ def test_the_page_follows_a_run(runs: Path, tmp_path: Path) -> None:
     """New rounds appear without a hand, and a server that went away is said."""
     shutil.copytree(runs / listed(runs)["done"]["id"], tmp_path / "live")
     board = Server(tmp_path, 0)
-    thread = threading.Thread(target=board.forever)
+    thread = threading.Thread(target=board.serve_forever)
     thread.start()
     renamed = threading.Timer(2.0, lambda: os.rename(tmp_path / "live", tmp_path / "renamed"))
     follow = """new Promise(done => { const t = setInterval(() => { document.dispatchEvent(new Event('visibilitychange'));
@@ -680,7 +680,7 @@ def test_the_page_follows_a_run(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
 def test_a_sweeps_runs_are_shown_when_asked_for(sweep: Path) -> None:
     board = Server(sweep, 0)
-    thread = threading.Thread(target=board.forever)
+    thread = threading.Thread(target=board.serve_forever)
     thread.start()
     seen = "[...document.querySelectorAll('.run')].filter(r => r.checkVisibility()).map(r => r.querySelector('b').innerText)"
     again = "document.querySelector('.sweep summary').click(), new Promise(done => setTimeout(() => look().then(done), 100))"

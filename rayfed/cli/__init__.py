@@ -1,0 +1,57 @@
+"""The command line: one function per command, which parses, calls and prints. `main` turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from rayfed.cli import catalogue, cluster, experiments, results
+from rayfed.errors import RayfedError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated-learning experiments on Ray.",
+)
+for _command in (  # in the order of `rayfed --help`
+    experiments.run,
+    experiments.resume,
+    catalogue.validate,
+    catalogue.partition,
+    catalogue.cp,
+    catalogue.methods,
+    catalogue.tasks,
+    results.runs,
+    results.report,
+    experiments.claims,
+    experiments.sweep,
+    results.monitor,
+    cluster.status,
+    cluster.logs,
+    cluster.stop,
+    cluster.fetch,
+):
+    app.command()(_command)
+app.add_typer(cluster.submit, name="submit")
+
+
+def main() -> None:
+    """Run the command of `sys.argv` and exit with a code of the README; errors that a user can act on are printed without traceback."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except RayfedError as e:
+        typer.echo(f"rayfed: {e}" if "\n" not in str(e) else f"rayfed:\n{e}", err=True)
+        sys.exit(e.exit_code)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as e:
+        if not hasattr(e, "format_message"):  # anything but a wrong command line
+            raise
+        typer.echo(f"rayfed: {e.format_message()}\nSee: rayfed --help", err=True)
+        sys.exit(2)

@@ -1,0 +1,129 @@
+"""Commands that say what there is to run: validate, partition, cp, methods and tasks."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayfed.cli.options import Json, Sets
+from rayfed.errors import ConfigError, nearest
+
+
+def validate(config: str, sets: Sets = None, as_json: Json = False) -> None:
+    """Print the resolved config, or everything that is wrong with it."""
+    import yaml
+
+    from rayfed.config.schema import load_config
+
+    resolved = load_config(config, sets or ()).to_dict()
+    typer.echo(json.dumps(resolved, indent=1) if as_json else yaml.safe_dump(resolved, sort_keys=False), nl=as_json)
+
+
+def partition(
+    config: Annotated[str, typer.Argument(help="A file, or the name of a ready config; of a study, every split.")],
+    sets: Sets = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The split of this seed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.png", help="The picture; default NAME-partition.png here.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON for scripts; a picture only where --out says so.")
+    ] = False,
+) -> None:
+    """Describe the data split: who holds what, in numbers and as a picture."""
+    from rayfed.config.schema import Config, load_config
+    from rayfed.partition.describe import describe
+    from rayfed.report import partition_plot
+
+    request = load_config(config, sets or ())
+    name = request.name if isinstance(request, Config) else request.base.name
+    file = out or Path(f"{name}-partition.png")
+    partition_plot.check(file)
+    splits = describe(request, seed)
+    if out is not None or not as_json:
+        partition_plot.write(splits, file)
+    if as_json:
+        picture = None if out is None else str(file)
+        typer.echo(json.dumps({"picture": picture, "splits": [d.to_dict() for d in splits]}, indent=1))
+        return
+    typer.echo("\n\n".join(d.text() for d in splits) + f"\n\npicture: {file}")
+
+
+def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False) -> None:
+    """Copy a ready config to a file of your own."""
+    from rayfed.config.load import READY, ready
+
+    if name not in ready():
+        raise ConfigError(f"cp: no ready config {name!r}{nearest(name, ready())}; ready: {', '.join(ready())}")
+    if file.exists() and not force:
+        raise ConfigError(f"cp: {file} exists; --force overwrites it")
+    shutil.copyfile(READY / f"{name}.yaml", file)
+    typer.echo(f"{file}: edit it, then: rayfed run {file}")
+
+
+def methods(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """List the methods, or show one: paper, formula, wire, settings."""
+    from rayfed import methods as registry
+
+    if name is None:
+        about = {n: _first_line(registry.get(n)) for n in registry.names()}
+        typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(f"{n:18} {t}" for n, t in about.items()))
+        return
+    from rayfed.launch.claims import numbers, of_method
+
+    cls = registry.get(name)
+    settings = {
+        n: {
+            "type": str(f.annotation).replace("typing.", ""),
+            "default": f.get_default(call_default_factory=True),
+            "about": f.description or "",
+        }
+        for n, f in cls.Settings.model_fields.items()
+    }
+    wire = {side: {n: p._asdict() for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields}
+    verdicts = of_method(name)
+    if as_json:
+        page = {"name": name, "doc": cls.__doc__, "settings": settings, "wire": wire, "claims": verdicts}
+        typer.echo(json.dumps(page, indent=1, default=str))
+        return
+    typer.echo(f"{name}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n\nSettings")
+    for n, s in settings.items():
+        typer.echo(f"  {n} = {s['default']!r}  ({s['type']})\n      {s['about']}")
+    if verdicts:
+        typer.echo("\nClaims")
+    for r in verdicts:
+        typer.echo(f"  {r['verdict']}: {r['about']} ({r['study']})\n      {numbers(r)}")
+    typer.echo("\nWire")
+    for side, parts in wire.items():
+        for n, p in parts.items():
+            note = f"  ({p['note']})" if p["note"] else ""
+            typer.echo(f"  {side:7} {n}: {p['like']}{note}")
+
+
+def tasks(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """List data sets and models."""
+    from rayfed import data, models
+
+    known = {"data": dict(data.names()), "model": dict(models.names())}
+    if name is not None:
+        known = {k: {n: t for n, t in v.items() if n == name} for k, v in known.items()}
+        if not any(known.values()):
+            every = [n for n, _ in (*data.names(), *models.names())]
+            raise ConfigError(f"tasks: {name!r} is unknown{nearest(name, every)}; known: {', '.join(every)}")
+    if as_json:
+        typer.echo(json.dumps(known, indent=1))
+        return
+    for kind, entries in known.items():
+        for n, text in entries.items():
+            typer.echo(f"{kind:6} {n:26} {text}")
+
+
+def _first_line(cls: type[Any]) -> str:
+    """The first line of a method's file, or of its class if the file has no docstring."""
+    return (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,168 @@
+"""Commands that use a cluster's Jobs API: submit, status, logs, stop and fetch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayfed.cli.options import ConfigName, Dashboard, Job, Json, NoWait, ScaleUp, Sets, Shared, StoredIn
+
+if TYPE_CHECKING:
+    from actors import jobs as cluster_jobs
+
+submit = typer.Typer(no_args_is_help=True, help="Run or sweep on a cluster, as a job that needs no terminal.")
+
+
+@submit.command("run")
+def submit_run(
+    config: ConfigName,
+    sets: Sets = None,
+    out: StoredIn = None,
+    address: Dashboard = None,
+    shared: Shared = None,
+    scale_up: ScaleUp = 0.0,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment or a study on a cluster."""
+    from actors import jobs
+
+    more = ("--scale-up", f"{scale_up:g}") if scale_up else ()
+    options: dict[str, Any] = {"out": out, "address": address, "shared": shared or (), "more": more}
+    _follow(*jobs.request(config, sets or (), command="run", **options), no_wait, as_json)
+
+
+@submit.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit_sweep(
+    context: typer.Context,
+    spaces: Annotated[str, typer.Argument(metavar="SPACE[,SPACE...]", help="Names of spaces, or files.")],
+    config: ConfigName,
+    sets: Sets = None,
+    out: StoredIn = None,
+    address: Dashboard = None,
+    shared: Shared = None,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Search a space on a cluster; takes the options of `rayfed sweep`."""
+    from actors import jobs
+
+    options: dict[str, Any] = {"out": out, "address": address, "shared": shared or (), "more": context.args}
+    _follow(*jobs.request(config, sets or (), command="sweep", spaces=spaces, **options), no_wait, as_json)
+
+
+@submit.command("resume")
+def submit_resume(
+    run: Annotated[
+        str, typer.Argument(help="A job that has ended; or a folder on the head; or a URI in object storage.")
+    ],
+    sets: Sets = None,
+    address: Dashboard = None,
+    scale_up: ScaleUp = 0.0,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a run, a study or a sweep on a cluster, in its own folder."""
+    from actors import jobs
+
+    more = ("--scale-up", f"{scale_up:g}") if scale_up else ()
+    _follow(*jobs.again(run, sets or (), address=address, more=more), no_wait, as_json)
+
+
+def _follow(cluster: cluster_jobs.Cluster, job: str, no_wait: bool, as_json: bool) -> None:
+    """Print a job's progress until it ends, and exit with its code; with `no_wait` only its name."""
+    from actors import jobs
+
+    about = {"job": job, "address": cluster.url}
+    if no_wait:
+        hint = f"{job} is submitted. Follow it with: rayfed logs -f {job}; bring it home with: rayfed fetch {job}"
+        typer.echo(json.dumps({**about, "status": "pending"}) if as_json else hint)
+        return
+    if not as_json:
+        typer.echo(f"job {job} on {cluster.url}")
+    code = jobs.follow(cluster, job, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps({**about, "status": jobs.standing(cluster.info(job)), "exit_code": code}))
+    elif not code:
+        typer.echo(f"bring it home with: rayfed fetch {job}")
+    raise typer.Exit(code)
+
+
+def status(
+    job: Annotated[str | None, typer.Argument(help="A job's name; default: a list of all.")] = None,
+    address: Dashboard = None,
+    as_json: Json = False,
+) -> None:
+    """List the jobs of a cluster, or show one job's live state."""
+    from actors import jobs
+
+    cluster = jobs.Cluster(address)
+    if job is None:
+        _print_jobs(jobs.status(cluster), cluster.url, as_json)
+        return
+    about = jobs.state(cluster, job)
+    if as_json:
+        typer.echo(json.dumps(about, indent=1))
+        return
+    from rayfed.launch.progress import line
+
+    typer.echo(f"{job}: {about['status']}  {line(about['state']) if about['state'] else 'no round yet'}")
+    typer.echo(f"{about['path']} on the head" + (f", stored in {about['out']}" if "://" in about["out"] else ""))
+
+
+def _print_jobs(found: list[dict[str, Any]], url: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for r in found:
+        people = f"{r.get('per_round', '?')} of {r.get('clients', '?')} clients"
+        runs = f"  {r['runs']} runs" if r.get("runs", 1) > 1 else ""
+        progress = f"round {r['round']}/{r.get('rounds', '?')}{runs}"
+        typer.echo(f"{r['job']:40} {r['method'] or '':18} {people}  {progress}  {r['status']}")
+    if not found:
+        typer.echo(f"no jobs on {url}")
+
+
+def logs(
+    job: Job,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="As it grows, to the job's end.")] = False,
+    address: Dashboard = None,
+) -> None:
+    """Print a job's output; with -f, its live progress, and its exit code at the end."""
+    from actors import jobs
+
+    cluster = jobs.Cluster(address)
+    cluster.job(job)
+    if follow:
+        raise typer.Exit(jobs.follow(cluster, job))
+    typer.echo(cluster.log(job), nl=False)
+
+
+def stop(
+    job: Job,
+    now: Annotated[bool, typer.Option("--now", help="At once, without committing the current round.")] = False,
+    address: Dashboard = None,
+    as_json: Json = False,
+) -> None:
+    """End a job after its current round has been committed."""
+    from actors import jobs
+
+    cluster = jobs.Cluster(address)
+    message = jobs.stop(cluster, job, now=now)
+    typer.echo(json.dumps({"job": job, "status": jobs.standing(cluster.info(job))}) if as_json else message)
+
+
+def fetch(
+    job: Job,
+    out: Annotated[Path, typer.Option("--out", help="Folder of run folders here.")] = Path("runs"),
+    address: Dashboard = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a job's run folder home, whole or not at all."""
+    from actors import jobs
+
+    path = jobs.fetch(jobs.Cluster(address), job, out)
+    typer.echo(json.dumps({"job": job, "path": str(path)}) if as_json else str(path))

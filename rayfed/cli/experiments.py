@@ -1,0 +1,190 @@
+"""Commands that compute: run, resume, sweep and claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayfed.cli.options import Address, ConfigName, Json, Local, ScaleUp, Sets
+from rayfed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rayfed.launch.progress import Progress
+
+
+def run(
+    config: ConfigName,
+    sets: Sets = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder of run folders (overrides storage.path).")] = None,
+    address: Address = None,
+    scale_up: ScaleUp = 0.0,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment or a study to its end."""
+    from rayfed.config.schema import load_config
+
+    request = load_config(config, sets or ())
+    with _progress(as_json) as progress:
+        if local:
+            from rayfed.launch.start import run_local
+
+            done = run_local(request, out=out, watch=progress.update)
+        else:
+            from actors.driver import run as run_on_ray
+
+            done = run_on_ray(request, out=out, address=address, scale_up=scale_up, watch=progress.update)
+    _print_finished(done, as_json)
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="Folder of a run, a study or a sweep, or its URI in object storage.")],
+    sets: Sets = None,
+    address: Address = None,
+    scale_up: ScaleUp = 0.0,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a run from its last snapshot; --set rounds=N makes it longer."""
+    if _is_sweep(run):
+        from tune_spaces.sweep.driver import resume as resume_sweep
+
+        if given := [o for o, v in (("--set", sets), ("--scale-up", scale_up), ("--local", local)) if v]:
+            raise ConfigError(f"resume: a sweep continues as it was started; leave out {', '.join(given)}")
+        with _progress(as_json) as progress:
+            swept = resume_sweep(run, address=address, watch=progress.update)
+        _print_finished(swept, as_json)
+        return
+    with _progress(as_json) as progress:
+        if local:
+            from rayfed.launch.start import resume_local
+
+            done = resume_local(run, sets=sets or (), watch=progress.update)
+        else:
+            from actors.driver import resume as resume_on_ray
+
+            done = resume_on_ray(run, sets=sets or (), address=address, scale_up=scale_up, watch=progress.update)
+    _print_finished(done, as_json)
+
+
+def sweep(
+    spaces: Annotated[
+        str | None, typer.Argument(metavar="SPACE[,SPACE...]", help="Ready spaces or files of yours, multiplied.")
+    ] = None,
+    config: Annotated[str | None, typer.Argument(help="A file, or the name of a ready config.")] = None,
+    sets: Sets = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder of the sweep's folder (storage.path).")] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", help="grid | random | optuna; default: grid where the space has one.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Points of a search that draws them (10).")] = None,
+    scheduler: Annotated[str, typer.Option("--scheduler", help="none | asha | pbt.")] = "none",
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0,1,2", help="Of every point; default: the config's.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME/SCOPE", help="What trials are judged by.")
+    ] = "accuracy/global",
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", help="Trials at a time; default: what fits.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="Which arm, where the config is a study.")] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse/--no-reuse", help="Trials share processes, one after another.")
+    ] = True,
+    address: Address = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="DIR", help="Continue a sweep: its folder, or its URI.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search a space: which clusters, ranks, heterogeneity ... are best (docs/sweeps.md)."""
+    from tune_spaces.sweep import driver
+
+    given = [o for o, v in (("SPACE", spaces), ("CONFIG", config), ("--set", sets), ("--out", out)) if v is not None]
+    if resume is not None and given:
+        raise ConfigError(f"sweep --resume: a sweep continues as it was started; leave out {', '.join(given)}")
+    if resume is None and (spaces is None or config is None):
+        from tune_spaces.sweep.points import ready
+
+        known = "\n".join(f"  {n:14} {t}" for n, t in ready().items())
+        raise ConfigError(f"sweep: rayfed sweep SPACE[,SPACE...] CONFIG, or --resume DIR; ready spaces:\n{known}")
+    with _progress(as_json) as progress:
+        where: dict[str, Any] = {"address": address, "watch": progress.update}
+        if resume is not None:
+            done = driver.resume(resume, **where)
+        else:
+            options = driver.Options(search, samples, scheduler, driver.numbers(seeds), metric, concurrent, reuse)
+            prepared = driver.prepare(str(spaces).split(","), str(config), options, sets or (), arm)
+            done = driver.run(prepared, out=out, command=driver.command_line(), **where)
+    _print_finished(done, as_json)
+
+
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(help="Files of benchmarks/claims; default: all.")] = None,
+    shelf: Annotated[Path | None, typer.Option("--shelf", help="Folder of the data shelf (RAYFED_SHELF).")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of their study folders; what is done there is kept.")
+    ] = Path("runs/claims"),
+    address: Address = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
+    from rayfed.launch import claims as table
+
+    def run_study(study: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+        before = table.found(study, folder)
+        with _progress(as_json) as progress:
+            where: dict[str, Any] = {"watch": progress.update} | ({} if local else {"address": address})
+            if local:
+                from rayfed.launch.start import resume_local as continue_study
+                from rayfed.launch.start import run_local as start_study
+            else:
+                from actors.driver import resume as continue_study
+                from actors.driver import run as start_study
+            done = continue_study(before, **where) if before else start_study(study, out=folder, **where)
+        return done.path, done.summary
+
+    done = table.run(names or (), run_study, out=out, shelf=shelf, told=lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(done, indent=1))
+        return
+    for name, entry in done.items():
+        for r in entry["results"]:
+            typer.echo(f"{r['verdict']:20} {name}: {r['about']}\n{'':20} {table.numbers(r)}")
+
+
+def _is_sweep(where: str) -> bool:
+    """Whether a folder, or a URI in object storage, holds a sweep."""
+    from rayfed.storage import object_store
+
+    if not object_store.is_uri(where) or object_store.wrong(where):
+        return (Path(where) / "sweep.yaml").is_file()
+    last = object_store.newest(*object_store.filesystem(where))
+    return bool(last) and "sweep.yaml" in (last or {})["files"]
+
+
+def _progress(as_json: bool) -> Progress:
+    from rayfed.launch.progress import Progress
+
+    return Progress(quiet=as_json)
+
+
+def _print_finished(done: Any, as_json: bool) -> None:
+    """Print the result of a run, a study or a sweep: a table, or JSON."""
+    from rayfed.storage import object_store
+
+    stored = object_store.of(done.path)
+    where = {"path": str(done.path), **({"stored": stored.uri} if stored else {})}
+    if as_json:
+        typer.echo(json.dumps({**where, "status": done.status, "summary": done.summary}, indent=1))
+        return
+    from rayfed.launch.progress import print_result, print_sweep
+
+    (print_sweep if done.summary.get("kind") == "sweep" else print_result)(done.path, done.summary)
+    if stored:
+        typer.echo(f"stored: {stored.uri}")

@@ -1,0 +1,78 @@
+"""Commands that show what runs left: runs, report and monitor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayfed.cli.options import Json
+from rayfed.errors import ConfigError
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List runs, studies and sweeps, and the status of each."""
+    from rayfed.storage.listing import runs as list_runs
+
+    if not folder.is_dir():
+        raise ConfigError(f"runs: {folder} is not a folder")
+    found = list_runs(folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, default=str))
+        return
+    for r in found:
+        more = f"{r['trials']['complete']}/{r['trials']['planned']} trials  " if r["kind"] == "sweep" else ""
+        more += f"best {r['metric']} {r['best']:.4f}  " if r.get("best") is not None else ""
+        typer.echo(
+            f"{r['name']:40} {r['kind']:6} {r['method'] or '':18} {r['round']}/{r['rounds']}  {more}{r['status']}"
+        )
+    if not found:
+        typer.echo(f"no runs in {folder}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run or study folders; several are compared on one page.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File of the page that compares; default: compare-IDS.html here.")
+    ] = None,
+) -> None:
+    """Write report.html again, or a page that compares several, and print its path."""
+    from rayfed.report import write_comparison, write_report
+
+    kinds = ("config.yaml", "study.yaml", *(["sweep.yaml"] if len(runs) == 1 else []))
+    missing = [str(r) for r in runs if not any((r / k).exists() for k in kinds)]
+    if missing:
+        raise ConfigError([f"report: {m} is not a run or a study folder" for m in missing])
+    if out is not None and len(runs) == 1:
+        raise ConfigError(f"report: --out {out} is for a page that compares; the report of {runs[0]} goes into it")
+    typer.echo(str(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)))
+
+
+def monitor(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of run folders.")] = Path("runs"),
+    serve: Annotated[bool, typer.Option("--serve", help="A live page of the runs, for this machine only.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page; 0 takes a free one.")] = 8270,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write Prometheus' config and a Grafana dashboard there."),
+    ] = None,
+) -> None:
+    """Watch runs: --serve shows a live page, --out DIR writes files for Prometheus and Grafana."""
+    from rayfed.monitor import Server, start_commands, write_files
+
+    if not serve and out is None:
+        raise ConfigError(
+            "monitor: nothing to do; --serve shows a live page, --out DIR writes Prometheus and Grafana files"
+        )
+    if serve and not folder.is_dir():
+        raise ConfigError(f"monitor: {folder} is not a folder")
+    page = Server(folder, port) if serve else None
+    if out is not None:
+        typer.echo(start_commands(write_files(out, port)))
+    if page is not None:
+        typer.echo(f"{page.url} shows {folder}; Ctrl-C ends it")
+        page.serve_forever()
