@@ -90,7 +90,7 @@ class RayLauncher:
             "name": f"{label}/server", "num_cpus": wanted.server_cpus, "num_gpus": wanted.server_gpus,
             "max_concurrency": 6, "max_restarts": 0, "scheduling_strategy": where,
         }  # fmt: skip
-        from rayfed.storage.run_folder import Owner
+        from rayfed.storage.owner import Owner
 
         me = Owner.me()
         driver = {"host": me.host, "pid": me.pid, "start": me.start}

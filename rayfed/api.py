@@ -123,7 +123,7 @@ class Study:
     @property
     def arms(self) -> dict[str, dict[int, Run]]:
         """arm -> seed -> run, of the runs that have begun."""
-        from rayfed.storage.listing import study_runs
+        from rayfed.storage.study_folder import study_runs
 
         out: dict[str, dict[int, Run]] = {}
         for arm, seed, where in study_runs(self.path, self.config):

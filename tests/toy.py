@@ -25,7 +25,8 @@ from rayfed.engine.runner import Ending, Runner
 from rayfed.engine.worker import Job, Resident, Worker
 from rayfed.fed import Fed
 from rayfed.partition import Federation
-from rayfed.storage.run_folder import Owner, RunFolder
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.snapshots import load_tree
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for each other

@@ -19,7 +19,8 @@ from rayfed.execute.tuning.kernels import Kernels
 from rayfed.launch import model_check
 from rayfed.storage import object_store
 from rayfed.storage.atomic import yaml_bytes
-from rayfed.storage.run_folder import Owner, RunFolder, new_folder
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder, new_folder
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study

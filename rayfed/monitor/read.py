@@ -16,8 +16,8 @@ from typing import Any
 from rayfed.metrics import SCOPES, lower_is_better, meaning
 from rayfed.report.data import read_run, worst_decile
 from rayfed.storage import round_log
-from rayfed.storage.atomic import plain, read_yaml
-from rayfed.storage.listing import method_name, read_json, started, status, sweep
+from rayfed.storage.atomic import plain, read_json, read_yaml
+from rayfed.storage.listing import method_name, started, status, sweep
 from rayfed.track.prometheus import Series, labels_of, readings
 
 DEPTH = 5  # folders below the given one in which runs are looked for: studies and sweeps nest

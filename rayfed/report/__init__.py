@@ -24,7 +24,7 @@ def write_report(path: Path | str) -> Path:
     path = Path(path)
     if (path / "sweep.yaml").is_file():
         from rayfed.report.sweep import write_sweep
-        from rayfed.storage.listing import read_json
+        from rayfed.storage.atomic import read_json
 
         was = read_json(path / "summary.json")
         write_sweep(path, ended=was.get("status") == "done", failed=was.get("failed", 0))

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rayfed.errors import ConfigError, RayfedError, nearest
 from rayfed.metrics import SCOPES
 from rayfed.storage import round_log
-from rayfed.storage.atomic import read_yaml
-from rayfed.storage.listing import method_name, read_json, status, study_base, study_runs
+from rayfed.storage.atomic import read_json, read_yaml
+from rayfed.storage.listing import method_name, status
+from rayfed.storage.study_folder import study_base, study_runs
 
 if TYPE_CHECKING:
     import numpy as np

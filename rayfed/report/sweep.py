@@ -6,113 +6,22 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rayfed.errors import ConfigError
 from rayfed.report.data import mean_sd
-from rayfed.storage.atomic import durable_write, json_bytes, now, read_yaml, yaml_bytes
-from rayfed.storage.listing import read_json
+from rayfed.storage.atomic import durable_write, json_bytes, now, yaml_bytes
+from rayfed.storage.sweep_folder import Sweep, Trial, counts, load_sweep
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from rayfed.report.plots import Curve, Picture
 
-ROWS = "rows.jsonl"  # of a trial, one line per evaluated round
 MOST_VALUES = 8  # of a setting in a picture; more numbers are drawn in ranges
 MOST_MAPS, MOST_LINES = 15, 30  # heat maps on the page, trials in the first table
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def read_rows(place: Path) -> list[dict[str, Any]]:
-    """A trial's rows in the order in which they were written; a torn line does not count."""
-    file, out = place / ROWS, []
-    for line in file.read_bytes().splitlines() if file.is_file() else ():
-        try:
-            row = json.loads(line) if line else None
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            out.append(row)
-    return out
-
-
-@dataclass(frozen=True)
-class Trial:
-    """rows: by round, the last written of each; complete: whether all of its runs are done."""
-
-    name: str
-    rows: Mapping[int, Mapping[str, Any]]
-    complete: bool
-
-    @property
-    def last(self) -> Mapping[str, Any]:
-        return self.rows[max(self.rows)]
-
-    @property
-    def point(self) -> Mapping[str, Any]:
-        """Its newest one; PBT changes it on the way."""
-        return self.last["point"]
-
-    def by_seed(self, metric: str, round: int | None = None) -> dict[str, float]:
-        """seed -> value in a round, by default the last."""
-        row = self.last if round is None else self.rows.get(round, {"seeds": {}})
-        return {s: v[metric] for s, v in row["seeds"].items() if v.get(metric) is not None}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's folder as it is by now."""
-
-    path: Path
-    about: Mapping[str, Any]  # sweep.yaml
-    trials: Sequence[Trial]
-
-    @property
-    def metric(self) -> str:
-        return self.about["options"]["metric"]
-
-    @property
-    def sign(self) -> int:
-        """1 where more is better."""
-        return 1 if self.about["mode"] == "max" else -1
-
-    @property
-    def settings(self) -> list[str]:
-        return list(self.about["swept"])
-
-    @cached_property
-    def ranked(self) -> list[Trial]:
-        """Best first; trials that were stopped on the way come after those that are complete."""
-
-        def key(t: Trial) -> tuple[bool, float]:
-            values = list(t.by_seed(self.metric).values())
-            return (not t.complete, -self.sign * fmean(values) if values else math.inf)
-
-        return sorted(self.trials, key=key)
-
-
-def load_sweep(path: Path | str) -> Sweep:
-    """Read a sweep's folder. ConfigError if it is none."""
-    path = Path(path)
-    if not (path / "sweep.yaml").is_file():
-        raise ConfigError(f"{path} is not a sweep's folder: it has no sweep.yaml")
-    trials = []
-    for place in sorted((path / "trials").glob("*")):
-        found = read_rows(place)
-        if found:
-            by_round = {row["round"]: row for row in sorted(found, key=lambda r: r["round"])}
-            here = path / by_round[max(by_round)]["folder"]
-            ended = [read_json(here / f"seed-{s}" / "summary.json").get("status") for s in found[-1]["seeds"]]
-            trials.append(Trial(place.name, by_round, all(s == "done" for s in ended)))
-    return Sweep(path, read_yaml(path / "sweep.yaml"), trials)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -169,12 +78,6 @@ def results(sweep: Sweep) -> pa.Table:
 def _alike(values: Iterable[Any]) -> bool:
     kinds = {float if isinstance(v, int) and not isinstance(v, bool) else type(v) for v in values if v is not None}
     return len(kinds) <= 1 and kinds <= {float, str, bool}
-
-
-def counts(sweep: Sweep) -> dict[str, int]:
-    """Trials: planned, begun, complete."""
-    complete = sum(t.complete for t in sweep.trials)
-    return {"planned": int(sweep.about["trials"]), "begun": len(sweep.trials), "complete": complete}
 
 
 def summarise(sweep: Sweep, ended: bool, failed: int = 0) -> dict[str, Any]:

@@ -138,3 +138,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: {type(found).__name__} found, a mapping is needed")
     return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} if the file is not there or not whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rayfed.storage import round_log
-from rayfed.storage.atomic import read_yaml
-from rayfed.storage.run_folder import Owner
+from rayfed.storage.atomic import read_json, read_yaml
+from rayfed.storage.owner import Owner
+from rayfed.storage.study_folder import study_base, study_runs
+from rayfed.storage.sweep_folder import counts, load_sweep
 
 ENDED = ("done", "stopped", "failed")
 
@@ -40,15 +41,6 @@ def runs(dir: Path | str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda r: r["started"])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} if the file is not there or not whole."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def method_name(config: Mapping[str, Any]) -> str:
     """The method of a config, whether written as a name or as a section."""
     method = config.get("method")
@@ -67,20 +59,6 @@ def status(path: Path) -> str:
     if not owner or not Owner(**owner).alive():
         return f"interrupted {again}"
     return said if Owner(**owner).here() else f"{said} (owner on {owner['host']}, not checked)"
-
-
-def study_base(study: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config part of a study file."""
-    base = study.get("base")
-    return base if isinstance(base, Mapping) else study
-
-
-def study_runs(path: Path, study: Mapping[str, Any]) -> Iterator[tuple[str, int, Path]]:
-    """(arm, seed, folder) of every run that the study asks for, whether it has begun or not."""
-    seeds = study.get("seeds") or [study_base(study).get("seed", 0)]
-    for arm in study.get("arms") or {"run": {}}:
-        for seed in seeds:
-            yield str(arm), int(seed), path / str(arm) / f"seed-{seed}"
 
 
 def started(path: Path) -> str:
@@ -142,8 +120,6 @@ def _study(path: Path) -> dict[str, Any]:
 
 def sweep(path: Path) -> dict[str, Any]:
     """A sweep's line in the list of runs."""
-    from rayfed.report.sweep import counts, load_sweep
-
     found, summary = load_sweep(path), read_json(path / "summary.json")
     values = list(found.ranked[0].by_seed(found.metric).values()) if found.trials else []
     driver = read_json(path / "driver.json")  # {} once it has let go

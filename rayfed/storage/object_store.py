@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
-from rayfed.storage.atomic import durable_write, json_bytes, remove, sync_dir
+from rayfed.storage.atomic import durable_write, json_bytes, read_json, read_yaml, remove, sync_dir
+from rayfed.storage.owner import Owner
+from rayfed.storage.study_folder import study_runs
 
 POINTER = "remote.json"  # in the local folder: where it is stored
 VERSIONS = "versions"
@@ -281,9 +283,6 @@ def download(uri: str, target: Path | None = None) -> Path:
     target = target or cache() / name
     _restore(uri, target)
     if (target / "study.yaml").is_file():
-        from rayfed.storage.atomic import read_yaml
-        from rayfed.storage.listing import study_runs
-
         for arm, seed, where in study_runs(target, read_yaml(target / "study.yaml")):
             one = join(uri, arm, f"seed-{seed}")
             if newest(*filesystem(one)):
@@ -341,9 +340,6 @@ def _runs(folder: Path) -> list[Path]:
 
 def free(target: Path) -> None:
     """ConfigError if a process on this machine writes there."""
-    from rayfed.storage.listing import read_json
-    from rayfed.storage.run_folder import Owner
-
     for lock in (target / "lock.json", *(run / "lock.json" for run in _runs(target))):
         owner = read_json(lock).get("owner")
         if owner and Owner(**owner).here() and Owner(**owner).alive() and Owner(**owner).pid != os.getpid():

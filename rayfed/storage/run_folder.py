@@ -16,7 +16,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,48 +26,12 @@ from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
 from rayfed.metrics import outcome
 from rayfed.storage import object_store, round_log, snapshots
 from rayfed.storage.atomic import durable_write, json_bytes, now, read_yaml, sweep, sync_dir, why, write_all, yaml_bytes
+from rayfed.storage.owner import Owner
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 LOCK_WAIT_S = 300.0  # an old writer may be in the middle of a large snapshot
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that answers for a run: the driver."""
-
-    host: str
-    pid: int
-    start: float  # seconds since the epoch; tells a reused pid apart
-
-    @classmethod
-    def me(cls) -> Owner:
-        """This process."""
-        import psutil
-
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
-
-    def here(self) -> bool:
-        """On this machine, where it can be looked up."""
-        return self.host == socket.gethostname()
-
-    def alive(self) -> bool:
-        """Whether the process still runs. One on another machine counts as alive: it cannot be looked up from here."""
-        import psutil
-
-        if not self.here():
-            return True
-        try:
-            process = psutil.Process(self.pid)
-            # The start time is computed from the machine's clock, which may be corrected a little between two looks.
-            same = abs(process.create_time() - self.start) < 2.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
 
 
 def versions() -> dict[str, str]:

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayfed.storage.atomic import durable_write, json_bytes
-from rayfed.storage.listing import read_json
+from rayfed.storage.atomic import durable_write, json_bytes, read_json
 from rayfed.track import Row
 
 PARAMS = 100  # in one call, MLflow's limit

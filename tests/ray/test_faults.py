@@ -119,7 +119,8 @@ def test_an_old_server_that_still_lives_writes_nothing_after_the_resume(config, 
     from rayfed.errors import Fenced
     from rayfed.launch.start import resume_local
     from rayfed.partition import build
-    from rayfed.storage.run_folder import Owner, RunFolder
+    from rayfed.storage.owner import Owner
+    from rayfed.storage.run_folder import RunFolder
 
     c = load_config(config(**LONG))
     gone = Owner(Owner.me().host, 2**22 + 1, 0.0)  # a driver that is dead while its server is not

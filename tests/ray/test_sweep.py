@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from rayfed.report.sweep import read_rows, text
+from rayfed.report.sweep import text
+from rayfed.storage.sweep_folder import read_rows
 from tests.ray.conftest import numbers, only_run, until
 
 SMALL: dict[str, Any] = {

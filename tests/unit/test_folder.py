@@ -20,7 +20,8 @@ import pytest
 
 from rayfed.errors import ConfigError, Fenced, RunFailed
 from rayfed.storage import round_log, snapshots
-from rayfed.storage.run_folder import Owner, RunFolder, read_metrics
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder, read_metrics
 from rayfed.storage.snapshots import load_tree, save_tree
 
 ME = Owner.me()

@@ -16,7 +16,8 @@ from rayfed.api import Run
 from rayfed.errors import ConfigError, Fenced, RunFailed
 from rayfed.launch.start import resume_local, run_local
 from rayfed.storage import object_store
-from rayfed.storage.run_folder import Owner, RunFolder, new_folder, read_metrics
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder, new_folder, read_metrics
 from tests import toy
 
 

@@ -24,7 +24,8 @@ from rayfed.report.plots import Picture
 from rayfed.report.study import differences, judge
 from rayfed.storage.atomic import yaml_bytes
 from rayfed.storage.listing import runs
-from rayfed.storage.run_folder import Owner, RunFolder, new_folder
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder, new_folder
 from rayfed.track.tensorboard import TensorBoard
 
 ME = Owner.me()
@@ -524,7 +525,8 @@ def test_tensorboard_reads_our_events_and_a_resume_doubles_nothing(tmp_path):
 def test_nothing_here_imports_torch_or_ray(tmp_path):
     code = f"""
 import sys
-from rayfed.storage.run_folder import Owner, RunFolder
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.snapshots import load_tree, save_tree
 from rayfed.track import Sinks
 from rayfed.report import write_comparison, write_report

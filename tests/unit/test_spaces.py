@@ -25,7 +25,9 @@ from rayfed.report import sweep as report
 from rayfed.report import write_report
 from rayfed.storage import listing
 from rayfed.storage.atomic import json_bytes
-from rayfed.storage.run_folder import Owner, RunFolder
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.sweep_folder import Sweep, Trial, load_sweep, read_rows
 from tests import toy
 
 ray = pytest.importorskip("ray")
@@ -339,7 +341,7 @@ def made_sweep(where: Path, scheduler: str = "none") -> Path:
 
 
 def test_results(tmp_path: Path) -> None:
-    sweep = report.load_sweep(made_sweep(tmp_path / "s"))
+    sweep = load_sweep(made_sweep(tmp_path / "s"))
     summary, table = report.summarise(sweep, ended=True), report.results(sweep).to_pylist()
     assert len(table) == 5 * 2 + 1 == len({(r["trial"], r["round"]) for r in table}), "a row per trial and round"
     row = next(r for r in table if r["trial"] == "00002" and r["round"] == 4)
@@ -385,7 +387,7 @@ def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
 
 
 def test_asha_may_leave_trials(tmp_path: Path) -> None:
-    sweep = report.load_sweep(made_sweep(tmp_path / "s", "asha"))
+    sweep = load_sweep(made_sweep(tmp_path / "s", "asha"))
     assert report.summarise(sweep, ended=True)["status"] == "done"
     assert report.summarise(sweep, ended=False)["status"] == "incomplete"
 
@@ -394,7 +396,7 @@ def test_less_may_be_better(tmp_path: Path) -> None:
     path = made_sweep(tmp_path / "s")
     about = yaml.safe_load((path / "sweep.yaml").read_text())
     (path / "sweep.yaml").write_text(yaml.safe_dump({**about, "mode": "min"}))
-    assert report.load_sweep(path).ranked[0].name == "00000"
+    assert load_sweep(path).ranked[0].name == "00000"
 
 
 def test_the_page(tmp_path: Path) -> None:
@@ -421,7 +423,7 @@ def test_heat_map_cells(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
     path = made_sweep(tmp_path / "s")
-    (heat,), _, _ = report.pictures(report.load_sweep(path))
+    (heat,), _, _ = report.pictures(load_sweep(path))
     axis = Figure().add_subplot()
     heat.panels[0](axis)
     shown = np.ma.filled(axis.images[0].get_array(), np.nan)
@@ -433,11 +435,11 @@ def test_heat_map_cells(tmp_path: Path) -> None:
     (path / "sweep.yaml").write_text(yaml.safe_dump({**about, "swept": with_both}))
     for i in range(6):
         rows = path / "trials" / f"{i:05d}" / "rows.jsonl"
-        found = report.read_rows(rows.parent)
+        found = read_rows(rows.parent)
         rows.write_bytes(
             b"\n".join(json_bytes({**r, "point": {**r["point"], "local.epochs": 1 + i // 3}}) for r in found)
         )
-    maps, _, _ = report.pictures(report.load_sweep(path))
+    maps, _, _ = report.pictures(load_sweep(path))
     spans, seen = set(), []
     for heat in maps:
         axis = Figure().add_subplot()
@@ -449,8 +451,8 @@ def test_heat_map_cells(tmp_path: Path) -> None:
 
 
 def test_many_numbers_become_ranges(tmp_path: Path) -> None:
-    trial = [report.Trial(str(i), {1: {"point": {"lr": 0.01 * (i + 1)}, "seeds": {}}}, True) for i in range(20)]
-    axis = report.Axis(report.Sweep(tmp_path, {"swept": {"lr": "float"}}, trial), "lr")
+    trial = [Trial(str(i), {1: {"point": {"lr": 0.01 * (i + 1)}, "seeds": {}}}, True) for i in range(20)]
+    axis = report.Axis(Sweep(tmp_path, {"swept": {"lr": "float"}}, trial), "lr")
     at = [axis.at(t.point["lr"]) for t in trial]
     assert at == sorted(at) and set(at) == set(range(len(axis.labels))) and len(axis.labels) == 5
 

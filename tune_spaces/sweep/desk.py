@@ -15,7 +15,7 @@ class Desk:
 
     def __init__(self, request: dict[str, Any], code: dict[str, bytes], driver: dict[str, Any]):
         from rayfed.config import user_code
-        from rayfed.storage.run_folder import Owner
+        from rayfed.storage.owner import Owner
 
         user_code.install(code)
         self._request, self._code, self._owner = request, code, Owner(**driver)

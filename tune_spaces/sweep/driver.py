@@ -22,9 +22,9 @@ from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed, n
 from rayfed.launch import start
 from rayfed.metrics import lower_is_better
 from rayfed.storage import object_store
-from rayfed.storage.atomic import durable_write, json_bytes, read_yaml, yaml_bytes
-from rayfed.storage.listing import read_json
-from rayfed.storage.run_folder import Owner, new_folder, versions
+from rayfed.storage.atomic import durable_write, json_bytes, read_json, read_yaml, yaml_bytes
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import new_folder, versions
 from tune_spaces.sweep import points
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from rayfed.config import user_code
 from rayfed.errors import RunFailed, nearest
 from rayfed.launch.start import has_ended
 from rayfed.partition import split_key
-from rayfed.report.sweep import ROWS, label, read_rows
+from rayfed.report.sweep import label
 from rayfed.storage import round_log
 from rayfed.storage.atomic import durable_write, json_bytes, write_all
+from rayfed.storage.sweep_folder import ROWS, read_rows
 from tune_spaces.sweep import points
 
 ABOUT, POINTER = "point.json", "pointer.json"
