@@ -21,10 +21,12 @@ Nothing lives on `self` but settings: server state is what `init` and `round` re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rayfed import tree
 from rayfed.config.schema import Section
+from rayfed.metrics import NO_LOGS
 from rayfed.visit import Info, Visit
 
 if TYPE_CHECKING:
@@ -66,10 +68,12 @@ class Wire(NamedTuple):
 
 
 class Method:
-    """Base of all methods. `universal` names the part of the server state that is the one global model, if there is one."""
+    """Base of all methods. `universal` names the part of the server state that is the one global model, if there is one;
+    `logs` says of each name that the method gives to `fed.log` what it is and in which unit: name -> (sentence, unit)."""
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     wire: ClassVar[Wire] = Wire()
+    logs: ClassVar[Mapping[str, tuple[str, str]]] = NO_LOGS
     universal: ClassVar[str | None] = "model"
 
     def __init__(self, settings: Any, config: Config):

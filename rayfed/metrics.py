@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -56,11 +57,11 @@ def ari(labels_a: Sequence[int], labels_b: Sequence[int]) -> float:
 
 
 class Meaning(NamedTuple):
-    """A metric for a reader: what, in which unit, averaged over what."""
+    """A metric for a reader: what it is, its unit (or what its values say), averaged over what."""
 
     text: str
     unit: str
-    over: str
+    over: str = "-"
 
 
 NAMES: dict[str, tuple[str, str]] = {
@@ -98,16 +99,21 @@ OTHERS: dict[str, Meaning] = {
     "actors/restarts": Meaning("actors replaced since the start", "actors", "sum"),
 }
 
+NO_LOGS: Mapping[str, tuple[str, str]] = MappingProxyType({})
 
-def meaning(metric: str) -> Meaning | None:
-    """What a metric is; None for a method's own names."""
+
+def meaning(metric: str, logs: Mapping[str, tuple[str, str]] = NO_LOGS) -> Meaning | None:
+    """Return what a metric is, or None for a name that neither rayfed nor `logs` knows.
+
+    logs: a method's own names, as `Method.logs` has them: name -> (sentence, unit).
+    """
     if metric in OTHERS:
         return OTHERS[metric]
     name, _, where = metric.partition("/")
     examples = where.endswith("_ex")
     found = SCOPES.get(where.removesuffix("_ex"))
     if found is None:
-        return None
+        return Meaning(*logs[metric]) if metric in logs else None
     text, unit = NAMES.get(name, (name, "-"))
     over = found[1].replace("clients, each", "all examples of clients,") if examples else found[1]
     return Meaning(f"{text}: {found[0]}", unit, over)

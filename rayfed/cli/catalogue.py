@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -68,42 +66,17 @@ def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", hel
 
 
 def methods(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
-    """List the methods, or show one: paper, formula, wire, settings."""
+    """List the methods, or show one: paper, formula, settings, wire, visits, logged names, claims."""
     from rayfed import methods as registry
+    from rayfed.launch import method_pages
 
     if name is None:
-        about = {n: _first_line(registry.get(n)) for n in registry.names()}
+        about = {n: method_pages.summary(registry.get(n)) for n in registry.names()}
         typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(f"{n:18} {t}" for n, t in about.items()))
-        return
-    from rayfed.launch.claims import numbers, of_method
-
-    cls = registry.get(name)
-    settings = {
-        n: {
-            "type": str(f.annotation).replace("typing.", ""),
-            "default": f.get_default(call_default_factory=True),
-            "about": f.description or "",
-        }
-        for n, f in cls.Settings.model_fields.items()
-    }
-    wire = {side: {n: p._asdict() for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields}
-    verdicts = of_method(name)
-    if as_json:
-        page = {"name": name, "doc": cls.__doc__, "settings": settings, "wire": wire, "claims": verdicts}
-        typer.echo(json.dumps(page, indent=1, default=str))
-        return
-    typer.echo(f"{name}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n\nSettings")
-    for n, s in settings.items():
-        typer.echo(f"  {n} = {s['default']!r}  ({s['type']})\n      {s['about']}")
-    if verdicts:
-        typer.echo("\nClaims")
-    for r in verdicts:
-        typer.echo(f"  {r['verdict']}: {r['about']} ({r['study']})\n      {numbers(r)}")
-    typer.echo("\nWire")
-    for side, parts in wire.items():
-        for n, p in parts.items():
-            note = f"  ({p['note']})" if p["note"] else ""
-            typer.echo(f"  {side:7} {n}: {p['like']}{note}")
+    elif as_json:
+        typer.echo(json.dumps(method_pages.describe(name), indent=1, default=str))
+    else:
+        typer.echo(method_pages.page(name).rstrip())
 
 
 def tasks(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
@@ -122,8 +95,3 @@ def tasks(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = 
     for kind, entries in known.items():
         for n, text in entries.items():
             typer.echo(f"{kind:6} {n:26} {text}")
-
-
-def _first_line(cls: type[Any]) -> str:
-    """The first line of a method's file, or of its class if the file has no docstring."""
-    return (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().splitlines()[0]

@@ -574,7 +574,10 @@ class Claim(Section):
         0.0, description="Least improvement; below 0: how much worse may still pass (see rayfed.report.study.judge)."
     )
     about: str = Field("", description="What is claimed, in a sentence.")
-    method: str | None = Field(None, description="The method it is about; default: that of the arm `better`.")
+    method: str | None = Field(
+        None,
+        description="The method it is about; default: that of the arm `better`, if the arms differ in their method.",
+    )
 
     @field_validator("margin")
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rayfed.config.schema import Study, load_config
+from rayfed.config.schema import Config, Study, load_config
 from rayfed.errors import ConfigError, nearest
 from rayfed.launch.progress import human
 from rayfed.storage.atomic import durable_write, json_bytes
@@ -138,7 +138,7 @@ def judged(file: Path, study: Study, path: Path, summary: Mapping[str, Any]) -> 
         verdict = judge(claim.model_dump(), runs)
         shown = {arm: _at(found, claim.metric, claim.at) for arm, found in runs.items()}
         results.append({
-            "about": claim.about, "method": claim.method or study.arms[claim.better].method.name,
+            "about": claim.about, "method": claim.method or _subject(study.arms[claim.better], study.arms[claim.than]),
             **{k: v for k, v in verdict.items() if k != "differences"}, "arms": shown,
         })  # fmt: skip
     cost = {arm: _cost(study, found) for arm, found in runs.items()}
@@ -147,6 +147,11 @@ def judged(file: Path, study: Study, path: Path, summary: Mapping[str, Any]) -> 
         "title": _comment(file)[0], "digest": digest(file), "seeds": list(study.seeds), "status": summary["status"],
         "results": results, "cost": cost, "wall_s": round(sum(walls), 1), "versions": first.summary.get("versions", {}),
     }  # fmt: skip
+
+
+def _subject(better: Config, than: Config) -> str | None:
+    """Return the method that a comparison is about, that of the better arm; None if the arms differ in something else."""
+    return None if better.method == than.method else better.method.name
 
 
 def _at(runs: Sequence[Any], metric: str, at: int) -> dict[str, Any]:

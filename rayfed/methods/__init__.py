@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from types import ModuleType
 
 from rayfed.config.user_code import content, load_file
 from rayfed.errors import ConfigError, nearest
 from rayfed.method import Method
+from rayfed.metrics import NO_LOGS
 
 
 def names() -> list[str]:
     """The ready methods and those that installed packages offer (entry-point group `rayfed.methods`)."""
-    return sorted(_ready() | {e.name for e in entry_points(group="rayfed.methods")})
+    return sorted(ready() | {e.name for e in entry_points(group="rayfed.methods")})
 
 
-def _ready() -> set[str]:
+def ready() -> set[str]:
+    """Return the names of the methods in this folder."""
     return {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
 
 
@@ -28,7 +31,7 @@ def get(name: str) -> type[Method]:
     """
     if ":" in name and name.partition(":")[0].endswith(".py"):
         return _from_file(name)
-    if name in _ready():
+    if name in ready():
         return _only_method(importlib.import_module(f"{__name__}.{name}"), name)
     for entry in entry_points(group="rayfed.methods"):
         if entry.name == name:
@@ -39,6 +42,14 @@ def get(name: str) -> type[Method]:
     raise ConfigError(
         f"method.name: {name!r} is unknown{nearest(name, names())}; known: {', '.join(names())}, or path/to/file.py:Class"
     )
+
+
+def logs(name: str) -> Mapping[str, tuple[str, str]]:
+    """Return what a method says of the names it logs (`Method.logs`); nothing where it cannot be found (a report of old runs)."""
+    try:
+        return get(name).logs
+    except ConfigError:
+        return NO_LOGS
 
 
 def _only_method(module: ModuleType, name: str) -> type[Method]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from rayfed import methods
 from rayfed.metrics import lower_is_better, meaning, outcome
 from rayfed.report import plots
 from rayfed.report.data import Run, Subject, differing, mean_sd, worst_decile
@@ -467,9 +469,9 @@ def _versions(subject: Subject) -> str:
 
 
 def _meanings(subject: Subject) -> str:
-    body = []
+    body, logs = [], ChainMap(*(dict(methods.logs(m)) for m in {method_name(run.config): 0 for run in subject.all}))
     for metric in subject.metrics:
-        about = meaning(metric)
+        about = meaning(metric, logs)
         cells = (metric, about.text, about.unit, about.over) if about else (metric, "the method's own", "", "")
         body.append([escape(c) for c in cells])
     table = _table(["metric", "what", "unit", "averaged over"], body, kind="about")

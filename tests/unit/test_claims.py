@@ -142,9 +142,16 @@ def test_methods_shows_its_verdicts(checkout: Path) -> None:
     }  # fmt: skip
     (checkout / "claims.json").write_text(json.dumps({"x": {"results": [result]}}))
     told = call("methods", "scaffold").output
-    assert "holds: it is good (x)" in told and "+0.1250 (95 % +0.1000 to +0.1500, 8 seeds)" in told
+    assert "holds (x)\n      it is good; " in told and "+0.1250 (95 % +0.1000 to +0.1500, 8 seeds)" in told
     assert json.loads(call("methods", "scaffold", "--json").output)["claims"][0]["study"] == "x"
     assert "it is good" not in call("methods", "fedavg").output
+
+
+def test_a_claim_is_about_the_method_in_which_its_arms_differ() -> None:
+    one, other = toy.config("fedavg"), toy.config("fedavg", local={"epochs": 3})
+    assert claims._subject(toy.config({"name": "fedavg", "server_lr": 0.5}), one) == "fedavg"
+    assert claims._subject(toy.config("scaffold"), one) == "scaffold"
+    assert claims._subject(other, one) is None
 
 
 # -- what is shipped -----------------------------------------------------------------------------------------------------
@@ -184,7 +191,7 @@ def needs_an_adapter(name: str) -> bool:
 
 def test_every_method_is_judged_by_a_claim() -> None:
     """Baselines that others are held against need none of their own; methods on adapters are not judged yet."""
-    judged = {r["method"] for v in claims.verdicts().values() for r in v["results"]}
+    judged = {r["method"] for v in claims.verdicts().values() for r in v["results"]} - {None}
     left = {n for n in set(methods.names()) - judged if not needs_an_adapter(n)}
     assert left <= {"fedavg", "local_only"}
 

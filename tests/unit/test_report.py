@@ -490,6 +490,8 @@ def test_names():
     )
     assert "examples" in meaning("loss/personal_ex").over and meaning("loss/personal").over.startswith("clients")
     assert meaning("bytes/up").unit == "bytes per round" and meaning("own/thing") is None
+    assert meaning("own/thing", {"own/thing": ("how far it is", "m")}) == ("how far it is", "m", "-")
+    assert meaning("loss/global", {"loss/global": ("another", "m")}) != ("another", "m", "-")
     rows = [
         {"round": 1, "a": 1.0, "loss/x": None},
         {"round": 2, "a": 3.0, "loss/x": 2.0},

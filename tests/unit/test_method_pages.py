@@ -1,0 +1,49 @@
+"""Pages of methods say what their files say, and those that are committed are the ones that would be made now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayfed import methods
+from rayfed.launch import claims, method_pages
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_page_has_the_settings_the_wire_the_visits_and_the_logged_names(name: str) -> None:
+    cls, about, said = methods.get(name), method_pages.describe(name), method_pages.page(name)
+    assert said.splitlines()[0] == name == about["name"]
+    assert list(about["settings"]) == list(cls.Settings.model_fields)
+    for setting, field in cls.Settings.model_fields.items():
+        assert f"\n  {setting} = {field.get_default(call_default_factory=True)!r} (" in said
+        assert about["settings"][setting]["about"]
+    for side in cls.wire._fields:
+        assert set(about["wire"][side]) == set(getattr(cls.wire, side))
+        assert all(f"\n  {side} {part} (" in said for part in about["wire"][side])
+    assert {n for n in about["visits"] if n not in ("view",)} and all(f"\n  {n}\n" in said for n in about["visits"])
+    assert about["logs"].keys() == cls.logs.keys() and all(f"\n  {n} (" in said for n in cls.logs)
+
+
+def test_only_claims_about_the_method_are_shown() -> None:
+    verdicts = [r for entry in claims.verdicts().values() for r in entry["results"]]
+    for name in methods.names():
+        shown = method_pages.describe(name)["claims"]
+        assert [r["about"] for r in shown] == [r["about"] for r in verdicts if r["method"] == name]
+        assert all(f"{r['verdict']} (" in method_pages.page(name) for r in shown)
+    assert "Claims" not in method_pages.page("fedavg")  # others are held against it, adapters are compared with it
+
+
+def test_papers_are_found_in_docstrings() -> None:
+    doc = 'Roe et al. 2020, "On Things" (ICML 2020,\n2001.00001). See (2002.00002), and "On Things" (2001.00001) again.'
+    assert method_pages.papers_of(doc) == [
+        ("Roe et al. 2020, ", "On Things", "2001.00001"),
+        ("", "arXiv:2002.00002", "2002.00002"),
+    ]
+
+
+def test_writing_takes_away_pages_of_methods_that_are_no_more(tmp_path: Path) -> None:
+    (tmp_path / "gone.md").write_text("")
+    method_pages.write(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md", *(f"{n}.md" for n in methods.ready())}
+    assert (tmp_path / "fedavg.md").read_text() == method_pages.page("fedavg", markdown=True)
