@@ -72,8 +72,8 @@ def test_from_a_file_to_the_table(checkout: Path) -> None:
     assert first["arms"]["slow"] == {
         "mean": pytest.approx(statistics.fmean(loss["slow"])), "sd": pytest.approx(statistics.stdev(loss["slow"])), "n": 3,
     }  # fmt: skip
-    assert (first["verdict"], first["method"], first["n"]) == ("holds", "fedavg", 3)
-    assert second["verdict"] == "holds" and second["margin"] == -2
+    assert (first["verdict"], first["method"], first["n"]) == ("holds", None, 3)  # the arms differ in their rate
+    assert (second["verdict"], second["method"], second["margin"]) == ("holds", "fedavg", -2)
     rows = [read(study / "slow" / f"seed-{s}") for s in (5, 6, 7)]
     sent = [[r[t][f"bytes/{way}"] for r in rows for t in (1, 2)] for way in ("up", "down")]
     per_mb = [1e6 * r[1]["accuracy/global"] / (r[1]["bytes/up"] + r[1]["bytes/down"]) for r in rows]
