@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rayfed.config import user_code
 from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
 from rayfed.execute.tuning.kernels import Kernels
-from rayfed.launch import model_check
+from rayfed.launch.federations import Federations
 from rayfed.storage import object_store
 from rayfed.storage.atomic import yaml_bytes
 from rayfed.storage.owner import Owner
@@ -69,59 +69,13 @@ class Finished:
     summary: dict[str, Any]
 
 
-@dataclass
-class _Federations:
-    """The split of each (seed, data, federation), so that all arms of a study share one. ConfigError where the data cannot
-    be had or split, or the model cannot take it."""
-
-    known: dict[str, Federation] = field(default_factory=dict)
-
-    def of(self, config: Config) -> Federation:
-        from rayfed import methods, models, partition
-
-        k = partition.split_key(config.to_dict())
-        if k not in self.known:
-            self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
-        cls = methods.get(config.method.name)
-        method = cls(cls.Settings(**config.method.options), config)
-        problems = models.fits(config.task.model, self.known[k].input_shape) or method.fits(self.known[k])
-        if problems:
-            raise ConfigError(problems)
-        return self.known[k]
-
-    def checked(self, config: Config) -> Federation:
-        """`of`, and ConfigError where the model cannot be built."""
-        made = self.of(config)
-        if wrong := model_check.answers({"": model_check.question(config, made)}):
-            raise ConfigError(wrong[""])
-        return made
-
-    def check(self, study: Study) -> None:
-        """Every arm's split and model under the first seed, so that what is wrong with an arm is told before anything starts."""
-        found: dict[str, list[str]] = {}
-        questions = {}
-        for arm, config in study.arms.items():
-            first = config.model_copy(update={"seed": study.seeds[0]})
-            try:
-                questions[arm] = model_check.question(first, self.of(first))
-            except ConfigError as e:
-                for p in e.problems:
-                    found.setdefault(p, []).append(arm)
-        for arm, problems in model_check.answers(questions).items():
-            for p in problems:
-                found.setdefault(p, []).append(arm)
-        if found:
-            everywhere = len(study.arms)
-            raise ConfigError([p if len(a) == everywhere else f"arms.{', '.join(a)}: {p}" for p, a in found.items()])
-
-
 def run(
     request: Config | Study, launcher: Launcher, *, out: str | Path | None = None, watch: Watch | None = None
 ) -> Finished:
     """Run a config or every arm and seed of a study. Errors as in `rayfed.errors`; what was committed stays."""
     from rayfed.config.schema import Config
 
-    watch, federations = watch or (lambda state: None), _Federations()
+    watch, federations = watch or (lambda state: None), Federations()
     base = request if isinstance(request, Config) else request.base
     path, uri = object_store.local(out or base.storage.path)
     where: dict[str, Any] = {"stored": uri, "run_id": os.environ.get(RUN_ID)}
@@ -143,7 +97,7 @@ def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), wa
     `sets`: overrides of what may change, e.g. rounds=50."""
     from rayfed.config.schema import Config, Study, load_config
 
-    watch, federations = watch or (lambda state: None), _Federations()
+    watch, federations = watch or (lambda state: None), Federations()
     for s in sets:
         name = s.partition("=")[0].strip()
         if not any(name == r or name.startswith(r + ".") for r in RESUMABLE):
@@ -199,7 +153,7 @@ def _single(config: Config, federation: Federation, folder: RunFolder, launcher:
     return Finished(folder.path, ending.status, json.loads((folder.path / "summary.json").read_text()))
 
 
-def _study(study: Study, path: Path, federations: _Federations, launcher: Launcher, watch: Watch) -> Finished:
+def _study(study: Study, path: Path, federations: Federations, launcher: Launcher, watch: Watch) -> Finished:
     from rayfed.report import study_summary, write_report
 
     mirror = object_store.of(path)

@@ -17,7 +17,7 @@ from rayfed import keys, methods, tree
 from rayfed.cluster import MISSING, canonical
 from rayfed.distill import datafree
 from rayfed.errors import ConfigError
-from rayfed.launch.start import _Federations
+from rayfed.launch.federations import Federations
 from rayfed.methods.disue import DisUE, rotate
 from rayfed.metrics import ari
 from tests import toy
@@ -489,7 +489,7 @@ def test_a_model_without_a_classifier_has_no_signature_of_it(tmp_path: Path) -> 
     )
     changes = {"task": {"model": f"{tmp_path / 'own.py'}:headless"}}
     refused = r"method.signature: head found, .* no trained classifier .* all, counts"
-    _Federations().of(toy.config(disue(), **changes))
+    Federations().of(toy.config(disue(), **changes))
     assert not (tmp_path / "ran").exists()  # the process that reads configs does not run what is the user's
     with pytest.raises(ConfigError, match=refused):
         toy.simulate(disue(clusterer="oracle"), rounds=1, **changes)

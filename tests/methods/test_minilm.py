@@ -21,7 +21,7 @@ from rayfed.adapters.lora import OverLoRA
 from rayfed.api import Run
 from rayfed.data import text
 from rayfed.errors import ConfigError
-from rayfed.launch.start import _Federations
+from rayfed.launch.federations import Federations
 from tests import minilm, tiny, toy
 
 pytestmark = minilm.needed
@@ -78,7 +78,7 @@ def refusal(name: str, data: Path) -> str | None:
     """What the method says against LoRA on texts, in its checks of settings and of data."""
     spec, changes = case(name, data)
     try:
-        _Federations().of(toy.config(spec, **changes))
+        Federations().of(toy.config(spec, **changes))
     except ConfigError as e:
         return str(e)
     return None

@@ -16,7 +16,7 @@ from rayfed.distill import datafree, ensemble, generator
 from rayfed.engine.runner import start_from
 from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
-from rayfed.launch.start import _Federations
+from rayfed.launch.federations import Federations
 from tests import toy
 from tests.conformance.checks import CHECKS, Case
 from tests.tiny import changes, make_places, on_bert  # noqa: F401
@@ -187,7 +187,7 @@ def test_fedftg_too(places: dict[str, Path]) -> None:
 def test_refusals(places: dict[str, Path]) -> None:
     def told(method: Any, **more: Any) -> str:
         with pytest.raises(ConfigError) as e:
-            _Federations().of(toy.config(method, **more))
+            Federations().of(toy.config(method, **more))
         return str(e.value)
 
     texts = changes(places)
@@ -202,4 +202,4 @@ def test_refusals(places: dict[str, Path]) -> None:
     prompt = changes(places, adapter=ADAPTERS["prompt"])
     assert "takes at most 21 tokens beside 3 of the adapter" in told({**DISUE, "length": 22}, **prompt)
     assert "method.inputs: 'embedding' found (did you mean 'embeddings'?)" in told({**DISUE, "inputs": "embedding"})
-    assert _Federations().of(toy.config({**DISUE, "distill": False})).kind != "text"  # nothing is generated
+    assert Federations().of(toy.config({**DISUE, "distill": False})).kind != "text"  # nothing is generated

@@ -20,7 +20,7 @@ from rayfed.engine.pool import LocalPool
 from rayfed.engine.runner import start_from
 from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
-from rayfed.launch.start import _Federations
+from rayfed.launch.federations import Federations
 from tests import toy
 from tests.conftest import ROOT
 from tests.tiny_lm import WORDS, make_data, make_lm
@@ -108,9 +108,9 @@ def test_records_are_the_tokenizers_ids_with_targets_on_the_answer(places: dict[
 
 def test_another_process_tokenises_and_torch_stays_out(places: dict[str, Any]) -> None:
     code = (
-        "import sys, json; from rayfed.config.schema import load_config; from rayfed.launch.start import _Federations;"
+        "import sys, json; from rayfed.config.schema import load_config; from rayfed.launch.federations import Federations;"
         f"c = load_config(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
-        "print(json.dumps([_Federations().of(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
+        "print(json.dumps([Federations().of(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -443,7 +443,7 @@ def test_the_mixture_of_models_is_scored_token_by_token(places: dict[str, Any]) 
 )
 def test_methods_that_need_classes_are_refused(places: dict[str, Any], method: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        _Federations().of(toy.config(method, **changes(places, federation={"probe": 6})))
+        Federations().of(toy.config(method, **changes(places, federation={"probe": 6})))
 
 
 def test_there_are_no_features_of_a_record(places: dict[str, Any]) -> None:
@@ -454,9 +454,9 @@ def test_there_are_no_features_of_a_record(places: dict[str, Any]) -> None:
 def test_disue_without_distillation_runs(places: dict[str, Any]) -> None:
     plain = {"name": "disue", "distill": False, "clusters": 2}
     with pytest.raises(ConfigError, match=r"method.signature: head found"):
-        _Federations().of(toy.config(plain, **changes(places)))
+        Federations().of(toy.config(plain, **changes(places)))
     c = toy.config({**plain, "signature": "all"}, **changes(places))
-    _Federations().of(c)
+    Federations().of(c)
     assert len(simulate(c, 1)[0]["experts"]) == 2
 
 

@@ -97,10 +97,11 @@ def test_another_process_looks_where_torch_is_not_loaded(asked: dict[str, Any], 
     code = f"""
 import json, sys
 from rayfed.launch import start as launch
+from rayfed.launch.federations import Federations
 from rayfed.config.schema import load_config
 for values in json.load(open({str(tmp_path / "c.json")!r})):
     try:
-        launch._Federations().checked(load_config(values))
+        Federations().checked(load_config(values))
         print("right")
     except launch.ConfigError as e:
         print(e)

@@ -488,7 +488,7 @@ def test_models_and_data_that_do_not_fit(places: dict[str, Path]) -> None:
 
 
 def test_methods_that_make_or_span_inputs_refuse_texts(places: dict[str, Path]) -> None:
-    from rayfed.launch.start import _Federations
+    from rayfed.launch.federations import Federations
 
     for method, says in (
         ("disue", "method.inputs: generator"),
@@ -496,9 +496,9 @@ def test_methods_that_make_or_span_inputs_refuse_texts(places: dict[str, Path]) 
         ("pacfl", "token ids"),
     ):
         with pytest.raises(ConfigError, match=says):
-            _Federations().of(toy.config(method, **changes(places)))
+            Federations().of(toy.config(method, **changes(places)))
     for spec in ({"name": "disue", "distill": False}, {"name": "disue", "inputs": "probe"}, "fedavg"):
-        assert _Federations().of(toy.config(spec, **changes(places, federation={"probe": 6}))).kind == "text"
+        assert Federations().of(toy.config(spec, **changes(places, federation={"probe": 6}))).kind == "text"
 
 
 @pytest.mark.parametrize("executor", ["loop", "vmap"])

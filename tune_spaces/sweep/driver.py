@@ -20,6 +20,7 @@ from rayfed import track
 from rayfed.config import user_code
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed, nearest
 from rayfed.launch import start
+from rayfed.launch.federations import Federations
 from rayfed.metrics import lower_is_better
 from rayfed.storage import object_store
 from rayfed.storage.atomic import durable_write, json_bytes, read_json, read_yaml, yaml_bytes
@@ -135,7 +136,7 @@ def prepare(
         known = points.grid(space)
     elif options.search == "random":
         known = points.draw(space, options.samples or SAMPLES, base.seed)
-    splits = start._Federations()
+    splits = Federations()
 
     def whole(c: Config) -> None:
         splits.of(c.model_copy(update={"seed": options.seeds[0]}))

@@ -1,0 +1,58 @@
+"""The data splits of a run or a study, made and judged before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rayfed import methods, models, partition
+from rayfed.errors import ConfigError
+from rayfed.launch import model_check
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config, Study
+    from rayfed.partition import Federation
+
+
+@dataclass
+class Federations:
+    """Splits each (seed, data, federation) once, so that all arms of a study share it."""
+
+    known: dict[str, Federation] = field(default_factory=dict)
+
+    def of(self, config: Config) -> Federation:
+        """Return the config's split. ConfigError where the data cannot be had or split, or model or method cannot take it."""
+        k = partition.split_key(config.to_dict())
+        if k not in self.known:
+            self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
+        cls = methods.get(config.method.name)
+        method = cls(cls.Settings(**config.method.options), config)
+        problems = models.fits(config.task.model, self.known[k].input_shape) or method.fits(self.known[k])
+        if problems:
+            raise ConfigError(problems)
+        return self.known[k]
+
+    def checked(self, config: Config) -> Federation:
+        """Return what `of` returns. ConfigError also where the model cannot be built."""
+        made = self.of(config)
+        if wrong := model_check.answers({"": model_check.question(config, made)}):
+            raise ConfigError(wrong[""])
+        return made
+
+    def check(self, study: Study) -> None:
+        """Judge every arm's split and model under the first seed. ConfigError lists what is wrong with any of them."""
+        found: dict[str, list[str]] = {}
+        questions = {}
+        for arm, config in study.arms.items():
+            first = config.model_copy(update={"seed": study.seeds[0]})
+            try:
+                questions[arm] = model_check.question(first, self.of(first))
+            except ConfigError as e:
+                for p in e.problems:
+                    found.setdefault(p, []).append(arm)
+        for arm, problems in model_check.answers(questions).items():
+            for p in problems:
+                found.setdefault(p, []).append(arm)
+        if found:
+            everywhere = len(study.arms)
+            raise ConfigError([p if len(a) == everywhere else f"arms.{', '.join(a)}: {p}" for p, a in found.items()])
