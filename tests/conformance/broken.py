@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from rayfed import tree
+from rayfed.execute.tuning import replay
 from rayfed.fold import mean
 from rayfed.method import Part, Wire
 from rayfed.methods.fedavg import FedAvg
 from rayfed.visit import Visit, sgd_visit
 
 CALLS = [0]
+HISTORY: list[Any] = []
 
 
 def altered(method: FedAvg, task: Any, f: Any) -> Visit:
@@ -47,6 +49,27 @@ class Remembers(FedAvg):
     def round(self, state: Any, fed: Any, task: Any) -> Any:
         self.rounds = getattr(self, "rounds", 0) + 1
         return {"model": tree.scale(super().round(state, fed, task)["model"], 1 / self.rounds)}
+
+
+class Hoards(FedAvg):
+    """Keeps every round's model for good."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        HISTORY.append(super().round(state, fed, task))
+        return HISTORY[-1]
+
+
+def doubled(x: Any) -> Any:
+    return x * 2
+
+
+class GrowingShapes(FedAvg):
+    """Works on another shape round after round, so that each is recorded anew."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        new = super().round(state, fed, task)
+        replay.call(doubled, doubled, torch.zeros(fed.round))
+        return new
 
 
 class Counts(FedAvg):

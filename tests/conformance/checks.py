@@ -9,6 +9,7 @@ A method of one's own is checked by one row:
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
@@ -21,8 +22,9 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import tree
+from rayfed import keys, tree
 from rayfed.engine.worker import VectorizeError
+from rayfed.execute.tuning import replay
 from rayfed.method import Part
 from rayfed.storage.snapshots import load_tree, save_tree
 from tests import toy
@@ -264,6 +266,46 @@ def empty_rounds_pass(case: Case, tmp_path: Path) -> None:
     assert "loss/global" in one.scores()[0]
 
 
+def later_rounds_add_nothing(case: Case, tmp_path: Path) -> None:
+    """With the same clients in every round, rounds after the first four begin no recording and leave no tensor alive.
+
+    Four, because some methods treat their first round apart and some alternate between two kinds of round.
+    """
+
+    class SameClients(ToyFed):
+        def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
+            now, self.round = self.round, 1
+            try:
+                return super().sample(n, where=where)
+            finally:
+                self.round = now
+
+    c = toy.config(case.method, executor=executor(case), rounds=6, **case.changes)
+    fed = toy.make_fed(c, kind=SameClients)
+    state = fed.method.init(fed.task, keys.key(c.seed, 0, -1, "init"))
+    gc.collect()
+    gc.freeze()  # what is there already need not be gone through again
+    try:
+        after = {}
+        for r in range(1, 7):
+            fed.begin(r)
+            state = fed.method.round(state, fed, fed.task)
+            fed.store.commit()
+            if r in (4, 6):
+                after[r] = alive(state)
+    finally:
+        gc.unfreeze()
+    assert after[6] == after[4], f"(recordings, tensors beside the server state, bytes) after a round: {after}"
+
+
+def alive(state: tree.Tree) -> tuple[int, int, int]:
+    """Recordings begun in this process, and the tensors alive beside the server state: their number and bytes."""
+    gc.collect()
+    known = {id(x) for x in tree.values(state)}
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and id(x) not in known]
+    return sum(map(len, replay._made.values())), len(tensors), sum(x.untyped_storage().nbytes() for x in tensors)
+
+
 # -- payloads ----------------------------------------------------------------------------------------------------------
 
 
@@ -404,4 +446,5 @@ CHECKS: list[Callable[[Case, Path], None]] = [
     again_is_the_same,
     scoring_changes_nothing,
     empty_rounds_pass,
+    later_rounds_add_nothing,
 ]

@@ -26,6 +26,8 @@ BROKEN = [
     (checks.again_is_the_same, "Counts"),
     (checks.scoring_changes_nothing, "ServesInPlace"),
     (checks.empty_rounds_pass, "NobodyIsAnError"),
+    (checks.later_rounds_add_nothing, "Hoards"),
+    (checks.later_rounds_add_nothing, "GrowingShapes"),
 ]
 
 
