@@ -23,10 +23,10 @@ class ClientActor:
         from rayfed.engine.worker import Worker
         from rayfed.execute.tuning import process
 
-        process.process()
+        process.prepare()
         for name in imports:
             importlib.import_module(name)
-        process.settle()
+        process.freeze_imports()
         torch.set_num_threads(threads)
         device = "cpu"
         if gpus and torch.cuda.is_available():

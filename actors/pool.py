@@ -143,7 +143,7 @@ class RayPool:
     def lend(self, run: str, resident: Resident) -> None:
         """Not where actors have GPUs, which this process does not see."""
         if self.lends:
-            process.keep_freed()
+            process.keep_freed_memory()
             self.near.adopt(run, resident)
 
     def put(self, value: Tree) -> Any:

@@ -29,11 +29,11 @@ class ServerActor:
 
         from rayfed.execute.tuning import process
 
-        process.without_compiler()
+        process.defer_compiler()
         torch.set_num_threads(plan.threads)
         for module in imports:
             importlib.import_module(module)
-        process.settle()
+        process.freeze_imports()
 
     def __repr__(self) -> str:
         return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"

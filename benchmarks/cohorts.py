@@ -91,7 +91,7 @@ def one(a: argparse.Namespace, data: Path, kind: str, k: int, result: Path) -> d
     visit = res.visit("train", False)
     shared = {"model": res.task.initial}
     calls = [range(i, min(i + k, a.clients)) for i in range(0, a.clients, k)]
-    cohorts = [res.planner.cohort(visit, ids, dispatch=1, round=1, rounds=1, lr=0.1) for ids in calls]
+    cohorts = [res.sampler.cohort(visit, ids, dispatch=1, round=1, rounds=1, lr=0.1) for ids in calls]
     plain = peft_loop(c, res, cohorts) if kind == "peft" else None
 
     def work() -> list[Any]:
@@ -101,7 +101,7 @@ def one(a: argparse.Namespace, data: Path, kind: str, k: int, result: Path) -> d
             return [
                 parts["delta"]
                 for co in cohorts
-                for _, parts, _, _ in execute.run(kind, visit, co, shared, {}, {}, res.data)
+                for _, parts, _, _ in execute.execute_visit(kind, visit, co, shared, {}, {}, res.data)
             ]
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,7 +9,7 @@ appears in a method. A visit that counts its client's examples:
           end=lambda info, carry, shared, mine, own: ({"n": carry["n"]}, own))
 
 Rules for tensors inside a visit: no `.item()`, no `if` on a tensor, no in-place writes, the carry keeps its structure. What it
-calls may depend on shapes and settings alone: from the fourth call of a piece on, the same kernels are played (`execute.record`).
+calls may depend on shapes and settings alone: from the fourth call of a piece on, the same kernels are played (`execute.tuning.replay`).
 """
 
 from __future__ import annotations

@@ -479,7 +479,7 @@ def main() -> None:
     from rayfed.execute.tuning import kernels
 
     if a.device == "cuda":
-        kernels.on_gpu()
+        kernels.prepare_gpu()
     if a.worker:
         worker(a, json.loads(a.worker))
         return

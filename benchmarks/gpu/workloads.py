@@ -1,4 +1,4 @@
-"""The workloads on one device: rayfed's own task, planner and visit, and the same visits as a plain loop.
+"""The workloads on one device: rayfed's own task, batch sampler and visit, and the same visits as a plain loop.
 
 Nothing here needs Ray or a whole config: a task and a visit read a handful of settings, which `settings` and `local` spell out. Data
 are random, of the workloads' shapes; the speed does not depend on what they mean.
@@ -20,7 +20,7 @@ from torch import nn
 
 from rayfed import execute, task, tree
 from rayfed.config.schema import Local, LoRA, TaskSection, Whole
-from rayfed.execute.batches import Cohort, Planner, gather
+from rayfed.execute.batches import BatchSampler, Cohort, gather
 from rayfed.partition import Federation, Index
 from rayfed.visit import sgd_visit
 
@@ -45,7 +45,7 @@ class Setup:
     """A workload ready to train: `length` is tokens per example, None where examples are no texts."""
 
     task: Any
-    planner: Planner
+    sampler: BatchSampler
     fresh: Callable[[], Any]  # makes a visit
     data: dict[str, torch.Tensor]
     clients: int
@@ -59,7 +59,7 @@ class Setup:
         """All clients, or some of them, k per call."""
         of = range(self.clients) if of is None else of
         calls = [of[i : i + k] for i in range(0, len(of), k)]
-        return [self.planner.cohort(self.visit, ids, dispatch=1, round=1, rounds=1, lr=LR) for ids in calls]
+        return [self.sampler.cohort(self.visit, ids, dispatch=1, round=1, rounds=1, lr=LR) for ids in calls]
 
 
 def settings(
@@ -96,9 +96,9 @@ def setup(made: Any, fed: Federation, batch: int, work: Any, device: str, plain_
     arrays = {n: torch.as_tensor(x) for n, x in fed.arrays.items()}
     data = {n: x.to(device, made.dtype if x.is_floating_point() else x.dtype) for n, x in arrays.items()}
     ranks = np.full(fed.population, made.ranks[0])
-    planner = Planner(fed, seed=0, batch_size=batch, device=device, dtype=made.dtype, ranks=ranks)
+    sampler = BatchSampler(fed, seed=0, batch_size=batch, device=device, dtype=made.dtype, ranks=ranks)
     length = fed.input_shape[-1] if fed.kind in ("text", "instruct") else None
-    return Setup(made, planner, lambda: sgd_visit(made.loss, work), data, fed.population, length, plain_loss)
+    return Setup(made, sampler, lambda: sgd_visit(made.loss, work), data, fed.population, length, plain_loss)
 
 
 def vision_loss(module: Any, batch: Any) -> torch.Tensor:
@@ -223,7 +223,7 @@ def ours(s: Setup, kind: str, cohorts: list[Cohort]) -> Any:
         found = [
             parts["delta"]
             for co in cohorts
-            for _, parts, _, _ in execute.run(kind, s.visit, co, shared, {}, {}, s.data)
+            for _, parts, _, _ in execute.execute_visit(kind, s.visit, co, shared, {}, {}, s.data)
         ]
     return tree.map(lambda *xs: torch.cat(xs), *found)
 

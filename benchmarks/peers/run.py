@@ -128,7 +128,7 @@ def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
     for r in range(1, c.rounds + 1):
         draw.begin(r, score_local=False)
         ids = draw.sample()
-        co = res.planner.cohort(visit, ids, dispatch=(r << 20) + 1, round=r, rounds=c.rounds, lr=0.1)
+        co = res.sampler.cohort(visit, ids, dispatch=(r << 20) + 1, round=r, rounds=c.rounds, lr=0.1)
         clients.append(ids)
         examples.append(co.info.examples.numpy())
         if co.phases:

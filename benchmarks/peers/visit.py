@@ -32,9 +32,9 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
     from rayfed.execute.tuning import process
 
     torch.set_num_threads(1)
-    process.without_compiler()
+    process.defer_compiler()
     if kept:
-        process.keep_freed()
+        process.keep_freed_memory()
     if kind == "plain":
         import work
 
@@ -64,7 +64,7 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
         worker.setup("run", c, fed, start_from(c))
         resident, at = worker.runs["run"], 0
         if not played:
-            replay.MOST = 0
+            replay.MAX_RECORDINGS = 0
         value = tree.to_numpy(resident.task.initial)
         ordered = sorted(range(fed.population), key=lambda i: len(fed.train[i]))
 

@@ -107,7 +107,7 @@ class Runner:
         began = time.perf_counter()
         try:
             self._began = began - self.active
-            with kernels.by(kernels.of(self.config.resources)):
+            with kernels.using(kernels.from_resources(self.config.resources)):
                 yield
         except BaseException as error:
             self.status["status"] = "failed"
@@ -445,7 +445,7 @@ def _refuses(method: Any, name: str, task: Any) -> str | None:
 def _pinned(config: Config, size: int) -> str:
     """The options that repeat what was chosen by timing."""
     r = config.resources
-    pinned = {"executor": r.executor, "cohort": size, "visits": r.visits, **kernels.of(r)._asdict()}
+    pinned = {"executor": r.executor, "cohort": size, "visits": r.visits, **kernels.from_resources(r)._asdict()}
     return " ".join(f"--set resources.{n}={str(v).lower()}" for n, v in pinned.items())
 
 

@@ -18,8 +18,8 @@ from rayfed import execute, keys, optimizers, tree
 from rayfed.adapters import ranks
 from rayfed.engine import evaluation as evaluation_module
 from rayfed.errors import RunFailed
-from rayfed.execute.batches import Cohort, Planner
-from rayfed.execute.debug import Kept
+from rayfed.execute.batches import BatchSampler, Cohort
+from rayfed.execute.debug import PieceFailed
 from rayfed.execute.tuning import autotune, kernels
 from rayfed.fold import Fold, partial
 from rayfed.fold import to_numpy as fold_to_numpy
@@ -79,7 +79,7 @@ class Resident:
 
     task: Task
     data: dict[str, Any]
-    planner: Planner
+    sampler: BatchSampler
 
     def __init__(self, config: Any, federation: Federation, start: Any, device: str, like: Resident | None = None):
         from rayfed import task
@@ -90,14 +90,14 @@ class Resident:
         cls = get(config.method.name)
         self.method: Method = cls(cls.Settings(**config.method.options), config)
         if like is not None and like.same == self.same:
-            self.task, self.data, self.planner = like.task, like.data, like.planner
+            self.task, self.data, self.sampler = like.task, like.data, like.sampler
         else:
             self.task = task.of(federation.kind)(config, federation, device, start)
             self.data = {n: torch.as_tensor(x) for n, x in tree.from_numpy(federation.arrays).items()}
             self.data = {
                 n: x.to(device, self.task.dtype if x.is_floating_point() else x.dtype) for n, x in self.data.items()
             }
-            self.planner = Planner(
+            self.sampler = BatchSampler(
                 federation,
                 seed=config.seed,
                 batch_size=config.local.batch_size,
@@ -113,7 +113,7 @@ class Resident:
     def visit(self, name: str, score_local: bool) -> Visit:
         if (name, score_local) not in self._visits:
             if name.startswith("@"):
-                made = evaluation_module.build(name, self.method, self.task, len(self.planner.pieces))
+                made = evaluation_module.build(name, self.method, self.task, len(self.sampler.pieces))
             else:
                 made = getattr(self.method, name)(self.task)
                 if score_local and made.local is not None:
@@ -140,7 +140,7 @@ class Worker:
     def __init__(self, device: str = "cpu", keep: int = RUNS):
         self.device, self.keep = device, keep
         if device != "cpu":
-            kernels.on_gpu()
+            kernels.prepare_gpu()
         self.runs: OrderedDict[str, Resident] = OrderedDict()
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any = None) -> None:
@@ -159,7 +159,10 @@ class Worker:
         """(small answer, large parts that stay where they are, new client states); trees of NumPy arrays, (k, ...)."""
         res = self.runs[job.run]
         resources = res.config.resources
-        with kernels.by(kernels.of(resources, self.device)), kernels.deterministic(resources.deterministic):
+        with (
+            kernels.using(kernels.from_resources(resources, self.device)),
+            kernels.deterministic(resources.deterministic),
+        ):
             return getattr(self, f"_{job.kind}")(res, job.args, values)
 
     # -- a visit ---------------------------------------------------------------------------------------------------
@@ -179,7 +182,7 @@ class Worker:
         """The whole call; None where a fold came out with a NaN or an infinity and nobody had looked at the replies themselves."""
         visit = res.visit(call.visit, call.score_local)
         lr = optimizers.rate(res.config.local, call.round, call.rounds)
-        cohort = res.planner.cohort(
+        cohort = res.sampler.cohort(
             visit, call.clients, dispatch=call.dispatch, round=call.round, rounds=call.rounds, lr=lr
         )
         # Payloads are copied out of the store: a method's in-place write must never reach another client.
@@ -274,7 +277,7 @@ class Worker:
                 raise VectorizeError(visit.vectorize)
             made, short = None, False
             try:
-                ((_, *made),) = execute.run("vmap", visit, cohort, shared, mine, own, res.data)
+                ((_, *made),) = execute.execute_visit("vmap", visit, cohort, shared, mine, own, res.data)
             except torch.OutOfMemoryError:  # nobody's fault
                 short = True
             except Exception:  # out of here, for the error holds on to what was made
@@ -291,7 +294,9 @@ class Worker:
                 at = torch.as_tensor(stay, device=self.device)
                 less = [tree.map(lambda x: x[at], t) for t in (mine, own)]
                 try:
-                    ((_, parts, after, steps),) = execute.run("vmap", visit, rest, shared, less[0], less[1], res.data)
+                    ((_, parts, after, steps),) = execute.execute_visit(
+                        "vmap", visit, rest, shared, less[0], less[1], res.data
+                    )
                 except Exception as error:
                     raise VectorizeError(f"{type(error).__name__}: {error}") from error
                 yield stay, parts, after, steps
@@ -310,7 +315,9 @@ class Worker:
         cut = [tree.map(lambda x: x[i : i + 1], t) for t in (mine, own)]
 
         def once() -> tuple[Tree, Tree, Any]:
-            ((_, parts, after, steps),) = execute.run(name, visit, cohort.one(i), shared, cut[0], cut[1], res.data)
+            ((_, parts, after, steps),) = execute.execute_visit(
+                name, visit, cohort.one(i), shared, cut[0], cut[1], res.data
+            )
             return parts, after, steps
 
         try:
@@ -418,7 +425,7 @@ class Worker:
         self, res: Resident, args: dict[str, Any], values: Sequence[Any]
     ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
         """See `rayfed.execute.tuning.autotune`."""
-        return {"value": autotune.run(res, args["cohort"])}, None, None
+        return {"value": autotune.time_executors(res, args["cohort"])}, None, None
 
 
 class VectorizeError(RuntimeError):
@@ -441,9 +448,11 @@ class TooLarge(RunFailed):
 
 
 def _failure(error: Exception) -> Failure:
-    cause = error.__cause__ if isinstance(error, Kept) and error.__cause__ is not None else error
+    cause = error.__cause__ if isinstance(error, PieceFailed) and error.__cause__ is not None else error
     trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
-    return Failure(f"{type(cause).__name__}: {cause}", trace, error.arguments if isinstance(error, Kept) else None)
+    return Failure(
+        f"{type(cause).__name__}: {cause}", trace, error.arguments if isinstance(error, PieceFailed) else None
+    )
 
 
 def _join(pieces: list[Tree]) -> Tree:

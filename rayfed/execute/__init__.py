@@ -1,4 +1,4 @@
-"""How visits are executed: `loop`, `vmap`, `debug`; `plan` draws the batches. All give the same numbers."""
+"""How visits are executed: `loop`, `vmap` and `debug` give the same numbers; `batches` draws what each step sees (README.md)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
     from rayfed.visit import Visit
 
-EXECUTORS = {"loop": loop.run, "vmap": vmap.run, "debug": debug.run}
+EXECUTORS = {"loop": loop.execute, "vmap": vmap.execute, "debug": debug.execute}
 
 
-def run(
-    name: str, visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree
+def execute_visit(
+    executor: str, visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree
 ) -> Iterator[tuple[slice, Tree, Tree, Any]]:
-    """Yield (positions, parts, own, steps) with leaves stacked over those positions of the cohort.
+    """Yield (positions in the cohort, parts, client states, steps), leaves stacked over those positions.
 
-    `mine` and `own` have leaves (k, ...) or are empty; `shared` is not batched.
-
+    `mine` and `own` have leaves (k, ...) or are empty; `shared` has no axis of clients; `data`: the run's arrays, (rows, ...).
+    Whatever a client's code raises is raised here (by `debug` as `PieceFailed`).
     """
-    return EXECUTORS[name](visit, cohort, shared, mine, own, data)
+    return EXECUTORS[executor](visit, cohort, shared, mine, own, data)

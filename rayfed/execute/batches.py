@@ -24,7 +24,7 @@ PIECE = 512  # rows of the pooled test set that are scored as if they were one c
 AT_ONCE = 8 * 2**20  # bytes of a cohort's batches up to which all of them are gathered at once
 
 
-class PhasePlan(NamedTuple):
+class PhaseBatches(NamedTuple):
     """rows: (k, T, m, B) int64 rows of the data arrays; w: (k, T, m, B) 1 or 0; active: (k, T) bool; keys: (k, T) int64.
 
     m is `Over.batches`; a phase over nothing has B = 0.
@@ -38,11 +38,11 @@ class PhasePlan(NamedTuple):
 
 @dataclass
 class Cohort:
-    """The clients of one call with everything drawn: `info` has leaves (k,), one PhasePlan per phase of the visit."""
+    """The clients of one call with everything drawn: `info` has leaves (k,), one PhaseBatches per phase of the visit."""
 
     clients: tuple[int, ...]
     info: Info
-    phases: list[PhasePlan]
+    phases: list[PhaseBatches]
     dtype: Any = None
 
     def one(self, i: int) -> Cohort:
@@ -51,14 +51,14 @@ class Cohort:
         phases = []
         for p in self.phases:
             real = int(p.active[i].sum())
-            phases.append(PhasePlan(p.rows[cut, :real], p.w[cut, :real], p.active[cut, :real], p.keys[cut, :real]))
+            phases.append(PhaseBatches(p.rows[cut, :real], p.w[cut, :real], p.active[cut, :real], p.keys[cut, :real]))
         return Cohort(self.clients[cut], Info(*(x[cut] for x in self.info)), phases, self.dtype)
 
     def without(self, bad: Sequence[int]) -> tuple[Cohort, list[int]]:
         """The cohort without the positions in `bad`, and the positions that stay."""
         stay = [i for i in range(len(self.clients)) if i not in set(bad)]
         at = torch.as_tensor(stay, dtype=torch.int64)
-        phases = [PhasePlan(p.rows[at], p.w[at], p.active[at], p.keys[at]) for p in self.phases]
+        phases = [PhaseBatches(p.rows[at], p.w[at], p.active[at], p.keys[at]) for p in self.phases]
         return Cohort(tuple(self.clients[i] for i in stay), Info(*(x[at] for x in self.info)), phases, self.dtype), stay
 
 
@@ -102,7 +102,7 @@ def pooled_pieces(federation: Federation) -> list[np.ndarray]:
     return [rows[i : i + PIECE] for i in range(0, len(rows), PIECE)]
 
 
-class Planner:
+class BatchSampler:
     """Draws cohorts for one run: the federation's indices, the batch size and the seed are fixed."""
 
     def __init__(
@@ -162,7 +162,7 @@ class Planner:
             self.dtype,
         )
 
-    def _phase(self, number: str, over: Over, clients: Sequence[int], dispatch: int) -> PhasePlan:
+    def _phase(self, number: str, over: Over, clients: Sequence[int], dispatch: int) -> PhaseBatches:
         none, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
         drawn = [keys.key(self.seed, dispatch, c, number) for c in clients]
         own = [none if over.kind == "nothing" else self.rows(c, over.split) for c in clients]
@@ -185,7 +185,7 @@ class Planner:
         first = np.cumsum([0, *(len(h) for h in held[:-1])])
         # Padding reads the client's own data: weight 0 does not undo a NaN.
         rows = np.concatenate(held)[first[:, None, None, None] + np.maximum(at, 0)]
-        return PhasePlan(
+        return PhaseBatches(
             torch.as_tensor(rows, device=self.device),
             torch.as_tensor(at >= 0, device=self.device).to(self.dtype),
             torch.as_tensor(np.arange(at.shape[1]) < steps[:, None]),
@@ -205,7 +205,7 @@ def _numbered(visit: Visit) -> list[str]:
     return names
 
 
-def gather(plan: PhasePlan, data: Tree) -> Callable[..., Any]:
+def gather(plan: PhaseBatches, data: Tree) -> Callable[..., Any]:
     """(t, i=0) -> step t's batch for the clients from number i on: leaves (k - i, B, ...), a tuple where the phase asks for several.
 
     Where all batches of the plan are little memory they are gathered at once.

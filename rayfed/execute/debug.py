@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rayfed.visit import Visit
 
 
-class Kept(Exception):
+class PieceFailed(Exception):
     """A client's failure with what its code was given: `stage`, `arguments` (a tree of NumPy arrays)."""
 
     def __init__(self, position: int, stage: str, arguments: Tree):
@@ -22,30 +22,31 @@ class Kept(Exception):
         self.position, self.stage, self.arguments = position, stage, arguments
 
 
-def run(
+def execute(
     visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree
 ) -> Iterator[tuple[slice, Tree, Tree, Any]]:
-    """As `loop`; what a client raises arrives as `Kept`, with the client's own exception as its cause."""
+    """Yield as `loop` does; what a client raises is raised as `PieceFailed`, with the client's own exception as its cause."""
     for i in range(len(cohort.clients)):
-        seen: dict[str, Any] = {}
+        last: dict[str, Any] = {}
 
-        def watch(stage: str, arguments: dict[str, Any], seen: dict[str, Any] = seen) -> None:
-            seen.update(stage=stage, arguments=arguments)
+        def watch(stage: str, arguments: dict[str, Any], last: dict[str, Any] = last) -> None:
+            last.update(stage=stage, arguments=arguments)
 
         try:
-            parts, after, steps = loop.client(
+            parts, after, steps = loop.execute_client(
                 visit, cohort.one(i), shared, tree.pick(mine, i), tree.pick(own, i), data, watch
             )
         except Exception as e:
-            raise Kept(i, seen.get("stage", "begin"), _plain(seen.get("arguments", {}))) from e
+            raise PieceFailed(i, last.get("stage", "begin"), _as_tree(last.get("arguments", {}))) from e
         yield slice(i, i + 1), *(tree.map(lambda x: x[None], t) for t in (parts, after)), steps[None]
 
 
-def _plain(arguments: Any) -> Tree:
+def _as_tree(arguments: Any) -> Tree:
+    """Return tuples and named tuples among the arguments as dicts, tensors as NumPy arrays."""
     if hasattr(arguments, "_asdict"):
-        return _plain(arguments._asdict())
+        return _as_tree(arguments._asdict())
     if isinstance(arguments, tuple):
-        return {str(i): _plain(a) for i, a in enumerate(arguments)}
+        return {str(i): _as_tree(a) for i, a in enumerate(arguments)}
     if isinstance(arguments, dict):
-        return {k: _plain(v) for k, v in arguments.items()}
+        return {k: _as_tree(v) for k, v in arguments.items()}
     return tree.to_numpy(arguments)

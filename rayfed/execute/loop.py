@@ -17,50 +17,58 @@ if TYPE_CHECKING:
 Watch = Callable[[str, dict[str, Any]], None]
 
 
-def run(
+def execute(
     visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree
 ) -> Iterator[tuple[slice, Tree, Tree, Any]]:
-    """Yields once per client, with leaves (1, ...)."""
+    """Yield once per client, with leaves (1, ...); see `execute.execute_visit`."""
     for i in range(len(cohort.clients)):
-        parts, after, steps = client(visit, cohort.one(i), shared, tree.pick(mine, i), tree.pick(own, i), data)
+        parts, after, steps = execute_client(visit, cohort.one(i), shared, tree.pick(mine, i), tree.pick(own, i), data)
         yield slice(i, i + 1), *(tree.map(lambda x: x[None], t) for t in (parts, after)), steps[None]
 
 
-def client(
+def execute_client(
     visit: Visit, one: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree, watch: Watch | None = None
 ) -> tuple[Tree, Tree, Any]:
-    """The whole visit of a single client; `watch(stage, arguments)` is told what each piece is about to get."""
-    tell = watch or (lambda stage, arguments: None)
+    """Execute the whole visit of a single client; return (parts, client state, steps), leaves without an axis of clients.
+
+    one: a cohort of that client; mine, own: its own, leaves (...); watch: called as `watch(stage, arguments)` before each piece,
+    in which case nothing is played from recordings.
+    """
+    notify = watch or (lambda stage, arguments: None)
     info = type(one.info)(*(x[0] for x in one.info))
-    # What cannot be vectorised may look at values, out of a recording's sight.
-    run = call if watch is None and visit.vectorize is True else plainly
-    tell("begin", {"info": info, "shared": shared, "mine": mine, "own": own})
-    carry = run(visit.begin, visit.begin, info, shared, mine, own)
-    for number, (phase, plan) in enumerate(zip(visit.phases, one.phases, strict=True)):
-        done = torch.as_tensor(plan.active.shape[1])
+    # What cannot be vectorised may read values, which a recording does not see.
+    invoke = call if watch is None and visit.vectorize is True else _call_plainly
+    notify("begin", {"info": info, "shared": shared, "mine": mine, "own": own})
+    carry = invoke(visit.begin, visit.begin, info, shared, mine, own)
+    for number, (phase, drawn) in enumerate(zip(visit.phases, one.phases, strict=True)):
+        done = torch.as_tensor(drawn.active.shape[1])
         if phase.enter:
             info = info._replace(ahead=done)
-            tell(f"enter of phase {number}", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
-            carry = run(phase.enter, phase.enter, info, carry, shared, mine, own)
+            arguments = {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own}
+            notify(f"enter of phase {number}", arguments)
+            carry = invoke(phase.enter, phase.enter, info, carry, shared, mine, own)
 
         def step(carry: Tree, batch: Any, key: Any, phase: Phase = phase) -> Tree:
             return tree.map(lambda x: x.detach(), phase.step(carry, batch, key))
 
-        at = gather(plan, data)
-        for t in range(plan.active.shape[1]):
-            batch = first(at(t))
-            tell(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
-            carry = run(phase.step, step, carry, batch, plan.keys[0, t])
+        batch_of = gather(drawn, data)
+        for t in range(drawn.active.shape[1]):
+            batch = _without_clients(batch_of(t))
+            notify(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
+            carry = invoke(phase.step, step, carry, batch, drawn.keys[0, t])
         info = phase.passed(info, done)
-    tell("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
-    parts, after = run(visit.end, visit.end, info, carry, shared, mine, own)
+    notify("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
+    parts, after = invoke(visit.end, visit.end, info, carry, shared, mine, own)
     return parts, after, info.steps
 
 
-def plainly(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
-    """`record.call` without recordings."""
+def _call_plainly(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
+    """Do what `replay.call` does, without recordings."""
     return f(*args)
 
 
-def first(batch: Any) -> Any:
-    return tuple(first(b) for b in batch) if isinstance(batch, tuple) else {n: x[0] for n, x in batch.items()}
+def _without_clients(batch: Any) -> Any:
+    """Take the axis of clients (there is one client) off a batch or a tuple of batches."""
+    return (
+        tuple(_without_clients(b) for b in batch) if isinstance(batch, tuple) else {n: x[0] for n, x in batch.items()}
+    )

@@ -267,7 +267,7 @@ class LocalLauncher:
         from rayfed.engine.pool import LocalPool
         from rayfed.execute.tuning import process
 
-        process.process()
+        process.prepare()
         self.device = "cuda" if torch.cuda.is_available() and configs[0].resources.gpus_per_actor != 0 else "cpu"
         self.pool = LocalPool(self.device)
 

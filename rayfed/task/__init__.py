@@ -202,7 +202,7 @@ class Task:
             params = {n: p.to(torch.bfloat16) if n in self._halved else p for n, p in params.items()}
         if self._places is not None:
             params = {n: p.to(self._places[n]) for n, p in params.items()}
-        params = kernels.laid(params)
+        params = kernels.in_memory_format(params)
         with self._precision():
             return torch.func.functional_call(self._module, params, (x,)).to(self.dtype)
 

@@ -112,7 +112,7 @@ def test_the_universal_expert_comes_nearer_to_the_ensemble_on_real_texts(
 ) -> None:
     """Two experts that know two of three classes each; their mean learns from them without a single text."""
     here = resident(places, adapter=ADAPTERS[adapter])
-    task, data, pool = here.task, here.data, torch.as_tensor(np.asarray(here.planner.fed.pooled_test))
+    task, data, pool = here.task, here.data, torch.as_tensor(np.asarray(here.sampler.fed.pooled_test))
     rows = torch.arange(120)
     start = task.init_params(0)
     experts, counts = [], []

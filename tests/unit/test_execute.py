@@ -14,8 +14,8 @@ from rayfed import execute, keys, tree
 from rayfed import visit as v
 from rayfed.config.schema import Local
 from rayfed.execute import batches, debug, vmap
-from rayfed.execute.batches import Cohort, Planner, order_of
-from rayfed.execute.debug import Kept
+from rayfed.execute.batches import BatchSampler, Cohort, order_of
+from rayfed.execute.debug import PieceFailed
 from rayfed.execute.tuning import replay
 from rayfed.task import Task
 from rayfed.visit import Info, Over, Phase, Visit
@@ -25,8 +25,8 @@ D = torch.float64
 BATCH = 8
 
 
-def planner(batch: int = BATCH, seed: int = 1) -> Planner:
-    return Planner(toy.federation(toy.config()), seed=seed, batch_size=batch, device="cpu", dtype=D)
+def sampler(batch: int = BATCH, seed: int = 1) -> BatchSampler:
+    return BatchSampler(toy.federation(toy.config()), seed=seed, batch_size=batch, device="cpu", dtype=D)
 
 
 def data() -> dict[str, torch.Tensor]:
@@ -35,16 +35,18 @@ def data() -> dict[str, torch.Tensor]:
 
 
 def cohort(
-    visit: Visit, clients: Any = range(6), dispatch: int = 1, p: Planner | None = None, lr: float = 0.1
+    visit: Visit, clients: Any = range(6), dispatch: int = 1, p: BatchSampler | None = None, lr: float = 0.1
 ) -> Cohort:
-    return (p or planner()).cohort(visit, tuple(clients), dispatch=dispatch, round=3, rounds=9, lr=lr)
+    return (p or sampler()).cohort(visit, tuple(clients), dispatch=dispatch, round=3, rounds=9, lr=lr)
 
 
 def run(
     name: str, visit: Visit, c: Cohort, d: Any = None, shared: Any = None, mine: Any = None, own: Any = None
 ) -> Any:
     """(parts, own, steps) of all clients of the cohort, whatever pieces they come in."""
-    got = list(execute.run(name, visit, c, shared or {}, mine or {}, own or {}, d if d is not None else data()))
+    got = list(
+        execute.execute_visit(name, visit, c, shared or {}, mine or {}, own or {}, d if d is not None else data())
+    )
     covered = [i for at, *_ in got for i in range(at.start, at.stop)]
     assert covered == list(range(len(c.clients)))
     return tuple(
@@ -57,7 +59,7 @@ def over(*phases: Over) -> Visit:
     return Visit(lambda *a: {}, [Phase(o, lambda c, b, k: c) for o in phases], lambda info, carry, s, m, own: ({}, own))
 
 
-def seen(p: batches.PhasePlan, i: int) -> list[list[list[int]]]:
+def seen(p: batches.PhaseBatches, i: int) -> list[list[list[int]]]:
     """Rows of the data arrays that client number i meets: step by step, batch by batch, without padding."""
     steps = [t for t in range(p.active.shape[1]) if p.active[i, t]]
     assert steps == list(range(len(steps)))  # idle steps come last
@@ -172,7 +174,7 @@ def test_the_order_follows_from_the_keys_alone() -> None:
     assert flat(seen(alone, 0)) == np.asarray(rows_of(c))[_valid(order_of(int(sizes()[c]), o, BATCH, k))].tolist()
     changed = [
         cohort(over(o), (c,), dispatch=2).phases[0],
-        cohort(over(o), (c,), p=planner(seed=2)).phases[0],
+        cohort(over(o), (c,), p=sampler(seed=2)).phases[0],
         cohort(over(o, o), (c,)).phases[1],
     ]
     orders = [flat(seen(p, 0)) for p in (alone, *changed)]
@@ -212,7 +214,7 @@ def test_one_and_without_cut_cohorts() -> None:
 def test_pieces_of_the_pooled_test_set() -> None:
     fed = toy.federation(toy.config())
     many = dataclasses.replace(fed, pooled_test=np.arange(1200) % 380)
-    p = Planner(many, seed=1, batch_size=BATCH, device="cpu", dtype=D)
+    p = BatchSampler(many, seed=1, batch_size=BATCH, device="cpu", dtype=D)
     assert [len(c) for c in p.pieces] == [512, 512, 176]
     assert np.concatenate([p.rows(i, "pooled") for i in range(3)]).tolist() == many.pooled_test.tolist()
     assert p.rows(0, "pooled 2").tolist() == p.rows(11, "pooled 2").tolist() == many.pooled_test[1024:].tolist()
@@ -471,7 +473,7 @@ def test_what_a_step_hands_on_is_not_copied() -> None:
     """Of a large shared leaf there is one, however many clients finish early."""
     c = cohort(tally(), sorted(range(12), key=lambda i: sizes()[i]))
     shared, a = {"s": torch.linspace(0, 1, 8, dtype=D)}, torch.ones(12, 8, dtype=D)
-    ((_, parts, _, _),) = execute.run("vmap", tally(), c, shared, {"a": a}, {}, data())
+    ((_, parts, _, _),) = execute.execute_visit("vmap", tally(), c, shared, {"a": a}, {}, data())
     assert len(set(c.phases[0].active.sum(1).tolist())) > 2
     assert parts["all"].untyped_storage().nbytes() == shared["s"].nbytes and parts["all"].shape == (12, 8)
     assert parts["mine"].data_ptr() == a.data_ptr() and parts["sum"].data_ptr() != a.data_ptr()
@@ -525,7 +527,7 @@ def test_step_keys_are_fold_of_the_phase_key() -> None:
 def test_vmap_refuses_in_the_visits_own_words() -> None:
     visit = gather((v.once(),))._replace(vectorize="it looks into a dictionary")
     with pytest.raises(ValueError, match=r"^this visit cannot be vectorised: it looks into a dictionary$"):
-        list(execute.run("vmap", visit, cohort(visit), {}, {}, {}, data()))
+        list(execute.execute_visit("vmap", visit, cohort(visit), {}, {}, {}, data()))
     assert run("loop", visit, cohort(visit))[0]["n"].tolist() == [float(sizes()[i]) for i in range(6)]
 
 
@@ -559,11 +561,11 @@ def breaking(where: str) -> Visit:
     return Visit(begin, [Phase(v.once(), step), Phase(v.epochs(2), second, enter)], end)
 
 
-def caught(where: str) -> Kept:
+def caught(where: str) -> PieceFailed:
     visit = breaking(where)
     shared = {"s": torch.arange(3.0)}
-    with pytest.raises(Kept) as told:
-        list(debug.run(visit, cohort(visit), shared, {"m": torch.arange(6.0)}, {}, data()))
+    with pytest.raises(PieceFailed) as told:
+        list(debug.execute(visit, cohort(visit), shared, {"m": torch.arange(6.0)}, {}, data()))
     assert isinstance(told.value.__cause__, ArithmeticError)
     return told.value
 
@@ -595,8 +597,8 @@ def test_debug_keeps_a_tuple_of_batches_as_a_tree() -> None:
         raise ArithmeticError("boom")
 
     visit = Visit(lambda *a: {}, [Phase(v.steps(1, batches=2), step)], lambda *a: ({}, {}))
-    with pytest.raises(Kept) as told:
-        list(debug.run(visit, cohort(visit), {}, {}, {}, data()))
+    with pytest.raises(PieceFailed) as told:
+        list(debug.execute(visit, cohort(visit), {}, {}, {}, data()))
     assert set(told.value.arguments["batch"]) == {"0", "1"}
     assert told.value.arguments["batch"]["1"]["w"].shape == (BATCH,)
 
@@ -687,5 +689,5 @@ def test_what_looks_at_values_is_never_played(name):
     )
     c = cohort(visit)
     for _ in range(6):
-        list(execute.run(name, visit, c, {}, {}, {}, data()))
+        list(execute.execute_visit(name, visit, c, {}, {}, {}, data()))
     assert len(looked) == 6 * int(c.phases[0].active.sum())

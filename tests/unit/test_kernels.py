@@ -37,16 +37,16 @@ def precision() -> str:
 
 
 def test_products_are_handed_on_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "exact", lambda: True)
-    with kernels.by(ONE):
+    monkeypatch.setattr(kernels, "onednn_is_exact", lambda: True)
+    with kernels.using(ONE):
         assert precision() == "medium"
-        with kernels.by(Kernels()):
+        with kernels.using(Kernels()):
             assert precision() == "highest"
         assert precision() == "medium"
-        with kernels.by(LAST), pytest.raises(KeyError), kernels.by(ONE):
+        with kernels.using(LAST), pytest.raises(KeyError), kernels.using(ONE):
             raise KeyError
         assert precision() == "medium"
-    assert precision() == "highest" and kernels._now == Kernels()
+    assert precision() == "highest" and kernels._active == Kernels()
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -81,13 +81,13 @@ def test_products_that_round_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> N
         return plain(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", with_amx)
-    assert not kernels.exact.__wrapped__()
+    assert not kernels.onednn_is_exact.__wrapped__()
     assert precision() == "highest"
 
 
 def test_products_that_nobody_takes_over_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.torch, "set_float32_matmul_precision", lambda how: None)
-    assert not kernels.exact.__wrapped__()
+    assert not kernels.onednn_is_exact.__wrapped__()
 
 
 @pytest.mark.parametrize("by", [ONE, LAST, BOTH])
@@ -117,8 +117,8 @@ def test_a_run_on_other_kernels_goes_on_with_the_same_bits(tmp_path: Path) -> No
 def test_clients_and_server_work_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clients: list[Kernels] = []
     about = {"task": CNN, "federation": FED, "resources": BOTH._asdict(), "rounds": 1}
-    laid = kernels.laid
-    monkeypatch.setattr(kernels, "laid", lambda p: clients.append(kernels._now) or laid(p))
+    laid = kernels.in_memory_format
+    monkeypatch.setattr(kernels, "in_memory_format", lambda p: clients.append(kernels._active) or laid(p))
     toy.simulate("fedavg", **about)
     assert set(clients) == {BOTH}
     server = at_commits(monkeypatch)
@@ -130,23 +130,25 @@ def at_commits(monkeypatch: pytest.MonkeyPatch) -> list[Kernels]:
     """Grows by the kernels on which each round is committed."""
     seen: list[Kernels] = []
     commit = RunFolder.commit
-    monkeypatch.setattr(RunFolder, "commit", lambda *a: seen.append(kernels._now) or commit(*a))
+    monkeypatch.setattr(RunFolder, "commit", lambda *a: seen.append(kernels._active) or commit(*a))
     return seen
 
 
 def test_a_gpu_keeps_its_own_products() -> None:
     r = toy.config(resources={"matmul": "onednn", "channels_last": True}).resources
-    assert kernels.of(r) == BOTH and kernels.of(r, "cuda") == LAST
+    assert kernels.from_resources(r) == BOTH and kernels.from_resources(r, "cuda") == LAST
 
 
 def test_weights_of_convolutions_are_laid_out_only_where_that_is_asked() -> None:
     p = {"w": torch.randn(3, 4, 5, 5), "gray": torch.randn(3, 1, 5, 5), "b": torch.randn(3)}
-    assert kernels.laid(p) is p
-    with kernels.by(LAST):
-        made = kernels.laid(p)
+    assert kernels.in_memory_format(p) is p
+    with kernels.using(LAST):
+        made = kernels.in_memory_format(p)
         assert made["w"].is_contiguous(memory_format=torch.channels_last) and made["b"] is p["b"]
         assert made["gray"].stride() == (25, 1, 5, 1)  # as conv.to(memory_format=...) has it: the output follows
-        torch.vmap(lambda w: kernels.laid({"w": w})["w"])(torch.randn(2, 3, 4, 5, 5))  # as it came: vmap cannot
+        torch.vmap(lambda w: kernels.in_memory_format({"w": w})["w"])(
+            torch.randn(2, 3, 4, 5, 5)
+        )  # as it came: vmap cannot
 
 
 def test_models_are_called_with_weights_so_laid_out() -> None:
@@ -155,7 +157,7 @@ def test_models_are_called_with_weights_so_laid_out() -> None:
     conv.register_forward_pre_hook(lambda m, args: seen.append(m.weight.stride()[1]))
     x = torch.zeros(2, *task.input_shape)
     task.apply(task.initial, x)
-    with kernels.by(LAST):
+    with kernels.using(LAST):
         task.apply(task.initial, x)
     assert seen == [25, 1]
 
@@ -165,7 +167,7 @@ def resident(executor: str = "auto", **resources: Any) -> Resident:
     return Resident(c, toy.federation(c), None, "cpu")
 
 
-def told(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], float]) -> list[tuple[str, Kernels]]:
+def timed(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], float]) -> list[tuple[str, Kernels]]:
     """The trial's looks replaced by these seconds; returns the list of what was looked at."""
     looks: list[tuple[str, Kernels]] = []
 
@@ -176,8 +178,8 @@ def told(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], f
 
         return look
 
-    monkeypatch.setattr(autotune, "_trial", fake)
-    monkeypatch.setattr(kernels, "exact", lambda: True)
+    monkeypatch.setattr(autotune, "_timer", fake)
+    monkeypatch.setattr(kernels, "onednn_is_exact", lambda: True)
     return looks
 
 
@@ -195,19 +197,19 @@ def told(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], f
 def test_the_faster_kernels_are_taken(
     monkeypatch: pytest.MonkeyPatch, seconds: dict[Kernels, float], loop: Kernels, vmap: Kernels, looks: int
 ) -> None:
-    seen = told(monkeypatch, lambda name, by, k: seconds.get(by, 1.0) * (1.0 if name == "loop" else 2.0))
-    out = autotune.run(resident(), 4)
+    seen = timed(monkeypatch, lambda name, by, k: seconds.get(by, 1.0) * (1.0 if name == "loop" else 2.0))
+    out = autotune.time_executors(resident(), 4)
     assert out["kernels"] == {"loop": loop, "vmap": vmap} and len(seen) == looks
     assert out["loop"] == seconds.get(loop, 1.0) and out["vmap"] == 2 * seconds.get(vmap, 1.0)
     assert not any(by.channels_last for name, by in seen if name == "vmap")
 
 
 def test_what_is_set_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = told(monkeypatch, lambda name, by, k: 1.0)
-    autotune.run(resident(matmul="torch", channels_last=False), 4)
+    seen = timed(monkeypatch, lambda name, by, k: 1.0)
+    autotune.time_executors(resident(matmul="torch", channels_last=False), 4)
     assert {by for _, by in seen} == {Kernels()}
     seen.clear()
-    autotune.run(resident(matmul="onednn", channels_last=True), 4)
+    autotune.time_executors(resident(matmul="onednn", channels_last=True), 4)
     assert set(seen) == {("loop", BOTH), ("vmap", ONE)}
 
 
@@ -218,15 +220,15 @@ def test_a_tie_is_decided_on_the_whole_cohort(monkeypatch: pytest.MonkeyPatch) -
         sizes.append((name, k))
         return 1.0 if name == "loop" else 0.9 if k == 4 else 2.0
 
-    told(monkeypatch, times)
-    out = autotune.run(resident(matmul="torch", channels_last=False), 12)
+    timed(monkeypatch, times)
+    out = autotune.time_executors(resident(matmul="torch", channels_last=False), 12)
     assert sizes == [("loop", 1), ("vmap", 4), ("vmap", 12)] and out["vmap"] == 2.0
 
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_gpu_is_tried_with_the_whole_cohort(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
-    told(monkeypatch, lambda name, by, k: 1.0 if name == "loop" else 0.5)
-    sizes, fake = [], autotune._trial
+    timed(monkeypatch, lambda name, by, k: 1.0 if name == "loop" else 0.5)
+    sizes, fake = [], autotune._timer
 
     def sized(res: Any, name: str, k: int, *rest: Any) -> Callable[[Kernels], float]:
         sizes.append(k)
@@ -234,10 +236,10 @@ def test_a_gpu_is_tried_with_the_whole_cohort(monkeypatch: pytest.MonkeyPatch, f
             raise torch.OutOfMemoryError("CUDA out of memory")
         return fake(res, name, k, *rest)
 
-    monkeypatch.setattr(autotune, "_trial", sized)
+    monkeypatch.setattr(autotune, "_timer", sized)
     res = resident(channels_last=False)
     res.device = "cuda"
-    out = autotune.run(res, 12)
+    out = autotune.time_executors(res, 12)
     assert sizes == [1, 4, 12] and (out["vmap"] == 0.5) == fits
     assert fits or "out of memory" in out["why"]
 
@@ -248,8 +250,8 @@ def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.Mo
             raise RuntimeError("no rule")
         return 1.0
 
-    told(monkeypatch, times)
-    out = autotune.run(resident(), 4)
+    timed(monkeypatch, times)
+    out = autotune.time_executors(resident(), 4)
     assert out["vmap"] == float("inf") and out["why"] == "RuntimeError: no rule"
 
 
@@ -257,16 +259,16 @@ def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPat
     """The real trial: a long call that is far from the loop's is not warmed up any further."""
     calls = []
     res = resident()
-    real = autotune.execute.run
+    real = autotune.execute.execute_visit
 
     def slow(name: str, *args: Any) -> Any:
         calls.append(name)
         if name == "vmap":
-            autotune.time.sleep(autotune.LOOK)
+            autotune.time.sleep(autotune.BUDGET_S)
         return real(name, *args)
 
-    monkeypatch.setattr(autotune.execute, "run", slow)
-    out = autotune.run(res, 4)
+    monkeypatch.setattr(autotune.execute, "execute_visit", slow)
+    out = autotune.time_executors(res, 4)
     assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out["vmap"] > 1.3 * out["loop"]
 
 
@@ -287,7 +289,7 @@ def test_a_round_of_little_work_is_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], asked: Any, kept: Any
 ) -> None:
     chosen = {"loop": seconds[0], "vmap": seconds[1], "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
     lent: list[Any] = []
     monkeypatch.setattr(LocalPool, "lend", lambda pool, run, res: lent.append(res))
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, resources=asked)
@@ -300,7 +302,7 @@ def test_a_round_of_little_work_is_one_call(
 
 def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
     pool = LocalPool()
     pool.lends = False
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, pool=pool, resources={"cohort": "auto"})
@@ -334,7 +336,7 @@ def test_work_counts_local_steps() -> None:
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": BOTH, "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, task=CNN, federation=FED)
     path = ran.folder.path
     kept = yaml.safe_load((path / "config.yaml").read_text())["resources"]
@@ -353,7 +355,7 @@ def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, m
 def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(by: Kernels) -> None:
         chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": Kernels()}}
-        monkeypatch.setattr(autotune, "run", lambda res, cohort: dict(chosen))
+        monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
 
     raw = {**toy.TOY, "task": CNN, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg"}
     raw["federation"] = {**raw["federation"], "groups": "none"}
@@ -382,7 +384,7 @@ def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytes
         by = Kernels("onednn" if asked[-1] == "auto" else asked[-1])
         return {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": by}}
 
-    monkeypatch.setattr(autotune, "run", tried)
+    monkeypatch.setattr(autotune, "time_executors", tried)
     pool, kept = LocalPool(), []
     for n, matmul in enumerate(("auto", "torch", "auto")):
         ran = toy.run_folder(

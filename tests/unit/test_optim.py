@@ -12,7 +12,7 @@ import torch
 from rayfed import execute, optimizers, tree
 from rayfed.config.schema import Local, Optimizer, Schedule
 from rayfed.errors import ConfigError
-from rayfed.execute.batches import Planner
+from rayfed.execute.batches import BatchSampler
 from rayfed.visit import sgd_visit
 from tests import toy
 
@@ -192,12 +192,12 @@ def test_the_rate_falls_to_zero_within_a_visit(executor: str, work: dict[str, An
         return {"w": carry["model"]["w"], "sum": info.sum_lr, "steps": info.steps}, own
 
     fed = toy.federation(toy.config())
-    planner = Planner(fed, seed=1, batch_size=8, device="cpu", dtype=torch.float64)
+    sampler = BatchSampler(fed, seed=1, batch_size=8, device="cpu", dtype=torch.float64)
     visit = sgd_visit(loss, local, end=end)
-    cohort = planner.cohort(visit, range(6), dispatch=1, round=1, rounds=1, lr=0.25)
+    cohort = sampler.cohort(visit, range(6), dispatch=1, round=1, rounds=1, lr=0.25)
     shared = {"model": {"w": torch.zeros((), dtype=torch.float64)}}
     data = {n: torch.tensor(a) for n, a in fed.arrays.items()}
-    pieces = [parts for _, parts, _, _ in execute.run(executor, visit, cohort, shared, {}, {}, data)]
+    pieces = [parts for _, parts, _, _ in execute.execute_visit(executor, visit, cohort, shared, {}, {}, data)]
     got = {n: torch.cat([p[n] for p in pieces]).tolist() for n in ("w", "sum", "steps")}
     sizes = [len(fed.train[i]) for i in range(6)]
     steps = [local.steps or 2 * math.ceil(n / 8) for n in sizes]

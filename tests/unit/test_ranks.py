@@ -437,7 +437,7 @@ def test_a_plain_visit_sees_its_clients_rank(on_bert: OnBert) -> None:  # noqa: 
     c = toy.config(**mixed(on_bert))
     fed = toy.make_fed(c)
     worker = fed.pool.worker.runs["toy"]  # type: ignore[attr-defined]
-    made = worker.planner.cohort(
+    made = worker.sampler.cohort(
         visit.Visit(lambda *a: {}, (), lambda *a: ({}, {})), range(4), dispatch=1, round=1, rounds=1, lr=0.1
     )
     assert made.info.rank.tolist() == fed.task.ranks[:4].tolist()

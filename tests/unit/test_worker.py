@@ -270,7 +270,7 @@ def test_vmap_where_nobody_is_left() -> None:
 
 def test_a_cohort_too_large_for_the_device_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     fed = toy.make_fed(toy.config(executor="vmap", resources={"cohort": 4}, **policy("drop")), LocalPool())
-    run, alone = execute.run, []
+    run, alone = execute.execute_visit, []
 
     def full(name: str, visit: Any, cohort: Any, *rest: Any) -> Any:
         if name == "vmap":
@@ -278,7 +278,7 @@ def test_a_cohort_too_large_for_the_device_is_nobodys_fault(monkeypatch: pytest.
         alone.append(cohort.clients)
         return run(name, visit, cohort, *rest)
 
-    monkeypatch.setattr(execute, "run", full)
+    monkeypatch.setattr(execute, "execute_visit", full)
     with pytest.raises(RunFailed, match=r"4 clients at once do not fit .* try resources.cohort: 2,") as told:
         fed.ask(fed.method.train, fed.sample()[:4], shared={"model": fed.task.initial}, fold=mean("delta"))
     assert not alone and str(pickle.loads(pickle.dumps(told.value))) == str(told.value)

@@ -1,4 +1,4 @@
-"""Which executor trains a task's model faster on this device, and on which kernels: tried on some of the run's own clients."""
+"""Which executor trains a task's model faster on this device, and on which kernels: timed on some of the run's own clients."""
 
 from __future__ import annotations
 
@@ -8,106 +8,116 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rayfed import execute
-from rayfed.execute.tuning import kernels, process
+from rayfed.execute.tuning import kernels, process, replay
 from rayfed.execute.tuning.kernels import Kernels
-from rayfed.execute.tuning.replay import settled
 from rayfed.lazy import torch
 from rayfed.visit import sgd_visit, steps
 
 if TYPE_CHECKING:
     from rayfed.engine.worker import Resident
 
-LOOK = 0.25  # seconds of `loop` that a trial of the executors is worth
+BUDGET_S = 0.25  # seconds of `loop` that one timing is worth
+
+Timer = Callable[[Kernels], float]  # the seconds of a client's step on some kernels
 
 
-def run(res: Resident, cohort: int) -> dict[str, Any]:
-    """Seconds that a client's local step takes under each executor, `kernels` that it then has, `why` it cannot be vectorised.
+def time_executors(res: Resident, cohort: int) -> dict[str, Any]:
+    """Time a client's local step under each executor; return its seconds, the `kernels` that each then has, and `why` not vmap.
 
-    `loop` is tried on one client, `vmap` on as many of the cohort as LOOK seconds of the loop's would do, four at least: a
-    model with so much work in a step gains little from more of them.
+    `loop` is timed on one client, `vmap` on as many of the cohort as BUDGET_S seconds of the loop's would do, four at least: a
+    model with so much work in a step gains little from more of them. A model that cannot be vectorised takes infinitely long.
     """
-    cohort = min(cohort, len(res.planner.fed.class_counts))
-    products, layouts = _open(res)
-    loop: dict[Kernels, float] = {}
-    vmap: dict[Kernels, float] = {}
+    cohort = min(cohort, len(res.sampler.fed.class_counts))
+    products, layouts = _candidates(res)
     why = {}
     with torch.no_grad():
-        for last in layouts:
-            first = Kernels(products[0], last)
-            look = _trial(res, "loop", 1, 2, first)
-            tried = {by: look(by) for by in (Kernels(p, last) for p in products)}
-            if min(tried.values()) < 0.8 * tried[first]:  # as clear for whatever follows
-                products = products[-1:]
-            loop |= tried
-        step = min(loop.values())
-        few, hopeless = min(cohort, 4), 1.3 * step
+        loop, products = _time_loop(res, products, layouts)
         try:
-            for k in sorted({few, max(few, min(cohort, int(LOOK / step)))}):
-                n = max(1, min(3, int(LOOK / (step * k))))
-                look = _trial(res, "vmap", k, n, Kernels(products[0]), hopeless)
-                vmap = {by: look(by) for by in map(Kernels, products)}
-                if min(vmap.values()) > hopeless and min(vmap.values()) * k * n > LOOK / 2:
-                    break
-            if cohort > 2 * k and 0.7 < min(vmap.values()) / step < 1.1:  # a tie, and the whole cohort is another size
-                by = _best(vmap)
-                vmap = {by: _trial(res, "vmap", cohort, 1, by)(by)}
-            elif res.device != "cpu" and cohort > k:  # whether it fits
-                _trial(res, "vmap", cohort, 1, _best(vmap))
+            vmap = _time_vmap(res, cohort, products, min(loop.values()))
         except Exception as e:
             vmap, why = {Kernels(products[0]): math.inf}, {"why": f"{type(e).__name__}: {e}"}
-    process.give_back()
-    chosen = {"loop": _best(loop), "vmap": _best(vmap)}
+    process.release_memory()
+    chosen = {"loop": _fastest(loop), "vmap": _fastest(vmap)}
     return {"loop": loop[chosen["loop"]], "vmap": vmap[chosen["vmap"]], "kernels": chosen, **why}
 
 
-def _open(res: Resident) -> tuple[list[str], list[bool]]:
-    """What the settings leave open, as matrix products and channels-last."""
+def _candidates(res: Resident) -> tuple[list[str], list[bool]]:
+    """Return what the settings leave open: the matrix products and whether channels-last, the usual ones first."""
     r = res.config.resources
-    fixed = kernels.of(r, res.device)
+    fixed = kernels.from_resources(r, res.device)
     convolves = any(p.ndim == 4 and p[0, 0].numel() > 1 for p in res.task.initial.values())
-    products = r.matmul == "auto" and res.device == "cpu" and kernels.exact()
+    products_open = r.matmul == "auto" and res.device == "cpu" and kernels.onednn_is_exact()
+    layout_open = r.channels_last == "auto" and convolves
     return (
-        ["torch", "onednn"] if products else [fixed.matmul],
-        [False, True] if r.channels_last == "auto" and convolves else [fixed.channels_last],
+        ["torch", "onednn"] if products_open else [fixed.matmul],
+        [False, True] if layout_open else [fixed.channels_last],
     )
 
 
-def _trial(
-    res: Resident, name: str, k: int, n: int, first: Kernels, hopeless: float = math.inf
-) -> Callable[[Kernels], float]:
-    """Tells the seconds of one client's step on some kernels, the better of two calls; `first` ones make what later calls reuse.
+def _time_loop(res: Resident, products: list[str], layouts: list[bool]) -> tuple[dict[Kernels, float], list[str]]:
+    """Return the seconds on each of the kernels, and the products that are left to try: those that did not lose clearly."""
+    seconds: dict[Kernels, float] = {}
+    for last in layouts:
+        usual = Kernels(products[0], last)
+        timer = _timer(res, "loop", 1, 2, usual)
+        timed = {candidate: timer(candidate) for candidate in (Kernels(p, last) for p in products)}
+        if min(timed.values()) < 0.8 * timed[usual]:
+            products = products[-1:]
+        seconds |= timed
+    return seconds, products
 
-    Calls of more than LOOK / 2 seconds are neither recorded, which would save little, nor repeated, nor made at all on further
-    kernels once a step took more than `hopeless` seconds.
+
+def _time_vmap(res: Resident, cohort: int, products: list[str], step: float) -> dict[Kernels, float]:
+    """Return the seconds of a client's step on each of the products; `step`: what the loop's takes."""
+    few, hopeless = min(cohort, 4), 1.3 * step
+    for k in sorted({few, max(few, min(cohort, int(BUDGET_S / step)))}):
+        n = max(1, min(3, int(BUDGET_S / (step * k))))
+        timer = _timer(res, "vmap", k, n, Kernels(products[0]), hopeless)
+        seconds = {candidate: timer(candidate) for candidate in map(Kernels, products)}
+        if min(seconds.values()) > hopeless and min(seconds.values()) * k * n > BUDGET_S / 2:
+            break
+    if cohort > 2 * k and 0.7 < min(seconds.values()) / step < 1.1:  # a tie, and the whole cohort is another size
+        best = _fastest(seconds)
+        return {best: _timer(res, "vmap", cohort, 1, best)(best)}
+    if res.device != "cpu" and cohort > k:  # whether it fits
+        _timer(res, "vmap", cohort, 1, _fastest(seconds))
+    return seconds
+
+
+def _timer(res: Resident, executor: str, k: int, n: int, usual: Kernels, hopeless: float = math.inf) -> Timer:
+    """Return what times `n` local steps of `k` clients, the better of two calls; what calls reuse is made on the `usual` kernels.
+
+    Calls of more than BUDGET_S / 2 seconds are neither recorded, which would save little, nor repeated, nor made at all on
+    further kernels once a step took more than `hopeless` seconds.
     """
     work = [(steps(n), lambda name: True)]
     visit = sgd_visit(res.task.loss, res.config.local, phases=work, vectorize=res.task.vectorize)
-    drawn = res.planner.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
+    drawn = res.sampler.cohort(visit, range(k), dispatch=0, round=1, rounds=1, lr=0.0)
 
-    def once() -> float:
+    def call_once() -> float:
         began = time.perf_counter()
-        list(execute.run(name, visit, drawn, {"model": res.task.initial}, {}, {}, res.data))
+        list(execute.execute_visit(executor, visit, drawn, {"model": res.task.initial}, {}, {}, res.data))
         if res.device != "cpu":
             torch.cuda.synchronize()
         return (time.perf_counter() - began) / (k * n)
 
-    with kernels.by(first):
-        once()
-        seen = once()
-        long = seen * k * n > LOOK / 2
-        while not long and not settled(visit.phases[0].step):
-            once()
+    with kernels.using(usual):
+        call_once()
+        warm = call_once()
+        long = warm * k * n > BUDGET_S / 2
+        while not long and not replay.is_decided(visit.phases[0].step):
+            call_once()
 
-    def look(by: Kernels) -> float:
-        if long and seen > hopeless:
-            return seen
-        with kernels.by(by):
-            return once() if long else min(once(), once())
+    def timer(candidate: Kernels) -> float:
+        if long and warm > hopeless:
+            return warm
+        with kernels.using(candidate):
+            return call_once() if long else min(call_once(), call_once())
 
-    return look
+    return timer
 
 
-def _best(seconds: dict[Kernels, float]) -> Kernels:
-    """The usual kernels unless others are clearly faster."""
+def _fastest(seconds: dict[Kernels, float]) -> Kernels:
+    """Return the usual kernels (the first) unless others are clearly faster."""
     usual, least = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     return least if seconds[least] < 0.95 * seconds[usual] else usual

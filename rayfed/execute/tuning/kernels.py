@@ -29,37 +29,36 @@ class Kernels(NamedTuple):
     channels_last: bool = False
 
 
-_now = Kernels()
+_active = Kernels()
 
 
-def of(resources: Resources, device: str = "cpu") -> Kernels:
-    """What a run's settings say for this device; torch's own where they leave the choice open."""
-    r = resources
-    last = r.channels_last is True and r.executor != "vmap"  # vmap's convolutions are grouped ones
-    return Kernels("onednn" if r.matmul == "onednn" and device == "cpu" else "torch", last)
+def from_resources(resources: Resources, device: str = "cpu") -> Kernels:
+    """Return what a run's settings ask for on this device; torch's own kernels where they leave the choice open."""
+    last = resources.channels_last is True and resources.executor != "vmap"  # vmap's convolutions are grouped ones
+    return Kernels("onednn" if resources.matmul == "onednn" and device == "cpu" else "torch", last)
 
 
 @contextmanager
-def by(kernels: Kernels) -> Iterator[None]:
-    """These kernels in here, whatever surrounds it."""
-    global _now
-    before, precision = _now, None
-    if kernels.matmul != before.matmul and exact():
+def using(kernels: Kernels) -> Iterator[None]:
+    """Compute on these kernels inside the context, whatever surrounds it."""
+    global _active
+    before, precision = _active, None
+    if kernels.matmul != before.matmul and onednn_is_exact():
         precision = torch.get_float32_matmul_precision()
-    _now = kernels
+    _active = kernels
     if precision is not None:
         torch.set_float32_matmul_precision("medium" if kernels.matmul == "onednn" else "highest")
     try:
         yield
     finally:
-        _now = before
+        _active = before
         if precision is not None:
             torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Kernels in here that give the same bits whenever they are called; torch raises where an operation has none."""
+    """Where `on`, compute with kernels that give the same bits at every call; torch raises where an operation has none."""
     before = torch.are_deterministic_algorithms_enabled()
     if on == before:
         yield
@@ -71,16 +70,19 @@ def deterministic(on: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def on_gpu() -> None:
-    """Before a process begins to use a GPU: float32 is float32 in convolutions as it is in products, and `deterministic` can be
-    had, for which cuBLAS must have been told before its first call."""
+def prepare_gpu() -> None:
+    """Set this process up before it begins to use a GPU.
+
+    Convolutions of float32 keep its precision, as products do; `deterministic` becomes possible, for which cuBLAS reads a
+    variable before its first call.
+    """
     torch.backends.cudnn.allow_tf32 = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def laid(params: Tree) -> Tree:
-    """A model's parameters in the memory format that convolutions are to have."""
-    if not _now.channels_last:
+def in_memory_format(params: Tree) -> Tree:
+    """Return a model's parameters with convolutions' weights in the memory format of the active kernels."""
+    if not _active.channels_last:
         return params
     last = torch.channels_last
     try:  # `contiguous` would leave the strides of a single channel as they are, and they decide too
@@ -90,8 +92,8 @@ def laid(params: Tree) -> Tree:
 
 
 @cache
-def exact() -> bool:
-    """Whether torch hands this CPU's float32 products to oneDNN on request, and they are float32's."""
+def onednn_is_exact() -> bool:
+    """Return whether torch hands this CPU's float32 products to oneDNN on request, and they keep float32's precision."""
     if not torch.backends.mkldnn.is_available():
         return False
     draw = torch.Generator().manual_seed(0)
@@ -106,5 +108,5 @@ def exact() -> bool:
         found, batched = a @ b, torch.stack([a, a]) @ b.expand(2, 512, 96)
     finally:
         torch.set_float32_matmul_precision(before)
-    handed = not torch.equal(found, plain)
-    return handed and all(float((x - right).abs().max() / right.abs().max()) < 1e-5 for x in (found, *batched))
+    errors = [float((x - right).abs().max() / right.abs().max()) for x in (found, *batched)]
+    return not torch.equal(found, plain) and all(e < 1e-5 for e in errors)

@@ -1,4 +1,7 @@
-"""What a process that computes does without: returning memory early, and torch's compiler."""
+"""Settings of a process that computes: it keeps freed memory, and does without torch's compiler until someone wants it.
+
+All of them last as long as the process. They are for processes of the project's own: actors, and the command's own.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from typing import Any
 TRIM, TOP_PAD, MMAP = -1, -2, -3  # <malloc.h>
 
 
-def process() -> None:
-    """Before this process's first tensors."""
-    keep_freed()
-    without_compiler()
+def prepare() -> None:
+    """Set this process up; to be called before its first tensors."""
+    keep_freed_memory()
+    defer_compiler()
 
 
-def keep_freed() -> bool:
-    """Tell glibc to give memory back late; False where the C library is another one.
+def keep_freed_memory() -> bool:
+    """Make glibc give memory back late; return False where the C library is another one.
 
     By default it returns every freed block of more than some hundred kB to the system, and a training step of a model of
-    megabytes then spends up to half its time on page faults. 32 MiB is the largest block that glibc can be told to keep.
+    megabytes then spends up to half its time on page faults. 32 MiB is the largest block that glibc can be made to keep.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -31,28 +34,28 @@ def keep_freed() -> bool:
     return bool(mallopt(MMAP, 32 * 2**20) and mallopt(TRIM, 2**31 - 1) and mallopt(TOP_PAD, 64 * 2**20))
 
 
-def settle() -> None:
-    """After a process's imports: hundreds of thousands of objects that the garbage collector need not go through again."""
+def freeze_imports() -> None:
+    """Spare the garbage collector the hundreds of thousands of objects that imports have left; to be called after them."""
     gc.freeze()
 
 
-def give_back() -> None:
-    """Freed memory to the system after all: after work that needed more of it than what follows."""
+def release_memory() -> None:
+    """Give freed memory back to the system: after work that needed more of it than what follows."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def without_compiler() -> None:
-    """`torch.func.grad` does not import torch's compiler (some 65 MB, more than a second) only to tell it that it is off."""
+def defer_compiler() -> None:
+    """Keep `torch.func.grad` from importing torch's compiler (some 65 MB, more than a second) only to learn that it is off."""
     import torch
 
     if "torch._dynamo" not in sys.modules:
-        off = _Later("torch._dynamo.compiled_autograd", _disable=nullcontext)
-        vars(torch)["_dynamo"] = _Later("torch._dynamo", compiled_autograd=off)
+        off = _Deferred("torch._dynamo.compiled_autograd", _disable=nullcontext)
+        vars(torch)["_dynamo"] = _Deferred("torch._dynamo", compiled_autograd=off)
 
 
-class _Later:
-    """Some names of a module, which is imported once another one is asked for; an import puts it in this one's place."""
+class _Deferred:
+    """Stands for a module of which some names are known; another name imports the module, which then takes this one's place."""
 
     def __init__(self, module: str, **known: Any):
         self._module = module

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LIMIT = 256 * 2**20  # bytes that a recording may keep alive while it is made; larger work hardly notices the transforms
 LARGE = 32 * 2**20  # bytes kept alive that are worth giving back to the system afterwards
 SMALL = 4096  # elements up to which a stand-in of the same shape is kept
-MOST = 256  # recordings of one piece; shapes that come later run plainly
+MAX_RECORDINGS = 256  # recordings of one piece; shapes that come later run plainly
 
 _made: WeakKeyDictionary[Any, dict[Hashable, Recording]] = WeakKeyDictionary()
 
@@ -38,13 +38,13 @@ def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
     recording = known.get(key)
     if recording is not None:
         return recording(f, args, inputs)
-    if len(known) < MOST:  # shapes that come once are not worth more
+    if len(known) < MAX_RECORDINGS:  # shapes that come once are not worth more
         known[key] = Recording()
     return f(*args)
 
 
-def settled(piece: Any) -> bool:
-    """Whether each recording of this piece that was begun is played by now, or never will be."""
+def is_decided(piece: Any) -> bool:
+    """Return whether each recording of this piece that was begun is played by now, or never will be."""
     return all(r.off or r.sure for r in _made.get(piece, {}).values())
 
 
@@ -79,7 +79,7 @@ class Recording:
         if short:
             return f(*args)
         if tape.size > LARGE:
-            process.give_back()  # playing needs less
+            process.release_memory()  # playing needs less
         return out
 
 

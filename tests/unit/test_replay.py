@@ -261,7 +261,7 @@ def test_a_recording_leaves_nothing_alive(monkeypatch):
         return between + 1
 
     trims: list[bool] = []
-    monkeypatch.setattr(replay.process, "give_back", lambda: trims.append(seen[-1]() is None))
+    monkeypatch.setattr(replay.process, "release_memory", lambda: trims.append(seen[-1]() is None))
     gc.disable()
     try:
         calls(f, torch.ones(4), n=4)
@@ -332,13 +332,13 @@ def test_settled_is_what_is_played_or_never_will_be(f):
     def piece(x: torch.Tensor) -> torch.Tensor:
         return f(x)
 
-    assert replay.settled(piece)
-    seen = [call(piece, piece, torch.tensor([1.0, 2.0])) is None or replay.settled(piece) for _ in range(4)]
+    assert replay.is_decided(piece)
+    seen = [call(piece, piece, torch.tensor([1.0, 2.0])) is None or replay.is_decided(piece) for _ in range(4)]
     assert seen == ([False, False, True, True] if f is constant else [False, True, True, True])
 
 
 def test_recordings_are_bounded_and_end_with_their_piece(monkeypatch):
-    monkeypatch.setattr(replay, "MOST", 3)
+    monkeypatch.setattr(replay, "MAX_RECORDINGS", 3)
     f = torch.vmap(step)
     for k in range(1, 6):
         calls(f, *params(k), n=4)
@@ -378,7 +378,7 @@ def test_a_visit_that_says_it_looks_at_values_is_not_recorded():
         lambda info, carry, shared, mine, own: ({"n": carry["n"]}, own),
         "looks at values",
     )
-    drawn = res.planner.cohort(visit, [0], dispatch=0, round=1, rounds=1, lr=0.1)
+    drawn = res.sampler.cohort(visit, [0], dispatch=0, round=1, rounds=1, lr=0.1)
     for name in ("loop", "debug"):
-        ((_, parts, _, _),) = execute.run(name, visit, drawn, {}, {}, {}, res.data)
+        ((_, parts, _, _),) = execute.execute_visit(name, visit, drawn, {}, {}, {}, res.data)
         assert float(parts["n"]) == 13  # 1, 2, 3, 5, 7, ...

@@ -11,9 +11,9 @@ import pytest
 
 CODE = """
 import json, sys, torch
-from rayfed import lean
-if sys.argv[1] == "lean":
-    lean.process()
+from rayfed.execute.tuning import process
+if sys.argv[1] == "prepared":
+    process.prepare()
 loss = lambda p, x, y: torch.nn.functional.cross_entropy(x @ p, y)
 g = torch.Generator().manual_seed(0)
 draw = lambda *shape: torch.randn(*shape, generator=g)
@@ -31,17 +31,17 @@ def said(how: str) -> list[object]:
 
 
 def test_gradients_without_the_compiler_which_comes_when_it_is_asked_for() -> None:
-    lean, plain = said("lean"), said("plain")
-    assert lean[0] is True and plain[0] is False
-    assert lean[1:] == plain[1:] and lean[2:] == [[2.0, 2.0], [2.0, 2.0], "module"]
+    prepared, plain = said("prepared"), said("plain")
+    assert prepared[0] is True and plain[0] is False
+    assert prepared[1:] == plain[1:] and prepared[2:] == [[2.0, 2.0], [2.0, 2.0], "module"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_kept() -> None:
     code = """
 import resource, torch
-from rayfed import lean
-assert lean.keep_freed()
+from rayfed.execute.tuning import process
+assert process.keep_freed_memory()
 def work():
     for _ in range(20):
         torch.ones(2_000_000)  # 8 MB, freed at once
