@@ -1,4 +1,4 @@
-"""Data-free distillation: weights and losses by hand and against torch's own, the loop against plain autograd."""
+"""The loop of data-free distillation against plain autograd, and on a public probe set."""
 
 from __future__ import annotations
 
@@ -12,147 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from rayfed import keys, tree
-from rayfed.distill import datafree, ensemble, generator
+from rayfed.distill import datafree, ensemble
 from rayfed.distill.datafree import DataFree
 from tests import toy
-
-# three experts, four classes; nobody has seen class 3
-COUNTS = torch.tensor([[6, 0, 4, 0], [2, 8, 0, 0], [0, 1, 12, 0]])
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
-    return spread * torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
-
-
-# -- who counts for which class ----------------------------------------------------------------------------------------
-
-
-def test_class_weights_by_hand() -> None:
-    want = torch.tensor([[6 / 8, 0, 4 / 16, 0], [2 / 8, 8 / 9, 0, 0], [0, 1 / 9, 12 / 16, 0]], dtype=torch.float64)
-    torch.testing.assert_close(ensemble.class_weights(COUNTS), want, rtol=0, atol=1e-15)
-
-
-def test_gamma_zero_is_one_voice_for_everyone_who_owns_the_class() -> None:
-    want = torch.tensor([[0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0]], dtype=torch.float64)
-    assert torch.equal(ensemble.class_weights(COUNTS, 0.0), want)
-    half = ensemble.class_weights(COUNTS, 0.5)[:, 0]
-    torch.testing.assert_close(half, torch.tensor([6**0.5, 2**0.5, 0]).double() / (6**0.5 + 2**0.5))
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_class_weights_sum_to_one_over_seen_classes(gamma: float) -> None:
-    counts = (torch.rand(3, 30, generator=rng(1)) < 0.4) * torch.randint(1, 10**6, (3, 30), generator=rng(2))
-    alpha = ensemble.class_weights(counts, gamma)
-    seen = counts.sum(0) > 0
-    assert 0 < seen.sum() < 30
-    torch.testing.assert_close(alpha.sum(0), seen.double(), rtol=0, atol=1e-12)
-    assert bool((alpha >= 0).all()) and bool(((alpha == 0) == (counts == 0)).all())
-
-
-# -- which labels are drawn --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("rho", "group", "p"),
-    [
-        (1.0, False, [8 / 33, 9 / 33, 16 / 33, 0]),
-        (0.0, False, [1 / 3, 1 / 3, 1 / 3, 0]),
-        (2.0, False, [64 / 401, 81 / 401, 256 / 401, 0]),
-        (1.0, True, [(0.6 + 0.2) / 3, (0.8 + 1 / 13) / 3, (0.4 + 12 / 13) / 3, 0]),
-    ],
-)
-def test_label_distributions(rho: float, group: bool, p: list[float]) -> None:
-    n = 40_000
-    y = ensemble.draw_labels(COUNTS, n, rng(), rho, group)
-    share = torch.bincount(y, minlength=4).double() / n
-    for mine, want in zip(share.tolist(), p):
-        assert mine == pytest.approx(want, abs=4 * math.sqrt(want * (1 - want) / n))
-
-
-def test_an_expert_without_examples_has_no_voice_in_the_group_sampler() -> None:
-    more = torch.cat([COUNTS, torch.zeros(1, 4, dtype=COUNTS.dtype)])
-    assert torch.equal(
-        ensemble.draw_labels(more, 100, rng(), group=True), ensemble.draw_labels(COUNTS, 100, rng(), group=True)
-    )
-
-
-# -- how outputs mix ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tau", [1.0, 2.0, 5.0])
-def test_teacher_by_hand(tau: float) -> None:
-    """One row at a time, one expert after another."""
-    f, alpha, y = logits(3, 5, 4), ensemble.class_weights(COUNTS), torch.tensor([0, 1, 2, 2, 0])
-    prob, logit = (ensemble.teacher(f, alpha, y, mix, tau) for mix in ("prob", "logit"))
-    for b in range(5):
-        p = sum(alpha[k, y[b]] * torch.softmax(f[k, b] / tau, 0) for k in range(3))
-        torch.testing.assert_close(torch.softmax(prob[b] / tau, 0), p, rtol=0, atol=1e-12)
-        torch.testing.assert_close(prob[b], tau * torch.log(p), rtol=0, atol=1e-10)
-        want = sum(alpha[k, y[b]] * f[k, b] for k in range(3))
-        torch.testing.assert_close(logit[b], want, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("mix", ["prob", "logit"])
-def test_an_expert_of_weight_zero_is_not_there(mix: str) -> None:
-    """Neither in the value, however wild it is, nor in the gradient, which stays finite."""
-    y = torch.zeros(6, dtype=torch.int64)  # class 0, which expert 2 has not seen
-    f = logits(3, 6, 4).requires_grad_()
-    wild = torch.cat([f[:2], 200 * f[2:]])
-    alpha = ensemble.class_weights(COUNTS)
-    q = ensemble.teacher(wild, alpha, y, mix, 2.0)
-    torch.testing.assert_close(q, ensemble.teacher(f[:2], alpha[:2], y, mix, 2.0), rtol=0, atol=1e-12)
-    (g,) = torch.autograd.grad(q.square().sum(), f)
-    assert bool(torch.isfinite(g).all()) and bool((g[2] == 0).all()) and bool((g[:2] != 0).any())
-
-
-@pytest.mark.parametrize("tau", [1.0, 2.0, 5.0])
-def test_kl_is_torchs(tau: float) -> None:
-    """torch takes the student's log-probabilities first and the teacher's second."""
-    t, s = logits(7, 4), logits(7, 4, seed=1)
-    want = F.kl_div(F.log_softmax(s / tau, -1), F.softmax(t / tau, -1), reduction="none").sum(-1) * tau**2
-    torch.testing.assert_close(ensemble.kl(t, s, tau), want, rtol=0, atol=1e-12)
-    assert bool((ensemble.kl(t, s, tau) > 0).all())
-    torch.testing.assert_close(ensemble.kl(t, t + 3, tau), torch.zeros(7).double(), rtol=0, atol=1e-12)
-
-
-# -- the generator -----------------------------------------------------------------------------------------------------
-
-
-def test_generator_is_an_mlp_of_noise_and_label() -> None:
-    w = generator.init(3, 5, 4, (2, 3), hidden=(7, 6), dtype=torch.float64)
-    net = nn.Sequential(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 6), nn.Sigmoid()).double()
-    net.load_state_dict(dict(zip(net.state_dict(), tree.values(w))))
-    z, y = logits(8, 5), torch.arange(8) % 4
-    onehot = torch.eye(4, dtype=torch.float64)[y]
-    x = generator.generate(w, z, y, 4, (2, 3))
-    assert x.shape == (8, 2, 3)
-    torch.testing.assert_close(x, net(torch.cat([z, onehot], 1)).detach().reshape(8, 2, 3), rtol=0, atol=1e-14)
-    assert bool((x > 0).all()) and bool((x < 1).all())
-    other = generator.generate(w, z, (y + 1) % 4, 4, (2, 3))
-    assert bool((other != x).flatten(1).any(1).all())
-
-
-def test_generator_follows_its_key() -> None:
-    a, b, c = (generator.init(k, 5, 4, (8,)) for k in (3, 3, 4))
-    assert tree.same(a, b) and not tree.same(a, c)
-    assert [tuple(p.shape) for p in tree.values(a)] == [(128, 9), (128,), (128, 128), (128,), (8, 128), (8,)]
-    for layer, fan in zip(a.values(), (9, 128, 128)):
-        assert 0.8 / math.sqrt(fan) < float(layer["w"].abs().max()) <= 1 / math.sqrt(fan)
-
-
-def test_diversity_by_hand() -> None:
-    z, x = logits(5, 3, spread=1.0), torch.rand(5, 2, 2, generator=rng(), dtype=torch.float64)
-    pairs = [float(((z[a] - z[b]) ** 2).sum() / 3 * (x[a] - x[b]).abs().sum() / 4) for a in range(5) for b in range(5)]
-    assert float(generator.diversity(z, x)) == pytest.approx(math.exp(-sum(pairs) / 25), abs=1e-12)
-    assert float(generator.diversity(z, x[:1].expand(5, 2, 2))) == 1.0
-    assert float(generator.diversity(z, 2 * x)) < float(generator.diversity(z, x)) < 1.0
-
-
-# -- the loop ----------------------------------------------------------------------------------------------------------
+from tests.unit.distill.draws import COUNTS, rng
 
 KEY = 17
 
@@ -370,18 +233,6 @@ def test_averaged_generator(task: Any) -> None:
     torch.testing.assert_close(tree.flatten(with_ema["ema"]), tree.flatten(want), rtol=0, atol=1e-14)
     assert tree.same(one, plain)
     assert not tree.same(go(2, 0.75)[0], go(2, 0.0)[0])
-
-
-# -- on a public probe set -----------------------------------------------------------------------------------------------
-
-
-def test_mixing_without_labels_by_hand() -> None:
-    """Each class by the voices of those that own it: experts 0 and 1 know class 0, only expert 1 knows class 1."""
-    alpha = torch.tensor([[0.75, 0.0, 0.0], [0.25, 1.0, 0.0]], dtype=torch.float64)
-    p = torch.tensor([[[0.5, 0.3, 0.2]], [[0.1, 0.6, 0.3]]], dtype=torch.float64)
-    q = torch.softmax(ensemble.by_class(2.0 * torch.log(p), alpha, 2.0) / 2.0, -1)
-    want = torch.tensor([0.75 * 0.5 + 0.25 * 0.1, 0.6, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(q[0], want / want.sum())
 
 
 def on_probe(task: Any, experts: list[Any], counts: torch.Tensor, **changes: Any) -> tuple[Any, Any, Any]:
