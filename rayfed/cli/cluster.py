@@ -11,7 +11,8 @@ import typer
 from rayfed.cli.options import ConfigName, Dashboard, Job, Json, NoWait, ScaleUp, Sets, Shared, StoredIn
 
 if TYPE_CHECKING:
-    from actors import jobs as cluster_jobs
+    from actors.jobs.connection import Connection
+    from actors.jobs.states import JobRow
 
 submit = typer.Typer(no_args_is_help=True, help="Run or sweep on a cluster, as a job that needs no terminal.")
 
@@ -28,11 +29,11 @@ def submit_run(
     as_json: Json = False,
 ) -> None:
     """Run an experiment or a study on a cluster."""
-    from actors import jobs
+    from actors.jobs.submission import submit_request
 
     more = ("--scale-up", f"{scale_up:g}") if scale_up else ()
-    options: dict[str, Any] = {"out": out, "address": address, "shared": shared or (), "more": more}
-    _follow(*jobs.request(config, sets or (), command="run", **options), no_wait, as_json)
+    options: dict[str, Any] = {"out": out, "address": address, "shared": shared or (), "options": more}
+    _follow(*submit_request(config, sets or (), command="run", **options), no_wait, as_json)
 
 
 @submit.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -48,10 +49,10 @@ def submit_sweep(
     as_json: Json = False,
 ) -> None:
     """Search a space on a cluster; takes the options of `rayfed sweep`."""
-    from actors import jobs
+    from actors.jobs.submission import submit_request
 
-    options: dict[str, Any] = {"out": out, "address": address, "shared": shared or (), "more": context.args}
-    _follow(*jobs.request(config, sets or (), command="sweep", spaces=spaces, **options), no_wait, as_json)
+    options: dict[str, Any] = {"out": out, "address": address, "shared": shared or (), "options": context.args}
+    _follow(*submit_request(config, sets or (), command="sweep", spaces=spaces, **options), no_wait, as_json)
 
 
 @submit.command("resume")
@@ -66,26 +67,26 @@ def submit_resume(
     as_json: Json = False,
 ) -> None:
     """Continue a run, a study or a sweep on a cluster, in its own folder."""
-    from actors import jobs
+    from actors.jobs.submission import submit_resume
 
     more = ("--scale-up", f"{scale_up:g}") if scale_up else ()
-    _follow(*jobs.again(run, sets or (), address=address, more=more), no_wait, as_json)
+    _follow(*submit_resume(run, sets or (), address=address, options=more), no_wait, as_json)
 
 
-def _follow(cluster: cluster_jobs.Cluster, job: str, no_wait: bool, as_json: bool) -> None:
+def _follow(connection: Connection, job: str, no_wait: bool, as_json: bool) -> None:
     """Print a job's progress until it ends, and exit with its code; with `no_wait` only its name."""
-    from actors import jobs
+    from actors.jobs.follow import follow_job
 
-    about = {"job": job, "address": cluster.url}
+    about = {"job": job, "address": connection.url}
     if no_wait:
         hint = f"{job} is submitted. Follow it with: rayfed logs -f {job}; bring it home with: rayfed fetch {job}"
         typer.echo(json.dumps({**about, "status": "pending"}) if as_json else hint)
         return
     if not as_json:
-        typer.echo(f"job {job} on {cluster.url}")
-    code = jobs.follow(cluster, job, quiet=as_json)
+        typer.echo(f"job {job} on {connection.url}")
+    code = follow_job(connection, job, quiet=as_json)
     if as_json:
-        typer.echo(json.dumps({**about, "status": jobs.standing(cluster.info(job)), "exit_code": code}))
+        typer.echo(json.dumps({**about, "status": connection.read_job(job).standing, "exit_code": code}))
     elif not code:
         typer.echo(f"bring it home with: rayfed fetch {job}")
     raise typer.Exit(code)
@@ -97,32 +98,34 @@ def status(
     as_json: Json = False,
 ) -> None:
     """List the jobs of a cluster, or show one job's live state."""
-    from actors import jobs
+    from actors.jobs.connection import Connection
+    from actors.jobs.states import list_states, read_state
 
-    cluster = jobs.Cluster(address)
+    connection = Connection(address)
     if job is None:
-        _print_jobs(jobs.status(cluster), cluster.url, as_json)
+        _print_jobs(list_states(connection), connection.url, as_json)
         return
-    about = jobs.state(cluster, job)
+    about = read_state(connection, job)
     if as_json:
-        typer.echo(json.dumps(about, indent=1))
+        typer.echo(json.dumps(about.to_json(), indent=1))
         return
     from rayfed.launch.progress import line
 
-    typer.echo(f"{job}: {about['status']}  {line(about['state']) if about['state'] else 'no round yet'}")
-    typer.echo(f"{about['path']} on the head" + (f", stored in {about['out']}" if "://" in about["out"] else ""))
+    typer.echo(f"{job}: {about.status}  {line(about.state) if about.state else 'no round yet'}")
+    typer.echo(f"{about.path} on the head" + (f", stored in {about.out}" if "://" in about.out else ""))
 
 
-def _print_jobs(found: list[dict[str, Any]], url: str, as_json: bool) -> None:
+def _print_jobs(rows: list[JobRow], url: str, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps([row.to_json() for row in rows], indent=1))
         return
-    for r in found:
-        people = f"{r.get('per_round', '?')} of {r.get('clients', '?')} clients"
-        runs = f"  {r['runs']} runs" if r.get("runs", 1) > 1 else ""
-        progress = f"round {r['round']}/{r.get('rounds', '?')}{runs}"
-        typer.echo(f"{r['job']:40} {r['method'] or '':18} {people}  {progress}  {r['status']}")
-    if not found:
+    for row in rows:
+        about = row.job.metadata
+        per_round, clients, rounds = ("?" if n is None else n for n in (about.per_round, about.clients, about.rounds))
+        runs = f"  {about.runs} runs" if (about.runs or 1) > 1 else ""
+        people, progress = f"{per_round} of {clients} clients", f"round {row.round}/{rounds}{runs}"
+        typer.echo(f"{row.job.name:40} {about.method or '':18} {people}  {progress}  {row.job.standing}")
+    if not rows:
         typer.echo(f"no jobs on {url}")
 
 
@@ -132,13 +135,14 @@ def logs(
     address: Dashboard = None,
 ) -> None:
     """Print a job's output; with -f, its live progress, and its exit code at the end."""
-    from actors import jobs
+    from actors.jobs.connection import Connection
+    from actors.jobs.follow import follow_job
 
-    cluster = jobs.Cluster(address)
-    cluster.job(job)
+    connection = Connection(address)
+    connection.find_job(job)
     if follow:
-        raise typer.Exit(jobs.follow(cluster, job))
-    typer.echo(cluster.log(job), nl=False)
+        raise typer.Exit(follow_job(connection, job))
+    typer.echo(connection.read_log(job), nl=False)
 
 
 def stop(
@@ -148,11 +152,12 @@ def stop(
     as_json: Json = False,
 ) -> None:
     """End a job after its current round has been committed."""
-    from actors import jobs
+    from actors.jobs.connection import Connection
+    from actors.jobs.stop import stop_job
 
-    cluster = jobs.Cluster(address)
-    message = jobs.stop(cluster, job, now=now)
-    typer.echo(json.dumps({"job": job, "status": jobs.standing(cluster.info(job))}) if as_json else message)
+    connection = Connection(address)
+    message = stop_job(connection, job, now=now)
+    typer.echo(json.dumps({"job": job, "status": connection.read_job(job).standing}) if as_json else message)
 
 
 def fetch(
@@ -162,7 +167,8 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Bring a job's run folder home, whole or not at all."""
-    from actors import jobs
+    from actors.jobs.connection import Connection
+    from actors.jobs.fetch import fetch_folder
 
-    path = jobs.fetch(jobs.Cluster(address), job, out)
+    path = fetch_folder(Connection(address), job, out)
     typer.echo(json.dumps({"job": job, "path": str(path)}) if as_json else str(path))

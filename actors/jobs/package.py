@@ -1,4 +1,4 @@
-"""What goes with a job: the config, own method files, local data and models, and the project where the head lacks it."""
+"""What travels with a job: config, own method files, local data and models, and the project where the head lacks it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.onhead import sources
+from actors.jobs.head_program import find_sources
 from rayfed.config import user_code
 from rayfed.errors import ConfigError
 from rayfed.launch.progress import human
@@ -20,39 +20,54 @@ if TYPE_CHECKING:
 
 LIMIT = 200_000_000  # bytes of data and models
 CONFIG = "config.yaml"
-FOLDERS = ("parquet:", "hf:")
+FOLDERS = ("parquet:", "hf:")  # before a path in the config
 
 
 @dataclass
 class Package:
-    """A request with its paths as they will be in the job's folder, and what has to lie there."""
+    """A request's config with the paths that it will have in the job's folder, and what has to be in that folder.
+
+    texts: name in the package -> content; folders: name in the package -> folder or file on this machine.
+    """
 
     config: dict[str, Any]
-    texts: dict[str, bytes] = field(default_factory=dict)  # name in the package -> content
-    folders: dict[str, Path] = field(default_factory=dict)  # name in the package -> folder or file here
+    texts: dict[str, bytes] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
 
     def write(self, target: Path, *, project: bool) -> None:
-        """Fill an empty folder. `project`: with rayfed itself."""
-        for name, text in {**self.texts, **({CONFIG: yaml_bytes(self.config)} if self.config else {})}.items():
+        """Fill an empty folder. project: with rayfed itself."""
+        config = {CONFIG: yaml_bytes(self.config)} if self.config else {}
+        for name, text in {**self.texts, **config}.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(text)
-        for name, path in {**self.folders, **(sources() if project else {})}.items():
+        sources = find_sources() if project else {}
+        for name, path in {**self.folders, **sources}.items():
             if path.is_dir():
                 shutil.copytree(path, target / name, ignore=shutil.ignore_patterns(".*"))
             else:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target / name)
 
+    def add_folder(self, path: Path) -> str:
+        """Take a folder or file along, once; return its name in the package."""
+        for known, there in self.folders.items():
+            if there == path:
+                return known
+        name = f"data/{len(self.folders)}-{re.sub(r'[^A-Za-z0-9_.-]', '-', path.name)}"
+        self.folders[name] = path
+        return name
+
 
 def pack(request: Config | Study, *, files: Sequence[str | Path] = (), shared: Sequence[Path] = ()) -> Package:
-    """A package of a checked request. `files`: the user's own that the command names beside it (search spaces); `shared`:
-    folders that every node of the cluster sees under the same path, from which nothing is taken along.
+    """Make the package of a checked request.
 
-    ConfigError naming `storage` if the data are too large to travel.
+    files: the user's own that the command names beside it (search spaces); shared: folders that every node of the cluster sees
+    under the same path, from which nothing is taken along. Raises ConfigError naming `storage` where the data are too large to
+    travel.
     """
     package = Package({})
-    package.config = _rewritten(request.to_dict(), package, [p.expanduser().resolve() for p in shared], ())
-    sizes = {name: sum(f.stat().st_size for f in _within(path)) for name, path in package.folders.items()}
+    package.config = _rewrite_paths(request.to_dict(), package, [p.expanduser().resolve() for p in shared], ())
+    sizes = {name: sum(f.stat().st_size for f in _files_within(path)) for name, path in package.folders.items()}
     if sum(sizes.values()) > LIMIT:
         each = "; ".join(f"{package.folders[n]}: {human(s)}" for n, s in sizes.items())
         raise ConfigError(
@@ -64,12 +79,12 @@ def pack(request: Config | Study, *, files: Sequence[str | Path] = (), shared: S
     return package
 
 
-def _rewritten(value: Any, package: Package, shared: Sequence[Path], where: tuple[str, ...]) -> Any:
-    """The value with packaged paths; what they lead to goes into the package."""
+def _rewrite_paths(value: Any, package: Package, shared: Sequence[Path], where: tuple[str, ...]) -> Any:
+    """Return a value of the config with the package's paths, and add to the package what they lead to. where: keys above it."""
     if isinstance(value, Mapping):
-        return {k: _rewritten(v, package, shared, (*where, str(k))) for k, v in value.items()}
+        return {k: _rewrite_paths(v, package, shared, (*where, str(k))) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rewritten(v, package, shared, where) for v in value]
+        return [_rewrite_paths(v, package, shared, where) for v in value]
     if not isinstance(value, str):
         return value
     own = user_code.FILE.fullmatch(value)
@@ -91,19 +106,11 @@ def _rewritten(value: Any, package: Package, shared: Sequence[Path], where: tupl
         return scheme + str(path)
     if where[-2:] == ("init", "from") and (path / "model").is_dir():
         path = path / "model"
-    return scheme + _name(package, path)
+    return scheme + package.add_folder(path)
 
 
-def _name(package: Package, path: Path) -> str:
-    for known, there in package.folders.items():
-        if there == path:
-            return known
-    name = f"data/{len(package.folders)}-{re.sub(r'[^A-Za-z0-9_.-]', '-', path.name)}"
-    package.folders[name] = path
-    return name
-
-
-def _within(path: Path) -> Iterator[Path]:
+def _files_within(path: Path) -> Iterator[Path]:
+    """Yield the file itself, or the files of a folder that are not hidden."""
     if path.is_file():
         yield path
         return
