@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.track.prometheus import LABELS, METRICS, SECONDS
+from rayfed.track.prometheus import BUCKETS, LABELS, METRICS
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -45,7 +45,7 @@ class RayMetrics:
             m = METRICS[name]
             about: dict[str, Any] = {"description": m.text, "tag_keys": (*LABELS, *m.labels)}
             if m.kind == "histogram":
-                about["boundaries"] = list(SECONDS)
+                about["boundaries"] = list(BUCKETS)
             cls._known[name] = getattr(metrics, m.kind.capitalize())(name, **about)
         return cls._known[name]
 

@@ -56,7 +56,7 @@ class RayPool:
         self.restarts, self.lends = 0, not plan.gpus
         self.queued = 0  # calls that wait or are under way
         self.on_restart: Callable[..., None] = lambda **about: None
-        prometheus.use(lambda labels: RayMetrics(labels, self))
+        prometheus.set_exporter(lambda labels: RayMetrics(labels, self))
         self.probed: dict[str, dict[str, Any]] = {}
         self._runs: dict[str, tuple[tuple[Any, ...], str]] = {}  # run -> arguments of its setup, its split
         self._starts: dict[str, Any] = {}

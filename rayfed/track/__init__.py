@@ -1,6 +1,6 @@
-"""Sinks beside the run folder: each round's row, also to TensorBoard, MLflow, W&B or Prometheus. One file per sink.
+"""Sinks: each round's row goes also to TensorBoard, MLflow, W&B or Prometheus. One file per sink.
 
-A sink can fail (a full disk, a server that does not answer); the run goes on without it, and says so once.
+A sink may fail (a full disk, a server that does not answer): the run continues without it and records that once.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from typing import Any, Protocol
 
 Row = Mapping[str, float | int | None]
 
-# name, its file -> the class in it
-SINKS = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "wandb": "WandB", "prometheus": "Prometheus"}
+SINKS = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "wandb": "WandB", "prometheus": "Prometheus"}  # module -> its class
 EXTRAS = ("mlflow", "wandb")  # optional dependencies, as in pyproject.toml
-PREFIXES = ("MLFLOW_", "WANDB_")  # environment variables by which sinks are set
+PREFIXES = ("MLFLOW_", "WANDB_")  # of environment variables that configure sinks
 
 
 class Sink(Protocol):
-    """Where rows go. Everything may raise; nothing may be changed in the run folder but files of the sink's own."""
+    """A receiver of rows. Each method may raise; in the run folder a sink changes only files of its own."""
 
     def open(self, run: str, config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-        """Begin the run of this id, or continue it where an earlier process left it. Returns what to tell: where it is."""
+        """Start the run with this id, or continue it after an earlier process. Returns where its rows can be found."""
 
     def row(self, round: int, metrics: Row) -> None:
-        """A committed round; None where a metric was not measured. A round that was written before replaces or equals it."""
+        """Write a committed round; None where a metric was not measured. A repeated round has the same numbers."""
 
     def close(self, status: str) -> None:
-        """done | stopped (it may be resumed) | failed."""
+        """Mark the end: done | stopped (it may be resumed) | failed."""
 
 
 def missing(names: Sequence[str]) -> list[str]:
-    """A sentence for each chosen sink whose package is not installed; nothing is imported."""
+    """Return a sentence for each chosen sink whose package is not installed. Imports nothing."""
     out = []
     for i, name in enumerate(names):
         absent = [p for p in _packages(name) if not _installed(p)] if name in EXTRAS else []
@@ -52,16 +51,19 @@ def _packages(name: str) -> tuple[str, ...]:
 
 def _installed(package: str) -> bool:
     spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None  # a folder of logs, as wandb/, is no package
+    return spec is not None and spec.origin is not None  # a folder of logs such as wandb/ is no package
 
 
 def environment() -> dict[str, str]:
-    """The variables that set sinks, for the process in which they run."""
+    """Return the environment variables that configure sinks, for the process in which the sinks run."""
     return {k: v for k, v in os.environ.items() if k.startswith(PREFIXES)}
 
 
 class Sinks:
-    """The chosen sinks of one run. `event(kind, **fields)` is told where each run is, and once of one that failed."""
+    """The chosen sinks of one run.
+
+    event: called as `event(kind, **fields)` with the place of each sink's rows, and once for a sink that failed.
+    """
 
     def __init__(self, names: Sequence[str], event: Callable[..., None]):
         self.names, self.event = names, event
@@ -69,20 +71,20 @@ class Sinks:
         self._open: dict[str, Sink] = {}
 
     def open(self, run: str, config: Mapping[str, Any], folder: Path) -> None:
-        """Begin or continue this run in every sink."""
+        """Start or continue this run in every sink."""
         for name in dict.fromkeys(self.names):
             try:
-                made: Sink = getattr(importlib.import_module(f"rayfed.track.{name}"), SINKS[name])()
-                where = made.open(run, config, folder)
+                sink: Sink = getattr(importlib.import_module(f"rayfed.track.{name}"), SINKS[name])()
+                where = sink.open(run, config, folder)
             except Exception as error:
                 self._failed(name, error, "nothing was written to it")
                 continue
-            self._open[name] = made
+            self._open[name] = sink
             if where:
                 self.event("tracking", sink=name, **where)
 
     def row(self, round: int, metrics: Row) -> None:
-        """A committed round, to every sink that still works."""
+        """Write a committed round to every sink that still works."""
         for name, sink in list(self._open.items()):
             try:
                 sink.row(round, metrics)
@@ -93,7 +95,7 @@ class Sinks:
                     sink.close("failed")
 
     def close(self, status: str) -> None:
-        """The run ends here: done | stopped | failed. Repeatable."""
+        """Mark the end of the run: done | stopped | failed. May be called again."""
         for name, sink in self._open.items():
             try:
                 sink.close(status)
@@ -101,8 +103,8 @@ class Sinks:
                 self._failed(name, error, "its end is not marked there")
         self._open = {}
 
-    def _failed(self, name: str, error: Exception, so: str) -> None:
+    def _failed(self, name: str, error: Exception, consequence: str) -> None:
         text = f"{type(error).__name__}: {error}"
-        self.notes.append(f"track: {name} failed ({text.splitlines()[0][:300]}); {so}, the run folder has everything")
-        with contextlib.suppress(Exception):  # a folder that cannot be written to ends the run when a round is
+        self.notes.append(f"track: {name} failed ({text.splitlines()[0][:300]}); {consequence}, the run folder has everything")
+        with contextlib.suppress(Exception):  # if the folder cannot be written to, the next commit fails anyway
             self.event("tracking failed", sink=name, error=text, note=self.notes[-1])

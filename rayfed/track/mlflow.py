@@ -1,7 +1,7 @@
-"""MLflow: the server of MLFLOW_TRACKING_URI, or else `mlflow.db` beside the run folders (`mlflow ui` reads it).
+"""MLflow: the server of MLFLOW_TRACKING_URI, or else `mlflow.db` in the folder of run folders (`mlflow ui` reads it).
 
-Settings are parameters, metrics have rounds as steps. Experiment: MLFLOW_EXPERIMENT_NAME, or `rayfed`. The id of the MLflow
-run stays in the run folder's `mlflow.json`; a resumed run continues it.
+Settings become parameters, and a metric's steps are rounds. The experiment is MLFLOW_EXPERIMENT_NAME, by default `rayfed`.
+The run folder's `mlflow.json` keeps the id of the MLflow run, so that a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rayfed.storage.atomic import durable_write, json_bytes, read_json
 from rayfed.track import Row
 
 PARAMS = 100  # in one call, MLflow's limit
-LONGEST = 500  # characters of a parameter, likewise
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # its default holds a run up for four minutes
-ENDS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+LONGEST = 500  # characters of a parameter, also MLflow's limit
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # its default delays a run by four minutes
+END_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """A server that does not answer is given up after some 15 s, unless the user has said otherwise."""
+def _few_retries() -> Iterator[None]:
+    """Give up a server that does not answer after about 15 s, unless the user has set the number of retries."""
     if RETRIES in os.environ:
         yield
         return
@@ -36,12 +36,14 @@ def _impatient() -> Iterator[None]:
 
 
 class MLflow:
-    @_impatient()
+    """Logs a run to MLflow."""
+
+    @_few_retries()
     def open(self, run: str, config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-        """Of a resumed run, rounds that are there already are not written twice: they have the same numbers."""
+        """Create the MLflow run, or continue that of `mlflow.json`: rounds that it has already are not written again."""
         import mlflow
 
-        store = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else _beside(folder)
+        store = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else _local_store(folder)
         self.client = mlflow.MlflowClient(tracking_uri=store)
         self.last = 0
         file = folder / "mlflow.json"
@@ -55,27 +57,27 @@ class MLflow:
             tags = {
                 "mlflow.source.name": "rayfed",
                 "rayfed.run": run,
-                "rayfed.storage.run_folder": str(folder.resolve()),
+                "rayfed.folder": str(folder.resolve()),
             }
             self.id = self.client.create_run(self._experiment(store, folder), run_name=run, tags=tags).info.run_id
             durable_write(file, json_bytes({"store": store, "run": self.id}))
-            self._params(config)
+            self._log_settings(config)
         return {"id": self.id, "store": store}
 
     def _experiment(self, store: str, folder: Path) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "rayfed"
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            place = None if store != _beside(folder) else (_home(folder) / "mlartifacts").as_uri()
+            artifacts = None if store != _local_store(folder) else (_runs_folder(folder) / "mlartifacts").as_uri()
             try:
-                return self.client.create_experiment(name, artifact_location=place)
-            except Exception:  # another run may have made it in the meantime
+                return self.client.create_experiment(name, artifact_location=artifacts)
+            except Exception:  # another run may have created it in the meantime
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
         return found.experiment_id
 
-    def _params(self, config: Mapping[str, Any]) -> None:
+    def _log_settings(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
         from rayfed.report.data import flat
@@ -84,9 +86,9 @@ class MLflow:
         for at in range(0, len(settings), PARAMS):
             self.client.log_batch(self.id, params=settings[at : at + PARAMS])
 
-    @_impatient()
+    @_few_retries()
     def row(self, round: int, metrics: Row) -> None:
-        """One step of every metric that was measured."""
+        """Log one step of every metric that was measured."""
         from mlflow.entities import Metric
 
         if round <= self.last:
@@ -95,19 +97,20 @@ class MLflow:
         found = [Metric(k, float(v), now, round) for k, v in metrics.items() if k != "round" and v is not None]
         self.client.log_batch(self.id, metrics=found)
 
-    @_impatient()
+    @_few_retries()
     def close(self, status: str) -> None:
-        """FINISHED, KILLED (stopped) or FAILED."""
-        self.client.set_terminated(self.id, ENDS.get(status, "FAILED"))
+        """Set the MLflow run to FINISHED, KILLED (stopped) or FAILED."""
+        self.client.set_terminated(self.id, END_STATUS.get(status, "FAILED"))
 
 
-def _home(folder: Path) -> Path:
-    """The folder of run folders, also for an arm of a study."""
+def _runs_folder(folder: Path) -> Path:
+    """Return the folder of run folders, also for an arm of a study."""
     folder = folder.resolve()
     study = folder.parents[1]
-    of_study = folder.name.startswith("seed-") and (study / "study.yaml").is_file()
-    return study.parent if of_study else folder.parent
+    in_study = folder.name.startswith("seed-") and (study / "study.yaml").is_file()
+    return study.parent if in_study else folder.parent
 
 
-def _beside(folder: Path) -> str:
-    return f"sqlite:///{_home(folder) / 'mlflow.db'}"
+def _local_store(folder: Path) -> str:
+    """Return the URI of the database for runs without a server."""
+    return f"sqlite:///{_runs_folder(folder) / 'mlflow.db'}"

@@ -1,7 +1,7 @@
-"""Prometheus: what a run shows to a monitoring system. On Ray through Ray's own metrics port, else a text file.
+"""Prometheus: on Ray metrics leave through Ray's own metrics port, else through a text file.
 
-Who has a better way than the file says so with `use` (`actors.pool` does). The file is the run folder's
-`metrics.prom` in Prometheus' text format, for a textfile collector; `rayfed monitor --serve` has all runs at /metrics.
+`set_exporter` replaces the file (`actors.pool` calls it). The file is the run folder's `metrics.prom` in Prometheus' text
+format, for a textfile collector; `rayfed monitor --serve` shows all runs at /metrics.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rayfed.track import Row
 
 FILE = "metrics.prom"
 LABELS = ("run", "trial", "method")  # of every series
-SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)  # upper bounds of the histogram
-APART = ("time", "bytes", "ray", "clients", "actors")  # families of a row that are no scores
+BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)  # upper bounds of the histogram, seconds
+NO_SCORES = ("time", "bytes", "ray", "clients", "actors")  # families of metrics that have exported names of their own
 
 
 class Metric(NamedTuple):
-    """kind: gauge | counter | histogram; labels beside `LABELS`. None has one per client."""
+    """An exported metric: kind (gauge | counter | histogram), help text, and labels in addition to `LABELS`. None is per client."""
 
     kind: str
     text: str
@@ -34,7 +34,7 @@ class Metric(NamedTuple):
 METRICS = {
     "rayfed_round": Metric("gauge", "Rounds committed"),
     "rayfed_rounds": Metric("gauge", "Rounds asked for"),
-    "rayfed_running": Metric("gauge", "1 while the run goes on, 0 once it has ended"),
+    "rayfed_running": Metric("gauge", "1 while the run is running, 0 once it has ended"),
     "rayfed_accuracy": Metric("gauge", "Share of correct predictions", ("scope",)),
     "rayfed_loss": Metric("gauge", "Loss", ("scope",)),
     "rayfed_score": Metric("gauge", "Any other measure of a round, by name", ("name", "scope")),
@@ -48,7 +48,7 @@ METRICS = {
 
 
 class Exporter(Protocol):
-    """Where values go; a name of METRICS, and its further labels."""
+    """A receiver of values, each with a name of METRICS and its additional labels."""
 
     restarts: int  # actors that were replaced before this run began
 
@@ -56,7 +56,7 @@ class Exporter(Protocol):
         """Set a gauge, add to a counter, observe into a histogram."""
 
     def publish(self) -> None:
-        """A round is complete."""
+        """Make the values of a complete round visible."""
 
     def close(self) -> None: ...
 
@@ -64,52 +64,54 @@ class Exporter(Protocol):
 _exporter: Callable[[dict[str, str]], Exporter] | None = None
 
 
-def use(make: Callable[[dict[str, str]], Exporter] | None) -> None:
-    """Let `make(labels of a run)` export this process's runs in place of the text file."""
+def set_exporter(create: Callable[[dict[str, str]], Exporter] | None) -> None:
+    """Export this process's runs through `create(labels of a run)` instead of the text file; None: through the file again."""
     global _exporter
-    _exporter = make
+    _exporter = create
 
 
 class Prometheus:
+    """Exports a run to Prometheus."""
+
     def open(self, run: str, config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-        """Begin, or go on: a counter of the file continues from the rows that are there."""
+        """Start exporting. With the text file, counters continue from the rows of the run folder."""
         labels = labels_of(run, config, folder)
-        self.to: Exporter = _exporter(labels) if _exporter else TextFile(labels, folder / FILE)
-        self._restarts = self.to.restarts
+        self.exporter: Exporter = _exporter(labels) if _exporter else TextFile(labels, folder / FILE)
+        self._restarts = self.exporter.restarts
         self._rounds = float(config["rounds"])
-        if isinstance(self.to, TextFile):
+        if isinstance(self.exporter, TextFile):
             for row in round_log.read(folder).values():
-                self._put(row)
-        self.to.put("rayfed_running", 1.0)
-        self.to.put("rayfed_rounds", self._rounds)
-        self.to.publish()
-        return {"file": str(folder / FILE)} if isinstance(self.to, TextFile) else {"metrics": "the node's Ray port"}
+                self._export(row)
+        self.exporter.put("rayfed_running", 1.0)
+        self.exporter.put("rayfed_rounds", self._rounds)
+        self.exporter.publish()
+        return {"file": str(folder / FILE)} if isinstance(self.exporter, TextFile) else {"metrics": "the node's Ray port"}
 
     def row(self, round: int, metrics: Row) -> None:
-        """One round; what was not measured keeps its last value."""
-        self._put({**metrics, "round": round})
-        self.to.publish()
+        """Export one round; a metric that was not measured keeps its last value."""
+        self._export({**metrics, "round": round})
+        self.exporter.publish()
 
-    def _put(self, row: Row) -> None:
+    def _export(self, row: Row) -> None:
         for name, value, labels in readings(row, self._restarts):
-            self.to.put(name, value, **labels)
+            self.exporter.put(name, value, **labels)
         self._restarts = max(self._restarts, int(row.get("actors/restarts") or 0))
 
     def close(self, status: str) -> None:
-        """The run does not go on: `rayfed_running` is 0."""
-        self.to.put("rayfed_running", 0.0)
-        self.to.put("rayfed_queue_depth", 0.0)
-        self.to.publish()
-        self.to.close()
+        """Set `rayfed_running` to 0."""
+        self.exporter.put("rayfed_running", 0.0)
+        self.exporter.put("rayfed_queue_depth", 0.0)
+        self.exporter.publish()
+        self.exporter.close()
 
 
 def labels_of(run: str, config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """`LABELS` of a run; trial is empty for a run of its own."""
-    return {"run": run, "trial": trial(folder), "method": method_name(config)}
+    """Return the `LABELS` of a run; trial is empty for a run outside of studies and sweeps."""
+    return {"run": run, "trial": trial_name(folder), "method": method_name(config)}
 
 
-def trial(folder: Path) -> str:
-    """Where the run is in its study or sweep, as ARM/seed-S or TRIAL/seed-S; empty for a run of its own."""
+def trial_name(folder: Path) -> str:
+    """Return the run's place in its study or sweep, ARM/seed-S or TRIAL/seed-S; empty for a run outside of them."""
     folder = folder.resolve()
     if folder.name.startswith("seed-"):
         for home in folder.parents[1:4]:
@@ -119,18 +121,21 @@ def trial(folder: Path) -> str:
 
 
 def readings(row: Row, restarts: int = 0) -> Iterator[tuple[str, float, dict[str, str]]]:
-    """(metric, value, labels) of a round's row; counters as what this round adds. `restarts`: before this round."""
+    """Yield (metric, value, labels) of a round's row; counters as the increments of this round.
+
+    restarts: actors replaced before this round.
+    """
     yield "rayfed_round", float(row["round"] or 0), {}
-    plain = {"clients/per_second": "rayfed_clients_per_second", "time/round": "rayfed_round_seconds"}
-    for column, name in plain.items():
-        if _there(row.get(column)):
+    gauges = {"clients/per_second": "rayfed_clients_per_second", "time/round": "rayfed_round_seconds"}
+    for column, name in gauges.items():
+        if _measured(row.get(column)):
             yield name, float(row[column] or 0), {}
-    for way in ("up", "down"):
-        yield "rayfed_bytes_total", float(row.get(f"bytes/{way}") or 0), {"direction": way}
+    for direction in ("up", "down"):
+        yield "rayfed_bytes_total", float(row.get(f"bytes/{direction}") or 0), {"direction": direction}
     yield "rayfed_actor_restarts_total", float(max(0, int(row.get("actors/restarts") or 0) - restarts)), {}
     for column, value in row.items():
         kind, _, where = column.partition("/")
-        if column == "round" or kind in APART or where.endswith("_ex") or not _there(value):
+        if column == "round" or kind in NO_SCORES or where.endswith("_ex") or not _measured(value):
             continue
         if kind in ("accuracy", "loss") and where in SCOPES:
             yield f"rayfed_{kind}", float(value or 0), {"scope": where}
@@ -139,7 +144,7 @@ def readings(row: Row, restarts: int = 0) -> Iterator[tuple[str, float, dict[str
             yield "rayfed_score", float(value or 0), {"name": kind if scope else column, "scope": scope}
 
 
-def _there(value: float | int | None) -> bool:
+def _measured(value: float | int | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
@@ -147,24 +152,24 @@ def _there(value: float | int | None) -> bool:
 
 
 class Series:
-    """Values in Prometheus' text format, of one run or of many."""
+    """Collects values of one run or of many, and writes them in Prometheus' text format."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-        self._seen: dict[tuple[tuple[str, str], ...], list[float]] = {}  # what the histogram was given
+        self._observed: dict[tuple[tuple[str, str], ...], list[float]] = {}  # observations of the histogram
 
     def put(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         """Set a gauge, add to a counter, observe into a histogram."""
         key, kind = tuple(labels.items()), METRICS[name].kind
         if kind == "histogram":
             self._values.setdefault(name, {})[key] = 0.0
-            self._seen.setdefault(key, []).append(value)
+            self._observed.setdefault(key, []).append(value)
         else:
             known = self._values.setdefault(name, {})
             known[key] = value + (known.get(key, 0.0) if kind == "counter" else 0.0)
 
     def text(self) -> str:
-        """The exposition, version 0.0.4."""
+        """Return the values in Prometheus' exposition format 0.0.4."""
         out = []
         for name, metric in METRICS.items():
             if name not in self._values:
@@ -174,11 +179,11 @@ class Series:
                 if metric.kind != "histogram":
                     out.append(f"{name}{_labels(key)} {value!r}")
                     continue
-                seen = self._seen[key]
-                for bound in (*SECONDS, math.inf):
+                observed = self._observed[key]
+                for bound in (*BUCKETS, math.inf):
                     le = "+Inf" if math.isinf(bound) else repr(bound)
-                    out.append(f"{name}_bucket{_labels((*key, ('le', le)))} {sum(s <= bound for s in seen)}")
-                out += [f"{name}_sum{_labels(key)} {math.fsum(seen)!r}", f"{name}_count{_labels(key)} {len(seen)}"]
+                    out.append(f"{name}_bucket{_labels((*key, ('le', le)))} {sum(s <= bound for s in observed)}")
+                out += [f"{name}_sum{_labels(key)} {math.fsum(observed)!r}", f"{name}_count{_labels(key)} {len(observed)}"]
         return "\n".join(out) + "\n" if out else ""
 
 
@@ -190,7 +195,7 @@ def _labels(key: tuple[tuple[str, str], ...]) -> str:
 
 
 class TextFile:
-    """A run's values in a file that is replaced in one step."""
+    """Exports a run's values to a file that is replaced atomically."""
 
     restarts = 0
 
@@ -201,7 +206,7 @@ class TextFile:
         self.series.put(name, value, {**self.labels, **labels})
 
     def publish(self) -> None:
-        """Write the file. OSError if the disk refuses."""
+        """Write the file. OSError if that fails."""
         durable_write(self.path, self.series.text().encode(), sync=False)
 
     def close(self) -> None: ...

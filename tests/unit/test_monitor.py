@@ -32,7 +32,7 @@ from rayfed.storage.atomic import read_yaml
 from rayfed.storage.round_log import read_clients
 from rayfed.storage.run_folder import read_metrics
 from rayfed.track import prometheus
-from rayfed.track.prometheus import METRICS, SECONDS, Series, readings, trial
+from rayfed.track.prometheus import BUCKETS, METRICS, Series, readings, trial_name
 from tests import toy
 from tests.browser import CHROMIUM, browser
 
@@ -379,7 +379,7 @@ def test_a_histogram_is_cumulative_and_labels_are_quoted() -> None:
         series.put("rayfed_round_seconds", seconds, {"run": 'a"\\\n'})
     text = series.text()
     found = [v for k, v in samples(text).items() if "_bucket" in k]
-    assert found == [sum(s <= b for s in (0.05, 0.1, 2.0, 1e6)) for b in (*SECONDS, float("inf"))] and found[-1] == 4
+    assert found == [sum(s <= b for s in (0.05, 0.1, 2.0, 1e6)) for b in (*BUCKETS, float("inf"))] and found[-1] == 4
     assert r'run="a\"\\\n"' in text
 
 
@@ -387,10 +387,10 @@ def test_trials_are_named_by_study_and_sweep(tmp_path: Path) -> None:
     for home, file in (("study", "study.yaml"), ("sweep", "sweep.yaml")):
         (tmp_path / home).mkdir()
         (tmp_path / home / file).touch()
-    assert trial(tmp_path / "study" / "ifca" / "seed-2") == "ifca/seed-2"
-    assert trial(tmp_path / "sweep" / "t3" / "clone-1" / "seed-0") == "t3/clone-1/seed-0"
+    assert trial_name(tmp_path / "study" / "ifca" / "seed-2") == "ifca/seed-2"
+    assert trial_name(tmp_path / "sweep" / "t3" / "clone-1" / "seed-0") == "t3/clone-1/seed-0"
     (tmp_path / "study.yaml").touch()  # a study's file beside the folder of runs makes no study of them
-    assert trial(tmp_path / "runs" / "alone-20260101-000000-abcd") == ""
+    assert trial_name(tmp_path / "runs" / "alone-20260101-000000-abcd") == ""
 
 
 class Told:
@@ -411,7 +411,7 @@ class Told:
 def test_another_exporter_takes_the_place_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Told] = []
     monkeypatch.setattr(prometheus, "_exporter", None)
-    prometheus.use(lambda labels: made.append(Told(labels)) or made[-1])  # type: ignore[func-returns-value]
+    prometheus.set_exporter(lambda labels: made.append(Told(labels)) or made[-1])  # type: ignore[func-returns-value]
     ran = toy.run_folder("fedavg", tmp_path, rounds=2, track=["prometheus"])
     (told,) = made
     assert told.labels == {"run": ran.folder.run_id, "trial": "", "method": "fedavg"} and told.closed == 1

@@ -180,7 +180,7 @@ class Trial(tune.Trainable):
         name = f"rayfed/{self.home.name}/{self.trial_id}-{os.getpid()}"
         first = group.bundle_count - self.plan.actors
         self.pool = RayPool(self.plan, group, name, first=first, keep=max(4, len(self.request["seeds"])))
-        prometheus.use(lambda labels: RayMetrics(labels, self.pool))
+        prometheus.set_exporter(lambda labels: RayMetrics(labels, self.pool))
 
     def _choose(self) -> dict[str, Any] | None:
         """Set `folder`, where the runs are or will be; returns what they are a clone of."""
