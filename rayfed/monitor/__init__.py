@@ -1,4 +1,4 @@
-"""Watching runs: a page of rayfed's own, and files for Prometheus and Grafana. Reads, never writes to a run."""
+"""Watching runs: a live page, and files for Prometheus and Grafana. Reads run folders, never writes to them."""
 
 from rayfed.monitor.files import start_commands, write_files
 from rayfed.monitor.serve import Server

@@ -1,4 +1,4 @@
-"""Files for Prometheus and Grafana: what to scrape, and a dashboard of every metric of `rayfed.track.prometheus`."""
+"""Files for Prometheus and Grafana: a scrape config, and a dashboard of every metric of `rayfed.track.prometheus`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from rayfed.storage.atomic import durable_write, why
 from rayfed.track.prometheus import METRICS
 
 UID = "rayfed"
-LATEST = "1m"  # a value counts as the present one for as long
-SCRAPE = 10  # seconds: how often Ray's workers send
+LATEST = "1m"  # how long a value counts as the current one
+SCRAPE = 10  # seconds; Ray's workers send as often
 
 
 def discovery() -> Path:
-    """The file in which a Ray head on this machine lists its metrics ports, whether it runs already or not."""
+    """Return the file in which a Ray head on this machine lists its metrics ports; it need not exist yet."""
     base = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
     return Path(base).resolve() / "ray" / "prom_metrics_service_discovery.json"
 
 
 def write_files(out: Path, port: int = PORT) -> dict[str, Path]:
-    """Write `prometheus.yml`, `grafana/...` (data source, provider, dashboard) into a folder. ConfigError if it refuses."""
+    """Write `prometheus.yml`, `grafana/...` (data source, provider, dashboard) into a folder; returns their paths by name.
+
+    ConfigError if they cannot be written.
+    """
     grafana = out / "grafana"
     content = {
         "prometheus": (out / "prometheus.yml", prometheus_yml(port)),
@@ -45,17 +48,17 @@ def write_files(out: Path, port: int = PORT) -> dict[str, Path]:
 
 
 def start_commands(files: Mapping[str, Path]) -> str:
-    """The commands for what `write_files` wrote."""
+    """Return the commands that start Prometheus and Grafana with the files of `write_files`."""
     out = files["prometheus"].parent.resolve()
     data, config = shlex.quote(str(out / "data")), shlex.quote(str(out / "prometheus.yml"))
     paths = f"GF_PATHS_PROVISIONING={shlex.quote(str(out / 'grafana' / 'provisioning'))}"
     lines = [
-        "Runs with `track: [prometheus]` are seen. Prometheus (Debian, Ubuntu: apt-get install prometheus):",
+        "Runs with `track: [prometheus]` are shown. Prometheus (Debian, Ubuntu: apt-get install prometheus):",
         f"  prometheus --config.file={config} --storage.tsdb.path={data} --web.listen-address=127.0.0.1:9090",
         "Grafana, with the dashboard `rayfed` and its data source:",
         f"  {paths} GF_SECURITY_ALLOW_EMBEDDING=true GF_AUTH_ANONYMOUS_ENABLED=true \\",
         "    grafana server --homepath /usr/share/grafana",
-        f"or import {files['dashboard'].resolve()} into a Grafana that runs already.",
+        f"or import {files['dashboard'].resolve()} into a running Grafana.",
         "Ray's dashboard shows its Metrics page if its head was started with",
         "  RAY_PROMETHEUS_HOST=http://127.0.0.1:9090 RAY_GRAFANA_HOST=http://127.0.0.1:3000 ray start --head",
     ]
@@ -63,7 +66,7 @@ def start_commands(files: Mapping[str, Path]) -> str:
 
 
 def prometheus_yml(port: int = PORT) -> str:
-    """Ray's ports as its head lists them, and the page of `rayfed monitor --serve`."""
+    """Return Prometheus' config: Ray's ports as its head lists them, and the page of `rayfed monitor --serve`."""
     import yaml
 
     jobs: list[dict[str, Any]] = [
@@ -93,7 +96,7 @@ def _provider(folder: Path) -> str:
 
 
 def selector(name: str) -> str:
-    """A metric as exported by Ray (with its prefix) or by rayfed itself, of the chosen runs."""
+    """Return a PromQL selector of a metric of the chosen runs, as exported by Ray (with its prefix) or by rayfed itself."""
     return f'{{__name__=~"(ray_)?{name}",run=~"$run",method=~"$method"}}'
 
 
@@ -106,68 +109,37 @@ def _rate(name: str, by: str) -> str:
 
 
 def panels() -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """(title, unit, [(expression, legend)]); series of replaced actors and servers are taken together."""
-    of, who = "run, trial, method", "{{run}} {{trial}}"
-    progress = f"{_latest('rayfed_round', of)} / {_latest('rayfed_rounds', of)}"
-    quantile = [
-        (f"histogram_quantile({q}, {_rate('rayfed_round_seconds_bucket', 'le, run, trial')})", f"{who} {name}")
-        for q, name in ((0.5, "median"), (0.95, "95 %"))
+    """Return (title, unit, [(expression, legend)]) of each panel; series of replaced actors and servers are aggregated."""
+    run, name = "run, trial, method", "{{run}} {{trial}}"
+    runs = f"sum(last_over_time({selector('rayfed_running')}[{LATEST}]))"
+    progress = f"{_latest('rayfed_round', run)} / {_latest('rayfed_rounds', run)}"
+    buckets = _rate("rayfed_round_seconds_bucket", "le, run, trial")
+    quantiles = [
+        (f"histogram_quantile({q}, {buckets})", f"{name} {label}") for q, label in ((0.5, "median"), (0.95, "95 %"))
     ]
+    scores = _latest("rayfed_score", f"{run}, name, scope")
+    traffic = _rate("rayfed_bytes_total", "run, trial, direction")
+    replaced = f"sum by (run, trial) (increase({selector('rayfed_actor_restarts_total')}[$__range]))"
+    memory = _latest("rayfed_memory_bytes", "run, trial, part")
     return [
-        ("Running", "short", [(f"sum(last_over_time({selector('rayfed_running')}[{LATEST}]))", "runs")]),
-        ("Progress", "percentunit", [(progress, f"{{{{method}}}} {who}")]),
-        ("Round", "short", [(_latest("rayfed_round", of), f"{{{{method}}}} {who}")]),
-        ("Accuracy", "percentunit", [(_latest("rayfed_accuracy", f"{of}, scope"), f"{who} {{{{scope}}}}")]),
-        ("Loss", "short", [(_latest("rayfed_loss", f"{of}, scope"), f"{who} {{{{scope}}}}")]),
-        (
-            "Other scores",
-            "short",
-            [(_latest("rayfed_score", f"{of}, name, scope"), f"{who} {{{{name}}}} {{{{scope}}}}")],
-        ),
-        ("Clients per second", "short", [(_latest("rayfed_clients_per_second", of), who)]),
-        ("Seconds per round", "s", quantile),
-        (
-            "Bytes per second",
-            "Bps",
-            [(_rate("rayfed_bytes_total", "run, trial, direction"), f"{who} {{{{direction}}}}")],
-        ),
-        ("Calls waiting or under way", "short", [(_latest("rayfed_queue_depth", of), who)]),
-        (
-            "Actors replaced",
-            "short",
-            [(f"sum by (run, trial) (increase({selector('rayfed_actor_restarts_total')}[$__range]))", who)],
-        ),
-        ("Memory", "bytes", [(_latest("rayfed_memory_bytes", "run, trial, part"), f"{who} {{{{part}}}}")]),
+        ("Running", "short", [(runs, "runs")]),
+        ("Progress", "percentunit", [(progress, f"{{{{method}}}} {name}")]),
+        ("Round", "short", [(_latest("rayfed_round", run), f"{{{{method}}}} {name}")]),
+        ("Accuracy", "percentunit", [(_latest("rayfed_accuracy", f"{run}, scope"), f"{name} {{{{scope}}}}")]),
+        ("Loss", "short", [(_latest("rayfed_loss", f"{run}, scope"), f"{name} {{{{scope}}}}")]),
+        ("Other scores", "short", [(scores, f"{name} {{{{name}}}} {{{{scope}}}}")]),
+        ("Clients per second", "short", [(_latest("rayfed_clients_per_second", run), name)]),
+        ("Seconds per round", "s", quantiles),
+        ("Bytes per second", "Bps", [(traffic, f"{name} {{{{direction}}}}")]),
+        ("Calls waiting or under way", "short", [(_latest("rayfed_queue_depth", run), name)]),
+        ("Actors replaced", "short", [(replaced, name)]),
+        ("Memory", "bytes", [(memory, f"{name} {{{{part}}}}")]),
     ]
 
 
 def dashboard() -> dict[str, Any]:
-    """Grafana's JSON: every metric, filtered by run and method."""
+    """Return Grafana's JSON of the dashboard: every metric, filtered by run and method."""
     source = {"type": "prometheus", "uid": "${datasource}"}
-    made = []
-    y = 0
-    for i, (title, unit, targets) in enumerate(panels()):
-        top = i < 2
-        x, width, height = ((0, 4, 6), (4, 20, 6))[i] if top else (12 * (i % 2), 12, 8)
-        y = 0 if top else 6 + 8 * ((i - 2) // 2)
-        made.append(
-            {
-                "id": i + 1,
-                "title": title,
-                "type": "stat" if i == 0 else "bargauge" if i == 1 else "timeseries",
-                "datasource": source,
-                "gridPos": {"x": x, "y": y, "w": width, "h": height},
-                "fieldConfig": {
-                    "defaults": {"unit": unit, "min": 0, **({"max": 1} if i == 1 else {})},
-                    "overrides": [],
-                },
-                "options": _options(i),
-                "targets": [
-                    {"refId": chr(65 + k), "datasource": source, "expr": expr, "legendFormat": legend, "instant": top}
-                    for k, (expr, legend) in enumerate(targets)
-                ],
-            }
-        )
     variables = [
         {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "current": {}},
         *(_variable(name, source) for name in ("method", "run")),
@@ -185,7 +157,29 @@ def dashboard() -> dict[str, Any]:
         "time": {"from": "now-30m", "to": "now"},
         "templating": {"list": variables},
         "annotations": {"list": []},
-        "panels": made,
+        "panels": [_panel(i, *panel, source) for i, panel in enumerate(panels())],
+    }
+
+
+def _panel(i: int, title: str, unit: str, targets: list[tuple[str, str]], source: dict[str, str]) -> dict[str, Any]:
+    """Return panel `i`: the first two, a number and bars, share the top row; the others are curves, two in a row."""
+    if i < 2:
+        x, y, width, height = ((0, 0, 4, 6), (4, 0, 20, 6))[i]
+    else:
+        x, y, width, height = 12 * (i % 2), 6 + 8 * ((i - 2) // 2), 12, 8
+    defaults = {"unit": unit, "min": 0, **({"max": 1} if i == 1 else {})}
+    return {
+        "id": i + 1,
+        "title": title,
+        "type": "stat" if i == 0 else "bargauge" if i == 1 else "timeseries",
+        "datasource": source,
+        "gridPos": {"x": x, "y": y, "w": width, "h": height},
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": _options(i),
+        "targets": [
+            {"refId": chr(65 + k), "datasource": source, "expr": expr, "legendFormat": legend, "instant": i < 2}
+            for k, (expr, legend) in enumerate(targets)
+        ],
     }
 
 

@@ -1,4 +1,4 @@
-"""The live page: one HTML file with its script, nothing loaded from elsewhere. Numbers come from /api, as JSON."""
+"""The live page: one HTML document with its script, which loads nothing but numbers from /api, as JSON."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SCRIPT = f"const COLOURS={json.dumps(COLOURS)},SCOPES={json.dumps(SCOPE_COLOUR)}
 
 
 def html(folder: str) -> str:
-    """The page for the runs of a folder."""
+    """Return the page for the runs of a folder."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>rayfed monitor</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f'<style>{CSS}</style></head><body><main><header><h1><a href="#">rayfed monitor</a></h1>'
         f'<span id="fresh" class="soft">loading</span></header><p class="soft">{escape(folder)}</p>'
         '<p id="back" hidden><a href="#">← all runs</a></p>'
-        '<input id="seek" type="search" placeholder="Filter by name, method or state" aria-label="Filter">'
+        '<input id="filter" type="search" placeholder="Filter by name, method or state" aria-label="Filter">'
         f'<div id="runs"></div><noscript>This page needs JavaScript.</noscript></main><script>{SCRIPT}</script></body></html>'
     )

@@ -1,4 +1,4 @@
-"""The live page's server: GET only, on this machine's loopback address, nothing but what `Board` reads."""
+"""The live page's server: GET only, on this machine's loopback address, and nothing but what `Board` reads."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rayfed.errors import ConfigError
+from rayfed.monitor.board import Board
 from rayfed.monitor.page import CSS, SCRIPT, html
-from rayfed.monitor.read import Board
 from rayfed.storage.atomic import json_bytes, now, why
 
 HOST, PORT = "127.0.0.1", 8270
-NAMES = ("127.0.0.1", "localhost", "[::1]")  # by which a browser may ask, also through a tunnel: no other page's names
+HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")  # in requests, also through a tunnel; others belong to foreign pages
 
 
 class Server:
-    """`rayfed monitor --serve`. ConfigError if the port is taken; port 0 takes any free one."""
+    """The server of `rayfed monitor --serve`, listening from its construction on.
+
+    port: 0 takes any free one. ConfigError if the port is taken.
+    """
 
     def __init__(self, folder: Path, port: int = PORT):
         board = Board(folder)
@@ -37,15 +40,15 @@ class Server:
         try:
             self.http = ThreadingHTTPServer((HOST, port), Handler)
         except (OSError, OverflowError) as error:
-            text = why(error, folder) if isinstance(error, OSError) else str(error)
+            reason = why(error, folder) if isinstance(error, OSError) else str(error)
             taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            more = "; another one with --port N, any free one with --port 0" if taken else ""
-            raise ConfigError(f"monitor: --port {port}: {text}{more}") from error
+            hint = "; choose another one with --port N, or any free one with --port 0" if taken else ""
+            raise ConfigError(f"monitor: --port {port}: {reason}{hint}") from error
         self.http.daemon_threads = True
         self.url = f"http://{HOST}:{self.http.server_address[1]}/"
 
     def serve_forever(self) -> None:
-        """Answer until interrupted."""
+        """Answer requests until interrupted."""
         try:
             self.http.serve_forever()
         finally:
@@ -89,17 +92,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         host = self.headers.get("Host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if name not in NAMES:
-            return self._send(403, "text/plain; charset=utf-8", b"ask for 127.0.0.1 or localhost\n")
+        if name not in HOST_NAMES:
+            return self._send(403, "text/plain; charset=utf-8", b"use 127.0.0.1 or localhost\n")
         try:
             url = urlsplit(self.path)
             answer = self.answers.get(url.path)
             found = answer({k: v[-1] for k, v in parse_qs(url.query).items()}) if answer else None
-        except Exception as error:  # the page says so and asks again
+        except Exception as error:  # the page shows it and tries again
             text = f"{type(error).__name__}: {error}\n".encode(errors="replace")
             return self._send(500, "text/plain; charset=utf-8", text)
         if found is None:
-            return self._send(404, "text/plain; charset=utf-8", b"there is nothing of this name\n")
+            return self._send(404, "text/plain; charset=utf-8", b"there is nothing with this name\n")
         self._send(200, *found)
 
     def _send(self, code: int, kind: str, body: bytes) -> None:
@@ -117,4 +120,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The terminal is the user's."""
+        """Print nothing: the terminal belongs to the user."""

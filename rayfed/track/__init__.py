@@ -14,7 +14,12 @@ from typing import Any, Protocol
 
 Row = Mapping[str, float | int | None]
 
-SINKS = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "wandb": "WandB", "prometheus": "Prometheus"}  # module -> its class
+SINKS = {
+    "tensorboard": "TensorBoard",
+    "mlflow": "MLflow",
+    "wandb": "WandB",
+    "prometheus": "Prometheus",
+}  # module -> its class
 EXTRAS = ("mlflow", "wandb")  # optional dependencies, as in pyproject.toml
 PREFIXES = ("MLFLOW_", "WANDB_")  # of environment variables that configure sinks
 
@@ -105,6 +110,8 @@ class Sinks:
 
     def _failed(self, name: str, error: Exception, consequence: str) -> None:
         text = f"{type(error).__name__}: {error}"
-        self.notes.append(f"track: {name} failed ({text.splitlines()[0][:300]}); {consequence}, the run folder has everything")
+        self.notes.append(
+            f"track: {name} failed ({text.splitlines()[0][:300]}); {consequence}, the run folder has everything"
+        )
         with contextlib.suppress(Exception):  # if the folder cannot be written to, the next commit fails anyway
             self.event("tracking failed", sink=name, error=text, note=self.notes[-1])

@@ -85,7 +85,9 @@ class Prometheus:
         self.exporter.put("rayfed_running", 1.0)
         self.exporter.put("rayfed_rounds", self._rounds)
         self.exporter.publish()
-        return {"file": str(folder / FILE)} if isinstance(self.exporter, TextFile) else {"metrics": "the node's Ray port"}
+        return (
+            {"file": str(folder / FILE)} if isinstance(self.exporter, TextFile) else {"metrics": "the node's Ray port"}
+        )
 
     def row(self, round: int, metrics: Row) -> None:
         """Export one round; a metric that was not measured keeps its last value."""
@@ -183,7 +185,10 @@ class Series:
                 for bound in (*BUCKETS, math.inf):
                     le = "+Inf" if math.isinf(bound) else repr(bound)
                     out.append(f"{name}_bucket{_labels((*key, ('le', le)))} {sum(s <= bound for s in observed)}")
-                out += [f"{name}_sum{_labels(key)} {math.fsum(observed)!r}", f"{name}_count{_labels(key)} {len(observed)}"]
+                out += [
+                    f"{name}_sum{_labels(key)} {math.fsum(observed)!r}",
+                    f"{name}_count{_labels(key)} {len(observed)}",
+                ]
         return "\n".join(out) + "\n" if out else ""
 
 

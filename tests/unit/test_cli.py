@@ -584,3 +584,13 @@ def test_tasks(call: Call) -> None:
         assert re.search(rf"^(data|model) +{re.escape(word)} ", said, re.M), word
     assert json.loads(call("tasks", "digits", "--json").out)["model"] == {}
     assert list(json.loads(call("tasks", "digits", "--json").out)["data"]) == ["digits"]
+
+
+def test_monitor(call: Call, tmp_path: Path) -> None:
+    nothing = call("monitor", str(tmp_path))
+    assert nothing.code == 2 and "--serve" in nothing.err
+    missing = call("monitor", str(tmp_path / "no"), "--serve")
+    assert missing.code == 2 and "is not a folder" in missing.err
+    wrote = call("monitor", "--out", str(tmp_path / "out"))
+    assert wrote.code == 0 and (tmp_path / "out" / "prometheus.yml").is_file()
+    assert f"prometheus --config.file={tmp_path}/out/prometheus.yml" in wrote.out and "grafana" in wrote.out

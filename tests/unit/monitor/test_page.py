@@ -1,0 +1,100 @@
+"""The live page in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+from rayfed.monitor import Server
+from tests.browser import CHROMIUM, browser
+from tests.unit.monitor.runs import HARMFUL, listed
+
+WIDER = "document.documentElement.scrollWidth - innerWidth"
+INK = "getComputedStyle(document.body).backgroundColor"
+POINTER = """(() => { const s = document.querySelector('.grids svg'), b = s.getBoundingClientRect();
+s.dispatchEvent(new PointerEvent('pointermove', {clientX: b.left + b.width, clientY: b.top + 5}));
+return s.parentElement.querySelector('.reading').textContent; })()"""
+FILTER = """new Promise(done => { const i = document.querySelector('#filter'); i.value = 'ifca'; i.dispatchEvent(new Event('input'));
+setTimeout(() => done(document.querySelectorAll('.run').length), 1500); })"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
+def test_a_browser_shows_it(server: Server, runs: Path, tmp_path: Path) -> None:
+    run = listed(runs)["done"]["id"]
+    address = f"{server.url}#{urllib.parse.quote(run, safe='')}"
+    with browser() as b:
+        text, states, title, wide = b.look(
+            server.url,
+            "document.body.innerText",
+            "[...document.querySelectorAll('.state')].map(s => s.textContent)",
+            "document.title",
+            WIDER,
+            picture=tmp_path / "list.png",
+        )
+        assert sorted(states) == sorted(r["status"] for r in listed(runs).values()) and "unreadable" in states
+        assert HARMFUL in text and title == "rayfed monitor", "names are text"
+        assert wide <= 0 and (tmp_path / "list.png").stat().st_size > 10_000
+        for width in (1280, 400):
+            heads, lines, bars, wide, said, light = b.look(
+                address,
+                "[...document.querySelectorAll('h2')].map(h => h.innerText)",
+                "document.querySelectorAll('polyline').length",
+                "document.querySelectorAll('rect').length",
+                WIDER,
+                POINTER,
+                INK,
+                width=width,
+            )
+            assert heads[1:] == ["Scores", "Clusters", "Clients", "Actors", "Cost", "Events"]
+            assert lines >= 8 and bars >= 8 and wide <= 0
+            assert said.startswith("round 4: ") and "personal" in said
+        assert b.look(address, INK, dark=True) != [light], "dark follows the system"
+        torn, problems = b.look(
+            f"{server.url}#torn", "document.body.innerText", "document.querySelectorAll('.problem').length"
+        )
+        assert "cannot be read" in torn and problems >= 2 and "SCORES" not in torn and "accuracy" in torn
+        gone = b.look(f"{server.url}#nothing", "document.body.innerText")[0]
+        assert "There is no such run" in gone
+        assert b.look(server.url, FILTER) == [1]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
+def test_the_page_follows_a_run(runs: Path, tmp_path: Path) -> None:
+    """New rounds appear without a hand, and a server that went away is said."""
+    shutil.copytree(runs / listed(runs)["done"]["id"], tmp_path / "live")
+    board = Server(tmp_path, 0)
+    thread = threading.Thread(target=board.serve_forever)
+    thread.start()
+    renamed = threading.Timer(2.0, lambda: os.rename(tmp_path / "live", tmp_path / "renamed"))
+    follow = """new Promise(done => { const t = setInterval(() => { document.dispatchEvent(new Event('visibilitychange'));
+    if (document.body.innerText.includes('renamed')) { clearInterval(t); done('seen'); } }, 300); })"""
+    with browser() as b:
+        renamed.start()
+        assert b.look(board.url, follow) == ["seen"]
+    board.close()
+    thread.join()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
+def test_a_sweeps_runs_are_shown_when_asked_for(sweep: Path) -> None:
+    board = Server(sweep, 0)
+    thread = threading.Thread(target=board.serve_forever)
+    thread.start()
+    seen = "[...document.querySelectorAll('.run')].filter(r => r.checkVisibility()).map(r => r.querySelector('b').innerText)"
+    again = "document.querySelector('.sweep summary').click(), new Promise(done => setTimeout(() => refresh().then(done), 100))"
+    with browser() as b:
+        before, said, _, after, _, shut = b.look(
+            board.url, seen, "document.querySelector('.sweep summary').innerText", again, seen, again, seen
+        )
+    board.close()
+    thread.join()
+    assert sorted(before) == ["alone", "s"] == sorted(shut)
+    assert "1 of 3 trials" in said and "50.0 %" in said and "interrupted" in said and "2 runs" in said
+    assert sorted(after) == ["alone", "s", "trials/00000/seed-1", "trials/00001/seed-1"], (
+        "open also when it looks again"
+    )
