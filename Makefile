@@ -1,11 +1,14 @@
 # make quickstart | make test | make lint : each sets itself up once, later calls reuse it.
+# make oldest | make newest : the suite at the ends of what pyproject.toml allows; make constraints : the tested set anew.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+# The torch that is tested; others may bring gigabytes of CUDA.
+TORCH := torch==2.13.0
 
-.PHONY: quickstart test slow lint setup clean
+.PHONY: quickstart test slow lint setup constraints oldest newest clean
 
 setup: $(STAMP)
 
@@ -31,5 +34,29 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Environments of their own, built anew each time: the lowest versions that pyproject.toml allows, and the newest there are.
+oldest:
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[test]'
+	$(call suite,$(VENV)-oldest)
+
+newest: $(VENV)-newest
+	$(call suite,$(VENV)-newest)
+
+# What `make newest` tests becomes the tested set.
+constraints: $(VENV)-newest
+	$(VENV)-newest/bin/python benchmarks/constraints.py > constraints.new
+	mv constraints.new constraints.txt
+
+.PHONY: $(VENV)-newest
+$(VENV)-newest:
+	$(PYTHON) -m venv --clear $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' -e '.[test,lint]'
+
+define suite
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m 'not slow and not ray' -n $(JOBS)
+	$(1)/bin/python -m pytest -m 'not slow and ray' tests/ray/test_runs.py
+endef
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache

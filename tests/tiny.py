@@ -30,6 +30,19 @@ KINDS: dict[str, Any] = {
 }
 
 
+def pefts(network: Any, **given: Any) -> Any:
+    """Calls a PeftModel by its own forward pass, or for a prefix by hand where PEFT does not know the network's argument for it."""
+    try:
+        return network(**given)
+    except ValueError as e:
+        if "does not support past key values" not in str(e):
+            raise
+    past = network.get_prompt(len(given["input_ids"]))
+    keep = given["attention_mask"]
+    given["attention_mask"] = torch.cat([keep.new_ones(len(keep), past.get_seq_length()), keep], 1)
+    return network.get_base_model()(**given, cache=past)
+
+
 def make_tokenizer(where: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

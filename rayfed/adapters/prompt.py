@@ -26,15 +26,44 @@ def attach(network: Any, made: Any, adapter: Prompt | Prefix, causal: bool, word
     name = type(network).__name__
     if network.main_input_name != "input_ids":
         raise ConfigError(f"adapter.kind: {adapter.kind} found, {name} takes no texts; allowed for images: vpt")
-    takes = inspect.signature(type(network).forward).parameters
-    if adapter.kind == "prefix" and not (causal and "past_key_values" in takes):
-        raise ConfigError(
-            f"adapter.kind: prefix found, {name} takes no past keys and values (decoders do); allowed in its place: prompt"
-        )
+    refused = ConfigError(
+        f"adapter.kind: prefix found, {name} takes no past keys and values (decoders do); allowed in its place: prompt"
+    )
+    if adapter.kind == "prefix" and not causal:
+        raise refused
     network = peft.get_peft_model(network, made)
+    if adapter.kind == "prefix":
+        network.prompt_encoder["default"].past = past_argument(network)
+        if network.prompt_encoder["default"].past is None:
+            raise refused
     if words is not None:
         network.prompt_encoder["default"].register_buffer("words", torch.tensor(words), persistent=False)
     return network
+
+
+def past_argument(network: Any) -> str | None:
+    """Finds the argument in which a decoder in PEFT's wrapper reads past keys and values; None if it reads none.
+
+    Releases of transformers spell it differently, and `**kwargs` swallows any name: with the right one, and no other, what
+    the network gives has a gradient in the virtual tokens.
+    """
+    base, virtual = network.get_base_model(), network.prompt_encoder["default"].embedding.weight
+    filler = 1 if base.config.pad_token_id == 0 else 0
+    ids = torch.full((1, 2), filler, device=virtual.device)
+    length = network.active_peft_config.num_virtual_tokens + ids.shape[1]
+    given = {"input_ids": ids, "attention_mask": ids.new_ones(1, length), "use_cache": False}
+    for name, about in inspect.signature(type(base).forward).parameters.items():
+        if name in given or about.default is not None:
+            continue
+        try:
+            with torch.enable_grad():
+                out = base(**given, **{name: network.get_prompt(1)})[0]
+                (found,) = torch.autograd.grad(out.sum(), virtual, allow_unused=True)
+        except Exception:  # whatever an argument says that is handed a cache and wants none
+            continue
+        if found is not None:
+            return name
+    return None
 
 
 def redraw(network: Any, adapter: Prompt | Prefix) -> None:
@@ -63,7 +92,8 @@ def run(
     if adapter.kind == "prefix":
         past = network.get_prompt(len(ids))
         full = full[:, :, tokens:] if full.dim() == 4 else full
-        return base(input_ids=ids, attention_mask=full, past_key_values=past, **more), keep
+        more[network.prompt_encoder["default"].past] = past
+        return base(input_ids=ids, attention_mask=full, **more), keep
     filler = 1 if base.config.pad_token_id == 0 else 0  # any word but padding: positions and pooling go by ids
     ids = torch.cat([ids.new_full((len(ids), tokens), filler), ids], 1)
     with inserted(base.get_input_embeddings(), network.prompt_encoder["default"].embedding.weight):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
 from rayfed.models import pixels
 from tests import toy
-from tests.tiny import KINDS, changes, make_places, make_vit
+from tests.tiny import KINDS, changes, make_places, make_vit, pefts
 
 TEXT: dict[str, Any] = {
     "prompt": {"kind": "prompt", "tokens": 3},
@@ -239,7 +240,7 @@ def test_plain_peft_loads_what_a_run_leaves_and_it_goes_on_from_there(
         keep = row >= 0
         ids = {"input_ids": row.clamp(min=0).long(), "attention_mask": keep.long()}
         with torch.no_grad():
-            out = plain(**({"pixel_values": res.task._module.pixels(row)} if model == "vit" else ids))
+            out = pefts(plain, **({"pixel_values": res.task._module.pixels(row)} if model == "vit" else ids))
             if head == "auto":
                 want.append(out.logits)
                 continue
@@ -332,7 +333,8 @@ def processed(tmp_path: Path, channels: int, **says: Any) -> Callable[[tuple[int
     """(our pixels for images of a shape, transformers' processor, its settings) of a folder."""
     from types import SimpleNamespace
 
-    from transformers import AutoImageProcessor
+    # Not from transformers itself, whose older releases ask for torchvision first.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     settings = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 12, "width": 12}, "resample": 2,
@@ -384,7 +386,8 @@ def test_resizing_is_pillows(n: int, how: int) -> None:
 def test_logits_of_other_sizes_and_channels_are_transformers(tmp_path: Path, channels: int) -> None:
     """Digits of 8x8 and one channel to a ViT of 12x12: Pillow resizes, the folder's processor normalises, the plain model reads."""
     from PIL import Image
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     folder = tmp_path / "m"
     make_vit(folder, image_size=12, num_channels=channels)
@@ -451,6 +454,48 @@ def test_adapters_that_a_model_cannot_have(places: dict[str, Path]) -> None:
     assert "'outptu' matches no module (did you mean 'output'?)" in refused(
         places, "bert", {"kind": "ssf", "targets": ["outptu"]}
     )
+
+
+def reads(name: str) -> Callable[[Any], Any]:
+    """Puts before a decoder's forward pass one whose argument for past keys and values is `name`; `**kwargs` swallows others."""
+
+    def around(inner: Any) -> Any:
+        (own,) = {"cache", "past_key_values"} & set(inspect.signature(inner).parameters)
+
+        def older(self: Any, input_ids: Any = None, past_key_values: Any = None, **more: Any) -> Any:
+            more.pop("cache", None)
+            return inner(self, input_ids, **{own: past_key_values}, **more)
+
+        def newer(self: Any, input_ids: Any = None, cache: Any = None, **more: Any) -> Any:
+            more.pop("past_key_values", None)
+            return inner(self, input_ids, **{own: cache}, **more)
+
+        def neither(
+            self: Any, input_ids: Any = None, past_key_values: Any = None, cache: Any = None, **more: Any
+        ) -> Any:
+            return inner(self, input_ids, **more)
+
+        return {"past_key_values": older, "cache": newer, "": neither}[name]
+
+    return around
+
+
+def test_a_prefix_is_read_whatever_the_network_calls_it(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = transformers.GPT2ForSequenceClassification
+    plain = resident(places, "gpt2", PREFIX)
+    params, x, inner = plain.task.init_params(3), plain.data["x"][:10], network.forward
+    want = plain.task.apply(params, x)
+    virtual = "network.prompt_encoder.default.embedding.weight"
+    for name in ("past_key_values", "cache"):
+        monkeypatch.setattr(network, "forward", reads(name)(inner))
+        task = resident(places, "gpt2", PREFIX).task
+        assert torch.equal(task.apply(params, x), want)
+        other = task.apply({**params, virtual: params[virtual] + 1}, x)
+        assert float((other - want).abs().max()) > 1e-4
+    monkeypatch.setattr(network, "forward", reads("")(inner))  # it has the names and does nothing with them
+    assert "takes no past keys and values" in refused(places, "gpt2", PREFIX)
 
 
 def test_a_prefix_is_not_computed_twice(places: dict[str, Path]) -> None:

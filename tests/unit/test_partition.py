@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import rayfed
 from rayfed import data, partition
 from rayfed.config.schema import Config, Named
 from rayfed.data import Dataset, Part
@@ -660,6 +664,8 @@ def many(clients: int) -> Dataset:
     return replace(d, train=replace(d.train, client=owner))
 
 
+OURS = str(Path(rayfed.__file__).parent) + os.sep
+
 SCALE = {
     "iid": {"kind": "iid"},
     "dirichlet": {"kind": "dirichlet", "alpha": 0.3},
@@ -668,15 +674,16 @@ SCALE = {
 }
 
 
-def lines(call: Callable[[], Any]) -> int:
-    """Lines of rayfed's partition that a call runs: a loop over clients would run one or more per client."""
-    count = 0
+def lines(call: Callable[[], Any]) -> Counter[tuple[str, int]]:
+    """Counts how often a call runs each line of rayfed's own files."""
+    count: Counter[tuple[str, int]] = Counter()
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
-        nonlocal count
-        if "rayfed" not in frame.f_code.co_filename:
+        file = frame.f_code.co_filename
+        if not file.startswith(OURS):
             return None
-        count += event == "line"
+        if event == "line":
+            count[file, frame.f_lineno] += 1
         return trace
 
     before = sys.gettrace()
@@ -691,14 +698,17 @@ def lines(call: Callable[[], Any]) -> int:
 @pytest.mark.parametrize("planted", ["none", "label_permutation"])
 @pytest.mark.parametrize("kind", SCALE)
 def test_no_line_is_run_once_per_client(kind: str, planted: str) -> None:
+    clients = 4000
+    d = many(clients)
+    c = conf(clients=clients, partition=SCALE[kind], groups=GROUPS[planted])
+    times = lines(lambda: partition.build(c, d))
+    assert times and max(times.values()) < clients / 10  # Dirichlet's draws are repeated, a few dozen times
 
-    def of(clients: int) -> int:
-        d = many(clients)
-        c = conf(clients=clients, partition=SCALE[kind], groups=GROUPS[planted])
-        return lines(lambda: partition.build(c, d))
 
-    few, most = of(400), of(4000)
-    assert 0 < most < few + 200
+@pytest.mark.parametrize(("file", "seen"), [(OURS + "loop.py", True), (OURS + "../.venv/lib/loop.py", False)])
+def test_lines_are_counted_in_our_own_files_alone(file: str, seen: bool) -> None:
+    run = compile("for _ in range(50):\n    int()\n", os.path.normpath(file), "exec")
+    assert (max(lines(lambda: exec(run)).values(), default=0) >= 50) is seen
 
 
 @pytest.mark.parametrize("kind", SCALE)

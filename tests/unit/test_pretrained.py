@@ -25,7 +25,7 @@ from rayfed.errors import ConfigError
 from rayfed.models import pretrained
 from rayfed.models.wrapped import looks_back, sees_ahead
 from tests import toy
-from tests.tiny import KINDS, changes, make_places, make_tokenizer
+from tests.tiny import KINDS, changes, make_places, make_tokenizer, pefts
 
 
 @pytest.fixture(scope="session")
@@ -246,7 +246,7 @@ def test_adapters_of_a_model_without_a_4d_mask_are_pefts(
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "opt", num_labels=3)
     plain, x = PeftModel.from_pretrained(plain, tmp_path / "out").eval(), res.data["x"][:10]
     with torch.no_grad():
-        want = plain(input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
+        want = pefts(plain, input_ids=x.clamp(min=0).long(), attention_mask=(x >= 0).long()).logits
     torch.testing.assert_close(res.task.apply(params, x), want, rtol=1e-5, atol=1e-6)
 
 
