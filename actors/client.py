@@ -6,9 +6,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from rayfed.engine.worker import Job
+from rayfed.engine.messages import CallResult, Job
 
 
 class ClientActor:
@@ -74,12 +75,14 @@ class ClientActor:
         return str(ray.get_runtime_context().get_node_id()) if ray and ray.is_initialized() else ""
 
     def do(self, job: Job, apart: bool, *values: Any) -> tuple[Any, Any, Any, Any]:
-        """A job with its payloads resolved: (small answer, large parts, client states, folds), each an object of the caller's.
+        """Do a job whose payloads are resolved: (result, large parts, client states, folds), each an object of the caller's.
 
-        apart: whether folds are an object of their own, to be merged here, or a part of the answer.
+        apart: whether folds are an object of their own, to be merged here, or a part of the result.
         """
-        meta, large, own = self.worker.do(job, values)
-        return meta, large, own, meta.pop("folded", None) if apart else None
+        result, large, states = self.worker.do(job, values)
+        if apart and isinstance(result, CallResult):
+            return replace(result, folded=None), large, states, result.folded
+        return result, large, states, None
 
     def merge(self, left: Any, right: Any) -> Any:
         """Two neighbouring calls' folds merged, on the CPU like at the server."""

@@ -19,8 +19,11 @@ from actors.monitor import RayMetrics
 from actors.placement import Plan
 from rayfed import tree
 from rayfed.config import user_code
+from rayfed.engine.failures import ActorDeath, FailurePolicy, Raise
+from rayfed.engine.messages import CallResult, Job, label
 from rayfed.engine.pool import Merging, Outcome
-from rayfed.engine.worker import Job, Resident, Worker
+from rayfed.engine.resident import Resident
+from rayfed.engine.worker import Worker
 from rayfed.errors import RunFailed
 from rayfed.execute.tuning import process
 from rayfed.partition import split_key
@@ -53,18 +56,18 @@ class RayPool:
     ):
         self.plan, self.group, self.name, self.first, self.keep = plan, group, name, first, keep
         self.imports = tuple(imports)
-        self.restarts, self.lends = 0, not plan.gpus
+        self.restarts, self.adopts = 0, not plan.gpus
         self.queued = 0  # calls that wait or are under way
         self.on_restart: Callable[..., None] = lambda **about: None
         prometheus.set_exporter(lambda labels: RayMetrics(labels, self))
-        self.probed: dict[str, dict[str, Any]] = {}
+        self.timings: dict[str, dict[str, Any]] = {}
         self._runs: dict[str, tuple[tuple[Any, ...], str]] = {}  # run -> arguments of its setup, its split
         self._starts: dict[str, Any] = {}
         self.data: dict[str, Any] = {}  # split -> its data, where whoever asks has put it into the store already
         self._named: dict[tuple[int, str], tuple[Any, Any]] = {}
         self.actors = [self._start(i) for i in range(plan.actors)]
         self.homes: dict[int, str] = {}  # actor -> its node, once it is known
-        self.near = Worker(keep=keep)  # runs whose single jobs are done in this process
+        self.local_worker = Worker(keep=keep)  # of runs whose single jobs are done in this process
         # a dead one's successor, which may have to wait for a node -> its last setup
         self._settling: dict[int, Any] = {}
         self._fallen = [0] * plan.actors  # times that a successor died before it was ready
@@ -129,22 +132,25 @@ class RayPool:
             self._fallen[i] = 0
         except RayActorError as death:
             self._fallen[i] += 1
-            if self._fallen[i] > self.retries:
-                raise RunFailed(
-                    f"an actor died {self._fallen[i]} times before it was ready (failures.actor_death.retries={self.retries}): {death}"
-                ) from None
+            self._survive(ActorDeath(self._fallen[i], "before it was ready", str(death)))
             self._replace(i)
         except RayTaskError as e:
             raise _unwrap(e) from None
 
+    def _survive(self, death: ActorDeath) -> None:
+        """RunFailed where the policy says that this death ends the run."""
+        decision = self.policy.decide(death)
+        if isinstance(decision, Raise):
+            raise RunFailed(decision.reason) from None
+
     def about(self) -> list[dict[str, Any]]:
         return ray.get([self.actors[i].about.remote() for i in self._able()])
 
-    def lend(self, run: str, resident: Resident) -> None:
-        """Not where actors have GPUs, which this process does not see."""
-        if self.lends:
+    def adopt(self, run: str, resident: Resident) -> None:
+        """As `rayfed.engine.pool.Pool.adopt`; not where actors have GPUs, which this process does not see."""
+        if self.adopts:
             process.keep_freed_memory()
-            self.near.adopt(run, resident)
+            self.local_worker.adopt(run, resident)
 
     def put(self, value: Tree) -> Any:
         """What is small travels with each call: to put it into the store and to get it out takes longer."""
@@ -153,18 +159,19 @@ class RayPool:
     def get(self, handle: Any) -> Tree:
         return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """As `rayfed.engine.pool.Pool.run`. A job whose actors died more than `retries` times ends the run.
+    def execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """As `rayfed.engine.pool.Pool.execute`. RunFailed where a job lost more actors than the policy allows.
 
         The actors that live do the work of those that wait for a place."""
-        if len(jobs) == 1 and jobs[0].run in self.near.runs and not self._apart:
+        if len(jobs) == 1 and jobs[0].run in self.local_worker.runs and not self._apart:
             self._look_after()
-            meta, large, own = self.near.do(jobs[0], [self.get(h) for h in jobs[0].handles])
-            yield 0, Outcome(meta, self.put(large) if large else None, self.put(own) if own else None, here=True)
+            result, large, states = self.local_worker.do(jobs[0], [self.get(h) for h in jobs[0].handles])
+            parts, rows = (self.put(x) if x else None for x in (large, states))
+            yield 0, Outcome(result, parts, rows, in_process=True)
             return
         waiting = self._shared_out(len(jobs))
         apart = self._apart
-        flying: dict[Any, tuple[int, int, Any, Any, Any]] = {}  # ref of the small answer -> job, actor, other refs
+        flying: dict[Any, tuple[int, int, Any, Any, Any]] = {}  # ref of the result -> job, actor, other refs
         load = [0] * len(self.actors)
         deaths = [0] * len(jobs)
         while waiting or flying:
@@ -172,28 +179,25 @@ class RayPool:
                 actor = min(able, key=load.__getitem__)
                 number = waiting.take(self.homes.get(actor))
                 job = jobs[number]
-                bare = Job(job.run, job.kind, job.args)
-                meta, large, own, folded = self._do(actor, _label(job)).remote(bare, apart, *job.handles)
-                flying[meta] = (number, actor, large, own, folded)
+                bare = Job(job.run, job.request)
+                ref, large, states, folded = self._do(actor, label(job.request)).remote(bare, apart, *job.handles)
+                flying[ref] = (number, actor, large, states, folded)
                 load[actor] += 1
             self.queued = len(waiting) + len(flying)
             (done,), _ = ray.wait([*self._settling.values(), *flying], num_returns=1)
             if done not in flying:
                 self._settled(next(i for i, ref in self._settling.items() if ref == done))
                 continue
-            number, actor, large, own, folded = flying[done]
+            number, actor, large, states, folded = flying[done]
             try:
-                meta = ray.get(done)
+                result = ray.get(done)
             except RayActorError as death:
                 lost = [ref for ref, f in flying.items() if f[1] == actor]
                 for ref in lost:
                     again = flying.pop(ref)[0]
                     deaths[again] += 1
                     waiting.again(again)
-                    if deaths[again] > self.retries:
-                        raise RunFailed(
-                            f"an actor died {deaths[again]} times over the same call (failures.actor_death.retries={self.retries}): {death}"
-                        ) from None
+                    self._survive(ActorDeath(deaths[again], "over the same call", str(death)))
                 load[actor] = 0
                 self._replace(actor)
                 continue
@@ -202,12 +206,15 @@ class RayPool:
             del flying[done]
             load[actor] -= 1
             self.queued = len(waiting) + len(flying)
+            if not isinstance(result, CallResult):
+                yield number, Outcome(result)
+                continue
             yield (
                 number,
                 Outcome(
-                    meta,
-                    large if meta.get("large") else None,
-                    own if meta.get("has_own") else None,
+                    result,
+                    large if result.large else None,
+                    states if result.has_states else None,
                     folded=Lies(folded, self.homes.get(actor, f"of actor {actor}")) if apart else None,
                 ),
             )
@@ -228,7 +235,7 @@ class RayPool:
 
     _seen = 0.0
     _signs: Sequence[tuple[Any, Any]] = ()
-    retries = 3
+    policy = FailurePolicy()  # of the run whose jobs come next
 
     def _do(self, i: int, label: str) -> Any:
         """An actor's `do` under the name that Ray's pages show; made once, which takes as long as a call."""
@@ -293,10 +300,6 @@ class Waiting:
     def again(self, job: int) -> None:
         """A job whose actor died comes first."""
         next(iter(self.queues.values())).appendleft(job)
-
-
-def _label(job: Job) -> str:
-    return f"{job.kind}:{job.args['call'].visit}" if job.kind == "visit" else job.kind
 
 
 def _unwrap(e: RayTaskError) -> BaseException:

@@ -62,6 +62,7 @@ class ServerActor:
 
         from rayfed.config import user_code
         from rayfed.config.schema import Config
+        from rayfed.engine.failures import FailurePolicy
         from rayfed.engine.runner import Runner
         from rayfed.partition import Federation, split_key
         from rayfed.storage.run_folder import RunFolder
@@ -70,7 +71,7 @@ class ServerActor:
         user_code.install(code)
         resolved = Config.from_dict(config)
         self.pool.data = {split_key(resolved.to_dict()): federation[0]}
-        self.pool.retries = resolved.failures.actor_death.retries
+        self.pool.policy = FailurePolicy.of(resolved.failures)
         folder = RunFolder.attach(Path(path), fence)
         folder.event("placed", **self.ready())
         self.pool.on_restart = lambda **about: folder.event("actor restarted", **about)
@@ -79,7 +80,7 @@ class ServerActor:
         )
         if self.stopping:
             self.runner.stop()
-        return tuple(self.runner.run())
+        return tuple(self.runner.execute())
 
     def status(self) -> dict[str, Any]:
         """The live state of the run in hand (see state.json)."""

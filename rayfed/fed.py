@@ -16,7 +16,9 @@ from rayfed import fold as folds
 from rayfed import keys, tree
 from rayfed.adapters import ranks
 from rayfed.engine.client_states import ClientStore
-from rayfed.engine.worker import Call, Job
+from rayfed.engine.evaluation import Evaluation
+from rayfed.engine.failures import ClientFailed, Failure, FailurePolicy, Raise
+from rayfed.engine.messages import CallResult, DotCall, GramCall, Job, LinearCall, PickCall, Request, Value, VisitCall
 from rayfed.errors import RunFailed
 from rayfed.fold import Fold, Merger
 from rayfed.lazy import torch
@@ -114,8 +116,7 @@ class Replies(Sequence[Reply]):
             [
                 tree.from_numpy(p)
                 for p in self._fed._reduce(
-                    "pick",
-                    [({"part": part, "names": tuple(names)}, (self._where(i, part),)) for i in range(len(self._kept))],
+                    [(PickCall(part, tuple(names)), (self._where(i, part),)) for i in range(len(self._kept))]
                 )
             ]
             if names
@@ -136,7 +137,7 @@ class Replies(Sequence[Reply]):
         where = [self._where(i, part) for i in range(len(self._kept))]
         m = len(where)
         jobs = [(i, j) for i in range(m) for j in range(i, m)]
-        got = self._fed._reduce("gram", [({"part": part}, (where[i], where[j])) for i, j in jobs])
+        got = self._fed._reduce([(GramCall(part), (where[i], where[j])) for i, j in jobs])
         blocks: dict[tuple[int, int], Tensor] = {}
         for (i, j), value in zip(jobs, got, strict=True):
             blocks[i, j] = tree.from_numpy(value)
@@ -151,8 +152,8 @@ class Replies(Sequence[Reply]):
         """
         cut = [{n: t[n] for n in names} if names else t for t in trees]
         other = self._fed._lay(tree.stack(cut))
-        jobs = [({"part": part}, (self._where(i, part), other)) for i in range(len(self._kept))]
-        got = [tree.from_numpy(value) for value in self._fed._reduce("dot", jobs)]
+        jobs = [(DotCall(part), (self._where(i, part), other)) for i in range(len(self._kept))]
+        got = [tree.from_numpy(value) for value in self._fed._reduce(jobs)]
         return torch.cat(got)[self._order()] if got else torch.zeros(0, len(trees), dtype=torch.float64)
 
     def linear(self, part: str, weights: Tensor) -> list[Tree]:
@@ -160,13 +161,14 @@ class Replies(Sequence[Reply]):
         back = torch.empty(len(self.ids), dtype=torch.int64)
         order = self._order()
         back[order] = torch.arange(len(self.ids))
-        at, jobs = 0, []
+        at = 0
+        jobs: list[tuple[Request, tuple[Any, ...]]] = []
         for i, k in enumerate(self._kept):
             columns = weights[:, back[at : at + len(k.clients)]]
-            jobs.append(({"part": part, "weights": columns.numpy()}, (self._where(i, part),)))
+            jobs.append((LinearCall(part, columns.numpy()), (self._where(i, part),)))
             at += len(k.clients)
         merger = Merger(tree.add)
-        for i, value in enumerate(self._fed._reduce("linear", jobs)):
+        for i, value in enumerate(self._fed._reduce(jobs)):
             merger.add(i, tree.from_numpy(value))
         return tree.unstack(merger.result())
 
@@ -202,6 +204,7 @@ class Fed:
         self._own_rank = ranks.kept(config, method.wire)
         self._ranked = self._own_rank or ranks.unequal(config)
         self.size = cohort_size(config, federation, method, task)
+        self.policy = FailurePolicy.of(config.failures)
         self.watch: Callable[[dict[str, Any]], None] | None = None
         self.begin(0)
 
@@ -262,7 +265,7 @@ class Fed:
 
     def ask(
         self,
-        visit: Callable[..., Any] | str,
+        visit: Callable[..., Any] | str | Evaluation,
         to: Sequence[int],
         *,
         shared: Tree | None = None,
@@ -279,25 +282,25 @@ class Fed:
         (it runs where the client states lie, and counts in no bytes and no visits). A client that fails is dropped or ends
         the run, as `failures.client_error` says.
         """
-        name = visit if isinstance(visit, str) else visit.__name__
+        name = visit if isinstance(visit, str | Evaluation) else visit.__name__
         shared, wanted = shared or {}, (fold,) if isinstance(fold, Fold) else tuple(fold)
         keeping = (keep,) if isinstance(keep, str) else tuple(keep)
-        evaluation = name.startswith("@")
+        evaluation = isinstance(name, Evaluation)
         quiet = evaluation or not metered
         if len({f.part for f in wanted}) < len(wanted):
             raise ValueError(f"{name}: a part is folded twice in one ask: {', '.join(f.part for f in wanted)}")
         if not evaluation:
-            self._check_down(name, shared, mine)
+            self._check_down(str(name), shared, mine)
         self._asks += 1
         dispatch = (self.round << 20) + self._asks
         cohorts = self._cohorts(name, to)
         new = {part: self._new(shared[part], to, quiet) for part in shared}
         handles = tuple(self._put(shared[part]) for part in shared)
-        jobs = []
+        jobs, calls = [], []
         for ids in cohorts:
             blocks, places = self.store.lookup(ids) if self.method.wire.keep else ((), ())
             own_mine = _stacked_mine(mine, ids)
-            call = Call(
+            call = VisitCall(
                 name,
                 ids,
                 dispatch,
@@ -310,10 +313,11 @@ class Fed:
                 keeping,
                 self._score_local and not quiet,
             )
-            jobs.append(Job(self.run, "visit", {"call": call}, (*handles, *blocks)))
-        got = self._collect(name, jobs, wanted, quiet)
+            jobs.append(Job(self.run, call, (*handles, *blocks)))
+            calls.append(call)
+        got = self._collect(str(name), jobs, wanted, quiet)
         if not quiet:
-            self._meter_down(shared, new, [job.args["call"] for job in jobs])
+            self._meter_down(shared, new, calls)
         return got
 
     def _collect(self, name: str, jobs: list[Job], wanted: tuple[Fold, ...], quiet: bool) -> Replies:
@@ -322,24 +326,25 @@ class Fed:
         replies: list[Reply] = []
         failures: dict[int, str] = {}
         for number, out in self._run(jobs):
-            meta = out.meta
-            self._failed(name, meta["failures"], failures)
+            result = out.result
+            assert isinstance(result, CallResult)
+            self._failed(name, result.failures, failures)
             if wanted:
                 merging.add(number, out)
-            ids = meta["clients"]
-            self._before.update(meta["before"])
-            replies += [Reply(*r) for r in zip(ids, meta["examples"], meta["steps"], meta["ranks"], strict=True)]
+            ids = result.clients
+            self._before.update(result.ranks_before)
+            replies += [Reply(*r) for r in zip(ids, result.examples, result.steps, result.ranks, strict=True)]
             if ids:
-                kept[number] = Kept(ids, meta["small"], meta["large"], out.large)
-            if out.own is not None:
-                self.store.write(ids, out.own)
+                kept[number] = Kept(ids, result.small, result.large, out.large)
+            if out.states is not None:
+                self.store.write(ids, out.states)
             if not quiet:
-                self.meter["bytes/up"] += meta["bytes_up"]
+                self.meter["bytes/up"] += result.bytes_up
                 self.meter["visits"] += len(ids)
-                self.local_scores.update(meta["local"])
-                self.seconds.update({c: meta["seconds"] / max(1, len(ids)) for c in ids})
-            if not out.here:
-                self.meter["ray/bytes/up"] += tree.nbytes(meta["small"]) + folds.nbytes(meta.get("folded", {}))
+                self.local_scores.update(result.local_scores)
+                self.seconds.update({c: result.seconds / max(1, len(ids)) for c in ids})
+            if not out.in_process:
+                self.meter["ray/bytes/up"] += tree.nbytes(result.small) + folds.nbytes(result.folded or {})
             if self.watch:
                 self.watch({"visits": self.meter["visits"]})
         self.meter["dropped"] += len(failures)
@@ -358,15 +363,15 @@ class Fed:
             folded[f.part], weight[f.part] = folds.finish(f, merged)
         return Replies(replies, [kept[i] for i in sorted(kept)], folded, weight, failures, self)
 
-    def _failed(self, name: str, found: dict[int, Any], failures: dict[int, str]) -> None:
-        for client, f in found.items():
-            failures[client] = f.reason
-            if self.config.failures.client_error == "raise":
-                raise ClientFailed(client, self.round, name, f)
+    def _failed(self, name: str, found: dict[int, Failure], failures: dict[int, str]) -> None:
+        for client, failure in found.items():
+            failures[client] = failure.reason
+            if isinstance(self.policy.decide(failure), Raise):
+                raise ClientFailed(client, self.round, name, failure)
 
-    def _cohorts(self, name: str, to: Sequence[int]) -> list[Cohort]:
+    def _cohorts(self, name: str | Evaluation, to: Sequence[int]) -> list[Cohort]:
         """Clients of similar work together, whatever order they were named in: size by size, then by id."""
-        if name == "@global":
+        if name is Evaluation.GLOBAL:
             ordered = sorted(to)
         else:
             if len(set(to)) != len(to):
@@ -392,7 +397,7 @@ class Fed:
         have.update(new)
         return new
 
-    def _meter_down(self, shared: Tree, new: dict[str, list[int]], calls: Sequence[Call]) -> None:
+    def _meter_down(self, shared: Tree, new: dict[str, list[int]], calls: Sequence[VisitCall]) -> None:
         """Bytes of what went out, by the rank that each client had when it came."""
 
         def of(clients: Sequence[int]) -> list[int] | None:
@@ -430,27 +435,16 @@ class Fed:
             return torch.zeros(self.task.classes, dtype=self.task.dtype)
         raise RunFailed(f"nobody replied and part {part!r}, declared {like!r}, has no zero to stand for it")
 
-    def _reduce(self, kind: str, jobs: list[tuple[dict[str, Any], tuple[Any, ...]]]) -> list[Any]:
+    def _reduce(self, jobs: Sequence[tuple[Request, tuple[Any, ...]]]) -> list[Any]:
         values: list[Any] = [None] * len(jobs)
-        for i, out in self._run([Job(self.run, kind, args, handles) for args, handles in jobs]):
-            values[i] = out.meta["value"]
-            self.meter["ray/bytes/up"] += 0 if out.here else tree.nbytes(values[i])
+        for i, out in self._run([Job(self.run, request, handles) for request, handles in jobs]):
+            assert isinstance(out.result, Value)
+            values[i] = out.result.value
+            self.meter["ray/bytes/up"] += 0 if out.in_process else tree.nbytes(values[i])
         return values
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        return self.pool.run(jobs)
-
-
-class ClientFailed(RunFailed):
-    """A client's own code failed (or sent a NaN) and the config says that this ends the run."""
-
-    def __init__(self, client: int, round: int, visit: str, failure: Any):
-        self.client, self.round, self.visit, self.failure = client, round, visit, failure
-        trace = f"\n{failure.trace.rstrip()}" if failure.trace else ""
-        super().__init__(f"client {client} failed in round {round}, visit {visit!r}: {failure.reason}{trace}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.client, self.round, self.visit, self.failure), {"hint": self.hint})
+        return self.pool.execute(jobs)
 
 
 def _stacked_mine(mine: dict[int, Tree] | None, ids: Cohort) -> Tree:

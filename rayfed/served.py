@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayfed import tree
 from rayfed.adapters import ranks
+from rayfed.engine.evaluation import Evaluation
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 from rayfed.method import Method
@@ -120,8 +121,8 @@ class Served:
     def __init__(self, folder: Path, config: Config):
         from rayfed import partition
         from rayfed.engine.pool import LocalPool
+        from rayfed.engine.resident import Resident
         from rayfed.engine.runner import start_from
-        from rayfed.engine.worker import Resident
         from rayfed.fed import Fed
 
         found = next(((r, p) for r, p in snapshots.listed(folder / "snapshots") if not snapshots.damage(p, r)), None)
@@ -149,7 +150,7 @@ class Served:
         mine = self.method.mine(self.state, client)
         self.fed.begin(self.round)
         got = self.fed.ask(
-            "@served", [client], shared=self.method.serve(self.state), mine={client: mine} if mine else None
+            Evaluation.SERVED, [client], shared=self.method.serve(self.state), mine={client: mine} if mine else None
         )
         return tree.map(torch.clone, got.gather("model")[client]), int(got.gather("rank")[client])
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from rayfed import fold
 from rayfed.data import text
 from rayfed.engine.pool import LocalPool
+from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
-from rayfed.engine.worker import Resident
 from tests import toy
 
 WORDS = [[f"w{c}{i}" for i in range(6)] for c in range(3)]

@@ -20,9 +20,11 @@ from rayfed import keys, partition, tree
 from rayfed.config.load import merge
 from rayfed.config.schema import Config, load_config
 from rayfed.engine.client_states import ClientStore
+from rayfed.engine.messages import Job
 from rayfed.engine.pool import LocalPool, Outcome
+from rayfed.engine.resident import Resident
 from rayfed.engine.runner import Ending, Runner
-from rayfed.engine.worker import Job, Resident, Worker
+from rayfed.engine.worker import Worker
 from rayfed.fed import Fed
 from rayfed.partition import Federation
 from rayfed.storage.owner import Owner
@@ -232,7 +234,7 @@ def run_folder(
             runner.stop()
 
     runner = Runner(c, federation(c), pool or LocalPool(), folder, progress=watch)
-    ending = runner.run()
+    ending = runner.execute()
     snapshot = folder.path / "snapshots" / f"round-{ending.round:06d}"
     store = ClientStore(LocalPool())
     store.load(snapshot, folder.path / "segments")
@@ -289,7 +291,7 @@ class SimPool(LocalPool):
         """Numbers of the stored payloads that are not what was put there."""
         return [i for i, (value, crc) in enumerate(self._stored) if _crc(value) != crc]
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+    def execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         n = len(jobs)
         for i in range(n) if self._draw is None else self._draw.permutation(n).tolist():
             yield i, self._one(jobs[i])
@@ -297,7 +299,7 @@ class SimPool(LocalPool):
     def _one(self, job: Job, dead: int | None = None) -> Outcome:
         able = [w for w in range(len(self.workers)) if w != dead] or [0]
         w = able[self.calls % len(able) if self._draw is None else int(self._draw.integers(len(able)))]
-        packed = pickle.dumps(Job(job.run, job.kind, job.args))
+        packed = pickle.dumps(Job(job.run, job.request))
         self.moved += len(packed)
         answer = self.workers[w].do(pickle.loads(packed), [self.get(h) for h in job.handles])
         self.calls += 1
@@ -307,8 +309,8 @@ class SimPool(LocalPool):
             for run in self._runs:
                 self._set_up(self.workers[w], *run)
             return self._one(job, dead=w)
-        meta, large, own = pickle.loads(pickle.dumps(answer))
-        return Outcome(meta, None if large is None else self.put(large), None if own is None else self.put(own))
+        result, large, states = pickle.loads(pickle.dumps(answer))
+        return Outcome(result, *(None if x is None else self.put(x) for x in (large, states)))
 
 
 def _crc(value: tree.Tree) -> int:

@@ -92,7 +92,7 @@ def federation(x: np.ndarray, y: np.ndarray, owner: np.ndarray, kind: str, class
 
 
 def setup(made: Any, fed: Federation, batch: int, work: Any, device: str, plain_loss: Any) -> Setup:
-    """A task with data; see `rayfed.engine.worker.Resident`, which does the same from a config."""
+    """A task with data; see `rayfed.engine.resident.Resident`, which does the same from a config."""
     arrays = {n: torch.as_tensor(x) for n, x in fed.arrays.items()}
     data = {n: x.to(device, made.dtype if x.is_floating_point() else x.dtype) for n, x in arrays.items()}
     ranks = np.full(fed.population, made.ranks[0])

@@ -113,8 +113,8 @@ def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
     from rayfed import partition
     from rayfed.config.schema import load_config
     from rayfed.engine.pool import LocalPool
+    from rayfed.engine.resident import Resident
     from rayfed.engine.runner import start_from
-    from rayfed.engine.worker import Resident
     from rayfed.fed import Fed
 
     plan = where / "plan"

@@ -52,8 +52,9 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
     else:
         from rayfed import partition, tree
         from rayfed.config.schema import load_config
+        from rayfed.engine.messages import Job, VisitCall
         from rayfed.engine.runner import start_from
-        from rayfed.engine.worker import Call, Worker
+        from rayfed.engine.worker import Worker
         from rayfed.execute.tuning import replay
         from rayfed.fold import mean
 
@@ -72,8 +73,8 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
             nonlocal at
             begin = at * cohort % (fed.population - cohort + 1)
             ids = tuple(ordered[begin : begin + cohort])
-            call = Call("train", ids, (at << 20) + 1, at + 1, 10**6, ("model",), folds=(mean("delta"),))
-            worker._visit(resident, {"call": call}, [value])
+            call = VisitCall("train", ids, (at << 20) + 1, at + 1, 10**6, ("model",), folds=(mean("delta"),))
+            worker.do(Job("run", call), [value])
             at += 1
             return cohort
 

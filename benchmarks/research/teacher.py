@@ -19,7 +19,7 @@ from rayfed import keys, partition, tree
 from rayfed.config.schema import Config, Study, load_config
 from rayfed.distill import ensemble, generator
 from rayfed.engine.pool import LocalPool
-from rayfed.engine.worker import Resident
+from rayfed.engine.resident import Resident
 from rayfed.fed import Fed
 
 STUDY = Path(__file__).parent / "when_it_helps.yaml"

@@ -1,13 +1,11 @@
 """Evaluation as visits: what is scored is written for one client and runs where training runs, vectorised alike.
 
-Names start with "@": @global (the one model on the pooled test set, cut into pseudo-clients), @personal (what each client
-is served, on its own test split), @cluster (its cluster's expert), @local (what it is served, fine-tuned on its train
-split), @ensemble (the served models' predictions on the pooled test set). `local` is also scored inside training visits.
-@served gives the served model itself, for use from Python.
+`local` is also scored inside training visits: see `with_local_score`.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +19,40 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 
-def build(name: str, method: Method, task: Task, pieces: int) -> Visit:
-    """The evaluation visit `name`; `pieces`: into how many pieces the pooled test set is cut."""
-    if name == "@global":
+LOCAL_SCORES = "scores of the local model"  # the part that a training visit sends beside its method's
+
+
+class Evaluation(Enum):
+    """What the engine itself asks clients for, where a method asks for its visits by name."""
+
+    GLOBAL = "global"  # scores of the one model on the pooled test set; piece i of it is "client" i
+    PERSONAL = "personal"  # scores of what each client is served, on its own test split
+    CLUSTER = "cluster"  # scores of the expert of each client's cluster, on its own test split
+    LOCAL = "local"  # scores of what each client is served, fine-tuned on its train split
+    ENSEMBLE = "ensemble"  # the served models' predictions on the pooled test set
+    SERVED = "served"  # the served model itself, for use from Python
+
+    def __str__(self) -> str:
+        return f"evaluation {self.value}"
+
+    @property
+    def of_the_server(self) -> bool:
+        """Whether it scores models of the server as they are, in no client's LoRA rank."""
+        return self in (Evaluation.GLOBAL, Evaluation.CLUSTER)
+
+
+def build(evaluation: Evaluation, method: Method, task: Task, pieces: int) -> Visit:
+    """The visit of an evaluation; `pieces`: into how many pieces the pooled test set is cut."""
+    if evaluation is Evaluation.GLOBAL:
         return _measure(task, "pooled", lambda info, shared, mine, own: shared["model"])
-    if name == "@cluster":
+    if evaluation is Evaluation.CLUSTER:
         return _measure(task, "test", lambda info, shared, mine, own: v.tree.pick(shared["experts"], mine["expert"]))
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
-    if name == "@personal":
+    if evaluation is Evaluation.PERSONAL:
         return scored(
             view, seen, lambda info, carry, shared, mine, own: view.end(info, carry, shared, mine, own)[0]["model"]
         )
-    if name == "@served":
+    if evaluation is Evaluation.SERVED:
         return Visit(
             view.begin,
             view.phases,
@@ -42,12 +62,10 @@ def build(name: str, method: Method, task: Task, pieces: int) -> Visit:
             ),
             view.vectorize,
         )
-    if name == "@local":
+    if evaluation is Evaluation.LOCAL:
         tuned = _finetuned(view, method, seen)
         return scored(tuned, seen, lambda info, carry, shared, mine, own: carry["model"])
-    if name == "@ensemble":
-        return _predictions(view, seen, pieces)
-    raise ValueError(f"no evaluation {name!r}")
+    return _predictions(view, seen, pieces)
 
 
 def zero(task: Task) -> Tree:
@@ -81,7 +99,7 @@ def scored(inner: Visit, task: Task, model: Any) -> Visit:
 
 
 def with_local_score(inner: Visit, task: Task) -> Visit:
-    """A training visit that also sends `@local`: the scores of its locally trained model on the client's test split."""
+    """A training visit that also sends LOCAL_SCORES: the scores of its locally trained model on the client's test split."""
     trained = inner.local
     assert trained is not None
 
@@ -96,7 +114,7 @@ def with_local_score(inner: Visit, task: Task) -> Visit:
 
     def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
         parts, own = inner.end(info, carry["inner"], shared, mine, own)
-        return {**parts, "@local": {**carry["sum"], "n": carry["n"]}}, own
+        return {**parts, LOCAL_SCORES: {**carry["sum"], "n": carry["n"]}}, own
 
     return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter, counts=False)], end, inner.vectorize)
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rayfed import fold
-from rayfed.engine.worker import Job, Resident, Worker
+from rayfed.engine.messages import CallResult, Job, Value
+from rayfed.engine.resident import Resident
+from rayfed.engine.worker import Worker
 from rayfed.tree import Tree
 
 if TYPE_CHECKING:
@@ -14,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """A job's answer: the small part itself, handles of what stayed where it was made (or None).
+    """A job's answer at the server: the result itself, handles of what stayed where it was made (or None).
 
-    here: whether it was made in the calling process, so that nothing has moved; folded: where `meta` has no "folded", what the
-    pool's `merging` takes in its place.
+    large: of the parts that stayed; states: of the new client states; in_process: whether it was made in the calling process,
+    so that nothing has moved; folded: where the result has no folds, what the pool's `merging` takes in their place.
     """
 
-    meta: dict[str, Any]
-    large: Any
-    own: Any
-    here: bool = False
+    result: CallResult | Value
+    large: Any = None
+    states: Any = None
+    in_process: bool = False
     folded: Any = None
 
 
@@ -40,7 +42,8 @@ class Merging:
 
     def add(self, number: int, out: Outcome) -> None:
         """Call `number` has ended."""
-        self.merger.add(number, fold.from_numpy(out.meta["folded"]))
+        assert isinstance(out.result, CallResult) and out.result.folded is not None
+        self.merger.add(number, fold.from_numpy(out.result.folded))
 
     def lost(self) -> list[int]:
         """Numbers of calls whose folds are gone since they ended; they must be run and added again."""
@@ -55,21 +58,21 @@ class Pool(Protocol):
     """Puts payloads where workers can reach them and runs jobs, repeating those whose actor died."""
 
     restarts: int  # actors replaced so far
-    lends: bool  # whether `lend` has a use: actors compute on CPUs, as the calling process does
-    probed: dict[str, dict[str, Any]]  # what the executor probe measured, by model and local work
+    adopts: bool  # whether `adopt` has a use: actors compute on CPUs, as the calling process does
+    timings: dict[str, dict[str, Any]]  # what timing the executors gave, by model and local work
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None: ...
 
-    def lend(self, run: str, resident: Resident) -> None:
-        """A run that is resident in the calling process too: where jobs come one at a time they may run there."""
+    def adopt(self, run: str, resident: Resident) -> None:
+        """Take in a run that is resident in the calling process: where its jobs come one at a time they may be done there."""
         ...
 
     def put(self, value: Tree) -> Any: ...
 
     def get(self, handle: Any) -> Tree: ...
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """(number of the job, its outcome) as they complete, in any order."""
+    def execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """Yield (number of the job, its outcome) as they complete, in any order."""
         ...
 
     def merging(self) -> Merging: ...
@@ -79,15 +82,15 @@ class LocalPool:
     """One worker in this process: `rayfed run --local` and tests."""
 
     def __init__(self, device: str = "cpu"):
-        self.worker, self.lends = Worker(device), device == "cpu"
+        self.worker, self.adopts = Worker(device), device == "cpu"
         self.restarts = 0
-        self.probed: dict[str, dict[str, Any]] = {}
+        self.timings: dict[str, dict[str, Any]] = {}
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         self.worker.setup(run, config, federation, start)
 
-    def lend(self, run: str, resident: Resident) -> None:
-        pass  # they run there anyway
+    def adopt(self, run: str, resident: Resident) -> None:
+        pass  # its jobs are done there anyway
 
     def put(self, value: Tree) -> Any:
         return value
@@ -98,6 +101,6 @@ class LocalPool:
     def merging(self) -> Merging:
         return Merging()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+    def execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         for i, job in enumerate(jobs):
             yield i, Outcome(*self.worker.do(job, job.handles))

@@ -15,11 +15,15 @@ import numpy as np
 
 from rayfed import keys, tree
 from rayfed.engine.client_states import collect_segments
-from rayfed.engine.worker import Job, Resident, sums_are_finite
+from rayfed.engine.evaluation import Evaluation
+from rayfed.engine.failures import ClientFailed
+from rayfed.engine.messages import Job, TimingCall, Value
+from rayfed.engine.resident import Resident
+from rayfed.engine.worker import sums_are_finite
 from rayfed.errors import RayfedError, RunFailed
 from rayfed.execute.batches import pooled_pieces
 from rayfed.execute.tuning import kernels
-from rayfed.fed import ClientFailed, Fed
+from rayfed.fed import Fed
 from rayfed.lazy import torch
 from rayfed.metrics import ari, lower_is_better, scope
 from rayfed.storage.run_folder import RunFolder
@@ -69,14 +73,14 @@ class Runner:
 
     # -- the rounds ----------------------------------------------------------------------------------------------------
 
-    def run(self) -> Ending:
+    def execute(self) -> Ending:
         """Start or continue the run. RunFailed says what broke and how to go on; the folder stays valid throughout."""
         self.prepare()
         self.advance(self.config.rounds)
         return self.finish()
 
     def prepare(self) -> None:
-        """Make the run resident and go to its folder's last snapshot. Errors as in `run`, here and in the next two."""
+        """Make the run resident and go to its folder's last snapshot. Errors as in `execute`, here and in the next two."""
         self.active, self.early, self._saved = 0.0, False, True
         self.sinks = Sinks(self.config.track, self.folder.event)
         with self._at_work():
@@ -152,7 +156,7 @@ class Runner:
             self._choose_executor(start)
         if self.config.resources.visits == "server":
             res.config = self.config
-            self.pool.lend(self.folder.run_id, res)
+            self.pool.adopt(self.folder.run_id, res)
         self.fed = Fed(self.config, self.federation, self.method, self.task, self.pool, self.folder.run_id)
         self.fed.watch = lambda live: self.status.update(live)
         self.segments = self.folder.path / "segments"
@@ -180,10 +184,11 @@ class Runner:
         size = cohort_size(self.config, self.federation, self.method, self.task)
         about = [self.config.to_dict()[k] for k in ("task", "local", "resources")]
         same = json.dumps([*about, size], sort_keys=True, default=str)
-        if same not in self.pool.probed:  # once per model and machine
-            ((_, out),) = list(self.pool.run([Job(self.folder.run_id, "probe", {"cohort": size})]))
-            self.pool.probed[same] = out.meta["value"]
-        seconds = dict(self.pool.probed[same])
+        if same not in self.pool.timings:  # once per model and machine
+            ((_, out),) = list(self.pool.execute([Job(self.folder.run_id, TimingCall(size))]))
+            assert isinstance(out.result, Value)
+            self.pool.timings[same] = out.result.value
+        seconds = dict(self.pool.timings[same])
         chosen = "vmap" if seconds["vmap"] < 0.9 * seconds["loop"] else "loop"  # `loop` takes less memory
         for name in dir(self.method):  # a visit that declares why it cannot be vectorised decides for the whole method
             reason = _refuses(self.method, name, self.task)
@@ -194,7 +199,7 @@ class Runner:
         if short and self.config.resources.cohort == "auto":
             size = self.config.per_round()
         if where == "auto":
-            where = "server" if short and size >= self.config.per_round() and self.pool.lends else "actors"
+            where = "server" if short and size >= self.config.per_round() and self.pool.adopts else "actors"
         by = seconds.pop("kernels")[chosen]._asdict()
         self.config = self.config.with_resources(executor=chosen, cohort=size, visits=where, **by)
         self.folder.set_config(self.config.to_dict())
@@ -341,7 +346,7 @@ class Runner:
         people = [c for c in scored if c < fed.population]
         serve = m.serve(state)
         mine = {c: m.mine(state, c) for c in scored}
-        personal = self._ask("@personal", scored, serve, mine)
+        personal = self._ask(Evaluation.PERSONAL, scored, serve, mine)
         row = {**scope("personal", {c: s for c, s in personal.items() if c < fed.population})}
         row |= scope("unseen", {c: s for c, s in personal.items() if c >= fed.population})
         member = m.clusters(state)
@@ -352,7 +357,9 @@ class Runner:
             stacked = {"experts": tree.stack([experts[k] for k in ids])}
             row |= scope(
                 "cluster",
-                self._ask("@cluster", have, stacked, {c: {"expert": torch.tensor(ids.index(member[c]))} for c in have}),
+                self._ask(
+                    Evaluation.CLUSTER, have, stacked, {c: {"expert": torch.tensor(ids.index(member[c]))} for c in have}
+                ),
             )
         if member is not None:
             row["clusters/count"] = len(set(member.values()))
@@ -360,7 +367,7 @@ class Runner:
             if len(truth) > 1:
                 row["clusters/ari"] = ari([truth[c] for c in truth], [member[c] for c in truth])
         if self.config.evaluate.finetune_epochs:
-            row |= scope("local", self._ask("@local", people, serve, mine))
+            row |= scope("local", self._ask(Evaluation.LOCAL, people, serve, mine))
         elif fed.local_scores:
             row |= scope("local", fed.local_scores)
         row |= self._global(state, serve, mine, people)
@@ -388,13 +395,13 @@ class Runner:
         rng = keys.numpy(self.fed.key("evaluated clients"))
         return sorted(rng.choice(n, min(count, n), replace=False).tolist())
 
-    def _ask(self, name: str, ids: list[int], shared: Tree, mine: dict[int, Any]) -> dict[int, dict[str, float]]:
+    def _ask(self, what: Evaluation, ids: list[int], shared: Tree, mine: dict[int, Any]) -> dict[int, dict[str, float]]:
         """Sums of scores per client; clients with and without a `mine` are asked apart, their payloads differ."""
         out: dict[int, dict[str, float]] = {}
         for group in ([c for c in ids if mine.get(c)], [c for c in ids if not mine.get(c)]):
             if group:
                 got = self.fed.ask(
-                    name, group, shared=shared, mine={c: mine[c] for c in group} if mine.get(group[0]) else None
+                    what, group, shared=shared, mine={c: mine[c] for c in group} if mine.get(group[0]) else None
                 )
                 columns = {part: got.stacked(part).tolist() for part in ("n", *self.task.measures)} if got.ids else {}
                 out.update({c: {k: v[i] for k, v in columns.items()} for i, c in enumerate(got.ids)})
@@ -406,7 +413,7 @@ class Runner:
             return {}
         if self.method.universal:
             pieces = range(len(pooled_pieces(self.federation)))
-            sums = self._ask("@global", list(pieces), {"model": state[self.method.universal]}, {})
+            sums = self._ask(Evaluation.GLOBAL, list(pieces), {"model": state[self.method.universal]}, {})
             n = sum(s["n"] for s in sums.values())
             return {f"{k}/global": sum(s[k] for s in sums.values()) / n for k in self.task.measures}
         from rayfed.fold import mean
@@ -416,7 +423,7 @@ class Runner:
         for group in ([c for c in people if mine.get(c)], [c for c in people if not mine.get(c)]):
             if group:
                 got = fed.ask(
-                    "@ensemble",
+                    Evaluation.ENSEMBLE,
                     group,
                     shared=serve,
                     mine={c: mine[c] for c in group} if mine.get(group[0]) else None,

@@ -1,135 +1,49 @@
-"""What runs inside an actor: the resident task and data of a run, and the execution of one call.
+"""What runs inside an actor: the runs that are resident there, and the execution of one job after another.
 
 A `Job` is small: names, ids, settings and references. Payloads reach `Worker.do` as values that the pool resolved.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-import traceback
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rayfed import execute, keys, optimizers, tree
 from rayfed.adapters import ranks
-from rayfed.engine import evaluation as evaluation_module
-from rayfed.errors import RunFailed
-from rayfed.execute.batches import BatchSampler, Cohort
-from rayfed.execute.debug import PieceFailed
+from rayfed.engine.evaluation import LOCAL_SCORES, Evaluation
+from rayfed.engine.failures import Failure, Retry, TooLarge, VectorizeError
+from rayfed.engine.messages import (
+    Answer,
+    CallResult,
+    DotCall,
+    GramCall,
+    Job,
+    LinearCall,
+    PickCall,
+    TimingCall,
+    Value,
+    VisitCall,
+)
+from rayfed.engine.resident import Resident, data_key
 from rayfed.execute.tuning import autotune, kernels
-from rayfed.fold import Fold, partial
+from rayfed.fold import Folded, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
 from rayfed.tree import Tree
 
 if TYPE_CHECKING:
-    from rayfed.method import Method
+    from rayfed.config.schema import Config
+    from rayfed.execute.batches import Cohort
     from rayfed.partition import Federation
     from rayfed.task import Task
-    from rayfed.visit import Visit
 
 SMALL = 4096  # elements per client: up to here an unfolded part travels to the server with the reply
 
-
-@dataclass(frozen=True)
-class Job:
-    """kind: visit | linear | pick | gram | dot | probe; handles: what the pool resolves to values, in this order."""
-
-    run: str
-    kind: str
-    args: dict[str, Any]
-    handles: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Call:
-    """One cohort asked for one visit.
-
-    shared: names of the shared parts, their values come first; mine: tree with leaves (k, ...); own: per client
-    (number of the value that holds its state, row in it) or None; folds, keep: what happens to parts.
-    """
-
-    visit: str
-    clients: tuple[int, ...]
-    dispatch: int
-    round: int
-    rounds: int
-    shared: tuple[str, ...] = ()
-    mine: Tree = field(default_factory=dict)
-    own: tuple[tuple[int, int] | None, ...] = ()
-    folds: tuple[Fold, ...] = ()
-    keep: tuple[str, ...] = ()
-    score_local: bool = False
-
-
-class Failure(NamedTuple):
-    """Why a client's reply is missing: a sentence, its traceback, and under `debug` what its code was given."""
-
-    reason: str
-    trace: str
-    arguments: Tree | None = None
-
-
-class Resident:
-    """One run inside one process: method, task, data. `like`: a resident run whose task and data serve again if they are the same."""
-
-    task: Task
-    data: dict[str, Any]
-    sampler: BatchSampler
-
-    def __init__(self, config: Any, federation: Federation, start: Any, device: str, like: Resident | None = None):
-        from rayfed import task
-        from rayfed.methods import get
-
-        self.config, self.device = config, device
-        self.same = shared_by(config)
-        cls = get(config.method.name)
-        self.method: Method = cls(cls.Settings(**config.method.options), config)
-        if like is not None and like.same == self.same:
-            self.task, self.data, self.sampler = like.task, like.data, like.sampler
-        else:
-            self.task = task.of(federation.kind)(config, federation, device, start)
-            self.data = {n: torch.as_tensor(x) for n, x in tree.from_numpy(federation.arrays).items()}
-            self.data = {
-                n: x.to(device, self.task.dtype if x.is_floating_point() else x.dtype) for n, x in self.data.items()
-            }
-            self.sampler = BatchSampler(
-                federation,
-                seed=config.seed,
-                batch_size=config.local.batch_size,
-                device=device,
-                dtype=self.task.dtype,
-                ranks=self.task.ranks,
-            )
-        self.careful = False  # whether each reply is looked at for NaN by itself: from the first one that has it
-        self.own_rank = ranks.kept(config, self.method.wire)
-        self.ranked = self.own_rank or ranks.unequal(config)
-        self._visits: dict[tuple[str, bool], Visit] = {}
-
-    def visit(self, name: str, score_local: bool) -> Visit:
-        if (name, score_local) not in self._visits:
-            if name.startswith("@"):
-                made = evaluation_module.build(name, self.method, self.task, len(self.sampler.pieces))
-            else:
-                made = getattr(self.method, name)(self.task)
-                if score_local and made.local is not None:
-                    made = evaluation_module.with_local_score(made, self.task)
-            if self.ranked and name not in ("@global", "@cluster"):  # those score the server's own models
-                made = ranks.at_rank(made, self.task, self.own_rank)
-            if self.task.vectorize is not True:
-                made = made._replace(vectorize=self.task.vectorize)
-            self._visits[name, score_local] = made
-        return self._visits[name, score_local]
-
-
-def shared_by(config: Any) -> str:
-    """What decides a run's task and data, as text: of two runs that agree in it, one set serves both."""
-    d = config.to_dict()
-    return json.dumps([d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")], sort_keys=True)
+Executed = tuple[Tree, Tree, Any]  # parts sent, new client states, steps; a row for each client
+Piece = tuple[list[int], Tree, Tree, Any]  # the same behind its clients' positions in the cohort
 
 
 class Worker:
@@ -142,320 +56,271 @@ class Worker:
         if device != "cpu":
             kernels.prepare_gpu()
         self.runs: OrderedDict[str, Resident] = OrderedDict()
+        self._handlers: dict[type, Callable[[Resident, Any, Sequence[Any]], Answer]] = {
+            VisitCall: self._visit,
+            LinearCall: self._linear,
+            PickCall: self._pick,
+            GramCall: self._gram,
+            DotCall: self._dot,
+            TimingCall: self._time,
+        }
 
-    def setup(self, run: str, config: Any, federation: Federation, start: Any = None) -> None:
+    def setup(self, run: str, config: Config, federation: Federation, start: Any = None) -> None:
         """Make a run resident; `start`: see `rayfed.engine.runner.start_from`."""
-        same = shared_by(config)
-        like = next((r for r in self.runs.values() if r.same == same), None)
+        key = data_key(config)
+        like = next((r for r in self.runs.values() if r.data_key == key), None)
         self.adopt(run, Resident(config, federation, start, self.device, like))
 
     def adopt(self, run: str, resident: Resident) -> None:
-        """A run that was made resident by others."""
+        """Take in a run that was made resident elsewhere in this process."""
         self.runs[run] = resident
         while len(self.runs) > self.keep:
             self.runs.popitem(last=False)
 
-    def do(self, job: Job, values: Sequence[Any]) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """(small answer, large parts that stay where they are, new client states); trees of NumPy arrays, (k, ...)."""
+    def do(self, job: Job, values: Sequence[Any]) -> Answer:
+        """Do a job whose handles were resolved to `values`. What its answer holds are NumPy arrays."""
         res = self.runs[job.run]
         resources = res.config.resources
-        with (
-            kernels.using(kernels.from_resources(resources, self.device)),
-            kernels.deterministic(resources.deterministic),
-        ):
-            return getattr(self, f"_{job.kind}")(res, job.args, values)
+        chosen = kernels.from_resources(resources, self.device)
+        with kernels.using(chosen), kernels.deterministic(resources.deterministic):
+            return self._handlers[type(job.request)](res, job.request, values)
 
-    # -- a visit ---------------------------------------------------------------------------------------------------
-
-    def _visit(
-        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        call: Call = args["call"]
+    def _visit(self, res: Resident, call: VisitCall, values: Sequence[Any]) -> Answer:
         began = time.perf_counter()
-        while (out := self._attempt(res, call, values, began)) is None:
-            res.careful = True  # somebody's reply has a NaN or an infinity: find out whose
-        return out
+        while (answer := CohortVisit(res, call, values, began).answer()) is None:
+            res.checks_each_reply = True  # somebody's reply has a NaN or an infinity: find out whose
+        return answer
 
-    def _attempt(
-        self, res: Resident, call: Call, values: Sequence[Any], began: float
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None] | None:
-        """The whole call; None where a fold came out with a NaN or an infinity and nobody had looked at the replies themselves."""
-        visit = res.visit(call.visit, call.score_local)
-        lr = optimizers.rate(res.config.local, call.round, call.rounds)
-        cohort = res.sampler.cohort(
-            visit, call.clients, dispatch=call.dispatch, round=call.round, rounds=call.rounds, lr=lr
+    def _time(self, res: Resident, call: TimingCall, values: Sequence[Any]) -> Answer:
+        return Answer(Value(autotune.time_executors(res, call.cohort)))
+
+    # -- parts of replies, where they are ------------------------------------------------------------------------------
+
+    def _linear(self, res: Resident, call: LinearCall, values: Sequence[Any]) -> Answer:
+        part = tree.from_numpy(values[0][call.part], self.device)
+        weights = torch.as_tensor(call.weights, device=self.device)
+        return Answer(Value(tree.to_numpy(tree.combine(weights, part))))
+
+    def _pick(self, res: Resident, call: PickCall, values: Sequence[Any]) -> Answer:
+        part = values[0][call.part]
+        return Answer(Value({n: part[n] for n in call.names}))
+
+    def _gram(self, res: Resident, call: GramCall, values: Sequence[Any]) -> Answer:
+        a, b = (tree.values(tree.from_numpy(v[call.part], self.device)) for v in values)
+        g = sum(x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in zip(a, b, strict=True))
+        return Answer(Value(tree.to_numpy(g)))
+
+    def _dot(self, res: Resident, call: DotCall, values: Sequence[Any]) -> Answer:
+        """values: the part (c, ...) and the trees (K, ...), whose entries may be some of the part's."""
+        part, trees = (tree.from_numpy(v, self.device) for v in (values[0][call.part], values[1]))
+        entries, products = dict(tree.leaves(part)), []
+        for path, y in tree.leaves(trees):
+            # Row by row and in fresh memory: a client's bits depend neither on its cohort nor on where its row lay.
+            wide = y.reshape(y.shape[0], -1).to(torch.float64, copy=True)
+            rows = (x.reshape(-1).to(torch.float64, copy=True) for x in entries[path])
+            products.append(torch.stack([wide @ x for x in rows]))
+        return Answer(Value(tree.to_numpy(torch.stack(products).sum(0))))
+
+
+class CohortVisit:
+    """One call under way: a visit of all clients of a cohort is executed piece by piece, checked and folded."""
+
+    def __init__(self, resident: Resident, call: VisitCall, values: Sequence[Any], began: float):
+        """values: the shared parts in the call's order, then the blocks that hold client states."""
+        self.resident, self.call, self.began, self.device = resident, call, began, resident.device
+        self.visit = resident.visit(call.visit, call.score_local)
+        self.executor = resident.config.resources.executor
+        self.cohort = resident.sampler.cohort(
+            self.visit,
+            call.clients,
+            dispatch=call.dispatch,
+            round=call.round,
+            rounds=call.rounds,
+            lr=optimizers.rate(resident.config.local, call.round, call.rounds),
         )
         # Payloads are copied out of the store: a method's in-place write must never reach another client.
-        shared = {
-            n: tree.map(lambda x: x.clone(), tree.from_numpy(values[i], self.device)) for i, n in enumerate(call.shared)
+        self.shared = {
+            n: tree.map(torch.clone, tree.from_numpy(v, self.device)) for n, v in zip(call.shared, values, strict=False)
         }
-        mine = tree.from_numpy(call.mine, self.device)
-        own = self._own(res, call, values)
+        self.mine = tree.from_numpy(call.mine, self.device)
+        self.own = self._states(values[len(call.shared) :])
+        self.failures: dict[int, Failure] = {}
+        self.folded: Folded = {}
+        self._kept: list[Tree] = []
+        self._states_after: list[Tree] = []
+        self._clients: list[int] = []
+        self._examples: list[int] = []
+        self._steps: list[int] = []
+        self._ranks: list[int] = []
+        self._local_scores: dict[int, dict[str, float]] = {}
+        self._bytes_up = 0
+        # What only folds is checked in the fold: a pass over memory fewer for each reply.
+        self.checked_in_fold = set() if resident.checks_each_reply else {f.part for f in call.folds} - set(call.keep)
+
+    def answer(self) -> Answer | None:
+        """Execute the call; None where a fold came out with a NaN or an infinity and the replies were not checked by themselves."""
+        call, res = self.call, self.resident
         with torch.no_grad():
-            return self._collect(res, call, visit, cohort, shared, mine, own, began)
-
-    def _collect(
-        self, res: Resident, call: Call, visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, began: float
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None] | None:
-        failures: dict[int, Failure] = {}
-        folded: dict[str, dict[str, Any]] = {}
-        kept: list[Tree] = []
-        states: list[Tree] = []
-        clients: list[int] = []
-        counted: dict[str, list[Any]] = {"examples": [], "steps": [], "ranks": []}
-        local: dict[int, dict[str, float]] = {}
-        sent = 0
-        evaluation = call.visit.startswith("@")
-        # What only folds is looked at in the fold: a pass over memory less for each reply.
-        unseen = set() if res.careful else {f.part for f in call.folds} - set(call.keep)
-        for at, parts, after, steps in self._chunks(res, visit, cohort, shared, mine, own, failures):
-            good = self._finite(cohort, at, {n: p for n, p in parts.items() if n not in unseen}, after, failures)
-            if not good:
-                continue
-            if len(good) < len(at):
-                rows = torch.as_tensor([i for i, p in enumerate(at) if p in set(good)], device=self.device)
-                parts, after, steps = (tree.map(lambda x, rows=rows: x[rows], t) for t in (parts, after, steps))
-            here = torch.as_tensor(good, device=self.device)
-            ids = [cohort.clients[p] for p in good]
-            now = after["rank"] if res.own_rank else cohort.info.rank[here]
-            scores = parts.pop("@local", None)
-            if scores is not None:
-                local.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
-            if not evaluation:
-                check_wire(res.method.wire.up, parts, res.task, call.visit)
-                check_wire(res.method.wire.keep, after, res.task, f"{call.visit} (client state)", all_of_them=True)
-                sent += ranks.cost(res.method.cost, parts, now.tolist() if res.ranked else None)
-                sent += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
-            examples = cohort.info.examples[here]
-            for fold in call.folds:
-                theirs = tree.map(lambda x, here=here: x[here], mine)
-                folded[fold.part] = partial(fold, parts, theirs, examples, folded.get(fold.part))
-            stay = {n: p for n, p in parts.items() if n in call.keep or n not in {f.part for f in call.folds}}
-            kept.append(tree.map(lambda x: x.contiguous(), stay))
-            states.append(after)
-            clients += ids
-            counted["examples"] += examples.tolist()
-            counted["ranks"] += now.tolist()
-            counted["steps"] += torch.as_tensor(steps).reshape(-1).tolist()
-            del parts, after, stay  # the next reply then takes this one's memory
-        if not sums_are_finite(p["total"] for n in unseen for p in folded.get(n, {}).values()):
+            for piece in self._pieces():
+                self._collect(*piece)
+                del piece  # the next reply then takes this one's memory
+        if not sums_are_finite(p["total"] for n in self.checked_in_fold for p in self.folded.get(n, {}).values()):
             return None
-        stacked = _join(kept)
-        large = {n: p for n, p in stacked.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
-        small = {n: p for n, p in stacked.items() if n not in large}
-        wants_own = not evaluation and bool(res.method.wire.keep) and bool(clients)
-        meta = {
-            "clients": clients,
-            "failures": failures,
-            "folded": fold_to_numpy(folded),
-            "small": tree.to_numpy(small),
-            "large": tuple(large),
-            "has_own": wants_own,
-            "local": local,
-            "bytes_up": sent,
-            "before": dict(zip(call.clients, own["rank"].tolist(), strict=True)) if res.own_rank else {},
-            "seconds": time.perf_counter() - began,
-            **counted,
-        }
-        return meta, tree.to_numpy(large) if large else None, tree.to_numpy(_join(states)) if wants_own else None
+        kept = _joined(self._kept)
+        large = {n: p for n, p in kept.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
+        small = {n: p for n, p in kept.items() if n not in large}
+        has_states = not isinstance(call.visit, Evaluation) and bool(res.method.wire.keep) and bool(self._clients)
+        before = dict(zip(call.clients, self.own["rank"].tolist(), strict=True)) if res.keeps_rank else {}
+        result = CallResult(
+            clients=self._clients,
+            failures=self.failures,
+            examples=self._examples,
+            steps=self._steps,
+            ranks=self._ranks,
+            folded=fold_to_numpy(self.folded),
+            small=tree.to_numpy(small),
+            large=tuple(large),
+            has_states=has_states,
+            local_scores=self._local_scores,
+            bytes_up=self._bytes_up,
+            ranks_before=before,
+            seconds=time.perf_counter() - self.began,
+        )
+        states = tree.to_numpy(_joined(self._states_after)) if has_states else None
+        return Answer(result, tree.to_numpy(large) if large else None, states)
 
-    def _chunks(
-        self,
-        res: Resident,
-        visit: Visit,
-        cohort: Cohort,
-        shared: Tree,
-        mine: Tree,
-        own: Tree,
-        failures: dict[int, Failure],
-    ) -> Iterator[tuple[list[int], Tree, Tree, Any]]:
-        """(positions, parts, own, steps) piece by piece; what a client raises goes to `failures` and the rest goes on."""
-        name = res.config.resources.executor
-        everyone = list(range(len(cohort.clients)))
-        if name == "vmap":
-            if isinstance(visit.vectorize, str):
-                raise VectorizeError(visit.vectorize)
-            made, short = None, False
-            try:
-                ((_, *made),) = execute.execute_visit("vmap", visit, cohort, shared, mine, own, res.data)
-            except torch.OutOfMemoryError:  # nobody's fault
-                short = True
-            except Exception:  # out of here, for the error holds on to what was made
-                pass
-            if made is not None:
-                yield everyone, *made
-                return
-            if short:
-                raise TooLarge(len(everyone), res.config.resources.gpus_per_actor)
-            # Only alone can a client be told from what vmap cannot run; what passed alone is then tried once more.
-            bad = self._culprits(res, visit, cohort, shared, mine, own, failures)
-            rest, stay = cohort.without(bad)
-            if stay:
-                at = torch.as_tensor(stay, device=self.device)
-                less = [tree.map(lambda x: x[at], t) for t in (mine, own)]
-                try:
-                    ((_, parts, after, steps),) = execute.execute_visit(
-                        "vmap", visit, rest, shared, less[0], less[1], res.data
-                    )
-                except Exception as error:
-                    raise VectorizeError(f"{type(error).__name__}: {error}") from error
-                yield stay, parts, after, steps
+    def _collect(self, positions: list[int], parts: Tree, after: Tree, steps: Any) -> None:
+        """Check a piece's replies against NaN and the wire, count their bytes, and fold or keep their parts."""
+        call, res, info = self.call, self.resident, self.cohort.info
+        checked = {n: p for n, p in parts.items() if n not in self.checked_in_fold}
+        good = self._finite(positions, checked, after)
+        if not good:
             return
-        for i in everyone:
-            try:
-                out = [self._alone(res, name, visit, cohort, i, shared, mine, own)]
-            except Exception as error:
-                failures[cohort.clients[i]] = _failure(error)
-                continue
-            yield [i], *out.pop()  # and this frame holds it no longer
+        if len(good) < len(positions):
+            rows = torch.as_tensor([i for i, p in enumerate(positions) if p in set(good)], device=self.device)
+            parts, after, steps = (tree.map(lambda x: x[rows], t) for t in (parts, after, steps))
+        at = torch.as_tensor(good, device=self.device)
+        ids = [self.cohort.clients[p] for p in good]
+        held = after["rank"] if res.keeps_rank else info.rank[at]
+        scores = parts.pop(LOCAL_SCORES, None)
+        if scores is not None:
+            self._local_scores.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
+        if not isinstance(call.visit, Evaluation):
+            wire = res.method.wire
+            check_wire(wire.up, parts, res.task, call.visit)
+            check_wire(wire.keep, after, res.task, f"{call.visit} (client state)", all_of_them=True)
+            self._bytes_up += ranks.cost(res.method.cost, parts, held.tolist() if res.ranked else None)
+            self._bytes_up += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
+        examples = info.examples[at]
+        mine = tree.map(lambda x: x[at], self.mine)
+        for fold in call.folds:
+            self.folded[fold.part] = partial(fold, parts, mine, examples, self.folded.get(fold.part))
+        folded = {f.part for f in call.folds}
+        unfolded = {n: p for n, p in parts.items() if n in call.keep or n not in folded}
+        self._kept.append(tree.map(lambda x: x.contiguous(), unfolded))
+        self._states_after.append(after)
+        self._clients += ids
+        self._examples += examples.tolist()
+        self._ranks += held.tolist()
+        self._steps += torch.as_tensor(steps).reshape(-1).tolist()
 
-    def _alone(
-        self, res: Resident, name: str, visit: Visit, cohort: Cohort, i: int, shared: Tree, mine: Tree, own: Tree
-    ) -> tuple[Tree, Tree, Any]:
-        cut = [tree.map(lambda x: x[i : i + 1], t) for t in (mine, own)]
+    # -- execution -----------------------------------------------------------------------------------------------------
 
-        def once() -> tuple[Tree, Tree, Any]:
-            ((_, parts, after, steps),) = execute.execute_visit(
-                name, visit, cohort.one(i), shared, cut[0], cut[1], res.data
-            )
-            return parts, after, steps
+    def _pieces(self) -> Iterator[Piece]:
+        """Execute the visit; what a client's code raises goes to `failures` and the rest goes on."""
+        if self.executor == "vmap":
+            yield from self._vectorised()
+            return
+        for i in range(len(self.cohort.clients)):
+            piece = self._alone(self.executor, i)
+            if piece:
+                yield [i], *piece.pop()  # and this frame holds it no longer
 
+    def _vectorised(self) -> Iterator[Piece]:
+        """The whole cohort at once; where that fails, without the clients that fail alone too."""
+        if isinstance(self.visit.vectorize, str):
+            raise VectorizeError(self.visit.vectorize)
+        everyone = list(range(len(self.cohort.clients)))
+        piece, short = [], False
         try:
-            return once()
-        except Exception:
-            if res.config.failures.client_error != "retry":
-                raise
-            return once()
+            piece = [self._executed("vmap", self.cohort, self.mine, self.own)]
+        except torch.OutOfMemoryError:  # no client's fault
+            short = True
+        except Exception:  # out of here, for the error holds on to what was made
+            pass
+        if piece:
+            yield everyone, *piece.pop()
+            return
+        if short:
+            raise TooLarge(len(everyone), self.resident.config.resources.gpus_per_actor)
+        # Only alone can a client be told from what vmap cannot run; what passed alone is then tried once more.
+        rest, stay = self.cohort.without([i for i in everyone if not self._alone("loop", i)])
+        if not stay:
+            return
+        at = torch.as_tensor(stay, device=self.device)
+        mine, own = (tree.map(lambda x: x[at], t) for t in (self.mine, self.own))
+        try:
+            piece = [self._executed("vmap", rest, mine, own)]
+        except Exception as error:
+            raise VectorizeError(f"{type(error).__name__}: {error}") from error
+        yield stay, *piece.pop()
 
-    def _culprits(
-        self,
-        res: Resident,
-        visit: Visit,
-        cohort: Cohort,
-        shared: Tree,
-        mine: Tree,
-        own: Tree,
-        failures: dict[int, Failure],
-    ) -> list[int]:
-        bad = []
-        for i in range(len(cohort.clients)):
+    def _alone(self, executor: str, i: int) -> list[Executed]:
+        """One client's visit, tried again where the policy says so: alone in a list, which is empty where it failed."""
+        one = self.cohort.one(i)
+        mine, own = (tree.map(lambda x: x[i : i + 1], t) for t in (self.mine, self.own))
+        attempts = 0
+        while True:
+            attempts += 1
             try:
-                self._alone(res, "loop", visit, cohort, i, shared, mine, own)
+                return [self._executed(executor, one, mine, own)]
             except Exception as error:
-                bad.append(i)
-                failures[cohort.clients[i]] = _failure(error)
-        return bad
+                failure = Failure.of(error, attempts)
+            if not isinstance(self.resident.policy.decide(failure), Retry):
+                self.failures[self.cohort.clients[i]] = failure
+                return []
 
-    def _finite(
-        self, cohort: Cohort, at: list[int], parts: Tree, after: Tree, failures: dict[int, Failure]
-    ) -> list[int]:
+    def _executed(self, executor: str, cohort: Cohort, mine: Tree, own: Tree) -> Executed:
+        """What the clients of a cohort send, keep and took steps for, in one go."""
+        made = execute.execute_visit(executor, self.visit, cohort, self.shared, mine, own, self.resident.data)
+        ((_, parts, after, steps),) = made
+        return parts, after, steps
+
+    def _finite(self, positions: list[int], parts: Tree, after: Tree) -> list[int]:
         """The positions whose reply and state hold no NaN and no infinity; the others become failures."""
-        parts = {n: p for n, p in parts.items() if n != "@local"}
+        parts = {n: p for n, p in parts.items() if n != LOCAL_SCORES}
         if sums_are_finite((parts, after)):
-            return at
-        ok = torch.ones(len(at), dtype=torch.bool, device=self.device)
-        blame: dict[int, str] = {}
+            return positions
+        reasons: dict[int, str] = {}
         for kind, t in (("part", parts), ("client state", after)):
             for path, x in tree.leaves(t):
                 if not x.is_floating_point():
                     continue
-                fine = torch.isfinite(x.reshape(len(at), -1)).all(1)
-                if not bool(fine.all()):
-                    for i in (~fine).nonzero()[:, 0].tolist():
-                        blame.setdefault(i, f"NaN or infinity in {kind} {'/'.join(path)}")
-                    ok &= fine
-        for i, reason in blame.items():
-            failures[cohort.clients[at[i]]] = Failure(reason, "")
-        return [p for i, p in enumerate(at) if bool(ok[i])]
+                bad = ~torch.isfinite(x.reshape(len(positions), -1)).all(1)
+                for i in bad.nonzero()[:, 0].tolist():
+                    reasons.setdefault(i, f"NaN or infinity in {kind} {'/'.join(path)}")
+        for i, reason in reasons.items():
+            self.failures[self.cohort.clients[positions[i]]] = Failure(reason, repeatable=False)
+        return [p for i, p in enumerate(positions) if i not in reasons]
 
-    def _own(self, res: Resident, call: Call, values: Sequence[Any]) -> Tree:
-        """Client states stacked, (k, ...): from the blocks they lie in, or fresh for clients without one."""
+    def _states(self, blocks: Sequence[Any]) -> Tree:
+        """Client states stacked, (k, ...): from the blocks that hold them, or fresh for clients without one."""
+        res, call = self.resident, self.call
         if not res.method.wire.keep:
             return {}
-        seed, n = res.config.seed, len(call.shared)
         rows = []
-        for client, place in zip(call.clients, call.own or (None,) * len(call.clients), strict=True):
+        for client, place in zip(call.clients, call.states or (None,) * len(call.clients), strict=True):
             if place is None:
-                fresh = res.method.own_init(res.task, client, keys.key(seed, 0, client, "own state"))
+                key = keys.key(res.config.seed, 0, client, "own state")
+                fresh = res.method.own_init(res.task, client, key)
                 rows.append(tree.map(lambda x: x.to(self.device), fresh))
             else:
-                rows.append(tree.from_numpy(tree.row(values[n + place[0]], place[1]), self.device))
+                rows.append(tree.from_numpy(tree.row(blocks[place[0]], place[1]), self.device))
         return tree.stack(rows)
 
-    # -- where the large parts lie -----------------------------------------------------------------------------------
 
-    def _linear(
-        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """W (K, c) times the part's rows of one cohort (c, ...) -> (K, ...)."""
-        part = tree.from_numpy(values[0][args["part"]], self.device)
-        w = torch.as_tensor(args["weights"], device=self.device)
-        return {"value": tree.to_numpy(tree.combine(w, part))}, None, None
-
-    def _pick(
-        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """Some entries of the part of one cohort, (c, ...)."""
-        part = values[0][args["part"]]
-        return {"value": {n: part[n] for n in args["names"]}}, None, None
-
-    def _gram(
-        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """Inner products of two cohorts' parts, (a, b)."""
-        a, b = (tree.values(tree.from_numpy(v[args["part"]], self.device)) for v in values)
-        g = sum(x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in zip(a, b, strict=True))
-        return {"value": tree.to_numpy(g)}, None, None
-
-    def _dot(
-        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """Inner products of one cohort's part (c, ...) with K trees (K, ...), whose entries it may be more than: (c, K) float64."""
-        a, b = (tree.from_numpy(v, self.device) for v in (values[0][args["part"]], values[1]))
-        here, products = dict(tree.leaves(a)), []
-        for path, y in tree.leaves(b):
-            # Row by row and in fresh memory: a client's bits depend neither on its cohort nor on where its row lay.
-            wide = y.reshape(y.shape[0], -1).to(torch.float64, copy=True)
-            rows = (x.reshape(-1).to(torch.float64, copy=True) for x in here[path])
-            products.append(torch.stack([wide @ x for x in rows]))
-        g = torch.stack(products).sum(0)
-        return {"value": tree.to_numpy(g)}, None, None
-
-    def _probe(
-        self, res: Resident, args: dict[str, Any], values: Sequence[Any]
-    ) -> tuple[dict[str, Any], Tree | None, Tree | None]:
-        """See `rayfed.execute.tuning.autotune`."""
-        return {"value": autotune.time_executors(res, args["cohort"])}, None, None
-
-
-class VectorizeError(RuntimeError):
-    """`vmap` was asked for what it cannot run; the text is the reason."""
-
-
-class TooLarge(RunFailed):
-    """A cohort does not fit into the device's memory."""
-
-    def __init__(self, clients: int, share: Any):
-        self.clients, self.share = clients, share
-        fewer = f"resources.cohort: {clients // 2}" if clients > 1 else "resources.executor: loop"
-        super().__init__(
-            f"out of memory: {clients} clients at once do not fit on an actor's device; try {fewer}, "
-            f"task.model.checkpointing: true, or more resources.gpus_per_actor ({share} found)"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.clients, self.share), {"hint": self.hint})
-
-
-def _failure(error: Exception) -> Failure:
-    cause = error.__cause__ if isinstance(error, PieceFailed) and error.__cause__ is not None else error
-    trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
-    return Failure(
-        f"{type(cause).__name__}: {cause}", trace, error.arguments if isinstance(error, PieceFailed) else None
-    )
-
-
-def _join(pieces: list[Tree]) -> Tree:
+def _joined(pieces: list[Tree]) -> Tree:
+    """Pieces with leaves (c, ...) one after the other; {} of none."""
     if not pieces:
         return {}
     return pieces[0] if len(pieces) == 1 else tree.map(lambda *xs: torch.cat(xs), *pieces)

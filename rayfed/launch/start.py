@@ -277,7 +277,7 @@ class LocalLauncher:
         self.runner = Runner(config, federation, self.pool, folder, progress=watch)
         if self.stopping:  # asked before this run began
             self.runner.stop()
-        return self.runner.run()
+        return self.runner.execute()
 
     def stop(self) -> None:
         self.stopping = True

@@ -23,7 +23,8 @@ import pytest
 import torch
 
 from rayfed import keys, tree
-from rayfed.engine.worker import VectorizeError
+from rayfed.engine.failures import VectorizeError
+from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import replay
 from rayfed.method import Part
 from rayfed.storage.snapshots import load_tree, save_tree
@@ -318,18 +319,19 @@ class Recorder(SimPool):
 
     def _one(self, job: Any, dead: int | None = None) -> Any:
         out = super()._one(job)
-        if job.kind == "visit" and not job.args["call"].visit.startswith("@"):
-            call, k = job.args["call"], len(out.meta["clients"])
+        call = job.request
+        if isinstance(call, VisitCall) and isinstance(call.visit, str):
+            k = len(out.result.clients)
             self._note("down", {n: self.get(h) for n, h in zip(call.shared, job.handles)}, 0)
             self._note("down", call.mine, 1)
-            for part, folded in out.meta["folded"].items():
+            for part, folded in out.result.folded.items():
                 for p in folded.values():
                     self._note("up", {part: p["total"]}, 0, typed=False)
-            self._note("up", out.meta["small"], 1, k)
+            self._note("up", out.result.small, 1, k)
             if out.large is not None:
                 self._note("up", self.get(out.large), 1, k)
-            if out.own is not None:
-                self._note("keep", self.get(out.own), 1, k)
+            if out.states is not None:
+                self._note("keep", self.get(out.states), 1, k)
         return out
 
     def _note(self, where: str, parts: tree.Tree, lead: int, k: int | None = None, typed: bool = True) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rayfed import tree
+from rayfed.engine.evaluation import Evaluation
 from rayfed.methods.fedoa import GAPS
 from tests import toy
 from tests.conformance.checks import Case, loop_is_vmap, payload_is_the_wires
@@ -132,7 +133,7 @@ def test_what_is_served() -> None:
     done = toy.simulate("fedoa", rounds=2, **WHOLE)
     fed, kept = done.fed, done.clients()
     everyone = list(range(14))
-    served = fed.ask("@served", everyone, shared=fed.method.serve(done.state)).gather("model")
+    served = fed.ask(Evaluation.SERVED, everyone, shared=fed.method.serve(done.state)).gather("model")
     assert 0 < len(kept) < 14
     for c in everyone:
         want = kept[str(c)]["personal"] if str(c) in kept else done.state["model"]

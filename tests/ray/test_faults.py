@@ -135,7 +135,7 @@ def test_an_old_server_that_still_lives_writes_nothing_after_the_resume(config, 
 
     def old() -> None:
         try:
-            runner.run()
+            runner.execute()
         except Fenced as e:
             errors.append(e)
 

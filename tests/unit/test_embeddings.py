@@ -13,8 +13,8 @@ import torch
 from rayfed import keys, optimizers, partition, tree
 from rayfed.data import text
 from rayfed.distill import datafree, ensemble, generator
+from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
-from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from tests import toy

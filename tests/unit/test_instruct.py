@@ -17,8 +17,8 @@ import torch
 from rayfed import partition, tree
 from rayfed.data import instruct, text
 from rayfed.engine.pool import LocalPool
+from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
-from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from tests import toy

@@ -16,8 +16,10 @@ import yaml
 
 from rayfed import tree
 from rayfed.config.schema import load_config
+from rayfed.engine.messages import Job, VisitCall
 from rayfed.engine.pool import LocalPool
-from rayfed.engine.worker import Job, Resident, Worker
+from rayfed.engine.resident import Resident
+from rayfed.engine.worker import Worker
 from rayfed.errors import RunFailed
 from rayfed.execute.tuning import autotune, kernels
 from rayfed.execute.tuning.kernels import Kernels
@@ -55,7 +57,7 @@ def test_a_run_computes_deterministically_where_it_is_asked_to(asked: bool, monk
     monkeypatch.setattr(Worker, "_visit", lambda *a: seen.append(torch.are_deterministic_algorithms_enabled()))
     worker = Worker()
     worker.runs["r"] = SimpleNamespace(config=toy.config("fedavg", resources={"deterministic": asked}))  # type: ignore[assignment]
-    worker.do(Job("r", "visit", {}), [])
+    worker.do(Job("r", VisitCall("train", (0,), 1, 1, 1)), [])
     assert seen == [asked] and not torch.are_deterministic_algorithms_enabled()
 
 
@@ -291,7 +293,7 @@ def test_a_round_of_little_work_is_one_call(
     chosen = {"loop": seconds[0], "vmap": seconds[1], "kernels": {"loop": Kernels(), "vmap": Kernels()}}
     monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
     lent: list[Any] = []
-    monkeypatch.setattr(LocalPool, "lend", lambda pool, run, res: lent.append(res))
+    monkeypatch.setattr(LocalPool, "adopt", lambda pool, run, res: lent.append(res))
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, resources=asked)
     found = yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]
     assert (found["executor"], found["cohort"], found["visits"]) == kept
@@ -304,7 +306,7 @@ def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pyt
     chosen = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
     monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
     pool = LocalPool()
-    pool.lends = False
+    pool.adopts = False
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, pool=pool, resources={"cohort": "auto"})
     found = yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]
     assert (found["cohort"], found["visits"]) == (7, "actors")
@@ -312,7 +314,7 @@ def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pyt
 
 def test_visits_stay_with_the_actors_where_nothing_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lent: list[str] = []
-    monkeypatch.setattr(LocalPool, "lend", lambda pool, run, res: lent.append(run))
+    monkeypatch.setattr(LocalPool, "adopt", lambda pool, run, res: lent.append(run))
     toy.run_folder("fedavg", tmp_path / "a", executor="vmap", rounds=1)
     assert not lent
     ran = toy.run_folder("fedavg", tmp_path / "b", executor="vmap", rounds=1, resources={"visits": "server"})

@@ -12,6 +12,7 @@ import torch
 from actors import merge
 from actors.pool import Waiting
 from rayfed import fold
+from rayfed.engine.messages import CallResult
 from rayfed.engine.pool import Merging, Outcome
 
 
@@ -20,6 +21,10 @@ def calls(n: int) -> list[fold.Folded]:
     g = torch.Generator().manual_seed(0)
     made = [{"delta": {"": {"total": {"w": torch.randn(7, generator=g)}, "weight": float(i + 1)}}} for i in range(n)]
     return [fold.to_numpy({} if i == 2 else f) for i, f in enumerate(made)]
+
+
+def result(folded: fold.Folded | None) -> CallResult:
+    return CallResult([], {}, [], [], [], folded, {}, (), False, {}, 0, {}, 0.0)
 
 
 class Store:
@@ -41,13 +46,13 @@ class Store:
         return node, fold.to_numpy(fold.merge_parts(fold.from_numpy(left[1]), fold.from_numpy(right[1])))
 
     def outcome(self, node: str, folded: fold.Folded) -> Outcome:
-        return Outcome({}, None, None, folded=merge.Lies((node, folded), node))
+        return Outcome(result(None), folded=merge.Lies((node, folded), node))
 
 
 def plain(found: list[fold.Folded]) -> fold.Folded:
     m = Merging()
     for i, f in enumerate(found):
-        m.add(i, Outcome({"folded": f}, None, None))
+        m.add(i, Outcome(result(f)))
     return m.result()
 
 

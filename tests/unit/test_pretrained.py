@@ -19,8 +19,8 @@ from rayfed import adapters, partition, tree
 from rayfed.config.schema import LoRA, Named
 from rayfed.data import text
 from rayfed.engine.pool import LocalPool
+from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
-from rayfed.engine.worker import Resident
 from rayfed.errors import ConfigError
 from rayfed.models import pretrained
 from rayfed.models.wrapped import looks_back, sees_ahead

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rayfed import execute
-from rayfed.engine.worker import Resident
+from rayfed.engine.resident import Resident
 from rayfed.execute.tuning import replay
 from rayfed.execute.tuning.replay import call
 from rayfed.visit import Phase, Visit, steps

@@ -282,7 +282,7 @@ def test_a_piece_can_be_left(tmp_path: Path) -> None:
     runner.advance(3)
     assert runner.finish() == ("stopped", 3) and not (folder.path / "summary.json").exists()
     again = Runner(c, toy.federation(c), LocalPool(), RunFolder.open(folder.path, owner=Owner.me()))
-    assert again.run() == ("done", 5)
+    assert again.execute() == ("done", 5)
     assert seen(folder) == toy.run_folder("fedavg", tmp_path / "whole", **LONG).rows
 
 
@@ -293,7 +293,7 @@ def test_a_clone_goes_on_as_the_run_did(tmp_path: Path) -> None:
     folder = RunFolder.clone(whole.folder.path, 2, tmp_path / "clone", c.to_dict(), owner=Owner.me())
     assert [r["round"] for r in folder.metrics().to_pylist()] == [1, 2] and len(folder.clients(2)) == 14
     assert folder.run_id != whole.folder.run_id
-    assert Runner(c, toy.federation(c), LocalPool(), folder).run() == ("done", 5)
+    assert Runner(c, toy.federation(c), LocalPool(), folder).execute() == ("done", 5)
     assert seen(folder) == whole.rows
     store = ClientStore(LocalPool())
     store.load(folder.path / "snapshots" / "round-000005", folder.path / "segments")

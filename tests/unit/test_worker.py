@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from rayfed import execute, tree
+from rayfed.engine.failures import ClientFailed, VectorizeError
 from rayfed.engine.pool import LocalPool
-from rayfed.engine.worker import SMALL, VectorizeError, Worker, check_wire, mismatch, sums_are_finite
+from rayfed.engine.worker import SMALL, CohortVisit, check_wire, mismatch, sums_are_finite
 from rayfed.errors import RunFailed
-from rayfed.fed import ClientFailed, cohort_size
+from rayfed.fed import cohort_size
 from rayfed.fold import mean, total
 from rayfed.method import Part
 from rayfed.storage.snapshots import load_tree
@@ -336,13 +337,13 @@ def test_what_only_folds_is_looked_at_by_client_from_the_first_nan_on(
     odd: str, executor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[bool] = []
-    real = Worker._finite
+    real = CohortVisit._finite
 
-    def told(self: Worker, cohort: Any, at: Any, parts: Any, *rest: Any) -> Any:
+    def told(self: CohortVisit, at: Any, parts: Any, *rest: Any) -> Any:
         looked.append("delta" in parts)
-        return real(self, cohort, at, parts, *rest)
+        return real(self, at, parts, *rest)
 
-    monkeypatch.setattr(Worker, "_finite", told)
+    monkeypatch.setattr(CohortVisit, "_finite", told)
     toy.simulate(odd, executor=executor, **SHORT)
     assert looked and not any(looked)
     looked.clear()

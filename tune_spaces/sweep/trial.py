@@ -128,6 +128,7 @@ class Trial(tune.Trainable):
 
     def _open(self) -> dict[int, Any]:
         """Runners of the seeds that have rounds left, at their last snapshots."""
+        from rayfed.engine.failures import FailurePolicy
         from rayfed.engine.runner import Runner
         from rayfed.partition import Federation
         from rayfed.storage.run_folder import RunFolder
@@ -136,7 +137,7 @@ class Trial(tune.Trainable):
         if self.request["keep_all"]:  # PBT may clone any of them
             config = config.model_copy(update={"storage": config.storage.model_copy(update={"keep": 10**6})})
         self._start_pool()
-        self.pool.retries = config.failures.actor_death.retries
+        self.pool.policy = FailurePolicy.of(config.failures)
         out: dict[int, Any] = {}
         for seed in self.request["seeds"]:
             if seed in self.ended:

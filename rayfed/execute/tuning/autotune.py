@@ -14,7 +14,7 @@ from rayfed.lazy import torch
 from rayfed.visit import sgd_visit, steps
 
 if TYPE_CHECKING:
-    from rayfed.engine.worker import Resident
+    from rayfed.engine.resident import Resident
 
 BUDGET_S = 0.25  # seconds of `loop` that one timing is worth
 

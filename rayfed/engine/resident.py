@@ -1,0 +1,86 @@
+"""One run inside one process: its method, its task and its data, which every call of the run uses again."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rayfed import methods, tree
+from rayfed import task as tasks
+from rayfed.adapters import ranks
+from rayfed.engine import evaluation
+from rayfed.engine.evaluation import Evaluation
+from rayfed.engine.failures import FailurePolicy
+from rayfed.execute.batches import BatchSampler
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config
+    from rayfed.method import Method
+    from rayfed.partition import Federation
+    from rayfed.task import Task
+    from rayfed.visit import Visit
+
+
+class Resident:
+    """A run's method, task, data and the visits built from them.
+
+    start: what the run starts from (`rayfed.models.start.start_from`); like: a resident run whose task and data serve again
+    if they are the same.
+    """
+
+    task: Task
+    data: dict[str, Any]
+    sampler: BatchSampler
+
+    def __init__(self, config: Config, federation: Federation, start: Any, device: str, like: Resident | None = None):
+        self.config, self.device = config, device
+        self.data_key = data_key(config)
+        cls = methods.get(config.method.name)
+        self.method: Method = cls(cls.Settings(**config.method.options), config)
+        self.policy = FailurePolicy.of(config.failures)
+        if like is not None and like.data_key == self.data_key:
+            self.task, self.data, self.sampler = like.task, like.data, like.sampler
+        else:
+            self.task = tasks.of(federation.kind)(config, federation, device, start)
+            self.data = {n: self._column(x) for n, x in federation.arrays.items()}
+            self.sampler = BatchSampler(
+                federation,
+                seed=config.seed,
+                batch_size=config.local.batch_size,
+                device=device,
+                dtype=self.task.dtype,
+                ranks=self.task.ranks,
+            )
+        self.checks_each_reply = False  # for NaN by itself; from the first call on whose fold has one
+        self.keeps_rank = ranks.kept(config, self.method.wire)
+        self.ranked = self.keeps_rank or ranks.unequal(config)
+        self._visits: dict[tuple[str | Evaluation, bool], Visit] = {}
+
+    def _column(self, array: Any) -> Any:
+        x = tree.from_numpy(array)
+        return x.to(self.device, self.task.dtype if x.is_floating_point() else x.dtype)
+
+    def visit(self, name: str | Evaluation, score_local: bool) -> Visit:
+        """Build a visit of the method, or an evaluation, once. score_local: also score the locally trained model, if there is one."""
+        if (name, score_local) not in self._visits:
+            self._visits[name, score_local] = self._built(name, score_local)
+        return self._visits[name, score_local]
+
+    def _built(self, name: str | Evaluation, score_local: bool) -> Visit:
+        if isinstance(name, Evaluation):
+            made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces))
+        else:
+            made = getattr(self.method, name)(self.task)
+            if score_local and made.local is not None:
+                made = evaluation.with_local_score(made, self.task)
+        if self.ranked and not (isinstance(name, Evaluation) and name.of_the_server):
+            made = ranks.at_rank(made, self.task, self.keeps_rank)
+        if self.task.vectorize is not True:
+            made = made._replace(vectorize=self.task.vectorize)
+        return made
+
+
+def data_key(config: Config) -> str:
+    """What decides a run's task and data, as text: of two runs that agree in it, one set serves both."""
+    d = config.to_dict()
+    return json.dumps([d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")], sort_keys=True)
