@@ -49,10 +49,10 @@ WORDS = (
 
 def config(a: argparse.Namespace, data: Path) -> Any:
     """The federation that all rows train on: equal clients, `steps` SGD steps each."""
-    from rayfed.config.schema import load_config
+    from rayfed.launch.preflight import load_request
 
     per_client = a.batch * a.steps
-    return load_config({
+    return load_request({
         "name": "cohorts", "rounds": 1,
         "task": {
             "data": {"name": f"parquet:{data}", "length": a.length},

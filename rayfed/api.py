@@ -89,7 +89,8 @@ class Run:
 
     @cached_property
     def _config(self) -> Config:
-        from rayfed.config.schema import Config, load_config
+        from rayfed.config.load import load_config
+        from rayfed.config.schema import Config
 
         found = load_config(self.path / "config.yaml")
         assert isinstance(found, Config)
@@ -173,9 +174,9 @@ def run(
     data or model of your own. local: in this process, without Ray; address: as `--address`; watch: is called with the live
     status after each round. Raises the errors of `rayfed.errors`.
     """
-    from rayfed.config.schema import load_config
+    from rayfed.launch.preflight import load_request
 
-    request = load_config(config, sets)
+    request = load_request(config, sets)
     if local:
         from rayfed.launch.start import run_local
 

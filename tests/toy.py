@@ -18,7 +18,7 @@ import torch
 
 from rayfed import keys, partition, tree
 from rayfed.config.load import merge
-from rayfed.config.schema import Config, load_config
+from rayfed.config.schema import Config
 from rayfed.engine.client_states import ClientStore
 from rayfed.engine.messages import Job
 from rayfed.engine.pool import LocalPool, Outcome
@@ -26,6 +26,7 @@ from rayfed.engine.resident import Resident
 from rayfed.engine.runner import Ending, Runner
 from rayfed.engine.worker import Worker
 from rayfed.fed import Fed
+from rayfed.launch.preflight import load_request
 from rayfed.partition import Federation
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
@@ -62,7 +63,7 @@ Spec = str | Mapping[str, Any]  # a method's name, or its name with settings
 def config(method: Spec = "fedavg", *, executor: str = "loop", dtype: str = "float32", **changes: Any) -> Config:
     """The toy's config; `changes` are merged key by key, as the arms of a study are."""
     raw = merge(merge(TOY, {"task": {"dtype": dtype}, "resources": {"executor": executor}}), changes)
-    made = load_config({**raw, "method": {"name": method} if isinstance(method, str) else dict(method)})
+    made = load_request({**raw, "method": {"name": method} if isinstance(method, str) else dict(method)})
     assert isinstance(made, Config)
     return made
 

@@ -55,9 +55,10 @@ def submit_request(
     Returns the connection and the job's name, which is also the run folder's. Raises ConfigError before the cluster is asked,
     PlacementError where the head cannot run the project.
     """
-    from rayfed.config.schema import Config, load_config
+    from rayfed.config.schema import Config
+    from rayfed.launch.preflight import load_request
 
-    request = load_config(config, sets)
+    request = load_request(config, sets)
     base = request if isinstance(request, Config) else request.base
     files = [s for s in (spaces or "").split(",") if s.endswith(".py")]
     if missing := [f for f in files if not Path(f).is_file()]:

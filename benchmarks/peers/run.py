@@ -111,15 +111,15 @@ def minilm() -> Path:
 def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
     """Writes the plan that `work.Plan` reads; returns its folder."""
     from rayfed import partition
-    from rayfed.config.schema import load_config
     from rayfed.engine.pool import LocalPool
     from rayfed.engine.resident import Resident
     from rayfed.engine.runner import start_from
     from rayfed.fed import Fed
+    from rayfed.launch.preflight import load_request
 
     plan = where / "plan"
     plan.mkdir()
-    c = load_config(config)
+    c = load_request(config)
     fed = partition.build(c)
     res = Resident(c, fed, start_from(c), "cpu")
     draw = Fed(c, fed, res.method, res.task, LocalPool(), "plan")

@@ -51,14 +51,14 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
             return len(plan.clients[r])
     else:
         from rayfed import partition, tree
-        from rayfed.config.schema import load_config
         from rayfed.engine.messages import Job, VisitCall
         from rayfed.engine.runner import start_from
         from rayfed.engine.worker import Worker
         from rayfed.execute.tuning import replay
         from rayfed.fold import mean
+        from rayfed.launch.preflight import load_request
 
-        c = load_config(yaml.safe_load((where / "config.yaml").read_text())).with_resources(
+        c = load_request(yaml.safe_load((where / "config.yaml").read_text())).with_resources(
             executor=kind, cohort=cohort
         )
         worker, fed = Worker(), partition.build(c)

@@ -16,11 +16,12 @@ import torch
 from sklearn.neural_network import MLPClassifier
 
 from rayfed import keys, partition, tree
-from rayfed.config.schema import Config, Study, load_config
+from rayfed.config.schema import Config, Study
 from rayfed.distill import ensemble, generator
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.fed import Fed
+from rayfed.launch.preflight import load_request
 
 STUDY = Path(__file__).parent / "when_it_helps.yaml"
 ROUNDS = (1, 5, 10, 20, 40)
@@ -116,7 +117,7 @@ def table(head: tuple[str, ...], per_seed: list[dict[int, tuple[float, ...]]]) -
 
 
 def main() -> None:
-    study: Any = load_config(STUDY)
+    study: Any = load_request(STUDY)
     assert isinstance(study, Study)
     torch.set_num_threads(1)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rayfed import data
-from rayfed.config.schema import load_config
 from rayfed.data import Dataset
+from rayfed.launch.preflight import load_request
 from rayfed.partition.describe import describe
 from rayfed.report import partition_plot
 
@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def scanners(seed: int) -> Dataset:
     """The digits as three scanners might give them: as they are, inverted, and faint with noise."""
-    d, rng = data.load(load_config(config({"kind": "iid"})).task.data, seed), np.random.default_rng(seed)  # type: ignore[union-attr]
+    d, rng = data.load(load_request(config({"kind": "iid"})).task.data, seed), np.random.default_rng(seed)  # type: ignore[union-attr]
 
     def scan(part: data.Part) -> data.Part:
         which = rng.choice(3, len(part.y), p=[0.5, 0.3, 0.2])
@@ -70,7 +70,7 @@ def config(partition: dict[str, Any], data: Any = "digits", **federation: Any) -
 
 def measure(kind: dict[str, Any], alpha: float, seed: int) -> dict[str, Any]:
     """The numbers that `rayfed partition` prints."""
-    return describe(load_config(config({**kind, "alpha": alpha})), seed)[0].numbers
+    return describe(load_request(config({**kind, "alpha": alpha})), seed)[0].numbers
 
 
 def table() -> str:
@@ -100,7 +100,7 @@ def table() -> str:
 
 def main() -> None:
     for name, changes in PICTURES.items():
-        partition_plot.write(describe(load_config(config(**changes)), 0), HERE / f"{name}.png")
+        partition_plot.write(describe(load_request(config(**changes)), 0), HERE / f"{name}.png")
         print(f"{name}.png: {(HERE / f'{name}.png').stat().st_size / 1e3:.0f} kB")
     made = table()
     print(made)

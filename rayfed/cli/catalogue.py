@@ -17,9 +17,9 @@ def validate(config: str, sets: Sets = None, as_json: Json = False) -> None:
     """Print the resolved config, or everything that is wrong with it."""
     import yaml
 
-    from rayfed.config.schema import load_config
+    from rayfed.launch.preflight import load_request
 
-    resolved = load_config(config, sets or ()).to_dict()
+    resolved = load_request(config, sets or ()).to_dict()
     typer.echo(json.dumps(resolved, indent=1) if as_json else yaml.safe_dump(resolved, sort_keys=False), nl=as_json)
 
 
@@ -35,11 +35,12 @@ def partition(
     ] = False,
 ) -> None:
     """Describe the data split: who holds what, in numbers and as a picture."""
-    from rayfed.config.schema import Config, load_config
+    from rayfed.config.schema import Config
+    from rayfed.launch.preflight import load_request
     from rayfed.partition.describe import describe
     from rayfed.report import partition_plot
 
-    request = load_config(config, sets or ())
+    request = load_request(config, sets or ())
     name = request.name if isinstance(request, Config) else request.base.name
     file = out or Path(f"{name}-partition.png")
     partition_plot.check(file)

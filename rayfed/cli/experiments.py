@@ -25,9 +25,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run an experiment or a study to its end."""
-    from rayfed.config.schema import load_config
+    from rayfed.launch.preflight import load_request
 
-    request = load_config(config, sets or ())
+    request = load_request(config, sets or ())
     with _progress(as_json) as progress:
         if local:
             from rayfed.launch.start import run_local

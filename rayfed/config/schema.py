@@ -1,33 +1,22 @@
 """The whole experiment as typed, validated settings: one file, every key with its meaning.
 
-Strict: an unknown key is an error that names the nearest one, and all problems are reported together. Kinds whose parts
-are not built yet are known names and refused as such.
+Strict: an unknown key is an error. Whether the parts that a config names exist, and fit one another, is preflight's to judge.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
-
-LATER: dict[str, tuple[str, ...]] = {  # known kinds whose part is not built yet
-    "federation.participation": ("trace",),
-    "aggregate": ("krum", "multi_krum", "trimmed_mean", "median", "bulyan", "foolsgold"),
-    "attacks": ("label_flip",),
-    "transforms": ("clip", "gaussian", "topk", "randomk", "quantise", "mask"),
-    "devices": ("trace", "synthetic"),
-}
 
 
 class Section(BaseModel):
@@ -395,10 +384,6 @@ class VPT(Section):
 Adapter = Whole | LoRA | IA3 | Bias | Head | Prompt | Prefix | Bottleneck | SSF | VPT
 
 
-class Aggregate(Section):
-    kind: Literal["mean"] = "mean"
-
-
 class Evaluate(Section):
     every: int = Field(5, ge=1, description="Rounds between two evaluations; the last round is always evaluated.")
     clients: Literal["all"] | int | float = Field("all", description="Clients scored: all, a number, or a fraction.")
@@ -461,10 +446,6 @@ class Resources(Section):
         return v
 
 
-class Devices(Section):
-    profile: Literal["none"] = "none"
-
-
 class Storage(Section):
     path: str = Field(
         "runs", description="Folder of run folders, or a place in object storage: s3://bucket/x, gs://..."
@@ -472,32 +453,9 @@ class Storage(Section):
     snapshot_every: int = Field(5, ge=1, description="Rounds between two snapshots.")
     keep: int = Field(2, ge=1, description="Snapshots kept.")
 
-    @field_validator("path")
-    @classmethod
-    def _place(cls, v: str) -> str:
-        from rayfed.storage import object_store
-
-        if object_store.is_uri(v) and (problem := object_store.wrong(v)):
-            raise ValueError(problem)
-        return v
-
 
 class ActorDeath(Section):
     retries: int = Field(3, ge=0, description="How often one call is repeated after its actor died.")
-
-
-class Stragglers(Section):
-    deadline_s: float | None = None
-    over_select: int | float = 0
-
-    @field_validator("deadline_s", "over_select")
-    @classmethod
-    def _none_yet(cls, v: Any, info: ValidationInfo) -> Any:
-        if v:
-            raise ValueError(
-                f"{v} found: not available yet, allowed: {0 if info.field_name == 'over_select' else 'null'}"
-            )
-        return v
 
 
 class Failures(Section):
@@ -505,7 +463,6 @@ class Failures(Section):
         "raise", description="A client that raises: end the run, drop it, or try once more and then drop it."
     )
     actor_death: ActorDeath = ActorDeath()
-    stragglers: Stragglers = Stragglers()
 
 
 class Stop(Section):
@@ -525,12 +482,8 @@ class Config(Section):
     init: Init = Init()
     adapter: Adapter = Field(Whole(), discriminator="kind")
     method: Named = Field(description="A method's name and its own settings.")
-    aggregate: Aggregate = Aggregate()
-    attacks: list[Any] = Field([], max_length=0)
-    transforms: list[Any] = Field([], max_length=0)
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
-    devices: Devices = Devices()
     storage: Storage = Storage()
     failures: Failures = Failures()
     stop: Stop = Stop()
@@ -544,7 +497,7 @@ class Config(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """A config that was valid before; raises pydantic's ValidationError otherwise (users' files go through `load_config`)."""
+        """A config that was valid before; raises pydantic's ValidationError otherwise (users' files go through `rayfed.config.load`)."""
         return cls.model_validate(values)
 
     def training_clients(self) -> int:
@@ -615,13 +568,3 @@ class Study(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The study's own file: base config, seeds, arms as written, claim."""
         return self.raw
-
-
-def load_config(source: str | Path | Mapping[str, Any], sets: Sequence[str] | Mapping[str, Any] = ()) -> Config | Study:
-    """A config or a study from a file, a ready name or a mapping, with overrides: `a.b=c`, or {"a.b": c}.
-
-    In mappings a class or function may stand for the name of a method, data or model. ConfigError lists all problems.
-    """
-    from rayfed.config.load import load
-
-    return load(source, sets)

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rayfed.config.schema import Config, Study, load_config
+from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
 from rayfed.launch.progress import human
 from rayfed.storage.atomic import durable_write, json_bytes
@@ -67,11 +67,13 @@ def digest(file: Path) -> str:
 
 def read(file: Path, shelf: Path | None = None) -> Study:
     """A claim's study. ConfigError if it is not one, or its data is not here."""
+    from rayfed.launch.preflight import load_request
+
     if shelf is not None:
         os.environ[SHELF] = str(shelf)
     if MODELS in file.read_text():
         os.environ.setdefault(MODELS, str(models()))
-    request = load_config(file)
+    request = load_request(file)
     if not isinstance(request, Study) or not request.claims:
         raise ConfigError(f"{file}: a claim is a study (seeds, arms) with `claim:`")
     return request

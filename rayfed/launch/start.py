@@ -95,7 +95,8 @@ def run(
 def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), watch: Watch | None = None) -> Finished:
     """Continue a run or a study where its last snapshot left it. `path`: its folder, or its URI in object storage;
     `sets`: overrides of what may change, e.g. rounds=50."""
-    from rayfed.config.schema import Config, Study, load_config
+    from rayfed.config.schema import Config, Study
+    from rayfed.launch.preflight import load_request
 
     watch, federations = watch or (lambda state: None), Federations()
     for s in sets:
@@ -106,7 +107,7 @@ def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), wa
             )
     path = object_store.download(str(path)) if object_store.is_uri(path) else Path(path)
     if (path / "study.yaml").exists():
-        request = load_config(path / "study.yaml", sets)
+        request = load_request(path / "study.yaml", sets)
         assert isinstance(request, Study)
         configs = [c for _, _, c in request.runs()]
         _beside(launcher, configs, lambda: federations.check(request))
@@ -114,7 +115,7 @@ def resume(path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), wa
         return _study(request, path, federations, launcher, watch)
     if not (path / "config.yaml").exists():
         raise ConfigError(f"{path}: no run to resume here (a run folder holds config.yaml, a study study.yaml)")
-    config = load_config(path / "config.yaml", sets)
+    config = load_request(path / "config.yaml", sets)
     assert isinstance(config, Config)
     federation = _beside(launcher, [config], lambda: federations.checked(config))
     launcher.start([config])

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from rayfed import keys, methods, optimizers, tree
-from rayfed.config.schema import load_config
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
 from rayfed.launch import start
+from rayfed.launch.preflight import load_request
 from rayfed.methods.fedgen import draw, label_distribution, teach
 from tests import toy
 
@@ -93,7 +93,7 @@ def own(tmp_path: Path, name: str, layers: str) -> Any:
     file = tmp_path / "own.py"
     file.write_text(OWN.format(name=name, layers=layers))
     settings = {**toy.TOY, "method": SHORT, "storage": {"path": str(tmp_path / "runs"), "snapshot_every": 1}}
-    return load_config({**settings, "task": {**toy.TOY["task"], "model": f"{file}:{name}"}})
+    return load_request({**settings, "task": {**toy.TOY["task"], "model": f"{file}:{name}"}})
 
 
 def test_a_model_without_a_classifier_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from rayfed import methods, tree
 from rayfed.adapters import lora
-from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
+from rayfed.launch.preflight import load_request
 from tests import toy
 from tests.tiny import WHOLE, Watched, descend
 
@@ -62,4 +62,4 @@ def test_it_needs_lora(on_bert: OnBert) -> None:
     raw = toy.config(**on_bert({})).to_dict()
     for kind in ("bias", "full"):
         with pytest.raises(ConfigError, match=f"adapter.kind: {kind} found, method.name: fedit needs lora"):
-            load_config({**raw, "method": {"name": "fedit"}, "adapter": {"kind": kind}})
+            load_request({**raw, "method": {"name": "fedit"}, "adapter": {"kind": kind}})

@@ -12,8 +12,8 @@ import torch
 
 from rayfed import methods, tree
 from rayfed.adapters import lora
-from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
+from rayfed.launch.preflight import load_request
 from rayfed.methods.slora import SLoRA
 from tests import toy
 from tests.tiny import WHOLE
@@ -143,4 +143,4 @@ def test_a_stage_as_long_as_the_run_is_refused(on_bert: OnBert) -> None:
     raw = toy.config(**on_bert({})).to_dict()
     for given, found in (({"sparse_rounds": 2}, 2), ({"sparse_rounds": 5}, 5)):
         with pytest.raises(ConfigError, match=rf"method.sparse_rounds: {found} found, allowed: less than rounds \(2\)"):
-            load_config({**raw, "method": {"name": "slora", **given}})
+            load_request({**raw, "method": {"name": "slora", **given}})

@@ -21,7 +21,7 @@ def reference(tmp_path_factory):
     """The rows of the uninterrupted run, computed without Ray."""
     import yaml
 
-    from rayfed.config.schema import load_config
+    from rayfed.config.load import load_config
     from rayfed.launch.start import run_local
     from tests.ray.conftest import CONFIG
 
@@ -113,7 +113,7 @@ def test_an_old_server_that_still_lives_writes_nothing_after_the_resume(config, 
     """The old writer commits on, a new one takes over in mid-run: the old one is fenced off, the rows are right."""
     import threading
 
-    from rayfed.config.schema import load_config
+    from rayfed.config.load import load_config
     from rayfed.engine.pool import LocalPool
     from rayfed.engine.runner import Runner
     from rayfed.errors import Fenced

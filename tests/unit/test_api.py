@@ -11,8 +11,8 @@ import torch
 
 import rayfed
 from rayfed import partition, tree
-from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
+from rayfed.launch.preflight import load_request
 from tests import toy
 from tests.conftest import ROOT
 
@@ -101,10 +101,10 @@ def test_before_the_end(tmp_path: Path) -> None:
 
 
 def test_overrides_as_a_mapping() -> None:
-    plain = load_config("fedavg", ["rounds=3", "federation.clients=20", "method.name=scaffold"])
-    assert load_config("fedavg", {"rounds": 3, "federation": {"clients": 20}, "method.name": "scaffold"}) == plain
+    plain = load_request("fedavg", ["rounds=3", "federation.clients=20", "method.name=scaffold"])
+    assert load_request("fedavg", {"rounds": 3, "federation": {"clients": 20}, "method.name": "scaffold"}) == plain
     with pytest.raises(ConfigError, match="did you mean 'rounds'"):
-        load_config("fedavg", {"rouns": 3})
+        load_request("fedavg", {"rouns": 3})
 
 
 def test_images_are_called_as_images(tmp_path: Path) -> None:

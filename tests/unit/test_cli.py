@@ -19,10 +19,11 @@ import yaml
 import rayfed
 from rayfed import cli, methods
 from rayfed.config.load import READY, ready
-from rayfed.config.schema import Config, Study, load_config
+from rayfed.config.schema import Config, Study
 from rayfed.errors import RunFailed
 from rayfed.launch import method_pages
 from rayfed.launch import start as launch
+from rayfed.launch.preflight import load_request
 from rayfed.metrics import meaning
 
 ROOT = Path(__file__).parents[2]
@@ -167,8 +168,8 @@ def test_the_run_folder_holds_what_the_contract_says(world: World) -> None:
 
 
 def test_the_resolved_config_is_the_one_that_ran(world: World) -> None:
-    resolved = load_config(world.run / "config.yaml")
-    assert resolved == load_config(TINY)
+    resolved = load_request(world.run / "config.yaml")
+    assert resolved == load_request(TINY)
     assert yaml.safe_load((world.run / "config.yaml").read_text())["evaluate"] == {
         "every": 2, "clients": "all", "finetune_epochs": 0,
     }  # fmt: skip
@@ -278,7 +279,7 @@ def test_resume_makes_a_run_longer_with_the_rows_of_one_that_never_stopped(
     assert (printed["path"], printed["status"], printed["summary"]["rounds"]) == (f"out/{world.run.name}", "done", 3)
     after = rows(world.run / "metrics.parquet")
     assert steady(after[:2]) == steady(before) and len(after) == 3
-    assert load_config(world.run / "config.yaml") == load_config({**TINY, "rounds": 3})
+    assert load_request(world.run / "config.yaml") == load_request({**TINY, "rounds": 3})
     assert {p.name for p in (world.run / "snapshots").iterdir()} == {"round-000002", "round-000003"}  # keep: 2
     kinds = [json.loads(x)["kind"] for x in (world.run / "events.jsonl").read_text().splitlines()]
     assert kinds[:3] == ["created", "finished", "opened"] and kinds[-1] == "finished"
@@ -327,14 +328,14 @@ def test_a_study(call: Call, no_pictures: None, tmp_path: Path) -> None:
     assert {p.name for p in path.iterdir()} - {"plots"} == {
         "study.yaml", "results.parquet", "summary.json", "report.html", "plain", "three",
     }  # fmt: skip
-    again = load_config(path / "study.yaml")
-    assert isinstance(again, Study) and again == load_config({**TINY, **ARMS})
+    again = load_request(path / "study.yaml")
+    assert isinstance(again, Study) and again == load_request({**TINY, **ARMS})
 
     found = {(a, s): path / a / f"seed-{s}" for a in ("plain", "three") for s in (0, 5)}
     finals = {k: rows(p / "metrics.parquet")[-1] for k, p in found.items()}
     for (arm, seed), where in found.items():
         assert {p.name for p in where.iterdir()} - {".lock", "lock.json"} == FOLDER - {"report.html", "plots"}
-        config = load_config(where / "config.yaml")
+        config = load_request(where / "config.yaml")
         assert isinstance(config, Config)
         assert (config.seed, config.method.name) == (seed, {"plain": "fedavg", "three": "ifca"}[arm])
     split = {
@@ -439,7 +440,7 @@ def test_a_signal_before_a_run_begins_is_not_lost(tmp_path: Path) -> None:
     launcher = launch.LocalLauncher()
     launcher.stop()
     with pytest.raises(RunFailed, match="stopped from outside"):
-        launch.run(load_config(TINY), launcher, out=tmp_path)
+        launch.run(load_request(TINY), launcher, out=tmp_path)
     (path,) = tmp_path.iterdir()
     assert not (path / "summary.json").exists()
 
@@ -456,7 +457,7 @@ def test_a_report_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(launcher, "close", lambda: closed.append(True))
     monkeypatch.setattr(report, "write_report", full)
     with pytest.raises(OSError, match="no space left"):
-        launch.run(load_config(TINY), launcher, out=tmp_path)
+        launch.run(load_request(TINY), launcher, out=tmp_path)
     assert closed == [True]
 
 
@@ -547,9 +548,9 @@ def test_help_of_each_command(call: Call, command: str) -> None:
 def test_validate_prints_the_resolved_config(call: Call, tmp_path: Path) -> None:
     said = call("validate", "fedavg", "--set", "rounds=7")
     assert said.code == 0 and said.err == ""
-    assert load_config(yaml.safe_load(said.out)) == load_config("fedavg", ["rounds=7"])
-    assert json.loads(call("validate", "fedavg", "--json").out) == load_config("fedavg").to_dict()
-    study = load_config(yaml.safe_load(call("validate", "quickstart").out))
+    assert load_request(yaml.safe_load(said.out)) == load_request("fedavg", ["rounds=7"])
+    assert json.loads(call("validate", "fedavg", "--json").out) == load_request("fedavg").to_dict()
+    study = load_request(yaml.safe_load(call("validate", "quickstart").out))
     assert isinstance(study, Study) and list(study.arms) == ["fedavg", "ifca", "disue"]
     assert list(tmp_path.iterdir()) == []
 
@@ -562,7 +563,7 @@ def test_cp_never_overwrites_unless_told(call: Call, tmp_path: Path) -> None:
     said = call("cp", "quickstart", "mine.yaml")
     assert said.code == 2 and "mine.yaml exists; --force overwrites it" in said.err and mine.read_text() == "edited"
     assert call("cp", "fedavg", "mine.yaml", "--force").code == 0
-    assert load_config(mine) == load_config("fedavg")
+    assert load_request(mine) == load_request("fedavg")
     assert set(ready()) >= {"quickstart", "fedavg"}
 
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 DIGITS = """
 from rayfed import partition
-from rayfed.config.schema import load_config
-made = load_config({
+from rayfed.launch.preflight import load_request
+made = load_request({
     "task": {"data": "digits", "model": "mlp"},
     "federation": {"clients": 12, "partition": {"kind": "dirichlet", "alpha": 0.3}},
     "method": "fedavg",

@@ -108,8 +108,8 @@ def test_records_are_the_tokenizers_ids_with_targets_on_the_answer(places: dict[
 
 def test_another_process_tokenises_and_torch_stays_out(places: dict[str, Any]) -> None:
     code = (
-        "import sys, json; from rayfed.config.schema import load_config; from rayfed.launch.federations import Federations;"
-        f"c = load_config(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
+        "import sys, json; from rayfed.launch.preflight import load_request; from rayfed.launch.federations import Federations;"
+        f"c = load_request(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
         "print(json.dumps([Federations().of(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

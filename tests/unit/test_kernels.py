@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from rayfed import tree
-from rayfed.config.schema import load_config
+from rayfed.config.load import load_config
 from rayfed.engine.messages import Job, VisitCall
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident

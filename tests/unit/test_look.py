@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
 from rayfed.launch import model_check
 from rayfed.launch import start as launch
+from rayfed.launch.preflight import load_request
 from tests.tiny import make_vit
 
 
@@ -45,7 +45,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def told(values: dict[str, Any], tmp_path: Path) -> list[str]:
     with pytest.raises(ConfigError) as error:
-        launch.run(load_config(values), Launcher())
+        launch.run(load_request(values), Launcher())
     assert not (tmp_path / "out").exists()
     return error.value.problems
 
@@ -83,12 +83,12 @@ def test_what_is_right_is_looked_at_once(
     monkeypatch.setattr(model_check, "_looked", lambda asked: (looked.append(set(asked)), real(asked))[1])
     for changed in ({}, {"seed": 3}, {"resources": {"executor": "loop"}}, {"adapter": {**asked["adapter"], "rank": 2}}):
         with pytest.raises(Started):
-            launch.run(load_config({**asked, **changed}), Launcher())
+            launch.run(load_request({**asked, **changed}), Launcher())
     assert len(looked) == 3
     make_vit(tmp_path / "vit", hidden_size=8)  # other files
     told({**asked, "adapter": {**asked["adapter"], "rank": 9}}, tmp_path)
     with pytest.raises(Started):
-        launch.run(load_config(asked), Launcher())
+        launch.run(load_request(asked), Launcher())
     assert len(looked) == 5
 
 
@@ -98,10 +98,10 @@ def test_another_process_looks_where_torch_is_not_loaded(asked: dict[str, Any], 
 import json, sys
 from rayfed.launch import start as launch
 from rayfed.launch.federations import Federations
-from rayfed.config.schema import load_config
+from rayfed.launch.preflight import load_request
 for values in json.load(open({str(tmp_path / "c.json")!r})):
     try:
-        Federations().checked(load_config(values))
+        Federations().checked(load_request(values))
         print("right")
     except launch.ConfigError as e:
         print(e)

@@ -165,7 +165,8 @@ def test_only_the_seed_the_federation_and_the_data_decide(kind: str, planted: st
 
 
 def test_arms_of_a_study_share_their_split_and_seeds_do_not() -> None:
-    from rayfed.config.schema import Study, load_config
+    from rayfed.config.load import load_config
+    from rayfed.config.schema import Study
 
     raw = {**toy.TOY, "seeds": [1, 2], "method": {"name": "fedavg"}}
     raw["arms"] = {"a": {}, "b": {"method": {"name": "ifca", "clusters": 2}, "rounds": 9}}

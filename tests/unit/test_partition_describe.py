@@ -18,8 +18,9 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from rayfed import cli, data, partition
-from rayfed.config.schema import Config, load_config
+from rayfed.config.schema import Config
 from rayfed.errors import ConfigError
+from rayfed.launch.preflight import load_request
 from rayfed.partition import describe as d
 from rayfed.partition import embedding
 from rayfed.report import partition_plot
@@ -34,7 +35,7 @@ def raw(**federation: Any) -> dict[str, Any]:
 
 
 def one(**federation: Any) -> d.Description:
-    (found,) = d.describe(load_config(raw(**federation)))
+    (found,) = d.describe(load_request(raw(**federation)))
     return found
 
 
@@ -87,7 +88,7 @@ def test_counts_are_those_of_the_split() -> None:
 
 def test_skew_shows_in_the_distances_and_chance_does_not() -> None:
     def mean(what: str, **p: Any) -> float:
-        return float(np.mean([d.describe(load_config(raw(partition=p)), s)[0].numbers[what] for s in range(8)]))
+        return float(np.mean([d.describe(load_request(raw(partition=p)), s)[0].numbers[what] for s in range(8)]))
 
     for what in ("label_distance", "embedding_distance"):
         skewed, even = ({"kind": "shards", "per_client": 1}, {"kind": "iid"})
@@ -99,7 +100,7 @@ def test_skew_shows_in_the_distances_and_chance_does_not() -> None:
 def test_rotations_are_seen_by_the_embedding_and_not_by_labels() -> None:
     base = {**raw(partition={"kind": "iid"}), "task": {"data": "digits", "model": "linear"}}
     plain, turned = (
-        d.describe(load_config({**base, "federation": {**base["federation"], "groups": g}}))[0].numbers
+        d.describe(load_request({**base, "federation": {**base["federation"], "groups": g}}))[0].numbers
         for g in ({"kind": "none"}, {"kind": "rotation", "count": 3})
     )
     assert turned["label_distance"] == pytest.approx(plain["label_distance"], rel=0.2)
@@ -112,7 +113,7 @@ def test_the_probes_rows_are_left_out_of_everything() -> None:
         **raw(partition={"kind": "domain"}, probe=237),
         "task": {"data": f"{ROOT}/docs/pictures/make.py:scanners", "model": "linear"},
     }
-    (told,) = d.describe(load_config(base))
+    (told,) = d.describe(load_request(base))
     built = partition.build(told.config)
     assert told.federation.train.rows.tolist() == built.train.rows.tolist()
     assert np.array_equal(told.federation.class_counts, built.class_counts) and len(built.probe) == 237
@@ -139,7 +140,7 @@ def test_clusters_and_domains_are_counted_beside_classes() -> None:
         **raw(partition={"kind": "domain"}),
         "task": {"data": f"{ROOT}/docs/pictures/make.py:scanners", "model": "linear"},
     }
-    (told,) = d.describe(load_config(scanned))
+    (told,) = d.describe(load_request(scanned))
     assert (told.views[0].by, told.views[0].names) == ("domain", ("faint", "inverted", "plain"))
     assert ((told.views[0].counts > 0).sum(1) == 1).all() and [v.by for v in told.views][1:] == ["class"]
     assert told.views[0].counts.sum() == len(told.federation.train.rows) and told.text().startswith(
@@ -159,9 +160,9 @@ STUDY = {
 
 
 def test_arms_that_share_a_split_are_told_once() -> None:
-    found = d.describe(load_config(STUDY))
+    found = d.describe(load_request(STUDY))
     assert [f.arms for f in found] == [("a", "b"), ("c",)]
-    assert [f.config.seed for f in found] == [5, 5] and [f.config.seed for f in d.describe(load_config(STUDY), 8)] == [
+    assert [f.config.seed for f in found] == [5, 5] and [f.config.seed for f in d.describe(load_request(STUDY), 8)] == [
         8,
         8,
     ]
@@ -173,7 +174,7 @@ def test_arms_that_share_a_split_are_told_once() -> None:
 def test_an_arm_that_cannot_be_split_is_named() -> None:
     arms = {**STUDY["arms"], "c": {"federation": {"partition": "natural"}}}
     with pytest.raises(ConfigError) as e:
-        d.describe(load_config({**STUDY, "arms": arms}))
+        d.describe(load_request({**STUDY, "arms": arms}))
     assert [p.partition(": federation")[0] for p in e.value.problems] == ["arms.c"]
 
 
@@ -208,7 +209,7 @@ def test_it_prints_numbers_and_draws(file: str, monkeypatch: Any, capsys: Any) -
     blocks = out.split("\n\n")
     assert blocks[0].startswith("a, b: synthetic:blobs, dirichlet (alpha 0.4, over clients), seed 5\n")
     assert blocks[1].startswith("c: synthetic:blobs, dirichlet (alpha 50, over clients), seed 5\n")
-    found = d.describe(load_config(STUDY))[0].numbers
+    found = d.describe(load_request(STUDY))[0].numbers
     assert re.search(r"label distance +([\d.]+) \(([\d.]+) with", blocks[0]).groups() == (  # type: ignore[union-attr]
         f"{found['label_distance']:.3f}", f"{found['label_distance_at_random']:.3f}",
     )  # fmt: skip
@@ -223,7 +224,7 @@ def test_json_has_the_same_numbers_and_draws_only_where_it_is_told(file: str, mo
     code, out, _ = call([file, "--json", "--seed", "6"], monkeypatch, capsys)
     told = json.loads(out)
     assert code == 0 and told["picture"] is None and sorted(Path().iterdir()) == [Path("study.yaml")]
-    assert told["splits"] == json.loads(json.dumps([f.to_dict() for f in d.describe(load_config(STUDY), 6)]))
+    assert told["splits"] == json.loads(json.dumps([f.to_dict() for f in d.describe(load_request(STUDY), 6)]))
     assert told["splits"][0]["partition"]["kind"] == "dirichlet" and told["splits"][0]["seed"] == 6
     _, out, _ = call([file, "--json", "--out", "p.png"], monkeypatch, capsys)
     assert json.loads(out)["picture"] == "p.png" and size(Path("p.png").read_bytes())[0] > 500
@@ -248,8 +249,8 @@ def test_what_cannot_be_is_a_sentence_and_leaves_nothing(
 
 def test_neither_torch_nor_ray_is_loaded() -> None:
     code = (
-        "import sys, rayfed.cli; from rayfed.partition.describe import describe; from rayfed.config.schema import load_config;"
-        "from rayfed.report.partition_plot import png; png(describe(load_config('quickstart')));"
+        "import sys, rayfed.cli; from rayfed.partition.describe import describe; from rayfed.launch.preflight import load_request;"
+        "from rayfed.report.partition_plot import png; png(describe(load_request('quickstart')));"
         "print([m for m in ('torch', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -300,7 +301,7 @@ def test_the_pages_table_is_what_its_script_measures() -> None:
     for name, alpha, label, *_, gini, _, _ in rows:
         if make.KINDS[name]["kind"] != "embedding":
             kind = {**make.KINDS[name], "alpha": float(alpha)}
-            made = [partition.build(load_config(make.config(kind)).model_copy(update={"seed": s})) for s in make.SEEDS]
+            made = [partition.build(load_request(make.config(kind)).model_copy(update={"seed": s})) for s in make.SEEDS]
             distances = [d.label_distance(f.class_counts) for f in made]
             assert label == f"{np.mean(distances):.2f} ± {np.std(distances, ddof=1):.2f}"
             assert gini == f"{np.mean([d.gini(f.train.sizes()) for f in made]):.2f}"

@@ -209,8 +209,8 @@ def test_actors_is_ours_and_planning_needs_neither_ray_nor_torch() -> None:
     root = toy.Path(__file__).parents[2]
     assert toy.Path(actors.__file__).parent == root / "actors"
     code = (
-        "import sys; import actors.driver; from actors.placement import plan; from rayfed.config.schema import load_config;"
-        "print(plan(load_config('fedavg'), [{'CPU': 4}]).actors, [m for m in ('ray', 'torch') if m in sys.modules])"
+        "import sys; import actors.driver; from actors.placement import plan; from rayfed.launch.preflight import load_request;"
+        "print(plan(load_request('fedavg'), [{'CPU': 4}]).actors, [m for m in ('ray', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "2 []", done.stderr

@@ -77,8 +77,8 @@ def test_texts_are_the_tokenizers_ids_cut_and_padded(places: dict[str, Path]) ->
 
 def test_the_cache_is_by_content_and_another_process_does_the_work(places: dict[str, Path]) -> None:
     code = (
-        "import sys, json; from rayfed.config.schema import load_config; from rayfed import partition;"
-        f"c = load_config(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
+        "import sys, json; from rayfed.launch.preflight import load_request; from rayfed import partition;"
+        f"c = load_request(json.loads({json.dumps(json.dumps(toy.config(**changes(places)).to_dict()))}));"
         "print(json.dumps([partition.build(c).arrays['x'].tolist(), 'torch' in sys.modules]))"
     )
     done = subprocess.run(

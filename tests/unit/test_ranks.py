@@ -16,8 +16,9 @@ from rayfed import api, keys, tree, visit
 from rayfed.adapters import lora, ranks
 from rayfed.adapters.dropout import KeyedDropout
 from rayfed.config.load import merge
-from rayfed.config.schema import Config, load_config
+from rayfed.config.schema import Config
 from rayfed.errors import ConfigError
+from rayfed.launch.preflight import load_request
 from tests import toy
 from tests.tiny import Watched, on_bert  # noqa: F401
 
@@ -430,7 +431,7 @@ def test_dropout_resumes_to_the_bit(on_bert: OnBert, tmp_path: Path) -> None:  #
     again = toy.run_folder("hetlora", tmp_path / "b", executor="vmap", resume=True, **changes)
     assert tree.same(again.state, whole.state) and again.rows == whole.rows
     assert tree.same(again.clients, whole.clients) and again.client_rows == whole.client_rows
-    assert load_config(whole.folder.path / "config.yaml").adapter.dropout == 0.3  # type: ignore[union-attr]
+    assert load_request(whole.folder.path / "config.yaml").adapter.dropout == 0.3  # type: ignore[union-attr]
 
 
 def test_a_plain_visit_sees_its_clients_rank(on_bert: OnBert) -> None:  # noqa: F811

@@ -165,7 +165,8 @@ def test_a_run_in_storage_is_the_run_on_disk_and_goes_on_elsewhere(store: str, t
 
 
 def test_a_study_in_storage_comes_back_whole(store: str, tmp_path: Path) -> None:
-    from rayfed.config.schema import Study, load_config
+    from rayfed.config.load import load_config
+    from rayfed.config.schema import Study
 
     raw = {**toy.config(rounds=1).to_dict(), "seeds": [0, 1], "arms": {"a": {}, "b": {"method": {"name": "fedprox"}}}}
     study = load_config({**raw, "storage": {"path": store}})

@@ -17,8 +17,8 @@ import pytest
 import rayfed
 from rayfed import methods
 from rayfed.config import user_code
-from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
+from rayfed.launch.preflight import load_request
 from tests import toy
 from tests.conftest import ROOT
 
@@ -178,13 +178,13 @@ def test_a_config_tells_all_of_them(cell: Cell) -> None:
     names = cell("table = object()\ndef data(seed): return table\nclass M:\n    def f(self): return table")
     raw = {**toy.TOY, "task": {"data": names["data"], "model": lambda c, s: None}, "method": {"name": names["M"]}}
     with pytest.raises(ConfigError) as caught:
-        load_config(raw)
+        load_request(raw)
     assert [p.split(":")[0] for p in caught.value.problems] == ["task.data", "task.model", "method.name"]
 
 
 def test_a_class_that_is_no_method(cell: Cell) -> None:
     with pytest.raises(ConfigError, match=r"method\.name: code/Other-\w+\.py has no Method named 'Other'"):
-        load_config({**toy.TOY, "method": cell("class Other:\n    pass")["Other"]})
+        load_request({**toy.TOY, "method": cell("class Other:\n    pass")["Other"]})
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------

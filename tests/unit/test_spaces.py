@@ -16,7 +16,7 @@ import yaml
 
 from actors.placement import Plan
 from rayfed import cli
-from rayfed.config.schema import load_config
+from rayfed.config.load import load_config
 from rayfed.engine.client_states import ClientStore
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.runner import Runner

@@ -90,11 +90,12 @@ def prepare(
     arm: str | None = None,
 ) -> Sweep:
     """Read and check a request. ConfigError with all that is wrong: options, spaces, every point of the grid."""
-    from rayfed.config.schema import Config, load_config
+    from rayfed.config.schema import Config
+    from rayfed.launch.preflight import load_request
 
     problems: list[str] = []
     try:
-        request = load_config(config, sets)
+        request = load_request(config, sets)
     except ConfigError as error:
         problems += error.problems
         _options(options, None, problems)
@@ -262,7 +263,8 @@ def run(
 def resume(path: str | Path, *, address: str | None = None, watch: Watch | None = None) -> start.Finished:
     """Continue a sweep: trials that were running go on at their runs' last snapshots, what had ended stays. `path`: its
     folder, or its URI in object storage."""
-    from rayfed.config.schema import Config, load_config
+    from rayfed.config.schema import Config
+    from rayfed.launch.preflight import load_request
 
     uri, path = str(path), Path(path)
     if object_store.is_uri(uri):
@@ -279,7 +281,7 @@ def resume(path: str | Path, *, address: str | None = None, watch: Watch | None 
     said = read_yaml(path / FILE)
     user_code.adopt(path)
     user_code.install({f: t.encode() for f, t in (json.loads(s.read_text()) for s in (path / "spaces").glob("*.json"))})
-    base = load_config(said["config"])
+    base = load_request(said["config"])
     assert isinstance(base, Config)
     o = Options(**{**said["options"], "seeds": tuple(said["options"]["seeds"])})
     problems: list[str] = []

@@ -190,9 +190,10 @@ def plain(value: Any) -> Any:
 
 def config_of(base: Mapping[str, Any], fixed: Mapping[str, Any], point: Mapping[str, Any]) -> Config:
     """The config at a point. ConfigError with all that is wrong with it."""
-    from rayfed.config.schema import Config, load_config
+    from rayfed.config.schema import Config
+    from rayfed.launch.preflight import load_request
 
-    found = load_config(base, {**fixed, **point})
+    found = load_request(base, {**fixed, **point})
     assert isinstance(found, Config)
     return found
 

@@ -27,7 +27,7 @@ def test_own_files_travel_under_names_that_a_run_folder_keeps(own: Path, tmp_pat
     packed.write(target, project=False)
     assert sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()) == [name, "config.yaml"]
     # as the job does: its folder is where it is, and the user's file is nowhere
-    code = "from rayfed.config.schema import load_config; print(load_config('config.yaml').method.name)"
+    code = "from rayfed.launch.preflight import load_request; print(load_request('config.yaml').method.name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=target, capture_output=True, text=True)
     assert done.stdout.strip() == f"{name}:Mine", done.stderr
 

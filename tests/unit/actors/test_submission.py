@@ -13,8 +13,9 @@ import yaml
 
 from actors.jobs import connection, head_program, submission
 from actors.jobs.package import pack
-from rayfed.config.schema import Config, Study, load_config
+from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, PlacementError
+from rayfed.launch.preflight import load_request
 from tests import toy
 from tests.fake_head import connect, details
 
@@ -126,7 +127,7 @@ def test_what_is_wrong_is_told_before_the_cluster_is_asked(monkeypatch: pytest.M
 
 
 def test_described_counts_a_studys_runs() -> None:
-    study = load_config("quickstart")
+    study = load_request("quickstart")
     assert isinstance(study, Study) and isinstance(study.base, Config)
     noted = submission.describe_request(study, run="r", out="runs", command="run")
     methods = [c.method.name for _, _, c in study.runs()]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rayfed import track
-from rayfed.config.schema import load_config
 from rayfed.errors import ConfigError
+from rayfed.launch.preflight import load_request
 from tests import toy
 from tests.unit.track.fakes import FakeMLflow, FakeWandB, events
 
@@ -27,7 +27,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nothing_installed")
 def test_a_missing_package_is_named_with_its_extra() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config({**toy.TOY, "method": "fedavg", "track": ["tensorboard", "mlflow", "wandb"]})
+        load_request({**toy.TOY, "method": "fedavg", "track": ["tensorboard", "mlflow", "wandb"]})
     assert caught.value.problems == [
         "track.1: 'mlflow' needs the package mlflow, which is not installed; pip install 'rayfed-engine[mlflow]'",
         "track.2: 'wandb' needs the package wandb, which is not installed; pip install 'rayfed-engine[wandb]'",

@@ -1,0 +1,156 @@
+"""A config judged before anything starts: whether the parts that it names exist, and whether they fit one another.
+
+All that is wrong is told at once, what the schema finds beside what data, models, adapters, the method and the trackers find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from rayfed import adapters, data, methods, models, track
+from rayfed.adapters import ranks
+from rayfed.config.load import VARIABLE, load_config
+from rayfed.config.problems import blames, sentences
+from rayfed.config.schema import Named
+from rayfed.errors import ConfigError
+from rayfed.models import pretrained
+from rayfed.partition.groups import too_many
+from rayfed.storage import object_store
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config, Study
+    from rayfed.method import Method
+
+STARTS = ("model.safetensors", "adapter_model.safetensors", "head.safetensors")  # files that a run can start from
+
+
+def load_request(
+    source: str | Path | Mapping[str, Any], sets: Sequence[str] | Mapping[str, Any] = ()
+) -> Config | Study:
+    """Return the config or the study of a file, a ready name or a mapping, fit to be run; arguments as in `load_config`.
+
+    ConfigError lists everything that is wrong with it.
+    """
+    return load_config(source, sets, judge)
+
+
+def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str]) -> list[str]:
+    """Return what is wrong with a config beyond the schema.
+
+    raw: as it is written, since data, model and method are judged also where the rest is wrong; config: None where it has no
+    valid form; wrong: keys whose defaults stand for wrong values in it, and of which nothing more is told.
+    """
+    make_method, problems = check_method(raw)
+    problems = check_task(raw) + problems
+    if config is None:
+        return problems
+    rules = make_method(config).check(config) if make_method is not None else []
+    rules = rules + check_rules(config)
+    return problems + [p for p in rules if not blames(p, wrong)]
+
+
+def check_task(raw: Mapping[str, Any]) -> list[str]:
+    """Return what data and model find wrong with `task.data` and `task.model`."""
+    task = raw.get("task")
+    problems: list[str] = []
+    for key, check in (("data", data.check), ("model", models.check)):
+        spec = task.get(key) if isinstance(task, Mapping) else None
+        try:
+            named = Named.model_validate(spec)
+        except ValidationError:
+            continue  # the schema's to tell
+        if not VARIABLE.search(named.name):  # a variable that is not set is told already
+            problems += check(named)
+    return problems
+
+
+def check_method(raw: Mapping[str, Any]) -> tuple[Callable[[Config], Method] | None, list[str]]:
+    """Return what makes the method for a config, None if its name or its settings are wrong, and what is wrong with them."""
+    spec = raw.get("method")
+    if not (isinstance(spec, Mapping) and isinstance(spec.get("name"), str)):
+        return None, []  # the schema's to tell
+    try:
+        cls = methods.get(spec["name"])
+    except ConfigError as e:
+        return None, e.problems
+    try:
+        settings = cls.Settings(**{k: v for k, v in spec.items() if k != "name"})
+    except ValidationError as e:
+        return None, sentences(e, cls.Settings, "method")
+    return lambda config: cls(settings, config), []
+
+
+def check_rules(config: Config) -> list[str]:
+    """Return what does not fit together across the keys of a config."""
+    n = config.training_clients()
+    return [
+        *_check_clients(config, n),
+        *_check_adapter(config),
+        *ranks.problems(config, max(n, 0)),
+        *too_many(config.federation.groups, max(n, 1)),
+        *_check_start(config),
+        *_check_places(config),
+        *track.missing(config.track),
+        *_check_evaluation(config),
+    ]
+
+
+def _check_clients(config: Config, n: int) -> list[str]:
+    """Return what is wrong with the numbers of clients; n: those that can take part."""
+    f = config.federation
+    if n < 1:
+        return [f"federation.holdout.fraction: {f.holdout.fraction:g} leaves no client to train"]
+    if isinstance(f.per_round, int) and f.per_round > n:
+        return [f"federation.per_round: {f.per_round} found, allowed: at most {n} (the clients that are not held out)"]
+    return []
+
+
+def _check_adapter(config: Config) -> list[str]:
+    model, kind = config.task.model.name, config.adapter.kind
+    problems: list[str] = []
+    if model.startswith("hf:"):
+        with contextlib.suppress(ConfigError):  # the model's own check has told
+            problems += pretrained.together(config)
+            where = pretrained.folder(model)
+            problems += adapters.check(config.adapter, pretrained.shapes(where), pretrained.architecture(where))
+    elif kind not in ("none", "full"):
+        problems.append(f"adapter.kind: {kind} found, task.model: {model} takes none; allowed: none, full")
+    return problems
+
+
+def _check_start(config: Config) -> list[str]:
+    if config.init.from_ is None:
+        return []
+    where = Path(config.init.from_)
+    if not any((p / n).is_file() for p in (where, where / "model") for n in STARTS):
+        return [
+            f"init.from: {config.init.from_!r} holds no model.safetensors (a run folder has it in model/ once the run has ended)"
+        ]
+    return adapters.start_problems(config) if config.task.model.name.startswith("hf:") else []
+
+
+def _check_places(config: Config) -> list[str]:
+    """Return what is wrong with where the server works and where the run is stored."""
+    server, path = config.resources.server, config.storage.path
+    problems = []
+    if server.place == "any" and not server.gpus:
+        problems.append("resources.server.place: any needs resources.server.gpus > 0")
+    if object_store.is_uri(path) and (wrong := object_store.wrong(path)):
+        problems.append(f"storage.path: {wrong}")
+    elif server.place == "any" and object_store.is_uri(path):
+        problems.append("resources.server.place: any found, allowed with a storage.path in object storage: driver")
+    return problems
+
+
+def _check_evaluation(config: Config) -> list[str]:
+    problems, asked, clients = [], config.evaluate.clients, config.federation.clients
+    if (config.stop.metric is None) != (config.stop.at is None):
+        problems.append("stop: metric and at belong together; set both or none")
+    if isinstance(asked, int) and asked > clients:
+        problems.append(f"evaluate.clients: {asked} found, there are {clients} clients")
+    return problems

@@ -1,0 +1,239 @@
+"""Files, ready names and mappings, overrides, and studies."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rayfed.config.load import load_config, merge, variables
+from rayfed.config.schema import Config, Study
+from rayfed.errors import ConfigError
+from tests import configs
+from tests.configs import CONTRACT, LEAST, STUDY
+
+the_problem = partial(configs.the_problem, load=load_config)
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_variables_of_the_environment() -> None:
+    problems: list[str] = []
+    raw = {"a": ["${ONE}/x", "${TWO:-hf:a/b}", "${ONE:-z}"], "b": "${THREE}", "c": "${FOUR:-}"}
+    found = variables(raw, {"ONE": "1"}, problems)
+    assert found == {"a": ["1/x", "hf:a/b", "1"], "b": "${THREE}", "c": ""}
+    assert problems == ["b: '${THREE}' needs the environment variable THREE, which is not set"]
+
+
+def test_a_config_without_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("method: fedavg\ntask: {data: digits, model: {name: 'hf:${NOT_SET}/tiny-lm'}}\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(file)
+    (problem,) = told.value.problems
+    assert (
+        problem == "task.model.name: 'hf:${NOT_SET}/tiny-lm' needs the environment variable NOT_SET, which is not set"
+    )
+
+
+def test_a_ready_name_that_is_none() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'quikstart': no such file.*\(did you mean 'quickstart'\?\); ready: .*fedavg"
+    ):
+        load_config("quikstart")
+
+
+def test_a_file_wins_over_a_ready_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fedavg").write_text(yaml.safe_dump({**LEAST, "name": "mine"}))
+    monkeypatch.chdir(tmp_path)
+    config = load_config("fedavg")
+    assert isinstance(config, Config) and config.name == "mine"
+
+
+def test_a_syntax_error_has_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("name: x\nrounds: 3\ntask: {data: digits, model: mlp\nmethod: fedavg\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(file) in str(caught.value) and "line 4" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="a config is a mapping of keys"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"name: \xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("twice", ["rounds: 2\nrounds: 3\n", "arms:\n  a: {rounds: 2}\n  a: {rounds: 3}\n"])
+def test_a_key_or_an_arm_given_twice(tmp_path: Path, twice: str) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(LEAST) + twice)
+    with pytest.raises(ConfigError, match="twice"):
+        load_config(tmp_path / "c.yaml")
+
+
+# -- overrides -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("rounds=7", 7),
+        ("federation.per_round=null", None),
+        ("federation.per_round=", None),
+        ("federation.per_round=0.25", 0.25),
+        ("federation.per_round=1.0", 1.0),
+        ("federation.per_round= 3", 3),
+        ("local.optimizer.lr=1e-3", 0.001),  # YAML 1.1 calls that a string
+        ("local.optimizer.betas=[0.5, 0.75]", (0.5, 0.75)),
+        ("local.optimizer.nesterov=true", True),
+        ("evaluate.clients=all", "all"),
+        ("evaluate.clients=0.5", 0.5),
+        ("name=a=b", "a=b"),  # only the first = counts
+        ("name='3'", "3"),
+        ("track=[]", []),
+        ("resources.server.cpus=1", 1.0),
+    ],
+)
+def test_set(change: str, value: Any) -> None:
+    config = load_config({**LEAST, "federation": {"per_round": 5}}, [change])
+    for key in change.partition("=")[0].split("."):
+        config = getattr(config, key)
+    assert config == value and type(config) is type(value)
+
+
+def test_set_of_a_part_with_options() -> None:
+    config = load_config("fedavg", ["task.model={name: mlp, hidden: [8]}", "task.model.hidden=[4, 4]"])
+    assert isinstance(config, Config)
+    assert (config.task.model.name, config.task.model.options) == ("mlp", {"hidden": [4, 4]})
+
+
+def test_later_sets_win_and_the_source_is_untouched() -> None:
+    raw = {
+        **LEAST,
+        "method": {"name": "ifca", "clusters": 2},
+        "federation": {"partition": {"kind": "dirichlet", "alpha": 1}},
+    }
+    before = copy.deepcopy(raw)
+    config = load_config(raw, ["rounds=3", "rounds=4", "method.clusters=5", "federation.partition.alpha=9"])
+    assert isinstance(config, Config)
+    assert (config.rounds, config.method.options) == (4, {"clusters": 5})
+    assert raw == before
+
+
+@pytest.mark.parametrize("change", ["rounds", "", "rounds 3"])
+def test_set_without_a_value(change: str) -> None:
+    assert the_problem(change) == f"--set {change}: write it as a.b=value"
+
+
+def test_set_of_what_is_no_yaml() -> None:
+    assert the_problem("track=[tensorboard").startswith("--set track=[tensorboard: ")
+
+
+@pytest.mark.parametrize("change", ["task.model.hidden=[8]", "method.server_lr=0.5"])
+def test_set_beside_a_name_in_its_short_form(change: str) -> None:
+    assert isinstance(load_config(LEAST, [change]), Config)
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "merged"),
+    [
+        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"a": {"x": 1, "y": 3}}),
+        ({"a": 1}, {"b": 2}, {"a": 1, "b": 2}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        ({"a": {"x": 1}}, {"a": None}, {"a": None}),
+        ({"p": {"kind": "dirichlet", "alpha": 1}}, {"p": {"kind": "iid"}}, {"p": {"kind": "iid"}}),
+        ({"p": {"kind": "dirichlet", "alpha": 1}}, {"p": "iid"}, {"p": {"kind": "iid"}}),
+        ({"p": {"kind": "a", "x": 1, "n": 2}}, {"p": {"kind": "a", "x": 3}}, {"p": {"kind": "a", "x": 3, "n": 2}}),
+        ({"method": {"name": "ifca", "clusters": 4}}, {"method": {"name": "disue"}}, {"method": {"name": "disue"}}),
+        ({"method": {"name": "ifca", "clusters": 4}}, {"method": "ifca"}, {"method": {"name": "ifca", "clusters": 4}}),
+        ({"method": {"name": "ifca", "clusters": 4}}, {"method": "disue"}, {"method": {"name": "disue"}}),
+        ({"name": "a", "rounds": 3}, {"name": "b"}, {"name": "b", "rounds": 3}),  # the run's name chooses nothing
+    ],
+)  # fmt: skip
+def test_merge(base: Any, change: Any, merged: Any) -> None:
+    before = copy.deepcopy((base, change))
+    assert merge(base, change) == merged
+    assert (base, change) == before
+
+
+def test_a_new_kind_leaves_the_old_ones_settings_behind() -> None:
+    config = load_config("quickstart", ["federation.partition.kind=iid", "federation.groups=none"])
+    assert isinstance(config, Study)
+    assert config.base.to_dict()["federation"]["partition"] == {"kind": "iid", "min_examples": 2}
+    assert config.base.federation.groups.sets is None
+
+
+# -- studies -------------------------------------------------------------------------------------------------------------
+
+
+def study(**keys: Any) -> Study:
+    made = load_config({**LEAST, **keys})
+    assert isinstance(made, Study)
+    return made
+
+
+def test_the_contracts_study() -> None:
+    s = load_config(yaml.safe_load(CONTRACT + STUDY))
+    assert isinstance(s, Study)
+    runs = s.runs()
+    assert [(a, seed) for a, seed, _ in runs] == [(a, k) for a in ("fedavg", "ifca", "disue") for k in (0, 1, 2)]
+    for arm, seed, c in runs:
+        assert (c.seed, c.name, c.method.name) == (seed, f"quickstart-{arm}", arm)
+        assert c.to_dict()["federation"] == s.base.to_dict()["federation"]  # one split for all arms
+    options = {a: c.method.options for a, _, c in runs}
+    assert options == {"fedavg": {}, "ifca": {"clusters": 3}, "disue": {"clusters": 3}}
+    assert s.claim is not None
+    assert (s.claim.metric, s.claim.at, s.claim.better, s.claim.than) == ("accuracy/global", 10, "disue", "fedavg")
+
+
+def test_arms_merge_over_the_base() -> None:
+    s = study(local={"epochs": 2, "batch_size": 8}, arms={"short": {"local": {"epochs": 1}}, "same": None})
+    assert (s.arms["short"].local.epochs, s.arms["short"].local.batch_size) == (1, 8)
+    assert s.arms["same"] == s.base
+
+
+CLAIM = {"metric": "accuracy/global", "at": 1, "better": "run", "than": "run"}
+
+
+def test_one_of_seeds_and_arms_makes_a_study() -> None:
+    assert [(a, s) for a, s, _ in study(seeds=[4, 2]).runs()] == [("run", 4), ("run", 2)]
+    assert [(a, s) for a, s, _ in study(arms={"a": {}}, seed=7).runs()] == [("a", 7)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"seeds": [1, 2, 1]}, "seeds: [1, 2, 1] holds a seed twice"),
+        ({"seeds": [1, -1]}, "seeds: [1, -1] found, allowed: a list of whole numbers >= 0"),
+        ({"seeds": [True]}, "seeds: [True] found, allowed: a list of whole numbers >= 0"),
+        ({"seeds": 3}, "seeds: 3 found, allowed: a list of whole numbers >= 0"),
+        ({"arms": ["a", "b"]}, "arms: a mapping of names to overrides is needed"),
+        ({"arms": {"a": 3}}, "arms: a mapping of names to overrides is needed"),
+        ({"arms": {"a": {"rounds": "ifac"}}}, "arms.a: rounds: 'ifac' found, should be a valid integer"),
+        ({"arms": {"a": {"arms": {}}}}, "arms.a: arms: unknown key"),
+        ({"claim": {**CLAIM, "better": "rn"}, "arms": {"run": {}}}, "claim.better: 'rn' is not an arm (did you mean 'run'?)"),
+        ({"claim": {**CLAIM, "at": 31}, "arms": {"run": {}}}, "claim.at: 31 found, the study has 30 rounds"),
+    ],
+)  # fmt: skip
+def test_a_wrong_study(keys: dict[str, Any], told: str) -> None:
+    assert the_problem(**keys).startswith(told)
+
+
+@pytest.mark.parametrize("arm", ["../../elsewhere", "a/b", "", ".."])
+def test_an_arm_that_cannot_be_a_folder(arm: str) -> None:
+    assert the_problem(arms={arm: {}}).startswith("arms")
+
+
+def test_an_arm_with_a_seed_of_its_own() -> None:
+    assert "seeds" in the_problem(arms={"a": {"seed": 3}, "b": {}})

@@ -1,0 +1,89 @@
+"""Words that have no part yet: refused by name, and accepted where they ask for nothing."""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import partial
+from typing import Any
+
+import pytest
+
+from rayfed.config.load import load_config
+from tests import configs
+from tests.configs import LEAST
+
+EMPTY_SECTIONS: dict[str, Any] = {
+    "aggregate": {"kind": "mean"},
+    "attacks": [],
+    "transforms": [],
+    "devices": {"profile": "none"},
+    "failures": {"stragglers": {"deadline_s": None, "over_select": 0}},
+}
+
+problems = partial(configs.problems, load=load_config)
+the_problem = partial(configs.the_problem, load=load_config)
+
+
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        *((f"aggregate={k}", "aggregate.kind") for k in ("krum", "trimmed_mean", "median")),
+        *((f"transforms=[{{kind: {k}, x: 1}}]", "transforms") for k in ("clip", "gaussian", "topk")),
+        ("federation.participation=trace", "federation.participation.kind"),
+        ("attacks=[{kind: label_flip, clients: 0.2}]", "attacks"),
+        ("devices=trace", "devices.profile"),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_by_its_name(change: str, at: str) -> None:
+    told = the_problem(change)
+    assert told.startswith(f"{at}: ") and "not available yet" in told
+    kind = re.search(r"kind: (\w+)|, (\w+)\]|=([\w:/-]+)$", change)
+    assert kind is not None and next(g for g in kind.groups() if g) in told
+
+
+@pytest.mark.parametrize("change", ["devices={profile: trace, file: x}", "aggregate={kind: krum, byzantine: 2}"])
+def test_settings_of_what_is_not_built_yet_are_not_called_unknown(change: str) -> None:
+    assert "not available yet" in the_problem(change)
+
+
+@pytest.mark.parametrize("change", ["deadline_s=5", "over_select=2"])
+def test_stragglers_are_refused_by_name(change: str) -> None:
+    assert "not available yet" in the_problem(f"failures.stragglers.{change}")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("aggregate=meen", "aggregate.kind: 'meen' found, allowed: 'mean'"),
+        ("aggregate={kind: mean, x: 1}", "aggregate.x: unknown key; known: kind"),
+        ("aggregate=3", "aggregate: 3 found, should be a valid dictionary"),
+        ("attacks=3", "attacks: 3 found, should be a valid list"),
+        ("attacks=[noise]", "attacks.0: 'noise' found (available: none, leave the list empty)"),
+        ("devices={profil: none}", "devices.profil: unknown key (did you mean 'profile'?); known: profile"),
+        ("failures.stragglers={deadline: 3}", "failures.stragglers.deadline: unknown key (did you mean 'deadline_s'?)"),
+        ("federation.participation=fastest", "federation.participation.kind: 'fastest' found"),
+        ("transform=[]", "transform: unknown key (did you mean 'transforms'?); known: name, seed, "),
+    ],
+)
+def test_what_never_was_a_word_is_told_as_everywhere(change: str, told: str) -> None:
+    assert the_problem(change).startswith(told)
+
+
+def test_what_asks_for_nothing_is_accepted_and_left_out() -> None:
+    config = load_config({**LEAST, **copy.deepcopy(EMPTY_SECTIONS)})
+    assert config == load_config(LEAST)
+    assert not EMPTY_SECTIONS.keys() - {"failures"} & config.to_dict().keys()
+    assert "stragglers" not in config.to_dict()["failures"]
+    assert load_config({**LEAST, "aggregate": "mean", "devices": "none", "failures": {"stragglers": {}}}) == config
+
+
+def test_a_refused_word_does_not_hide_another_problem() -> None:
+    found = problems(aggregate="krum", rounds=0, federation={"participation": "trace", "clients": 0})
+    assert [p.split(":")[0] for p in found] == [
+        "federation.participation.kind", "aggregate.kind", "rounds", "federation.clients",
+    ]  # fmt: skip
+
+
+def test_a_known_transform_does_not_hide_an_unknown_one() -> None:
+    assert any("'klip'" in p for p in problems(transforms=[{"kind": "clip", "norm": 1}, {"kind": "klip"}]))
