@@ -152,7 +152,8 @@ class Wrapped(nn.Module):
         if rank is not None and self.adapter.kind == "lora":
             alpha = self.adapter.strength(rank)
             self.network.peft_config["default"] = dataclasses.replace(about, r=rank, lora_alpha=alpha)
-            more = {"state_dict": ranks.trim(dict(self.network.state_dict()), rank)}
+            cut = ranks.trim(dict(self.network.state_dict()), rank)
+            more = {"state_dict": {n: x.contiguous() for n, x in cut.items()}}  # not every safetensors takes slices
         try:
             self.network.save_pretrained(where, save_embedding_layers=False, **more)
         finally:
