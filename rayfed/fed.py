@@ -206,6 +206,7 @@ class Fed:
         self.size = cohort_size(config, federation, method, task)
         self.policy = FailurePolicy.of(config.failures)
         self.watch: Callable[[dict[str, Any]], None] | None = None
+        self.note: Callable[[str], None] | None = None  # gets what workers note beside their results
         self.begin(0)
 
     def begin(self, round: int, score_local: bool = False) -> None:
@@ -444,7 +445,11 @@ class Fed:
         return values
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        return self.pool.execute(jobs)
+        note = self.note or (lambda sentence: None)
+        for number, out in self.pool.execute(jobs):
+            for sentence in out.result.notes:
+                note(sentence)
+            yield number, out
 
 
 def _stacked_mine(mine: dict[int, Tree] | None, ids: Cohort) -> Tree:

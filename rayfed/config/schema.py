@@ -426,10 +426,20 @@ class Resources(Section):
         description="Where a round's visits run that fit into one call: in an actor, or (on CPUs) in the server's own process; "
         "auto: there if the work, timed with the executor, is less than the way to an actor.",
     )
+    replay: Literal["auto", "off"] = Field(
+        "auto",
+        description="Pieces of visits recorded as kernels and played, which gives the same numbers faster; auto: where a process "
+        "finds that it works; off: plain calls, also for code of a visit whose Python must run every time.",
+    )
     deterministic: bool = Field(
         False, description="Kernels that give the same bits every time; CPUs' do anyway, some of CUDA's are slower."
     )
     server: Server = Server()
+
+    @field_validator("replay", mode="before")
+    @classmethod
+    def _written_in_yaml(cls, v: Any) -> Any:
+        return "off" if v is False else v  # how YAML reads a bare off
 
     @field_validator("actors", "cohort")
     @classmethod

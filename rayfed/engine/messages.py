@@ -106,7 +106,8 @@ class CallResult:
     ranks: of each reply (see `rayfed.fed.Reply`); folded: NumPy totals of each fold, None where the pool holds them as an
     object of their own; small: unfolded parts, leaves (k, ...); large: names of the parts that stayed; has_states: whether new
     client states stayed; local_scores: client -> sums of its locally trained model's scores; bytes_up: what the replies cost
-    on the wire; ranks_before: the rank that a client's state had before; seconds: wall time of the call.
+    on the wire; ranks_before: the rank that a client's state had before; seconds: wall time of the call; notes: sentences on
+    what its process has switched off, and why (see `rayfed.execute.tuning.replay`).
     """
 
     clients: list[int]
@@ -122,13 +123,15 @@ class CallResult:
     bytes_up: int
     ranks_before: dict[int, int]
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Value:
-    """What every other request gives: a tree of NumPy arrays, or a timing's numbers."""
+    """What every other request gives: a tree of NumPy arrays, or a timing's numbers; notes: see `CallResult`."""
 
     value: Any
+    notes: tuple[str, ...] = ()
 
 
 class Answer(NamedTuple):

@@ -65,6 +65,7 @@ class Runner:
         self.before_commit = before_commit or (lambda: None)
         self._stop, self._told = False, -math.inf
         self.config = config
+        self.noted: list[str] = []
         self.status: dict[str, Any] = {"run": folder.run_id, "status": "starting", "round": 0, "rounds": config.rounds}
 
     def stop(self) -> None:
@@ -158,7 +159,7 @@ class Runner:
             res.config = self.config
             self.pool.adopt(self.folder.run_id, res)
         self.fed = Fed(self.config, self.federation, self.method, self.task, self.pool, self.folder.run_id)
-        self.fed.watch = lambda live: self.status.update(live)
+        self.fed.watch, self.fed.note = self.status.update, self._note
         self.segments = self.folder.path / "segments"
         self.last, snapshot = self.folder.rewind()
         if snapshot is None:
@@ -171,6 +172,12 @@ class Runner:
         undeclared = sorted(set(self.state) ^ set(self.method.wire.server))
         if undeclared:
             raise RunFailed(f"the server state's parts and `wire.server` differ in {undeclared}")
+
+    def _note(self, sentence: str) -> None:
+        """What a worker's process has switched off, into the folder's events: once, however many processes say it."""
+        if sentence not in self.noted:
+            self.noted.append(sentence)
+            self.folder.event("replay", reason=sentence)
 
     def _spent(self, r: int) -> float:
         """Seconds that the first r rounds took, whoever ran them."""
@@ -188,6 +195,8 @@ class Runner:
             ((_, out),) = list(self.pool.execute([Job(self.folder.run_id, TimingCall(size))]))
             assert isinstance(out.result, Value)
             self.pool.timings[same] = out.result.value
+            for sentence in out.result.notes:
+                self._note(sentence)
         seconds = dict(self.pool.timings[same])
         chosen = "vmap" if seconds["vmap"] < 0.9 * seconds["loop"] else "loop"  # `loop` takes less memory
         for name in dir(self.method):  # a visit that declares why it cannot be vectorised decides for the whole method
@@ -305,7 +314,7 @@ class Runner:
                 "the method has no single model"
             )
             notes += [self.task.mixture] if self.task.mixture else []
-        notes += [f"to repeat: {_pinned(self.config, self.fed.size)}", *self.sinks.notes]
+        notes += [f"to repeat: {_pinned(self.config, self.fed.size)}", *self.sinks.notes, *self.noted]
         self._save_models()
         self.status["status"] = "done"
         summary = {

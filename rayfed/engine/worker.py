@@ -9,6 +9,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rayfed import execute, keys, optimizers, tree
@@ -28,7 +29,7 @@ from rayfed.engine.messages import (
     VisitCall,
 )
 from rayfed.engine.resident import Resident, data_key
-from rayfed.execute.tuning import autotune, kernels
+from rayfed.execute.tuning import autotune, kernels, replay
 from rayfed.fold import Folded, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
@@ -81,9 +82,14 @@ class Worker:
         """Do a job whose handles were resolved to `values`. What its answer holds are NumPy arrays."""
         res = self.runs[job.run]
         resources = res.config.resources
-        chosen = kernels.from_resources(resources, self.device)
-        with kernels.using(chosen), kernels.deterministic(resources.deterministic):
-            return self._handlers[type(job.request)](res, job.request, values)
+        notes: list[str] = []
+        with (
+            kernels.using(kernels.from_resources(resources, self.device)),
+            kernels.deterministic(resources.deterministic),
+            replay.using(resources.replay, notes),
+        ):
+            answer = self._handlers[type(job.request)](res, job.request, values)
+        return answer._replace(result=replace(answer.result, notes=tuple(notes))) if notes else answer
 
     def _visit(self, res: Resident, call: VisitCall, values: Sequence[Any]) -> Answer:
         began = time.perf_counter()

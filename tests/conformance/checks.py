@@ -304,7 +304,7 @@ def alive(state: tree.Tree) -> tuple[int, int, int]:
     gc.collect()
     known = {id(x) for x in tree.values(state)}
     tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and id(x) not in known]
-    return sum(map(len, replay._made.values())), len(tensors), sum(x.untyped_storage().nbytes() for x in tensors)
+    return replay.count_recordings(), len(tensors), sum(x.untyped_storage().nbytes() for x in tensors)
 
 
 # -- payloads ----------------------------------------------------------------------------------------------------------

@@ -2,12 +2,16 @@
 
 `vmap`, `grad` and modules end at the same few kernels call after call, and for a small model what stands around them costs
 several times what they do. Of the calls with the same shapes the first runs plainly, the second is recorded, the third must
-give the recording's very bits; those after it are played.
+give the recording's very bits; those after it are played, and now and then one of them is compared with a plain call.
+
+A recording may fail without harm: whatever goes wrong in here switches it off with a note, and the piece runs plainly. `using`
+says where notes go; ../README.md says what is tricky.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -21,181 +25,342 @@ if TYPE_CHECKING:
 LIMIT = 256 * 2**20  # bytes that a recording may keep alive while it is made; larger work hardly notices the transforms
 LARGE = 32 * 2**20  # bytes kept alive that are worth giving back to the system afterwards
 SMALL = 4096  # elements up to which a stand-in of the same shape is kept
-MAX_RECORDINGS = 256  # recordings of one piece; shapes that come later run plainly
+MAX_RECORDINGS = 256  # of one piece; shapes that come later run plainly
+FIRST_CHECK = (
+    64  # which played call of a recording is the first to be compared with a plain one; then the fourfold of that,
+)
+CHECK_EVERY = 4096  # ..., and at least one call in so many
 
-_made: WeakKeyDictionary[Any, dict[Hashable, Recording]] = WeakKeyDictionary()
+_pieces: WeakKeyDictionary[Any, Piece] = WeakKeyDictionary()
+_enabled = True
+_notes: list[str] = []
+
+
+@contextmanager
+def using(setting: str, notes: list[str]) -> Iterator[None]:
+    """Inside the context, play pieces unless `setting` is "off"; sentences on what was switched off, and why, go to `notes`."""
+    global _enabled, _notes
+    before = _enabled, _notes
+    _enabled, _notes = setting != "off", notes
+    try:
+        yield
+    finally:
+        _enabled, _notes = before
 
 
 def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
-    """`f(*args)`, played where it can be; args and what f gives are trees of tensors.
+    """Return `f(*args)`, played where it can be; args and the result are trees of tensors.
 
     piece: the function of the visit whose lifetime the recordings share. It decides, with the number and the shapes of args,
-    what f calls: it must be pure in tensors.
+    what f calls: it must be pure in tensors. Raises what `f` raises and nothing of the recorder's own.
     """
-    known = _made.setdefault(piece, {})
+    if not _enabled:
+        return f(*args)
     inputs: list[Tensor] = []
-    key = _flat(args, inputs)
-    recording = known.get(key)
-    if recording is not None:
-        return recording(f, args, inputs)
-    if len(known) < MAX_RECORDINGS:  # shapes that come once are not worth more
-        known[key] = Recording()
+    failure, known, recording = "", None, None
+    try:
+        known = _pieces.get(piece)
+        if known is None:
+            known = _pieces[piece] = Piece(piece)
+        if not known.off:
+            recording = known.find(args, inputs)
+    except Exception as error:
+        failure = _describe(error)
+    if known is not None and recording is not None:
+        return recording(f, args, inputs, known)
+    if failure:
+        (known or Piece(piece)).switch_off(f"its calls cannot be told apart ({failure})")
     return f(*args)
 
 
 def is_decided(piece: Any) -> bool:
     """Return whether each recording of this piece that was begun is played by now, or never will be."""
-    return all(r.off or r.sure for r in _made.get(piece, {}).values())
+    return piece not in _pieces or all(r.off or r.verified for r in _pieces[piece].recordings.values())
+
+
+def count_recordings() -> int:
+    """Return how many recordings this process has begun and still holds."""
+    return sum(len(p.recordings) for p in _pieces.values())
+
+
+class Piece:
+    """The recordings of one piece of a visit, by the structure and the shapes of its arguments."""
+
+    def __init__(self, piece: Any) -> None:
+        names = (getattr(piece, n, "") for n in ("__module__", "__qualname__"))
+        self.name = ".".join(n for n in names if n) or type(piece).__name__
+        self.recordings: dict[Hashable, Recording] = {}
+        self.off = False
+
+    def find(self, args: tuple[Any, ...], inputs: list[Tensor]) -> Recording | None:
+        """Return the recording for these arguments and add their tensors to `inputs`; None at the first call of such."""
+        key = _flatten(args, inputs)
+        recording = self.recordings.get(key)
+        if recording is None and (reason := unusable()):
+            self.off = True
+            _note(f"recordings are off in this process, all pieces run plainly: {reason}")
+        elif recording is None and len(self.recordings) < MAX_RECORDINGS:
+            self.recordings[key] = Recording()
+        return recording
+
+    def switch_off(self, reason: str) -> None:
+        """Run this piece plainly from here on."""
+        self.off = True
+        self.recordings.clear()
+        _note(f"{self.name} runs plainly from here on: {reason}")
 
 
 class Recording:
-    """The calls of one function with the same shapes: recorded, compared, played."""
+    """The calls of one piece with the same shapes: recorded, verified, played, and checked now and then."""
 
     def __init__(self) -> None:
         self.play: Callable[[list[Tensor]], Any] | None = None
-        self.twins: list[tuple[int, int]] = []  # inputs that were one and the same when this was recorded
-        self.sure = self.off = False
+        self.aliases: list[tuple[int, int]] = []  # inputs that were one and the same when this was recorded
+        self.verified = self.off = False
+        self.plays, self.next_check = 0, FIRST_CHECK
 
-    def __call__(self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor]) -> Any:
-        if self.off or any(_place(inputs[a]) != _place(inputs[b]) for a, b in self.twins):
+    def __call__(self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor], piece: Piece) -> Any:
+        """Return `f(*args)`, raising only what `f` raises."""
+        if self.off or any(_place(inputs[a]) != _place(inputs[b]) for a, b in self.aliases):
             return f(*args)
-        if self.sure and self.play is not None:
-            return self.play(inputs)
-        if self.play is not None:
-            out = f(*args)
-            self.sure = _same(out, self.play(inputs))
-            self.off = not self.sure
+        if self.play is None:
+            return self._record(f, args, inputs, piece)
+        if not self.verified:
+            out, same = self._compare(f, args, inputs, piece)
+            self.verified, self.off = same is True, same is not True
             return out
-        tape, short = _Tape(inputs), False
+        self.plays += 1
+        if self.plays >= self.next_check:
+            return self._check(f, args, inputs, piece)
         try:
+            return self.play(inputs)
+        except torch.OutOfMemoryError:  # a plain call needs no less
+            raise
+        except Exception as error:
+            failure = _describe(error)
+        out = f(*args)  # what raises here too is the client's own failure
+        self._fail(piece, f"it could not be played ({failure})")
+        return out
+
+    def _record(self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor], piece: Piece) -> Any:
+        tape: _Tape | None = None
+        out, again, failure = None, False, ""
+        try:
+            tape = _Tape(inputs)
             with _mode()(tape):
                 out = f(*args)
-            self.play, self.twins = tape.function(out), tape.twins
-        except torch.OutOfMemoryError:
-            short = True  # maybe the recording's: again below, where the error and what it holds are gone
+            self.play, self.aliases, failure = tape.function(out), tape.aliases, tape.failure
+            self.off = self.play is None
+        except torch.OutOfMemoryError:  # maybe the recording's
+            self.off = again = True
+        except Exception as error:  # out of here before `f` is called again, for the error holds on to what was made
+            again, failure = True, _describe(error)
         finally:
-            tape.alive = []  # the tape may outlive this call, its tensors must not
-        self.off = self.play is None
-        if short:
-            return f(*args)
-        if tape.size > LARGE:
+            if tape is not None:
+                tape.alive = []  # the tape may outlive this call, its tensors must not
+        if again:
+            out = f(*args)  # what raises here too is the client's own failure
+        if failure:
+            self._fail(piece, f"it could not be recorded ({failure})")
+        elif tape is not None and tape.size > LARGE and not again:
             process.release_memory()  # playing needs less
         return out
 
+    def _check(self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor], piece: Piece) -> Any:
+        """Call `f` plainly, and play this no longer if the recording gives other bits."""
+        self.next_check = min(4 * self.next_check, self.next_check + CHECK_EVERY)
+        out, same = self._compare(f, args, inputs, piece)
+        if same is False:
+            piece.switch_off(
+                f"after {self.plays} played calls a plain one gave other numbers. What it computes depends on more than its "
+                "tensors (a counter, an attribute or a global that Python changes), or its kernels are not deterministic; "
+                "until here it was computed as at first"
+            )
+        return out
 
-def _flat(x: Any, into: list[Tensor]) -> Hashable:
-    """What decides which kernels are called; the tensors go to `into`."""
+    def _compare(
+        self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor], piece: Piece
+    ) -> tuple[Any, bool | None]:
+        """Return what a plain call gives, and whether the recording gives the same bits (None where it gave nothing)."""
+        assert self.play is not None
+        out = f(*args)
+        try:
+            return out, _same(out, self.play(inputs))
+        except torch.OutOfMemoryError:  # two results are more than one
+            return out, None
+        except Exception as error:
+            self._fail(piece, f"it could not be played ({_describe(error)})")
+            return out, None
+
+    def _fail(self, piece: Piece, reason: str) -> None:
+        self.off = True
+        _note(f"a recording of {piece.name} is off: {reason}")
+
+
+@cache
+def unusable() -> str:
+    """Return why nothing can be played in this process, "" if it can: a known function is recorded and played once."""
+
+    def gradient(w: Tensor, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda w: torch.relu((w * x).sum()) ** 2)(w)  # 2 relu(w x) x
+
+    recording, piece, found = Recording(), Piece(gradient), []
+    notes: list[str] = []
+    try:
+        with using("auto", notes):
+            for n in (1.0, 2.0, 3.0):  # recorded, verified, played
+                args = torch.tensor([[n, 1.0], [1.0, -n]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+                found = recording(torch.vmap(gradient), args, list(args), piece).tolist()
+    except Exception as error:
+        return _describe(error)
+    if notes:
+        return notes[0]
+    if not recording.plays:
+        return "a known function could not be recorded"
+    return "" if found == [[10.0, 20.0], [0.0, 0.0]] else f"a known function gave {found}"
+
+
+def _note(sentence: str) -> None:
+    if sentence not in _notes:
+        _notes.append(sentence)
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _flatten(x: Any, into: list[Tensor]) -> Hashable:
+    """Return what decides which kernels are called; tensors are added to `into`."""
     if isinstance(x, torch.Tensor):
         into.append(x)
         return x.shape, x.stride(), x.dtype, x.device
     if type(x) is dict:
-        return tuple([(n, _flat(v, into)) for n, v in x.items()])
+        return tuple([(n, _flatten(v, into)) for n, v in x.items()])
     if isinstance(x, tuple):
-        return tuple([_flat(v, into) for v in x])
+        return tuple([_flatten(v, into) for v in x])
     return x
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal in structure, shapes and bits."""
+    """Return whether two trees are equal in structure, shapes and bits."""
     left: list[Tensor] = []
     right: list[Tensor] = []
-    return _flat(a, left) == _flat(b, right) and all(
-        torch.equal(x, y)
-        or (x.is_floating_point() and torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num()))
-        for x, y in zip(left, right, strict=True)
-    )
+    if _flatten(a, left) != _flatten(b, right):
+        return False
+    return all(_same_bits(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _same_bits(x: Tensor, y: Tensor) -> bool:
+    if torch.equal(x, y):
+        return True
+    return x.is_floating_point() and torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
 class _Step(NamedTuple):
-    """One kernel's call as Python: `makes = says`."""
+    """One kernel's call as Python: `outputs = expression`; reads: the names in it; several: outputs is a tuple."""
 
-    makes: list[str]
-    says: str
+    outputs: list[str]
+    expression: str
     reads: list[str]
     several: bool
     writes: bool
 
 
 class _Tape:
-    """The kernels of one call, in order. All its tensors stay alive, so that none takes another's id or memory."""
+    """The kernels of one call, in order. All its tensors stay alive, so that none takes another's id or memory.
+
+    Names: `i[n]` an input, `v3` made on the way, `c3` a constant tensor, `f3` a kernel, `k3` another constant.
+    """
 
     def __init__(self, inputs: list[Tensor]):
         self.names: dict[int, str] = {}
-        self.views: dict[Hashable, str] = {}  # what lies at a place in memory, by shape and strides
+        self.views: dict[Hashable, str] = {}  # the name of what is at a place in memory, by shape and strides
         self.alive: list[Tensor] = []
-        self.fixed: set[int] = set()  # memory that is not this call's own to write
-        self.own: set[int] = set()  # memory made on the way
+        self.read_only: set[int] = set()  # memory that is not this call's own to write
+        self.made: set[int] = set()  # memory made on the way
         self.size = 0
         self.steps: list[_Step] = []
         self.scope: dict[str, Any] = {}
-        self.why = ""  # why this is no recording
-        self.twins: list[tuple[int, int]] = []
+        self.reason = ""  # why this is no recording
+        self.failure = ""  # why recording broke down
+        self.aliases: list[tuple[int, int]] = []
         for n, x in enumerate(inputs):
             if _place(x) in self.views:
-                self.twins.append((int(self.views[_place(x)][2:-1]), n))
-            self._know(x, self.views.get(_place(x), f"i[{n}]"))
-            self.fixed.add(_memory(x))
+                self.aliases.append((int(self.views[_place(x)][2:-1]), n))
+            self._register(x, self.views.get(_place(x), f"i[{n}]"))
+            self.read_only.add(_memory(x))
 
     def note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if self.why:
+        """Add a kernel's call; raises nothing but OutOfMemoryError."""
+        if self.reason:
             return
+        try:
+            self._add(func, args, kwargs, out)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.failure = self.reason = _describe(error)
+
+    def _add(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if not hasattr(func, "_schema") or any(x.is_conj() or x.is_neg() for x in _tensors(out)):
-            self.why = f"{func} is more than a kernel on plain memory"
+            self.reason = f"{func} is more than a kernel on plain memory"
             return
-        if _times_one(func, args, out) and (name := self._say(args[0], []))[0] != "v":  # of what nobody writes to
-            self.fixed.add(_memory(out))
-            return self._know(out, name)
-        if func in _of_shapes() and args[0].numel() <= SMALL:  # what was in there need not be worked out
-            args = (
-                torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device),
-                *args[1:],
-            )
+        if (
+            _times_one(func, args, out) and (name := self._expression(args[0], []))[0] != "v"
+        ):  # of what nobody writes to
+            self.read_only.add(_memory(out))
+            return self._register(out, name)
+        if func in _reading_shapes() and args[0].numel() <= SMALL:  # what was in there need not be computed
+            like = args[0]
+            args = (torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device), *args[1:])
         reads: list[str] = []
-        given = [self._say(a, reads) for a in args] + [f"{n}={self._say(a, reads)}" for n, a in kwargs.items()]
+        given = [self._expression(a, reads) for a in args]
+        given += [f"{n}={self._expression(a, reads)}" for n, a in kwargs.items()]
         written = _written(func, args, kwargs)
         writes, several = bool(written), isinstance(out, tuple | list)
-        if any(_memory(x) in self.fixed for x in written):
-            self.why = f"{func} writes to what is not its own"
-        makes = []
+        if any(_memory(x) in self.read_only for x in written):
+            self.reason = f"{func} writes to what is not its own"
+        outputs = []
         for x in out if several else (out,):
             if x is not None and not isinstance(x, torch.Tensor):
-                self.why = f"{func} gives {type(x).__name__}"
+                self.reason = f"{func} gives {type(x).__name__}"
                 return
             if x is not None and id(x) not in self.names:
                 if not several and _place(x) in self.views:  # a view of all of it as it is
-                    return self._know(x, self.views[_place(x)])
-                self._know(x, f"v{len(self.alive)}")
-                if _memory(x) not in self.fixed and _memory(x) not in self.own:
-                    self.own.add(_memory(x))
+                    return self._register(x, self.views[_place(x)])
+                self._register(x, f"v{len(self.alive)}")
+                if _memory(x) not in self.read_only and _memory(x) not in self.made:
+                    self.made.add(_memory(x))
                     self.size += x.untyped_storage().nbytes()
             name = "_" if x is None else self.names[id(x)]
-            makes.append(name if name[0] == "v" else "_")
+            outputs.append(name if name[0] == "v" else "_")
         if self.size > LIMIT:
-            self.why, self.alive = "large", []
+            self.reason, self.alive = "large", []
         name = f"f{len(self.steps)}"
-        self.scope[name] = func._op
-        self.steps.append(_Step(makes, f"{name}({', '.join(given)})", reads, several, writes))
+        self.scope[name] = getattr(func, "_op", func)  # what the kernel's object calls, without a frame of Python
+        self.steps.append(_Step(outputs, f"{name}({', '.join(given)})", reads, several, writes))
 
-    def _know(self, x: Tensor, name: str) -> None:
+    def _register(self, x: Tensor, name: str) -> None:
         self.names[id(x)] = name
         self.views.setdefault(_place(x), name)
         self.alive.append(x)
 
-    def _say(self, x: Any, reads: list[str]) -> str:
+    def _expression(self, x: Any, reads: list[str]) -> str:
+        """Return an argument as Python; the names of its tensors are added to `reads`."""
         if isinstance(x, torch.Tensor):
             if id(x) not in self.names:
                 if _place(x) in self.views:  # the same under another object
-                    self._know(x, self.views[_place(x)])
+                    self._register(x, self.views[_place(x)])
                 else:  # a buffer, frozen weights, a number as a tensor
-                    if _memory(x) in self.own or (_memory(x) and _memory(x) in self.fixed):
-                        self.why = "a view came about unseen"
-                    self._know(x, f"c{len(self.alive)}")
+                    if _memory(x) in self.made or (_memory(x) and _memory(x) in self.read_only):
+                        self.reason = "a view came about unseen"
+                    self._register(x, f"c{len(self.alive)}")
                     self.scope[self.names[id(x)]] = x
-                    self.fixed.add(_memory(x))
+                    self.read_only.add(_memory(x))
             reads.append(self.names[id(x)])
             return reads[-1]
         if isinstance(x, tuple | list):
-            return "[" + ", ".join(self._say(a, reads) for a in x) + "]"
+            return "[" + ", ".join(self._expression(a, reads) for a in x) + "]"
         if x is None or isinstance(x, bool | int):
             return repr(x)
         name = f"k{len(self.scope)}"
@@ -203,22 +368,22 @@ class _Tape:
         return name
 
     def function(self, out: Any) -> Callable[[list[Tensor]], Any] | None:
-        """The tape as Python, without what nobody reads; what is read no more is freed. None where it cannot be one."""
+        """Return the tape as a function of the inputs, without what nobody reads; None where it cannot be one."""
         returned: list[str] = []
         result = self._result(out, returned)
-        if self.why:
+        if self.reason:
             return None
         wanted, kept = set(returned), []
         for step in reversed(self.steps):
-            if step.writes or not wanted.isdisjoint(step.makes):
+            if step.writes or not wanted.isdisjoint(step.outputs):
                 wanted.update(step.reads)
                 kept.append(step)
         lines, later = [f" return {result}"], set(returned)
         for step in kept:
-            over = sorted({n for n in (*step.reads, *step.makes) if n[0] == "v"} - later)
+            over = sorted({n for n in (*step.reads, *step.outputs) if n[0] == "v"} - later)  # read no more: freed
             later.update(over)
-            left = ", ".join(step.makes) + "," * step.several
-            lines.append(f" {left} = {step.says}" + (f"; del {', '.join(over)}" if over else ""))
+            left = ", ".join(step.outputs) + "," * step.several
+            lines.append(f" {left} = {step.expression}" + (f"; del {', '.join(over)}" if over else ""))
         scope = dict(self.scope)
         exec("\n".join(["def play(i):", *reversed(lines)]), scope)  # names and numbers of our own making
         return scope["play"]
@@ -228,16 +393,16 @@ class _Tape:
             return "{" + ", ".join(f"{n!r}: {self._result(v, returned)}" for n, v in x.items()) + "}"
         if isinstance(x, tuple):
             return "(" + "".join(f"{self._result(v, returned)}, " for v in x) + ")"
-        return self._say(x, returned)
+        return self._expression(x, returned)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The arguments that a kernel writes to."""
+    """Return the arguments that a kernel writes to."""
     if not func._schema.is_mutable:
         return []
-    said = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **kwargs}
-    return [x for name in said for x in _tensors(given.get(name))]
+    return [x for name in names for x in _tensors(given.get(name))]
 
 
 def _tensors(x: Any) -> list[Tensor]:
@@ -247,7 +412,7 @@ def _tensors(x: Any) -> list[Tensor]:
 
 
 def _times_one(func: Any, args: Any, out: Any) -> bool:
-    """x * 1, as vmap makes it of linear layers."""
+    """Return whether this is x * 1, as vmap makes it of linear layers."""
     return func is torch.ops.aten.mul.Scalar and args[1] == 1 and _like(out) == _like(args[0])
 
 
@@ -256,8 +421,8 @@ def _like(x: Tensor) -> Hashable:
 
 
 @cache
-def _of_shapes() -> frozenset[Any]:
-    """Kernels that look at their first argument's shape only."""
+def _reading_shapes() -> frozenset[Any]:
+    """Return the kernels that read nothing of their first argument but its shape."""
     a = torch.ops.aten
     return frozenset(
         (a.ones_like.default, a.zeros_like.default, a.full_like.default, a.new_zeros.default, a.new_ones.default)
@@ -274,19 +439,19 @@ def _place(x: Tensor) -> Hashable:
 
 @cache
 def _mode() -> Any:
-    """The dispatch mode below all transforms that tells its tape what passes."""
+    """Return the dispatch mode, below all transforms, that notes on its tape what passes."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Notes(TorchDispatchMode):
+    class Recorder(TorchDispatchMode):
         def __init__(self, tape: _Tape):
             super().__init__()
             self.tape = tape
 
-    def told(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def dispatch(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.tape.note(func, args, kwargs or {}, out)
         return out
 
     # Given later: in a class body torch wraps it in what imports its compiler.
-    Notes.__torch_dispatch__ = told  # type: ignore[method-assign]
-    return Notes
+    Recorder.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
+    return Recorder

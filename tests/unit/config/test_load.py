@@ -136,6 +136,23 @@ def test_set_without_a_value(change: str) -> None:
     assert the_problem(change) == f"--set {change}: write it as a.b=value"
 
 
+@pytest.mark.parametrize(("written", "kept"), [("off", "off"), ('"off"', "off"), ("auto", "auto")])
+def test_replay_is_switched_off_by_a_bare_off(written: str, kept: str, tmp_path: Path) -> None:
+    """Which YAML reads as false; what is written into a run's config.yaml reads back as the same."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{{task: {{data: digits, model: mlp}}, method: fedavg, resources: {{replay: {written}}}}}")
+    for config in (load_config(file), load_config("fedavg", [f"resources.replay={written}"])):
+        assert isinstance(config, Config) and config.resources.replay == kept
+        file.write_text(yaml.safe_dump(config.to_dict()))
+        again = load_config(file)
+        assert isinstance(again, Config) and again.resources.replay == kept
+
+
+def test_replay_is_not_anything_else() -> None:
+    with pytest.raises(ConfigError, match=r"resources\.replay"):
+        load_config({"resources": {"replay": "on"}})
+
+
 def test_set_of_what_is_no_yaml() -> None:
     assert the_problem("track=[tensorboard").startswith("--set track=[tensorboard: ")
 

@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         assert resolved[key] == said[key], key
     said["failures"].pop("stragglers")
     assert resolved["failures"] == said["failures"]
-    ours = {"deterministic", "matmul", "channels_last", "visits"}
+    ours = {"deterministic", "matmul", "channels_last", "visits", "replay"}
     assert {k: v for k, v in resolved["resources"].items() if k not in ours} == said["resources"]
     assert resolved["federation"]["clients"] == 60
     assert resolved["federation"]["participation"] == {"kind": "uniform"}
