@@ -135,8 +135,8 @@ class Study:
 
     def results(self) -> pyarrow.Table:
         """One row per arm, seed and committed round."""
-        from rayfed.report.data import load_study
         from rayfed.report.study import results
+        from rayfed.report.subject import load_study
 
         return results(load_study(self.path))
 

@@ -16,7 +16,7 @@ from rayfed import data
 from rayfed.data import Dataset
 from rayfed.launch.preflight import load_request
 from rayfed.partition.describe import describe
-from rayfed.report import partition_plot
+from rayfed.report import split_pictures
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "heterogeneity.md"
@@ -100,7 +100,7 @@ def table() -> str:
 
 def main() -> None:
     for name, changes in PICTURES.items():
-        partition_plot.write(describe(load_request(config(**changes)), 0), HERE / f"{name}.png")
+        split_pictures.write(describe(load_request(config(**changes)), 0), HERE / f"{name}.png")
         print(f"{name}.png: {(HERE / f'{name}.png').stat().st_size / 1e3:.0f} kB")
     made = table()
     print(made)

@@ -38,15 +38,15 @@ def partition(
     from rayfed.config.schema import Config
     from rayfed.launch.preflight import load_request
     from rayfed.partition.describe import describe
-    from rayfed.report import partition_plot
+    from rayfed.report import split_pictures
 
     request = load_request(config, sets or ())
     name = request.name if isinstance(request, Config) else request.base.name
     file = out or Path(f"{name}-partition.png")
-    partition_plot.check(file)
+    split_pictures.check(file)
     splits = describe(request, seed)
     if out is not None or not as_json:
-        partition_plot.write(splits, file)
+        split_pictures.write(splits, file)
     if as_json:
         picture = None if out is None else str(file)
         typer.echo(json.dumps({"picture": picture, "splits": [d.to_dict() for d in splits]}, indent=1))

@@ -130,8 +130,8 @@ def found(study: Study, out: Path) -> Path | None:
 
 def judged(file: Path, study: Study, path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of one claim's file in the table."""
-    from rayfed.report.data import load_study
     from rayfed.report.study import judge
+    from rayfed.report.subject import load_study
 
     runs = load_study(path).arms
     first = next(iter(runs.values()))[0]
@@ -157,7 +157,7 @@ def _subject(better: Config, than: Config) -> str | None:
 
 
 def _at(runs: Sequence[Any], metric: str, at: int) -> dict[str, Any]:
-    from rayfed.report.data import mean_sd
+    from rayfed.report.statistics import mean_sd
 
     values = [v for r in runs if (v := dict(r.series(metric)).get(at)) is not None]
     mean, sd = mean_sd(values)
@@ -170,7 +170,7 @@ def _cost(study: Study, runs: Sequence[Any]) -> dict[str, float | None]:
 
     up, down: bytes of a round; accuracy_per_mb: that accuracy over the 10^6 bytes, both ways, of the rounds up to it.
     """
-    from rayfed.report.data import mean_sd
+    from rayfed.report.statistics import mean_sd
 
     out: dict[str, float | None] = {
         n: mean_sd([v for r in runs for _, v in r.series(f"bytes/{n}")])[0] for n in ("up", "down")
@@ -179,7 +179,7 @@ def _cost(study: Study, runs: Sequence[Any]) -> dict[str, float | None]:
     if claimed := next((c for c in study.claims if c.metric.startswith(("accuracy/", "exact/"))), None):
         for r in runs:
             accuracy = dict(r.series(claimed.metric)).get(claimed.at)
-            sent = r.total("bytes/up", "bytes/down").get(claimed.at)
+            sent = r.cumulative("bytes/up", "bytes/down").get(claimed.at)
             per_mb += [accuracy / sent * 1e6] if accuracy is not None and sent else []
     return {**out, "accuracy_per_mb": mean_sd(per_mb)[0]}
 

@@ -126,18 +126,18 @@ def print_sweep(path: Path, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rayfed.report.sweep import label
+    from rayfed.report.point_text import point_text
 
     t, several = summary["trials"], any(len(b["seeds"]) > 1 for b in summary["best"])
     table = Table(title=f"best of {t['begun']} trials, {t['complete']} complete; {summary['rounds']:,} rounds in all")
-    for column in ("point", summary["metric"], *(["less the best"] if several else []), "round"):
+    for column in ("point", summary["metric"], *(["minus the best"] if several else []), "round"):
         table.add_column(column, justify="left" if column == "point" else "right")
     for b in summary["best"]:
         d = b["difference"] or {}
         gap = "-" if d.get("mean") is None else f"{d['mean']:+.3f}"
         gap += f" [{d['ci95'][0]:+.3f}, {d['ci95'][1]:+.3f}]" if d.get("ci95") else ""
         value = _mean_sd({"mean": b["value"], "sd": b["sd"]})
-        table.add_row(label(b["point"]), value, *([gap] if several else []), str(b["round"]))
+        table.add_row(point_text(b["point"]), value, *([gap] if several else []), str(b["round"]))
     Console().print(table)
     print(f"report: {path / 'sweep.html'}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rayfed.metrics import SCOPES
 from rayfed.monitor import details, processes
-from rayfed.report.data import read_run
+from rayfed.report.subject import read_run
 from rayfed.storage import round_log
 from rayfed.storage.atomic import read_json, read_yaml
 from rayfed.storage.listing import method_name, started, status, sweep

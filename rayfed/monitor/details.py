@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayfed.metrics import SCOPES, lower_is_better, meaning
-from rayfed.report.data import worst_decile
+from rayfed.report.statistics import worst_decile
 from rayfed.storage import round_log
 from rayfed.storage.atomic import plain
 from rayfed.storage.listing import method_name, started

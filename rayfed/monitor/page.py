@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 
 from rayfed.report import style
-from rayfed.report.plots import COLOURS, SCOPE_COLOUR
+from rayfed.report.picture import COLOURS, SCOPE_COLOURS
 
 HERE = Path(__file__).parent
 CSS = style.CSS + (HERE / "page.css").read_text()
-SCRIPT = f"const COLOURS={json.dumps(COLOURS)},SCOPES={json.dumps(SCOPE_COLOUR)};\n" + (HERE / "page.js").read_text()
+SCRIPT = f"const COLOURS={json.dumps(COLOURS)},SCOPES={json.dumps(SCOPE_COLOURS)};\n" + (HERE / "page.js").read_text()
 
 
 def html(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""How different clients are: a split in numbers, for `rayfed partition`; `rayfed.report.partition_plot` draws it."""
+"""How different clients are: a split in numbers, for `rayfed partition`; `rayfed.report.split_pictures` draws it."""
 
 from __future__ import annotations
 

@@ -12,22 +12,20 @@ __all__ = ["study_summary", "write_comparison", "write_report"]
 
 
 def write_report(path: Path | str) -> Path:
-    """Write `report.html` (one self-contained file) and `plots/*.png` into a run or study folder, `sweep.html` into a sweep's;
-    returns the page.
+    """Write `report.html` (one self-contained file) and `plots/*.png` into a run or study folder, `sweep.html` into a sweep's.
 
-    Works on unfinished ones too, with what is there. ConfigError if the folder is neither a run nor a study.
+    Returns the page. Works on unfinished ones too, with what is there. ConfigError if the folder is none of them.
     """
-    from rayfed.report.data import load
     from rayfed.report.page import render
-    from rayfed.storage.atomic import durable_write
+    from rayfed.report.subject import load
+    from rayfed.storage.atomic import durable_write, read_json
 
     path = Path(path)
     if (path / "sweep.yaml").is_file():
         from rayfed.report.sweep import write_sweep
-        from rayfed.storage.atomic import read_json
 
-        was = read_json(path / "summary.json")
-        write_sweep(path, ended=was.get("status") == "done", failed=was.get("failed", 0))
+        summary = read_json(path / "summary.json")
+        write_sweep(path, ended=summary.get("status") == "done", failed=summary.get("failed", 0))
         return path / "sweep.html"
     html, pictures = render(load(path))
     plots = path / "plots"
@@ -44,8 +42,8 @@ def write_comparison(paths: Sequence[Path | str], out: Path | str | None = None)
     Runs that differ only in their seed are one arm, and a study's arms stay arms; the first arm is the reference.
     ConfigError if a folder is neither a run nor a study, or the page cannot be written.
     """
-    from rayfed.report.data import load_comparison, short_id
     from rayfed.report.page import render
+    from rayfed.report.subject import load_comparison, short_id
     from rayfed.storage.atomic import durable_write, why
 
     sources = [Path(p) for p in paths]

@@ -1,4 +1,4 @@
-"""How the page looks."""
+"""The style sheet of report pages and of the live page."""
 
 from __future__ import annotations
 

@@ -80,9 +80,9 @@ class MLflow:
     def _log_settings(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        from rayfed.report.data import flat
+        from rayfed.report.settings import flatten
 
-        settings = [Param(k, v[:LONGEST]) for k, v in flat(config).items()]
+        settings = [Param(k, v[:LONGEST]) for k, v in flatten(config).items()]
         for at in range(0, len(settings), PARAMS):
             self.client.log_batch(self.id, params=settings[at : at + PARAMS])
 

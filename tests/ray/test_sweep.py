@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from rayfed.report.sweep import text
+from rayfed.report.point_text import value_text
 from rayfed.storage.sweep_folder import read_rows
 from tests.ray.conftest import numbers, only_run, until
 
@@ -278,6 +278,6 @@ def test_optuna_with_asha_over_numbers_mappings_and_lists(rayfed, config, tmp_pa
         assert {r[setting] for r in rows.values()} == texts, "eight draws have both"
     for trial, row in rows.items():
         config_there = yaml.safe_load((path / "trials" / trial / "seed-3" / "config.yaml").read_text())
-        assert text(config_there["task"]["model"]["hidden"]) == row["task.model.hidden"]
+        assert value_text(config_there["task"]["model"]["hidden"]) == row["task.model.hidden"]
         assert config_there["federation"]["groups"]["kind"] == row["federation.groups"].partition("(")[0]
     assert (path / "sweep.html").is_file()

@@ -23,7 +23,7 @@ from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
 from rayfed.partition import describe as d
 from rayfed.partition import embedding
-from rayfed.report import partition_plot
+from rayfed.report import split_pictures
 
 ROOT = Path(__file__).parents[2]
 BLOBS = {"name": "synthetic:blobs", "examples": 300, "classes": 4, "features": 5, "test": 40}
@@ -250,7 +250,7 @@ def test_what_cannot_be_is_a_sentence_and_leaves_nothing(
 def test_neither_torch_nor_ray_is_loaded() -> None:
     code = (
         "import sys, rayfed.cli; from rayfed.partition.describe import describe; from rayfed.launch.preflight import load_request;"
-        "from rayfed.report.partition_plot import png; png(describe(load_request('quickstart')));"
+        "from rayfed.report.split_pictures import png; png(describe(load_request('quickstart')));"
         "print([m for m in ('torch', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -264,25 +264,25 @@ def test_columns_are_by_group_then_by_what_clients_hold_most_of() -> None:
     told = one(
         clients=20, groups={"kind": "label_permutation", "count": 2}, holdout={"kind": "clients", "fraction": 0.2}
     )
-    c = partition_plot._columns(told)
+    c = split_pictures._columns(told)
     assert sorted(c.order.tolist()) == list(range(20))
     assert [(w, b - a) for w, a, b in c.blocks] == [("group 0", 8), ("group 1", 8), ("unseen", 4)]
     assert c.sizes.tolist() == told.federation.train.sizes()[c.order].tolist()
     for _, a, b in c.blocks:
         main = told.federation.class_counts[c.order[a:b]].argmax(1)
         assert (np.diff(main) >= 0).all()
-    by_size = partition_plot._columns(one(partition={"kind": "quantity", "alpha": 0.5}))
+    by_size = split_pictures._columns(one(partition={"kind": "quantity", "alpha": 0.5}))
     assert (np.diff(by_size.sizes) <= 0).all() and by_size.blocks == [("", 0, 9)]
 
 
 def test_more_clients_than_columns_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition_plot, "MOST_COLUMNS", 10)
-    c = partition_plot._columns(one(clients=100, partition={"kind": "quantity", "alpha": 2}))
+    monkeypatch.setattr(split_pictures, "MAX_COLUMNS", 10)
+    c = split_pictures._columns(one(clients=100, partition={"kind": "quantity", "alpha": 2}))
     assert (
         len(c.order) == len(set(c.order)) == 10
         and c.sizes[0] == one(clients=100, partition={"kind": "quantity", "alpha": 2}).federation.train.sizes().max()
     )
-    assert size(partition_plot.png([one(clients=100)]))[0] > 500
+    assert size(split_pictures.png([one(clients=100)]))[0] > 500
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

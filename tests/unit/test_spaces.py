@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -21,13 +18,8 @@ from rayfed.engine.client_states import ClientStore
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.runner import Runner
 from rayfed.errors import ConfigError, PlacementError, RunFailed
-from rayfed.report import sweep as report
-from rayfed.report import write_report
-from rayfed.storage import listing
-from rayfed.storage.atomic import json_bytes
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
-from rayfed.storage.sweep_folder import Sweep, Trial, load_sweep, read_rows
 from tests import toy
 
 ray = pytest.importorskip("ray")
@@ -301,169 +293,3 @@ def test_a_clone_goes_on_as_the_run_did(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="round 3"):
         RunFolder.clone(whole.folder.path, 3, tmp_path / "other", c.to_dict(), owner=Owner.me())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clone", "whole"], "nothing half-made"
-
-
-# -- results -----------------------------------------------------------------------------------------------------------
-
-
-def made_sweep(where: Path, scheduler: str = "none") -> Path:
-    """A sweep's folder with 3 x 2 trials of two seeds; the last trial was stopped."""
-    about = {
-        "command": "rayfed sweep clusters,heterogeneity c.yaml", "spaces": ["clusters", "heterogeneity"], "sets": [], "name": "toy",
-        "options": {"search": "grid", "scheduler": scheduler, "seeds": [0, 1], "metric": "accuracy/global"}, "mode": "max",
-        "rounds": 4, "trials": 6, "swept": {"method.clusters": [2, 3, 5], "federation.partition.alpha": [0.1, 5.0]},
-        "config": RAW, "versions": {"python": "3"},
-    }  # fmt: skip
-    where.mkdir(parents=True)
-    (where / "sweep.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
-    for i in range(6):
-        k, alpha = (2, 3, 5)[i // 2], (0.1, 5.0)[i % 2]
-        place = where / "trials" / f"{i:05d}"
-        lines = []
-        for r in (2, 4, 4)[: 1 if i == 5 else 3]:  # the last round was written twice: the trial was resumed
-            value = i / 10 + r / 100 + (0.5 if len(lines) == 1 else 0)
-            seeds = {s: {"accuracy/global": value + d, "loss/global": 1.0} for s, d in (("0", 0.0), ("1", 0.02))}
-            lines.append(
-                {
-                    "trial": place.name,
-                    "round": r,
-                    "folder": f"trials/{place.name}",
-                    "point": {"method.clusters": k, "federation.partition.alpha": alpha},
-                    "seeds": seeds,
-                }
-            )
-        for s in (0, 1):
-            (place / f"seed-{s}").mkdir(parents=True)
-            if i < 5:
-                (place / f"seed-{s}" / "summary.json").write_text('{"status": "done"}')
-        (place / "rows.jsonl").write_bytes(b"\n".join(json_bytes(x) for x in lines) + b'{"trial": "torn')
-    return where
-
-
-def test_results(tmp_path: Path) -> None:
-    sweep = load_sweep(made_sweep(tmp_path / "s"))
-    summary, table = report.summarise(sweep, ended=True), report.results(sweep).to_pylist()
-    assert len(table) == 5 * 2 + 1 == len({(r["trial"], r["round"]) for r in table}), "a row per trial and round"
-    row = next(r for r in table if r["trial"] == "00002" and r["round"] == 4)
-    assert row["method.clusters"] == 3 and row["federation.partition.alpha"] == 0.1 and row["n"] == 2
-    assert row["accuracy/global"] == pytest.approx(0.25), "the last written of a round wins"
-    half = 12.706204736 * np.std([0.24, 0.26], ddof=1) / np.sqrt(2)  # t(0.975, 1)
-    assert row["accuracy/global_sd"] == pytest.approx(0.02 / np.sqrt(2)) and row[
-        "accuracy/global_ci95"
-    ] == pytest.approx(half)
-    assert summary["trials"] == {"planned": 6, "begun": 6, "complete": 5} and summary["status"] == "incomplete"
-    best = summary["best"]
-    assert [b["trial"] for b in best] == ["00004", "00003", "00002", "00001", "00000", "00005"], "stopped ones last"
-    assert best[1]["difference"]["mean"] == pytest.approx(-0.1) and best[1]["difference"]["n"] == 2
-    assert best[1]["difference"]["ci95"] == pytest.approx([-0.1, -0.1]), "paired: what seeds share drops out"
-
-
-def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
-    path = made_sweep(tmp_path / "out" / "s")
-    line = listing.runs(tmp_path / "out")[0]
-    assert len(listing.runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
-    assert (line["round"], line["rounds"]) == (5 * 4 * 2 + 2 * 2, 6 * 4 * 2)
-    assert line["trials"] == {"planned": 6, "begun": 6, "complete": 5}
-    assert line["metric"] == "accuracy/global" and line["best"] == pytest.approx(0.45)
-    again = f"(resume with: rayfed sweep --resume {path})"
-    me = Owner.me()
-    for owner, said in (
-        (me, "running"),
-        (Owner(me.host, me.pid, me.start - 100), f"interrupted {again}"),
-        (None, f"interrupted {again}"),
-    ):
-        (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(owner) if owner else {}))
-        assert listing.runs(tmp_path / "out")[0]["status"] == said
-    report.write_sweep(path, ended=True, failed=1)
-    assert listing.runs(tmp_path / "out")[0]["status"] == f"failed {again}"
-    write_report(path)
-    assert listing.runs(tmp_path / "out")[0]["status"] == f"failed {again}", "a new page does not forget it"
-    for s in (0, 1):
-        (path / "trials" / "00005" / f"seed-{s}" / "summary.json").write_text('{"status": "done"}')
-    report.write_sweep(path, ended=True)
-    assert listing.runs(tmp_path / "out")[0]["status"] == "done"
-    (path / "sweep.yaml").write_text("name: [")
-    assert listing.runs(tmp_path / "out")[0]["status"].startswith("unreadable")
-
-
-def test_asha_may_leave_trials(tmp_path: Path) -> None:
-    sweep = load_sweep(made_sweep(tmp_path / "s", "asha"))
-    assert report.summarise(sweep, ended=True)["status"] == "done"
-    assert report.summarise(sweep, ended=False)["status"] == "incomplete"
-
-
-def test_less_may_be_better(tmp_path: Path) -> None:
-    path = made_sweep(tmp_path / "s")
-    about = yaml.safe_load((path / "sweep.yaml").read_text())
-    (path / "sweep.yaml").write_text(yaml.safe_dump({**about, "mode": "min"}))
-    assert load_sweep(path).ranked[0].name == "00000"
-
-
-def test_the_page(tmp_path: Path) -> None:
-    path = made_sweep(tmp_path / "s")
-    report.write_sweep(path)
-    assert pq.read_table(path / "sweep.parquet").num_rows == 11
-    assert json.loads((path / "summary.json").read_text())["best"][0]["trial"] == "00004"
-    html = (path / "sweep.html").read_text()
-    for piece in (
-        "accuracy/global: clusters and alpha",
-        "Parallel coordinates",
-        "by round and alpha",
-        "rayfed sweep --resume",
-        "prefers-color-scheme:dark",
-    ):
-        assert piece in html, piece
-    assert "<script" not in html and "http-equiv" not in html and 'src="http' not in html
-    pictures = {p.name for p in (path / "plots").iterdir()}
-    assert pictures == {"heat-clusters-alpha.png", "parallel.png", "curves-clusters.png", "curves-alpha.png"}
-    assert html.index(">00004<") < html.index(">00000<"), "best first"
-
-
-def test_heat_map_cells(tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    path = made_sweep(tmp_path / "s")
-    (heat,), _, _ = report.pictures(load_sweep(path))
-    axis = Figure().add_subplot()
-    heat.panels[0](axis)
-    shown = np.ma.filled(axis.images[0].get_array(), np.nan)
-    assert shown == pytest.approx(np.array([[0.05, 0.25, 0.45], [0.15, 0.35, 0.53]]))  # 00005 stopped after round 2
-    assert [t.get_text() for t in axis.get_xticklabels()] == ["2", "3", "5"] and axis.get_ylabel() == "alpha"
-    assert {t.get_text() for t in axis.texts} == {"0.050", "0.250", "0.450", "0.150", "0.350", "0.530*"}
-    about = yaml.safe_load((path / "sweep.yaml").read_text())
-    with_both = {"method.clusters": [2, 3, 5], "federation.partition.alpha": [0.1, 5.0], "local.epochs": [1, 2]}
-    (path / "sweep.yaml").write_text(yaml.safe_dump({**about, "swept": with_both}))
-    for i in range(6):
-        rows = path / "trials" / f"{i:05d}" / "rows.jsonl"
-        found = read_rows(rows.parent)
-        rows.write_bytes(
-            b"\n".join(json_bytes({**r, "point": {**r["point"], "local.epochs": 1 + i // 3}}) for r in found)
-        )
-    maps, _, _ = report.pictures(load_sweep(path))
-    spans, seen = set(), []
-    for heat in maps:
-        axis = Figure().add_subplot()
-        heat.panels[0](axis)
-        spans.add(axis.images[0].get_clim())
-        seen += [float(t.get_text().strip("*")) for t in axis.texts]
-    assert len(maps) == 3 and len(spans) == 1, "one scale for all maps"
-    assert spans.pop() == pytest.approx((min(seen), max(seen)))
-
-
-def test_many_numbers_become_ranges(tmp_path: Path) -> None:
-    trial = [Trial(str(i), {1: {"point": {"lr": 0.01 * (i + 1)}, "seeds": {}}}, True) for i in range(20)]
-    axis = report.Axis(Sweep(tmp_path, {"swept": {"lr": "float"}}, trial), "lr")
-    at = [axis.at(t.point["lr"]) for t in trial]
-    assert at == sorted(at) and set(at) == set(range(len(axis.labels))) and len(axis.labels) == 5
-
-
-def test_names_for_readers() -> None:
-    assert report.short(["method.clusters", "a.alpha", "b.alpha"]) == {
-        "method.clusters": "clusters",
-        "a.alpha": "a.alpha",
-        "b.alpha": "b.alpha",
-    }
-    assert (
-        report.label({"federation.groups": {"kind": "rotation", "count": 2}, "local.lr": 0.1000000001})
-        == "groups=rotation(count=2) lr=0.1"
-    )

@@ -22,6 +22,7 @@ from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed, n
 from rayfed.launch import start
 from rayfed.launch.federations import Federations
 from rayfed.metrics import lower_is_better
+from rayfed.report.point_text import short_names
 from rayfed.storage import object_store
 from rayfed.storage.atomic import durable_write, json_bytes, read_json, read_yaml, yaml_bytes
 from rayfed.storage.owner import Owner
@@ -437,7 +438,7 @@ def _go(sweep: Sweep, path: Path, wanted: Plan, at_once: int, watch: Watch, fres
             ),
             run_config=tune.RunConfig(
                 name=TUNE, storage_path=str(path), verbose=0, failure_config=tune.FailureConfig(max_failures=1),
-                callbacks=[told.Told(points.short(sweep.space.swept), _count(sweep), o.metric, sweep.base.rounds)],
+                callbacks=[told.Told(short_names(sweep.space.swept), _count(sweep), o.metric, sweep.base.rounds)],
             ),
         )  # fmt: skip
     upload = _Upload(path)

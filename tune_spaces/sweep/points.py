@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayfed.config import user_code
 from rayfed.errors import ConfigError, nearest
-from rayfed.report.sweep import label, short
+from rayfed.report.point_text import point_text, short_names
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -204,7 +204,7 @@ def check(
     """The config of every point; a problem is told once, with the points that have it. also: raises ConfigError too."""
     found: dict[str, list[str]] = {}
     configs: list[Config] = []
-    names = short(space.swept)
+    names = short_names(space.swept)
     for point in points:
         try:
             config = config_of(base, space.fixed, point)
@@ -212,7 +212,7 @@ def check(
             also(config)
         except ConfigError as error:
             for p in error.problems:
-                found.setdefault(p, []).append(label(point, names))
+                found.setdefault(p, []).append(point_text(point, names))
     for p, where in found.items():
         if len(where) == len(points):
             problems.append(p)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from rayfed.report.sweep import label
+from rayfed.report.point_text import point_text
 from tune_spaces.sweep import points
 
 listeners: list[Callable[[dict[str, Any]], None]] = []  # apart from the callback, which Tune saves
@@ -27,7 +27,7 @@ class Told(tune.Callback):
         spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
         over = sum(t.status in ("TERMINATED", "ERROR") for t in trials if t is not trial) + bool(result.get("done"))
         state = {
-            "about": f"[{over}/{self.total} done] {label(points.unpacked(trial.config['point']), self.names)}",
+            "about": f"[{over}/{self.total} done] {point_text(points.unpacked(trial.config['point']), self.names)}",
             "round": result["round"], "rounds": result.get("of", self.rounds), "status": "done" if result.get("done") else "running",
             "score": f"{self.metric} {result['score']:.3f}{spread}",
         }  # fmt: skip

@@ -17,7 +17,7 @@ from rayfed.config import user_code
 from rayfed.errors import RunFailed, nearest
 from rayfed.launch.start import has_ended
 from rayfed.partition import split_key
-from rayfed.report.sweep import label
+from rayfed.report.point_text import point_text
 from rayfed.storage import round_log
 from rayfed.storage.atomic import durable_write, json_bytes, write_all
 from rayfed.storage.sweep_folder import ROWS, read_rows
@@ -213,7 +213,7 @@ class Trial(tune.Trainable):
             other = ["/".join(map(str, p)) for p, s in shapes.items() if p in here and here[p] != s]
             if other:
                 raise RunFailed(
-                    f"a clone of {origin['folder']} cannot go on with {label(self.point)}: the method's state "
+                    f"a clone of {origin['folder']} cannot go on with {point_text(self.point)}: the method's state "
                     f"then has another form ({', '.join(other[:3])}); sweep such a setting without --scheduler pbt"
                 )
 

@@ -13,7 +13,7 @@ import pytest
 
 from rayfed.monitor import board as board_module
 from rayfed.monitor.board import Board
-from rayfed.report.data import worst_decile
+from rayfed.report.statistics import worst_decile
 from rayfed.storage.round_log import read_clients
 from rayfed.storage.run_folder import read_metrics
 from tests.unit.monitor.runs import HARMFUL, listed, samples

@@ -1,0 +1,69 @@
+"""The list of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rayfed.report import write_report
+from rayfed.report.sweep import write_sweep
+from rayfed.storage.atomic import json_bytes, yaml_bytes
+from rayfed.storage.listing import runs
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder, new_folder
+from tests.unit.report.folders import CONFIG, ME, make_sweep
+
+
+def test_runs_lists_what_is_there(tmp_path):
+    assert runs(tmp_path) == []
+    done, cut, live = (RunFolder.create(tmp_path, {**CONFIG, "name": n}, owner=ME) for n in ("done", "cut", "live"))
+    for folder in (done, cut, live):
+        for r in range(1, 6):
+            folder.commit(r, {"loss/global": 1.0})
+        folder.state(status="running", round=5, rounds=20)
+    done.finish("done", {})
+    lock = json.loads((cut.path / "lock.json").read_text())
+    lock["owner"]["start"] -= 100
+    (cut.path / "lock.json").write_text(json.dumps(lock))
+    content = {**CONFIG, "name": "st", "seeds": [0, 1], "arms": {"a": {}, "b": {"rounds": 10}}}
+    study = new_folder(tmp_path, "st", {"study.yaml": yaml_bytes(content)})
+    RunFolder.create(study / "a" / "seed-0", CONFIG, owner=ME, exact=True).state(status="running", round=4, rounds=20)
+    (tmp_path / "other").mkdir()
+    found = {r["name"].split("-")[0]: r for r in runs(tmp_path)}
+    assert set(found) == {"done", "cut", "live", "st"}
+    assert found["done"]["status"] == "done" and (found["done"]["round"], found["done"]["rounds"]) == (5, 20)
+    assert found["cut"]["status"] == f"interrupted (resume with: rayfed resume {cut.path})"
+    assert found["live"]["status"] == "running" and found["live"]["method"] == "fedavg"
+    assert found["st"]["kind"] == "study" and found["st"]["status"] == "running" and found["st"]["method"] == "a, b"
+    assert (found["st"]["round"], found["st"]["rounds"]) == (4, 60)
+
+
+def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
+    path = make_sweep(tmp_path / "out" / "s")
+    line = runs(tmp_path / "out")[0]
+    assert len(runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
+    assert (line["round"], line["rounds"]) == (5 * 4 * 2 + 2 * 2, 6 * 4 * 2)
+    assert line["trials"] == {"planned": 6, "begun": 6, "complete": 5}
+    assert line["metric"] == "accuracy/global" and line["best"] == pytest.approx(0.45)
+    again = f"(resume with: rayfed sweep --resume {path})"
+    me = Owner.me()
+    for owner, said in (
+        (me, "running"),
+        (Owner(me.host, me.pid, me.start - 100), f"interrupted {again}"),
+        (None, f"interrupted {again}"),
+    ):
+        (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(owner) if owner else {}))
+        assert runs(tmp_path / "out")[0]["status"] == said
+    write_sweep(path, ended=True, failed=1)
+    assert runs(tmp_path / "out")[0]["status"] == f"failed {again}"
+    write_report(path)
+    assert runs(tmp_path / "out")[0]["status"] == f"failed {again}", "a new page does not forget it"
+    for s in (0, 1):
+        (path / "trials" / "00005" / f"seed-{s}" / "summary.json").write_text('{"status": "done"}')
+    write_sweep(path, ended=True)
+    assert runs(tmp_path / "out")[0]["status"] == "done"
+    (path / "sweep.yaml").write_text("name: [")
+    assert runs(tmp_path / "out")[0]["status"].startswith("unreadable")
