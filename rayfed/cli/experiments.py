@@ -50,7 +50,7 @@ def resume(
 ) -> None:
     """Continue a run from its last snapshot; --set rounds=N makes it longer."""
     if _is_sweep(run):
-        from tune_spaces.sweep.driver import resume as resume_sweep
+        from tune_spaces.sweep.start import resume_sweep
 
         if given := [o for o, v in (("--set", sets), ("--scale-up", scale_up), ("--local", local)) if v]:
             raise ConfigError(f"resume: a sweep continues as it was started; leave out {', '.join(given)}")
@@ -102,24 +102,25 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Search a space: which clusters, ranks, heterogeneity ... are best (docs/sweeps.md)."""
-    from tune_spaces.sweep import driver
+    from tune_spaces.sweep.request import SweepOptions, check_request, parse_seeds
+    from tune_spaces.sweep.start import command_line, resume_sweep, start_sweep
 
     given = [o for o, v in (("SPACE", spaces), ("CONFIG", config), ("--set", sets), ("--out", out)) if v is not None]
     if resume is not None and given:
         raise ConfigError(f"sweep --resume: a sweep continues as it was started; leave out {', '.join(given)}")
     if resume is None and (spaces is None or config is None):
-        from tune_spaces.sweep.points import ready
+        from tune_spaces.sweep.spaces import ready_spaces
 
-        known = "\n".join(f"  {n:14} {t}" for n, t in ready().items())
+        known = "\n".join(f"  {n:14} {t}" for n, t in ready_spaces().items())
         raise ConfigError(f"sweep: rayfed sweep SPACE[,SPACE...] CONFIG, or --resume DIR; ready spaces:\n{known}")
     with _progress(as_json) as progress:
         where: dict[str, Any] = {"address": address, "watch": progress.update}
         if resume is not None:
-            done = driver.resume(resume, **where)
+            done = resume_sweep(resume, **where)
         else:
-            options = driver.Options(search, samples, scheduler, driver.numbers(seeds), metric, concurrent, reuse)
-            prepared = driver.prepare(str(spaces).split(","), str(config), options, sets or (), arm)
-            done = driver.run(prepared, out=out, command=driver.command_line(), **where)
+            options = SweepOptions(search, samples, scheduler, parse_seeds(seeds), metric, concurrent, reuse)
+            request = check_request(str(spaces).split(","), str(config), options, sets or (), arm)
+            done = start_sweep(request, out=out, command=command_line(), **where)
     _print_finished(done, as_json)
 
 

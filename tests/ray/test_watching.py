@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from rayfed.monitor.board import Board
 from rayfed.monitor.files import panels
-from rayfed.monitor.read import Board
 from tests.ray.conftest import at_round, only_run, placed, until
 
 pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores

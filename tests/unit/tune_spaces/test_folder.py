@@ -1,0 +1,59 @@
+"""A sweep's folder: what a resume reads is what the start wrote, and whose it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from rayfed.errors import ConfigError
+from rayfed.storage.atomic import json_bytes
+from rayfed.storage.owner import Owner
+from tests.unit.tune_spaces.tools import RAW
+from tune_spaces.sweep import folder
+from tune_spaces.sweep.folder import SweepSettings
+from tune_spaces.sweep.request import SweepOptions, SweepRequest, check_request
+from tune_spaces.sweep.trial_placement import place_trials
+
+
+def made(tmp_path: Path) -> tuple[SweepRequest, SweepSettings, Path]:
+    own = tmp_path / "mine.py"
+    own.write_text("from ray import tune\nspace = {'local.optimizer.lr': tune.loguniform(1e-3, 1e-1), 'rounds': 3}\n")
+    options = SweepOptions(samples=2, seeds=(0, 1))
+    request = check_request([str(own), "participation"], RAW, options, ["method.clusters=2"])
+    settings = SweepSettings.of(request, place_trials(request.configs, [{"CPU": 4.0}], 2), "rayfed sweep ...")
+    return request, settings, folder.make_folder(request, settings, tmp_path / "out")
+
+
+def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
+    request, settings, path = made(tmp_path)
+    assert SweepSettings.read(path) == settings
+    assert settings.trials == 2 and settings.options.seeds == (0, 1) and settings.mode == "max"
+    assert settings.fixed == {"rounds": 3} and settings.points == request.points
+    assert settings.swept["federation.per_round"] == [0.1, 0.3, 1.0]
+    assert settings.swept["local.optimizer.lr"] == "float loguniform [0.001, 0.1]"
+    assert len(list((path / "spaces").glob("*.json"))) == 1
+
+
+def test_a_sweep_is_resumed_by_one_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, path = made(tmp_path)
+    assert folder.open_folder(path) == path, "this process may"
+    with pytest.raises(ConfigError, match=rf"no sweep to resume here .*did you mean '{path.name}'"):
+        folder.open_folder(path.with_name(path.name[:-1]))
+    me = Owner.me()
+    elsewhere = dataclasses.replace(me, host="elsewhere")
+    (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(elsewhere)))
+    with pytest.raises(ConfigError, match=r"belongs to process \d+ on elsewhere, .*RAYFED_TAKE_OVER=1"):
+        folder.open_folder(path)
+    monkeypatch.setenv("RAYFED_TAKE_OVER", "1")
+    folder.open_folder(path)
+    parent = Owner(me.host, 1, Owner.me().start)
+    monkeypatch.setattr(Owner, "alive", lambda self: True)
+    (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(parent)))
+    with pytest.raises(ConfigError, match="which still runs; stop it first"):
+        folder.open_folder(path)
+    folder.release(path)
+    folder.open_folder(path)
+    folder.take_over(path)
+    assert Owner(**folder.read_json(path / "driver.json")) == me

@@ -1,0 +1,129 @@
+"""`rayfed sweep`: start or resume a checked sweep and follow it to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.placement import Node, nodes_of
+from rayfed.launch import start
+from rayfed.launch.start import Finished
+from tune_spaces.sweep.experiment import Experiment, tune_environment
+from tune_spaces.sweep.folder import (
+    SweepSettings,
+    Upload,
+    install_code,
+    make_folder,
+    open_folder,
+    release,
+    take_over,
+)
+from tune_spaces.sweep.request import SweepRequest, repeat_request
+from tune_spaces.sweep.summary import failure, interruption, prune_snapshots, resume_command, write_summary
+from tune_spaces.sweep.trial_placement import TrialPlacement, check_fits, place_trials
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+def start_sweep(
+    request: SweepRequest,
+    *,
+    out: str | Path | None = None,
+    address: str | None = None,
+    watch: Watch | None = None,
+    command: str = "",
+) -> Finished:
+    """Run a checked sweep to its end.
+
+    Arguments:
+        out: folder or URI of the sweep's folder, instead of `storage.path`.
+        address: of a Ray cluster, "auto", or "local".
+        watch: is called with the state of the sweep after every report of a trial.
+        command: the command line, for the sweep's page.
+
+    Raises the errors of `rayfed.errors`; what was committed stays.
+    """
+
+    def place(nodes: Sequence[Node]) -> TrialPlacement:
+        return place_trials(request.configs, nodes, request.options.concurrent)
+
+    with _ray(request, address, place) as placement:
+        path = make_folder(request, SweepSettings.of(request, placement, command), out)
+        return _finish(request, path, placement, watch)
+
+
+def resume_sweep(path: str | Path, *, address: str | None = None, watch: Watch | None = None) -> Finished:
+    """Continue a sweep: trials that were running go on at their runs' last snapshots, what had ended stays.
+
+    path: its folder, or its URI in object storage. Raises the errors of `rayfed.errors`.
+    """
+    from rayfed.config.schema import Config
+    from rayfed.launch.preflight import load_request
+
+    path = open_folder(path)
+    settings = SweepSettings.read(path)
+    install_code(path)
+    base = load_request(settings.config)
+    assert isinstance(base, Config)
+    request = repeat_request(settings.spaces, base, settings.options, settings.points, settings.sets)
+
+    def place(nodes: Sequence[Node]) -> TrialPlacement:
+        check_fits(settings.plan, nodes)
+        return TrialPlacement(settings.plan, settings.at_once)
+
+    with _ray(request, address, place) as placement:
+        take_over(path)
+        return _finish(request, path, placement, watch)
+
+
+@contextlib.contextmanager
+def _ray(
+    request: SweepRequest, address: str | None, place: Callable[[Sequence[Node]], TrialPlacement]
+) -> Iterator[TrialPlacement]:
+    """Start or join Ray and yield the trials' placement; what cannot be placed is refused before Ray starts, or, on a cluster,
+    before a trial does."""
+    from actors import driver, monitor
+
+    os.environ.update({k: v for k, v in tune_environment(request).items() if k not in os.environ})
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    placement = place([driver.local_node()]) if address == "local" else None
+    import ray
+
+    driver._connect(address, monitor.job_metadata([request.base]))
+    try:
+        yield placement or place(nodes_of(ray.nodes()))
+    finally:
+        ray.shutdown()
+
+
+def _finish(request: SweepRequest, path: Path, placement: TrialPlacement, watch: Watch | None) -> Finished:
+    """Run the trials of a sweep whose folder stands, and write its summary. Raises Interrupted, or RunFailed where trials fail."""
+    upload = Upload(path)
+    experiment = Experiment(request, path, placement, [*([watch] if watch else []), upload])
+    try:
+        upload.commit()
+        with start._signals(experiment) as signals:  # type: ignore[arg-type]
+            errors = experiment.fit()
+        prune_snapshots(path, request.base.storage.keep)
+        if signals:
+            errors = []
+        finished = write_summary(path, interrupted=bool(signals), failed=len(errors))
+    finally:
+        release(path)
+    upload.commit(plain=True)
+    resume = resume_command(path, upload.uri)
+    if signals:
+        raise interruption(signals[0], resume)
+    if errors:
+        raise failure(path, errors, request.trials, resume)
+    return finished
+
+
+def command_line(argv: Sequence[str] | None = None) -> str:
+    """Return this process's command as it was typed."""
+    return " ".join(["rayfed", *map(shlex.quote, (sys.argv if argv is None else argv)[1:])])
