@@ -1,9 +1,8 @@
-"""The driver: joins or starts Ray, places the server, follows it. Never imports torch."""
+"""The driver: starts or joins Ray, places the server, follows it. Never imports torch."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors import monitor
-from actors.placement import Plan, nodes_of, plan
+from actors.placement import Plan, nodes_of, plan_largest
+from actors.session import connect, local_node
 from rayfed import models, track
 from rayfed.config import user_code
 from rayfed.errors import PlacementError, RunFailed
@@ -23,48 +23,53 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
     from rayfed.storage.run_folder import RunFolder
 
-POLL = 0.3  # seconds between two looks at the server's status
+POLL_S = 0.3  # between two questions for the server's status
 
 
 class RayLauncher:
-    """Starts its own local Ray, or joins a cluster; one server and one pool for all runs of the request."""
+    """Starts a local Ray of its own, or joins a cluster; one server and one pool of actors for all runs of a request."""
 
     def __init__(self, address: str | None = None, scale_up: float = 0.0):
-        """scale_up: seconds that the cluster's autoscaler has for what is missing; 0: it is not asked."""
+        """address: "local", "auto" or a cluster's; scale_up: seconds that the cluster's autoscaler has for what is missing, 0: it
+        is not asked."""
         self.address, self.scale_up = address or os.environ.get("RAY_ADDRESS") or "local", scale_up
         self.server: Any = None
         self.group: Any = None
         self.connected = self.ours = False
-        self.shared: tuple[Federation, Any] | None = None  # the newest split and where it lies
+        self.shared: tuple[Federation, Any] | None = None  # the newest split and its object
 
     def ahead(self, configs: Sequence[Config]) -> None:
         """Start a local Ray; a cluster is joined only by a request that is right."""
         if self.address == "local":
-            self._connected(configs)
+            self._connect(configs)
 
-    def _connected(self, configs: Sequence[Config]) -> None:
+    def _connect(self, configs: Sequence[Config]) -> None:
         if self.connected:
             return
         if self.address == "local":
-            _largest(configs, [local_node()])  # a local Ray has exactly this machine: refuse before starting it
-        _connect(self.address, monitor.job_metadata(configs))
+            plan_largest(configs, [local_node()])  # a local Ray has exactly this machine: refuse before starting it
+        connect(self.address, monitor.job_metadata(configs))
         self.connected, self.ours = True, self.address == "local"
 
     def start(self, configs: Sequence[Config]) -> None:
-        """Connect, plan, reserve one placement group, start the server. PlacementError before any actor starts."""
+        """Connect, plan, reserve one placement group, start the server. Raises PlacementError before any actor starts."""
         import ray
 
-        self._connected(configs)
+        self._connect(configs)
         try:
-            wanted = _largest(configs, nodes_of(ray.nodes()))
+            wanted = plan_largest(configs, nodes_of(ray.nodes()))
         except PlacementError as missing:
             if self.ours or not self.scale_up:
                 raise
-            wanted = _grown(configs, self.scale_up, missing)
+            wanted = _scale_up(configs, self.scale_up, missing)
         imports = {m for c in configs for m in models.imports(c.task.model)}
         self._place(configs[0].name, wanted, sorted(imports))
 
     def _place(self, name: str, wanted: Plan, imports: Sequence[str]) -> None:
+        """Reserve the placement group and start the server in it, or on this node if it asks for nothing.
+
+        name: the experiment's; imports: modules that the actors begin with.
+        """
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -97,6 +102,7 @@ class RayLauncher:
         self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, driver, imports)
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: launch.Watch) -> Ending:
+        """Let the server execute a run and follow it to its end. Raises what broke there, RunFailed where the server died."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
@@ -110,7 +116,7 @@ class RayLauncher:
         shown = monitor.Shown(self.server, config)
         while True:
             try:
-                ready, _ = ray.wait([done], timeout=POLL)
+                ready, _ = ray.wait([done], timeout=POLL_S)
                 state = ray.get(self.server.status.remote())
                 watch(state)
                 if ready:
@@ -123,7 +129,7 @@ class RayLauncher:
                 raise RunFailed(f"the server actor died: {e}\nContinue with: rayfed resume {folder.path}") from None
 
     def _put(self, federation: Federation) -> Any:
-        """The split in the object store, once for all runs on it; this process reads it there from then on."""
+        """Put the split into the object store, once for all runs on it; this process reads it there from then on."""
         import ray
 
         if self.shared is None or self.shared[0] is not federation:
@@ -135,10 +141,12 @@ class RayLauncher:
         return self.shared[1]
 
     def stop(self) -> None:
+        """Ask the current run to end after committing its round."""
         if self.server is not None:
             self.server.stop.remote()
 
     def close(self) -> None:
+        """End the actors, and the Ray of this process."""
         import ray
 
         if not ray.is_initialized():
@@ -155,13 +163,11 @@ class RayLauncher:
             ray.shutdown()
 
 
-def _largest(configs: Sequence[Config], nodes: Sequence[Any]) -> Plan:
-    """One plan that serves every run of the request: the one with most actors."""
-    return max((plan(c, nodes) for c in configs), key=lambda p: p.actors)
+def _scale_up(configs: Sequence[Config], seconds: float, missing: PlacementError) -> Plan:
+    """Ask the autoscaler for nodes and return the plan once they are there.
 
-
-def _grown(configs: Sequence[Config], seconds: float, missing: PlacementError) -> Plan:
-    """The plan once the cluster has grown to carry it. PlacementError, `missing` and the wait, where it does not."""
+    missing: why the cluster is too small now. Raises PlacementError, with it, where it still is after so many seconds.
+    """
     import ray
     from ray.autoscaler.sdk import request_resources
 
@@ -174,7 +180,7 @@ def _grown(configs: Sequence[Config], seconds: float, missing: PlacementError) -
     try:
         while True:
             with contextlib.suppress(PlacementError):
-                return _largest(configs, nodes_of(ray.nodes()))
+                return plan_largest(configs, nodes_of(ray.nodes()))
             if time.monotonic() > end:
                 raise PlacementError(
                     f"{missing} The cluster's autoscaler was asked for it, and {seconds:g} s (--scale-up) were not enough."
@@ -184,47 +190,7 @@ def _grown(configs: Sequence[Config], seconds: float, missing: PlacementError) -
         request_resources(bundles=[])  # what runs keeps its nodes; nothing is held back for later
 
 
-def local_node() -> dict[str, float]:
-    """What a Ray started here will have."""
-    try:
-        cpus = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cpus = os.cpu_count() or 1
-    return {"CPU": float(cpus), "GPU": float(_gpus())}
-
-
-def _gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [v.strip() for v in visible.split(",")]
-        return len(list(itertools.takewhile(lambda v: v.isdigit() or v.startswith(("GPU-", "MIG-")), names)))
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
-
-
-def _connect(address: str, metadata: dict[str, str]) -> None:
-    import ray
-    from ray.job_config import JobConfig
-
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "rayfed"}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its own
-        common["job_config"] = JobConfig(metadata=metadata)
-    if address == "local":
-        node = local_node()
-        ray.init(
-            address="local", num_cpus=int(node["CPU"]), num_gpus=int(node["GPU"]), include_dashboard=None, **common
-        )
-        return
-    try:
-        ray.init(address=address, **common)
-    except ConnectionError as e:
-        raise PlacementError(
-            f"--address {address}: no Ray answers there ({e}). Is the head running, and does its token "
-            "(RAY_AUTH_TOKEN, ~/.ray/auth_token) match?"
-        ) from None
-
-
-def run(
+def run_on_ray(
     request: Config | Study,
     *,
     out: str | Path | None = None,
@@ -232,7 +198,16 @@ def run(
     scale_up: float = 0.0,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> launch.Finished:
-    """`rayfed run` on Ray."""
+    """Run a config or a study on Ray, as `rayfed run`.
+
+    Arguments:
+        out: folder of the run folder, or a URI, instead of `storage.path`.
+        address: "local", "auto" or a cluster's; default: RAY_ADDRESS, or local.
+        scale_up: seconds that the cluster's autoscaler has for what is missing.
+        watch: is called with the live status.
+
+    Raises the errors of `rayfed.errors`; what was committed stays.
+    """
     launcher = RayLauncher(address, scale_up)
     try:
         return launch.run(request, launcher, out=out, watch=watch)
@@ -240,7 +215,7 @@ def run(
         launcher.close()
 
 
-def resume(
+def resume_on_ray(
     path: str | Path,
     *,
     sets: Sequence[str] = (),
@@ -248,7 +223,7 @@ def resume(
     scale_up: float = 0.0,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> launch.Finished:
-    """`rayfed resume` on Ray."""
+    """Continue a run or a study on Ray, as `rayfed resume`. sets: overrides of what may change; the others as in `run_on_ray`."""
     launcher = RayLauncher(address, scale_up)
     try:
         return launch.resume(path, launcher, sets=sets, watch=watch)

@@ -1,4 +1,4 @@
-"""Where actors go: from `resources` and the cluster's nodes to a plan, or to a refusal that says what to change."""
+"""Placement: from `resources` and the cluster's nodes to a plan, or to a refusal that says what to change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Plan:
-    """actors client actors of cpus and gpus each, `threads` torch threads in each; server: its own share."""
+    """How many client actors there are, and what each of them and the server gets.
+
+    cpus, gpus: of a client actor; threads: torch threads in each; server_anywhere: whether the server may be on any node, not
+    only on the driver's.
+    """
 
     actors: int
     cpus: float
@@ -29,46 +33,51 @@ class Plan:
     server_anywhere: bool
 
     def bundles(self) -> list[dict[str, float]]:
-        """Placement-group bundles, the clients' first; the server has one only if it asks for something."""
+        """Return the placement group's bundles, the clients' first; the server has one only if it asks for something."""
         client = {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v} or {"CPU": 0.001}
         server = {k: v for k, v in (("CPU", self.server_cpus), ("GPU", self.server_gpus)) if v}
         return [client] * self.actors + ([server] if server else [])
 
 
-def plan(config: Config, nodes: Sequence[Node]) -> Plan:
-    """The plan for a run on these nodes. Raises PlacementError: what was asked, what exists, which setting to change."""
+def plan_placement(config: Config, nodes: Sequence[Node]) -> Plan:
+    """Plan a run on these nodes. Raises PlacementError: what was asked, what there is, which setting to change."""
     r, server = config.resources, config.resources.server
     cpus = float(r.cpus_per_actor)
-    room = [Room.of(n) for n in nodes]
-    have = ", ".join(_say(n) for n in nodes) or "no node"
+    rooms = [Room.of(n) for n in nodes]
 
     def share(free: Sequence[Room]) -> float:
+        """The GPU share of an actor where these rooms are free."""
         if r.gpus_per_actor != "auto":
             return float(r.gpus_per_actor)
         whole = sum(card > 1 - SLACK for n in free for card in n.cards)
-        return 1.0 / (math.ceil(r.actors / whole) if r.actors != "auto" else 1) if whole else 0.0
+        if not whole:
+            return 0.0
+        return 1.0 / (math.ceil(r.actors / whole) if r.actors != "auto" else 1)
 
     # The server goes first, to the node where it costs the fewest client actors.
-    beside = [
-        [*room[:i], left, *room[i + 1 :]] for i, n in enumerate(room) if (left := n.without(server.cpus, server.gpus))
-    ]
-    fits, gpus = max(((sum(n.fits(cpus, share(b)) for n in b), share(b)) for b in beside), default=(0, share(room)))
-    useful = fits if gpus else min(fits, _useful(config))
+    fitting, gpus = 0, share(rooms)
+    candidates = []
+    for i, room in enumerate(rooms):
+        left = room.without(server.cpus, server.gpus)
+        if left is not None:
+            free = [*rooms[:i], left, *rooms[i + 1 :]]
+            candidates.append((sum(n.fits(cpus, share(free)) for n in free), share(free)))
+    if candidates:
+        fitting, gpus = max(candidates)
+    useful = fitting if gpus else min(fitting, _count_useful(config))
     actors = max(1, useful) if r.actors == "auto" else int(r.actors)
-    alone = sum(n.fits(cpus, gpus) for n in room)
+    alone = sum(n.fits(cpus, gpus) for n in rooms)
+    have = ", ".join(_describe(n) for n in nodes) or "no node"
     if actors > alone:
         why = (
             f"resources.actors={r.actors} with resources.cpus_per_actor={cpus:g} and resources.gpus_per_actor={gpus:g}"
         )
+        advice = "Lower resources.actors, resources.cpus_per_actor or resources.gpus_per_actor."
         raise PlacementError(
             f"{why} cannot be placed: {actors} actors asked, {alone} fit on {have}. "
-            + (
-                "Lower resources.actors, resources.cpus_per_actor or resources.gpus_per_actor."
-                if alone
-                else _never(cpus, gpus, nodes)
-            )
+            + (advice if alone else _advise_smaller(gpus, nodes))
         )
-    if actors > fits:
+    if actors > fitting:
         raise PlacementError(
             f"resources.server={{cpus: {server.cpus:g}, gpus: {server.gpus:g}}} does not fit beside {actors} client actors of "
             f"{cpus:g} CPU and {gpus:g} GPU on {have}. Lower resources.actors or resources.server."
@@ -76,18 +85,24 @@ def plan(config: Config, nodes: Sequence[Node]) -> Plan:
     return Plan(actors, cpus, gpus, max(1, int(cpus)), server.cpus, server.gpus, server.place == "any")
 
 
+def plan_largest(configs: Sequence[Config], nodes: Sequence[Node]) -> Plan:
+    """Plan for several runs: the plan with most actors serves every one of them."""
+    return max((plan_placement(c, nodes) for c in configs), key=lambda p: p.actors)
+
+
 class Room(NamedTuple):
-    """What is free on one node: CPUs, and the free share of each of its cards."""
+    """What is free on one node: CPUs, and the free share of each of its GPU cards."""
 
     cpus: float
     cards: tuple[float, ...]
 
     @classmethod
     def of(cls, node: Node) -> Room:
+        """Return the room of a node on which nothing runs."""
         return cls(node.get("CPU", 0), (1.0,) * int(node.get("GPU", 0)))
 
     def fits(self, cpus: float, gpus: float) -> int:
-        """Actors of this share; a fraction never spans two cards, so 0.3 goes three times into each."""
+        """Count the actors of this share that fit; a fraction never spans two cards, so 0.3 goes three times into each."""
         by_cpu = math.floor(self.cpus / cpus + SLACK) if cpus else 10**9
         if not gpus:
             return by_cpu
@@ -96,7 +111,7 @@ class Room(NamedTuple):
         return min(by_cpu, math.floor(sum(card > 1 - SLACK for card in self.cards) / gpus + SLACK))
 
     def without(self, cpus: float, gpus: float) -> Room | None:
-        """What one actor of this share leaves, None if it does not fit."""
+        """Return what one actor of this share leaves, None if it does not fit."""
         if self.fits(cpus, gpus) < 1 and (cpus or gpus):
             return None
         cards = sorted(self.cards)  # the fullest card that has room
@@ -109,23 +124,24 @@ class Room(NamedTuple):
         return Room(self.cpus - cpus, tuple(cards))
 
 
-def _never(cpus: float, gpus: float, nodes: Sequence[Node]) -> str:
+def _advise_smaller(gpus: float, nodes: Sequence[Node]) -> str:
+    """Say what to change where not one actor fits."""
     if gpus and not any(n.get("GPU", 0) for n in nodes):
         return "There is no GPU: set resources.gpus_per_actor=0 (or auto)."
     return "Not one fits: lower resources.cpus_per_actor or resources.gpus_per_actor."
 
 
-def _say(node: Node) -> str:
+def _describe(node: Node) -> str:
     return f"a node with {node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU"
 
 
-def _useful(config: Config) -> int:
-    """More actors than a round has calls would only wait."""
+def _count_useful(config: Config) -> int:
+    """Count the actors that a round can use: more than it has calls would only wait."""
     size = config.resources.cohort
     asked = max(1, config.per_round())
     return math.ceil(asked / int(size)) if size != "auto" else max(2, 2 * math.ceil(asked / 64))
 
 
 def nodes_of(ray_nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """The living nodes of `ray.nodes()` as plain CPU and GPU counts."""
+    """Return the living nodes of `ray.nodes()` as plain CPU and GPU counts."""
     return [{k: n["Resources"].get(k, 0.0) for k in ("CPU", "GPU")} for n in ray_nodes if n["Alive"]]

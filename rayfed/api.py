@@ -181,7 +181,7 @@ def run(
         from rayfed.launch.start import run_local
 
         return _folder(run_local(request, out=out, watch=watch))
-    from actors.driver import run as run_on_ray
+    from actors.driver import run_on_ray
 
     return _folder(run_on_ray(request, out=out, address=address, watch=watch))
 
@@ -199,7 +199,7 @@ def resume(
         from rayfed.launch.start import resume_local
 
         return _folder(resume_local(path, sets=sets, watch=watch))
-    from actors.driver import resume as resume_on_ray
+    from actors.driver import resume_on_ray
 
     return _folder(resume_on_ray(path, sets=sets, address=address, watch=watch))
 

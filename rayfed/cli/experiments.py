@@ -34,7 +34,7 @@ def run(
 
             done = run_local(request, out=out, watch=progress.update)
         else:
-            from actors.driver import run as run_on_ray
+            from actors.driver import run_on_ray
 
             done = run_on_ray(request, out=out, address=address, scale_up=scale_up, watch=progress.update)
     _print_finished(done, as_json)
@@ -64,7 +64,7 @@ def resume(
 
             done = resume_local(run, sets=sets or (), watch=progress.update)
         else:
-            from actors.driver import resume as resume_on_ray
+            from actors.driver import resume_on_ray
 
             done = resume_on_ray(run, sets=sets or (), address=address, scale_up=scale_up, watch=progress.update)
     _print_finished(done, as_json)
@@ -145,8 +145,8 @@ def claims(
                 from rayfed.launch.start import resume_local as continue_study
                 from rayfed.launch.start import run_local as start_study
             else:
-                from actors.driver import resume as continue_study
-                from actors.driver import run as start_study
+                from actors.driver import resume_on_ray as continue_study
+                from actors.driver import run_on_ray as start_study
             done = continue_study(before, **where) if before else start_study(study, out=folder, **where)
         return done.path, done.summary
 

@@ -48,13 +48,13 @@ def test_the_cloud_cluster_keeps_room_and_bounds() -> None:
 
 
 def test_distillation_goes_to_a_gpu_node_of_the_cloud_cluster() -> None:
-    from actors.placement import plan
+    from actors.placement import plan_placement
     from tests import toy
 
     types = yaml.safe_load(AWS.read_text())["available_node_types"]
     nodes = [t["resources"] for t in types.values()]
     c = toy.config("fedavg", resources={"gpus_per_actor": 0.25, "server": {"gpus": 0.5, "place": "any"}})
-    made = plan(c, nodes)
+    made = plan_placement(c, nodes)
     assert made.server_anywhere and made.gpus > 0 and {"GPU": 0.5} in made.bundles()
     assert made.actors == 6  # two beside the server on the first card, four on the second
 

@@ -87,14 +87,14 @@ def _ray(
 ) -> Iterator[TrialPlacement]:
     """Start or join Ray and yield the trials' placement; what cannot be placed is refused before Ray starts, or, on a cluster,
     before a trial does."""
-    from actors import driver, monitor
+    from actors import monitor, session
 
     os.environ.update({k: v for k, v in tune_environment(request).items() if k not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    placement = place([driver.local_node()]) if address == "local" else None
+    placement = place([session.local_node()]) if address == "local" else None
     import ray
 
-    driver._connect(address, monitor.job_metadata([request.base]))
+    session.connect(address, monitor.job_metadata([request.base]))
     try:
         yield placement or place(nodes_of(ray.nodes()))
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from actors.placement import Node, Plan, Room, plan
+from actors.placement import Node, Plan, Room, plan_largest
 from rayfed.errors import PlacementError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def place_trials(configs: Sequence[Config], nodes: Sequence[Node], concurrent: i
     concurrent: trials at a time; actors are then as many as leave room for them, where the configs leave that open. Raises
     PlacementError as for a single run.
     """
-    wanted = max((plan(c, nodes) for c in configs), key=lambda p: p.actors)
+    wanted = plan_largest(configs, nodes)
     if concurrent and all(c.resources.actors == "auto" for c in configs):
         while wanted.actors > 1 and count_fitting(wanted, nodes) < concurrent:
             wanted = replace(wanted, actors=wanted.actors - 1)
