@@ -4,7 +4,7 @@
     run = rayfed.run("quickstart")        # or a file, or a dict
     run.metrics()                          # one row per round, a pyarrow Table
 
-To write a method: `rayfed.Method`, `rayfed.sgd_visit`, `rayfed.mean`, `rayfed.tree` (docs/writing-a-method.md).
+To write a method: `Method`, `visit`, `sgd_visit`, `Part`, `Wire`, `mean`, `tree` (docs/writing-a-method.md).
 """
 
 from __future__ import annotations
@@ -23,19 +23,32 @@ if TYPE_CHECKING:
     from rayfed.fold import total as total
     from rayfed.method import Method as Method
     from rayfed.method import MethodSettings as MethodSettings
-    from rayfed.method import Part as Part
-    from rayfed.method import Wire as Wire
-    from rayfed.visit import Phase as Phase
-    from rayfed.visit import Visit as Visit
-    from rayfed.visit import sgd_visit as sgd_visit
+    from rayfed.training import sgd_visit as sgd_visit
+    from rayfed.visits import Phase as Phase
+    from rayfed.visits import Visit as Visit
+    from rayfed.visits import measure as measure
+    from rayfed.visits import visit as visit
+    from rayfed.wire import ANY as ANY
+    from rayfed.wire import CLASSES as CLASSES
+    from rayfed.wire import PARAMS as PARAMS
+    from rayfed.wire import SCALAR as SCALAR
+    from rayfed.wire import Part as Part
+    from rayfed.wire import Wire as Wire
 
 _HOME = {
-    "run": "api", "resume": "api", "load": "api", "Run": "api", "Study": "api", "Method": "method",
-    "MethodSettings": "method", "Part": "method", "Wire": "method", "Visit": "visit", "Phase": "visit",
-    "sgd_visit": "visit", "mean": "fold", "total": "fold",
-}  # fmt: skip
+    **dict.fromkeys(("Run", "Study", "load", "resume", "run"), "api"),
+    **dict.fromkeys(("mean", "total"), "fold"),
+    **dict.fromkeys(("Method", "MethodSettings"), "method"),
+    **dict.fromkeys(("sgd_visit",), "training"),
+    **dict.fromkeys(("Phase", "Visit", "measure", "visit"), "visits"),
+    **dict.fromkeys(("ANY", "CLASSES", "PARAMS", "SCALAR", "Part", "Wire"), "wire"),
+}
 
 __all__ = [
+    "ANY",
+    "CLASSES",
+    "PARAMS",
+    "SCALAR",
     "Method",
     "MethodSettings",
     "Part",
@@ -46,11 +59,13 @@ __all__ = [
     "Wire",
     "load",
     "mean",
+    "measure",
     "resume",
     "run",
     "sgd_visit",
     "total",
     "tree",
+    "visit",
 ]
 __version__ = "0.1.0"
 

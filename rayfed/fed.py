@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed import fold as folds
-from rayfed import keys, tree
+from rayfed import keys, tree, visits
 from rayfed.adapters import ranks
 from rayfed.engine.client_states import ClientStore
 from rayfed.engine.evaluation import Evaluation
@@ -22,6 +22,7 @@ from rayfed.engine.messages import CallResult, DotCall, GramCall, Job, LinearCal
 from rayfed.errors import RunFailed
 from rayfed.fold import Fold, Merger
 from rayfed.lazy import torch
+from rayfed.wire import ANY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
+    from rayfed.visits import BoundVisit
 
 Cohort = tuple[int, ...]
 
@@ -266,7 +268,7 @@ class Fed:
 
     def ask(
         self,
-        visit: Callable[..., Any] | str | Evaluation,
+        visit: BoundVisit | Evaluation,
         to: Sequence[int],
         *,
         shared: Tree | None = None,
@@ -277,16 +279,16 @@ class Fed:
     ) -> Replies:
         """Ask clients for one visit and wait for all of them.
 
-        visit: a method's visit (`self.train`); to: client ids, in any order; shared: parts for everyone; mine: client ->
-        small tree for it alone; fold: what becomes of parts; keep: folded parts that stay reachable for `gram`, `linear`
-        and `gather`; metered: false where a deployment's server would work this out from what it holds of each client
-        (it runs where the client states lie, and counts in no bytes and no visits). A client that fails is dropped or ends
-        the run, as `failures.client_error` says.
+        visit: of the method, `self.train` or `self.score.with_(k=3)`; to: client ids, in any order; shared: parts for
+        everyone; mine: client -> small tree for it alone; fold: what becomes of parts; keep: folded parts that stay
+        reachable for `gram`, `linear` and `gather`; metered: false where a deployment's server would work this out from what
+        it holds of each client (it runs where the client states lie, and counts in no bytes and no visits). A client that
+        fails is dropped or ends the run, as `failures.client_error` says.
         """
-        name = visit if isinstance(visit, str | Evaluation) else visit.__name__
+        evaluation = isinstance(visit, Evaluation)
+        name, arguments = (visit, ()) if isinstance(visit, Evaluation) else visits.require(visit, self.method).call
         shared, wanted = shared or {}, (fold,) if isinstance(fold, Fold) else tuple(fold)
         keeping = (keep,) if isinstance(keep, str) else tuple(keep)
-        evaluation = isinstance(name, Evaluation)
         quiet = evaluation or not metered
         if len({f.part for f in wanted}) < len(wanted):
             raise ValueError(f"{name}: a part is folded twice in one ask: {', '.join(f.part for f in wanted)}")
@@ -313,6 +315,7 @@ class Fed:
                 wanted,
                 keeping,
                 self._score_local and not quiet,
+                arguments,
             )
             jobs.append(Job(self.run, call, (*handles, *blocks)))
             calls.append(call)
@@ -425,16 +428,12 @@ class Fed:
 
     def _zeros(self, part: str) -> Tree:
         """What a fold over no reply gives: zeros of the declared shape."""
-        like = self.method.wire.up[part].like if part in self.method.wire.up else "any"
-        if like == "params":
-            return tree.zeros(self.task.params_like)
-        if like.startswith("params of "):
-            return tree.zeros(self.task.some_params(like.removeprefix("params of ")))
-        if like == "scalar":
-            return torch.zeros((), dtype=self.task.dtype)
-        if like == "(C,)" or like.startswith("(C,) "):
-            return torch.zeros(self.task.classes, dtype=self.task.dtype)
-        raise RunFailed(f"nobody replied and part {part!r}, declared {like!r}, has no zero to stand for it")
+        shape = self.method.wire.up[part].shape if part in self.method.wire.up else ANY
+        try:
+            return shape.zeros(self.task)
+        except RunFailed as unknown:
+            message = f"nobody replied and part {part!r}, declared {str(shape)!r}, has no zero to stand for it"
+            raise RunFailed(message) from unknown
 
     def _reduce(self, jobs: Sequence[tuple[Request, tuple[Any, ...]]]) -> list[Any]:
         values: list[Any] = [None] * len(jobs)

@@ -3,17 +3,17 @@
 A complete method that averages a number:
 
     class Average(Method):
-        wire = Wire(down={}, up={"x": Part("scalar")}, server={"mean": Part("scalar")})
+        wire = Wire(up={"x": Part(SCALAR)}, server={"mean": Part(SCALAR)})
 
-        def tell(self, task):
-            def begin(info, shared, mine, own): return {}
-            def end(info, carry, shared, mine, own): return {"x": info.examples.double()}, own
-            return Visit(begin, (), end)
+        @visit
+        def report(self, task):
+            def end(client, carry): return {"x": client.info.examples.double()}, client.own
+            return Visit(lambda client: {}, (), end)
 
         def init(self, task, key): return {"mean": torch.zeros(())}
 
         def round(self, state, fed, task):
-            got = fed.ask(self.tell, fed.sample(), fold=mean("x", weight="one"))
+            got = fed.ask(self.report, fed.sample(), fold=mean("x", weight="one"))
             return {"mean": got.folded["x"]}
 
 Nothing lives on `self` but settings: server state is what `init` and `round` return, client state what visits return.
@@ -22,12 +22,13 @@ Nothing lives on `self` but settings: server state is what `init` and `round` re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayfed import tree
 from rayfed.config.schema import Section
 from rayfed.metrics import NO_LOGS
-from rayfed.visit import Info, Visit
+from rayfed.visits import Visit, model_of
+from rayfed.wire import Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,30 +42,6 @@ if TYPE_CHECKING:
 
 class MethodSettings(Section):
     """A method's own settings: frozen, strict, each field with a sentence and its unit."""
-
-
-class Part(NamedTuple):
-    """A named part of a payload or a state.
-
-    like: "params", "params of lora_A, head" (see `Task.some_params`), "scalar", "(C,) int64", "K x params", "any"; update:
-    transforms act on it; private: never leaves the client; note: one sentence; routed: a stack of K rows of which a
-    deployment sends each client only one (its cluster's, or a mixture made at the server), so that `bytes/down` counts one.
-    """
-
-    like: str
-    update: bool = False
-    private: bool = False
-    note: str = ""
-    routed: bool = False
-
-
-class Wire(NamedTuple):
-    """What travels and what is kept: down and up (wire), keep (a client's state), server (the server's state)."""
-
-    down: dict[str, Part] = {}  # noqa: RUF012  (a NamedTuple's default, never written to)
-    up: dict[str, Part] = {}  # noqa: RUF012
-    keep: dict[str, Part] = {}  # noqa: RUF012
-    server: dict[str, Part] = {}  # noqa: RUF012
 
 
 class Method:
@@ -84,7 +61,7 @@ class Method:
         return []
 
     def fits(self, federation: Federation) -> list[str]:
-        """Rules across settings and data, told before anything starts: sentences for why this cannot run on it."""
+        """Rules across settings and data, checked before anything starts: sentences for why this cannot run on it."""
         return []
 
     def init(self, task: Task, key: int) -> Tree:
@@ -108,15 +85,8 @@ class Method:
         return None
 
     def view(self, task: Task) -> Visit:
-        """(shared, mine, own) -> {"model": the parameters this client is served}, built at the client."""
-
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {}
-
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": shared["model"]}, own
-
-        return Visit(begin, (), end)
+        """A visit that gives {"model": the parameters this client is served}, built at the client."""
+        return model_of(lambda client: client.shared["model"])
 
     def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
         """Logits (B, C) of what `view` gives, for inputs (B, *input_shape); overridden where that is more than one network's

@@ -17,8 +17,6 @@ from rayfed.tree import Tree
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.config.schema import Local
-
 
 class Optimizer(NamedTuple):
     init: Callable[[Tree], Tree]
@@ -82,37 +80,3 @@ def adam(
         return tree.map(move, params, m, v), {"m": m, "v": v, "t": t}
 
     return Optimizer(init, update)
-
-
-def first(local: Local, lr: Any, steps: Any) -> Tree:
-    """What a carry holds for the rate within a visit: `lr` (0-d) of the coming step, and with `local.schedule.within: linear` also
-    `left`, the steps to come out of `steps` (0-d)."""
-    return {"lr": lr, "left": steps.to(lr.dtype)} if local.schedule.within == "linear" else {"lr": lr}
-
-
-def after(carry: Tree) -> Tree:
-    """`first`'s part of a carry after one step: as it was, or lr_t = lr (T - t) / T, as transformers' linear schedule has it."""
-    if "left" not in carry:
-        return {}
-    left = carry["left"]
-    return {"lr": carry["lr"] * (left - 1) / left.clamp(min=1), "left": left - 1}
-
-
-def rate(local: Local, round: int, rounds: int) -> float:
-    """The rate that round `round` (from 1) begins with under `local.schedule`: constant, linear, exponential, step, cosine, warm-up."""
-    import math
-
-    s, lr = local.schedule, local.optimizer.lr
-    warmup = getattr(s, "warmup", 0) or 0
-    if round <= warmup:
-        return lr * round / (warmup + 1)
-    r = round - 1 - warmup
-    if s.kind == "linear":
-        return lr * (1 - r / max(1, rounds - warmup))
-    if s.kind == "exponential":
-        return lr * s.gamma**r
-    if s.kind == "step":
-        return lr * s.gamma ** (r // s.every)
-    if s.kind == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * r / max(1, rounds - warmup)))
-    return lr

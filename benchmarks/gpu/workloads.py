@@ -22,7 +22,7 @@ from rayfed import execute, task, tree
 from rayfed.config.schema import Local, LoRA, TaskSection, Whole
 from rayfed.execute.batches import BatchSampler, Cohort, gather
 from rayfed.partition import Federation, Index
-from rayfed.visit import sgd_visit
+from rayfed.training import sgd_visit
 
 LR = 0.1
 QKV = {"q_proj", "k_proj", "v_proj", "query", "key", "value"}

@@ -5,7 +5,7 @@ import time
 from functools import cache
 
 from rayfed import methods, tree
-from rayfed.visit import Visit
+from rayfed.visits import Visit, visit
 
 STAMPS = "PEERS_STAMPS"  # environment: the file of the times
 SCALE = 1e-4
@@ -30,8 +30,10 @@ class Stamped(methods.get("fedavg")):
 class Nothing(Stamped):
     """Clients send back what they were sent, scaled by their number (see work.py)."""
 
+    @visit
     def train(self, task):
-        def end(info, carry, shared, mine, own):
-            return {"delta": tree.map(lambda x: x * (SCALE * info.client).to(x.dtype), shared["model"])}, own
+        def end(client, carry):
+            factor = SCALE * client.info.client
+            return {"delta": tree.map(lambda x: x * factor.to(x.dtype), client.shared["model"])}, client.own
 
-        return Visit(lambda info, shared, mine, own: {}, (), end)
+        return Visit(lambda client: {}, (), end)

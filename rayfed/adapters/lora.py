@@ -15,8 +15,10 @@ from rayfed.adapters.ranks import is_a as is_a
 from rayfed.adapters.ranks import is_b as is_b
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import Method
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import ANY, PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from rayfed.fed import Fed, Replies
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 Pair = tuple["Tensor", "Tensor"]  # (B, A)
 
@@ -52,16 +53,17 @@ class MovesBase(OverLoRA):
 
     wire: ClassVar[Wire] = Wire(
         down={
-            "model": Part("params"),
-            "base": Part("any", note="W of each adapted layer, in the training type; nothing before it has moved"),
+            "model": Part(PARAMS),
+            "base": Part(ANY, note="W of each adapted layer, in the training type; nothing before it has moved"),
         },
-        up={"delta": Part("params", update=True)},
-        server={"model": Part("any", note="params, and W of each adapted layer")},
+        up={"delta": Part(PARAMS, update=True)},
+        server={"model": Part(ANY, note="params, and W of each adapted layer")},
     )
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {**shared["base"], **shared["model"]}
+        def start(client: ClientContext) -> Tree:
+            return {**client.shared["base"], **client.shared["model"]}
 
         return train_some(task, self.local, lambda n: n in task.params_like, start)
 
@@ -128,23 +130,23 @@ def train_some(
     task: Task,
     local: Local,
     moves: Callable[[str], bool],
-    start: Callable[[Info, Tree, Tree, Tree], Tree] | None = None,
+    start: Callable[[ClientContext], Tree] | None = None,
 ) -> Visit:
     """Local training of the parameters that `moves` takes; only those have gradients, and only their update is sent.
 
     start: the whole model (default shared["model"]). Sends {"delta": trained - where it started}.
     """
 
-    def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-        whole = start(info, shared, mine, own) if start else shared["model"]
+    def begin(client: ClientContext) -> Tree:
+        whole = start(client) if start else client.shared["model"]
         moving = some(whole, moves)
         return {"model": moving, "first": moving, "still": some(whole, lambda n: not moves(n))}
 
     def objective(params: Tree, carry: Tree, batch: Tree, key: Tensor) -> Tensor:
         return task.loss({**carry["still"], **params}, batch, key)
 
-    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-        return {"delta": tree.sub(carry["model"], carry["first"])}, own
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        return {"delta": tree.sub(carry["model"], carry["first"])}, client.own
 
     visit = sgd_visit(task.loss, local, start=begin, objective=objective, end=end)
     return visit._replace(local=lambda carry: {**carry["still"], **carry["model"]})

@@ -17,7 +17,8 @@ import numpy as np
 from rayfed import keys, tree
 from rayfed.lazy import torch
 from rayfed.partition.groups import share
-from rayfed.visit import Info, Visit
+from rayfed.visits import ClientContext, Visit
+from rayfed.wire import Wire, tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,9 +53,9 @@ def unequal(config: Config) -> bool:
     return config.adapter.kind == "lora" and len(config.adapter.shares) > 1
 
 
-def kept(config: Config, wire: Any) -> bool:
-    """Whether a client's state says its present rank, at most the drawn one: the kept part `rank`, "() int64"."""
-    return config.adapter.kind == "lora" and "rank" in wire.keep and wire.keep["rank"].like == "() int64"
+def kept(config: Config, wire: Wire) -> bool:
+    """Whether a client's state says its present rank, at most the drawn one: the kept part `rank`, an int64 scalar."""
+    return config.adapter.kind == "lora" and "rank" in wire.keep and wire.keep["rank"].shape == tensor(dtype="int64")
 
 
 def drawn(config: Config, population: int, clients: int) -> np.ndarray:
@@ -149,38 +150,41 @@ def at_rank(inner: Visit, task: Task, kept: bool) -> Visit:
     Cut to it: shared, mine, own, what `begin` and `enter` make, what is sent and kept. Functions of the task use alpha / r_i.
     """
 
-    def here(info: Info, shared: Tree, mine: Tree, own: Tree) -> tuple[Info, Tree, Tree, Tree]:
-        info = info._replace(rank=own["rank"]) if kept else info
+    def held(client: ClientContext) -> ClientContext:
+        info = client.info._replace(rank=client.own["rank"]) if kept else client.info
         f = factor(task.config, info.rank)
         b = None if f is None else 1 / f
-        return info, cut(shared, info.rank, b), cut(mine, info.rank, b), cut(own, info.rank, b)
+        return ClientContext(info, *(cut(t, info.rank, b) for t in (client.shared, client.mine, client.own)))
 
-    def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-        info, *rest = here(info, shared, mine, own)
-        with task.scaled(factor(task.config, info.rank)):
-            return {"inner": cut(inner.begin(info, *rest), info.rank), "rank": info.rank}
+    def begin(client: ClientContext) -> Tree:
+        client = held(client)
+        rank = client.info.rank
+        with task.scaled(factor(task.config, rank)):
+            return {"inner": cut(inner.begin(client), rank), "rank": rank}
 
     def entering(enter: Any) -> Any:
-        def run(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            info, *rest = here(info, shared, mine, own)
-            with task.scaled(factor(task.config, info.rank)):
-                return {"inner": cut(enter(info, carry["inner"], *rest), info.rank), "rank": info.rank}
+        def enter_at_rank(client: ClientContext, carry: Tree) -> Tree:
+            client = held(client)
+            rank = client.info.rank
+            with task.scaled(factor(task.config, rank)):
+                return {"inner": cut(enter(client, carry["inner"]), rank), "rank": rank}
 
-        return run
+        return enter_at_rank
 
     def stepping(step: Any) -> Any:
-        def run(carry: Tree, batch: Any, key: Tensor) -> Tree:
+        def step_at_rank(carry: Tree, batch: Any, key: Tensor) -> Tree:
             with task.scaled(factor(task.config, carry["rank"])):
                 return {"inner": step(carry["inner"], batch, key), "rank": carry["rank"]}
 
-        return run
+        return step_at_rank
 
-    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-        info, *rest = here(info, shared, mine, own)
-        f = factor(task.config, info.rank)
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        client = held(client)
+        rank = client.info.rank
+        f = factor(task.config, rank)
         with task.scaled(f):
-            parts, after = inner.end(info, carry["inner"], *rest)
-        return cut(parts, info.rank, f), cut(after, info.rank, f)
+            parts, after = inner.end(client, carry["inner"])
+        return cut(parts, rank, f), cut(after, rank, f)
 
     phases = [p._replace(step=stepping(p.step), enter=entering(p.enter) if p.enter else None) for p in inner.phases]
     local = inner.local

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rayfed.cluster import MISSING, Clusterer, ClustererSettings, Evidence, canonical
 from rayfed.lazy import torch
-from rayfed.visit import Info, Phase, Visit, whole
+from rayfed.visits import ClientContext, Phase, Visit, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,14 +55,14 @@ class Subspace(Clusterer):
         return labels
 
 
-def visit(task: Task, p: int) -> Visit:
+def basis_visit(task: Task, p: int) -> Visit:
     """Sends `bases` (F, C p): for each class the p first left singular vectors of the client's training inputs (F, n_c).
 
     Columns of a class beyond its rank, and of an absent class, are 0. A vector's largest entry is positive.
     """
     features, classes = math.prod(task.input_shape), task.classes
 
-    def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+    def begin(client: ClientContext) -> Tree:
         return {"bases": torch.zeros(features, classes * p, dtype=task.dtype, device=task.device)}
 
     def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
@@ -76,8 +76,8 @@ def visit(task: Task, p: int) -> Visit:
         u = torch.cat([u, u.new_zeros(classes, features, p - u.shape[-1])], -1)
         return {"bases": u.permute(1, 0, 2).reshape(features, classes * p)}
 
-    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-        return {"bases": carry["bases"]}, own
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        return {"bases": carry["bases"]}, client.own
 
     return Visit(begin, [Phase(whole("train"), step, counts=False)], end)
 

@@ -9,9 +9,10 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rayfed import visit as v
+from rayfed import tree
 from rayfed.lazy import torch
-from rayfed.visit import Info, Phase, Visit
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, measure, once, whole
 
 if TYPE_CHECKING:
     from rayfed.method import Method
@@ -44,27 +45,25 @@ class Evaluation(Enum):
 def build(evaluation: Evaluation, method: Method, task: Task, pieces: int) -> Visit:
     """The visit of an evaluation; `pieces`: into how many pieces the pooled test set is cut."""
     if evaluation is Evaluation.GLOBAL:
-        return _measure(task, "pooled", lambda info, shared, mine, own: shared["model"])
+        return _measure(task, "pooled", lambda client: client.shared["model"])
     if evaluation is Evaluation.CLUSTER:
-        return _measure(task, "test", lambda info, shared, mine, own: v.tree.pick(shared["experts"], mine["expert"]))
+        return _measure(task, "test", lambda client: tree.pick(client.shared["experts"], client.mine["expert"]))
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
     if evaluation is Evaluation.PERSONAL:
-        return scored(
-            view, seen, lambda info, carry, shared, mine, own: view.end(info, carry, shared, mine, own)[0]["model"]
-        )
+        return scored(view, seen, lambda client, carry: view.end(client, carry)[0]["model"])
     if evaluation is Evaluation.SERVED:
         return Visit(
             view.begin,
             view.phases,
-            lambda info, carry, shared, mine, own: (
-                {"model": view.end(info, carry, shared, mine, own)[0]["model"], "rank": info.rank},
-                own,
+            lambda client, carry: (
+                {"model": view.end(client, carry)[0]["model"], "rank": client.info.rank},
+                client.own,
             ),
             view.vectorize,
         )
     if evaluation is Evaluation.LOCAL:
         tuned = _finetuned(view, method, seen)
-        return scored(tuned, seen, lambda info, carry, shared, mine, own: carry["model"])
+        return scored(tuned, seen, lambda client, carry: carry["model"])
     return _predictions(view, seen, pieces)
 
 
@@ -74,28 +73,26 @@ def zero(task: Task) -> Tree:
 
 
 def _measure(task: Task, split: str, model: Any) -> Visit:
-    return v.measure(
-        task.metrics, lambda info, shared, mine, own: zero(task), over=v.once(split), reduce="sum", model=model
-    )
+    return measure(task.metrics, lambda client: zero(task), over=once(split), reduce="sum", model=model)
 
 
 def scored(inner: Visit, task: Task, model: Any) -> Visit:
-    """`inner`, then its `model(info, carry, shared, mine, own)` on the client's test split; sends only the scores."""
+    """`inner`, then its `model(client, carry)` on the client's test split; sends only the scores."""
 
-    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+    def enter(client: ClientContext, carry: Tree) -> Tree:
         return {
-            "model": model(info, carry, shared, mine, own),
+            "model": model(client, carry),
             "sum": zero(task),
             "n": torch.zeros((), dtype=task.dtype, device=task.device),
         }
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
-        return {"model": carry["model"], **v.accumulate(carry, task.metrics(carry["model"], batch), batch["w"])}
+        return {"model": carry["model"], **accumulate(carry, task.metrics(carry["model"], batch), batch["w"])}
 
-    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-        return {**carry["sum"], "n": carry["n"]}, own
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        return {**carry["sum"], "n": carry["n"]}, client.own
 
-    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter, counts=False)], end, inner.vectorize)
+    return Visit(inner.begin, [*inner.phases, Phase(once("test"), step, enter, counts=False)], end, inner.vectorize)
 
 
 def with_local_score(inner: Visit, task: Task) -> Visit:
@@ -103,34 +100,34 @@ def with_local_score(inner: Visit, task: Task) -> Visit:
     trained = inner.local
     assert trained is not None
 
-    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+    def enter(client: ClientContext, carry: Tree) -> Tree:
         return {"inner": carry, "sum": zero(task), "n": torch.zeros((), dtype=task.dtype, device=task.device)}
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
         return {
             "inner": carry["inner"],
-            **v.accumulate(carry, task.metrics(trained(carry["inner"]), batch), batch["w"]),
+            **accumulate(carry, task.metrics(trained(carry["inner"]), batch), batch["w"]),
         }
 
-    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-        parts, own = inner.end(info, carry["inner"], shared, mine, own)
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        parts, own = inner.end(client, carry["inner"])
         return {**parts, LOCAL_SCORES: {**carry["sum"], "n": carry["n"]}}, own
 
-    return Visit(inner.begin, [*inner.phases, Phase(v.once("test"), step, enter, counts=False)], end, inner.vectorize)
+    return Visit(inner.begin, [*inner.phases, Phase(once("test"), step, enter, counts=False)], end, inner.vectorize)
 
 
 def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
     n = method.config.evaluate.finetune_epochs
-    tune = v.sgd_visit(
-        task.loss, method.local, phases=[(v.epochs(n), lambda name: name in task.params_like or name == "own")]
+    tune = sgd_visit(
+        task.loss, method.local, phases=[(epochs(n), lambda name: name in task.params_like or name == "own")]
     )
     first = tune.phases[0]
     inner_enter = first.enter
     assert inner_enter is not None
 
-    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-        served = view.end(info, carry, shared, mine, own)[0]["model"]
-        return inner_enter(info, {"model": served}, shared, mine, own)
+    def enter(client: ClientContext, carry: Tree) -> Tree:
+        served = view.end(client, carry)[0]["model"]
+        return inner_enter(client, {"model": served})
 
     return Visit(view.begin, [*view.phases, first._replace(enter=enter)], tune.end, view.vectorize)
 
@@ -138,14 +135,14 @@ def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
 def _predictions(view: Visit, task: Task, pieces: int) -> Visit:
     """Probabilities of the served model on every pooled test example, piece by piece: part `p` = {"0": (b, C), ...}."""
 
-    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-        return {"model": view.end(info, carry, shared, mine, own)[0]["model"], "p": {}}
+    def enter(client: ClientContext, carry: Tree) -> Tree:
+        return {"model": view.end(client, carry)[0]["model"], "p": {}}
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
         return {"model": carry["model"], "p": {**carry["p"], str(len(carry["p"])): task.predict(carry["model"], batch)}}
 
-    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-        return {"p": carry["p"]}, own
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        return {"p": carry["p"]}, client.own
 
-    phases = [Phase(v.whole(f"pooled {i}"), step, enter if i == 0 else None, counts=False) for i in range(pieces)]
+    phases = [Phase(whole(f"pooled {i}"), step, enter if i == 0 else None, counts=False) for i in range(pieces)]
     return Visit(view.begin, [*view.phases, *phases], end, view.vectorize)

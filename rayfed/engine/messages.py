@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rayfed.engine.evaluation import Evaluation
     from rayfed.engine.failures import Failure
+    from rayfed.visits import Arguments
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class VisitCall:
     visit: the name of a method's visit, or an evaluation; dispatch: the ask's number, which its keys are derived from;
     shared: names of the shared parts, whose values come first; mine: tree with leaves (k, ...), a row for each client;
     states: per client (number of the value that holds its state, row in it), None for a client without one; folds, keep:
-    what becomes of the parts that are sent; score_local: whether a training visit also scores its locally trained model.
+    what becomes of the parts that are sent; score_local: whether a training visit also scores its locally trained model;
+    arguments: the visit's own.
     """
 
     visit: str | Evaluation
@@ -40,6 +42,7 @@ class VisitCall:
     folds: tuple[Fold, ...] = ()
     keep: tuple[str, ...] = ()
     score_local: bool = False
+    arguments: Arguments = ()
 
 
 @dataclass(frozen=True)

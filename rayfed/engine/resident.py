@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rayfed.method import Method
     from rayfed.partition import Federation
     from rayfed.task import Task
-    from rayfed.visit import Visit
+    from rayfed.visits import Arguments, Visit
+
+KEPT = 64  # visits of a run in one process
 
 
 class Resident:
@@ -54,23 +56,26 @@ class Resident:
         self.checks_each_reply = False  # for NaN by itself; from the first call on whose fold has one
         self.keeps_rank = ranks.kept(config, self.method.wire)
         self.ranked = self.keeps_rank or ranks.unequal(config)
-        self._visits: dict[tuple[str | Evaluation, bool], Visit] = {}
+        self._visits: dict[tuple[str | Evaluation, str, bool], Visit] = {}
 
     def _column(self, array: Any) -> Any:
         x = tree.from_numpy(array)
         return x.to(self.device, self.task.dtype if x.is_floating_point() else x.dtype)
 
-    def visit(self, name: str | Evaluation, score_local: bool) -> Visit:
+    def visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments = ()) -> Visit:
         """Build a visit of the method, or an evaluation, once. score_local: also score the locally trained model, if there is one."""
-        if (name, score_local) not in self._visits:
-            self._visits[name, score_local] = self._built(name, score_local)
-        return self._visits[name, score_local]
+        key = name, repr(arguments), score_local  # as text, for 1, 1.0 and True are equal
+        if key not in self._visits:
+            while len(self._visits) >= KEPT:  # arguments that change from round to round must not pile up
+                del self._visits[next(iter(self._visits))]
+            self._visits[key] = self._built(name, score_local, arguments)
+        return self._visits[key]
 
-    def _built(self, name: str | Evaluation, score_local: bool) -> Visit:
+    def _built(self, name: str | Evaluation, score_local: bool, arguments: Arguments) -> Visit:
         if isinstance(name, Evaluation):
             made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces))
         else:
-            made = getattr(self.method, name)(self.task)
+            made = getattr(self.method, name).with_(**dict(arguments))(self.task)
             if score_local and made.local is not None:
                 made = evaluation.with_local_score(made, self.task)
         if self.ranked and not (isinstance(name, Evaluation) and name.of_the_server):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rayfed import keys, tree
+from rayfed import keys, tree, visits
 from rayfed.engine.client_states import collect_segments
 from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import ClientFailed
@@ -199,10 +199,8 @@ class Runner:
                 self._note(sentence)
         seconds = dict(self.pool.timings[same])
         chosen = "vmap" if seconds["vmap"] < 0.9 * seconds["loop"] else "loop"  # `loop` takes less memory
-        for name in dir(self.method):  # a visit that declares why it cannot be vectorised decides for the whole method
-            reason = _refuses(self.method, name, self.task)
-            if reason:
-                chosen, seconds["why"] = "loop", reason
+        for reason in visits.refusals(self.method, self.task).values():  # one decides for the whole method
+            chosen, seconds["why"] = "loop", reason
         where = self.config.resources.visits
         short = together(self.config, self.federation, seconds[chosen])
         if short and self.config.resources.cohort == "auto":
@@ -446,16 +444,6 @@ class Runner:
         rows = {n: torch.as_tensor(np.asarray(a)[pooled]) for n, a in self.federation.arrays.items()}
         judged = self.task.judge_mean(probs, rows)
         return {f"{k}/global": float(v.mean()) for k, v in judged.items()}
-
-
-def _refuses(method: Any, name: str, task: Any) -> str | None:
-    """The reason that a visit of the method gives against vectorising, if `name` is a visit and gives one."""
-    f = getattr(type(method), name, None)
-    annotation = getattr(f, "__annotations__", {}).get("return")
-    if annotation not in ("Visit",) and getattr(annotation, "__name__", "") != "Visit":
-        return None
-    reason = getattr(method, name)(task).vectorize
-    return reason if isinstance(reason, str) else None
 
 
 def _pinned(config: Config, size: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rayfed import execute, keys, optimizers, tree
+from rayfed import execute, keys, schedules, tree
 from rayfed.adapters import ranks
 from rayfed.engine.evaluation import LOCAL_SCORES, Evaluation
 from rayfed.engine.failures import Failure, Retry, TooLarge, VectorizeError
@@ -34,12 +34,12 @@ from rayfed.fold import Folded, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
 from rayfed.tree import Tree
+from rayfed.wire import check_parts
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.execute.batches import Cohort
     from rayfed.partition import Federation
-    from rayfed.task import Task
 
 SMALL = 4096  # elements per client: up to here an unfolded part travels to the server with the reply
 
@@ -134,7 +134,7 @@ class CohortVisit:
     def __init__(self, resident: Resident, call: VisitCall, values: Sequence[Any], began: float):
         """values: the shared parts in the call's order, then the blocks that hold client states."""
         self.resident, self.call, self.began, self.device = resident, call, began, resident.device
-        self.visit = resident.visit(call.visit, call.score_local)
+        self.visit = resident.visit(call.visit, call.score_local, call.arguments)
         self.executor = resident.config.resources.executor
         self.cohort = resident.sampler.cohort(
             self.visit,
@@ -142,7 +142,7 @@ class CohortVisit:
             dispatch=call.dispatch,
             round=call.round,
             rounds=call.rounds,
-            lr=optimizers.rate(resident.config.local, call.round, call.rounds),
+            lr=schedules.round_rate(resident.config.local, call.round, call.rounds),
         )
         # Payloads are copied out of the store: a method's in-place write must never reach another client.
         self.shared = {
@@ -213,8 +213,8 @@ class CohortVisit:
             self._local_scores.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
         if not isinstance(call.visit, Evaluation):
             wire = res.method.wire
-            check_wire(wire.up, parts, res.task, call.visit)
-            check_wire(wire.keep, after, res.task, f"{call.visit} (client state)", all_of_them=True)
+            check_parts(wire.up, parts, res.task, call.visit)
+            check_parts(wire.keep, after, res.task, f"{call.visit} (client state)", complete=True)
             self._bytes_up += ranks.cost(res.method.cost, parts, held.tolist() if res.ranked else None)
             self._bytes_up += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
         examples = info.examples[at]
@@ -340,44 +340,3 @@ def sums_are_finite(trees: Iterable[Tree]) -> bool:
             if x.is_floating_point():
                 total = total + x.sum()
     return math.isfinite(total)
-
-
-def check_wire(declared: dict[str, Any], parts: Tree, task: Task, where: str, all_of_them: bool = False) -> None:
-    """Raise TypeError where a part (leaves (k, ...)) is not declared or not of the declared shape."""
-    unknown = [n for n in parts if n not in declared]
-    missing = [n for n in declared if n not in parts] if all_of_them else []
-    if unknown or missing:
-        raise TypeError(f"{where}: parts {sorted(parts)} against the wire's {sorted(declared)}")
-    for name, part in parts.items():
-        problem = mismatch(declared[name].like, part, task)
-        if problem:
-            raise TypeError(f"{where}: part {name!r} is declared {declared[name].like!r} but {problem}")
-
-
-def mismatch(like: str, part: Tree, task: Task, lead: int = 1) -> str | None:
-    """What is wrong with a tree against `like`; `lead` leading axes are skipped.
-
-    like: "params", "K x params", "params of head" (see `Task.some_params`), "scalar", "(C, 3) int64" (numbers and C, the
-    classes, are measured; other letters stand for any size), "any".
-    """
-    if like.endswith(" x params"):
-        return mismatch("params", part, task, lead + 1)
-    if like == "params" or like.startswith("params of "):
-        whole = task.params_like if like == "params" else task.some_params(like.removeprefix("params of "))
-        shapes = {n: tuple(p.shape) for n, p in whole.items()}
-        found = {n: tuple(p.shape[lead:]) for n, p in part.items()} if isinstance(part, dict) else None
-        return None if found == shapes else "its names or shapes are not the model's"
-    if like == "scalar" or like.startswith("("):
-        names = [] if like == "scalar" else [s.strip() for s in like[1 : like.index(")")].split(",") if s.strip()]
-        if isinstance(part, dict):
-            return "is a tree"
-        shape = tuple(part.shape[lead:])
-        if len(shape) != len(names):
-            return f"has {len(shape)} axes"
-        want = [task.classes if s == "C" else int(s) if s.isdigit() else n for s, n in zip(names, shape, strict=True)]
-        if list(shape) != want:
-            return f"has shape {shape}"
-        kind = like.partition(")")[2].strip()
-        if kind and str(part.dtype) != f"torch.{kind}":
-            return f"is {part.dtype}"
-    return None

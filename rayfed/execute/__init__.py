@@ -10,7 +10,7 @@ from rayfed.execute import debug, loop, vmap
 if TYPE_CHECKING:
     from rayfed.execute.batches import Cohort
     from rayfed.tree import Tree
-    from rayfed.visit import Visit
+    from rayfed.visits import Visit
 
 EXECUTORS = {"loop": loop.execute, "vmap": vmap.execute, "debug": debug.execute}
 

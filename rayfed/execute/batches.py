@@ -11,7 +11,7 @@ import numpy as np
 
 from rayfed import keys
 from rayfed.lazy import torch
-from rayfed.visit import Info, Over, Visit
+from rayfed.visits import Info, Over, Visit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from rayfed.execute import loop
 if TYPE_CHECKING:
     from rayfed.execute.batches import Cohort
     from rayfed.tree import Tree
-    from rayfed.visit import Visit
+    from rayfed.visits import Visit
 
 
 class PieceFailed(Exception):

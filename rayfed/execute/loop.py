@@ -9,10 +9,11 @@ from rayfed import tree
 from rayfed.execute.batches import Cohort, gather
 from rayfed.execute.tuning.replay import call
 from rayfed.lazy import torch
+from rayfed.visits import ClientContext
 
 if TYPE_CHECKING:
     from rayfed.tree import Tree
-    from rayfed.visit import Phase, Visit
+    from rayfed.visits import Phase, Visit
 
 Watch = Callable[[str, dict[str, Any]], None]
 
@@ -35,18 +36,17 @@ def execute_client(
     in which case nothing is played from recordings.
     """
     notify = watch or (lambda stage, arguments: None)
-    info = type(one.info)(*(x[0] for x in one.info))
+    context = ClientContext(type(one.info)(*(x[0] for x in one.info)), shared, mine, own)
     # What cannot be vectorised may read values, which a recording does not see.
     invoke = call if watch is None and visit.vectorize is True else _call_plainly
-    notify("begin", {"info": info, "shared": shared, "mine": mine, "own": own})
-    carry = invoke(visit.begin, visit.begin, info, shared, mine, own)
+    notify("begin", context._asdict())
+    carry = invoke(visit.begin, visit.begin, context)
     for number, (phase, drawn) in enumerate(zip(visit.phases, one.phases, strict=True)):
         done = torch.as_tensor(drawn.active.shape[1])
         if phase.enter:
-            info = info._replace(ahead=done)
-            arguments = {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own}
-            notify(f"enter of phase {number}", arguments)
-            carry = invoke(phase.enter, phase.enter, info, carry, shared, mine, own)
+            context = context._replace(info=context.info._replace(ahead=done))
+            notify(f"enter of phase {number}", {**context._asdict(), "carry": carry})
+            carry = invoke(phase.enter, phase.enter, context, carry)
 
         def step(carry: Tree, batch: Any, key: Any, phase: Phase = phase) -> Tree:
             return tree.map(lambda x: x.detach(), phase.step(carry, batch, key))
@@ -56,10 +56,10 @@ def execute_client(
             batch = _without_clients(batch_of(t))
             notify(f"step {t} of phase {number}", {"carry": carry, "batch": batch})
             carry = invoke(phase.step, step, carry, batch, drawn.keys[0, t])
-        info = phase.passed(info, done)
-    notify("end", {"info": info, "carry": carry, "shared": shared, "mine": mine, "own": own})
-    parts, after = invoke(visit.end, visit.end, info, carry, shared, mine, own)
-    return parts, after, info.steps
+        context = context._replace(info=phase.passed(context.info, done))
+    notify("end", {**context._asdict(), "carry": carry})
+    parts, after = invoke(visit.end, visit.end, context, carry)
+    return parts, after, context.info.steps
 
 
 def _call_plainly(piece: Any, f: Callable[..., Any], *args: Any) -> Any:

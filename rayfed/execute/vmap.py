@@ -9,12 +9,15 @@ from rayfed import tree
 from rayfed.execute.batches import Cohort, PhaseBatches, gather
 from rayfed.execute.tuning.replay import call
 from rayfed.lazy import torch
+from rayfed.visits import ClientContext
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.tree import Tree
-    from rayfed.visit import Phase, Visit
+    from rayfed.visits import Phase, Visit
+
+AXES = ClientContext._make((0, None, 0, 0))  # the clients' axis of each field; what is shared has none
 
 
 def execute(
@@ -23,17 +26,17 @@ def execute(
     """Yield once, for all clients of the cohort; see `execute.execute_visit`. ValueError if the visit says it cannot be vectorised."""
     if isinstance(visit.vectorize, str):
         raise ValueError(f"this visit cannot be vectorised: {visit.vectorize}")
-    info, device = cohort.info, cohort.info.client.device
-    carry = call(visit.begin, vectorized(visit.begin, (0, None, 0, 0)), info, shared, mine, own)
+    client, device = ClientContext(cohort.info, shared, mine, own), cohort.info.client.device
+    carry = call(visit.begin, vectorized(visit.begin, (AXES,)), client)
     for phase, drawn in zip(visit.phases, cohort.phases, strict=True):
         done = drawn.active.sum(1).to(device)
         if phase.enter:
-            info = info._replace(ahead=done)
-            carry = call(phase.enter, vectorized(phase.enter, (0, 0, None, 0, 0)), info, carry, shared, mine, own)
+            client = client._replace(info=client.info._replace(ahead=done))
+            carry = call(phase.enter, vectorized(phase.enter, (AXES, 0)), client, carry)
         carry = _execute_steps(phase, drawn, carry, data)
-        info = phase.passed(info, done)
-    parts, own = call(visit.end, vectorized(visit.end, (0, 0, None, 0, 0)), info, carry, shared, mine, own)
-    yield slice(0, len(cohort.clients)), parts, own, info.steps
+        client = client._replace(info=phase.passed(client.info, done))
+    parts, own = call(visit.end, vectorized(visit.end, (AXES, 0)), client, carry)
+    yield slice(0, len(cohort.clients)), parts, own, client.info.steps
 
 
 def _execute_steps(phase: Phase, drawn: PhaseBatches, carry: Tree, data: Tree) -> Tree:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from rayfed import methods
 from rayfed.launch.claims import numbers, of_method
-from rayfed.method import Method, Part
+from rayfed.method import Method
+from rayfed.visits import VisitMethod
+from rayfed.wire import Part
 
 FOLDER = Path(__file__).parents[2] / "docs" / "methods"
 PAPER = re.compile(
@@ -56,8 +58,8 @@ def describe(name: str) -> dict[str, Any]:
         "summary": summary(cls),
         "doc": inspect.cleandoc(cls.__doc__ or ""),
         "settings": settings,
-        "wire": {side: {n: p._asdict() for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields},
-        "visits": {n: _sentence(getattr(cls, n)) for n in _visits(cls)},
+        "wire": {side: {n: dict(vars(p)) for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields},
+        "visits": {n: _sentence(n, getattr(cls, n)) for n in _visits(cls)},
         "logs": {n: {"about": text, "unit": unit} for n, (text, unit) in cls.logs.items()},
         "claims": of_method(name),
     }
@@ -142,20 +144,19 @@ def _sections(about: dict[str, Any], markdown: bool) -> dict[str, list[Row]]:
 
 def _kind(part: Part) -> str:
     marks = {"an update": part.update, "private": part.private, "one row for each client": part.routed}
-    return ", ".join([str(part.like), *(mark for mark, has in marks.items() if has)])
+    return ", ".join([str(part.shape), *(mark for mark, has in marks.items() if has)])
 
 
 def _visits(cls: type[Method]) -> Iterator[str]:
     """Names of the visits that the class or its bases define, without the plain `view` of all methods."""
     for n in dict.fromkeys(n for c in reversed(cls.__mro__) for n in vars(c)):
-        f = getattr(cls, n)
-        if getattr(f, "__annotations__", {}).get("return") == "Visit" and f is not Method.view:
+        if isinstance(getattr(cls, n), VisitMethod) or (n == "view" and cls.view is not Method.view):
             yield n
 
 
-def _sentence(f: Any) -> str:
+def _sentence(name: str, f: Any) -> str:
     """Return the first paragraph of a visit's docstring in one line, or what visits of its name do everywhere."""
-    text = inspect.cleandoc(f.__doc__ or USUAL.get(f.__name__, ""))
+    text = inspect.cleandoc(f.__doc__ or USUAL.get(name, ""))
     return " ".join(text.split("\n\n")[0].split())
 
 

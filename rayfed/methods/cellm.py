@@ -10,8 +10,10 @@ from pydantic import Field
 from rayfed import optimizers, tree
 from rayfed.fold import total
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, SCALAR, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 POSITION = 4  # bytes of one position
 
@@ -64,15 +65,15 @@ class CELLM(Method):
         weight_decay: float = Field(0.01, ge=0, description="Its decoupled weight decay.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params", note="P * M"), "mask": Part("params", note="M, bool")},
-        up={"delta": Part("params", update=True, note="sparse")},
+        down={"model": Part(PARAMS, note="P * M"), "mask": Part(PARAMS, note="M, bool")},
+        up={"delta": Part(PARAMS, update=True, note="sparse")},
         server={
-            "model": Part("params", note="the scored one"),
-            "whole": Part("params", note="P"),
-            "mask": Part("params", note="M of the next round and the highest tier, bool"),
-            "m": Part("params"),
-            "v": Part("params"),
-            "t": Part("scalar", note="server steps"),
+            "model": Part(PARAMS, note="the scored one"),
+            "whole": Part(PARAMS, note="P"),
+            "mask": Part(PARAMS, note="M of the next round and the highest tier, bool"),
+            "m": Part(PARAMS),
+            "v": Part(PARAMS),
+            "t": Part(SCALAR, note="server steps"),
         },
     )
 
@@ -103,19 +104,22 @@ class CELLM(Method):
     def scored(self, whole: Tree, mask: Tree) -> Tree:
         return keep(whole, mask) if self.settings.eval_masked else whole
 
+    @visit
     def train(self, task: Task) -> Visit:
         s = self.settings
         shares = [[self.share("up", r, i) for r in range(1, self.config.rounds + 1)] for i in range(s.tiers)]
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": shared["model"], **({"mask": shared["mask"]} if s.client_freeze else {})}
+        def start(client: ClientContext) -> Tree:
+            return {"model": client.shared["model"], **({"mask": client.shared["mask"]} if s.client_freeze else {})}
 
         def hold(gradient: Tree, carry: Tree) -> Tree:
             return keep(gradient, carry["mask"])
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            u = tree.sub(carry["model"], shared["model"])
-            return {"delta": keep(u, top(u, shares, s.ranking, (info.client % s.tiers, info.round - 1)))}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            u = tree.sub(carry["model"], client.shared["model"])
+            return {
+                "delta": keep(u, top(u, shares, s.ranking, (client.info.client % s.tiers, client.info.round - 1)))
+            }, client.own
 
         return sgd_visit(task.loss, self.local, start=start, hook=hold if s.client_freeze else None, end=end)
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from rayfed import tree
 from rayfed.cluster import bipartition
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings, Part, Wire
+from rayfed.method import MethodSettings
 from rayfed.methods._bases.clustered import Clustered, losses, nothing
-from rayfed.visit import Info, Phase, Visit, average, once
+from rayfed.visits import ClientContext, Phase, Visit, average, once, visit
+from rayfed.wire import ANY, PARAMS, SCALAR, Part, Wire, stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,15 +57,15 @@ class CFL(Clustered):
     wire: ClassVar[Wire] = Wire(
         down={
             **Clustered.wire.down,
-            "leaves": Part("K x params", note="for a client whose cluster was cut without it"),
-            "below": Part("(K,) bool", note="which of them are below its cluster"),
+            "leaves": Part(stack("K", PARAMS), note="for a client whose cluster was cut without it"),
+            "below": Part(tensor("K", dtype="bool"), note="which of them are below its cluster"),
         },
-        up={**Clustered.wire.up, "cluster": Part("() int64", note="the chosen one of `leaves`")},
+        up={**Clustered.wire.up, "cluster": Part(tensor(dtype="int64"), note="the chosen one of `leaves`")},
         server={
             **Clustered.wire.server,
-            "ancestors": Part("any", note="cluster id -> model when it was cut"),
-            "parents": Part("(M,) int64", note="parent of each cluster id, -1 for the first"),
-            "largest": Part("scalar", note="largest norm of an update so far"),
+            "ancestors": Part(ANY, note="cluster id -> model when it was cut"),
+            "parents": Part(tensor("M", dtype="int64"), note="parent of each cluster id, -1 for the first"),
+            "largest": Part(SCALAR, note="largest norm of an update so far"),
         },
     )
 
@@ -89,16 +90,17 @@ class CFL(Clustered):
             "largest": torch.zeros((), dtype=torch.float64),
         }
 
+    @visit
     def choose(self, task: Task) -> Visit:
         """The leaf of least training loss below the client's cluster."""
         phase = losses(task)
 
-        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def enter(client: ClientContext, carry: Tree) -> Tree:
             assert phase.enter is not None
-            return phase.enter(info, carry, {"experts": shared["leaves"]}, mine, own)
+            return phase.enter(client._replace(shared={"experts": client.shared["leaves"]}), carry)
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"cluster": least_of(carry, mine["below"])}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"cluster": least_of(carry, client.mine["below"])}, client.own
 
         return Visit(nothing, [phase._replace(enter=enter)], end)
 
@@ -179,8 +181,8 @@ class CFL(Clustered):
         if self.settings.serve == "best_on_path":
             phase = phase._replace(over=once("val"))
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": tree.pick(shared["experts"], least_of(carry, mine["allowed"]))}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": tree.pick(client.shared["experts"], least_of(carry, client.mine["allowed"]))}, client.own
 
         return Visit(nothing, [phase], end)
 

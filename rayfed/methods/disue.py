@@ -14,9 +14,11 @@ from rayfed.distill import datafree
 from rayfed.errors import ConfigError
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import Method, Part, Wire
+from rayfed.method import Method
 from rayfed.task import of
-from rayfed.visit import Info, Visit, measure, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Info, Visit, measure, visit
+from rayfed.wire import ANY, PARAMS, Part, Wire, stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,21 +84,21 @@ class DisUE(Method):
 
     wire: ClassVar[Wire] = Wire(
         down={
-            "model": Part("params", note="theta"),
-            "experts": Part("K x params", note="only for clusterer least_loss"),
+            "model": Part(PARAMS, note="theta"),
+            "experts": Part(stack("K", PARAMS), note="only for clusterer least_loss"),
         },
         up={
-            "delta": Part("params", update=True),
-            "counts": Part("(C,) int64", note="h_i"),
-            "signature": Part("(q,)", note="unit norm, maybe rotated"),
-            "losses": Part("(K,)", note="only for clusterer least_loss"),
-            "bases": Part("(F, q)", note="once; only for clusterer subspace"),
+            "delta": Part(PARAMS, update=True),
+            "counts": Part(tensor("C", dtype="int64"), note="h_i"),
+            "signature": Part(tensor("q"), note="unit norm, maybe rotated"),
+            "losses": Part(tensor("K"), note="only for clusterer least_loss"),
+            "bases": Part(tensor("F", "q"), note="once; only for clusterer subspace"),
         },
         server={
-            "model": Part("params", note="theta"),
-            "experts": Part("any", note="cluster id -> omega_k"),
-            "assignment": Part("(N,) int64", note="cluster id of each client, -1 before its first round"),
-            "generator": Part("any", note="generator and its Adam state"),
+            "model": Part(PARAMS, note="theta"),
+            "experts": Part(ANY, note="cluster id -> omega_k"),
+            "assignment": Part(tensor("N", dtype="int64"), note="cluster id of each client, -1 before its first round"),
+            "generator": Part(ANY, note="generator and its Adam state"),
         },
     )
 
@@ -118,10 +120,15 @@ class DisUE(Method):
         }
 
     # L-phase
+    @visit
     def train(self, task: Task) -> Visit:
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            delta = tree.sub(carry["model"], shared["model"])
-            return {"delta": delta, "counts": info.counts, "signature": self._signature(task, info, delta)}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            delta = tree.sub(carry["model"], client.shared["model"])
+            return {
+                "delta": delta,
+                "counts": client.info.counts,
+                "signature": self._signature(task, client.info, delta),
+            }, client.own
 
         return sgd_visit(task.loss, self.local, end=end)
 
@@ -133,19 +140,20 @@ class DisUE(Method):
         s = s / s.norm().clamp(min=1e-12)
         return rotate(s, info.secret) if self.settings.secure_similarity == "rotation" else s
 
+    @visit
     def score(self, task: Task) -> Visit:
         """Mean training loss of each known expert (clusterer least_loss)."""
 
         def losses(experts: Tree, batch: Any) -> Tree:
             return {"losses": torch.stack([task.loss(e, batch) for e in experts.values()], -1)}
 
-        def like(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"losses": torch.zeros(len(shared["experts"]), dtype=task.dtype, device=task.device)}
+        def like(client: ClientContext) -> Tree:
+            return {"losses": torch.zeros(len(client.shared["experts"]), dtype=task.dtype, device=task.device)}
 
-        visit = measure(losses, like, model=lambda info, shared, mine, own: shared["experts"])
+        visit = measure(losses, like, model=lambda client: client.shared["experts"])
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"losses": visit.end(info, carry, shared, mine, own)[0]["losses"]}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"losses": visit.end(client, carry)[0]["losses"]}, client.own
 
         return visit._replace(end=end)
 
@@ -234,9 +242,10 @@ class DisUE(Method):
         fresh = itertools.count(max(evidence.known, default=-1) + 1)
         return labels, [named[k] if k in named else next(fresh) for k in first]
 
+    @visit
     def bases(self, task: Task) -> Visit:
         """Bases of the client's inputs (clusterer subspace)."""
-        return subspace.visit(task, getattr(self.clusterer.settings, "basis", 1))
+        return subspace.basis_visit(task, getattr(self.clusterer.settings, "basis", 1))
 
     def _bases(self, state: Tree, got: Replies, fed: Fed) -> dict[int, Tensor]:
         """Client -> (F, q) of the round's clients; who took part before has sent its own, and the server keeps it."""
@@ -284,10 +293,10 @@ class DisUE(Method):
         return {"place": torch.tensor(ids.index(k) if k in ids else len(ids))}
 
     def view(self, task: Task) -> Visit:
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": tree.pick(shared["served"], mine["place"])}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": tree.pick(client.shared["served"], client.mine["place"])}, client.own
 
-        return Visit(lambda info, shared, mine, own: {}, (), end)
+        return Visit(lambda client: {}, (), end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: k for i, k in enumerate(state["assignment"].tolist()) if k >= 0}

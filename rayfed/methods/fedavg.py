@@ -8,8 +8,10 @@ from pydantic import Field
 
 from rayfed import tree
 from rayfed.fold import mean
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
@@ -31,9 +33,10 @@ class FedAvg(Method):
         )
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )
 
+    @visit
     def train(self, task: Task) -> Visit:
         return sgd_visit(task.loss, self.local)
 

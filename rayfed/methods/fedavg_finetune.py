@@ -8,14 +8,15 @@ from pydantic import Field
 
 from rayfed import tree
 from rayfed.fold import mean
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Visit, epochs, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, epochs, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
 class FedAvgFinetune(Method):
@@ -30,9 +31,10 @@ class FedAvgFinetune(Method):
         finetune_epochs: int = Field(1, ge=0, description="Epochs of local training before the served model is used.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )
 
+    @visit
     def train(self, task: Task) -> Visit:
         return sgd_visit(task.loss, self.local)
 
@@ -41,8 +43,8 @@ class FedAvgFinetune(Method):
         return {"model": tree.add(state["model"], got.folded["delta"], self.settings.server_lr)}
 
     def view(self, task: Task) -> Visit:
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": carry["model"]}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": carry["model"]}, client.own
 
         return sgd_visit(
             task.loss, self.local, phases=[(epochs(self.settings.finetune_epochs), lambda name: True)], end=end

@@ -12,9 +12,11 @@ from rayfed import keys, optimizers, tree
 from rayfed.distill import ensemble
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.visit import Visit, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +49,7 @@ class FedDF(Method):
         tau: float = Field(1.0, gt=0, description="Distillation temperature.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )
 
     def check(self, config: Config) -> list[str]:
@@ -55,6 +57,7 @@ class FedDF(Method):
             return ["federation.probe: 0 found, feddf distils on a public set; allowed: a whole number >= 1"]
         return []
 
+    @visit
     def train(self, task: Task) -> Visit:
         return sgd_visit(task.loss, self.local)
 

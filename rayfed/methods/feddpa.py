@@ -10,9 +10,11 @@ from rayfed import tree
 from rayfed.adapters import lora
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import MethodSettings, Part, Wire
+from rayfed.method import MethodSettings
 from rayfed.task import needs_classes
-from rayfed.visit import Phase, Visit, epochs, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Phase, Visit, epochs, visit
+from rayfed.wire import PARAMS, SCALAR, Part, Wire, params_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Batch, Info
+    from rayfed.visits import Batch
 
 
 class FedDPA(lora.OverLoRA):
@@ -55,13 +57,13 @@ class FedDPA(lora.OverLoRA):
 
     one_rank: ClassVar[str | None] = "global and private adapter lie side by side in every layer"
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
-        up={"delta": Part("params", update=True)},
+        down={"model": Part(PARAMS)},
+        up={"delta": Part(PARAMS, update=True)},
         keep={
-            "own": Part("params of lora_A, lora_B", private=True, note="l"),
-            "trained": Part("scalar", private=True, note="1 once l has trained"),
+            "own": Part(params_of("lora_A", "lora_B"), private=True, note="l"),
+            "trained": Part(SCALAR, private=True, note="1 once l has trained"),
         },
-        server={"model": Part("params", note="g and the head")},
+        server={"model": Part(PARAMS, note="g and the head")},
     )
 
     def __init__(self, settings: Any, config: Config):
@@ -75,24 +77,26 @@ class FedDPA(lora.OverLoRA):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"own": factors(task.initial), "trained": torch.zeros((), dtype=task.dtype, device=task.device)}
 
+    @visit
     def train(self, task: Task) -> Visit:
         common = sgd_visit(task.loss, self.local)
         if self.settings.mode == "F":
             return common
         private = self.private(task)
 
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": shared["model"], "own": own["own"]}
+        def begin(client: ClientContext) -> Tree:
+            return {"model": client.shared["model"], "own": client.own["own"]}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            sent = {"delta": tree.sub(carry["model"], shared["model"])}
-            return sent, {"own": carry["own"], "trained": torch.ones_like(own["trained"])}
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            sent = {"delta": tree.sub(carry["model"], client.shared["model"])}
+            return sent, {"own": carry["own"], "trained": torch.ones_like(client.own["trained"])}
 
         def local(carry: Tree) -> Tree:
             return mixed(carry["model"], carry["own"], self.settings.most)
 
         return Visit(begin, [*common.phases, *private.phases], end, local=local)
 
+    @visit
     def private(self, task: Task) -> Visit:
         """Training of l, carry["own"], beside carry["model"]."""
 
@@ -111,10 +115,10 @@ class FedDPA(lora.OverLoRA):
     def view(self, task: Task) -> Visit:
         after, s = self.settings.mode == "F", self.settings
 
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": shared["model"], "own": factors(task.initial) if after else own["own"]}
+        def begin(client: ClientContext) -> Tree:
+            return {"model": client.shared["model"], "own": factors(task.initial) if after else client.own["own"]}
 
-        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def enter(client: ClientContext, carry: Tree) -> Tree:
             zero = torch.zeros((), dtype=task.dtype, device=task.device)
             return {"model": carry["model"], "own": carry["own"], "sum": zero.repeat(task.feature_size), "n": zero}
 
@@ -123,10 +127,10 @@ class FedDPA(lora.OverLoRA):
             unit = F.normalize(task.features(task.initial, batch["x"]), dim=-1)
             return {**carry, "sum": carry["sum"] + w @ unit, "n": carry["n"] + w.sum()}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             near = carry["sum"] / carry["n"].clamp(min=1)
-            trained = torch.ones_like(carry["n"]) if after else own["trained"]
-            return {"model": {**{n: carry[n] for n in ("model", "own")}, "near": near, "trained": trained}}, own
+            trained = torch.ones_like(carry["n"]) if after else client.own["trained"]
+            return {"model": {**{n: carry[n] for n in ("model", "own")}, "near": near, "trained": trained}}, client.own
 
         instances = Phase(epochs(1), step, enter, counts=False)
         return Visit(begin, [*(self.private(task).phases if after else ()), instances], end)

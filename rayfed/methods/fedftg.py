@@ -9,8 +9,10 @@ from pydantic import Field
 from rayfed import keys, tree
 from rayfed.distill import datafree
 from rayfed.fold import mean
-from rayfed.method import Method, Part, Wire
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.method import Method
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import ANY, PARAMS, Part, Wire, tensor
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -53,18 +55,19 @@ class FedFTG(Method):
         student_decay: float = Field(0.998, gt=0, le=1, description="Factor of the student's rate per round.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
-        up={"delta": Part("params", update=True), "counts": Part("(C,) int64", note="n_i^y")},
-        server={"model": Part("params"), "generator": Part("any", note="generator and its Adam state")},
+        down={"model": Part(PARAMS)},
+        up={"delta": Part(PARAMS, update=True), "counts": Part(tensor("C", dtype="int64"), note="n_i^y")},
+        server={"model": Part(PARAMS), "generator": Part(ANY, note="generator and its Adam state")},
     )
 
     def init(self, task: Task, key: int) -> Tree:
         generator = datafree.init(task, keys.key(key, 0, -1, "generator"), self.settings)
         return {"model": task.init_params(key), "generator": generator}
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"delta": tree.sub(carry["model"], shared["model"]), "counts": info.counts}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], client.shared["model"]), "counts": client.info.counts}, client.own
 
         return sgd_visit(task.loss, self.local, end=end)
 

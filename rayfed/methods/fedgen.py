@@ -12,9 +12,11 @@ from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import ANY, CLASSES, PARAMS, Part, Wire, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,15 +66,15 @@ class FedGen(Method):
 
     wire: ClassVar[Wire] = Wire(
         down={
-            "model": Part("params"),
-            "generator": Part("any", note="G"),
-            "labels": Part("(C,)", note="probabilities of drawn labels, zeros while G is untrained"),
+            "model": Part(PARAMS),
+            "generator": Part(ANY, note="G"),
+            "labels": Part(CLASSES, note="probabilities of drawn labels, zeros while G is untrained"),
         },
-        up={"delta": Part("params", update=True), "counts": Part("(C,) int64", note="n_i^y")},
+        up={"delta": Part(PARAMS, update=True), "counts": Part(tensor("C", dtype="int64"), note="n_i^y")},
         server={
-            "model": Part("params"),
-            "generator": Part("any", note="G and its Adam state"),
-            "counts": Part("(C,) int64", note="class counts, summed over all rounds"),
+            "model": Part(PARAMS),
+            "generator": Part(ANY, note="G and its Adam state"),
+            "counts": Part(tensor("C", dtype="int64"), note="class counts, summed over all rounds"),
         },
     )
 
@@ -100,13 +102,17 @@ class FedGen(Method):
             "counts": torch.zeros(task.classes, dtype=torch.int64),
         }
 
+    @visit
     def train(self, task: Task) -> Visit:
         s = self.settings
         ratio = (s.generated or self.local.batch_size) / self.local.batch_size
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            fade = s.decay ** (info.round - 1).to(task.dtype)
-            return {**shared, "fade": torch.where(shared["labels"].sum() > 0, fade, torch.zeros_like(fade))}
+        def start(client: ClientContext) -> Tree:
+            fade = s.decay ** (client.info.round - 1).to(task.dtype)
+            return {
+                **client.shared,
+                "fade": torch.where(client.shared["labels"].sum() > 0, fade, torch.zeros_like(fade)),
+            }
 
         def objective(params: Tree, carry: Tree, batch: Any, key: Any) -> Tensor:
             def noise(purpose: int, n: int) -> Tensor:
@@ -125,8 +131,8 @@ class FedGen(Method):
                 loss = loss + ratio * s.alpha * carry["fade"] * taught
             return loss
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"delta": tree.sub(carry["model"], shared["model"]), "counts": info.counts}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], client.shared["model"]), "counts": client.info.counts}, client.own
 
         if not (s.alpha or s.beta):
             return sgd_visit(task.loss, self.local, end=end)

@@ -9,8 +9,10 @@ from pydantic import Field
 from rayfed import tree
 from rayfed.adapters import lora
 from rayfed.fold import mean
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
@@ -33,9 +35,10 @@ class FedIT(lora.OverLoRA):
         gap: bool = Field(False, description="Log how far the mean factors' product is from the mean product.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )
 
+    @visit
     def train(self, task: Task) -> Visit:
         return sgd_visit(task.loss, self.local)
 

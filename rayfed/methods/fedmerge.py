@@ -9,9 +9,11 @@ from pydantic import Field
 from rayfed import keys, tree
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.method import Method, MethodSettings
 from rayfed.methods._bases.clustered import least, losses, nothing
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire, stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,14 +62,14 @@ class FedMerge(Method):
 
     wire: ClassVar[Wire] = Wire(
         down={
-            "experts": Part("K x params", note="the client's mixture of the models", routed=True),
-            "weights": Part("(J,)", note="the mixture's weights; nothing in a deployment"),
+            "experts": Part(stack("K", PARAMS), note="the client's mixture of the models", routed=True),
+            "weights": Part(tensor("J"), note="the mixture's weights; nothing in a deployment"),
         },
-        up={"delta": Part("params", update=True)},
+        up={"delta": Part(PARAMS, update=True)},
         server={
-            "experts": Part("K x params"),
-            "logits": Part("(N, J)", note="W"),
-            "seen": Part("(N,) bool", note="whose W was learned"),
+            "experts": Part(stack("K", PARAMS)),
+            "logits": Part(tensor("N", "J"), note="W"),
+            "seen": Part(tensor("N", dtype="bool"), note="whose W was learned"),
         },
     )
     universal: ClassVar[str | None] = None
@@ -81,18 +83,19 @@ class FedMerge(Method):
             "seen": torch.zeros(task.population, dtype=torch.bool),
         }
 
+    @visit
     def train(self, task: Task) -> Visit:
         twice = 2 * self.settings.mu
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            merged = merge(mine["weights"], shared["experts"])
+        def start(client: ClientContext) -> Tree:
+            merged = merge(client.mine["weights"], client.shared["experts"])
             return {"model": merged, "start": merged}
 
         def pull(gradient: Tree, carry: Tree) -> Tree:
             return tree.add(gradient, tree.sub(carry["model"], carry["start"]), twice)
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"delta": tree.sub(carry["model"], carry["start"])}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], carry["start"])}, client.own
 
         return sgd_visit(task.loss, self.local, start=start, hook=pull if twice else None, end=end)
 
@@ -160,11 +163,13 @@ class FedMerge(Method):
     def view(self, task: Task) -> Visit:
         chooses = self.settings.newcomers == "least_loss"
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            merged = merge(mine["weights"], shared["experts"])
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            merged = merge(client.mine["weights"], client.shared["experts"])
             if not chooses:
-                return {"model": merged}, own
-            return {"model": tree.where(mine["learned"], merged, tree.pick(shared["experts"], least(carry)))}, own
+                return {"model": merged}, client.own
+            return {
+                "model": tree.where(client.mine["learned"], merged, tree.pick(client.shared["experts"], least(carry)))
+            }, client.own
 
         return Visit(nothing, [losses(task)] if chooses else [], end)
 

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from rayfed import tree
 from rayfed.fold import mean
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, SCALAR, Part, Wire
 
 if TYPE_CHECKING:
     from typing import Any
@@ -39,12 +41,12 @@ class FedNova(Method):
         server_momentum: float = Field(0.0, ge=0, lt=1, description="Heavy-ball momentum at the server, as in FedAvgM.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
+        down={"model": Part(PARAMS)},
         up={
-            "delta": Part("params", update=True, note="u_i / |a_i|"),
-            "tau": Part("scalar", note="|a_i|, or with mu > 0 the number of steps"),
+            "delta": Part(PARAMS, update=True, note="u_i / |a_i|"),
+            "tau": Part(SCALAR, note="|a_i|, or with mu > 0 the number of steps"),
         },
-        server={"model": Part("params"), "v": Part("params")},
+        server={"model": Part(PARAMS), "v": Part(PARAMS)},
     )
 
     def check(self, config: Config) -> list[str]:
@@ -61,19 +63,20 @@ class FedNova(Method):
     def init(self, task: Task, key: int) -> Tree:
         return {"model": task.init_params(key), "v": tree.zeros(task.params_like)}
 
+    @visit
     def train(self, task: Task) -> Visit:
         mu, rho = self.settings.mu, self.local.optimizer.momentum
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": shared["model"], **({"anchor": shared["model"]} if mu else {})}
+        def start(client: ClientContext) -> Tree:
+            return {"model": client.shared["model"], **({"anchor": client.shared["model"]} if mu else {})}
 
         def pull(gradient: Tree, carry: Tree) -> Tree:
             return tree.add(gradient, tree.sub(carry["model"], carry["anchor"]), mu)
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            norm = norm_of(info.steps.to(info.lr.dtype), rho, mu, info.lr)
-            delta = tree.scale(tree.sub(carry["model"], shared["model"]), 1 / norm)
-            return {"delta": delta, "tau": info.steps.to(info.lr.dtype) if mu else norm}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            norm = norm_of(client.info.steps.to(client.info.lr.dtype), rho, mu, client.info.lr)
+            delta = tree.scale(tree.sub(carry["model"], client.shared["model"]), 1 / norm)
+            return {"delta": delta, "tau": client.info.steps.to(client.info.lr.dtype) if mu else norm}, client.own
 
         return sgd_visit(task.loss, self.local, start=start, hook=pull if mu else None, end=end)
 

@@ -10,9 +10,11 @@ from pydantic import Field
 from rayfed import tree
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.visit import Info, Phase, Visit, accumulate, average, epochs, once, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Phase, Visit, accumulate, average, epochs, once, visit
+from rayfed.wire import PARAMS, SCALAR, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,16 +64,16 @@ class FedOA(Method):
         )
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params", note="phi")},
+        down={"model": Part(PARAMS, note="phi")},
         up={
-            "delta": Part("params", update=True),
-            "right": Part("scalar", note="with `pooled`: for the report only, in no bytes"),
+            "delta": Part(PARAMS, update=True),
+            "right": Part(SCALAR, note="with `pooled`: for the report only, in no bytes"),
         },
         keep={
-            "personal": Part("params", private=True, note="theta_i"),
-            "visited": Part("scalar", private=True, note="1 once it has one"),
+            "personal": Part(PARAMS, private=True, note="theta_i"),
+            "visited": Part(SCALAR, private=True, note="1 once it has one"),
         },
-        server={"model": Part("params")},
+        server={"model": Part(PARAMS)},
     )
 
     def fits(self, federation: Federation) -> list[str]:
@@ -80,6 +82,7 @@ class FedOA(Method):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"personal": task.initial, "visited": torch.zeros((), dtype=task.dtype)}
 
+    @visit
     def train(self, task: Task) -> Visit:
         s = self.settings
         phases = None if s.personal_epochs is None else [(epochs(s.personal_epochs), lambda n: n in task.params_like)]
@@ -91,19 +94,19 @@ class FedOA(Method):
         begin_second = second.enter
         assert begin_second is not None
 
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            first = own["personal"]
+        def begin(client: ClientContext) -> Tree:
+            first = client.own["personal"]
             if s.start == "received":
-                first = tree.where(own["visited"] > 0, first, shared["model"])
-            return {"model": shared["model"], "personal": first, "reference": shared["model"]}
+                first = tree.where(client.own["visited"] > 0, first, client.shared["model"])
+            return {"model": client.shared["model"], "personal": first, "reference": client.shared["model"]}
 
-        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            reference = shared["model"] if s.personal_first else carry["model"]
-            return begin_second(info, {**carry, "reference": reference}, shared, mine, own)
+        def enter(client: ClientContext, carry: Tree) -> Tree:
+            reference = client.shared["model"] if s.personal_first else carry["model"]
+            return begin_second(client, {**carry, "reference": reference})
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            after = {"personal": carry["personal"], "visited": torch.ones_like(own["visited"])}
-            return {"delta": tree.sub(carry["model"], shared["model"])}, after
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            after = {"personal": carry["personal"], "visited": torch.ones_like(client.own["visited"])}
+            return {"delta": tree.sub(carry["model"], client.shared["model"])}, after
 
         # The global half comes first, whatever its place in the paper: its batches are then FedAvg's. Neither half sees the
         # other but for the reference, which `enter` names.
@@ -128,19 +131,20 @@ class FedOA(Method):
             return None
         return lambda gradient, carry: tree.add(gradient, tree.sub(carry["personal"], carry["reference"]), lam)
 
+    @visit
     def elsewhere(self, task: Task) -> Visit:
         """Accuracy of theta_i where the client may have no data of its own."""
 
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def begin(client: ClientContext) -> Tree:
             zero = torch.zeros((), dtype=task.dtype, device=task.device)
-            return {"model": own["personal"], "sum": zero, "n": zero}
+            return {"model": client.own["personal"], "sum": zero, "n": zero}
 
         def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
             right = task.metrics(carry["model"], batch)["accuracy"]
             return {**carry, **accumulate(carry, right, batch["w"])}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"right": average(carry)}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"right": average(carry)}, client.own
 
         return Visit(begin, [Phase(once("pooled 0"), step, counts=False)], end)
 
@@ -157,11 +161,13 @@ class FedOA(Method):
         return fed.round % self.config.evaluate.every == 0 or fed.round == fed.rounds
 
     def view(self, task: Task) -> Visit:
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def begin(client: ClientContext) -> Tree:
             return {}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": tree.where(own["visited"] > 0, own["personal"], shared["model"])}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {
+                "model": tree.where(client.own["visited"] > 0, client.own["personal"], client.shared["model"])
+            }, client.own
 
         return Visit(begin, (), end)
 

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from rayfed import tree
 from rayfed.fold import mean
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
@@ -31,16 +33,17 @@ class FedProx(Method):
         mu: float = Field(0.01, ge=0, description="Strength of the pull; the paper's grid is 0.001 to 1.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )
 
+    @visit
     def train(self, task: Task) -> Visit:
         mu = self.settings.mu
         if not mu:
             return sgd_visit(task.loss, self.local)
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": shared["model"], "anchor": shared["model"]}
+        def start(client: ClientContext) -> Tree:
+            return {"model": client.shared["model"], "anchor": client.shared["model"]}
 
         def pull(gradient: Tree, carry: Tree) -> Tree:
             return tree.add(gradient, tree.sub(carry["model"], carry["anchor"]), mu)

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import optimizers, tree
+from rayfed import optimizers, schedules, tree
 from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.visit import Phase, Visit, mean_loss, sgd_visit, work
+from rayfed.training import mean_loss, sgd_visit, work
+from rayfed.visits import ClientContext, Phase, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Batch, Info
+    from rayfed.visits import Batch
 
 COLD, HOT, HALVINGS = 0.05, 20.0, 20  # the bisection's range of temperatures and its steps
 
@@ -58,10 +60,10 @@ class FedPuReL(Method):
         everyone_first: bool = Field(True, description="All clients take part in round 1.")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
-        up={"delta": Part("params", update=True)},
-        keep={"own": Part("params", private=True, note="phi_i")},
-        server={"model": Part("params", note="phi_g")},
+        down={"model": Part(PARAMS)},
+        up={"delta": Part(PARAMS, update=True)},
+        keep={"own": Part(PARAMS, private=True, note="phi_i")},
+        server={"model": Part(PARAMS, note="phi_g")},
     )
 
     def fits(self, federation: Federation) -> list[str]:
@@ -70,12 +72,17 @@ class FedPuReL(Method):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"own": task.initial}  # from phi_g, the sum of logits would count it twice
 
+    @visit
     def train(self, task: Task) -> Visit:
         """Stage 1."""
         s, opt, first = self.settings, optimizers.make(self.local.optimizer), task.initial
 
-        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {**carry, "opt": opt.init(carry["model"]), **optimizers.first(self.local, info.lr, info.ahead)}
+        def enter(client: ClientContext, carry: Tree) -> Tree:
+            return {
+                **carry,
+                "opt": opt.init(carry["model"]),
+                **schedules.start(self.local, client.info.lr, client.info.ahead),
+            }
 
         def align(params: Tree, batch: Batch, key: Tensor) -> Tensor:
             z = task.apply(first, batch["x"])
@@ -90,24 +97,25 @@ class FedPuReL(Method):
             )
             g = purified(g_t, g_a, s.strength, s.projection)
             model, state = opt.update(g, carry["opt"], here, carry["lr"])
-            return {**carry, "model": model, "opt": state, **optimizers.after(carry)}
+            return {**carry, "model": model, "opt": state, **schedules.advance(carry)}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"delta": tree.sub(carry["model"], shared["model"])}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], client.shared["model"])}, client.own
 
         return Visit(
-            lambda info, shared, mine, own: {"model": shared["model"]},
+            lambda client: {"model": client.shared["model"]},
             [Phase(work(self.local), step, enter, falls=self.local.schedule.within == "linear")],
             end,
             local=lambda carry: carry["model"],
         )
 
+    @visit
     def personalise(self, task: Task) -> Visit:
         """Stage 2."""
         a = self.settings.fusion
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"own": own["own"], "model": shared["model"]}
+        def start(client: ClientContext) -> Tree:
+            return {"own": client.own["own"], "model": client.shared["model"]}
 
         def objective(params: Tree, carry: Tree, batch: Batch, key: Tensor) -> Tensor:
             with task.dropping(key):
@@ -116,7 +124,7 @@ class FedPuReL(Method):
             of = [F.cross_entropy(logits, batch["y"], reduction="none") for logits in (alone, common + alone)]
             return a * of[0] + (1 - a) * of[1]
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             return {}, {"own": carry["own"]}
 
         visit = sgd_visit(task.loss, self.local, train="own", start=start, objective=objective, end=end)
@@ -131,11 +139,11 @@ class FedPuReL(Method):
         return new
 
     def view(self, task: Task) -> Visit:
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def begin(client: ClientContext) -> Tree:
             return {}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": {"shared": shared["model"], "own": own["own"]}}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": {"shared": client.shared["model"], "own": client.own["own"]}}, client.own
 
         return Visit(begin, (), end)
 

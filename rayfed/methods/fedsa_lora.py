@@ -9,14 +9,15 @@ from pydantic import Field
 from rayfed import tree
 from rayfed.adapters import lora
 from rayfed.fold import mean
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import ANY, Part, Wire, params_of
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
 class FedSALoRA(lora.OverLoRA):
@@ -35,10 +36,10 @@ class FedSALoRA(lora.OverLoRA):
         )
 
     wire: ClassVar[Wire] = Wire(
-        down={"a": Part("params of lora_A")},
-        up={"delta": Part("params of lora_A", update=True)},
-        keep={"rest": Part("any", private=True, note="B_i and the head")},
-        server={"a": Part("params of lora_A")},
+        down={"a": Part(params_of("lora_A"))},
+        up={"delta": Part(params_of("lora_A"), update=True)},
+        keep={"rest": Part(ANY, private=True, note="B_i and the head")},
+        server={"a": Part(params_of("lora_A"))},
     )
     universal: ClassVar[str | None] = None
 
@@ -48,14 +49,15 @@ class FedSALoRA(lora.OverLoRA):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"rest": lora.some(task.initial, lambda n: not lora.is_a(n))}
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": {**shared["a"], **own["rest"]}}
+        def start(client: ClientContext) -> Tree:
+            return {"model": {**client.shared["a"], **client.own["rest"]}}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             a = lora.some(carry["model"], lora.is_a)
             rest = lora.some(carry["model"], lambda n: not lora.is_a(n))
-            return {"delta": tree.sub(a, shared["a"])}, {"rest": rest}
+            return {"delta": tree.sub(a, client.shared["a"])}, {"rest": rest}
 
         return sgd_visit(task.loss, self.local, start=start, end=end)
 
@@ -68,10 +70,10 @@ class FedSALoRA(lora.OverLoRA):
         return {"a": state["a"]}
 
     def view(self, task: Task) -> Visit:
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def begin(client: ClientContext) -> Tree:
             return {}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": {**shared["a"], **own["rest"]}}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": {**client.shared["a"], **client.own["rest"]}}, client.own
 
         return Visit(begin, (), end)

@@ -10,9 +10,10 @@ from pydantic import Field
 from rayfed import keys, tree
 from rayfed.cluster.kmeans import kmeans
 from rayfed.lazy import F, torch
-from rayfed.method import MethodSettings, Part, Wire
+from rayfed.method import MethodSettings
 from rayfed.methods._bases.clustered import Clustered, nothing
-from rayfed.visit import Info, Visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire, tensor
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -49,9 +50,9 @@ class FeSEM(Clustered):
         down=Clustered.wire.down,
         up={
             **Clustered.wire.up,
-            "cluster": Part("() int64", note="a(i), found where w_i lies; nothing in a deployment"),
+            "cluster": Part(tensor(dtype="int64"), note="a(i), found where w_i lies; nothing in a deployment"),
         },
-        keep={"solution": Part("params", note="w_i, which the server of a deployment holds")},
+        keep={"solution": Part(PARAMS, note="w_i, which the server of a deployment holds")},
         server=Clustered.wire.server,
     )
 
@@ -74,21 +75,25 @@ class FeSEM(Clustered):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"solution": task.initial}
 
+    @visit
     def train(self, task: Task) -> Visit:
         visit = super().train(task)
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            parts, _ = visit.end(info, carry, shared, mine, own)
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            parts, _ = visit.end(client, carry)
             return parts, {"solution": carry["model"]}
 
         return visit._replace(end=end)
 
+    @visit
     def nearest(self, task: Task) -> Visit:
         """The E-step of one client."""
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            gaps = tree.map(lambda c, w: (c - w).square().flatten(1).sum(1), shared["experts"], own["solution"])
-            return {"cluster": sum(tree.values(gaps)).argmin()}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            gaps = tree.map(
+                lambda c, w: (c - w).square().flatten(1).sum(1), client.shared["experts"], client.own["solution"]
+            )
+            return {"cluster": sum(tree.values(gaps)).argmin()}, client.own
 
         return Visit(nothing, (), end)
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from rayfed import tree
 from rayfed.adapters import lora
 from rayfed.fold import mean
-from rayfed.method import Part, Wire
-from rayfed.visit import Visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire, params_of
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
 class FFALoRA(lora.OverLoRA):
@@ -28,17 +27,18 @@ class FFALoRA(lora.OverLoRA):
     """
 
     wire: ClassVar[Wire] = Wire(
-        down={"trained": Part("params of lora_B, head")},
-        up={"delta": Part("params of lora_B, head", update=True)},
-        server={"model": Part("params")},
+        down={"trained": Part(params_of("lora_B", "head"))},
+        up={"delta": Part(params_of("lora_B", "head"), update=True)},
+        server={"model": Part(PARAMS)},
     )
 
     def init(self, task: Task, key: int) -> Tree:
         return {"model": task.initial}  # the same A at the clients, whatever `key` is
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {n: task.initial[n] if lora.is_a(n) else shared["trained"][n] for n in task.params_like}
+        def start(client: ClientContext) -> Tree:
+            return {n: task.initial[n] if lora.is_a(n) else client.shared["trained"][n] for n in task.params_like}
 
         return lora.train_some(task, self.local, lambda n: not lora.is_a(n), start)
 

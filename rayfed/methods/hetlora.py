@@ -10,8 +10,10 @@ from rayfed import tree
 from rayfed.adapters import lora, ranks
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, SCALAR, Part, Wire, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
 class HetLoRA(lora.OverLoRA):
@@ -56,14 +57,14 @@ class HetLoRA(lora.OverLoRA):
         )
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
+        down={"model": Part(PARAMS)},
         up={
-            "delta": Part("params", update=True, note="from what it was sent, within the rank it now has"),
-            "norm": Part("scalar", note="||B_i A_i||_F over all layers, with `weight: norm`"),
-            "rank": Part("() int64"),
+            "delta": Part(PARAMS, update=True, note="from what it was sent, within the rank it now has"),
+            "norm": Part(SCALAR, note="||B_i A_i||_F over all layers, with `weight: norm`"),
+            "rank": Part(tensor(dtype="int64")),
         },
-        keep={"rank": Part("() int64", note="its present rank")},
-        server={"model": Part("params")},
+        keep={"rank": Part(tensor(dtype="int64"), note="its present rank")},
+        server={"model": Part(PARAMS)},
     )
 
     def check(self, config: Config) -> list[str]:
@@ -75,6 +76,7 @@ class HetLoRA(lora.OverLoRA):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"rank": torch.as_tensor(task.ranks[client], dtype=torch.int64, device=task.device)}
 
+    @visit
     def train(self, task: Task) -> Visit:
         names, s = lora.pairs(task.params_like), self.settings
         assert task.config.adapter.kind == "lora"
@@ -92,20 +94,24 @@ class HetLoRA(lora.OverLoRA):
             each = [length(params[n.b] * there) * length(params[n.a] * there[:, None]) for n in names]
             return torch.stack(each).sum()
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": shared["model"], "rank": info.rank, "tail": tail(shared["model"], info.rank)}
+        def start(client: ClientContext) -> Tree:
+            return {
+                "model": client.shared["model"],
+                "rank": client.info.rank,
+                "tail": tail(client.shared["model"], client.info.rank),
+            }
 
         def objective(params: Tree, carry: Tree, batch: Tree, key: Tensor) -> Tensor:
             return task.loss(params, batch, key) + s.lam * tail(params, carry["rank"])
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            shrunk = tail(carry["model"], info.rank) < carry["tail"]
-            rank = torch.where(shrunk, pruned(info.rank), info.rank)
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            shrunk = tail(carry["model"], client.info.rank) < carry["tail"]
+            rank = torch.where(shrunk, pruned(client.info.rank), client.info.rank)
             now = ranks.cut(carry["model"], rank)
-            delta = tree.sub(now, ranks.cut(shared["model"], rank))
+            delta = tree.sub(now, ranks.cut(client.shared["model"], rank))
             if s.weight != "norm":
                 return {"delta": delta, "rank": rank}, {"rank": rank}
-            own_scale = ranks.factor(task.config, info.rank)
+            own_scale = ranks.factor(task.config, client.info.rank)
             norm = torch.stack([lora.norm(now[n.b], now[n.a]) for n in names]).square().sum().sqrt()
             norm = norm if own_scale is None else norm * own_scale.to(norm.dtype)
             return {"delta": delta, "norm": norm, "rank": rank}, {"rank": rank}

@@ -9,9 +9,11 @@ from pydantic import Field
 from rayfed import keys, tree
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings, Part, Wire
+from rayfed.method import Method, MethodSettings
 from rayfed.methods._bases.clustered import least, losses, nothing
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire, stack, tensor
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
@@ -37,11 +39,11 @@ class IFCA(Method):
         )
 
     wire: ClassVar[Wire] = Wire(
-        down={"experts": Part("K x params", note="all K models")},
-        up={"delta": Part("params", update=True), "cluster": Part("() int64", note="the chosen model")},
+        down={"experts": Part(stack("K", PARAMS), note="all K models")},
+        up={"delta": Part(PARAMS, update=True), "cluster": Part(tensor(dtype="int64"), note="the chosen model")},
         server={
-            "experts": Part("K x params"),
-            "assignment": Part("(N,) int64", note="last choice of each client, -1 before"),
+            "experts": Part(stack("K", PARAMS)),
+            "assignment": Part(tensor("N", dtype="int64"), note="last choice of each client, -1 before"),
         },
     )
     universal: ClassVar[str | None] = None
@@ -51,19 +53,20 @@ class IFCA(Method):
         others = [task.fresh_params(keys.key(key, 0, -1, f"expert {k}")) for k in range(1, self.settings.clusters)]
         return {"experts": tree.stack([first, *others]), "assignment": torch.full((task.population,), -1)}
 
+    @visit
     def train(self, task: Task) -> Visit:
         visit = sgd_visit(task.loss, self.local)
         training = visit.phases[0]
 
-        def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def enter(client: ClientContext, carry: Tree) -> Tree:
             best = least(carry)
-            picked = {"model": tree.pick(shared["experts"], best)}
+            picked = {"model": tree.pick(client.shared["experts"], best)}
             assert training.enter is not None
-            return {"cluster": best, **training.enter(info, picked, shared, mine, own)}
+            return {"cluster": best, **training.enter(client, picked)}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            start = tree.pick(shared["experts"], carry["cluster"])
-            return {"delta": tree.sub(carry["model"], start), "cluster": carry["cluster"]}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            start = tree.pick(client.shared["experts"], carry["cluster"])
+            return {"delta": tree.sub(carry["model"], start), "cluster": carry["cluster"]}, client.own
 
         return Visit(nothing, [losses(task), training._replace(enter=enter)], end, True, visit.local)
 
@@ -85,8 +88,8 @@ class IFCA(Method):
         return {"experts": state["experts"]}
 
     def view(self, task: Task) -> Visit:
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": tree.pick(shared["experts"], least(carry))}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": tree.pick(client.shared["experts"], least(carry))}, client.own
 
         return Visit(nothing, [losses(task)], end)
 

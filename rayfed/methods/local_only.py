@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rayfed.method import Method, Part, Wire
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.method import Method
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
@@ -20,7 +22,7 @@ class LocalOnly(Method):
     A client that never took part, a held-out one too, is served x^0.
     """
 
-    wire: ClassVar[Wire] = Wire(keep={"model": Part("params", private=True, note="v_i")})
+    wire: ClassVar[Wire] = Wire(keep={"model": Part(PARAMS, private=True, note="v_i")})
     universal: ClassVar[str | None] = None
 
     def init(self, task: Task, key: int) -> Tree:
@@ -29,11 +31,12 @@ class LocalOnly(Method):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"model": task.initial}
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": own["model"]}
+        def start(client: ClientContext) -> Tree:
+            return {"model": client.own["model"]}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             return {}, {"model": carry["model"]}
 
         return sgd_visit(task.loss, self.local, start=start, end=end)
@@ -46,10 +49,10 @@ class LocalOnly(Method):
         return {}
 
     def view(self, task: Task) -> Visit:
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def begin(client: ClientContext) -> Tree:
             return {}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": own["model"]}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": client.own["model"]}, client.own
 
         return Visit(begin, (), end)

@@ -10,8 +10,10 @@ from rayfed import optimizers, tree
 from rayfed.adapters import lora
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +46,10 @@ class LoRAFAIR(lora.OverLoRA):
         lr: float = Field(0.01, gt=0, description="Rate of Adam, in units of ||B'|| (cosine).")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )
 
+    @visit
     def train(self, task: Task) -> Visit:
         return sgd_visit(task.loss, self.local)
 

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from rayfed.cluster import subspace
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings, Part, Wire
+from rayfed.method import MethodSettings
 from rayfed.methods._bases.clustered import Clustered
-from rayfed.visit import Visit
+from rayfed.visits import Visit, visit
+from rayfed.wire import Part, Wire, tensor
 
 if TYPE_CHECKING:
     from rayfed.fed import Fed
@@ -42,8 +43,11 @@ class PACFL(Clustered):
 
     wire: ClassVar[Wire] = Wire(
         down=Clustered.wire.down,
-        up={**Clustered.wire.up, "bases": Part("(F, q)", note="U_i, once")},
-        server={**Clustered.wire.server, "newcomers": Part("(H,) int64", note="cluster of each held-out client")},
+        up={**Clustered.wire.up, "bases": Part(tensor("F", "q"), note="U_i, once")},
+        server={
+            **Clustered.wire.server,
+            "newcomers": Part(tensor("H", dtype="int64"), note="cluster of each held-out client"),
+        },
     )
 
     def fits(self, federation: Federation) -> list[str]:
@@ -57,8 +61,9 @@ class PACFL(Clustered):
     def init(self, task: Task, key: int) -> Tree:
         return {**super().init(task, key), "newcomers": torch.zeros(0, dtype=torch.int64)}
 
+    @visit
     def bases(self, task: Task) -> Visit:
-        return subspace.visit(task, self.settings.basis)
+        return subspace.basis_visit(task, self.settings.basis)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         clients = fed.sample()

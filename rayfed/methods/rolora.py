@@ -9,15 +9,15 @@ from pydantic import Field
 
 from rayfed.adapters import lora
 from rayfed.fold import mean
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit
+from rayfed.method import MethodSettings
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire, params_of
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Local
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
 class RoLoRA(lora.OverLoRA):
@@ -37,18 +37,20 @@ class RoLoRA(lora.OverLoRA):
         )
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
+        down={"model": Part(PARAMS)},
         up={
-            "a": Part("params of lora_A", update=True, note="in even rounds"),
-            "b": Part("params of lora_B", update=True, note="in odd rounds"),
-            "head": Part("params of head", update=True),
+            "a": Part(params_of("lora_A"), update=True, note="in even rounds"),
+            "b": Part(params_of("lora_B"), update=True, note="in odd rounds"),
+            "head": Part(params_of("head"), update=True),
         },
-        server={"model": Part("params")},
+        server={"model": Part(PARAMS)},
     )
 
+    @visit
     def train_a(self, task: Task) -> Visit:
         return turn(task, self.local, "a", lora.is_a)
 
+    @visit
     def train_b(self, task: Task) -> Visit:
         return turn(task, self.local, "b", lora.is_b)
 
@@ -64,8 +66,8 @@ def turn(task: Task, local: Local, part: str, factor: Callable[[str], bool]) -> 
     """Training of one factor and the head; sends their changes as `part` and `head`."""
     visit = lora.train_some(task, local, lambda n: factor(n) or n in task.head)
 
-    def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-        moved = visit.end(info, carry, shared, mine, own)[0]["delta"]
-        return {part: lora.some(moved, factor), "head": lora.some(moved, lambda n: n in task.head)}, own
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        moved = visit.end(client, carry)[0]["delta"]
+        return {part: lora.some(moved, factor), "head": lora.some(moved, lambda n: n in task.head)}, client.own
 
     return visit._replace(end=end)

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from rayfed import tree
 from rayfed.fold import mean
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -33,10 +35,10 @@ class Scaffold(Method):
         server_lr: float = Field(1.0, gt=0, description="Step of the server along the mean update (the paper's eta_g).")
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params"), "c": Part("params", note="server control variate")},
-        up={"delta": Part("params", update=True), "dc": Part("params", note="c_i+ - c_i")},
-        keep={"c_i": Part("params", private=True)},
-        server={"model": Part("params"), "c": Part("params")},
+        down={"model": Part(PARAMS), "c": Part(PARAMS, note="server control variate")},
+        up={"delta": Part(PARAMS, update=True), "dc": Part(PARAMS, note="c_i+ - c_i")},
+        keep={"c_i": Part(PARAMS, private=True)},
+        server={"model": Part(PARAMS), "c": Part(PARAMS)},
     )
 
     def check(self, config: Config) -> list[str]:
@@ -51,16 +53,18 @@ class Scaffold(Method):
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"c_i": tree.zeros(task.params_like)}
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": shared["model"], "drift": tree.sub(shared["c"], own["c_i"])}
+        def start(client: ClientContext) -> Tree:
+            return {"model": client.shared["model"], "drift": tree.sub(client.shared["c"], client.own["c_i"])}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            moved = tree.sub(shared["model"], carry["model"])
-            c_new = tree.add(tree.sub(own["c_i"], shared["c"]), moved, 1 / info.sum_lr)
-            return {"delta": tree.sub(carry["model"], shared["model"]), "dc": tree.sub(c_new, own["c_i"])}, {
-                "c_i": c_new
-            }
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            moved = tree.sub(client.shared["model"], carry["model"])
+            c_new = tree.add(tree.sub(client.own["c_i"], client.shared["c"]), moved, 1 / client.info.sum_lr)
+            return {
+                "delta": tree.sub(carry["model"], client.shared["model"]),
+                "dc": tree.sub(c_new, client.own["c_i"]),
+            }, {"c_i": c_new}
 
         return sgd_visit(task.loss, self.local, start=start, hook=lambda g, carry: tree.add(g, carry["drift"]), end=end)
 

@@ -10,8 +10,10 @@ from rayfed import keys, tree
 from rayfed.adapters import lora, ranks
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import ANY, PARAMS, Part, Wire, params_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from rayfed.fed import Fed
     from rayfed.task import Task
     from rayfed.tree import Tree
-    from rayfed.visit import Info
 
 
 class SLoRA(lora.OverLoRA):
@@ -48,18 +49,18 @@ class SLoRA(lora.OverLoRA):
 
     wire: ClassVar[Wire] = Wire(
         down={
-            "model": Part("params"),
-            "head": Part("params of head"),
-            "sparse": Part("any", note="v, (|M|,) of each adapted layer"),
+            "model": Part(PARAMS),
+            "head": Part(params_of("head")),
+            "sparse": Part(ANY, note="v, (|M|,) of each adapted layer"),
         },
         up={
-            "delta": Part("params", update=True),
-            "head_delta": Part("params of head", update=True),
-            "sparse_delta": Part("any", update=True, note="of v"),
+            "delta": Part(PARAMS, update=True),
+            "head_delta": Part(params_of("head"), update=True),
+            "sparse_delta": Part(ANY, update=True, note="of v"),
         },
         server={
-            "model": Part("any", note="params, in stage 1 also W of each adapted layer"),
-            "sparse": Part("any", note="v in stage 1, nothing later"),
+            "model": Part(ANY, note="params, in stage 1 also W of each adapted layer"),
+            "sparse": Part(ANY, note="v in stage 1, nothing later"),
         },
     )
 
@@ -95,12 +96,13 @@ class SLoRA(lora.OverLoRA):
             out[name] = torch.as_tensor(at, device=task.device)
         return out
 
+    @visit
     def warm(self, task: Task) -> Visit:
         """Stage 1."""
         places, still = self.places(task), lora.some(task.initial, lambda n: n not in task.head)
 
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": {**shared["sparse"], **shared["head"]}}
+        def start(client: ClientContext) -> Tree:
+            return {"model": {**client.shared["sparse"], **client.shared["head"]}}
 
         def loss(params: Tree, batch: Tree, key: Tensor) -> Tensor:
             return task.loss(whole(params), batch, key)
@@ -109,14 +111,18 @@ class SLoRA(lora.OverLoRA):
             head = {n: params[n] for n in task.head}
             return {**still, **head, **{n: placed(task.frozen[n], at, params[n]) for n, at in places.items()}}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             now = carry["model"]
-            sparse = {n: now[n] - v for n, v in shared["sparse"].items()}
-            return {"sparse_delta": sparse, "head_delta": {n: now[n] - p for n, p in shared["head"].items()}}, own
+            sparse = {n: now[n] - v for n, v in client.shared["sparse"].items()}
+            return {
+                "sparse_delta": sparse,
+                "head_delta": {n: now[n] - p for n, p in client.shared["head"].items()},
+            }, client.own
 
         visit = sgd_visit(loss, self.local, start=start, end=end)
         return visit._replace(local=lambda carry: whole(carry["model"]))
 
+    @visit
     def train(self, task: Task) -> Visit:
         """Stage 2."""
         return sgd_visit(task.loss, self.local)

@@ -157,18 +157,6 @@ class Task:
             drawn = {n: p.detach().to(self.device, self.dtype) for n, p in self._build().named_parameters()}
             return {n: drawn[n] for n in self.params_like}
 
-    def some_params(self, words: str) -> Tree:
-        """Zeros of some trained parameters, by the words of a part "params of WORDS": `head` is the classifier, any other word
-        takes the names that have it between their dots. "lora_A, head"
-        """
-        wanted = {w.strip() for w in words.split(",")}
-        head = set(self.head)
-        return {
-            n: p
-            for n, p in self.params_like.items()
-            if ("head" in wanted and n in head) or (wanted - {"head"}) & set(n.split("."))
-        }
-
     def publish(self, params: Tree, where: Path, rank: int | None = None) -> None:
         """Write a trained tree in the format of its model's own library into `where`, if it has one (PEFT, transformers).
 

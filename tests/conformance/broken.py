@@ -10,9 +10,10 @@ import torch
 from rayfed import tree
 from rayfed.execute.tuning import replay
 from rayfed.fold import mean
-from rayfed.method import Part, Wire
 from rayfed.methods.fedavg import FedAvg
-from rayfed.visit import Visit, sgd_visit
+from rayfed.training import sgd_visit
+from rayfed.visits import Visit, visit
+from rayfed.wire import PARAMS, SCALAR, Part, Wire
 
 CALLS = [0]
 HISTORY: list[Any] = []
@@ -22,8 +23,8 @@ def altered(method: FedAvg, task: Any, f: Any) -> Visit:
     """FedAvg's visit whose update went through `f`."""
     visit = sgd_visit(task.loss, method.local)
 
-    def end(info: Any, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
-        parts, own = visit.end(info, carry, shared, mine, own)
+    def end(client: Any, carry: Any) -> Any:
+        parts, own = visit.end(client, carry)
         return {"delta": tree.map(f, parts["delta"])}, own
 
     return visit._replace(end=end)
@@ -39,6 +40,7 @@ class NotFinite(FedAvg):
 class UnkeyedNoise(FedAvg):
     """Randomness that no key decides."""
 
+    @visit
     def train(self, task: Any) -> Visit:
         return altered(self, task, lambda x: x * (1 + torch.rand(())))
 
@@ -75,6 +77,7 @@ class GrowingShapes(FedAvg):
 class Counts(FedAvg):
     """Visits that know how many there were before them."""
 
+    @visit
     def train(self, task: Any) -> Visit:
         def f(x: Any) -> Any:
             CALLS[0] += 1
@@ -97,20 +100,21 @@ class Leaks(FedAvg):
     """Sends what it calls private."""
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
-        up={"delta": Part("params"), "secret": Part("scalar")},
-        keep={"secret": Part("scalar", private=True)},
-        server={"model": Part("params")},
+        down={"model": Part(PARAMS)},
+        up={"delta": Part(PARAMS), "secret": Part(SCALAR)},
+        keep={"secret": Part(SCALAR, private=True)},
+        server={"model": Part(PARAMS)},
     )
 
     def own_init(self, task: Any, client: int, key: int) -> Any:
         return {"secret": torch.zeros(())}
 
+    @visit
     def train(self, task: Any) -> Visit:
         visit = sgd_visit(task.loss, self.local)
 
-        def end(info: Any, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
-            return {"delta": visit.end(info, carry, shared, mine, own)[0]["delta"], **own}, own
+        def end(client: Any, carry: Any) -> Any:
+            return {"delta": visit.end(client, carry)[0]["delta"], **client.own}, client.own
 
         return visit._replace(end=end)
 
@@ -160,4 +164,4 @@ class NobodyIsAnError(FedAvg):
 class NeverSent(FedAvg):
     """Declares a part that never travels."""
 
-    wire: ClassVar[Wire] = FedAvg.wire._replace(up={**FedAvg.wire.up, "ghost": Part("scalar")})
+    wire: ClassVar[Wire] = FedAvg.wire._replace(up={**FedAvg.wire.up, "ghost": Part(SCALAR)})

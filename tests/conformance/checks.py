@@ -26,8 +26,8 @@ from rayfed import keys, tree
 from rayfed.engine.failures import VectorizeError
 from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import replay
-from rayfed.method import Part
 from rayfed.storage.snapshots import load_tree, save_tree
+from rayfed.wire import PARAMS, Part
 from tests import toy
 from tests.toy import Result, SimPool, Spec, ToyFed
 
@@ -351,7 +351,7 @@ class Shaped(NamedTuple):
 
 def misfit(part: Part, shapes: Any, task: Any) -> str | None:
     """What is wrong with a part's shapes against its declaration; written apart from the engine's own check."""
-    like = part.like
+    like = str(part.shape)
     params = {n: tuple(p.shape) for n, p in task.params_like.items()}
     if like == "any":
         return None
@@ -365,7 +365,7 @@ def misfit(part: Part, shapes: Any, task: Any) -> str | None:
         return None if {n: s.shape for n, s in shapes.items()} == wanted else f"{shapes} are not {like}"
     if re.fullmatch(r"[A-Z] x params", like):  # stacked, or several trees by name
         if all(isinstance(t, dict) for t in shapes.values()):
-            return next((m for t in shapes.values() if (m := misfit(Part("params"), t, task))), None)
+            return next((m for t in shapes.values() if (m := misfit(Part(PARAMS), t, task))), None)
         stacked = {n: s.shape[1:] for n, s in shapes.items()} == params and len(
             {s.shape[0] for s in shapes.values()}
         ) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.methods.disue import DisUE, rotate
 from rayfed.metrics import ari
+from rayfed.visits import ClientContext, VisitMethod
 from tests import toy
 
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}
@@ -356,18 +356,19 @@ def test_who_does_not_reply_when_asked_again(kind: str, visit: str, monkeypatch:
     silent: list[int] = []
     real = getattr(DisUE, visit)
 
-    @wraps(real)
     def failing(self: DisUE, task: Any) -> Any:
-        made, bad = real(self, task), torch.tensor(silent)
+        made, bad = real.make(self, task), torch.tensor(silent)
 
-        def end(info: Any, *rest: Any) -> Any:
-            parts, own = made.end(info, *rest)
-            mute = (info.client == bad).any() & (info.round > 1)
+        def end(client: ClientContext, carry: Any) -> Any:
+            parts, own = made.end(client, carry)
+            mute = (client.info.client == bad).any() & (client.info.round > 1)
             return tree.map(lambda x: torch.where(mute, torch.nan, x), parts), own
 
         return made._replace(end=end)
 
-    monkeypatch.setattr(DisUE, visit, failing)
+    registered = VisitMethod(failing)
+    registered.__set_name__(DisUE, visit)
+    monkeypatch.setattr(DisUE, visit, registered)
     drop = {**DOUBLE, "failures": {"client_error": "drop"}}
     silent[:] = [old, new]
     done = toy.simulate(spec, rounds=2, **drop)

@@ -18,6 +18,7 @@ from rayfed.errors import ConfigError
 from rayfed.launch import start
 from rayfed.launch.preflight import load_request
 from rayfed.methods.fedgen import draw, label_distribution, teach
+from rayfed.visits import ClientContext, Info
 from tests import toy
 
 SHORT = {"name": "fedgen", "generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8}
@@ -113,7 +114,7 @@ def test_entries_of_updates_are_fetched_alone(large: bool, monkeypatch: pytest.M
     monkeypatch.setattr("rayfed.engine.worker.SMALL", 10 if large else 4096)
     fed = toy.make_fed(toy.config("fedavg", **DOUBLE), toy.SimPool(2, 5))
     fed.begin(1)
-    got = fed.ask("train", fed.sample(), shared={"model": fed.method.init(fed.task, 1)["model"]})
+    got = fed.ask(fed.method.train, fed.sample(), shared={"model": fed.method.init(fed.task, 1)["model"]})
     some = got.stacked("delta", ("head.weight", "head.bias"))
     whole = got.stacked("delta")
     assert list(some) == ["head.weight", "head.bias"] and tree.same(some, {n: whole[n] for n in some})
@@ -156,8 +157,8 @@ def test_one_local_step_by_autograd(alpha: float, beta: float) -> None:
     x, y = torch.randn(12, 8, generator=rng, dtype=torch.float64), torch.arange(12) % 4
     real = torch.tensor([1.0] * 9 + [0.0] * 3, dtype=torch.float64)  # the last three are padding
     info = _info(round=3, lr=torch.tensor(lr, dtype=torch.float64))
-    shared = {"model": w, "generator": g, "labels": p}
-    carry = visit.phases[0].enter(info, visit.begin(info, shared, {}, {}), shared, {}, {})
+    client = ClientContext(info, {"model": w, "generator": g, "labels": p}, {}, {})
+    carry = visit.phases[0].enter(client, visit.begin(client))
     key = torch.tensor(99)
     after = visit.phases[0].step(carry, {"x": x, "y": y, "w": real}, key)["model"]
 
@@ -182,8 +183,6 @@ def test_one_local_step_by_autograd(alpha: float, beta: float) -> None:
 
 
 def _info(**known: Any) -> Any:
-    from rayfed.visit import Info
-
     zero = torch.zeros((), dtype=torch.int64)
     return Info(**{**dict.fromkeys(Info._fields, zero), **{k: torch.as_tensor(v) for k, v in known.items()}})
 

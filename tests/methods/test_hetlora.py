@@ -125,7 +125,7 @@ def test_the_penalty_and_the_pruning_are_the_cards(on_bert: OnBert) -> None:
         }
         fed.begin(1)
         client = 3
-        got = fed.ask("train", [client], shared={"model": model})
+        got = fed.ask(fed.method.train, [client], shared={"model": model})
         names = lora.pairs(model)
 
         def tail(p: Any, names: Any = names) -> Any:

@@ -11,6 +11,7 @@ import torch
 from rayfed import methods, tree
 from rayfed.errors import ConfigError
 from rayfed.methods.scaffold import Scaffold
+from rayfed.visits import visit
 from tests import toy
 
 needs_fedavg = pytest.mark.skipif("fedavg" not in methods.names(), reason="compared with fedavg, which is not there")
@@ -96,15 +97,15 @@ def test_frozen_controls_are_uniform_fedavg(split: Any, monkeypatch: pytest.Monk
     real = Scaffold.train
 
     def train(self: Scaffold, task: Any) -> Any:
-        visit = real(self, task)
+        inner = real.make(self, task)
 
         def end(*args: Any) -> Any:
-            parts, own = visit.end(*args)
+            parts, own = inner.end(*args)
             return {**parts, "dc": tree.zeros(parts["dc"])}, tree.zeros(own)
 
-        return visit._replace(end=end)
+        return inner._replace(end=end)
 
-    monkeypatch.setattr(Scaffold, "train", train)
+    monkeypatch.setattr(Scaffold, "train", visit(train))
     frozen, plain = (toy.simulate(m, rounds=3, **EVERYONE) for m in ("scaffold", "fedavg"))
     assert tree.same(frozen.state["model"], plain.state["model"])
 

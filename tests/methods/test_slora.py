@@ -15,6 +15,7 @@ from rayfed.adapters import lora
 from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
 from rayfed.methods.slora import SLoRA
+from rayfed.visits import visit
 from tests import toy
 from tests.tiny import WHOLE
 
@@ -101,16 +102,16 @@ def test_a_round_of_stage_one_that_nobody_answers_changes_nothing(
     real = SLoRA.warm
 
     def warm(self: SLoRA, task: Any) -> Any:
-        visit = real(self, task)
+        inner = real.make(self, task)
 
-        def begin(info: Any, shared: Any, mine: Any, own: Any) -> Any:
-            if int(info.round) <= lost:
+        def begin(client: Any) -> Any:
+            if int(client.info.round) <= lost:
                 raise ValueError("no luck")
-            return visit.begin(info, shared, mine, own)
+            return inner.begin(client)
 
-        return visit._replace(begin=begin)
+        return inner._replace(begin=begin)
 
-    monkeypatch.setattr(SLoRA, "warm", warm)
+    monkeypatch.setattr(SLoRA, "warm", visit(warm))
     spec, more = {"name": "slora", "sparse_rounds": 2}, {"rounds": 3, "failures": {"client_error": "drop"}}
     c = toy.config(spec, **on_bert(more))
     fed = toy.make_fed(c)

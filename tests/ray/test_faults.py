@@ -51,17 +51,18 @@ WHERE = '''
     from pathlib import Path
 
     from rayfed.methods.scaffold import Scaffold
-    from rayfed.visit import Visit
+    from rayfed.visits import Visit, visit
 
     class Seen(Scaffold):
         """SCAFFOLD whose visits leave the number of their process, and that of what they are."""
+        @visit
         def train(self, task) -> Visit:
-            visit, folder = super().train(task), Path(__file__).parent / "seen"
+            inner, folder = super().train(task), Path(__file__).parent / "seen"
             def end(*given):
                 folder.mkdir(exist_ok=True)
                 (folder / str(os.getpid())).touch()
-                return visit.end(*given)
-            return visit._replace(end=end)
+                return inner.end(*given)
+            return inner._replace(end=end)
 '''
 
 
@@ -185,17 +186,19 @@ def test_nothing_of_ray_is_left_behind(rayfed, config, env, tmp_path):
 
 METHOD = '''
     from rayfed.methods.fedavg import FedAvg
-    from rayfed.visit import Visit, sgd_visit
+    from rayfed.training import sgd_visit
+    from rayfed.visits import visit
 
     class Moody(FedAvg):
         """FedAvg with a client that raises."""
+        @visit
         def train(self, task):
-            visit = sgd_visit(task.loss, self.local)
-            def begin(info, shared, mine, own):
-                if int(info.client) == 7:
+            inner = sgd_visit(task.loss, self.local)
+            def begin(client):
+                if int(client.info.client) == 7:
                     raise ValueError("client seven has a bad day")
-                return visit.begin(info, shared, mine, own)
-            return visit._replace(begin=begin, vectorize="it looks at the client's number")
+                return inner.begin(client)
+            return inner._replace(begin=begin, vectorize="it looks at the client's number")
 '''
 
 

@@ -409,18 +409,20 @@ def test_a_second_signal_is_no_failure_of_the_client_that_it_hits(
 ) -> None:
     own = """
 import os, signal
+from rayfed import visit
 from rayfed.methods.fedavg import FedAvg
 
 class Twice(FedAvg):
+    @visit
     def train(self, task):
-        visit = super().train(task)
+        inner = super().train(task)
         def end(*given):
             if os.path.exists("go") and not os.path.exists("asked"):
                 open("asked", "w").close()
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
-            return visit.end(*given)
-        return visit._replace(end=end)
+            return inner.end(*given)
+        return inner._replace(end=end)
 
     def round(self, state, fed, task):
         if fed.round == 2:

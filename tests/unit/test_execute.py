@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from rayfed import execute, keys, tree
-from rayfed import visit as v
+from rayfed import visits as v
 from rayfed.config.schema import Local
 from rayfed.execute import batches, debug, vmap
 from rayfed.execute.batches import BatchSampler, Cohort, order_of
 from rayfed.execute.debug import PieceFailed
 from rayfed.execute.tuning import replay
 from rayfed.task import Task
-from rayfed.visit import Info, Over, Phase, Visit
+from rayfed.training import mean_loss, sgd_visit, work
+from rayfed.visits import ClientContext, Over, Phase, Visit
 from tests import toy
 
 D = torch.float64
@@ -56,7 +57,7 @@ def run(
 
 def over(*phases: Over) -> Visit:
     """A visit of these phases that does nothing; for its plan."""
-    return Visit(lambda *a: {}, [Phase(o, lambda c, b, k: c) for o in phases], lambda info, carry, s, m, own: ({}, own))
+    return Visit(lambda *a: {}, [Phase(o, lambda c, b, k: c) for o in phases], lambda client, carry: ({}, client.own))
 
 
 def seen(p: batches.PhaseBatches, i: int) -> list[list[list[int]]]:
@@ -226,7 +227,7 @@ def test_pieces_of_the_pooled_test_set() -> None:
 def gather(kinds: tuple[Over, ...], *, counts: bool = True) -> Visit:
     """Adds up what it is shown, weighted by step number, so that order, padding and idle steps all matter."""
 
-    def begin(info: Info, shared: Any, mine: Any, own: Any) -> Any:
+    def begin(client: ClientContext) -> Any:
         return {"sum": torch.zeros(8, dtype=D), "n": torch.zeros((), dtype=D), "t": torch.zeros((), dtype=D)}
 
     def step(carry: Any, batch: Any, key: torch.Tensor) -> Any:
@@ -235,8 +236,8 @@ def gather(kinds: tuple[Over, ...], *, counts: bool = True) -> Visit:
         total = sum((j + 1) * (b["x"] * b["w"][:, None]).sum(0) for j, b in enumerate(several))
         return {"sum": carry["sum"] + t * total, "n": carry["n"] + sum(b["w"].sum() for b in several), "t": t}
 
-    def end(info: Info, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
-        return {**carry, "steps": info.steps, "sum_lr": info.sum_lr}, own
+    def end(client: ClientContext, carry: Any) -> Any:
+        return {**carry, "steps": client.info.steps, "sum_lr": client.info.sum_lr}, client.own
 
     return Visit(begin, [Phase(o, step, counts=counts) for o in kinds], end)
 
@@ -292,19 +293,22 @@ def _cut(c: Cohort) -> Cohort:
 
 @pytest.mark.parametrize("name", ["loop", "vmap", "debug"])
 def test_enter_reshapes_the_carry_once_before_its_phase(name: str) -> None:
-    def first(info: Info, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
-        return {"log": carry["log"] * 10 + 1, "steps": info.steps}
+    def first(client: ClientContext, carry: Any) -> Any:
+        return {"log": carry["log"] * 10 + 1, "steps": client.info.steps}
 
-    def second(info: Info, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
-        return {"log": carry["log"] * 10 + 2 + 0 * mine["m"] + 0 * own["o"] + 0 * shared["s"], "steps": info.steps}
+    def second(client: ClientContext, carry: Any) -> Any:
+        return {
+            "log": carry["log"] * 10 + 2 + 0 * client.mine["m"] + 0 * client.own["o"] + 0 * client.shared["s"],
+            "steps": client.info.steps,
+        }
 
     def tick(carry: Any, batch: Any, key: Any) -> Any:
         return {**carry, "log": carry["log"] * 10 + 7}
 
     visit = Visit(
-        lambda info, shared, mine, own: {"log": torch.zeros((), dtype=D)},
+        lambda client: {"log": torch.zeros((), dtype=D)},
         [Phase(v.nothing(2), tick, first), Phase(v.nothing(1), tick, second), Phase(v.nothing(1), tick)],
-        lambda info, carry, shared, mine, own: (carry, own),
+        lambda client, carry: (carry, client.own),
     )
     k = torch.arange(6, dtype=D)
     parts, own, steps = run(
@@ -325,15 +329,22 @@ def noisy(local: Local, task: Task) -> Visit:
         noise = 0.01 * keys.normal(key, params["head.bias"].shape, D)
         return task.loss({**params, "head.bias": params["head.bias"] + noise}, {**batch, "x": batch["x"] * keep})
 
-    def start(info: Info, shared: Any, mine: Any, own: Any) -> Any:
-        drift = keys.normal(keys.fold(own["key"], info.round), own["bias"].shape, D)
-        return {"model": {**shared["model"], "head.bias": own["bias"] + 0.01 * drift}, "pull": mine["pull"]}
+    def start(client: ClientContext) -> Any:
+        drift = keys.normal(keys.fold(client.own["key"], client.info.round), client.own["bias"].shape, D)
+        return {
+            "model": {**client.shared["model"], "head.bias": client.own["bias"] + 0.01 * drift},
+            "pull": client.mine["pull"],
+        }
 
-    def end(info: Info, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
-        sent = {"delta": tree.sub(carry["model"], shared["model"]), "secret": info.secret, "k": own["key"]}
-        return sent, {**own, "bias": carry["model"]["head.bias"]}
+    def end(client: ClientContext, carry: Any) -> Any:
+        sent = {
+            "delta": tree.sub(carry["model"], client.shared["model"]),
+            "secret": client.info.secret,
+            "k": client.own["key"],
+        }
+        return sent, {**client.own, "bias": carry["model"]["head.bias"]}
 
-    return v.sgd_visit(
+    return sgd_visit(
         loss, local, start=start, end=end, hook=lambda g, carry: tree.add(g, carry["model"], carry["pull"]),
         phases=[(v.steps(3), lambda n: n.startswith("head")), (v.epochs(2), lambda n: not n.startswith("head"))],
     )  # fmt: skip
@@ -421,19 +432,19 @@ def test_a_finished_client_is_frozen() -> None:
 def tally() -> Visit:
     """Three times over its data: moves one leaf and hands on two, one its client's, one everyone's."""
 
-    def begin(info: Info, shared: Any, mine: Any, own: Any) -> Any:
+    def begin(client: ClientContext) -> Any:
         return {
-            "sum": mine["a"] * 1.0,
-            "mine": mine["a"],
-            "all": shared["s"],
-            "square": torch.outer(mine["a"], shared["s"]),
+            "sum": client.mine["a"] * 1.0,
+            "mine": client.mine["a"],
+            "all": client.shared["s"],
+            "square": torch.outer(client.mine["a"], client.shared["s"]),
         }
 
     def step(carry: Any, batch: Any, key: torch.Tensor) -> Any:
         moved = carry["sum"] * 0.5 + (batch["x"] * batch["w"][:, None]).sum(0) + carry["mine"] + carry["all"]
         return {**carry, "sum": moved, "square": carry["square"].T}
 
-    return Visit(begin, [Phase(v.epochs(3), step)], lambda info, carry, s, m, own: (carry, own))
+    return Visit(begin, [Phase(v.epochs(3), step)], lambda client, carry: (carry, client.own))
 
 
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
@@ -514,7 +525,7 @@ def test_step_keys_are_fold_of_the_phase_key() -> None:
     visit = Visit(
         lambda *a: {"keys": torch.zeros(4, dtype=torch.int64)},
         [Phase(v.nothing(4), step)],
-        lambda info, carry, s, m, own: (carry, own),
+        lambda client, carry: (carry, client.own),
     )
     c = cohort(visit, (3, 7), dispatch=9)
     for name in ("loop", "vmap"):
@@ -538,22 +549,22 @@ def breaking(where: str) -> Visit:
     visit = gather((v.epochs(2),))
     step = visit.phases[0].step
 
-    def begin(info: Info, shared: Any, mine: Any, own: Any) -> Any:
-        if where == "begin" and int(info.client) == 4:
+    def begin(client: ClientContext) -> Any:
+        if where == "begin" and int(client.info.client) == 4:
             raise ArithmeticError("boom")
-        return visit.begin(info, shared, mine, own)
+        return visit.begin(client)
 
     def second(carry: Any, batch: Any, key: Any) -> Any:
         if where == "step" and float(carry["t"]) == 2:
             raise ArithmeticError("boom")
         return step(carry, batch, key)
 
-    def end(info: Info, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
+    def end(client: ClientContext, carry: Any) -> Any:
         if where == "end":
             raise ArithmeticError("boom")
-        return visit.end(info, carry, shared, mine, own)
+        return visit.end(client, carry)
 
-    def enter(info: Info, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
+    def enter(client: ClientContext, carry: Any) -> Any:
         if where == "enter":
             raise ArithmeticError("boom")
         return carry
@@ -607,14 +618,14 @@ def test_debug_keeps_a_tuple_of_batches_as_a_tree() -> None:
 
 
 def test_work_is_what_the_config_asks_for() -> None:
-    assert v.work(Local()) == v.epochs(1) and v.work(Local(epochs=3)) == v.epochs(3)
-    assert v.work(Local(steps=5), "val", 2) == v.steps(5, "val", 2)
+    assert work(Local()) == v.epochs(1) and work(Local(epochs=3)) == v.epochs(3)
+    assert work(Local(steps=5), "val", 2) == v.steps(5, "val", 2)
 
 
 def test_mean_loss_is_over_real_examples() -> None:
     batch = {"w": torch.tensor([1.0, 1.0, 0.0])}
-    assert float(v.mean_loss(lambda p, b, k: torch.tensor([1.0, 3.0, 100.0]), {}, batch, None)) == 2.0
-    assert float(v.mean_loss(lambda p, b, k: torch.ones(3), {}, {"w": torch.zeros(3)}, None)) == 0.0
+    assert float(mean_loss(lambda p, b, k: torch.tensor([1.0, 3.0, 100.0]), {}, batch, None)) == 2.0
+    assert float(mean_loss(lambda p, b, k: torch.ones(3), {}, {"w": torch.zeros(3)}, None)) == 0.0
 
 
 @pytest.mark.parametrize("name", ["loop", "vmap"])
@@ -622,7 +633,7 @@ def test_mean_loss_is_over_real_examples() -> None:
 def test_measure_sums_or_averages_rows(name: str, reduce: str) -> None:
     visit = v.measure(
         lambda model, batch: {"x": batch["x"] * model["s"], "first": {"y": batch["y"].to(D)}},
-        lambda info, shared, mine, own: {"x": torch.zeros(8, dtype=D), "first": {"y": torch.zeros((), dtype=D)}},
+        lambda client: {"x": torch.zeros(8, dtype=D), "first": {"y": torch.zeros((), dtype=D)}},
         over=v.epochs(1),
         reduce=reduce,
     )
@@ -644,7 +655,7 @@ def test_default_training_is_plain_torch() -> None:
     """sgd_visit on one client against torch.nn and torch.optim over the same batches."""
     c = toy.config(dtype="float64", local={"optimizer": {"momentum": 0.9, "weight_decay": 0.01}})
     task = Task(c, toy.federation(c))
-    visit = v.sgd_visit(task.loss, c.local)
+    visit = sgd_visit(task.loss, c.local)
     plans = cohort(visit, (3,), lr=0.1)
     parts, _, steps = run("vmap", visit, plans, shared={"model": task.initial})
     net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).to(D)
@@ -666,7 +677,7 @@ def test_default_training_is_plain_torch() -> None:
 def test_phases_move_only_their_parameters() -> None:
     c = toy.config(dtype="float64")
     task = Task(c, toy.federation(c))
-    visit = v.sgd_visit(task.loss, c.local, phases=[(v.epochs(1), lambda n: n in task.head)])
+    visit = sgd_visit(task.loss, c.local, phases=[(v.epochs(1), lambda n: n in task.head)])
     parts, _, _ = run("vmap", visit, cohort(visit), shared={"model": task.initial})
     moved = {n for n, x in parts["delta"].items() if float(x.abs().max()) > 0}
     assert moved == set(task.head) == {"head.weight", "head.bias"}
@@ -682,9 +693,9 @@ def test_what_looks_at_values_is_never_played(name):
         return {"sum": carry["sum"] + torch.tensor(looked[-1])}
 
     visit = Visit(
-        lambda info, shared, mine, own: {"sum": torch.zeros(())},
+        lambda client: {"sum": torch.zeros(())},
         [Phase(v.once(), step)],
-        lambda info, carry, shared, mine, own: (carry, own),
+        lambda client, carry: (carry, client.own),
         vectorize="NumPy",
     )
     c = cohort(visit)

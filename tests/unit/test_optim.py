@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from rayfed import execute, optimizers, tree
+from rayfed import execute, optimizers, schedules, tree
 from rayfed.config.schema import Local, Optimizer, Schedule
 from rayfed.errors import ConfigError
 from rayfed.execute.batches import BatchSampler
-from rayfed.visit import sgd_visit
+from rayfed.training import sgd_visit
 from tests import toy
 
 SHAPES = {"body.w": (4, 3), "head": {"b": (5,), "s": ()}}
@@ -117,7 +117,7 @@ def test_states_hold_what_they_say() -> None:
 
 def rates(rounds: int, lr: float = 0.2, **schedule: Any) -> list[float]:
     local = Local(optimizer=Optimizer(lr=lr), schedule=Schedule(**schedule))
-    return [optimizers.rate(local, r, rounds) for r in range(1, rounds + 1)]
+    return [schedules.round_rate(local, r, rounds) for r in range(1, rounds + 1)]
 
 
 def theirs(rounds: int, make: Any, lr: float = 0.2) -> list[float]:
@@ -188,8 +188,8 @@ def test_the_rate_falls_to_zero_within_a_visit(executor: str, work: dict[str, An
     def loss(p: Any, batch: Any, key: Any) -> Any:
         return (p["w"] - 1) ** 2 / 2 * torch.ones_like(batch["w"])
 
-    def end(info: Any, carry: Any, shared: Any, mine: Any, own: Any) -> Any:
-        return {"w": carry["model"]["w"], "sum": info.sum_lr, "steps": info.steps}, own
+    def end(client: Any, carry: Any) -> Any:
+        return {"w": carry["model"]["w"], "sum": client.info.sum_lr, "steps": client.info.steps}, client.own
 
     fed = toy.federation(toy.config())
     sampler = BatchSampler(fed, seed=1, batch_size=8, device="cpu", dtype=torch.float64)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import api, keys, tree, visit
+from rayfed import api, keys, tree
 from rayfed.adapters import lora, ranks
 from rayfed.adapters.dropout import KeyedDropout
 from rayfed.config.load import merge
 from rayfed.config.schema import Config
 from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
+from rayfed.visits import Visit
 from tests import toy
 from tests.tiny import Watched, on_bert  # noqa: F401
 
@@ -138,7 +139,7 @@ def test_a_smaller_rank_trains_as_a_model_of_that_rank(
         n: torch.randn(p.shape, generator=g, dtype=p.dtype) * 0.1 if "lora_B" in n else p for n, p in start.items()
     }
     fed.begin(1)
-    got = fed.ask("train", range(fed.population), shared={"model": start})
+    got = fed.ask(fed.method.train, range(fed.population), shared={"model": start})
     moved = got.gather("delta")
     for r in MIXED:
         client = int(np.flatnonzero(fed.task.ranks[: fed.population] == r)[0])
@@ -146,7 +147,7 @@ def test_a_smaller_rank_trains_as_a_model_of_that_rank(
         scale = scale_of(alpha, 4, rslora) / scale_of(alpha, r, rslora)
         given = {n: p * scale if ranks.is_b(n) else p for n, p in ranks.trim(start, r).items()}
         small.begin(1)
-        want = small.ask("train", [client], shared={"model": given}).gather("delta")[client]
+        want = small.ask(small.method.train, [client], shared={"model": given}).gather("delta")[client]
         here = moved[client]
         for n, p in here.items():
             held = ranks.trim({n: p}, r)[n]
@@ -439,7 +440,7 @@ def test_a_plain_visit_sees_its_clients_rank(on_bert: OnBert) -> None:  # noqa: 
     fed = toy.make_fed(c)
     worker = fed.pool.worker.runs["toy"]  # type: ignore[attr-defined]
     made = worker.sampler.cohort(
-        visit.Visit(lambda *a: {}, (), lambda *a: ({}, {})), range(4), dispatch=1, round=1, rounds=1, lr=0.1
+        Visit(lambda *a: {}, (), lambda *a: ({}, {})), range(4), dispatch=1, round=1, rounds=1, lr=0.1
     )
     assert made.info.rank.tolist() == fed.task.ranks[:4].tolist()
 

@@ -23,14 +23,15 @@ from tests import toy
 from tests.conftest import ROOT
 
 METHOD = """
-from rayfed import Method, Part, Wire, mean, sgd_visit, tree
+from rayfed import PARAMS, Method, Part, Wire, mean, sgd_visit, tree, visit
 STEP = 1.0
 def move(state, delta):
     return tree.add(state, delta, STEP)
 class Mine(Method):
     wire = Wire(
-        down={"model": Part("params")}, up={"delta": Part("params", update=True)}, server={"model": Part("params")}
+        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )
+    @visit
     def train(self, task):
         return sgd_visit(task.loss, self.local)
     def round(self, state, fed, task):

@@ -16,11 +16,10 @@ import torch
 from rayfed import execute, tree
 from rayfed.engine.failures import ClientFailed, VectorizeError
 from rayfed.engine.pool import LocalPool
-from rayfed.engine.worker import SMALL, CohortVisit, check_wire, mismatch, sums_are_finite
+from rayfed.engine.worker import SMALL, CohortVisit, sums_are_finite
 from rayfed.errors import RunFailed
 from rayfed.fed import cohort_size
 from rayfed.fold import mean, total
-from rayfed.method import Part
 from rayfed.storage.snapshots import load_tree
 from tests import toy
 from tests.toy import Result, SimPool, ToyFed
@@ -32,8 +31,10 @@ import numpy as np
 import torch
 from rayfed import tree
 from rayfed.fold import mean
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Phase, Visit, once, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import Phase, Visit, once, visit
+from rayfed.wire import ANY, PARAMS, SCALAR, Part, Wire, tensor
 
 SEEN = []
 MADE = []
@@ -45,20 +46,25 @@ class Odd(Method):
         size: int = 3
 
     wire = Wire(
-        down={"model": Part("params"), "m": Part("scalar")},
-        up={"delta": Part("params", update=True), "k": Part("scalar"), "row": Part("any"), "c": Part("(C,) float32")},
-        keep={"count": Part("scalar")},
-        server={"model": Part("params")},
+        down={"model": Part(PARAMS), "m": Part(SCALAR)},
+        up={
+            "delta": Part(PARAMS, update=True), "k": Part(SCALAR), "row": Part(ANY),
+            "c": Part(tensor("C", dtype=torch.float32)),
+        },
+        keep={"count": Part(SCALAR)},
+        server={"model": Part(PARAMS)},
     )
 
     def own_init(self, task, client, key):
         return {"count": torch.zeros(())}
 
+    @visit
     def train(self, task):
         bad, how = self.settings.bad, self.settings.how
         poison = {"nan": float("nan"), "inf": float("inf")}.get(how.split()[0], 0.0)
 
-        def end(info, carry, shared, mine, own):
+        def end(client, carry):
+            info, shared, own = client.info, client.shared, client.own
             if how == "first":
                 SEEN.append(0)
                 if len(SEEN) == 1:
@@ -85,38 +91,42 @@ class Odd(Method):
 
         return sgd_visit(task.loss, self.local, end=end)
 
+    @visit
     def rows(self, task):
         """A part of `size` numbers that follow from the client's id, as a tree of two leaves, and a small one."""
         n = self.settings.size
 
-        def end(info, carry, shared, mine, own):
-            c = (info.client + 1).to(task.dtype)
+        def end(client, carry):
+            c = (client.info.client + 1).to(task.dtype)
             row = torch.sin(c * torch.arange(1, n + 1, dtype=task.dtype))
-            return {"row": {"b": row[: n // 3].reshape(-1, 1), "a": row[n // 3 :]}, "k": c}, own
+            return {"row": {"b": row[: n // 3].reshape(-1, 1), "a": row[n // 3 :]}, "k": c}, client.own
 
-        return Visit(lambda info, shared, mine, own: {}, (), end)
+        return Visit(lambda client: {}, (), end)
 
+    @visit
     def one_by_one(self, task):
         """Notes how many earlier replies are still in memory."""
-        def end(info, carry, shared, mine, own):
+        def end(client, carry):
             SEEN.append(sum(made() is not None for made in MADE))
             memory = np.ones(1000, np.float32)
             MADE.append(weakref.ref(memory))
-            return {"row": {"a": torch.from_numpy(memory)}}, own
+            return {"row": {"a": torch.from_numpy(memory)}}, client.own
 
-        return Visit(lambda info, shared, mine, own: {}, (), end, vectorize="looks around")
+        return Visit(lambda client: {}, (), end, vectorize="looks around")
 
+    @visit
     def idle(self, task):
         """Does and sends nothing."""
-        return Visit(lambda info, shared, mine, own: {}, (), lambda info, carry, shared, mine, own: ({}, own))
+        return Visit(lambda client: {}, (), lambda client, carry: ({}, client.own))
 
+    @visit
     def writes(self, task):
         """Breaks the rule that nothing is written in place: into what was broadcast, and into its own state."""
-        def begin(info, shared, mine, own):
-            for x in shared["model"].values():
+        def begin(client):
+            for x in client.shared["model"].values():
                 x.add_(1.0)
             return {}
-        return Visit(begin, (), lambda info, carry, shared, mine, own: ({"k": shared["model"]["head.bias"].sum()}, own))
+        return Visit(begin, (), lambda client, carry: ({"k": client.shared["model"]["head.bias"].sum()}, client.own))
 
     def round(self, state, fed, task):
         down = {"model": state["model"], **({"extra": torch.zeros(())} if self.settings.how == "down" else {})}
@@ -422,32 +432,6 @@ def test_what_the_wire_does_not_declare_is_refused_by_name(odd: str, executor: s
     """Also where clients may be dropped: the method is wrong, not a client."""
     with pytest.raises(TypeError, match=says):
         toy.simulate({"name": odd, "how": how}, executor=executor, rounds=1, **policy("drop"))
-
-
-def test_declared_shapes() -> None:
-    task = toy.make_fed(toy.config()).task
-    params = tree.map(lambda x: x[None].expand(5, *x.shape), task.params_like)
-    assert mismatch("params", params, task) is None
-    assert mismatch("params", task.params_like, task, lead=0) is None
-    assert mismatch("params", {**params, "more": torch.zeros(5)}, task)
-    assert mismatch("params", {**params, "head.bias": torch.zeros(5, 3)}, task)
-    assert mismatch("scalar", torch.zeros(5), task) is None and mismatch("scalar", torch.zeros(5, 1), task)
-    assert mismatch("scalar", {"x": torch.zeros(5)}, task) == "is a tree"
-    assert mismatch("(C,) int64", torch.zeros(5, 4, dtype=torch.int64), task) is None
-    assert mismatch("(C,) int64", torch.zeros(5, 4), task) == "is torch.float32"
-    assert mismatch("(C, d)", torch.zeros(5, 4), task) == "has 1 axes"
-    assert mismatch("any", {"what": {"ever": torch.zeros(1)}}, task) is None
-    check_wire({"a": Part("any"), "b": Part("any")}, {"a": torch.zeros(1)}, task, "here")  # not every visit sends all
-    with pytest.raises(TypeError, match="here"):
-        check_wire({"a": Part("any"), "b": Part("any")}, {"a": torch.zeros(1)}, task, "here", all_of_them=True)
-
-
-@pytest.mark.parametrize(
-    ("like", "part"),
-    [("(C,)", torch.zeros(5, 9)), ("(3,)", torch.zeros(5, 9)), ("K x params", {"w": torch.zeros(5, 2)})],
-)
-def test_declared_sizes(like: str, part: tree.Tree) -> None:
-    assert mismatch(like, part, toy.make_fed(toy.config()).task)
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from rayfed import execute
 from rayfed.execute.tuning import kernels, process, replay
 from rayfed.execute.tuning.kernels import Kernels
 from rayfed.lazy import torch
-from rayfed.visit import sgd_visit, steps
+from rayfed.training import sgd_visit
+from rayfed.visits import steps
 
 if TYPE_CHECKING:
     from rayfed.engine.resident import Resident

@@ -9,8 +9,10 @@ from pydantic import Field
 from rayfed import tree
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Visit, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import Visit, visit
+from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +37,9 @@ class Adaptive(Method):
 
     Settings = AdaptiveSettings
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params")},
-        up={"delta": Part("params", update=True)},
-        server={"model": Part("params"), "m": Part("params"), "v": Part("params")},
+        down={"model": Part(PARAMS)},
+        up={"delta": Part(PARAMS, update=True)},
+        server={"model": Part(PARAMS), "m": Part(PARAMS), "v": Part(PARAMS)},
     )
 
     def second(self, v: Tensor, squared: Tensor) -> Tensor:
@@ -48,6 +50,7 @@ class Adaptive(Method):
         v = tree.map(lambda p: torch.full_like(p, self.settings.tau**2), task.params_like)
         return {"model": task.init_params(key), "m": tree.zeros(task.params_like), "v": v}
 
+    @visit
     def train(self, task: Task) -> Visit:
         return sgd_visit(task.loss, self.local)
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rayfed import tree
 from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method, Part, Wire
-from rayfed.visit import Info, Phase, Visit, accumulate, average, once, sgd_visit
+from rayfed.method import Method
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Phase, Visit, accumulate, average, once, visit
+from rayfed.wire import ANY, PARAMS, Part, Wire, stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 def losses(task: Task) -> Phase:
     """One pass over the train split under each model of shared["experts"] (K x params); `least(carry)` then names the best."""
 
-    def enter(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> Tree:
-        zero = torch.zeros(len(tree.values(shared["experts"])[0]), dtype=task.dtype, device=task.device)
-        return {"experts": shared["experts"], "sum": {"loss": zero}, "n": zero.sum()}
+    def enter(client: ClientContext, carry: Tree) -> Tree:
+        zero = torch.zeros(len(tree.values(client.shared["experts"])[0]), dtype=task.dtype, device=task.device)
+        return {"experts": client.shared["experts"], "sum": {"loss": zero}, "n": zero.sum()}
 
     def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
         k = len(carry["sum"]["loss"])
@@ -39,7 +41,7 @@ def least(carry: Tree) -> Tensor:
     return average(carry)["loss"].argmin()
 
 
-def nothing(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+def nothing(client: ClientContext) -> Tree:
     """A visit's empty first carry."""
     return {}
 
@@ -53,13 +55,13 @@ class Clustered(Method):
 
     wire: ClassVar[Wire] = Wire(
         down={
-            "experts": Part("K x params", note="the model of the client's own cluster", routed=True),
-            "place": Part("() int64", note="which row of the stack is meant; nothing in a deployment"),
+            "experts": Part(stack("K", PARAMS), note="the model of the client's own cluster", routed=True),
+            "place": Part(tensor(dtype="int64"), note="which row of the stack is meant; nothing in a deployment"),
         },
-        up={"delta": Part("params", update=True)},
+        up={"delta": Part(PARAMS, update=True)},
         server={
-            "experts": Part("any", note="cluster id -> model"),
-            "assignment": Part("(N,) int64", note="cluster id of each client, -1 before it has one"),
+            "experts": Part(ANY, note="cluster id -> model"),
+            "assignment": Part(tensor("N", dtype="int64"), note="cluster id of each client, -1 before it has one"),
         },
     )
     universal: ClassVar[str | None] = None
@@ -67,12 +69,15 @@ class Clustered(Method):
     def init(self, task: Task, key: int) -> Tree:
         return {"experts": {"0": task.init_params(key)}, "assignment": torch.full((task.population,), -1)}
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": tree.pick(shared["experts"], mine["place"])}
+        def start(client: ClientContext) -> Tree:
+            return {"model": tree.pick(client.shared["experts"], client.mine["place"])}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"delta": tree.sub(carry["model"], tree.pick(shared["experts"], mine["place"]))}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {
+                "delta": tree.sub(carry["model"], tree.pick(client.shared["experts"], client.mine["place"]))
+            }, client.own
 
         return sgd_visit(task.loss, self.local, start=start, end=end)
 
@@ -99,9 +104,9 @@ class Clustered(Method):
         return {"place": torch.tensor(sorted(state["experts"], key=int).index(str(k)) if k >= 0 else -1)}
 
     def view(self, task: Task) -> Visit:
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            place = torch.where(mine["place"] >= 0, mine["place"], least(carry))
-            return {"model": tree.pick(shared["experts"], place)}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            place = torch.where(client.mine["place"] >= 0, client.mine["place"], least(carry))
+            return {"model": tree.pick(client.shared["experts"], place)}, client.own
 
         return Visit(nothing, [losses(task)], end)
 

@@ -10,8 +10,10 @@ from pydantic import Field
 from rayfed import tree
 from rayfed.adapters import lora
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings, Part, Wire
-from rayfed.visit import Info, Visit, sgd_visit
+from rayfed.method import Method, MethodSettings
+from rayfed.training import sgd_visit
+from rayfed.visits import ClientContext, Visit, visit
+from rayfed.wire import PARAMS, Part, Wire, stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +47,12 @@ class TaskVectors(Method):
         )
 
     wire: ClassVar[Wire] = Wire(
-        down={"model": Part("params", note="theta_i")},
-        up={"delta": Part("params", update=True, note="the task vector")},
+        down={"model": Part(PARAMS, note="theta_i")},
+        up={"delta": Part(PARAMS, update=True, note="the task vector")},
         server={
-            "models": Part("N x params", note="theta_i"),
-            "seen": Part("(N,) bool", note="who took part"),
-            "first": Part("params"),
+            "models": Part(stack("N", PARAMS), note="theta_i"),
+            "seen": Part(tensor("N", dtype="bool"), note="who took part"),
+            "first": Part(PARAMS),
         },
     )
     universal: ClassVar[str | None] = None
@@ -67,12 +69,13 @@ class TaskVectors(Method):
         models = tree.map(lambda x: x[None].repeat(n, *[1] * x.dim()), first)
         return {"models": models, "seen": torch.zeros(n, dtype=torch.bool), "first": first}
 
+    @visit
     def train(self, task: Task) -> Visit:
-        def start(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
-            return {"model": mine["model"]}
+        def start(client: ClientContext) -> Tree:
+            return {"model": client.mine["model"]}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"delta": tree.sub(carry["model"], mine["model"])}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"delta": tree.sub(carry["model"], client.mine["model"])}, client.own
 
         return sgd_visit(task.loss, self.local, start=start, end=end)
 
@@ -120,11 +123,11 @@ class TaskVectors(Method):
         return {"model": tree.pick(state["models"], client)} if known else None
 
     def view(self, task: Task) -> Visit:
-        def begin(info: Info, shared: Tree, mine: Tree, own: Tree) -> Tree:
+        def begin(client: ClientContext) -> Tree:
             return {}
 
-        def end(info: Info, carry: Tree, shared: Tree, mine: Tree, own: Tree) -> tuple[Tree, Tree]:
-            return {"model": mine["model"] if mine else shared["newcomer"]}, own
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            return {"model": client.mine["model"] if client.mine else client.shared["newcomer"]}, client.own
 
         return Visit(begin, (), end)
 

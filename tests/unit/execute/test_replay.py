@@ -18,7 +18,7 @@ from rayfed import execute, tree
 from rayfed.engine.resident import Resident
 from rayfed.execute.tuning import replay
 from rayfed.execute.tuning.replay import call
-from rayfed.visit import Phase, Visit, steps
+from rayfed.visits import Phase, Visit, steps
 from tests import toy
 
 
@@ -394,9 +394,9 @@ def test_a_visit_that_says_it_looks_at_values_is_not_recorded():
         return {"n": carry["n"] + (2.0 if carry["n"].numpy() >= 3 else 1.0)}  # no kernel tells of this look
 
     visit = Visit(
-        lambda info, shared, mine, own: {"n": torch.zeros(())},
+        lambda client: {"n": torch.zeros(())},
         [Phase(steps(8), step)],
-        lambda info, carry, shared, mine, own: ({"n": carry["n"]}, own),
+        lambda client, carry: ({"n": carry["n"]}, client.own),
         "looks at values",
     )
     drawn = res.sampler.cohort(visit, [0], dispatch=0, round=1, rounds=1, lr=0.1)
@@ -680,12 +680,14 @@ def test_a_run_without_replay_records_nothing(executor: str, notes: list[str], t
 
 DRIFTING = """
     from rayfed.methods.fedavg import FedAvg
-    from rayfed.visit import sgd_visit
+    from rayfed.training import sgd_visit
+    from rayfed.visits import visit
 
     class Drifting(FedAvg):
         \"\"\"FedAvg that clips by a number which the server program changes: against the rules, and unseen by a recording.\"\"\"
         bound = 1.0
 
+        @visit
         def train(self, task):
             def hook(gradient, carry):
                 return {n: g.clamp(-Drifting.bound, Drifting.bound) for n, g in gradient.items()}

@@ -1,0 +1,81 @@
+"""Local training: most visits are `sgd_visit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rayfed import optimizers, schedules, tree
+from rayfed.lazy import torch
+from rayfed.tree import Tree
+from rayfed.visits import Batch, ClientContext, Over, Phase, Visit, epochs, steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.config.schema import Local
+
+Loss = Callable[[Tree, Batch, Any], Any]  # (params, batch, key) -> one number per example, (B,)
+
+
+def work(local: Local, split: str = "train", batches: int = 1) -> Over:
+    """The local work that the config asks for: `local.epochs`, or `local.steps`."""
+    return steps(local.steps, split, batches) if local.steps else epochs(local.epochs or 1, split, batches)
+
+
+def mean_loss(loss: Loss, params: Tree, batch: Batch, key: Any) -> Tensor:
+    """Mean over the real examples of a padded batch, 0-d."""
+    w = batch["w"]
+    return (loss(params, batch, key) * w).sum() / w.sum().clamp(min=1)
+
+
+def sgd_visit(
+    loss: Loss,
+    local: Local,
+    *,
+    train: str = "model",
+    start: Callable[[ClientContext], Tree] | None = None,
+    hook: Callable[[Tree, Tree], Tree] | None = None,
+    end: Callable[[ClientContext, Tree], tuple[Tree, Tree]] | None = None,
+    phases: Sequence[tuple[Over, Callable[[str], bool]]] | None = None,
+    before: Sequence[Phase] = (),
+    objective: Callable[[Tree, Tree, Batch, Any], Any] | None = None,
+    vectorize: bool | str = True,
+) -> Visit:
+    """Minibatch training of carry[`train`] with the config's optimizer: nine methods of ten.
+
+    start: the first carry (default {train: shared["model"]}); hook(gradient, carry) -> gradient (FedProx, SCAFFOLD);
+    end: what is sent (default {"delta": trained - shared["model"]}, own unchanged); phases: (over, which parameter
+    names move) where not all parameters train all the time (FedRep); before: phases that come first (IFCA's choice);
+    objective(params, carry, batch, key) -> (B,): in place of `loss` where it needs what is carried (FedGen's generator).
+    The optimizer's state is part of the carry, fresh in every visit.
+    """
+    opt = optimizers.make(local.optimizer)
+
+    def begin(client: ClientContext) -> Tree:
+        return dict(start(client)) if start else {train: client.shared["model"]}
+
+    def enter(client: ClientContext, carry: Tree) -> Tree:
+        rate = schedules.start(local, client.info.lr, client.info.ahead)
+        return {**carry, "opt": opt.init(carry[train]), **rate}
+
+    def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
+        def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
+            of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
+            grads = torch.func.grad(lambda p: mean_loss(of, p, batch, key))(carry[train])
+            if hook:
+                grads = hook(grads, carry)
+            params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])
+            if moves:
+                params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
+            return {**carry, train: params, "opt": state, **schedules.advance(carry)}
+
+        return step
+
+    def default_end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        return {"delta": tree.sub(carry[train], client.shared["model"])}, client.own
+
+    falls = local.schedule.within == "linear"
+    pieces: Sequence[tuple[Over, Any]] = phases or [(work(local), None)]
+    training = [Phase(over, trainer(moves), enter, falls=falls) for over, moves in pieces]
+    return Visit(begin, [*before, *training], end or default_end, vectorize, lambda carry: carry[train])

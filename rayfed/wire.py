@@ -1,0 +1,187 @@
+"""What travels between server and clients, and what each side keeps: named parts and their shapes.
+
+A shape is an object that checks a tree, makes its zero and prints itself:
+
+    PARAMS                        the model's trained parameters
+    params_of("head", "lora_A")   those of the classifier, and those whose names have `lora_A` between their dots
+    SCALAR, CLASSES               one number, (C,) numbers
+    tensor("N", 3, dtype="int64") a tensor: letters and numbers are its axes, C the classes
+    stack("K", PARAMS)            K of a shape along a first axis
+    ANY                           whatever tree, unchecked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rayfed import tree
+from rayfed.errors import RunFailed
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+
+
+class Shape:
+    """The shape of a part; printed as `rayfed methods NAME` shows it."""
+
+    def check(self, part: Tree, task: Task, lead: int = 1) -> str | None:
+        """What is wrong with a tree, as the end of a sentence that begins with its name; None if nothing is.
+
+        lead: leading axes that are not the shape's: 1 for the parts of a cohort, (k, ...).
+        """
+        return None
+
+    def zeros(self, task: Task) -> Tree:
+        """What stands for a sum of no parts. RunFailed where the shape alone does not give it."""
+        raise RunFailed(f"a part declared {str(self)!r} has no zero")
+
+
+@dataclass(frozen=True)
+class Params(Shape):
+    """The trained parameters, {name: tensor}; with `words` those whose names have one of them between their dots, `head` taking
+    the classifier's."""
+
+    words: tuple[str, ...] = ()
+
+    def select(self, params: Tree, task: Task) -> Tree:
+        """The entries of a tree of all trained parameters that are meant."""
+        if not self.words:
+            return params
+        head = set(task.head) if "head" in self.words else set()
+        words = set(self.words) - {"head"}
+        return {n: p for n, p in params.items() if n in head or words & set(n.split("."))}
+
+    def check(self, part: Tree, task: Task, lead: int = 1) -> str | None:
+        wanted = {n: tuple(p.shape) for n, p in self.select(task.params_like, task).items()}
+        found = {n: tuple(p.shape[lead:]) for n, p in part.items()} if isinstance(part, Mapping) else None
+        return None if found == wanted else "its names or shapes are not the model's"
+
+    def zeros(self, task: Task) -> Tree:
+        return tree.zeros(self.select(task.params_like, task))
+
+    def __str__(self) -> str:
+        return f"params of {', '.join(self.words)}" if self.words else "params"
+
+
+@dataclass(frozen=True)
+class Array(Shape):
+    """One tensor. axes: numbers are sizes, "C" is the number of classes, other letters stand for any size."""
+
+    axes: tuple[str | int, ...] = ()
+    dtype: str | None = None
+
+    def check(self, part: Tree, task: Task, lead: int = 1) -> str | None:
+        if isinstance(part, Mapping):
+            return "is a tree"
+        shape = tuple(part.shape[lead:])
+        if len(shape) != len(self.axes):
+            return f"has {len(shape)} axes"
+        sizes = [task.classes if axis == "C" else axis for axis in self.axes]
+        if any(isinstance(size, int) and size != n for size, n in zip(sizes, shape, strict=True)):
+            return f"has shape {shape}"
+        found = str(part.dtype).removeprefix("torch.")
+        return f"is {part.dtype}" if self.dtype and found != self.dtype else None
+
+    def zeros(self, task: Task) -> Tree:
+        sizes = [task.classes if axis == "C" else axis for axis in self.axes]
+        known = [size for size in sizes if isinstance(size, int)]
+        return torch.zeros(known, dtype=task.dtype) if len(known) == len(sizes) else super().zeros(task)
+
+    def __str__(self) -> str:
+        if not self.axes and not self.dtype:
+            return "scalar"
+        axes = ", ".join(map(str, self.axes)) + ("," if len(self.axes) == 1 else "")
+        return f"({axes}) {self.dtype or ''}".rstrip()
+
+
+@dataclass(frozen=True)
+class Stack(Shape):
+    """`count` (a letter: any number) of a shape along a first axis of every leaf."""
+
+    count: str
+    shape: Shape
+
+    def check(self, part: Tree, task: Task, lead: int = 1) -> str | None:
+        return self.shape.check(part, task, lead + 1)
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.shape}"
+
+
+@dataclass(frozen=True)
+class Anything(Shape):
+    """Whatever tree."""
+
+    def __str__(self) -> str:
+        return "any"
+
+
+def params_of(*words: str) -> Params:
+    """The trained parameters whose names have one of `words` between their dots; `head` takes the classifier's."""
+    return Params(words)
+
+
+def tensor(*axes: str | int, dtype: Any = None) -> Array:
+    """One tensor of these axes: numbers, "C" for the classes, other letters for any size; none is a single number.
+
+    dtype: torch's, or its name; None takes any.
+    """
+    return Array(axes, None if dtype is None else str(dtype).removeprefix("torch."))
+
+
+def stack(count: str, shape: Shape) -> Stack:
+    """`count`, a letter, of a shape along a first axis: stack("K", PARAMS) is K models."""
+    return Stack(count, shape)
+
+
+PARAMS, SCALAR, CLASSES, ANY = Params(), tensor(), tensor("C"), Anything()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named part of a payload or a state.
+
+    shape: one of this module's; update: transforms act on it; private: never leaves the client; note: one sentence; routed: a
+    stack of K rows of which a deployment sends each client only one (its cluster's, or a mixture made at the server), so that
+    `bytes/down` counts one.
+    """
+
+    shape: Shape
+    update: bool = False
+    private: bool = False
+    note: str = ""
+    routed: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, Shape):
+            raise TypeError(
+                f"Part: {self.shape!r} found; a shape of rayfed.wire expected, such as PARAMS or tensor('C')"
+            )
+
+
+class Wire(NamedTuple):
+    """What travels and what is kept: down and up (wire), keep (a client's state), server (the server's state)."""
+
+    down: dict[str, Part] = {}  # noqa: RUF012  (a NamedTuple's default, never written to)
+    up: dict[str, Part] = {}  # noqa: RUF012
+    keep: dict[str, Part] = {}  # noqa: RUF012
+    server: dict[str, Part] = {}  # noqa: RUF012
+
+
+def check_parts(declared: Mapping[str, Part], parts: Tree, task: Task, where: str, complete: bool = False) -> None:
+    """Raise TypeError where a part, leaves (k, ...), is not declared or not of the declared shape.
+
+    where: what the sentence begins with; complete: all declared parts must be there.
+    """
+    unknown = [n for n in parts if n not in declared]
+    missing = [n for n in declared if n not in parts] if complete else []
+    if unknown or missing:
+        raise TypeError(f"{where}: parts {sorted(parts)} against the wire's {sorted(declared)}")
+    for name, part in parts.items():
+        problem = declared[name].shape.check(part, task)
+        if problem:
+            raise TypeError(f"{where}: part {name!r} is declared {str(declared[name].shape)!r} but {problem}")
