@@ -409,6 +409,7 @@ def test_a_visit_that_says_it_looks_at_values_is_not_recorded():
 
 
 def no_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo  # which needs it as well, and is imported by the first gradient
     import torch.utils._python_dispatch as dispatch
 
     monkeypatch.delattr(dispatch, "TorchDispatchMode")
