@@ -22,6 +22,7 @@ from rayfed.engine.resident import Resident
 from rayfed.engine.worker import sums_are_finite
 from rayfed.errors import RayfedError, RunFailed
 from rayfed.execute.batches import pooled_pieces
+from rayfed.execute.choice import Choice
 from rayfed.execute.tuning import kernels
 from rayfed.fed import Fed
 from rayfed.lazy import torch
@@ -208,7 +209,8 @@ class Runner:
         if where == "auto":
             where = "server" if short and size >= self.config.per_round() and self.pool.adopts else "actors"
         by = seconds.pop("kernels")[chosen]._asdict()
-        self.config = self.config.with_resources(executor=chosen, cohort=size, visits=where, **by)
+        choice = Choice(chosen, size, where, **by)
+        self.config = choice.apply(self.config)
         self.folder.set_config(self.config.to_dict())
         self.folder.event(
             "executor",
@@ -217,7 +219,7 @@ class Runner:
             visits=where,
             seconds=seconds,
             kernels=by,
-            repeat=_pinned(self.config, size),
+            repeat=choice.as_options(),
         )
         self.method.config = self.config
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
@@ -312,7 +314,11 @@ class Runner:
                 "the method has no single model"
             )
             notes += [self.task.mixture] if self.task.mixture else []
-        notes += [f"to repeat: {_pinned(self.config, self.fed.size)}", *self.sinks.notes, *self.noted]
+        notes += [
+            f"to repeat: {Choice.in_effect(self.config, self.fed.size).as_options()}",
+            *self.sinks.notes,
+            *self.noted,
+        ]
         self._save_models()
         self.status["status"] = "done"
         summary = {
@@ -444,13 +450,6 @@ class Runner:
         rows = {n: torch.as_tensor(np.asarray(a)[pooled]) for n, a in self.federation.arrays.items()}
         judged = self.task.judge_mean(probs, rows)
         return {f"{k}/global": float(v.mean()) for k, v in judged.items()}
-
-
-def _pinned(config: Config, size: int) -> str:
-    """The options that repeat what was chosen by timing."""
-    r = config.resources
-    pinned = {"executor": r.executor, "cohort": size, "visits": r.visits, **kernels.from_resources(r)._asdict()}
-    return " ".join(f"--set resources.{n}={str(v).lower()}" for n, v in pinned.items())
 
 
 def start_from(config: Config) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rayfed.config import user_code
 from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
-from rayfed.execute.tuning.kernels import Kernels
+from rayfed.execute.choice import Choice
 from rayfed.launch.federations import Federations
 from rayfed.storage import object_store
 from rayfed.storage.atomic import yaml_bytes
@@ -31,7 +31,6 @@ Watch = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 HEAD_START = 0.25  # seconds
 RUN_ID = "RAYFED_RUN_ID"  # the folder's name, where whoever started the command chose it
-CHOSEN = ("executor", "cohort", *Kernels._fields)  # of `resources`: what `auto` leaves to timing
 RESUMABLE = (
     "rounds",
     "resources",
@@ -180,8 +179,7 @@ def _study(study: Study, path: Path, federations: Federations, launcher: Launche
                 )
             )
             if folder.fence > 1:  # what was chosen by timing stays chosen
-                chosen = folder.config["resources"]
-                config = config.with_resources(**{k: chosen[k] for k in CHOSEN if k in chosen})
+                config = Choice.from_config(folder.config).apply(config)
             about = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
             ending = launcher.execute(config, federations.of(config), folder, _with(watch, about))
             if ending.status == "stopped":

@@ -15,9 +15,10 @@ from ray import tune
 
 from rayfed.config import user_code
 from rayfed.errors import RunFailed, nearest
+from rayfed.execute.choice import Choice
 from rayfed.partition import split_key
 from rayfed.report.point_text import point_text
-from rayfed.storage.atomic import json_bytes
+from rayfed.storage.atomic import json_bytes, read_yaml
 from tune_spaces.sweep.domains import unpack_point
 from tune_spaces.sweep.folder import SETTINGS
 from tune_spaces.sweep.messages import TrialPointer, TrialReport, TrialRequest, TrialRow
@@ -150,16 +151,17 @@ class SweepTrial(tune.Trainable):
             if seed in self.ended:
                 continue
             c = config.model_copy(update={"seed": seed, "name": f"{config.name}-{folder.name}"})
-            where, values = folder.run(seed), c.to_dict()
-            if origin and not (where / "config.yaml").exists():
-                source = str(folder.origin_run(seed))
-                asked = self.broker.clone_folder.remote(source, origin.round, str(where), values)
+            where = folder.run(seed)
+            begun = (where / "config.yaml").exists()
+            source = folder.origin_run(seed) if origin and not begun else None
+            if begun or source:  # what was chosen by timing stays chosen
+                c = Choice.from_config(read_yaml((source or where) / "config.yaml")).apply(c)
+            values = c.to_dict()
+            if source and origin:
+                asked = self.broker.clone_folder.remote(str(source), origin.round, str(where), values)
             else:
                 asked = self.broker.open_folder.remote(str(where), values)
             run = RunFolder.attach(where, _get(asked))
-            if run.fence > 1 or origin:  # what was chosen by timing stays chosen
-                chosen = run.config["resources"]
-                c = c.with_resources(executor=chosen["executor"], cohort=chosen["cohort"])
             run.event("placed", server=os.getpid(), clients=self.pool.about(), trial=self.trial_id)
             key = split_key(values)
             if key not in self._splits:

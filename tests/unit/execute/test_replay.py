@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import textwrap
 import weakref
@@ -409,10 +410,8 @@ def test_a_visit_that_says_it_looks_at_values_is_not_recorded():
 
 
 def no_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._dynamo  # which needs it as well, and is imported by the first gradient
-    import torch.utils._python_dispatch as dispatch
-
-    monkeypatch.delattr(dispatch, "TorchDispatchMode")
+    importlib.import_module("torch._dynamo")  # which needs it as well, and is imported by the first gradient
+    monkeypatch.delattr("torch.utils._python_dispatch.TorchDispatchMode")
 
 
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,49 @@
+"""What timing chose for a run, as one value: written into its config.yaml, read back and applied here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from rayfed.execute.tuning import kernels
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of `resources` that `auto` leaves to timing; "auto" where nothing was timed.
+
+    executor: loop | vmap | debug; cohort: clients per call; visits: actors | server, where a round's visits run that fit into one
+    call; matmul: torch | onednn; channels_last: the memory format of convolutions' weights. Runs with the same choice compute on
+    the same kernels.
+    """
+
+    executor: str
+    cohort: int | str
+    visits: str
+    matmul: str
+    channels_last: bool | str
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Choice:
+        """Read the choice from a resolved config, as config.yaml holds it and `Config.to_dict` gives it."""
+        return cls(**{f.name: config["resources"][f.name] for f in fields(cls)})
+
+    @classmethod
+    def in_effect(cls, config: Config, cohort: int) -> Choice:
+        """Return what a run computes on, in cohorts of `cohort` clients, also where its config leaves that open."""
+        r = config.resources
+        chosen = kernels.from_resources(r)
+        return cls(r.executor, cohort, r.visits, chosen.matmul, chosen.channels_last)
+
+    def apply(self, config: Config) -> Config:
+        """Return the config with this choice in the place of each "auto"; what the config sets itself stays."""
+        resources = config.resources
+        return config.with_resources(**{n: v for n, v in asdict(self).items() if getattr(resources, n) == "auto"})
+
+    def as_options(self) -> str:
+        """Return the options of `rayfed run` that repeat this choice."""
+        return " ".join(f"--set resources.{name}={str(value).lower()}" for name, value in asdict(self).items())

@@ -1,0 +1,195 @@
+"""What timing chose: one value, which every run that goes on takes over as it is."""
+
+from __future__ import annotations
+
+import json
+import types
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rayfed.config.load import load_config
+from rayfed.config.schema import Config
+from rayfed.engine.pool import LocalPool
+from rayfed.errors import RunFailed
+from rayfed.execute.choice import Choice
+from rayfed.execute.tuning import autotune
+from rayfed.execute.tuning.kernels import Kernels
+from rayfed.launch import start
+from rayfed.partition import Federation
+from rayfed.storage.owner import Owner
+from tests import toy
+
+CHOICE = Choice("vmap", 4, "server", "onednn", True)
+OPEN = Choice("auto", "auto", "auto", "auto", "auto")
+OPTIONS = (
+    "--set resources.executor=vmap --set resources.cohort=4 --set resources.visits=server "
+    "--set resources.matmul=onednn --set resources.channels_last=true"
+)
+
+
+def config(**resources: Any) -> Config:
+    return toy.config(executor="auto", resources={"cohort": "auto", **resources})
+
+
+def kept(path: Path) -> Choice:
+    return Choice.from_config(yaml.safe_load((path / "config.yaml").read_text()))
+
+
+def test_it_closes_what_a_config_leaves_open() -> None:
+    assert Choice.from_config(config().to_dict()) == OPEN
+    made = CHOICE.apply(config())
+    assert Choice.from_config(made.to_dict()) == CHOICE
+    assert made.with_resources(**{f.name: "auto" for f in fields(Choice)}) == config(), "and nothing else"
+    assert OPEN.apply(made) == made and replace(CHOICE, executor="loop").apply(made) == made
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Choice)])
+def test_what_a_config_sets_stays(name: str) -> None:
+    value = {"executor": "loop", "cohort": 3, "visits": "actors", "matmul": "torch", "channels_last": False}[name]
+    made = Choice.from_config(CHOICE.apply(config().with_resources(**{name: value})).to_dict())
+    assert made == replace(CHOICE, **{name: value})
+
+
+def test_its_options_repeat_it(tmp_path: Path) -> None:
+    assert CHOICE.as_options() == OPTIONS
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(config().to_dict()))
+    again = load_config(file, OPTIONS.replace("--set ", "").split())
+    assert isinstance(again, Config) and Choice.from_config(again.to_dict()) == CHOICE
+
+
+def test_what_is_in_effect_where_nothing_was_timed() -> None:
+    c = toy.config(executor="loop", resources={"cohort": "auto", "channels_last": True})
+    assert Choice.in_effect(c, 5) == Choice("loop", 5, "auto", "torch", True)
+    assert Choice.in_effect(c.with_resources(executor="vmap", matmul="onednn"), 5) == Choice(
+        "vmap", 5, "auto", "onednn", False
+    )
+
+
+# -- runs that go on -------------------------------------------------------------------------------------------------------
+
+TIMED = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels("onednn", True), "vmap": Kernels("onednn", False)}}
+OTHERWISE = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
+CHOSEN = Choice("vmap", 7, "server", "onednn", False)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what timing gives from now on; the timings so far are counted in its `count`."""
+
+    def now(seconds: dict[str, Any]) -> None:
+        def give(res: Any, cohort: int) -> dict[str, Any]:
+            now.count += 1  # type: ignore[attr-defined]
+            return dict(seconds)
+
+        monkeypatch.setattr(autotune, "time_executors", give)
+
+    now.count = 0  # type: ignore[attr-defined]
+    now(TIMED)
+    return now
+
+
+def test_an_interrupted_study_keeps_all_five(tmp_path: Path, timed: Any) -> None:
+    raw = {**toy.TOY, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg", "seeds": [1]}
+    launcher = start.LocalLauncher()
+    with pytest.raises(RunFailed):
+        start.run(load_config({**raw, "arms": {"a": {}}}), launcher, out=tmp_path, watch=stop_after_one(launcher))
+    (path,) = tmp_path.iterdir()
+    timed(OTHERWISE)
+    seen = []
+    real = start.LocalLauncher.execute
+
+    class Launcher(start.LocalLauncher):
+        def execute(self, config: Config, *rest: Any) -> Any:
+            seen.append(Choice.from_config(config.to_dict()))
+            return real(self, config, *rest)
+
+    assert start.resume(path, Launcher()).status == "done"
+    assert seen == [CHOSEN] == [kept(path / "a" / "seed-1")] and timed.count == 1
+
+
+def test_a_resumed_study_does_what_it_is_asked(tmp_path: Path, timed: Any) -> None:
+    """An option outweighs what was chosen."""
+    raw = {**toy.TOY, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg", "seeds": [1]}
+    launcher = start.LocalLauncher()
+    with pytest.raises(RunFailed):
+        start.run(load_config({**raw, "arms": {"a": {}}}), launcher, out=tmp_path, watch=stop_after_one(launcher))
+    (path,) = tmp_path.iterdir()
+    start.resume_local(path, sets=["resources.executor=debug"])
+    assert json.loads((path / "a" / "seed-1" / "summary.json").read_text())["executor"] == "debug"
+
+
+def stop_after_one(launcher: start.LocalLauncher) -> Any:
+    def watch(state: dict[str, Any]) -> None:
+        if state["round"] == 1:
+            launcher.stop()
+
+    return watch
+
+
+class Remote:
+    """An actor in this process: `actor.method.remote(...)` gives the answer itself."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return types.SimpleNamespace(remote=getattr(self.actor, name))
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a sweep's trial without Ray: of a point, and of a pointer where it goes on."""
+    from tune_spaces.sweep import trial as module
+    from tune_spaces.sweep.data_broker import DataBroker
+    from tune_spaces.sweep.messages import TrialPointer, TrialRequest
+
+    monkeypatch.setattr(module.ray, "get", lambda ref: ref)
+    monkeypatch.setattr(module.SweepTrial, "_start_pool", lambda self: None)
+    monkeypatch.setattr(Federation, "from_numpy", classmethod(lambda cls, made: made))
+    monkeypatch.setattr(DataBroker, "split", lambda self, values: [toy.federation(Config.from_dict(values))])
+    base = toy.config("fedavg", executor="auto", rounds=4, resources={"cohort": "auto"}, storage={"keep": 9}).to_dict()
+    plan: Any = None
+    request = TrialRequest(str(tmp_path), base, {}, (1,), "loss/global", plan, True, {}, {})
+    broker = Remote(DataBroker(request, Owner.me()))
+
+    def make(number: str, point: dict[str, Any], pointer: tuple[str, int] | None = None) -> Any:
+        made = module.SweepTrial.__new__(module.SweepTrial)
+        made.broker, made.request, made.home = broker, request, tmp_path
+        made.pool, made._splits = LocalPool(), {}
+        made.pool.about = lambda: []
+        made._trial_info = types.SimpleNamespace(trial_id=f"x_{number}")
+        made._begin({"point": point})
+        made.pointer = TrialPointer(*pointer) if pointer else None
+        return made
+
+    return make
+
+
+def test_a_resumed_trial_and_a_clone_keep_all_five(trial: Any, tmp_path: Path, timed: Any) -> None:
+    first = trial("00000", {"local.optimizer.lr": 0.1})
+    assert first.step()["round"] == 1
+    assert kept(tmp_path / "trials" / "00000" / "seed-1") == CHOSEN
+    first._end_runs()
+    timed(OTHERWISE)
+
+    again = trial("00000", {"local.optimizer.lr": 0.1}, ("trials/00000", 1))
+    clone = trial("00001", {"local.optimizer.lr": 0.2}, ("trials/00000", 1))
+    own = trial("00002", {"local.optimizer.lr": 0.2, "resources.executor": "loop"}, ("trials/00000", 1))
+    for of, choice in {again: CHOSEN, clone: CHOSEN, own: replace(CHOSEN, executor="loop")}.items():
+        assert of.step()["round"] == 2
+        (runner,) = of.runners.values()
+        assert Choice.from_config(runner.config.to_dict()) == choice == kept(runner.folder.path)
+    (runner,) = clone.runners.values()
+    assert runner.config.local.optimizer.lr == 0.2
+
+    clone._end_runs()
+    later = trial("00001", {"local.optimizer.lr": 0.2}, (clone.folder.relative, 2))
+    assert later.step()["round"] == 3
+    (runner,) = later.runners.values()
+    assert Choice.from_config(runner.config.to_dict()) == CHOSEN
+    assert timed.count == 1, "nothing is timed again"
