@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ class Wrapped(nn.Module):
             self.network.save_pretrained(where, save_embedding_layers=False, **more)
         finally:
             self.network.peft_config["default"] = about
+        _sort_sets(where / "adapter_config.json", about)
 
     def redraw(self, everything: bool = False) -> None:
         """What is not pretrained, anew from torch's global generator: adapters, then the head; everything: a head that came with
@@ -167,6 +169,13 @@ class Wrapped(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and f"{name}.weight" in drawn:
                 module.reset_parameters()
+
+
+def _sort_sets(file: Path, about: Any) -> None:
+    """Write what PEFT holds as sets in one order, so that equal runs leave equal files: a set of strings has its process's."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content |= {n: sorted(v) for n, v in vars(about).items() if isinstance(v, set)}
+    file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def is_head(name: str) -> bool:
