@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from rayfed.data import instruct
-from rayfed.data.text import cache
+from rayfed.storage.cache import cache_folder
 
 END = "<|end|>"
 
@@ -59,7 +59,7 @@ def tokenizer(of: list[str], size: int) -> Any:
 def main() -> None:
     about = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     about.add_argument("file", type=Path, help="Parquet file with texts, or with instructions and responses")
-    about.add_argument("--out", type=Path, default=cache() / "models" / "tiny-lm", help="folder of the model")
+    about.add_argument("--out", type=Path, default=cache_folder() / "models" / "tiny-lm", help="folder of the model")
     about.add_argument("--minutes", type=float, default=2.0, help="time to train")
     about.add_argument("--layers", type=int, default=2)
     about.add_argument("--width", type=int, default=128)

@@ -38,6 +38,15 @@ def numpy(k: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=k))
 
 
+def proportional(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a kind for each of n things, (n,) int64: exact counts in the proportion of `weights` (largest remainders), shuffled."""
+    p = weights / weights.sum() * n
+    whole = np.floor(p).astype(int)
+    rest = np.argsort(whole - p, kind="stable")[: n - whole.sum()]
+    whole[rest] += 1
+    return rng.permutation(np.repeat(np.arange(len(p)), whole))
+
+
 _here = threading.local()
 
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from rayfed import fold
-from rayfed.data import text
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
+from rayfed.storage.cache import CACHE
 from tests import toy
 
 WORDS = [[f"w{c}{i}" for i in range(6)] for c in range(3)]
@@ -154,7 +154,7 @@ def on_bert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict
         return {**made, "federation": {"groups": {"kind": "none", "count": 1}}}
 
     with pytest.MonkeyPatch.context() as m:
-        m.setenv(text.CACHE, str(tmp_path_factory.mktemp("cache")))
+        m.setenv(CACHE, str(tmp_path_factory.mktemp("cache")))
         m.setattr(toy, "make_fed", make_fed)
         yield lambda changes: toy.merge(base(), changes)
 

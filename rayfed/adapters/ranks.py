@@ -16,7 +16,6 @@ import numpy as np
 
 from rayfed import keys, tree
 from rayfed.lazy import torch
-from rayfed.partition.groups import share
 from rayfed.visits import ClientContext, Visit
 from rayfed.wire import Wire, tensor
 
@@ -65,7 +64,7 @@ def drawn(config: Config, population: int, clients: int) -> np.ndarray:
         return np.zeros(clients, np.int64)
     found, weights = (np.array(x) for x in zip(*sorted(config.adapter.shares.items()), strict=True))
     out = [
-        found[share(weights, n, keys.numpy(keys.key(config.seed, 0, -1, f"ranks of {who}")))]
+        found[keys.proportional(weights, n, keys.numpy(keys.key(config.seed, 0, -1, f"ranks of {who}")))]
         for who, n in (("clients", population), ("held-out clients", clients - population))
     ]
     return np.concatenate(out).astype(np.int64)

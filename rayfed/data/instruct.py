@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rayfed.data import tokens
 from rayfed.errors import ConfigError, nearest
+from rayfed.models import folder
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -111,10 +113,8 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
     the record out; `error` refuses the data. Records without an answer are refused, or left out under `drop`.
     ConfigError where the model has no tokenizer or is too short for the sequences.
     """
-    from rayfed.data import text
-
     o = config.task.data.options
-    where, length = text.tokenizer_folder(dataset, config, LENGTH)
+    where, length = tokens.tokenizer_folder(dataset, config, LENGTH)
     if "head" in config.task.model.options:
         raise ConfigError(
             f"task.model.head: {config.task.model.options['head']!r} found, {dataset.name} holds instructions, whose model keeps "
@@ -129,7 +129,7 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
             f"task.data: {int(empty.sum())} records of {dataset.name} have an empty response; fill them, or leave them out with "
             "too_long: drop"
         )
-    found = text.cached(
+    found = tokens.cached(
         where,
         {"prompt": [p + lead for p, lead, _ in records], "answer": [a for _, _, a in records]},
         "",
@@ -151,7 +151,7 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
             f"task.data.length: {over} of {len(records)} records of {dataset.name} have more than {length} tokens; allowed: a longer "
             "length, or too_long: truncate or drop"
         )
-    size = int(text.architecture_of(where).get("vocab_size") or 0)
+    size = int(folder.architecture(where).get("vocab_size") or 0)
     most = max((int(r.max()) for r, _ in rows), default=-1)
     if size and most >= size:
         raise ConfigError(
@@ -184,22 +184,20 @@ def cut(ids: np.ndarray, prompt: int, lead: int, length: int) -> tuple[np.ndarra
     return kept[:length], room
 
 
-def made(where: Path, given: dict[str, list[str]], said: str) -> dict[str, Any]:
-    """`ids` of each record, its end token among them, and `ends`: where in the text each token ends."""
-    from rayfed.data import text
-
-    tokenizer = text.tokenizer(where)
+def encode(where: Path, texts: Mapping[str, list[str]], length: str) -> dict[str, Any]:
+    """Return `ids` of each record, its end token among them, and `ends`: where in the text each token ends. Nothing is cut."""
+    tokenizer = folder.tokenizer(where)
     if not tokenizer.is_fast:
         raise ConfigError(f"task.model: {where} has a tokenizer that does not tell where in a text its tokens are")
     end = tokenizer.eos_token_id
     if end is None:
-        end = text.architecture_of(where).get("eos_token_id")
+        end = folder.architecture(where).get("eos_token_id")
     end = end[0] if isinstance(end, list) else end
-    texts = [p + a for p, a in zip(given["prompt"], given["answer"], strict=True)]
-    got = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True) if texts else None
+    records = [p + a for p, a in zip(texts["prompt"], texts["answer"], strict=True)]
+    got = tokenizer(records, return_offsets_mapping=True, return_special_tokens_mask=True) if records else None
     ids: list[Any] = []
     ends: list[Any] = []
-    for i, t in enumerate(texts):
+    for i, t in enumerate(records):
         assert got is not None
         special = got["special_tokens_mask"][i]
         last = max((j + 1 for j, s in enumerate(special) if not s), default=0)  # a closing token is ours to set

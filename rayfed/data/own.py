@@ -2,89 +2,25 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rayfed.config.user_code import content, load_file
+from rayfed.config.user_function import check_function, load_function
 from rayfed.data import Dataset, Part
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
 
 
-def problems(name: str, setting: str, options: Collection[str], given: int) -> list[str]:
-    """What is wrong with path/to/file.py:function, read from the text: the file is not run, so nothing it imports is loaded.
-
-    given: positional arguments that rayfed passes; options: names that are passed by keyword.
-    """
-    file, _, attribute = name.rpartition(":")
-    if not file.endswith(".py"):
-        return [f"{setting}: {name!r} found, needed: path/to/file.py:function"]
-    text = content(file)
-    if text is None:
-        return [f"{setting}: file {file!r} does not exist"]
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, UnicodeDecodeError, ValueError) as e:
-        return [f"{setting}: {file} is not readable as Python: {e}"]
-    functions = {n.name: n for n in body if isinstance(n, ast.FunctionDef)}
-    if attribute not in functions:
-        others = {n.id for n in ast.walk(ast.Module(body, [])) if isinstance(n, ast.Name)}
-        others |= {n.name for n in body if isinstance(n, ast.ClassDef)}
-        others |= {a.asname or a.name for n in body if isinstance(n, ast.ImportFrom) for a in n.names}
-        if attribute in others or "*" in others:  # made in another way: seen when it is called
-            return []
-        known = ", ".join(functions) or "none"
-        return [f"{setting}: {file} has no function {attribute!r}{nearest(attribute, functions)}; it has: {known}"]
-    a = functions[attribute].args
-    positional = [x.arg for x in (*a.posonlyargs, *a.args)]
-    if len(positional) < given and a.vararg is None:
-        return [f"{setting}: {name} takes {len(positional)} arguments, it is called with {given} and the options"]
-    accepted = [*positional[given:], *(x.arg for x in a.kwonlyargs)]
-    found = []
-    if a.kwarg is None:
-        found += [
-            f"{setting}.{o}: unknown option of {name}{nearest(o, accepted)}; known: {', '.join(accepted) or 'none'}"
-            for o in options
-            if o not in accepted
-        ]
-    needed = positional[given : len(positional) - len(a.defaults)]
-    needed += [x.arg for x, d in zip(a.kwonlyargs, a.kw_defaults, strict=True) if d is None]
-    return found + [f"{setting}.{o}: missing, {name} needs it" for o in needed if o not in options]
-
-
-def function(name: str, setting: str) -> Any:
-    """The callable behind path/to/file.py:function; runs the file. ConfigError naming what is missing."""
-    file, _, attribute = name.rpartition(":")
-    if content(file) is None:
-        raise ConfigError(f"{setting}: file {file!r} does not exist")
-    try:
-        module = load_file(file)
-    except Exception as e:
-        raise ConfigError(f"{setting}: {file} cannot be imported: {type(e).__name__}: {e}") from e
-    found = vars(module).get(attribute)
-    if not callable(found):
-        known = [
-            n
-            for n, f in vars(module).items()
-            if callable(f) and getattr(f, "__module__", None) == vars(module)["__name__"]
-        ]
-        has = ", ".join(known) or "none"
-        raise ConfigError(f"{setting}: {file} has no function {attribute!r}{nearest(attribute, known)}; it has: {has}")
-    return found
-
-
 def check(spec: Named) -> list[str]:
-    return problems(spec.name, "task.data", spec.options, 1)
+    return check_function(spec.name, "task.data", spec.options, 1)
 
 
 def load(spec: Named, seed: int) -> Dataset:
     """What the function returns, with its arrays checked. An error inside it stays the cause of the ConfigError."""
-    call = function(spec.name, "task.data")
+    call = load_function(spec.name, "task.data")
     try:
         made = call(seed, **spec.options)
     except ConfigError:

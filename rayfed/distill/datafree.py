@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rayfed import keys, optimizers, tree
-from rayfed.data import text
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
 from rayfed.method import MethodSettings
+from rayfed.models import folder
 from rayfed.task import needs_classes
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def check(s: DataFree, config: Config) -> list[str]:
         return ["federation.probe: 0 found, method.inputs: probe distils on a public set; allowed: a whole number >= 1"]
     if s.inputs == "embeddings" and config.task.model.name.startswith("hf:"):
         with contextlib.suppress(ConfigError):  # a folder that is none is told by the model's own check
-            for most, of in text.limits(config):
+            for most, of in folder.limits(config):
                 if s.length > most:
                     return [
                         f"method.length: {s.length} found, {config.task.model.name} takes at most {most} tokens{of}"

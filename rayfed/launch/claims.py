@@ -19,6 +19,7 @@ from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
 from rayfed.launch.progress import human
 from rayfed.storage.atomic import durable_write, json_bytes
+from rayfed.storage.cache import cache_folder
 
 VERDICTS = Path(__file__).parent / "claims.json"
 CHECKOUT = Path(__file__).parents[2] / "benchmarks"
@@ -92,9 +93,7 @@ def missing_data(file: Path, shelf: Path | None = None) -> str | None:
 
 def models() -> Path:
     """Where models lie that are made here: $RAYFED_MODELS, or `models` in the cache."""
-    from rayfed.data.text import cache
-
-    return Path(os.environ.get(MODELS) or cache() / "models")
+    return Path(os.environ.get(MODELS) or cache_folder() / "models")
 
 
 def run(

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from rayfed.data.text import cache
 from rayfed.errors import ConfigError
-from rayfed.models import pretrained
+from rayfed.models import folder
+from rayfed.storage.cache import cache_folder
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -97,7 +97,7 @@ def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
 
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:
     """(path, size, time) of what the model and its start are read from."""
-    folders = [pretrained.folder(config.task.model.name)]
+    folders = [folder.locate(config.task.model.name)]
     if config.init.from_ is not None:
         folders += [Path(config.init.from_), Path(config.init.from_) / "model"]
     for file in sorted(f for where in folders if where.is_dir() for f in where.iterdir() if f.is_file()):
@@ -106,7 +106,7 @@ def _files(config: Config) -> Iterator[tuple[str, int, int]]:
 
 
 def _known(key: str) -> Path:
-    return cache() / "looked" / key
+    return cache_folder() / "looked" / key
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rayfed.config.load import VARIABLE, load_config
 from rayfed.config.problems import blames, sentences
 from rayfed.config.schema import Named
 from rayfed.errors import ConfigError
-from rayfed.models import pretrained
+from rayfed.models import folder, pretrained
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
 
@@ -115,9 +115,9 @@ def _check_adapter(config: Config) -> list[str]:
     problems: list[str] = []
     if model.startswith("hf:"):
         with contextlib.suppress(ConfigError):  # the model's own check has told
-            problems += pretrained.together(config)
-            where = pretrained.folder(model)
-            problems += adapters.check(config.adapter, pretrained.shapes(where), pretrained.architecture(where))
+            problems += pretrained.check_config(config)
+            where = folder.locate(model)
+            problems += adapters.check(config.adapter, folder.shapes(where), folder.architecture(where))
     elif kind not in ("none", "full"):
         problems.append(f"adapter.kind: {kind} found, task.model: {model} takes none; allowed: none, full")
     return problems

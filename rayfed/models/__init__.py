@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rayfed.config.user_function import check_function, load_function
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def _own(spec: Named) -> bool:
 def check(spec: Named) -> list[str]:
     """What is wrong with `task.model`, before the data is known and without importing torch."""
     if _own(spec):
-        from rayfed.data.own import problems as own_problems
-
-        return own_problems(spec.name, "task.model", spec.options, 2)
+        return check_function(spec.name, "task.model", spec.options, 2)
     if spec.name.startswith("hf:"):
         from rayfed.models import pretrained
 
@@ -108,9 +107,7 @@ def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     if _own(spec):
         from torch import nn
 
-        from rayfed.data.own import function
-
-        make = function(spec.name, "task.model")
+        make = load_function(spec.name, "task.model")
         try:
             made = make(classes, tuple(input_shape), **spec.options)
         except Exception as e:

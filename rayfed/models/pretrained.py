@@ -7,13 +7,13 @@ without copying them. What a client trains is a tree like any model's.
 from __future__ import annotations
 
 import json
-import struct
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.errors import ConfigError, nearest
+from rayfed.models import folder
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Named
@@ -21,41 +21,10 @@ if TYPE_CHECKING:
 
 OPTIONS: dict[str, Any] = {"attention": "eager", "head": "auto", "checkpointing": False, "device_map": None}
 CHOICES = {"attention": ("eager", "sdpa"), "head": ("auto", "mean"), "checkpointing": (False, True)}
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.bpe", "*.spm"]  # what is asked of the hub
-INDEX = "model.safetensors.index.json"
 PIXELS = "preprocessor_config.json"
 
 
 # -- before anything starts, without torch -----------------------------------------------------------------------------
-
-
-def folder(name: str) -> Path:
-    """The model's folder: a path, or a name that the hub's cache on this machine knows. ConfigError if it is neither."""
-    where = name.removeprefix("hf:")
-    path = Path(where).expanduser()
-    if path.is_dir():
-        return path
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    found = None
-    for local in (True,) if constants.HF_HUB_OFFLINE else (True, False):
-        try:
-            found = Path(snapshot_download(where, local_files_only=local, allow_patterns=FILES))
-            weights(found)
-            return found
-        except (LocalEntryNotFoundError, HFValidationError):
-            continue
-        except ConfigError:  # without its weights, which the hub may have
-            continue
-        except Exception as e:  # no network, no such model, no permission: the hub says which
-            if found is None:
-                raise ConfigError(
-                    f"task.model: {name!r} is no folder here, and the hub does not give it: {e}"
-                ) from None
-    if found is not None:
-        return found
-    raise ConfigError(f"task.model: {name!r} is no folder here, and not in the hub's cache on this machine")
 
 
 def check(spec: Named) -> list[str]:
@@ -70,8 +39,8 @@ def check(spec: Named) -> list[str]:
             allowed = [str(c).lower() if isinstance(c, bool) else str(c) for c in CHOICES[n]]
             problems.append(f"task.model.{n}: {v!r} found{nearest(str(v), allowed)}, allowed: {', '.join(allowed)}")
     try:
-        where = folder(spec.name)
-        problems += _layers_missing(where, architecture(where), shapes(where))
+        where = folder.locate(spec.name)
+        problems += _layers_missing(where, folder.architecture(where), folder.shapes(where))
     except ConfigError as e:
         problems += e.problems
     return problems
@@ -98,8 +67,8 @@ def _map_problems(v: Any) -> list[str]:
     return [f"task.model.device_map: {v!r} found, allowed: auto, or a mapping of layers to devices, e.g. {{'': cpu}}"]
 
 
-def together(config: Config) -> list[str]:
-    """Rules across the model's options and the rest of the config."""
+def check_config(config: Config) -> list[str]:
+    """Return what does not fit together in the model's options and the rest of the config."""
     if config.adapter.kind == "prefix" and config.task.model.options.get("checkpointing"):
         # A layer appends to the past keys and values: computed again, it would append twice.
         return ["task.model.checkpointing: true found, allowed with adapter.kind: prefix: false"]
@@ -109,56 +78,6 @@ def together(config: Config) -> list[str]:
         f"resources.executor: {config.resources.executor} found, task.model.device_map spreads one model over devices, on which "
         "clients take turns; allowed: loop, debug"
     ]
-
-
-def architecture(where: Path) -> dict[str, Any]:
-    """config.json. ConfigError if it is missing or no model's."""
-    file = where / "config.json"
-    if not file.is_file():
-        raise ConfigError(f"task.model: {where} holds no config.json; it is no model's folder")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as e:
-        raise ConfigError(f"task.model: {file} is not readable: {e}") from None
-    if "model_type" not in found:
-        raise ConfigError(f"task.model: {file} names no model_type")
-    return dict(found)
-
-
-def weights(where: Path) -> list[Path]:
-    """The safetensors files of a folder. ConfigError naming what is missing."""
-    if (where / INDEX).is_file():
-        try:
-            names = sorted(set(map(str, json.loads((where / INDEX).read_text())["weight_map"].values())))
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            said = "has no weight_map" if not isinstance(e, ValueError) else f"is not readable: {e}"
-            raise ConfigError(f"task.model: {where / INDEX} {said}") from None
-        missing = [n for n in names if not (where / n).is_file()]
-        if missing:
-            raise ConfigError(f"task.model: {where} is incomplete: {', '.join(missing)} of {INDEX} missing")
-        return [where / n for n in names]
-    if not (where / "model.safetensors").is_file():
-        others = ", ".join(p.name for p in where.glob("*.bin")) or "no weights"
-        raise ConfigError(f"task.model: {where} holds no model.safetensors (found: {others})")
-    return [where / "model.safetensors"]
-
-
-def shapes(where: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor, from the files' headers alone. ConfigError for a file that is cut off."""
-    found: dict[str, tuple[int, ...]] = {}
-    for file in weights(where):
-        with file.open("rb") as f:
-            try:
-                (size,) = struct.unpack("<Q", f.read(8))
-                header = json.loads(f.read(size))
-            except (struct.error, ValueError, MemoryError):
-                raise ConfigError(f"task.model: {file} is no safetensors file") from None
-        header.pop("__metadata__", None)
-        end = max((t["data_offsets"][1] for t in header.values()), default=0)
-        if file.stat().st_size < 8 + size + end:
-            raise ConfigError(f"task.model: {file} is incomplete: {file.stat().st_size} bytes of {8 + size + end}")
-        found |= {n: tuple(t["shape"]) for n, t in header.items()}
-    return found
 
 
 # -- the base, and a module around it ----------------------------------------------------------------------------------
@@ -176,10 +95,10 @@ def base(config: Config) -> dict[str, Any] | None:
     from rayfed import tree
 
     out: dict[str, Any] = {}
-    where = folder(config.task.model.name)
-    for file in weights(where):
+    where = folder.locate(config.task.model.name)
+    for file in folder.weights(where):
         out |= {n: x.to(_dtype(config)) if x.is_floating_point() else x for n, x in load_file(file).items()}
-    found: dict[str, Any] = {"arrays": tree.to_numpy(out), "about": architecture(where)}
+    found: dict[str, Any] = {"arrays": tree.to_numpy(out), "about": folder.architecture(where)}
     if (where / PIXELS).is_file():
         found["images"] = _read(where / PIXELS)
     if config.adapter.kind == "prompt" and config.adapter.text is not None:
@@ -196,9 +115,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _words(where: Path, text: str, tokens: int) -> list[int]:
     """A prompt's text as token ids, repeated or cut to so many, as PEFT does. ConfigError if it has none."""
-    from rayfed.data.text import tokenizer
-
-    ids = [int(i) for i in tokenizer(where)(text)["input_ids"]]
+    ids = [int(i) for i in folder.tokenizer(where)(text)["input_ids"]]
     if not ids:
         raise ConfigError(f"adapter.text: {text!r} has no tokens")
     return (ids * -(-tokens // len(ids)))[:tokens]

@@ -206,8 +206,8 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         weights = np.zeros(f.groups.count)
         np.add.at(weights, group[: n - held], train.sizes()[: n - held])
         free = pooled[row_client[pooled] < 0]
-        row_group[free] = planted.share(weights, len(free), draw("pooled test"))
-        row_group[probe] = planted.share(weights, len(probe), draw("probe's groups"))
+        row_group[free] = keys.proportional(weights, len(free), draw("pooled test"))
+        row_group[probe] = keys.proportional(weights, len(probe), draw("probe's groups"))
     x = np.concatenate([dataset.train.x, dataset.test.x, public])
     x, y = planted.transform(f.groups, x, y, row_group, dataset.classes, draw("transforms"))
     y[probe] = -1

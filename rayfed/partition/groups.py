@@ -160,15 +160,6 @@ def rows_of(
     return {g: np.sort(np.concatenate([np.zeros(0, np.int64), *p])) for g, p in got.items()}
 
 
-def share(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """A group for each of n pooled test rows, in the proportion of `weights` (largest remainders), shuffled."""
-    p = weights / weights.sum() * n
-    whole = np.floor(p).astype(int)
-    rest = np.argsort(whole - p, kind="stable")[: n - whole.sum()]
-    whole[rest] += 1
-    return rng.permutation(np.repeat(np.arange(len(p)), whole))
-
-
 def permutations(groups: Any, classes: int, rng: np.random.Generator) -> np.ndarray:
     """(count, C): group g's new label of each class; group 0 keeps its labels, and no two groups have the same."""
     table = [tuple(range(classes))]

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
 from rayfed.storage.atomic import durable_write, json_bytes, read_json, read_yaml, remove, sync_dir
+from rayfed.storage.cache import cache_folder
 from rayfed.storage.owner import Owner
 from rayfed.storage.study_folder import study_runs
 
@@ -72,8 +73,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
 
 def cache() -> Path:
-    """Where runs lie while they are written to object storage: $RAYFED_CACHE, by default ~/.cache/rayfed."""
-    return Path(os.environ.get("RAYFED_CACHE") or "~/.cache/rayfed").expanduser() / "runs"
+    """Return the folder of runs while they are written to object storage."""
+    return cache_folder() / "runs"
 
 
 def local(where: str | Path) -> tuple[Path, str | None]:

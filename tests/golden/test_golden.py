@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 import rayfed
 from rayfed import cli, tree
-from rayfed.data import text
+from rayfed.storage import cache
 from tests import tiny, toy
 
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ def record(done: rayfed.api.Run) -> dict[str, Any]:
 def update(to: Path = HERE, runs: Path | None = None) -> None:
     """Write all records to a folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ[text.CACHE] = str(Path(scratch) / "cache")
+        os.environ[cache.CACHE] = str(Path(scratch) / "cache")
         for name, done in run_all(runs or Path(scratch)).items():
             (to / f"{name}.json").write_text(json.dumps(record(done), indent=1) + "\n")
 
@@ -168,7 +168,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subpro
 @pytest.fixture(scope="module")
 def once(elsewhere: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, rayfed.api.Run]]:
     with pytest.MonkeyPatch.context() as m:
-        m.setenv(text.CACHE, str(tmp_path_factory.mktemp("cache")))
+        m.setenv(cache.CACHE, str(tmp_path_factory.mktemp("cache")))
         yield run_all(tmp_path_factory.mktemp("golden"))
 
 

@@ -19,9 +19,9 @@ import rayfed
 from rayfed import cli, methods, tree
 from rayfed.adapters.lora import OverLoRA
 from rayfed.api import Run
-from rayfed.data import text
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
+from rayfed.storage import cache
 from tests import minilm, tiny, toy
 
 pytestmark = minilm.needed
@@ -64,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("minilm")
     minilm.write_texts(root / "texts")
     with pytest.MonkeyPatch.context() as m:
-        m.setenv(text.CACHE, str(root / "cache"))
+        m.setenv(cache.CACHE, str(root / "cache"))
         m.setattr(toy, "make_fed", tiny.make_fed)
         yield root / "texts"
 

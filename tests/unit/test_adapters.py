@@ -15,12 +15,12 @@ import torch
 import transformers
 
 from rayfed import partition, tree
-from rayfed.data import text
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
 from rayfed.models import pixels
+from rayfed.storage import cache
 from tests import toy
 from tests.tiny import KINDS, changes, make_places, make_vit, pefts
 
@@ -67,7 +67,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as m:
-        m.setenv(text.CACHE, str(tmp_path_factory.mktemp("cache")))
+        m.setenv(cache.CACHE, str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from rayfed import keys, optimizers, partition, tree
-from rayfed.data import text
 from rayfed.distill import datafree, ensemble, generator
 from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
+from rayfed.storage import cache
 from tests import toy
 from tests.conformance.checks import CHECKS, Case
 from tests.tiny import changes, make_places, on_bert  # noqa: F401
@@ -38,7 +38,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as m:
-        m.setenv(text.CACHE, str(tmp_path_factory.mktemp("cache")))
+        m.setenv(cache.CACHE, str(tmp_path_factory.mktemp("cache")))
         yield
 
 

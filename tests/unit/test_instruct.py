@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from rayfed import partition, tree
-from rayfed.data import instruct, text
+from rayfed.data import instruct
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
+from rayfed.storage import cache
 from tests import toy
 from tests.conftest import ROOT
 from tests.tiny_lm import WORDS, make_data, make_lm
@@ -40,7 +41,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(text.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
 
 
 def changes(places: dict[str, Any], kind: str = "gpt2", **more: Any) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def test_another_process_tokenises_and_torch_stays_out(places: dict[str, Any]) -
     x, torch_came = json.loads(done.stdout)
     assert not torch_came
     assert partition.build(toy.config(**changes(places))).arrays["x"].tolist() == x
-    assert len(list((text.cache() / "tokens").iterdir())) == 1  # and this process read it
+    assert len(list((cache.cache_folder() / "tokens").iterdir())) == 1  # and this process read it
 
 
 def test_a_template_of_ones_own(places: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import rayfed
-from rayfed import data, partition
+from rayfed import data, keys, partition
 from rayfed.config.schema import Config, Named
 from rayfed.data import Dataset, Part
 from rayfed.errors import ConfigError
@@ -454,7 +454,7 @@ def test_own_test_rows_of_natural_clients_are_turned_as_their_client_is() -> Non
     [([1, 1], 4, [2, 2]), ([3, 1], 10, [8, 2]), ([5, 3, 2], 10, [5, 3, 2]), ([1, 1, 1], 4, [2, 1, 1]), ([2, 0], 3, [3, 0])],
 )  # fmt: skip
 def test_sharing_out_by_largest_remainders(weights: list[int], n: int, by_hand: list[int]) -> None:
-    got = groups.share(np.array(weights, float), n, np.random.default_rng(0))
+    got = keys.proportional(np.array(weights, float), n, np.random.default_rng(0))
     assert np.bincount(got, minlength=len(weights)).tolist() == by_hand
 
 

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from rayfed import adapters, partition, tree
 from rayfed.config.schema import LoRA, Named
-from rayfed.data import text
+from rayfed.data import tokens
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
-from rayfed.models import pretrained
+from rayfed.models import folder, pretrained
 from rayfed.models.wrapped import looks_back, sees_ahead
+from rayfed.storage import cache
 from tests import toy
 from tests.tiny import KINDS, changes, make_places, make_tokenizer, pefts
 
@@ -35,7 +36,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(text.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
 
 
 def resident(c: Any) -> Resident:
@@ -72,7 +73,7 @@ def test_texts_are_the_tokenizers_ids_cut_and_padded(places: dict[str, Path]) ->
     assert x.dtype == np.int32 and fed.input_shape == (8,) and fed.kind == "text"
     assert [r[r >= 0].tolist() for r in x[:120]] == want
     assert all((r[len(w) :] == -1).all() for r, w in zip(x, want, strict=False))
-    assert len(list((text.cache() / "tokens").iterdir())) == 1
+    assert len(list((cache.cache_folder() / "tokens").iterdir())) == 1
 
 
 def test_the_cache_is_by_content_and_another_process_does_the_work(places: dict[str, Path]) -> None:
@@ -87,20 +88,20 @@ def test_the_cache_is_by_content_and_another_process_does_the_work(places: dict[
     assert done.returncode == 0, done.stderr
     x, torch_came = json.loads(done.stdout)
     assert not torch_came
-    (file,) = (text.cache() / "tokens").iterdir()
+    (file,) = (cache.cache_folder() / "tokens").iterdir()
     before = file.stat().st_mtime_ns
     assert partition.build(toy.config(**changes(places))).arrays["x"].tolist() == x  # here, from its file
     assert file.stat().st_mtime_ns == before
     longer = toy.merge(changes(places), {"task": {"data": {"length": 5}}})
     assert partition.build(toy.config(**longer)).input_shape == (5,)
-    assert len(list((text.cache() / "tokens").iterdir())) == 2
+    assert len(list((cache.cache_folder() / "tokens").iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "spm.model", "bpe.codes", "dict.txt"])
 def test_another_vocabulary_is_another_key(places: dict[str, Path], tmp_path: Path, name: str) -> None:
     def keys() -> int:
-        text.cached(tmp_path / "m", {"text": ["the w00"]}, "8", "text")
-        return len(list((text.cache() / "tokens").iterdir()))
+        tokens.cached(tmp_path / "m", {"text": ["the w00"]}, "8", "text")
+        return len(list((cache.cache_folder() / "tokens").iterdir()))
 
     shutil.copytree(places["bert"], tmp_path / "m")
     (tmp_path / "m" / name).write_bytes(b"1")
@@ -113,11 +114,11 @@ def test_another_vocabulary_is_another_key(places: dict[str, Path], tmp_path: Pa
 def test_other_versions_of_the_libraries_are_another_key(
     places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
-    known = text.version
+    known = tokens.version
     for there in ("1", "2"):
-        monkeypatch.setattr(text, "version", lambda n, there=there: there if n == library else known(n))
-        text.cached(places["bert"], {"text": ["the w00"]}, "8", "text")
-    assert len(list((text.cache() / "tokens").iterdir())) == 2
+        monkeypatch.setattr(tokens, "version", lambda n, there=there: there if n == library else known(n))
+        tokens.cached(places["bert"], {"text": ["the w00"]}, "8", "text")
+    assert len(list((cache.cache_folder() / "tokens").iterdir())) == 2
 
 
 # -- the same numbers as plain transformers --------------------------------------------------------------------------------
@@ -563,7 +564,7 @@ def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
     for file in [*(tmp_path / "mute").glob("*token*")]:
         file.unlink()
     assert "holds no tokenizer (tokenizer.json, " in refused({**places, "bert": tmp_path / "mute"})
-    assert pretrained.shapes(places["bert"])["embeddings.word_embeddings.weight"] == (32, 16)
+    assert folder.shapes(places["bert"])["embeddings.word_embeddings.weight"] == (32, 16)
 
 
 def test_an_image_models_blocks_are_not_counted(tmp_path: Path) -> None:
@@ -597,4 +598,4 @@ def test_a_cached_model_without_weights_is_completed(
         assert asked == [True] and "holds no model.safetensors" in problems[0]
     else:
         assert asked == [True, False] and problems == []
-        assert pretrained.folder("hf:some/model") == tmp_path / "cached" and asked[2:] == [True]
+        assert folder.locate("hf:some/model") == tmp_path / "cached" and asked[2:] == [True]

@@ -13,10 +13,10 @@ import yaml
 
 from rayfed import partition
 from rayfed.api import Run
-from rayfed.data import text
 from rayfed.engine.resident import Resident
 from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
+from rayfed.storage import cache
 from tests import minilm, toy
 from tests.tiny import KINDS, changes, make_places
 
@@ -24,7 +24,7 @@ from tests.tiny import KINDS, changes, make_places
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as m:
-        m.setenv(text.CACHE, str(tmp_path_factory.mktemp("cache")))
+        m.setenv(cache.CACHE, str(tmp_path_factory.mktemp("cache")))
         yield make_places(tmp_path_factory.mktemp("pretrained"), spread=0.2)
 
 
@@ -183,7 +183,7 @@ def test_a_classifier_alone_is_no_start_of_a_lora(places: dict[str, Path], tmp_p
 
 @minilm.needed
 def test_on_all_minilm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(text.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
     minilm.write_texts(tmp_path / "texts")
     made = minilm.changes(tmp_path / "texts", task={"model": {"head": "mean"}})
     run = Run(toy.run_folder("fedsa_lora", tmp_path / "runs", rounds=1, **made).folder.path)

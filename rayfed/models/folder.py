@@ -1,0 +1,129 @@
+"""The folder of a pretrained model: where it is, its config.json, its files of weights and their shapes; without torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayfed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config
+
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.bpe", "*.spm"]  # what is asked of the hub
+INDEX = "model.safetensors.index.json"
+AFTER_PADDING = (  # model types whose positions begin behind the padding token's id
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+
+
+def locate(name: str) -> Path:
+    """Return the folder of `hf:NAME_OR_DIR`: a path, or a name that the hub or its cache on this machine knows.
+
+    ConfigError if it is neither.
+    """
+    where = name.removeprefix("hf:")
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    found = None
+    for local in (True,) if constants.HF_HUB_OFFLINE else (True, False):
+        try:
+            found = Path(snapshot_download(where, local_files_only=local, allow_patterns=FILES))
+            weights(found)
+            return found
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+        except ConfigError:  # without its weights, which the hub may have
+            continue
+        except Exception as e:  # no network, no such model, no permission: the hub says which
+            if found is None:
+                raise ConfigError(
+                    f"task.model: {name!r} is no folder here, and the hub does not give it: {e}"
+                ) from None
+    if found is not None:
+        return found
+    raise ConfigError(f"task.model: {name!r} is no folder here, and not in the hub's cache on this machine")
+
+
+def architecture(where: Path) -> dict[str, Any]:
+    """Return config.json. ConfigError if it is missing or no model's."""
+    file = where / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"task.model: {where} holds no config.json; it is no model's folder")
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as e:
+        raise ConfigError(f"task.model: {file} is not readable: {e}") from None
+    if "model_type" not in found:
+        raise ConfigError(f"task.model: {file} names no model_type")
+    return dict(found)
+
+
+def weights(where: Path) -> list[Path]:
+    """Return the safetensors files of a folder. ConfigError names what is missing."""
+    if (where / INDEX).is_file():
+        try:
+            names = sorted(set(map(str, json.loads((where / INDEX).read_text())["weight_map"].values())))
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            said = "has no weight_map" if not isinstance(e, ValueError) else f"is not readable: {e}"
+            raise ConfigError(f"task.model: {where / INDEX} {said}") from None
+        missing = [n for n in names if not (where / n).is_file()]
+        if missing:
+            raise ConfigError(f"task.model: {where} is incomplete: {', '.join(missing)} of {INDEX} missing")
+        return [where / n for n in names]
+    if not (where / "model.safetensors").is_file():
+        others = ", ".join(p.name for p in where.glob("*.bin")) or "no weights"
+        raise ConfigError(f"task.model: {where} holds no model.safetensors (found: {others})")
+    return [where / "model.safetensors"]
+
+
+def shapes(where: Path) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor, from the files' headers alone. ConfigError for a file that is cut off."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in weights(where):
+        with file.open("rb") as f:
+            try:
+                (size,) = struct.unpack("<Q", f.read(8))
+                header = json.loads(f.read(size))
+            except (struct.error, ValueError, MemoryError):
+                raise ConfigError(f"task.model: {file} is no safetensors file") from None
+        header.pop("__metadata__", None)
+        end = max((t["data_offsets"][1] for t in header.values()), default=0)
+        if file.stat().st_size < 8 + size + end:
+            raise ConfigError(f"task.model: {file} is incomplete: {file.stat().st_size} bytes of {8 + size + end}")
+        found |= {n: tuple(t["shape"]) for n, t in header.items()}
+    return found
+
+
+def limits(config: Config) -> list[tuple[int, str]]:
+    """Return (tokens of a text that the config's model can take at most, "" or of what) by each of its limits.
+
+    The virtual tokens that an adapter puts before the text are taken off already.
+    """
+    about = architecture(locate(config.task.model.name))
+    window = about.get("sliding_window") if about.get("use_sliding_window", True) else None
+    positions = about.get("max_position_embeddings") or about.get("n_positions")
+    if positions and about.get("model_type") in AFTER_PADDING:
+        pad = about.get("pad_token_id")
+        positions = int(positions) - (1 if pad is None else int(pad)) - 1
+    ahead = config.adapter.tokens if config.adapter.kind in ("prompt", "prefix") else 0
+    beside = f" beside {ahead} of the adapter" if ahead else ""
+    known = ((positions, beside), (window, f" in its attention's window{beside}"))
+    return [(int(most) - ahead, of) for most, of in known if most]
+
+
+def tokenizer(where: Path) -> Any:
+    """Return the tokenizer of a folder; loads torch. ConfigError if it does not load."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except Exception as e:
+        raise ConfigError(f"task.model: the tokenizer of {where} does not load: {type(e).__name__}: {e}") from None
