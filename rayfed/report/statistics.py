@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -27,6 +28,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None, 
     from scipy.stats import t
 
     return mean, sd, float(t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
+
+
+def paired_difference(values: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, Any]:
+    """Return what values by seed are minus those of a reference with the same seeds: mean, 95 % interval and n."""
+    differences = [values[s] - reference[s] for s in values if s in reference]
+    mean, _, half = mean_interval(differences)
+    ci = None if mean is None or half is None else [mean - half, mean + half]
+    return {"mean": mean, "ci95": ci, "n": len(differences)}
 
 
 def worst_decile(values: Sequence[float], lower_is_better: bool = False) -> float:

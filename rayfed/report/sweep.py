@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.report.point_text import value_text
-from rayfed.report.statistics import mean_interval
+from rayfed.report.statistics import mean_interval, paired_difference
 from rayfed.storage.atomic import durable_write, json_bytes
-from rayfed.storage.sweep_folder import Sweep, Trial, counts, load_sweep
+from rayfed.storage.sweep_folder import Sweep, counts, load_sweep
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,13 +82,14 @@ def _same_kind(values: Iterable[Any]) -> bool:
 def summarise(sweep: Sweep, ended: bool, failed: int = 0) -> dict[str, Any]:
     """Return the content of summary.json; arguments as in `write_sweep`."""
     trials, metric = counts(sweep), sweep.metric
-    best = []
+    best: list[dict[str, Any]] = []
+    reference = sweep.ranked[0].by_seed(metric) if sweep.ranked else {}
     for t in sweep.ranked[:BEST]:
         mean, sd, half = mean_interval(list(t.by_seed(metric).values()))
         best.append({
             "trial": t.name, "folder": t.last["folder"], "point": t.point, "round": t.last["round"], "complete": t.complete,
             "value": mean, "sd": sd, "ci95": half, "seeds": t.by_seed(metric),
-            "difference": None if t is sweep.ranked[0] else difference(t, sweep.ranked[0], metric),
+            "difference": None if t is sweep.ranked[0] else paired_difference(t.by_seed(metric), reference),
         })  # fmt: skip
     stopped_early = sweep.about["options"]["scheduler"] == "asha"  # its trials need not be complete
     whole = ended and not failed and trials["planned"] == trials["begun" if stopped_early else "complete"]
@@ -97,12 +98,3 @@ def summarise(sweep: Sweep, ended: bool, failed: int = 0) -> dict[str, Any]:
         "trials": trials, "failed": failed,
         "rounds": sum(max(t.rows) * len(t.last["seeds"]) for t in sweep.trials), "best": best,
     }  # fmt: skip
-
-
-def difference(trial: Trial, best: Trial, metric: str) -> dict[str, Any]:
-    """Return a trial's value minus the best one's, paired by seed, in their last rounds: mean, 95 % interval and n."""
-    values, reference = trial.by_seed(metric), best.by_seed(metric)
-    differences = [values[s] - reference[s] for s in values if s in reference]
-    mean, _, half = mean_interval(differences)
-    ci = None if mean is None or half is None else [mean - half, mean + half]
-    return {"mean": mean, "ci95": ci, "n": len(differences)}

@@ -9,8 +9,7 @@ from typing import Any
 from rayfed.report.html import document, figures, headline, number, section, table
 from rayfed.report.picture import Picture
 from rayfed.report.point_text import short_names, value_text
-from rayfed.report.statistics import mean_interval
-from rayfed.report.sweep import difference
+from rayfed.report.statistics import mean_interval, paired_difference
 from rayfed.report.sweep_pictures import pictures
 from rayfed.storage.atomic import yaml_bytes
 from rayfed.storage.sweep_folder import Sweep
@@ -65,10 +64,11 @@ def _trials(sweep: Sweep) -> str:
     if not sweep.trials:
         return "<p>No trial has been evaluated yet.</p>"
     names, best, body = short_names(sweep.settings), sweep.ranked[0], []
+    reference = best.by_seed(sweep.metric)
     for i, t in enumerate(sweep.ranked):
         mean, _, half = mean_interval(list(t.by_seed(sweep.metric).values()))
         value = number(mean) + ("" if half is None else f' <span class="sd">± {number(half)}</span>')
-        gap = "–" if t is best else _difference(difference(t, best, sweep.metric))
+        gap = "–" if t is best else _difference(paired_difference(t.by_seed(sweep.metric), reference))
         rounds = str(max(t.rows)) + ("" if t.complete else ' <span class="sd">stopped</span>')
         settings = [escape(value_text(t.point.get(s))) for s in sweep.settings]
         body.append([str(i + 1), *settings, f"<b>{value}</b>" if t is best else value, gap, rounds, escape(t.name)])
