@@ -31,7 +31,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config."""
-        from rayfed.storage.atomic import read_yaml
+        from rayfed.storage.text_files import read_yaml
 
         return read_yaml(self.path / "config.yaml")
 
@@ -112,7 +112,7 @@ class Study:
     @property
     def config(self) -> dict[str, Any]:
         """The study as it was written: base settings, seeds, arms, claim."""
-        from rayfed.storage.atomic import read_yaml
+        from rayfed.storage.text_files import read_yaml
 
         return read_yaml(self.path / "study.yaml")
 

@@ -14,7 +14,7 @@ from rayfed.engine.evaluation import Evaluation
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 from rayfed.method import Method
-from rayfed.storage import atomic, snapshots
+from rayfed.storage import atomic, snapshots, tree_files
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -95,8 +95,8 @@ def saved(folder: Path, config: Config, name: str) -> Model:
         raise ConfigError(
             f"{folder}: no model {name!r}; there are: {', '.join(there) or 'none (the run has not ended)'}"
         )
-    about = snapshots.load_meta(folder / "model", name)
-    parameters = tree.from_numpy(snapshots.load_tree(folder / "model", name))
+    about = tree_files.load_meta(folder / "model", name)
+    parameters = tree.from_numpy(tree_files.load_tree(folder / "model", name))
     around: dict[str, Any] = {}
     if config.task.model.name.startswith("hf:"):
         task = lru_cache(lambda: _task(config))  # the base is read once it is needed
@@ -125,7 +125,9 @@ class Served:
         from rayfed.engine.runner import start_from
         from rayfed.fed import Fed
 
-        found = next(((r, p) for r, p in snapshots.listed(folder / "snapshots") if not snapshots.damage(p, r)), None)
+        found = next(
+            ((r, p) for r, p in snapshots.list_snapshots(folder / "snapshots") if not snapshots.find_damage(p, r)), None
+        )
         if found is None:
             raise ConfigError(f"{folder}: no snapshot, so no client has a model yet")
         self.round, where = found
@@ -139,7 +141,7 @@ class Served:
         self.method, self.task, self.state = (
             here.method,
             here.task,
-            tree.from_numpy(snapshots.load_tree(where, "server")),
+            tree.from_numpy(tree_files.load_tree(where, "server")),
         )
 
     def _of(self, client: int) -> tuple[Tree, int]:

@@ -30,7 +30,7 @@ from rayfed.launch.preflight import load_request
 from rayfed.partition import Federation
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
-from rayfed.storage.snapshots import load_tree
+from rayfed.storage.tree_files import load_tree
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 

@@ -30,9 +30,9 @@ def fetch_folder(connection: Connection, name: str, out: Path) -> Path:
     """
     metadata = connection.find_job(name).metadata
     target = Path(out) / metadata.run
-    object_store.free(target)
+    object_store.check_unused(target)
     if object_store.is_uri(metadata.out) and not metadata.out.startswith("file:"):
-        return object_store.download(object_store.join(metadata.out, metadata.run), target)
+        return object_store.download(object_store.join_uri(metadata.out, metadata.run), target)
     hidden = target.parent / f".new-{secrets.token_hex(6)}"
     try:
         hidden.mkdir(parents=True)

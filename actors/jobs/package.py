@@ -13,7 +13,7 @@ from actors.jobs.head_program import find_sources
 from rayfed.config import user_code
 from rayfed.errors import ConfigError
 from rayfed.launch.progress import human
-from rayfed.storage.atomic import yaml_bytes
+from rayfed.storage.text_files import yaml_bytes
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study

@@ -21,7 +21,7 @@ from actors.jobs.job import KIND, NAME, JobMetadata, SubmittedJob, parse_count
 from actors.jobs.package import CONFIG, Package, pack
 from rayfed.errors import ConfigError, PlacementError, nearest
 from rayfed.storage import object_store
-from rayfed.storage.run_folder import new_id
+from rayfed.storage.new_folder import new_id
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -102,7 +102,7 @@ def submit_resume(
         metadata = known[where].metadata
         _refuse_while_running(where, known)
         folder = (
-            object_store.join(metadata.out, metadata.run)
+            object_store.join_uri(metadata.out, metadata.run)
             if object_store.is_uri(metadata.out)
             else f"{metadata.out}/{metadata.run}"
         )

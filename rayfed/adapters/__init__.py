@@ -135,7 +135,7 @@ def start_problems(config: Config) -> list[str]:
     """What sets the adapter that `init.from` names apart from the run's own, besides names and shapes of tensors: its kind, rank
     and scale, from PEFT's adapter_config.json, or the config.yaml of a run that has none."""
     from rayfed.config.schema import LoRA
-    from rayfed.storage.atomic import read_yaml
+    from rayfed.storage.text_files import read_yaml
 
     where, mine = Path(str(config.init.from_)), config.adapter
     folder = where / "model" if (where / "model").is_dir() else where

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rayfed import tree
 from rayfed.errors import ConfigError
-from rayfed.storage.atomic import durable_write, json_bytes
-from rayfed.storage.snapshots import save_tree
+from rayfed.storage.atomic import durable_write
+from rayfed.storage.text_files import json_bytes
+from rayfed.storage.tree_files import save_tree
 
 if TYPE_CHECKING:
     from pathlib import Path

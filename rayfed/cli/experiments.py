@@ -163,9 +163,9 @@ def _is_sweep(where: str) -> bool:
     """Whether a folder, or a URI in object storage, holds a sweep."""
     from rayfed.storage import object_store
 
-    if not object_store.is_uri(where) or object_store.wrong(where):
+    if not object_store.is_uri(where) or object_store.uri_problem(where):
         return (Path(where) / "sweep.yaml").is_file()
-    last = object_store.newest(*object_store.filesystem(where))
+    last = object_store.newest_manifest(*object_store.open_filesystem(where))
     return bool(last) and "sweep.yaml" in (last or {})["files"]
 
 
@@ -179,7 +179,7 @@ def _print_finished(done: Any, as_json: bool) -> None:
     """Print the result of a run, a study or a sweep: a table, or JSON."""
     from rayfed.storage import object_store
 
-    stored = object_store.of(done.path)
+    stored = object_store.mirror_of(done.path)
     where = {"path": str(done.path), **({"stored": stored.uri} if stored else {})}
     if as_json:
         typer.echo(json.dumps({**where, "status": done.status, "summary": done.summary}, indent=1))

@@ -16,7 +16,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"), as_json: Json = False
 ) -> None:
     """List runs, studies and sweeps, and the status of each."""
-    from rayfed.storage.listing import runs as list_runs
+    from rayfed.storage.listing import list_runs
 
     if not folder.is_dir():
         raise ConfigError(f"runs: {folder} is not a folder")

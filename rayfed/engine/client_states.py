@@ -18,7 +18,7 @@ import numpy as np
 
 from rayfed import tree
 from rayfed.engine.pool import Pool
-from rayfed.storage.snapshots import count_rows, load_rows, load_tree, save_tree
+from rayfed.storage.tree_files import count_rows, load_rows, load_tree, save_tree
 from rayfed.tree import Tree
 
 # The segments in a manifest, which may be of a million clients: not parsed as a whole.

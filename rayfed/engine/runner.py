@@ -28,7 +28,7 @@ from rayfed.fed import Fed
 from rayfed.lazy import torch
 from rayfed.metrics import ari, lower_is_better, scope
 from rayfed.storage.run_folder import RunFolder
-from rayfed.storage.snapshots import load_tree, save_tree
+from rayfed.storage.tree_files import load_tree, save_tree
 from rayfed.track import Sinks
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ import yaml
 from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
 from rayfed.launch.progress import human
-from rayfed.storage.atomic import durable_write, json_bytes
+from rayfed.storage.atomic import durable_write
 from rayfed.storage.cache import cache_folder
+from rayfed.storage.text_files import json_bytes
 
 VERDICTS = Path(__file__).parent / "claims.json"
 CHECKOUT = Path(__file__).parents[2] / "benchmarks"

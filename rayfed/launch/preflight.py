@@ -140,7 +140,7 @@ def _check_places(config: Config) -> list[str]:
     problems = []
     if server.place == "any" and not server.gpus:
         problems.append("resources.server.place: any needs resources.server.gpus > 0")
-    if object_store.is_uri(path) and (wrong := object_store.wrong(path)):
+    if object_store.is_uri(path) and (wrong := object_store.uri_problem(path)):
         problems.append(f"storage.path: {wrong}")
     elif server.place == "any" and object_store.is_uri(path):
         problems.append("resources.server.place: any found, allowed with a storage.path in object storage: driver")

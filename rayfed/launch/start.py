@@ -18,9 +18,10 @@ from rayfed.errors import ConfigError, Interrupted, RunFailed, nearest
 from rayfed.execute.choice import Choice
 from rayfed.launch.federations import Federations
 from rayfed.storage import object_store
-from rayfed.storage.atomic import yaml_bytes
+from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
-from rayfed.storage.run_folder import RunFolder, new_folder
+from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.text_files import yaml_bytes
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -76,7 +77,7 @@ def run(
 
     watch, federations = watch or (lambda state: None), Federations()
     base = request if isinstance(request, Config) else request.base
-    path, uri = object_store.local(out or base.storage.path)
+    path, uri = object_store.local_folder(out or base.storage.path)
     where: dict[str, Any] = {"stored": uri, "run_id": os.environ.get(RUN_ID)}
     if isinstance(request, Config):
         federation = _beside(launcher, [request], lambda: federations.checked(request))
@@ -156,7 +157,7 @@ def _single(config: Config, federation: Federation, folder: RunFolder, launcher:
 def _study(study: Study, path: Path, federations: Federations, launcher: Launcher, watch: Watch) -> Finished:
     from rayfed.report import study_summary, write_report
 
-    mirror = object_store.of(path)
+    mirror = object_store.mirror_of(path)
     if mirror:
         mirror.push(0)
     runs = sorted(study.runs(), key=lambda r: study.seeds.index(r[1]))  # all arms of a seed together share its split
@@ -175,7 +176,7 @@ def _study(study: Study, path: Path, federations: Federations, launcher: Launche
                     config.to_dict(),
                     owner=Owner.me(),
                     exact=True,
-                    stored=object_store.join(mirror.uri, arm, f"seed-{seed}") if mirror else None,
+                    stored=object_store.join_uri(mirror.uri, arm, f"seed-{seed}") if mirror else None,
                 )
             )
             if folder.fence > 1:  # what was chosen by timing stays chosen

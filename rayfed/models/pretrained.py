@@ -135,12 +135,12 @@ def adapter_arrays(where: Path) -> Tree:
     from safetensors.torch import load_file
 
     from rayfed import tree
-    from rayfed.storage import snapshots
+    from rayfed.storage import tree_files
 
     file, made = where / "adapter_model.safetensors", {}
     if file.is_file():
         made = tree.to_numpy({f"network.{_ours(n)}": x for n, x in load_file(file).items()})
-    return {**made, **(snapshots.load_tree(where, "head") if (where / "head.safetensors").is_file() else {})}
+    return {**made, **(tree_files.load_tree(where, "head") if (where / "head.safetensors").is_file() else {})}
 
 
 def _ours(name: str) -> str:

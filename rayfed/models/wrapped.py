@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rayfed import adapters, tree
 from rayfed.adapters import inside, prompt, ranks
-from rayfed.storage.snapshots import save_tree
+from rayfed.storage.tree_files import save_tree
 
 NO_TOKEN = -1  # padding of a network that has no token for it
 

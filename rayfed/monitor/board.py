@@ -12,8 +12,9 @@ from rayfed.metrics import SCOPES
 from rayfed.monitor import details, processes
 from rayfed.report.subject import read_run
 from rayfed.storage import round_log
-from rayfed.storage.atomic import read_json, read_yaml
-from rayfed.storage.listing import method_name, started, status, sweep
+from rayfed.storage.listing import started, status, sweep_entry
+from rayfed.storage.saved_config import method_name
+from rayfed.storage.text_files import read_json, read_yaml
 from rayfed.track.prometheus import Series, labels_of, readings
 
 DEPTH = 5  # levels of folders that are searched for runs: studies and sweeps nest
@@ -71,7 +72,7 @@ class Board:
             known = self._sweeps.get(name)
             try:
                 if known is None or known[0] != stamp or known[1]["status"] == "running":
-                    known = (stamp, sweep(path))
+                    known = (stamp, sweep_entry(path))
                     self._sweeps[name] = known
             except Exception:  # its runs still have their entries
                 continue

@@ -12,8 +12,9 @@ from typing import Any
 from rayfed.metrics import SCOPES, lower_is_better, meaning
 from rayfed.report.statistics import worst_decile
 from rayfed.storage import round_log
-from rayfed.storage.atomic import plain
-from rayfed.storage.listing import method_name, started
+from rayfed.storage.listing import started
+from rayfed.storage.saved_config import method_name, section
+from rayfed.storage.text_files import to_plain
 
 CURVE_POINTS = 400
 COLUMNS = 32  # evaluated rounds in a picture
@@ -37,14 +38,10 @@ def mtime(path: Path) -> int:
 def about(config: Mapping[str, Any], summary: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the settings that describe a run, without those that are not set."""
 
-    def section(name: str) -> Mapping[str, Any]:
-        found = config.get(name)
-        return found if isinstance(found, Mapping) else {}
-
     def name_of(value: Any) -> Any:
         return value.get("name", value.get("kind")) if isinstance(value, Mapping) else value
 
-    task, federation = section("task"), section("federation")
+    task, federation = section(config, "task"), section(config, "federation")
     settings = {
         "method": method_name(config),
         "data": name_of(task.get("data")),
@@ -54,7 +51,7 @@ def about(config: Mapping[str, Any], summary: Mapping[str, Any], path: Path) -> 
         "split": name_of(federation.get("partition")),
         "groups": name_of(federation.get("groups")),
         "seed": config.get("seed"),
-        "executor": section("resources").get("executor"),
+        "executor": section(config, "resources").get("executor"),
         "started": started(path).replace("T", " "),
         "folder": str(path.resolve()),
         "wall time": summary.get("wall_s"),
@@ -186,7 +183,7 @@ def spread(path: Path, rows: Rows) -> dict[str, Any] | None:
         "unseen": len(clients) - len(taking_part),
         "measures": measures,
         "columns": columns,
-        "worst": [[plain(r.get(c)) for c in columns] for r in ranked[:WORST]],
+        "worst": [[to_plain(r.get(c)) for c in columns] for r in ranked[:WORST]],
     }
 
 

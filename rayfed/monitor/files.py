@@ -12,7 +12,7 @@ from typing import Any
 
 from rayfed.errors import ConfigError
 from rayfed.monitor.serve import PORT
-from rayfed.storage.atomic import durable_write, why
+from rayfed.storage.atomic import durable_write, os_error_text
 from rayfed.track.prometheus import METRICS
 
 UID = "rayfed"
@@ -43,7 +43,7 @@ def write_files(out: Path, port: int = PORT) -> dict[str, Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             durable_write(path, text.encode())
     except OSError as error:
-        raise ConfigError(f"monitor: --out {out}: cannot write there: {why(error, out)}") from error
+        raise ConfigError(f"monitor: --out {out}: cannot write there: {os_error_text(error, out)}") from error
     return {name: path for name, (path, _) in content.items()}
 
 

@@ -14,7 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 from rayfed.errors import ConfigError
 from rayfed.monitor.board import Board
 from rayfed.monitor.page import CSS, SCRIPT, html
-from rayfed.storage.atomic import json_bytes, now, why
+from rayfed.storage.atomic import os_error_text
+from rayfed.storage.text_files import json_bytes, timestamp
 
 HOST, PORT = "127.0.0.1", 8270
 HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")  # in requests, also through a tunnel; others belong to foreign pages
@@ -32,7 +33,7 @@ class Server:
         class Handler(_Handler):
             answers = {  # noqa: RUF012
                 "/": lambda query: ("text/html; charset=utf-8", html(str(folder.resolve())).encode()),
-                "/api/runs": lambda query: _json({"time": now(), "runs": board.runs(), "sweeps": board.sweeps()}),
+                "/api/runs": lambda query: _json({"time": timestamp(), "runs": board.runs(), "sweeps": board.sweeps()}),
                 "/api/run": lambda query: _json(board.run(query.get("id", ""))),
                 "/metrics": lambda query: ("text/plain; version=0.0.4; charset=utf-8", board.prometheus().encode()),
             }
@@ -40,7 +41,7 @@ class Server:
         try:
             self.http = ThreadingHTTPServer((HOST, port), Handler)
         except (OSError, OverflowError) as error:
-            reason = why(error, folder) if isinstance(error, OSError) else str(error)
+            reason = os_error_text(error, folder) if isinstance(error, OSError) else str(error)
             taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
             hint = "; choose another one with --port N, or any free one with --port 0" if taken else ""
             raise ConfigError(f"monitor: --port {port}: {reason}{hint}") from error

@@ -18,7 +18,8 @@ def write_report(path: Path | str) -> Path:
     """
     from rayfed.report.page import render
     from rayfed.report.subject import load
-    from rayfed.storage.atomic import durable_write, read_json
+    from rayfed.storage.atomic import durable_write
+    from rayfed.storage.text_files import read_json
 
     path = Path(path)
     if (path / "sweep.yaml").is_file():
@@ -44,7 +45,7 @@ def write_comparison(paths: Sequence[Path | str], out: Path | str | None = None)
     """
     from rayfed.report.page import render
     from rayfed.report.subject import load_comparison, short_id
-    from rayfed.storage.atomic import durable_write, why
+    from rayfed.storage.atomic import durable_write, os_error_text
 
     sources = [Path(p) for p in paths]
     ids = [short_id(p) for p in sources]
@@ -56,5 +57,5 @@ def write_comparison(paths: Sequence[Path | str], out: Path | str | None = None)
     try:
         durable_write(page, html.encode(), sync=False)
     except OSError as error:
-        raise ConfigError(f"report: cannot write {page}: {why(error, page.parent)}") from error
+        raise ConfigError(f"report: cannot write {page}: {os_error_text(error, page.parent)}") from error
     return page

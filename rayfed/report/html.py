@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rayfed.report.picture import DASHES, INK, Picture, Style
 from rayfed.report.style import CSS
-from rayfed.storage.atomic import now
+from rayfed.storage.text_files import timestamp
 
 COUNTS = (
     "round",
@@ -110,7 +110,7 @@ def swatch(style: Style) -> str:
 
 def headline(name: str, kind: str, facts: Mapping[str, str]) -> str:
     """Return the head of a page: its name, kind and time, and facts as a list."""
-    when = now()[:16].replace("T", " ")
+    when = timestamp()[:16].replace("T", " ")
     items = "".join(f'<li><span class="soft">{escape(k)}</span> <b>{escape(v)}</b></li>' for k, v in facts.items())
     title = f'<h1>{escape(name)}</h1><p class="soft">{kind} · report of {when} UTC</p>'
     return f'{title}<ul class="facts">{items}</ul>'

@@ -16,9 +16,9 @@ from rayfed.report.picture import Picture
 from rayfed.report.settings import differing
 from rayfed.report.split_pictures import split_picture
 from rayfed.report.subject import RunRecord, Subject
-from rayfed.storage.atomic import yaml_bytes
-from rayfed.storage.listing import method_name
-from rayfed.storage.run_folder import versions
+from rayfed.storage.saved_config import method_name
+from rayfed.storage.text_files import yaml_bytes
+from rayfed.storage.versions import versions
 
 MAX_SPLITS = 3  # different splits drawn on one page
 MAX_NOTES = 12  # shown without opening

@@ -1,29 +1,13 @@
-"""Settings of runs as flat text, and where arms differ in them."""
+"""Settings in which the arms of a report differ."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rayfed.storage.saved_config import flatten
+
 NOT_COMPARED = ("seed", "name", "storage", "resources", "track", "failures")  # do not make another experiment
-
-
-def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a section of a config, empty if it is not there or not a mapping."""
-    found = config.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return `a.b` -> its value as text."""
-    out: dict[str, str] = {}
-    for k, v in config.items():
-        if isinstance(v, Mapping) and v:
-            out |= flatten(v, f"{prefix}{k}.")
-        else:
-            out[f"{prefix}{k}"] = v if isinstance(v, str) else json.dumps(v, default=str)
-    return out
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,12 +119,12 @@ def check(file: Path) -> None:
 
 def write(splits: Sequence[Description], file: Path) -> None:
     """Draw splits into a PNG file, replacing it. ConfigError if it cannot be written."""
-    from rayfed.storage.atomic import durable_write, why
+    from rayfed.storage.atomic import durable_write, os_error_text
 
     try:
         durable_write(file, png(splits), sync=False)
     except OSError as e:
-        raise ConfigError(f"--out: cannot write {file}: {why(e, file.parent)}") from e
+        raise ConfigError(f"--out: cannot write {file}: {os_error_text(e, file.parent)}") from e
 
 
 def png(splits: Sequence[Description], dpi: int = 110) -> bytes:

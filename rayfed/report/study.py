@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rayfed.metrics import lower_is_better
 from rayfed.report.statistics import mean_interval, mean_sd
 from rayfed.report.subject import RunRecord, Subject, load_study
-from rayfed.storage.atomic import durable_write, json_bytes
+from rayfed.storage.atomic import durable_write
+from rayfed.storage.text_files import json_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rayfed.errors import ConfigError, nearest
 from rayfed.metrics import SCOPES
-from rayfed.report.settings import compared, section
+from rayfed.report.settings import compared
 from rayfed.storage import round_log
-from rayfed.storage.atomic import read_json, read_yaml
-from rayfed.storage.listing import method_name, status
+from rayfed.storage.listing import status
+from rayfed.storage.saved_config import method_name, section
 from rayfed.storage.study_folder import study_base, study_runs
+from rayfed.storage.text_files import read_json, read_yaml
 
 if TYPE_CHECKING:
     import numpy as np

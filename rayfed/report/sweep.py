@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from rayfed.report.point_text import value_text
 from rayfed.report.statistics import mean_interval, paired_difference
-from rayfed.storage.atomic import durable_write, json_bytes
+from rayfed.storage.atomic import durable_write
 from rayfed.storage.sweep_folder import Sweep, counts, load_sweep
+from rayfed.storage.text_files import json_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,8 +11,8 @@ from rayfed.report.picture import Picture
 from rayfed.report.point_text import short_names, value_text
 from rayfed.report.statistics import mean_interval, paired_difference
 from rayfed.report.sweep_pictures import pictures
-from rayfed.storage.atomic import yaml_bytes
 from rayfed.storage.sweep_folder import Sweep
+from rayfed.storage.text_files import yaml_bytes
 
 MAX_LINES = 30  # trials shown without opening
 

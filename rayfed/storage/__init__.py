@@ -1,1 +1,1 @@
-"""Runs on disk and in object storage: folders, round log, snapshots; writes are atomic."""
+"""Runs on disk and in object storage: run folders, round logs, snapshots, uploads. What is tricky is in this folder's README."""

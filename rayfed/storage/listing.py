@@ -1,4 +1,4 @@
-"""What lies in a folder of runs: `rayfed runs`."""
+"""The list of a folder's runs, studies and sweeps, and their statuses: `rayfed runs`."""
 
 from __future__ import annotations
 
@@ -9,60 +9,59 @@ from statistics import fmean
 from typing import Any
 
 from rayfed.storage import round_log
-from rayfed.storage.atomic import read_json, read_yaml
 from rayfed.storage.owner import Owner
+from rayfed.storage.saved_config import method_name
 from rayfed.storage.study_folder import study_base, study_runs
 from rayfed.storage.sweep_folder import counts, load_sweep
+from rayfed.storage.text_files import read_json, read_yaml
 
 ENDED = ("done", "stopped", "failed")
 
 
-def runs(dir: Path | str) -> list[dict[str, Any]]:
-    """Runs, studies and sweeps directly in a folder, oldest first.
+def list_runs(folder: Path | str) -> list[dict[str, Any]]:
+    """Return the runs, studies and sweeps directly in a folder, oldest first.
 
-    Each: name, kind (run | study | sweep), method, status, round, rounds, started (local time, ISO), path. A study's rounds
-    are the sum over its arms and seeds, a sweep's over its trials and seeds; a sweep also has trials ({planned, begun, complete}),
-    metric and best (that of its best trial). A run counts as running only if its owner lives.
+    Each has name, kind (run | study | sweep), method, status, round, rounds, started (local time, ISO) and path. A study's
+    rounds are the sum over its arms and seeds, a sweep's over its trials and seeds; a sweep also has trials ({planned, begun,
+    complete}), metric and best (that of its best trial). A run counts as running only if its owner is alive.
     """
     found = []
-    for path in sorted(Path(dir).iterdir()) if Path(dir).is_dir() else ():
+    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
         if path.name.startswith(".") or not path.is_dir():
             continue
         try:
             if (path / "study.yaml").is_file():
-                found.append(_study(path))
+                found.append(study_entry(path))
             elif (path / "sweep.yaml").is_file():
-                found.append(sweep(path))
+                found.append(sweep_entry(path))
             elif (path / "config.yaml").is_file() and (path / "lock.json").is_file():
-                found.append(_run(path))
+                found.append(run_entry(path))
         except (OSError, ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
-            about = {"method": None, "round": None, "rounds": None, "started": started(path), "path": str(path)}
-            found.append({"name": path.name, "kind": "run", "status": f"unreadable: {error}", **about})
+            unknown = {"method": None, "round": None, "rounds": None}
+            found.append(_entry(path, "run", status=f"unreadable: {error}", **unknown))
     return sorted(found, key=lambda r: r["started"])
 
 
-def method_name(config: Mapping[str, Any]) -> str:
-    """The method of a config, whether written as a name or as a section."""
-    method = config.get("method")
-    return str(method.get("name", "?")) if isinstance(method, Mapping) else str(method or "?")
-
-
 def status(path: Path) -> str:
-    """A run's status: as its summary or state says, but `interrupted (...)` if nobody is at work on it."""
-    again = f"(resume with: rayfed resume {path})"
-    said = read_json(path / "summary.json").get("status") or read_json(path / "state.json").get("status", "starting")
-    if said == "done":
-        return said
-    if said in ENDED:
-        return f"{said} {again}"
-    owner = read_json(path / "lock.json").get("owner")
+    """Return a run's status from its summary or state, or `interrupted (...)` if no process works on it."""
+    hint = f"(resume with: rayfed resume {path})"
+    known = read_json(path / "summary.json").get("status") or read_json(path / "state.json").get("status", "starting")
+    if known == "done":
+        return known
+    if known in ENDED:
+        return f"{known} {hint}"
+    return _owned_status(known, read_json(path / "lock.json").get("owner")) or f"interrupted {hint}"
+
+
+def _owned_status(known: str, owner: Mapping[str, Any] | None) -> str | None:
+    """Return the status of what an owner works on; None if it does not run any more."""
     if not owner or not Owner(**owner).alive():
-        return f"interrupted {again}"
-    return said if Owner(**owner).here() else f"{said} (owner on {owner['host']}, not checked)"
+        return None
+    return known if Owner(**owner).here() else f"{known} (owner on {owner['host']}, not checked)"
 
 
 def started(path: Path) -> str:
-    """From the name's id; the folder's time if it was renamed."""
+    """Return the start from the folder's name, or the folder's time if it was renamed: local time, ISO."""
     parts = path.name.rsplit("-", 3)
     try:
         when = datetime.strptime("-".join(parts[1:3]), "%Y%m%d-%H%M%S")
@@ -71,75 +70,76 @@ def started(path: Path) -> str:
     return when.isoformat(timespec="seconds")
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _entry(path: Path, kind: str, **about: Any) -> dict[str, Any]:
+    return {"name": path.name, "kind": kind, **about, "started": started(path), "path": str(path)}
+
+
+def run_entry(path: Path) -> dict[str, Any]:
+    """Return a run's entry in the list."""
     config = read_yaml(path / "config.yaml")
-    return {
-        "name": path.name,
-        "kind": "run",
+    about = {
         "method": method_name(config),
         "status": status(path),
         "round": _round(path),
         "rounds": config.get("rounds"),
-        "started": started(path),
-        "path": str(path),
     }
+    return _entry(path, "run", **about)
 
 
 def _round(path: Path) -> int:
+    """Return the last round of a run."""
     known = read_json(path / "summary.json").get("rounds", read_json(path / "state.json").get("round"))
     return int(known) if known is not None else max(round_log.read(path), default=0)
 
 
-def _study(path: Path) -> dict[str, Any]:
+def study_entry(path: Path) -> dict[str, Any]:
+    """Return a study's entry in the list."""
     study = read_yaml(path / "study.yaml")
     planned = list(study_runs(path, study))
-    begun = [where for _, _, where in planned if (where / "config.yaml").is_file()]
-    known = {where: int(read_yaml(where / "config.yaml").get("rounds", 0)) for where in begun}
+    begun = [folder for _, _, folder in planned if (folder / "config.yaml").is_file()]
+    known = {folder: int(read_yaml(folder / "config.yaml").get("rounds", 0)) for folder in begun}
     default = study_base(study).get("rounds") or next(iter(known.values()), 0)
     arms = study.get("arms") or {}
-    rounds = sum(known.get(where, int((arms.get(arm) or {}).get("rounds", default))) for arm, _, where in planned)
-    states = [status(where) for where in begun]
-    again = f"(resume with: rayfed resume {path})"
-    if (path / "summary.json").is_file() and all(s == "done" for s in states):
-        said = read_json(path / "summary.json").get("status", "done")
-    elif any(s.split()[0] not in (*ENDED, "interrupted") for s in states):
-        said = "running"
-    else:
-        said = f"failed {again}" if any(s.startswith("failed") for s in states) else f"interrupted {again}"
-    return {
-        "name": path.name,
-        "kind": "study",
-        "method": ", ".join(dict.fromkeys(arm for arm, _, _ in planned)),
-        "status": said,
-        "round": sum(_round(where) for where in begun),
-        "rounds": rounds,
-        "started": started(path),
-        "path": str(path),
-    }
+    rounds = sum(
+        known[folder] if folder in known else int((arms.get(arm) or {}).get("rounds", default))
+        for arm, _, folder in planned
+    )
+    return _entry(
+        path,
+        "study",
+        method=", ".join(dict.fromkeys(arm for arm, _, _ in planned)),
+        status=_study_status(path, [status(folder) for folder in begun]),
+        round=sum(_round(folder) for folder in begun),
+        rounds=rounds,
+    )
 
 
-def sweep(path: Path) -> dict[str, Any]:
-    """A sweep's line in the list of runs."""
-    found, summary = load_sweep(path), read_json(path / "summary.json")
-    values = list(found.ranked[0].by_seed(found.metric).values()) if found.trials else []
-    driver = read_json(path / "driver.json")  # {} once it has let go
-    again = f"(resume with: rayfed sweep --resume {path})"
-    if driver and Owner(**driver).alive():
-        said = "running" if Owner(**driver).here() else f"running (owner on {driver['host']}, not checked)"
-    elif not driver and summary.get("status") == "done":
-        said = "done"
-    else:
-        said = f"failed {again}" if summary.get("failed") else f"interrupted {again}"
-    return {
-        "name": path.name,
-        "kind": "sweep",
-        "method": method_name(found.about["config"]),
-        "status": said,
-        "round": sum(max(t.rows) * len(t.last["seeds"]) for t in found.trials),
-        "rounds": int(found.about["trials"]) * len(found.about["options"]["seeds"]) * int(found.about["rounds"]),
-        "started": started(path),
-        "path": str(path),
-        "trials": counts(found),
-        "metric": found.metric,
-        "best": fmean(values) if values else None,
-    }
+def _study_status(path: Path, runs: list[str]) -> str:
+    """Return a study's status from those of its runs that have begun."""
+    hint = f"(resume with: rayfed resume {path})"
+    if (path / "summary.json").is_file() and all(s == "done" for s in runs):
+        return read_json(path / "summary.json").get("status", "done")
+    if any(s.split()[0] not in (*ENDED, "interrupted") for s in runs):
+        return "running"
+    return f"failed {hint}" if any(s.startswith("failed") for s in runs) else f"interrupted {hint}"
+
+
+def sweep_entry(path: Path) -> dict[str, Any]:
+    """Return a sweep's entry in the list."""
+    sweep, summary = load_sweep(path), read_json(path / "summary.json")
+    values = list(sweep.ranked[0].by_seed(sweep.metric).values()) if sweep.trials else []
+    driver = read_json(path / "driver.json")  # {} after the driver has ended
+    hint = f"(resume with: rayfed sweep --resume {path})"
+    known = _owned_status("running", driver)
+    if known is None and not driver and summary.get("status") == "done":
+        known = "done"
+    entry = _entry(
+        path,
+        "sweep",
+        method=method_name(sweep.about["config"]),
+        status=known or (f"failed {hint}" if summary.get("failed") else f"interrupted {hint}"),
+        round=sum(max(t.rows) * len(t.last["seeds"]) for t in sweep.trials),
+        rounds=int(sweep.about["trials"]) * len(sweep.about["options"]["seeds"]) * int(sweep.about["rounds"]),
+    )
+    best = fmean(values) if values else None
+    return {**entry, "trials": counts(sweep), "metric": sweep.metric, "best": best}

@@ -1,8 +1,8 @@
-"""Runs on object storage: a run is written to a folder on this machine, and every commit is uploaded.
+"""Runs in object storage: a run is written to a folder on this machine, and every commit is uploaded.
 
-An object that a manifest names is never overwritten: what changed goes to a new key, and the manifest
-`manifest-FENCE-SEQUENCE.json`, itself a new object written last, is the commit. The newest whole one counts, so a write
-that is lost, doubled or torn changes nothing. A run that has ended lies under plain names, as it would in a folder.
+An object that a manifest names is never overwritten: changed files get new keys, and the manifest
+`manifest-FENCE-SEQUENCE.json`, itself a new object and written last, is the commit. The newest complete manifest counts, so
+that a write that is lost, doubled or torn changes nothing. The files of a run that has ended have their plain names.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
-from rayfed.storage.atomic import durable_write, json_bytes, read_json, read_yaml, remove, sync_dir
+from rayfed.storage.atomic import durable_write, remove, sync_dir
 from rayfed.storage.cache import cache_folder
 from rayfed.storage.owner import Owner
 from rayfed.storage.study_folder import study_runs
+from rayfed.storage.text_files import json_bytes, read_json, read_yaml
 
-POINTER = "remote.json"  # in the local folder: where it is stored
-VERSIONS = "versions"
+POINTER = "remote.json"  # in the local folder: the URI under which it is stored
+VERSIONS = "versions"  # prefix of keys of files whose plain name is in use
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file", "mock")
 MANIFEST = re.compile(r"manifest-(\d{6})-(\d{8})\.json")
 TRIES = 4
 WAIT_S = 0.5  # before the second try; doubles
-BLOCK = 4 << 20
+BLOCK = 4 << 20  # bytes read at a time
+MAX_PIECES = 100  # of a growing file
 T = TypeVar("T")
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- URIs --------------------------------------------------------------------------------------------------------------
 
 
 def is_uri(where: str | Path) -> bool:
-    """Whether this names a place in a file system that pyarrow reaches (`s3://bucket/x`), not a local path."""
+    """Return whether this names a place in a file system that pyarrow reaches (`s3://bucket/x`), not a local path."""
     return "://" in str(where)
 
 
-def wrong(where: str) -> str | None:
-    """What is wrong with a `storage.path` as text, before anything is contacted."""
+def uri_problem(where: str) -> str | None:
+    """Return what is wrong with the text of a URI, None if nothing is; contacts nothing."""
     scheme, _, rest = where.partition("://")
     if scheme not in SCHEMES:
         known = ", ".join(f"{s}://" for s in SCHEMES if s != "mock")
@@ -54,14 +56,14 @@ def wrong(where: str) -> str | None:
     return None if rest.strip("/") else f"{where!r} found: the place is missing, e.g. {scheme}://bucket/runs"
 
 
-def join(uri: str, *parts: str) -> str:
-    """`s3://b/x?region=y`, `run` -> `s3://b/x/run?region=y`."""
+def join_uri(uri: str, *parts: str) -> str:
+    """Join a URI and names: `s3://b/x?region=y`, `run` -> `s3://b/x/run?region=y`."""
     place, mark, query = uri.partition("?")
     return "/".join([place.rstrip("/"), *parts]) + mark + query
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """(pyarrow file system, path in it). ConfigError naming storage.path where there is no way to it."""
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """Return (pyarrow file system, path in it). ConfigError naming storage.path if it cannot be opened."""
     import pyarrow as pa
     from pyarrow import fs
 
@@ -72,58 +74,59 @@ def filesystem(uri: str) -> tuple[Any, str]:
     return found, base.rstrip("/")
 
 
-def cache() -> Path:
-    """Return the folder of runs while they are written to object storage."""
+def runs_cache() -> Path:
+    """Return the local folder of runs that are stored in object storage."""
     return cache_folder() / "runs"
 
 
-def local(where: str | Path) -> tuple[Path, str | None]:
-    """The folder to write runs in, and the URI to which they go if `where` is one. ConfigError if nothing can be written there."""
+def local_folder(where: str | Path) -> tuple[Path, str | None]:
+    """Return the folder to write runs in, and the URI to upload them to if `where` is one. ConfigError if that is not writable."""
     if not is_uri(where):
         return Path(where), None
     uri = str(where)
-    if text := wrong(uri):
-        raise ConfigError(f"storage.path: {text}")
-    fs, base = filesystem(uri)
+    if problem := uri_problem(uri):
+        raise ConfigError(f"storage.path: {problem}")
+    fs, base = open_filesystem(uri)
     key = f"{base}/probe-{secrets.token_hex(4)}"
     try:
         _put(fs, key, [b"rayfed"], 6)
         fs.delete_file(key)
     except (OSError, RayfedError) as e:
         raise ConfigError(f"storage.path: nothing can be written to {uri!r}: {e}") from None
-    return cache(), uri
+    return runs_cache(), uri
 
 
-def pointer(uri: str) -> bytes:
-    """Content of `remote.json`."""
+def pointer_bytes(uri: str) -> bytes:
+    """Return the content of `remote.json`."""
     return json_bytes({"uri": uri})
 
 
-def of(folder: Path) -> Mirror | None:
-    """Where a local folder is stored; None if only here."""
+def mirror_of(folder: Path) -> Mirror | None:
+    """Return the mirror of a local folder; None if it is not stored in object storage."""
     file = folder / POINTER
     return Mirror(folder, json.loads(file.read_text())["uri"]) if file.is_file() else None
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- upload ------------------------------------------------------------------------------------------------------------
 
 
 class Mirror:
-    """The folder of a run, a study or a sweep and its place in object storage."""
+    """The folder of a run, a study or a sweep and its copy in object storage."""
 
     def __init__(self, folder: Path, uri: str):
         self.folder, self.uri = folder, uri
-        self.fs, self.base = filesystem(uri)
-        self._seen: dict[str, tuple[tuple[int, int], int]] = {}  # file -> (size, mtime), crc
+        self.fs, self.base = open_filesystem(uri)
+        self._known: dict[str, tuple[tuple[int, int], int]] = {}  # file -> (size, mtime), crc
 
     def push(self, fence: int, *, plain: bool = False) -> None:
-        """Upload what changed, then the manifest. `plain`: at the end, everything under its own name.
+        """Commit the folder: upload what has changed, then the manifest.
 
-        Fenced if a later writer has committed there; RunFailed if the storage does not take it (its last commit stays valid).
+        plain: give every file its plain name, at the end of a run. Fenced if a later writer has committed there; RunFailed if
+        the storage does not take it (its last commit stays valid).
         """
         try:
             self._push(fence, plain)
-            if plain:  # names that the commit before this one still used are free by now
+            if plain:  # plain names that the previous commit used are free now
                 self._push(fence, plain)
         except OSError as e:
             raise RunFailed(
@@ -132,7 +135,7 @@ class Mirror:
             ) from e
 
     def _push(self, fence: int, plain: bool) -> None:
-        last = newest(self.fs, self.base)
+        last = newest_manifest(self.fs, self.base)
         if last and last["fence"] > fence:
             raise Fenced(
                 f"{self.uri} has been taken over by another process (its fence is {last['fence']}, this writer's {fence}); "
@@ -140,62 +143,71 @@ class Mirror:
             )
         before: dict[str, Any] = last["files"] if last else {}
         sequence = last["sequence"] + 1 if last else 1
-        busy = {key for f in before.values() for key, _ in f["pieces"]}
+        in_use = {key for f in before.values() for key, _ in f["pieces"]}
+        version = f"{fence:06d}-{sequence:08d}"
         files = {}
         for path in self._files():
             name = path.relative_to(self.folder).as_posix()
-            files[name] = self._file(name, path, before.get(name), busy, f"{fence:06d}-{sequence:08d}", plain)
+            files[name] = self._upload(name, path, before.get(name), in_use, version, plain)
         if last and files == before and last["fence"] == fence:
             return
         body = {"fence": fence, "sequence": sequence, "time": time.time(), "files": files}
         data = json_bytes({"crc32": _crc_of(body), "manifest": body})
-        _put(self.fs, f"{self.base}/manifest-{fence:06d}-{sequence:08d}.json", [data], len(data))
-        self._clean(busy - {key for f in files.values() for key, _ in f["pieces"]}, fence, sequence)
+        _put(self.fs, f"{self.base}/manifest-{version}.json", [data], len(data))
+        self._clean(in_use - {key for f in files.values() for key, _ in f["pieces"]}, fence, sequence)
 
     def _files(self) -> Iterator[Path]:
-        """Everything of this folder but hidden files and, in a study's or a sweep's, the runs: they are stored by themselves."""
+        """Yield the folder's files without hidden ones and, in a study or a sweep, without the runs, which have mirrors of their own."""
         for at, dirs, names in os.walk(self.folder):
             here = Path(at)
             dirs[:] = sorted(d for d in dirs if not d.startswith(".") and not (here / d / POINTER).is_file())
             yield from (here / n for n in sorted(names) if not n.startswith(".") and n != POINTER)
 
-    def _file(
-        self, name: str, path: Path, old: Mapping[str, Any] | None, busy: set[str], version: str, plain: bool
+    def _upload(
+        self, name: str, path: Path, old: Mapping[str, Any] | None, in_use: set[str], version: str, plain: bool
     ) -> dict[str, Any]:
-        """The manifest's entry of a file, uploaded if it is new or changed."""
+        """Upload a file if it is new or changed, and return its entry in the manifest.
+
+        old: its entry in the last manifest; in_use: keys that this manifest names; version: of the new manifest.
+        """
         stat = path.stat()
         size, mark = stat.st_size, (stat.st_size, stat.st_mtime_ns)
-        seen = self._seen.get(name)
-        crc = seen[1] if seen and seen[0] == mark else _crc(path, size)
-        same = old is not None and (old["size"], old["crc32"]) == (size, crc)
-        self._seen[name] = (mark, crc)
-        if same and old is not None and (not plain or old["pieces"] == [[name, size]]):
-            return dict(old)
-        grown = old is not None and not same and not plain and path.suffix == ".jsonl" and 0 < old["size"] < size
-        if grown and old is not None and len(old["pieces"]) < 100 and _crc(path, old["size"]) == old["crc32"]:
-            # Rows and events only grow: a commit sends the new lines.
+        known = self._known.get(name)
+        crc = known[1] if known and known[0] == mark else _crc(path, size)
+        self._known[name] = (mark, crc)
+        if old is not None and (old["size"], old["crc32"]) == (size, crc):
+            if not plain or old["pieces"] == [[name, size]]:
+                return dict(old)
+            old = None  # unchanged, but not yet under its plain name
+        pieces, start = [], 0
+        if old is not None and not plain and _has_grown(path, old, size):  # a commit sends only the new lines
             pieces, start = list(old["pieces"]), old["size"]
-        else:
-            pieces, start = [], 0
-        key = name if not start and name not in busy else f"{VERSIONS}/{version}-{quote(name, safe='')}"
+        key = name if not start and name not in in_use else f"{VERSIONS}/{version}-{quote(name, safe='')}"
         _put(self.fs, f"{self.base}/{key}", lambda: _blocks(path, start, size), size - start)
         return {"size": size, "crc32": crc, "pieces": [*pieces, [key, size - start]]}
 
     def _clean(self, unused: set[str], fence: int, sequence: int) -> None:
-        """Delete what no manifest needs any more. What cannot be deleted stays; that harms nothing."""
+        """Delete objects that no manifest names any more. What cannot be deleted stays, which does no harm."""
         try:
-            found = newest(self.fs, self.base)
-            if not found or (found["fence"], found["sequence"]) != (fence, sequence):
-                return  # someone else writes there now
+            last = newest_manifest(self.fs, self.base)
+            if not last or (last["fence"], last["sequence"]) != (fence, sequence):
+                return  # another writer has taken over
             for key in sorted(unused):
                 self.fs.delete_file(f"{self.base}/{key}")
-            for was in _manifests(self.fs, self.base)[1:]:
-                self.fs.delete_file(was)
+            for older in _manifests(self.fs, self.base)[1:]:
+                self.fs.delete_file(older)
         except OSError:
             pass
 
 
+def _has_grown(path: Path, old: Mapping[str, Any], size: int) -> bool:
+    """Return whether a file (rows, events) begins with what is stored of it."""
+    grown = path.suffix == ".jsonl" and 0 < old["size"] < size and len(old["pieces"]) < MAX_PIECES
+    return grown and _crc(path, old["size"]) == old["crc32"]
+
+
 def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
+    """Yield the bytes of a file from `start` to `end`."""
     with open(path, "rb") as f:
         f.seek(start)
         while start < end and (block := f.read(min(BLOCK, end - start))):
@@ -204,6 +216,7 @@ def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
 
 
 def _crc(path: Path, end: int) -> int:
+    """Return the checksum of a file's first `end` bytes."""
     crc = 0
     for block in _blocks(path, 0, end):
         crc = zlib.crc32(block, crc)
@@ -214,8 +227,8 @@ def _crc_of(body: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
-def _again(do: Callable[[], T]) -> T:
-    """Repeat what a network may lose."""
+def _retry(do: Callable[[], T]) -> T:
+    """Call a function again if the network fails: TRIES times, with growing pauses."""
     for i in range(TRIES):
         try:
             return do()
@@ -229,13 +242,13 @@ def _again(do: Callable[[], T]) -> T:
 
 
 def _put(fs: Any, key: str, content: Any, size: int) -> None:
-    """Write an object and look that it is there, all of it. OSError."""
+    """Write an object and check that all of it is there. OSError if it is not."""
     from pyarrow.fs import FileType
 
     def once() -> None:
         try:
             stream = fs.open_output_stream(key, compression=None)
-        except FileNotFoundError:  # a file system with real folders
+        except FileNotFoundError:  # a file system that has folders
             fs.create_dir(key.rpartition("/")[0], recursive=True)
             stream = fs.open_output_stream(key, compression=None)
         with stream:
@@ -245,82 +258,85 @@ def _put(fs: Any, key: str, content: Any, size: int) -> None:
         if info.type != FileType.File or info.size != size:
             raise OSError(f"{key} was written, but is not there whole")
 
-    _again(once)
+    _retry(once)
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- download ----------------------------------------------------------------------------------------------------------
 
 
 def _manifests(fs: Any, base: str) -> list[str]:
-    """Keys of the manifests, newest first."""
+    """Return the keys of the manifests, newest first."""
     from pyarrow.fs import FileSelector
 
     found = fs.get_file_info(FileSelector(base, allow_not_found=True))
     return sorted((i.path for i in found if MANIFEST.fullmatch(i.base_name)), reverse=True)
 
 
-def newest(fs: Any, base: str) -> dict[str, Any] | None:
-    """The last commit: fence, sequence and files. None if there is none. OSError if the storage does not answer."""
-    for key in _again(lambda: _manifests(fs, base)):
+def newest_manifest(fs: Any, base: str) -> dict[str, Any] | None:
+    """Return the last commit: fence, sequence and files; None if there is none. OSError if the storage does not answer."""
+    for key in _retry(lambda: _manifests(fs, base)):
         try:
             with fs.open_input_stream(key, compression=None) as f:
                 read = json.loads(f.read())
             if read["crc32"] == _crc_of(read["manifest"]):
                 return read["manifest"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            continue  # torn, or just replaced by a newer one
+            continue  # torn, or deleted after a newer one was written
     return None
 
 
 def download(uri: str, target: Path | None = None) -> Path:
-    """Bring a run, a study or a sweep from object storage into a folder, all of it or nothing: by default to where it is continued.
+    """Download a run, a study or a sweep into a folder, completely or not at all, and return the folder.
 
-    ConfigError if there is none, or if the folder is in use; RunFailed if an object is damaged.
+    target: by default the folder in which it is continued. ConfigError if there is none, or if the folder is in use; RunFailed
+    if an object is damaged.
     """
     uri = uri.rstrip("/")
-    if text := wrong(uri):
-        raise ConfigError(text)
+    if problem := uri_problem(uri):
+        raise ConfigError(problem)
     name = uri.partition("?")[0].rpartition("/")[2]
-    target = target or cache() / name
+    target = target or runs_cache() / name
     _restore(uri, target)
     if (target / "study.yaml").is_file():
         for arm, seed, where in study_runs(target, read_yaml(target / "study.yaml")):
-            one = join(uri, arm, f"seed-{seed}")
-            if newest(*filesystem(one)):
-                _restore(one, where)
+            run = join_uri(uri, arm, f"seed-{seed}")
+            if newest_manifest(*open_filesystem(run)):
+                _restore(run, where)
     if (target / "sweep.yaml").is_file():
-        for inner in _trials(uri):
-            _restore(join(uri, *inner), target.joinpath(*inner))
+        for inner in _stored_trials(uri):
+            _restore(join_uri(uri, *inner), target.joinpath(*inner))
     return target
 
 
-def _trials(uri: str) -> list[tuple[str, ...]]:
-    """Of a sweep: where its trials' runs lie below it, ("trials", "00003", "seed-0")."""
+def _stored_trials(uri: str) -> list[tuple[str, ...]]:
+    """Return the places of the runs of a sweep's trials below it, ("trials", "00003", "seed-0")."""
     from pyarrow.fs import FileSelector
 
-    fs, base = filesystem(uri)
+    fs, base = open_filesystem(uri)
     where = FileSelector(f"{base}/trials", recursive=True, allow_not_found=True)
-    found = [i.path for i in _again(lambda: fs.get_file_info(where)) if MANIFEST.fullmatch(i.base_name)]
+    found = [i.path for i in _retry(lambda: fs.get_file_info(where)) if MANIFEST.fullmatch(i.base_name)]
     return sorted({tuple(p.removeprefix(f"{base}/").split("/")[:-1]) for p in found})
 
 
 def _restore(uri: str, target: Path) -> None:
-    fs, base = filesystem(uri)
+    """Download one folder, without the runs of a study or a sweep, which it keeps."""
+    fs, base = open_filesystem(uri)
     try:
-        manifest = newest(fs, base)
+        manifest = newest_manifest(fs, base)
         if manifest is None:
-            raise ConfigError(f"{uri}: no run lies there (it would hold a manifest-*.json)")
-        free(target)
+            raise ConfigError(f"{uri}: there is no run (it would hold a manifest-*.json)")
+        check_unused(target)
         hidden = target.parent / f".new-{secrets.token_hex(6)}"
         try:
             hidden.mkdir(parents=True)
             for name, entry in manifest["files"].items():
                 _get(fs, base, name, entry, target, hidden, uri)
-            durable_write(hidden / POINTER, pointer(uri))
-            for inner in _runs(target):  # a study's and a sweep's runs come by themselves
-                if not (hidden / inner.relative_to(target)).exists():
-                    (hidden / inner.relative_to(target)).parent.mkdir(parents=True, exist_ok=True)
-                    os.rename(inner, hidden / inner.relative_to(target))
+            durable_write(hidden / POINTER, pointer_bytes(uri))
+            for run in _inner_runs(target):
+                kept = hidden / run.relative_to(target)
+                if not kept.exists():
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(run, kept)
             if target.exists():
                 old = target.parent / f".old-{secrets.token_hex(6)}"
                 os.rename(target, old)
@@ -330,31 +346,32 @@ def _restore(uri: str, target: Path) -> None:
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as e:
-        raise RunFailed(f"cannot bring {uri} to {target}: {e}") from e
+        raise RunFailed(f"cannot download {uri} to {target}: {e}") from e
 
 
-def _runs(folder: Path) -> list[Path]:
-    """Folders of runs in a study's or a sweep's."""
+def _inner_runs(folder: Path) -> list[Path]:
+    """Return the run folders in a study or a sweep."""
     depths = ("*/seed-*", "trials/*/seed-*", "trials/*/clone-*/seed-*")
     return [p for depth in depths for p in folder.glob(depth) if p.parent != folder / "trials"]
 
 
-def free(target: Path) -> None:
-    """ConfigError if a process on this machine writes there."""
-    for lock in (target / "lock.json", *(run / "lock.json" for run in _runs(target))):
-        owner = read_json(lock).get("owner")
-        if owner and Owner(**owner).here() and Owner(**owner).alive() and Owner(**owner).pid != os.getpid():
-            raise ConfigError(f"{lock.parent} is being written by {Owner(**owner)}, which still runs; stop it first")
+def check_unused(target: Path) -> None:
+    """Check that no other process of this machine writes to a folder. ConfigError if one does."""
+    for folder in (target, *_inner_runs(target)):
+        lock = read_json(folder / "lock.json").get("owner")
+        owner = Owner(**lock) if lock else None
+        if owner and owner.here() and owner.alive() and owner.pid != os.getpid():
+            raise ConfigError(f"{folder} is being written by {owner}, which still runs; stop it first")
 
 
 def _get(fs: Any, base: str, name: str, entry: Mapping[str, Any], old: Path, new: Path, uri: str) -> None:
-    """One file, checked; taken from the old folder where that has it."""
-    goal, have = new / name, old / name
+    """Put one file into the folder `new`, checked; copied from the folder `old` if that has it."""
+    goal, present = new / name, old / name
     if not goal.resolve().is_relative_to(new.resolve()):
         raise RunFailed(f"{uri}: {name!r} in its manifest leads out of the run")
     goal.parent.mkdir(parents=True, exist_ok=True)
-    if have.is_file() and have.stat().st_size == entry["size"] and _crc(have, entry["size"]) == entry["crc32"]:
-        shutil.copyfile(have, goal)
+    if present.is_file() and present.stat().st_size == entry["size"] and _crc(present, entry["size"]) == entry["crc32"]:
+        shutil.copyfile(present, goal)
         return
 
     def once() -> None:
@@ -368,4 +385,4 @@ def _get(fs: Any, base: str, name: str, entry: Mapping[str, Any], old: Path, new
         if goal.stat().st_size != entry["size"] or _crc(goal, entry["size"]) != entry["crc32"]:
             raise OSError(f"{name} is damaged in {uri}")
 
-    _again(once)
+    _retry(once)

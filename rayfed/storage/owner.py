@@ -1,4 +1,4 @@
-"""Who writes a folder: the process that answers for a run, and whether it still runs."""
+"""The process that answers for a folder, and whether it still runs."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ class Owner:
 
     host: str
     pid: int
-    start: float  # seconds since the epoch; tells a reused pid apart
+    start: float  # seconds since the epoch; distinguishes a reused pid
 
     @classmethod
     def me(cls) -> Owner:
-        """This process."""
+        """Return this process."""
         import psutil
 
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def here(self) -> bool:
-        """On this machine, where it can be looked up."""
+        """Return whether it is a process of this machine, where it can be looked up."""
         return self.host == socket.gethostname()
 
     def alive(self) -> bool:
-        """Whether the process still runs. One on another machine counts as alive: it cannot be looked up from here."""
+        """Return whether the process still runs; True for one on another machine, which cannot be looked up from here."""
         import psutil
 
         if not self.here():
             return True
         try:
             process = psutil.Process(self.pid)
-            # The start time is computed from the machine's clock, which may be corrected a little between two looks.
+            # The start time is computed from the machine's clock, which may be corrected a little between two calls.
             same = abs(process.create_time() - self.start) < 2.0
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:

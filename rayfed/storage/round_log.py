@@ -1,9 +1,9 @@
-"""The rows of a run on disk: one per round, and one per round and client.
+"""The rows of a run on disk: one per round, and one per evaluated round and client.
 
-While a run goes on, rounds are lines of `parts/rows-FENCE.jsonl` (one append each and an fsync before each snapshot, which is
-where a run goes on; a torn last line does not count) and clients are `parts/clients-ROUND-FENCE.parquet`. At the end they
-become `metrics.parquet` and `clients/round-000005.parquet`. Reading takes all of it, so a crash between the two forms
-loses and doubles nothing.
+During a run, rounds are lines of `parts/rows-FENCE.jsonl`, each appended at once and synced before each snapshot, from which
+a run continues; a torn last line does not count. Client rows are `parts/clients-ROUND-FENCE.parquet`. At the end they become
+`metrics.parquet` and `clients/round-000005.parquet`. Readers take both forms, so that a crash between them loses nothing and
+doubles nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def number(name: str, value: Any) -> float | int | None:
-    """A row's value as a plain number; TypeError names the column."""
+    """Convert a row's value to a plain number. TypeError names the column."""
     if value is not None and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bool):
@@ -38,12 +38,12 @@ def _fence(path: Path) -> int:
 
 
 def _parts(folder: Path, pattern: str) -> list[Path]:
-    """Part files, oldest writer first."""
+    """Return part files, oldest writer first."""
     return sorted((folder / "parts").glob(pattern), key=lambda p: (_fence(p), p.name))
 
 
 def _lines(path: Path) -> tuple[list[Row], bool]:
-    """(complete rows, whether the file holds nothing else)."""
+    """Return (complete rows, whether the file holds nothing else)."""
     whole, torn = [], False
     for line in path.read_bytes().split(b"\n"):
         try:
@@ -67,7 +67,7 @@ def _compacted(folder: Path) -> list[Row]:
 
 
 def read(folder: Path) -> dict[int, Row]:
-    """All rows by round, in order; where two writers left the same round, the later writer's."""
+    """Return all rows by round, in order; where two writers left the same round, the later writer's."""
     found = {row["round"]: row for row in _compacted(folder)}
     for path in _parts(folder, "rows-*.jsonl"):
         found.update({row["round"]: row for row in _lines(path)[0]})
@@ -75,7 +75,7 @@ def read(folder: Path) -> dict[int, Row]:
 
 
 def table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as a table: `round` (int64) first, then in order of appearance int64 or float64, null where absent."""
+    """Return rows as a table: `round` (int64) first, then columns in order of appearance, int64 or float64, null where absent."""
     import pyarrow as pa
 
     names = list(dict.fromkeys(["round", *(name for row in rows for name in row)]))
@@ -90,8 +90,11 @@ def table(rows: Sequence[Row]) -> pa.Table:
 
 
 def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: bool = True) -> Callable[[], None]:
-    """Add one row; returns what takes it back. sync: it and all before it outlive the machine, not only this process. After an
-    OSError the row is not there."""
+    """Append a row, and return a function that removes it again.
+
+    sync: wait until it and all rows before it are on the disk, so that they survive the machine, not only this process. After
+    an OSError the row is not there.
+    """
     line = json.dumps({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}).encode() + b"\n"
     path = f"{folder}/parts/rows-{fence}.jsonl"
     try:
@@ -100,7 +103,7 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: b
         (folder / "parts").mkdir(exist_ok=True)
         fd, fresh = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), True
     try:
-        end = _whole_end(fd)
+        end = _cut_torn_line(fd)
         try:
             write_all(fd, line)
             if sync:
@@ -119,8 +122,8 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: b
     return undo
 
 
-def _whole_end(fd: int) -> int:
-    """Where the last complete line ends, which is then the file's end and place: what an interrupted append left is cut off."""
+def _cut_torn_line(fd: int) -> int:
+    """Cut off what an interrupted append left, and return the end of the last complete line, where the file is then positioned."""
     size = end = os.lseek(fd, 0, os.SEEK_END)
     if not size or os.pread(fd, 1, size - 1) == b"\n":
         return size
@@ -139,19 +142,24 @@ def _whole_end(fd: int) -> int:
 
 
 def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mapping[str, Any]]) -> None:
-    """One Parquet part with a row per client; column `round` first. It counts once the round's own row is there."""
+    """Write a Parquet part with a row per client, column `round` first. It counts once the round's own row is there."""
     import pyarrow as pa
 
     names = list(dict.fromkeys(name for row in clients for name in row if name != "round"))
     columns: dict[str, Any] = {"round": pa.array([round] * len(clients), pa.int64())}
     for name in names:
-        values: list[Any] = [row.get(name) for row in clients]
-        values = [v.item() if hasattr(v, "item") else v for v in values]
-        if any(isinstance(v, float) for v in values) and all(v is None or isinstance(v, int | float) for v in values):
-            values = [None if v is None else float(v) for v in values]
-        columns[name] = pa.array(values, from_pandas=False)
+        columns[name] = pa.array(_column([row.get(name) for row in clients]), from_pandas=False)
     (folder / "parts").mkdir(exist_ok=True)
     durable_write(folder / "parts" / f"clients-{round:06d}-{fence}.parquet", _parquet(pa.table(columns)))
+
+
+def _column(values: Sequence[Any]) -> list[Any]:
+    """Return plain values of one type: numbers become floats if one of them is."""
+    values = [v.item() if hasattr(v, "item") else v for v in values]
+    numbers = all(v is None or isinstance(v, int | float) for v in values)
+    if numbers and any(isinstance(v, float) for v in values):
+        return [None if v is None else float(v) for v in values]
+    return values
 
 
 def _parquet(content: pa.Table) -> Any:
@@ -164,14 +172,14 @@ def _parquet(content: pa.Table) -> Any:
 
 
 def client_files(folder: Path) -> dict[int, Path]:
-    """round -> file of its client rows, also of a round that was not committed; a later writer's part comes first."""
+    """Return round -> file of its client rows, also of rounds that were not committed; a later writer's part takes precedence."""
     found = {int(p.stem.removeprefix("round-")): p for p in (folder / "clients").glob("round-*.parquet")}
     found.update({int(p.stem.split("-")[1]): p for p in _parts(folder, "clients-*.parquet")})
     return dict(sorted(found.items()))
 
 
 def read_clients(folder: Path, round: int | None = None) -> list[Row]:
-    """Client rows of one committed evaluated round (default: the newest that has any); empty if there are none."""
+    """Return client rows of a committed evaluated round, by default the newest that has any; empty if there are none."""
     import pyarrow.parquet as pq
 
     committed = read(folder)
@@ -180,11 +188,11 @@ def read_clients(folder: Path, round: int | None = None) -> list[Row]:
     return pq.read_table(path).to_pylist() if path else []
 
 
-# -- both together -----------------------------------------------------------------------------------------------------
+# -- rounds with their clients -----------------------------------------------------------------------------------------
 
 
-def keep_until(folder: Path, last: int) -> int:
-    """Drop every round after `last`, in all forms; returns how many rows. Each file changes atomically; repeatable."""
+def drop_after(folder: Path, last: int) -> int:
+    """Drop every round after `last`, in all forms; returns the number of rows. Each file changes atomically; may be repeated."""
     dropped = {r for r in read(folder) if r > last}
     for path in _parts(folder, "rows-*.jsonl"):
         rows, clean = _lines(path)
@@ -206,7 +214,7 @@ def keep_until(folder: Path, last: int) -> int:
 
 
 def compact(folder: Path) -> dict[int, Row]:
-    """Parts become `metrics.parquet` and `clients/*.parquet`; returns the rows."""
+    """Turn parts into `metrics.parquet` and `clients/*.parquet`; returns the rows."""
     rows = read(folder)
     durable_write(folder / "metrics.parquet", _parquet(table(list(rows.values()))))
     clients = folder / "clients"
@@ -215,7 +223,7 @@ def compact(folder: Path) -> dict[int, Row]:
         if round in rows and path.parent != clients:
             os.replace(path, clients / f"round-{round:06d}.parquet")
     sync_dir(clients)
-    # Only now are the parts spare.
+    # Only now are the parts not needed any more.
     if (folder / "parts").is_dir():
         for path in (folder / "parts").iterdir():
             os.unlink(path)

@@ -1,4 +1,4 @@
-"""Where the runs of a study stand in its folder."""
+"""The folder of a study: where the runs of its arms and seeds are."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def study_base(study: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config part of a study file."""
+    """Return the config part of a study file."""
     base = study.get("base")
     return base if isinstance(base, Mapping) else study
 
 
 def study_runs(path: Path, study: Mapping[str, Any]) -> Iterator[tuple[str, int, Path]]:
-    """(arm, seed, folder) of every run that the study asks for, whether it has begun or not."""
+    """Yield (arm, seed, folder) of every run that the study asks for, whether it has begun or not."""
     seeds = study.get("seeds") or [study_base(study).get("seed", 0)]
     for arm in study.get("arms") or {"run": {}}:
         for seed in seeds:

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayfed.storage.atomic import durable_write, json_bytes, read_json
+from rayfed.storage.atomic import durable_write
+from rayfed.storage.saved_config import flatten
+from rayfed.storage.text_files import json_bytes, read_json
 from rayfed.track import Row
 
 PARAMS = 100  # in one call, MLflow's limit
@@ -79,8 +81,6 @@ class MLflow:
 
     def _log_settings(self, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
-
-        from rayfed.report.settings import flatten
 
         settings = [Param(k, v[:LONGEST]) for k, v in flatten(config).items()]
         for at in range(0, len(settings), PARAMS):

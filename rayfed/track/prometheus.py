@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from rayfed.metrics import SCOPES
 from rayfed.storage import round_log
 from rayfed.storage.atomic import durable_write
-from rayfed.storage.listing import method_name
+from rayfed.storage.saved_config import method_name
 from rayfed.track import Row
 
 FILE = "metrics.prom"

@@ -26,7 +26,7 @@ from rayfed import keys, tree
 from rayfed.engine.failures import VectorizeError
 from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import replay
-from rayfed.storage.snapshots import load_tree, save_tree
+from rayfed.storage.tree_files import load_tree, save_tree
 from rayfed.wire import PARAMS, Part
 from tests import toy
 from tests.toy import Result, SimPool, Spec, ToyFed

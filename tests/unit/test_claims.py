@@ -200,7 +200,7 @@ def test_a_study_of_ranks_is_found_again(tmp_path: Path) -> None:
     """Shares of ranks are keyed by numbers, which a file does not keep apart from text."""
     from types import SimpleNamespace
 
-    from rayfed.storage.atomic import yaml_bytes
+    from rayfed.storage.text_files import yaml_bytes
 
     arms = {"ranks": {"adapter": {"kind": "lora", "rank": {2: 0.5, 4: 0.5}}}}
     study: Any = SimpleNamespace(base=SimpleNamespace(name="small"), to_dict=lambda: {"seeds": [1], "arms": arms})

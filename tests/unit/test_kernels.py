@@ -26,7 +26,7 @@ from rayfed.execute.tuning.kernels import Kernels
 from rayfed.fed import together
 from rayfed.launch import start
 from rayfed.storage.run_folder import RunFolder
-from rayfed.storage.snapshots import load_tree
+from rayfed.storage.tree_files import load_tree
 from tests import toy
 
 ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)

@@ -12,7 +12,8 @@ import pytest
 from rayfed import tree
 from rayfed.engine.client_states import ClientStore, Segment, collect_segments
 from rayfed.engine.pool import LocalPool
-from rayfed.storage.snapshots import count_rows, prune
+from rayfed.storage.snapshots import prune
+from rayfed.storage.tree_files import count_rows
 from rayfed.tree import BF16
 from tests import toy
 

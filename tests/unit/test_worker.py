@@ -20,7 +20,7 @@ from rayfed.engine.worker import SMALL, CohortVisit, sums_are_finite
 from rayfed.errors import RunFailed
 from rayfed.fed import cohort_size
 from rayfed.fold import mean, total
-from rayfed.storage.snapshots import load_tree
+from rayfed.storage.tree_files import load_tree
 from tests import toy
 from tests.toy import Result, SimPool, ToyFed
 

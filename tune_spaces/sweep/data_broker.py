@@ -63,8 +63,8 @@ class DataBroker:
         from rayfed.storage import object_store
 
         home = Path(self._request.home)
-        mirror = object_store.of(home)
-        return object_store.join(mirror.uri, *path.relative_to(home).parts) if mirror else None
+        mirror = object_store.mirror_of(home)
+        return object_store.join_uri(mirror.uri, *path.relative_to(home).parts) if mirror else None
 
 
 def start_broker(name: str, request: TrialRequest) -> Any:

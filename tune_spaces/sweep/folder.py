@@ -16,9 +16,11 @@ from rayfed.config import user_code
 from rayfed.errors import ConfigError, RunFailed, nearest
 from rayfed.launch.start import RUN_ID
 from rayfed.storage import object_store
-from rayfed.storage.atomic import durable_write, json_bytes, read_json, read_yaml, yaml_bytes
+from rayfed.storage.atomic import durable_write
+from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
-from rayfed.storage.run_folder import new_folder, versions
+from rayfed.storage.text_files import json_bytes, read_json, read_yaml, yaml_bytes
+from rayfed.storage.versions import versions
 from tune_spaces.sweep.domains import Point, describe_domain
 from tune_spaces.sweep.request import SweepOptions, SweepRequest
 from tune_spaces.sweep.trial_placement import TrialPlacement
@@ -77,7 +79,7 @@ class SweepSettings:
 
 def make_folder(request: SweepRequest, settings: SweepSettings, out: str | Path | None) -> Path:
     """Make a new sweep's folder with all that a resume needs. out: a folder or a URI, instead of `storage.path`."""
-    where, uri = object_store.local(out or request.base.storage.path)
+    where, uri = object_store.local_folder(out or request.base.storage.path)
     files = {
         SETTINGS: settings.to_yaml(),
         OWNER: json_bytes(asdict(Owner.me())),
@@ -95,7 +97,7 @@ def open_folder(where: str | Path) -> Path:
     """
     uri, path = str(where), Path(where)
     if object_store.is_uri(uri):
-        path = object_store.cache() / path.name.partition("?")[0]
+        path = object_store.runs_cache() / path.name.partition("?")[0]
         refuse_if_owned(path)
         object_store.download(uri, path)
     if not (path / SETTINGS).is_file():
@@ -145,7 +147,7 @@ class Upload:
     """
 
     def __init__(self, path: Path):
-        self.mirror, self.last = object_store.of(path), time.monotonic()
+        self.mirror, self.last = object_store.mirror_of(path), time.monotonic()
         self.uri = self.mirror.uri if self.mirror else None
 
     def __call__(self, state: Mapping[str, Any]) -> None:

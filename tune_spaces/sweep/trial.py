@@ -18,7 +18,7 @@ from rayfed.errors import RunFailed, nearest
 from rayfed.execute.choice import Choice
 from rayfed.partition import split_key
 from rayfed.report.point_text import point_text
-from rayfed.storage.atomic import json_bytes, read_yaml
+from rayfed.storage.text_files import json_bytes, read_yaml
 from tune_spaces.sweep.domains import unpack_point
 from tune_spaces.sweep.folder import SETTINGS
 from tune_spaces.sweep.messages import TrialPointer, TrialReport, TrialRequest, TrialRow

@@ -12,8 +12,9 @@ from typing import Any
 from rayfed.errors import RunFailed
 from rayfed.launch.start import has_ended
 from rayfed.storage import round_log
-from rayfed.storage.atomic import durable_write, json_bytes, write_all
+from rayfed.storage.atomic import durable_write, write_all
 from rayfed.storage.sweep_folder import ROWS, read_rows
+from rayfed.storage.text_files import json_bytes
 from tune_spaces.sweep.domains import Point
 from tune_spaces.sweep.folder import TRIALS
 from tune_spaces.sweep.messages import TrialPointer, TrialRow

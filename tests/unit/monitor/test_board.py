@@ -108,7 +108,7 @@ def test_a_sweep_has_a_line_of_its_own(sweep: Path, monkeypatch: pytest.MonkeyPa
     (inside,) = Board(sweep / "s").sweeps()
     assert inside["id"] == "." and inside["best"] == 0.5
     asked: list[Path] = []
-    monkeypatch.setattr(board_module, "sweep", lambda path: asked.append(path) or found)
+    monkeypatch.setattr(board_module, "sweep_entry", lambda path: asked.append(path) or found)
     assert board.sweeps() and not asked, "read again only when it changed"
     os.utime(sweep / "s" / "trials" / "00001" / "rows.jsonl")
     assert board.sweeps() and asked

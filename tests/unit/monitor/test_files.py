@@ -19,8 +19,8 @@ import pytest
 from rayfed.errors import ConfigError
 from rayfed.monitor import Server, write_files
 from rayfed.monitor.files import dashboard, panels, selector
-from rayfed.storage.atomic import read_yaml
 from rayfed.storage.run_folder import read_metrics
+from rayfed.storage.text_files import read_yaml
 from rayfed.track.prometheus import METRICS
 from tests.unit.monitor.runs import get, listed
 

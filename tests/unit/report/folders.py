@@ -11,9 +11,10 @@ import numpy as np
 import yaml
 
 from rayfed.report import write_report
-from rayfed.storage.atomic import json_bytes, yaml_bytes
+from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
-from rayfed.storage.run_folder import RunFolder, new_folder
+from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.text_files import json_bytes, yaml_bytes
 from tests import toy
 
 ME = Owner.me()

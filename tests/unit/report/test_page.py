@@ -12,8 +12,9 @@ import pytest
 
 from rayfed.report import study_summary
 from rayfed.report.html import number
-from rayfed.storage.atomic import yaml_bytes
-from rayfed.storage.run_folder import RunFolder, new_folder
+from rayfed.storage.new_folder import new_folder
+from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.text_files import yaml_bytes
 from tests.unit.report.folders import CONFIG, ME, make_run, make_study, page_of
 
 

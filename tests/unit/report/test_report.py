@@ -90,10 +90,10 @@ def test_nothing_here_imports_torch_or_ray(tmp_path):
 import sys
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
-from rayfed.storage.snapshots import load_tree, save_tree
+from rayfed.storage.tree_files import load_tree, save_tree
 from rayfed.track import Sinks
 from rayfed.report import write_comparison, write_report
-from rayfed.storage.listing import runs
+from rayfed.storage.listing import list_runs
 import numpy as np
 fill = lambda d: save_tree(d, "s", {{"x": np.ones(2)}})
 folder = RunFolder.create({str(tmp_path)!r}, {{"name": "x", "method": "y"}}, owner=Owner.me())
@@ -106,7 +106,7 @@ sinks.row(1, {{"a": 1.0}})
 assert not sinks.notes
 write_report(folder.path)
 write_comparison([folder.path, folder.path], {str(tmp_path / "c.html")!r})
-runs({str(tmp_path)!r})
+list_runs({str(tmp_path)!r})
 print([m for m in ("torch", "ray", "tensorflow") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from rayfed.report.sweep_pictures import SettingAxis, pictures
-from rayfed.storage.atomic import json_bytes
 from rayfed.storage.sweep_folder import Sweep, Trial, load_sweep, read_rows
+from rayfed.storage.text_files import json_bytes
 from tests.unit.report.folders import make_sweep
 
 

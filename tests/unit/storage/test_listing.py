@@ -10,15 +10,16 @@ import pytest
 
 from rayfed.report import write_report
 from rayfed.report.sweep import write_sweep
-from rayfed.storage.atomic import json_bytes, yaml_bytes
-from rayfed.storage.listing import runs
+from rayfed.storage.listing import list_runs
+from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
-from rayfed.storage.run_folder import RunFolder, new_folder
+from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.text_files import json_bytes, yaml_bytes
 from tests.unit.report.folders import CONFIG, ME, make_sweep
 
 
 def test_runs_lists_what_is_there(tmp_path):
-    assert runs(tmp_path) == []
+    assert list_runs(tmp_path) == []
     done, cut, live = (RunFolder.create(tmp_path, {**CONFIG, "name": n}, owner=ME) for n in ("done", "cut", "live"))
     for folder in (done, cut, live):
         for r in range(1, 6):
@@ -32,7 +33,7 @@ def test_runs_lists_what_is_there(tmp_path):
     study = new_folder(tmp_path, "st", {"study.yaml": yaml_bytes(content)})
     RunFolder.create(study / "a" / "seed-0", CONFIG, owner=ME, exact=True).state(status="running", round=4, rounds=20)
     (tmp_path / "other").mkdir()
-    found = {r["name"].split("-")[0]: r for r in runs(tmp_path)}
+    found = {r["name"].split("-")[0]: r for r in list_runs(tmp_path)}
     assert set(found) == {"done", "cut", "live", "st"}
     assert found["done"]["status"] == "done" and (found["done"]["round"], found["done"]["rounds"]) == (5, 20)
     assert found["cut"]["status"] == f"interrupted (resume with: rayfed resume {cut.path})"
@@ -43,8 +44,8 @@ def test_runs_lists_what_is_there(tmp_path):
 
 def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
     path = make_sweep(tmp_path / "out" / "s")
-    line = runs(tmp_path / "out")[0]
-    assert len(runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
+    line = list_runs(tmp_path / "out")[0]
+    assert len(list_runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
     assert (line["round"], line["rounds"]) == (5 * 4 * 2 + 2 * 2, 6 * 4 * 2)
     assert line["trials"] == {"planned": 6, "begun": 6, "complete": 5}
     assert line["metric"] == "accuracy/global" and line["best"] == pytest.approx(0.45)
@@ -56,14 +57,14 @@ def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
         (None, f"interrupted {again}"),
     ):
         (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(owner) if owner else {}))
-        assert runs(tmp_path / "out")[0]["status"] == said
+        assert list_runs(tmp_path / "out")[0]["status"] == said
     write_sweep(path, ended=True, failed=1)
-    assert runs(tmp_path / "out")[0]["status"] == f"failed {again}"
+    assert list_runs(tmp_path / "out")[0]["status"] == f"failed {again}"
     write_report(path)
-    assert runs(tmp_path / "out")[0]["status"] == f"failed {again}", "a new page does not forget it"
+    assert list_runs(tmp_path / "out")[0]["status"] == f"failed {again}", "a new page does not forget it"
     for s in (0, 1):
         (path / "trials" / "00005" / f"seed-{s}" / "summary.json").write_text('{"status": "done"}')
     write_sweep(path, ended=True)
-    assert runs(tmp_path / "out")[0]["status"] == "done"
+    assert list_runs(tmp_path / "out")[0]["status"] == "done"
     (path / "sweep.yaml").write_text("name: [")
-    assert runs(tmp_path / "out")[0]["status"].startswith("unreadable")
+    assert list_runs(tmp_path / "out")[0]["status"].startswith("unreadable")

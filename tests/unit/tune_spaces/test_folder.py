@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rayfed.errors import ConfigError
-from rayfed.storage.atomic import json_bytes
 from rayfed.storage.owner import Owner
+from rayfed.storage.text_files import json_bytes
 from tests.unit.tune_spaces.tools import RAW
 from tune_spaces.sweep import folder
 from tune_spaces.sweep.folder import SweepSettings

@@ -16,8 +16,9 @@ from rayfed.api import Run
 from rayfed.errors import ConfigError, Fenced, RunFailed
 from rayfed.launch.start import resume_local, run_local
 from rayfed.storage import object_store
+from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
-from rayfed.storage.run_folder import RunFolder, new_folder, read_metrics
+from rayfed.storage.run_folder import RunFolder, read_metrics
 from tests import toy
 
 
@@ -126,7 +127,7 @@ Faulty.__abstractmethods__ = frozenset()
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
     handler = Faulty(tmp_path / "bucket")
     made = fs.PyFileSystem(handler)
-    monkeypatch.setattr(object_store, "filesystem", lambda uri: (made, uri.partition("://")[2].partition("?")[0]))
+    monkeypatch.setattr(object_store, "open_filesystem", lambda uri: (made, uri.partition("://")[2].partition("?")[0]))
     return handler
 
 
@@ -145,7 +146,7 @@ def rounds(uri: str, target: Path) -> list[int]:
 def test_a_run_in_storage_is_the_run_on_disk_and_goes_on_elsewhere(store: str, tmp_path: Path) -> None:
     short = toy.config(rounds=2, storage={"path": store, "snapshot_every": 2})
     done = run_local(short)
-    uri = object_store.of(done.path).uri  # type: ignore[union-attr]
+    uri = object_store.mirror_of(done.path).uri  # type: ignore[union-attr]
     assert uri == f"{store}/{done.path.name}" and done.path.is_relative_to(tmp_path / "cache")
     stored = Path(uri.removeprefix("file://"))
     for name in ("summary.json", "metrics.parquet", "report.html", "config.yaml", "model/model.safetensors"):
@@ -186,11 +187,11 @@ def test_a_study_in_storage_comes_back_whole(store: str, tmp_path: Path) -> None
 
 def test_every_commit_is_there_and_sends_only_new_lines(store: str, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", store)
-    uri = object_store.of(folder.path).uri  # type: ignore[union-attr]
+    uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
     for r in range(1, 6):
         folder.commit(r, {"loss/global": 1.0 / r})
         assert rounds(uri, tmp_path / f"copy{r}") == list(range(1, r + 1))
-    entry = object_store.newest(*object_store.filesystem(uri))["files"]["parts/rows-1.jsonl"]  # type: ignore[index]
+    entry = object_store.newest_manifest(*object_store.open_filesystem(uri))["files"]["parts/rows-1.jsonl"]  # type: ignore[index]
     assert [n for _, n in entry["pieces"]] == [
         len(x) + 1 for x in (folder.path / "parts/rows-1.jsonl").read_bytes().splitlines()
     ]
@@ -198,7 +199,7 @@ def test_every_commit_is_there_and_sends_only_new_lines(store: str, tmp_path: Pa
 
 def test_what_is_uploaded_is_no_commit_before_its_manifest(faulty: Faulty, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", "s3://b/x")
-    uri = object_store.of(folder.path).uri  # type: ignore[union-attr]
+    uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
     folder.commit(1, {"loss/global": 1.0})
     before = len(faulty.written)
     folder.commit(2, {"loss/global": 0.5})
@@ -222,7 +223,7 @@ def test_a_write_that_went_wrong_is_repeated(faulty: Faulty, tmp_path: Path, fau
     assert getattr(faulty, fault) == 0
     again = faulty.written[before:]
     assert again[0] == again[1] == again[2]
-    assert rounds(object_store.of(folder.path).uri, tmp_path / "copy") == [1]  # type: ignore[union-attr]
+    assert rounds(object_store.mirror_of(folder.path).uri, tmp_path / "copy") == [1]  # type: ignore[union-attr]
 
 
 def test_doubled_writes_change_nothing(faulty: Faulty, tmp_path: Path) -> None:
@@ -230,13 +231,13 @@ def test_doubled_writes_change_nothing(faulty: Faulty, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", "s3://b/x")
     folder.commit(1, {"loss/global": 1.0})
     folder.commit(2, {"loss/global": 0.5}, snapshot=lambda d: (d / "a").write_bytes(b"x") and None)
-    assert rounds(object_store.of(folder.path).uri, tmp_path / "copy") == [1, 2]  # type: ignore[union-attr]
+    assert rounds(object_store.mirror_of(folder.path).uri, tmp_path / "copy") == [1, 2]  # type: ignore[union-attr]
 
 
 def test_a_torn_manifest_does_not_count(store: str, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", store)
     folder.commit(1, {"loss/global": 1.0})
-    uri = object_store.of(folder.path).uri  # type: ignore[union-attr]
+    uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
     stored = Path(uri.removeprefix("file://"))
     (last,) = stored.glob("manifest-*")
     (stored / "manifest-000009-00000001.json").write_bytes(last.read_bytes()[:-30])
@@ -246,7 +247,7 @@ def test_a_torn_manifest_does_not_count(store: str, tmp_path: Path) -> None:
 def test_a_damaged_object_is_told_and_nothing_half_arrives(store: str, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", store)
     folder.commit(1, {"loss/global": 1.0})
-    uri = object_store.of(folder.path).uri  # type: ignore[union-attr]
+    uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
     (Path(uri.removeprefix("file://")) / "config.yaml").write_text("name: q\nstorage:\n  keep: 1\n")
     with pytest.raises(RunFailed, match=r"config\.yaml is damaged"):
         object_store.download(uri, tmp_path / "copy" / "r")
@@ -256,7 +257,7 @@ def test_a_damaged_object_is_told_and_nothing_half_arrives(store: str, tmp_path:
 def test_an_older_writer_can_upload_nothing_more(store: str, tmp_path: Path) -> None:
     old = made(tmp_path / "here", store)
     old.commit(1, {"loss/global": 1.0})
-    uri = object_store.of(old.path).uri  # type: ignore[union-attr]
+    uri = object_store.mirror_of(old.path).uri  # type: ignore[union-attr]
     new = RunFolder.open(object_store.download(uri, tmp_path / "there"), owner=Owner.me())
     assert new.fence == 2
     with pytest.raises(Fenced, match="taken over"):
@@ -290,7 +291,7 @@ def test_a_place_that_takes_nothing_is_told_before_the_run(tmp_path: Path) -> No
 
 
 def test_no_run_there(store: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run lies there"):
+    with pytest.raises(ConfigError, match="there is no run"):
         resume_local(f"{store}/nothing")
     assert not (tmp_path / "cache").exists()
 
@@ -302,7 +303,7 @@ def test_a_folder_in_use_is_not_replaced(store: str, tmp_path: Path) -> None:
     lock["owner"] |= {"pid": parent, "start": psutil.Process(parent).create_time()}
     (folder.path / "lock.json").write_text(json.dumps(lock))
     with pytest.raises(ConfigError, match="still runs"):
-        object_store.download(object_store.of(folder.path).uri, folder.path)  # type: ignore[union-attr]
+        object_store.download(object_store.mirror_of(folder.path).uri, folder.path)  # type: ignore[union-attr]
 
 
 def test_a_server_elsewhere_cannot_upload(store: str) -> None:
@@ -311,25 +312,25 @@ def test_a_server_elsewhere_cannot_upload(store: str) -> None:
 
 
 def test_names_join_before_a_query() -> None:
-    assert object_store.join("s3://b/x/?region=eu", "r", "s") == "s3://b/x/r/s?region=eu"
+    assert object_store.join_uri("s3://b/x/?region=eu", "r", "s") == "s3://b/x/r/s?region=eu"
 
 
 def test_a_study_folder_leaves_its_runs_to_themselves(store: str, tmp_path: Path) -> None:
     top = new_folder(tmp_path / "here", "s", {"study.yaml": "name: s"}, stored=store)
     RunFolder.create(top / "a" / "seed-0", {}, owner=Owner.me(), exact=True, stored=f"{store}/{top.name}/a/seed-0")
-    mirror = object_store.of(top)
+    mirror = object_store.mirror_of(top)
     assert mirror is not None
     mirror.push(0)
-    assert set(object_store.newest(mirror.fs, mirror.base)["files"]) == {"study.yaml"}  # type: ignore[index]
+    assert set(object_store.newest_manifest(mirror.fs, mirror.base)["files"]) == {"study.yaml"}  # type: ignore[index]
 
 
 def test_a_sweep_comes_back_whole(store: str, tmp_path: Path) -> None:
     """Its own files, its trials' runs and clones of them, each stored by itself; what is still written here is not replaced."""
     top = new_folder(tmp_path / "here", "s", {"sweep.yaml": "name: s"}, stored=store)
-    uri = object_store.of(top).uri  # type: ignore[union-attr]
+    uri = object_store.mirror_of(top).uri  # type: ignore[union-attr]
     one, two = (
         RunFolder.create(
-            top / p, {"name": "r"}, owner=Owner.me(), exact=True, stored=object_store.join(uri, *p.split("/"))
+            top / p, {"name": "r"}, owner=Owner.me(), exact=True, stored=object_store.join_uri(uri, *p.split("/"))
         )
         for p in ("trials/00000/seed-0", "trials/00001/seed-0")
     )
@@ -338,16 +339,19 @@ def test_a_sweep_comes_back_whole(store: str, tmp_path: Path) -> None:
     at = top / "trials" / "00001" / "clone-1" / "seed-0"
     at.parent.mkdir()
     parts = at.relative_to(top).parts
-    clone = RunFolder.clone(one.path, 1, at, {"name": "c"}, owner=Owner.me(), stored=object_store.join(uri, *parts))
+    clone = RunFolder.clone(one.path, 1, at, {"name": "c"}, owner=Owner.me(), stored=object_store.join_uri(uri, *parts))
     clone.commit(2, {"loss/global": 3.0})
-    mirror = object_store.of(top)
+    mirror = object_store.mirror_of(top)
     assert mirror is not None
     for text in ("{}", "{}{}"):  # ended, gone on, ended again
         (top / "trials" / "00000" / "rows.jsonl").write_text(text)
         mirror.push(0, plain=True)
         stored = Path(uri.removeprefix("file://"))
         assert (stored / "trials" / "00000" / "rows.jsonl").read_text() == text
-    assert set(object_store.newest(mirror.fs, mirror.base)["files"]) == {"sweep.yaml", "trials/00000/rows.jsonl"}  # type: ignore[index]
+    assert set(object_store.newest_manifest(mirror.fs, mirror.base)["files"]) == {
+        "sweep.yaml",
+        "trials/00000/rows.jsonl",
+    }  # type: ignore[index]
     for _ in range(2):  # again over the first copy
         back = object_store.download(uri, tmp_path / "back")
         files = {p.relative_to(top) for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")}

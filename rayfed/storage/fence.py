@@ -1,0 +1,73 @@
+"""The lock of a run folder: one writer at a time, and a writer that was taken over can write nothing more.
+
+The writer holds a number, the fence. Whoever opens the folder raises it; every write checks it under a file lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rayfed.errors import Fenced, RayfedError, RunFailed
+from rayfed.storage.atomic import durable_write, os_error_text
+from rayfed.storage.text_files import json_bytes
+
+LOCK_WAIT_S = 300.0  # an old writer may be in the middle of a large snapshot
+
+
+class FencedFolder:
+    """A folder that its writer may change only while its fence is the one of `lock.json`."""
+
+    def __init__(self, path: Path, fence: int):
+        self.path, self.fence = Path(path), fence
+
+    def read_lock(self) -> dict[str, Any]:
+        """Return `lock.json`: run, fence, owner and time."""
+        with open(f"{self.path}/lock.json", "rb", buffering=0) as f:
+            return json.loads(f.read())
+
+    def write_lock(self, **changes: Any) -> None:
+        """Change entries of `lock.json`; call it only under `locked`."""
+        durable_write(self.path / "lock.json", json_bytes({**self.read_lock(), **changes}))
+
+    @contextlib.contextmanager
+    def locked(self, doing: str, failure: type[RayfedError] = RunFailed, check: bool = True) -> Iterator[None]:
+        """Hold the folder's lock, on this machine and on file systems that share locks.
+
+        doing: what the writer is about to do, for messages; check: whether the fence must be valid. Fenced if it is not;
+        an OSError inside becomes a `failure`; RunFailed if another writer holds the lock for too long.
+        """
+        try:
+            fd = os.open(f"{self.path}/.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                _flock(fd, self.path)
+                if check and (fence := int(self.read_lock()["fence"])) != self.fence:
+                    raise Fenced(
+                        f"{self.path} has been taken over by another process (its fence is {fence}, this writer's "
+                        f"{self.fence}); nothing was written"
+                    )
+                yield
+            finally:
+                os.close(fd)  # frees the lock, as does the end of the process
+        except OSError as error:
+            where = error.filename or self.path
+            raise failure(
+                f"cannot {doing}: {where}: {os_error_text(error, self.path)}. The rows and snapshots written before stay valid"
+            ) from error
+
+
+def _flock(fd: int, path: Path) -> None:
+    end = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise RunFailed(f"{path} has been locked by another writer for {LOCK_WAIT_S:.0f} s") from None
+            time.sleep(0.005)

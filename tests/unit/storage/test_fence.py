@@ -1,0 +1,85 @@
+"""One writer at a time: a writer that was taken over writes nothing more."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+
+from rayfed.errors import Fenced
+from rayfed.storage.run_folder import RunFolder
+from tests.unit.storage.writer import CONFIG, ME, check_run, make_run, other_process, step
+
+
+def test_old_writer_is_fenced_and_writes_nothing(tmp_path):
+    old = make_run(tmp_path, until=6)
+    new = RunFolder.open(old.path, owner=ME)
+    assert new.fence == old.fence + 1
+
+    def content():
+        return {p: p.read_bytes() for p in old.path.rglob("*") if p.is_file()}
+
+    before = content()
+    for write in (
+        lambda: step(old, 7),
+        lambda: old.rewind(),
+        lambda: old.state(status="running"),
+        lambda: old.event("x"),
+        lambda: old.finish("done", {}),
+        lambda: old.set_config({}),
+        lambda: RunFolder.attach(old.path, old.fence),
+    ):
+        with pytest.raises(Fenced, match="taken over"):
+            write()
+        assert content() == before
+    old.close()
+    assert content() == before
+    assert new.rewind()[0] == 5
+    step(RunFolder.attach(new.path, new.fence), 6)
+    assert new.metrics().num_rows == 6
+
+
+def test_two_writers_at_once_never_mix(tmp_path):
+    """Threads take the run over from each other while they commit; every row is there once."""
+    path = make_run(tmp_path).path
+    stop = time.monotonic() + 2.0
+    failures: list[BaseException] = []
+
+    def writer(seed):
+        rng = random.Random(seed)
+        try:
+            while time.monotonic() < stop:
+                folder = RunFolder.open(path, owner=ME)
+                try:
+                    last, _ = folder.rewind()
+                    for r in range(last + 1, last + 1 + rng.randrange(12)):
+                        step(folder, r)
+                except Fenced:
+                    pass
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=writer, args=(i,)) for i in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+    _, last = check_run(path)
+    assert last > 0
+
+
+def test_the_lock_is_free_after_the_end(tmp_path):
+    process, owner = other_process()
+    try:
+        folder = RunFolder.create(tmp_path, CONFIG, owner=owner)
+        step(folder, 1)
+        folder.finish("done", {})
+        folder = RunFolder.open(folder.path, owner=ME)
+        folder.close()
+        folder.close()
+    finally:
+        process.kill()
+        process.wait()
