@@ -15,6 +15,7 @@ import numpy as np
 from rayfed import keys
 from rayfed.data import Dataset, Part, instruct, parquet, stratified, unknown_options
 from rayfed.data.columns import fraction_problems, labels, standardised
+from rayfed.data.table import TEXT
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _of_words(table: Any, o: dict[str, Any]) -> bool:
     columns = list(table.features)
     if any(n in o for n in WORDS):
         return True
-    texts = any(c in columns for c in (*parquet.TEXT, *instruct.COLUMNS["response"]))
+    texts = any(c in columns for c in (*TEXT, *instruct.COLUMNS["response"]))
     return texts and not any(n in o for n in ("image", "features")) and not any(c in columns for c in IMAGE)
 
 
@@ -112,7 +113,7 @@ def _words(tables: list[Any], spec: Named) -> Dataset:
     share = {"test": spec.options["test"]} if isinstance(spec.options.get("test"), float) else {}
     drop = ("train", "test", "config")
     options = {**{k: v for k, v in spec.options.items() if k not in drop}, **share}
-    return parquet.made_of(arrow, spec.model_copy(update={"options": options}), spec.name, spec.name)
+    return parquet.from_tables(arrow, spec.model_copy(update={"options": options}), spec.name, spec.name)
 
 
 def _open(spec: Named) -> Any:
