@@ -38,7 +38,7 @@ class RayLauncher:
         self.connected = self.ours = False
         self.shared: tuple[Federation, Any] | None = None  # the newest split and its object
 
-    def ahead(self, configs: Sequence[Config]) -> None:
+    def warm_up(self, configs: Sequence[Config]) -> None:
         """Start a local Ray; a cluster is joined only by a request that is right."""
         if self.address == "local":
             self._connect(configs)
@@ -210,7 +210,7 @@ def run_on_ray(
     """
     launcher = RayLauncher(address, scale_up)
     try:
-        return launch.run(request, launcher, out=out, watch=watch)
+        return launch.start_request(request, launcher, out=out, watch=watch)
     finally:
         launcher.close()
 
@@ -226,6 +226,6 @@ def resume_on_ray(
     """Continue a run or a study on Ray, as `rayfed resume`. sets: overrides of what may change; the others as in `run_on_ray`."""
     launcher = RayLauncher(address, scale_up)
     try:
-        return launch.resume(path, launcher, sets=sets, watch=watch)
+        return launch.resume_request(path, launcher, sets=sets, watch=watch)
     finally:
         launcher.close()

@@ -442,7 +442,7 @@ def test_a_signal_before_a_run_begins_is_not_lost(tmp_path: Path) -> None:
     launcher = launch.LocalLauncher()
     launcher.stop()
     with pytest.raises(RunFailed, match="stopped from outside"):
-        launch.run(load_request(TINY), launcher, out=tmp_path)
+        launch.start_request(load_request(TINY), launcher, out=tmp_path)
     (path,) = tmp_path.iterdir()
     assert not (path / "summary.json").exists()
 
@@ -459,7 +459,7 @@ def test_a_report_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(launcher, "close", lambda: closed.append(True))
     monkeypatch.setattr(report, "write_report", full)
     with pytest.raises(OSError, match="no space left"):
-        launch.run(load_request(TINY), launcher, out=tmp_path)
+        launch.start_request(load_request(TINY), launcher, out=tmp_path)
     assert closed == [True]
 
 

@@ -369,7 +369,7 @@ def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monke
 
     choose(BOTH)
     with pytest.raises(RunFailed):
-        start.run(load_config({**raw, "arms": {"a": {}, "b": {}}}), launcher, out=tmp_path, watch=watch)
+        start.start_request(load_config({**raw, "arms": {"a": {}, "b": {}}}), launcher, out=tmp_path, watch=watch)
     choose(Kernels())
     (path,) = tmp_path.iterdir()
     seen = at_commits(monkeypatch)

@@ -22,7 +22,7 @@ class Started(Exception):
 
 
 class Launcher(launch.LocalLauncher):
-    def ahead(self, configs: Any) -> None:
+    def warm_up(self, configs: Any) -> None:
         pass
 
     def start(self, configs: Any) -> None:
@@ -45,7 +45,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def told(values: dict[str, Any], tmp_path: Path) -> list[str]:
     with pytest.raises(ConfigError) as error:
-        launch.run(load_request(values), Launcher())
+        launch.start_request(load_request(values), Launcher())
     assert not (tmp_path / "out").exists()
     return error.value.problems
 
@@ -83,12 +83,12 @@ def test_what_is_right_is_looked_at_once(
     monkeypatch.setattr(model_check, "_looked", lambda asked: (looked.append(set(asked)), real(asked))[1])
     for changed in ({}, {"seed": 3}, {"resources": {"executor": "loop"}}, {"adapter": {**asked["adapter"], "rank": 2}}):
         with pytest.raises(Started):
-            launch.run(load_request({**asked, **changed}), Launcher())
+            launch.start_request(load_request({**asked, **changed}), Launcher())
     assert len(looked) == 3
     make_vit(tmp_path / "vit", hidden_size=8)  # other files
     told({**asked, "adapter": {**asked["adapter"], "rank": 9}}, tmp_path)
     with pytest.raises(Started):
-        launch.run(load_request(asked), Launcher())
+        launch.start_request(load_request(asked), Launcher())
     assert len(looked) == 5
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.placement import Node, nodes_of
-from rayfed.launch import start
+from rayfed.launch.signals import stop_on_signals
 from rayfed.launch.start import Finished
 from tune_spaces.sweep.experiment import Experiment, tune_environment
 from tune_spaces.sweep.folder import (
@@ -107,7 +107,7 @@ def _finish(request: SweepRequest, path: Path, placement: TrialPlacement, watch:
     experiment = Experiment(request, path, placement, [*([watch] if watch else []), upload])
     try:
         upload.commit()
-        with start._signals(experiment) as signals:  # type: ignore[arg-type]
+        with stop_on_signals(experiment) as signals:
             errors = experiment.fit()
         prune_snapshots(path, request.base.storage.keep)
         if signals:

@@ -97,7 +97,9 @@ def test_an_interrupted_study_keeps_all_five(tmp_path: Path, timed: Any) -> None
     raw = {**toy.TOY, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg", "seeds": [1]}
     launcher = start.LocalLauncher()
     with pytest.raises(RunFailed):
-        start.run(load_config({**raw, "arms": {"a": {}}}), launcher, out=tmp_path, watch=stop_after_one(launcher))
+        start.start_request(
+            load_config({**raw, "arms": {"a": {}}}), launcher, out=tmp_path, watch=stop_after_one(launcher)
+        )
     (path,) = tmp_path.iterdir()
     timed(OTHERWISE)
     seen = []
@@ -108,7 +110,7 @@ def test_an_interrupted_study_keeps_all_five(tmp_path: Path, timed: Any) -> None
             seen.append(Choice.from_config(config.to_dict()))
             return real(self, config, *rest)
 
-    assert start.resume(path, Launcher()).status == "done"
+    assert start.resume_request(path, Launcher()).status == "done"
     assert seen == [CHOSEN] == [kept(path / "a" / "seed-1")] and timed.count == 1
 
 
@@ -117,7 +119,9 @@ def test_a_resumed_study_does_what_it_is_asked(tmp_path: Path, timed: Any) -> No
     raw = {**toy.TOY, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg", "seeds": [1]}
     launcher = start.LocalLauncher()
     with pytest.raises(RunFailed):
-        start.run(load_config({**raw, "arms": {"a": {}}}), launcher, out=tmp_path, watch=stop_after_one(launcher))
+        start.start_request(
+            load_config({**raw, "arms": {"a": {}}}), launcher, out=tmp_path, watch=stop_after_one(launcher)
+        )
     (path,) = tmp_path.iterdir()
     start.resume_local(path, sets=["resources.executor=debug"])
     assert json.loads((path / "a" / "seed-1" / "summary.json").read_text())["executor"] == "debug"
