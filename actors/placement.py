@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rayfed.engine.cohorts import useful_actors
 from rayfed.errors import PlacementError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> Plan:
             candidates.append((sum(n.fits(cpus, share(free)) for n in free), share(free)))
     if candidates:
         fitting, gpus = max(candidates)
-    useful = fitting if gpus else min(fitting, _count_useful(config))
+    useful = fitting if gpus else min(fitting, useful_actors(config))
     actors = max(1, useful) if r.actors == "auto" else int(r.actors)
     alone = sum(n.fits(cpus, gpus) for n in rooms)
     have = ", ".join(_describe(n) for n in nodes) or "no node"
@@ -133,13 +134,6 @@ def _advise_smaller(gpus: float, nodes: Sequence[Node]) -> str:
 
 def _describe(node: Node) -> str:
     return f"a node with {node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU"
-
-
-def _count_useful(config: Config) -> int:
-    """Count the actors that a round can use: more than it has calls would only wait."""
-    size = config.resources.cohort
-    asked = max(1, config.per_round())
-    return math.ceil(asked / int(size)) if size != "auto" else max(2, 2 * math.ceil(asked / 64))
 
 
 def nodes_of(ray_nodes: Sequence[Mapping[str, Any]]) -> list[Node]:

@@ -84,7 +84,7 @@ def one(a: argparse.Namespace, data: Path, kind: str, k: int, result: Path) -> d
     torch.set_num_threads(1)
     from rayfed import execute, partition, tree
     from rayfed.engine.resident import Resident
-    from rayfed.engine.runner import start_from
+    from rayfed.models.start import start_from
 
     c = config(a, data)
     res = Resident(c, partition.build(c), start_from(c), "cpu")

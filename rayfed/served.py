@@ -8,12 +8,17 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed import tree
+from rayfed import models, partition, tree
+from rayfed import task as tasks
 from rayfed.adapters import ranks
+from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.evaluation import Evaluation
+from rayfed.engine.pool import LocalPool
+from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 from rayfed.method import Method
+from rayfed.models.start import start_from
 from rayfed.storage import atomic, snapshots, tree_files
 
 if TYPE_CHECKING:
@@ -68,8 +73,6 @@ class Model(dict[str, Any]):
         return made
 
     def _build(self) -> nn.Module:
-        from rayfed import models
-
         if self.build is not None:
             return self.build()
         like = next(iter(self.values()))
@@ -105,11 +108,8 @@ def saved(folder: Path, config: Config, name: str) -> Model:
 
 
 def _task(config: Config) -> Task:
-    from rayfed import partition, task
-    from rayfed.engine.runner import start_from
-
     federation = partition.build(config)
-    return task.of(federation.kind)(config, federation, "cpu", start_from(config))
+    return tasks.of(federation.kind)(config, federation, "cpu", start_from(config))
 
 
 class Served:
@@ -119,30 +119,24 @@ class Served:
     """
 
     def __init__(self, folder: Path, config: Config):
-        from rayfed import partition
-        from rayfed.engine.pool import LocalPool
-        from rayfed.engine.resident import Resident
-        from rayfed.engine.runner import start_from
-        from rayfed.fed import Fed
-
-        found = next(
-            ((r, p) for r, p in snapshots.list_snapshots(folder / "snapshots") if not snapshots.find_damage(p, r)), None
+        usable = (
+            (r, path)
+            for r, path in snapshots.list_snapshots(folder / "snapshots")
+            if not snapshots.find_damage(path, r)
         )
+        found = next(usable, None)
         if found is None:
             raise ConfigError(f"{folder}: no snapshot, so no client has a model yet")
         self.round, where = found
         if config.resources.executor == "auto":
             config = config.with_resources(executor="loop")
         self.config, self.federation, pool, start = config, partition.build(config), LocalPool(), start_from(config)
-        here = Resident(config, self.federation, start, "cpu")
+        resident = Resident(config, self.federation, start, "cpu")
+        self.method, self.task = resident.method, resident.task
         pool.setup(folder.name, config, self.federation, start)
-        self.fed = Fed(config, self.federation, here.method, here.task, pool, folder.name)
-        self.fed.store.load(where, folder / "segments")
-        self.method, self.task, self.state = (
-            here.method,
-            here.task,
-            tree.from_numpy(tree_files.load_tree(where, "server")),
-        )
+        self.dispatch = Dispatch(config, self.federation, self.method, self.task, pool, folder.name)
+        self.dispatch.states.load(where, folder / "segments")
+        self.state = tree.from_numpy(tree_files.load_tree(where, "server"))
 
     def _of(self, client: int) -> tuple[Tree, int]:
         """(the parameters that a client is served, its LoRA rank). ConfigError if there is no such client."""
@@ -150,11 +144,10 @@ class Served:
         if not 0 <= client < n:
             raise ConfigError(f"client: {client} found, allowed: 0 to {n - 1}")
         mine = self.method.mine(self.state, client)
-        self.fed.begin(self.round)
-        got = self.fed.ask(
-            Evaluation.SERVED, [client], shared=self.method.serve(self.state), mine={client: mine} if mine else None
-        )
-        return tree.map(torch.clone, got.gather("model")[client]), int(got.gather("rank")[client])
+        self.dispatch.begin(self.round, score_local=False)
+        shared = self.method.serve(self.state)
+        replies = self.dispatch.ask(Evaluation.SERVED, [client], shared=shared, mine={client: mine} if mine else {})
+        return tree.map(torch.clone, replies.gather("model")[client]), int(replies.gather("rank")[client])
 
     def save_adapter(self, client: int, where: Path) -> None:
         """See `rayfed.api.Run.save_adapter`."""

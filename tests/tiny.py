@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from rayfed import fold
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
-from rayfed.engine.runner import start_from
+from rayfed.models.start import start_from
 from rayfed.storage.cache import CACHE
 from tests import toy
 

@@ -19,7 +19,9 @@ import torch
 from rayfed import keys, partition, tree
 from rayfed.config.load import merge
 from rayfed.config.schema import Config
-from rayfed.engine.client_states import ClientStore
+from rayfed.engine.client_states import ClientStates
+from rayfed.engine.dispatch import Dispatch
+from rayfed.engine.evaluation import Evaluator
 from rayfed.engine.messages import Job
 from rayfed.engine.pool import LocalPool, Outcome
 from rayfed.engine.resident import Resident
@@ -102,24 +104,43 @@ class Draw(NamedTuple):
     ids: tuple[int, ...]
 
 
-class ToyFed(Fed):
-    """Writes down what was sampled; with `order` set, names clients to the engine in a shuffled order."""
+class ToyDispatch(Dispatch):
+    """With `order` set, takes the clients of every ask in a shuffled order."""
 
     order: int | None = None
 
-    def __init__(self, *args: Any):
+    def ask(self, visit: Any, clients: Sequence[int], **more: Any) -> Any:
+        if self.order is not None:
+            clients = np.random.default_rng([self.order, len(clients)]).permutation(clients).tolist()
+        return super().ask(visit, clients, **more)
+
+
+class ToyFed(Fed):
+    """Writes down what was sampled, and shows what the engine knows of the round."""
+
+    def __init__(self, c: Config, split: Federation, method: Any, task: Any, pool: Any, run: str):
         self.drawn: list[Draw] = []
-        super().__init__(*args)
+        self.pool = pool
+        self.dispatch = ToyDispatch(c, split, method, task, pool, run)
+        super().__init__(c, split, method, task, self.dispatch)
+
+    @property
+    def states(self) -> ClientStates:
+        return self.dispatch.states
+
+    @property
+    def meter(self) -> dict[str, int]:
+        """What the round has counted so far."""
+        return {**self.dispatch.meter.row(), "visits": self.dispatch.visits, "dropped": self.dispatch.dropped}
+
+    @property
+    def local_scores(self) -> dict[int, dict[str, float]]:
+        return self.dispatch.local_scores
 
     def sample(self, n: int | None = None, *, where: Sequence[int] | None = None) -> tuple[int, ...]:
         ids = super().sample(n, where=where)
         self.drawn.append(Draw(self.round, n, None if where is None else tuple(where), ids))
         return ids
-
-    def ask(self, visit: Any, to: Sequence[int], **more: Any) -> Any:
-        if self.order is not None:
-            to = np.random.default_rng([self.order, len(to)]).permutation(to).tolist()
-        return super().ask(visit, to, **more)
 
 
 class Result(NamedTuple):
@@ -136,15 +157,14 @@ class Result(NamedTuple):
 
     def scores(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """What the engine would measure now: NAME/SCOPE, and one row per client (without seconds)."""
-        runner = Runner.__new__(Runner)
-        runner.config, runner.federation, runner.fed = self.fed.config, self.fed.federation, self.fed
-        runner.method, runner.task = self.fed.method, self.fed.task
-        row, clients = runner.evaluate(self.state)
+        dispatch = self.fed.dispatch
+        evaluator = Evaluator(self.fed, dispatch)
+        row, clients = evaluator.evaluate(self.state, dispatch.local_scores, dispatch.seconds)
         return row, [{k: v for k, v in c.items() if k != "seconds"} for c in clients]
 
     def clients(self) -> dict[str, tree.Tree]:
         """Client states by client id, tensors."""
-        return states(self.fed.store)
+        return states(self.fed.states)
 
     def initial_clients(self) -> dict[str, tree.Tree]:
         """What `own_init` gave those clients that have a state now."""
@@ -152,7 +172,7 @@ class Result(NamedTuple):
         return {c: m.own_init(self.fed.task, int(c), keys.key(seed, 0, int(c), "own state")) for c in self.clients()}
 
 
-def states(store: ClientStore) -> dict[str, tree.Tree]:
+def states(store: ClientStates) -> dict[str, tree.Tree]:
     """All committed client states as tensors, by client id."""
     return {str(c): tree.map(torch.clone, tree.from_numpy(store.get(c))) for c in sorted(store.places)}
 
@@ -173,7 +193,7 @@ def simulate(
     round, as the engine does; kind: another class of federation; `changes`: to the config."""
     c = config(method, executor=executor, dtype=dtype, rounds=rounds, **changes)
     fed = make_fed(c, pool, kind)
-    fed.order = order
+    fed.dispatch.order = order
     done = Result(fed.method.init(fed.task, keys.key(c.seed, 0, -1, "init")), fed, [])
     for r in range(1, rounds + 1):
         fed.begin(r, score)
@@ -181,7 +201,7 @@ def simulate(
         done.rows.append({**{n: t / w for n, (t, w) in fed.logged.items()}, **fed.meter})
         if score:
             done.scores()
-        fed.store.commit()
+        fed.states.commit()
     return done
 
 
@@ -237,7 +257,7 @@ def run_folder(
     runner = Runner(c, federation(c), pool or LocalPool(), folder, progress=watch)
     ending = runner.execute()
     snapshot = folder.path / "snapshots" / f"round-{ending.round:06d}"
-    store = ClientStore(LocalPool())
+    store = ClientStates(LocalPool())
     store.load(snapshot, folder.path / "segments")
     rows = [{k: v for k, v in r.items() if not k.startswith(VOLATILE)} for r in folder.metrics().to_pylist()]
     client_rows = [{k: v for k, v in r.items() if k != "seconds"} for r in folder.clients()]

@@ -111,18 +111,19 @@ def minilm() -> Path:
 def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
     """Writes the plan that `work.Plan` reads; returns its folder."""
     from rayfed import partition
+    from rayfed.engine.dispatch import Dispatch
     from rayfed.engine.pool import LocalPool
     from rayfed.engine.resident import Resident
-    from rayfed.engine.runner import start_from
     from rayfed.fed import Fed
     from rayfed.launch.preflight import load_request
+    from rayfed.models.start import start_from
 
     plan = where / "plan"
     plan.mkdir()
     c = load_request(config)
     fed = partition.build(c)
     res = Resident(c, fed, start_from(c), "cpu")
-    draw = Fed(c, fed, res.method, res.task, LocalPool(), "plan")
+    draw = Fed(c, fed, res.method, res.task, Dispatch(c, fed, res.method, res.task, LocalPool(), "plan"))
     visit = res.visit("train", False)
     clients, rows, examples = [], [], []
     for r in range(1, c.rounds + 1):

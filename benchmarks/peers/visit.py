@@ -52,11 +52,11 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
     else:
         from rayfed import partition, tree
         from rayfed.engine.messages import Job, VisitCall
-        from rayfed.engine.runner import start_from
         from rayfed.engine.worker import Worker
         from rayfed.execute.tuning import replay
         from rayfed.fold import mean
         from rayfed.launch.preflight import load_request
+        from rayfed.models.start import start_from
 
         c = load_request(yaml.safe_load((where / "config.yaml").read_text())).with_resources(
             executor=kind, cohort=cohort

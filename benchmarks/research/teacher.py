@@ -18,6 +18,7 @@ from sklearn.neural_network import MLPClassifier
 from rayfed import keys, partition, tree
 from rayfed.config.schema import Config, Study
 from rayfed.distill import ensemble, generator
+from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.fed import Fed
@@ -32,12 +33,13 @@ def rounds(config: Config) -> Iterator[tuple[int, tree.Tree, Fed]]:
     split, pool = partition.build(config), LocalPool()
     here = Resident(config, split, None, "cpu")
     pool.setup("research", config, split, None)
-    fed = Fed(config, split, here.method, here.task, pool, "research")
+    dispatch = Dispatch(config, split, here.method, here.task, pool, "research")
+    fed = Fed(config, split, here.method, here.task, dispatch)
     state = fed.method.init(fed.task, keys.key(config.seed, 0, -1, "init"))
     for r in range(1, config.rounds + 1):
         fed.begin(r)
         state = fed.method.round(state, fed, fed.task)
-        fed.store.commit()
+        dispatch.states.commit()
         yield r, state, fed
 
 

@@ -2,8 +2,8 @@
 
 A row is a place in a block: what one call returned, leaves (k, ...), or a segment on disk. Rows written in a round are
 provisional until it commits. Segments are append-only; a snapshot writes only rows touched since the last one, some others
-to make room, and a manifest of where every client's row is. Where states take more than `room`, blocks whose rows are all
-on disk are let go, the oldest first; their rows are read from the segments when their clients are asked.
+to make room, and a manifest of where every client's row is. Where states take more than `memory_limit`, blocks whose rows are
+all on disk are let go, the oldest first; their rows are read from the segments when their clients are asked.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from rayfed.tree import Tree
 # The segments in a manifest, which may be of a million clients: not parsed as a whole.
 _NAMED = re.compile(r'\[\s*"([^"]+)"')
 
-ROOM = 0.15  # half of what Ray's object store takes of a machine's memory
+MEMORY_SHARE = 0.15  # half of what Ray's object store takes of a machine's memory
 
 
 class Place(NamedTuple):
+    """Where a client's state is: a row of a block."""
+
     block: int
     row: int
 
@@ -39,12 +41,13 @@ class Segment(NamedTuple):
     name: str
 
 
-class ClientStore:
-    """The rows of one run; blocks are handles of `pool`, or segments. room: bytes of states that stay in memory though they are on
-    disk too, by default ROOM of the machine's memory."""
+class ClientStates:
+    """The rows of one run; blocks are handles of `pool`, or segments."""
 
-    def __init__(self, pool: Pool, room: float | None = None):
-        self.pool, self.room = pool, room
+    def __init__(self, pool: Pool, memory_limit: float | None = None):
+        """memory_limit: bytes of states that stay in memory though they are on disk too, by default MEMORY_SHARE of the machine's
+        memory."""
+        self.pool, self.memory_limit = pool, memory_limit
         self._empty()
 
     def _empty(self) -> None:
@@ -53,39 +56,43 @@ class ClientStore:
         self.pending: dict[int, Place] = {}
         self.saved: dict[int, tuple[str, int]] = {}  # client -> (segment, row) of the newest version on disk
         self.dirty: set[int] = set()
-        self._live: dict[int, set[int]] = {}  # block -> clients whose committed state lies in it
-        self._rows: dict[int, int] = {}  # block in memory -> its rows
-        self._written: dict[str, int] = {}  # segment -> its rows
-        self._again: list[int] = []  # clients that the snapshot in hand writes though they were not touched
-        self._each = 0.0  # bytes of one state, known once some were on disk
+        self._live: dict[int, set[int]] = {}  # block -> clients whose committed state is in it
+        self._block_rows: dict[int, int] = {}  # block in memory -> its rows
+        self._segment_rows: dict[str, int] = {}  # segment -> its rows
+        self._rewritten: list[int] = []  # clients that the newest snapshot writes though they were not touched
+        self._places_written: dict[
+            int, tuple[str, int]
+        ] = {}  # what `saved` is once the newest snapshot has been committed
+        self._segments = Path()
+        self._state_bytes = 0.0  # bytes of one state, known once some were on disk
         self._next = 0
 
     def lookup(self, clients: Sequence[int]) -> tuple[tuple[Any, ...], tuple[tuple[int, int] | None, ...]]:
-        """(handles, per client (number of the handle, row) or None for a client without a state)."""
+        """Find where clients' states are: (handles, per client (number of the handle, row), None without a state)."""
         found = {c: p for c in clients if (p := self.pending.get(c, self.places.get(c)))}
-        away = [c for c, p in found.items() if isinstance(self.blocks[p.block], Segment)]
+        on_disk = [c for c, p in found.items() if isinstance(self.blocks[p.block], Segment)]
         handles = {p.block: self.blocks[p.block] for c, p in found.items()}
-        if away:
+        if on_disk:
             handles = {b: h for b, h in handles.items() if not isinstance(h, Segment)} | {
-                -1: self.pool.put(self._stacked(away))
+                -1: self.pool.put(self._stacked(on_disk))
             }
-            found |= {c: Place(-1, i) for i, c in enumerate(away)}
+            found |= {c: Place(-1, i) for i, c in enumerate(on_disk)}
         number = {b: i for i, b in enumerate(handles)}
         at = {c: (number[p.block], p.row) for c, p in found.items()}
         return tuple(handles.values()), tuple(map(at.get, clients))
 
     def write(self, clients: Sequence[int], handle: Any) -> None:
-        """New states of `clients`, row by row in the block behind `handle`; provisional."""
+        """Take new states of `clients`, row by row in the block behind `handle`; provisional."""
         block = self._add(handle, len(clients))
         self.pending.update({c: Place(block, i) for i, c in enumerate(clients)})
 
     def _add(self, handle: Any, rows: int) -> int:
         self._next += 1
-        self.blocks[self._next], self._live[self._next], self._rows[self._next] = handle, set(), rows
+        self.blocks[self._next], self._live[self._next], self._block_rows[self._next] = handle, set(), rows
         return self._next
 
     def _move(self, places: dict[int, Place]) -> None:
-        """These clients' committed states are there from now on."""
+        """Note that these clients' committed states are there from now on."""
         for c, p in places.items():
             if c in self.places:
                 self._live[self.places[c].block].discard(c)
@@ -93,7 +100,7 @@ class ClientStore:
         self.places.update(places)
 
     def commit(self) -> None:
-        """The round's rows become the states; blocks that nothing points to are let go."""
+        """Make the round's rows the states; blocks that nothing points to are let go."""
         self._move(self.pending)
         self.dirty |= self.pending.keys()
         self.pending = {}
@@ -106,17 +113,17 @@ class ClientStore:
 
     def _collect(self) -> None:
         for b in [b for b, live in self._live.items() if not live]:
-            del self.blocks[b], self._live[b], self._rows[b]
+            del self.blocks[b], self._live[b], self._block_rows[b]
         held = [b for b, h in self.blocks.items() if not isinstance(h, Segment)]
         if len(held) > 64 and len(held) > len(self.places) // 4:
-            # Many blocks with few live rows each: rewrite the live rows together.
+            # Many blocks with few live rows each: rewrite the live rows as one.
             live = sorted(c for b in held for c in self._live[b])
             block = self._add(self.pool.put(self._stacked(live)), len(live))
             self._move({c: Place(block, i) for i, c in enumerate(live)})
             self._collect()
 
     def get(self, client: int) -> Tree | None:
-        """One client's state as NumPy arrays, None if it has none."""
+        """Fetch one client's state as NumPy arrays, None if it has none."""
         known = client in self.pending or client in self.places
         return tree.row(self._stacked([client]), 0) if known else None
 
@@ -129,10 +136,10 @@ class ClientStore:
         out: list[Tree] = [None] * len(clients)
         for b, at in by_block.items():
             block = self.blocks[b]
-            here = isinstance(block, Segment)
-            value = load_rows(block.folder, block.name, [r for _, r in at]) if here else self.pool.get(block)
+            on_disk = isinstance(block, Segment)
+            value = load_rows(block.folder, block.name, [r for _, r in at]) if on_disk else self.pool.get(block)
             for n, (i, r) in enumerate(at):
-                out[i] = tree.row(value, n if here else r)
+                out[i] = tree.row(value, n if on_disk else r)
         return _stack(out)
 
     # -- on disk -------------------------------------------------------------------------------------------------------
@@ -141,55 +148,57 @@ class ClientStore:
         """Write touched rows to a new segment and, where any client has a state, `clients.json` into the snapshot's folder."""
         places, self._segments = dict(self.saved), segments
         dirty = self.dirty | self.pending.keys()  # the round that is being committed belongs to it
-        self._again = self._thin(dirty)
-        if to_write := sorted([*dirty, *self._again]):
+        self._rewritten = self._clients_to_rewrite(dirty)
+        if to_write := sorted([*dirty, *self._rewritten]):
             segments.mkdir(exist_ok=True)
             states = self._stacked(to_write)
-            self._each = tree.nbytes(states) / len(to_write)
+            self._state_bytes = tree.nbytes(states) / len(to_write)
             save_tree(segments, name, states)
-            self._written[name] = len(to_write)
+            self._segment_rows[name] = len(to_write)
             places.update({c: (name, i) for i, c in enumerate(to_write)})
         if places:
             (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))))
-        self._writing = places
+        self._places_written = places
 
-    def _thin(self, dirty: set[int]) -> list[int]:
+    def _clients_to_rewrite(self, dirty: set[int]) -> list[int]:
         """Clients outside of `dirty` whose segments hold so few live rows that they are better written again: such segments, until
         there are at most twice as many rows on disk as clients."""
         live: dict[str, list[int]] = {}
         for c, (segment, _) in self.saved.items():
             if c not in dirty:
                 live.setdefault(segment, []).append(c)
-        self._written = {s: n for s, n in self._written.items() if s in live}
-        spare = sum(self._written.values()) + len(dirty) - 2 * len(self.saved.keys() | dirty)
+        self._segment_rows = {s: n for s, n in self._segment_rows.items() if s in live}
+        spare = sum(self._segment_rows.values()) + len(dirty) - 2 * len(self.saved.keys() | dirty)
         out: list[int] = []
-        for s in sorted(live, key=lambda s: (len(live[s]) / self._written[s], s)):
+        for s in sorted(live, key=lambda s: (len(live[s]) / self._segment_rows[s], s)):
             if spare <= 0:
                 break
             out += live[s]
-            spare -= self._written[s] - len(live[s])
+            spare -= self._segment_rows[s] - len(live[s])
         return out
 
-    def saved_now(self) -> None:
-        """The snapshot that `save` wrote into has been committed."""
-        self.saved, self.dirty = self._writing, set()
-        self._leave([c for c in self._again if isinstance(self.blocks[self.places[c].block], Segment)])
-        held = {b: n * self._each for b, n in self._rows.items() if not isinstance(self.blocks[b], Segment)}
-        over = sum(held.values()) - self._most()
+    def snapshot_committed(self) -> None:
+        """Note that the snapshot that `save` wrote into has been committed."""
+        self.saved, self.dirty = self._places_written, set()
+        self._evict([c for c in self._rewritten if isinstance(self.blocks[self.places[c].block], Segment)])
+        held = {
+            b: n * self._state_bytes for b, n in self._block_rows.items() if not isinstance(self.blocks[b], Segment)
+        }
+        over = sum(held.values()) - self._limit()
         for b, size in sorted(held.items()):
             if over <= 0:
                 break
-            self._leave(list(self._live[b]))
+            self._evict(list(self._live[b]))
             over -= size
         self._collect()
 
-    def _most(self) -> float:
+    def _limit(self) -> float:
         import psutil
 
-        return ROOM * psutil.virtual_memory().total if self.room is None else self.room
+        return MEMORY_SHARE * psutil.virtual_memory().total if self.memory_limit is None else self.memory_limit
 
-    def _leave(self, clients: Sequence[int]) -> None:
-        """The states of these clients are where they were saved, and not in memory."""
+    def _evict(self, clients: Sequence[int]) -> None:
+        """Leave the states of these clients where they were saved, and not in memory."""
         known = {h.name: b for b, h in self.blocks.items() if isinstance(h, Segment)}
         moved = {}
         for c in clients:
@@ -200,18 +209,18 @@ class ClientStore:
         self._move(moved)
 
     def load(self, snapshot: Path, segments: Path) -> None:
-        """The states that a snapshot's manifest names."""
+        """Take up the states that a snapshot's manifest names."""
         self._empty()
         manifest = snapshot / "clients.json"
-        told = json.loads(manifest.read_text()) if manifest.exists() else {}
-        self.saved = {int(c): (p[0], p[1]) for c, p in told.items()}
+        places = json.loads(manifest.read_text()) if manifest.exists() else {}
+        self.saved = {int(c): (p[0], p[1]) for c, p in places.items()}
         self._segments = segments
         clients: dict[str, list[int]] = {}
         for c, (segment, _) in self.saved.items():
             clients.setdefault(segment, []).append(c)
-        self._written = {s: count_rows(segments, s) for s in sorted(clients)}
-        fits = sum((segments / f"{s}.safetensors").stat().st_size for s in clients) <= self._most()
-        for s, rows in self._written.items():
+        self._segment_rows = {s: count_rows(segments, s) for s in sorted(clients)}
+        fits = sum((segments / f"{s}.safetensors").stat().st_size for s in clients) <= self._limit()
+        for s, rows in self._segment_rows.items():
             block = self._add(self.pool.put(load_tree(segments, s)) if fits else Segment(segments, s), rows)
             self._move({c: Place(block, self.saved[c][1]) for c in clients[s]})
 

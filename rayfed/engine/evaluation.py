@@ -1,24 +1,35 @@
-"""Evaluation as visits: what is scored is written for one client and runs where training runs, vectorised alike.
+"""Evaluation: what the engine asks clients for itself, as visits that run where training runs, vectorised alike, and the scores
+of a round that come of it.
 
 `local` is also scored inside training visits: see `with_local_score`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rayfed import tree
+import numpy as np
+
+from rayfed import keys, tree
+from rayfed.execute.batches import pooled_pieces
+from rayfed.fold import mean
 from rayfed.lazy import torch
+from rayfed.metrics import ari, scope
 from rayfed.training import sgd_visit
 from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, measure, once, whole
 
 if TYPE_CHECKING:
+    from rayfed.fed import Dispatcher, Fed
     from rayfed.method import Method
     from rayfed.task import Task
     from rayfed.tree import Tree
 
+
+Scores = Mapping[str, float]  # of one client: sums over its examples by measure, and `n`, how many these are
 
 LOCAL_SCORES = "scores of the local model"  # the part that a training visit sends beside its method's
 
@@ -146,3 +157,132 @@ def _predictions(view: Visit, task: Task, pieces: int) -> Visit:
 
     phases = [Phase(whole(f"pooled {i}"), step, enter if i == 0 else None, counts=False) for i in range(pieces)]
     return Visit(view.begin, [*view.phases, *phases], end, view.vectorize)
+
+
+class Evaluator:
+    """Scores a server state in all scopes that the method has."""
+
+    def __init__(self, fed: Fed, dispatcher: Dispatcher):
+        self.fed, self.dispatcher = fed, dispatcher
+        self.config, self.federation, self.method, self.task = fed.config, fed.federation, fed.method, fed.task
+
+    def evaluate(
+        self, state: Tree, local_scores: Mapping[int, Scores], seconds: Mapping[int, float]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The round's numbers, by NAME/SCOPE, and one row per scored client.
+
+        local_scores: of the models that this round's clients trained; seconds: of their visits, for the rows.
+        """
+        method, population = self.method, self.fed.population
+        scored = self._scored_clients()
+        participants = [c for c in scored if c < population]
+        served = EvaluationPayload(method.serve(state), {c: method.mine(state, c) for c in scored})
+        personal = self._scores(Evaluation.PERSONAL, scored, served)
+        row = scope("personal", {c: s for c, s in personal.items() if c < population})
+        row |= scope("unseen", {c: s for c, s in personal.items() if c >= population})
+        cluster_of = method.clusters(state)
+        if cluster_of is not None:
+            row |= self._cluster_scores(state, participants, cluster_of) | self._clustering(cluster_of)
+        if self.config.evaluate.finetune_epochs:
+            row |= scope("local", self._scores(Evaluation.LOCAL, participants, served))
+        elif local_scores:
+            row |= scope("local", local_scores)
+        if len(self.federation.pooled_test):
+            row |= self._one_model(state) if method.universal else self._mixture(participants, served)
+        return row, [self._client_row(c, personal[c], cluster_of, seconds.get(c)) for c in sorted(personal)]
+
+    def _client_row(
+        self, client: int, sums: Scores, cluster_of: Mapping[int, int] | None, seconds: float | None
+    ) -> dict[str, Any]:
+        n = sums["n"]
+        means = {name: total / n if n else None for name, total in sums.items() if name != "n"}
+        return {
+            "client": client,
+            "name": self.federation.names[client],
+            "unseen": client >= self.fed.population,
+            "group": int(self.federation.group[client]),
+            "cluster": None if cluster_of is None or client not in cluster_of else int(cluster_of[client]),
+            "examples": int(self.federation.class_counts[client].sum()),
+            "test_examples": int(n),
+            **means,
+            "seconds": seconds,
+        }
+
+    def _scored_clients(self) -> list[int]:
+        """All clients, or as many as the config says, drawn by a key of the round."""
+        wanted, n = self.config.evaluate.clients, len(self.federation.group)
+        if wanted == "all":
+            return list(range(n))
+        count = wanted if isinstance(wanted, int) else max(1, math.ceil(wanted * n))
+        rng = keys.numpy(self.fed.key("evaluated clients"))
+        return sorted(rng.choice(n, min(count, n), replace=False).tolist())
+
+    def _scores(self, evaluation: Evaluation, clients: Sequence[int], served: EvaluationPayload) -> dict[int, Scores]:
+        """Sums of each client's scores."""
+        out: dict[int, Scores] = {}
+        for group, mine in served.groups(clients):
+            replies = self.dispatcher.ask(evaluation, group, shared=served.shared, mine=mine)
+            if replies.ids:
+                sums = {part: replies.stacked(part).tolist() for part in ("n", *self.task.measures)}
+                out.update({c: {name: v[i] for name, v in sums.items()} for i, c in enumerate(replies.ids)})
+        return out
+
+    def _cluster_scores(self, state: Tree, participants: list[int], cluster_of: Mapping[int, int]) -> dict[str, float]:
+        """Scope `cluster`: each client's expert on the client's own test split."""
+        experts = self.method.experts(state)
+        if not experts:
+            return {}
+        ids = sorted(experts)
+        stacked = {"experts": tree.stack([experts[k] for k in ids])}
+        members = [c for c in participants if cluster_of.get(c) in experts]
+        places = {c: {"expert": torch.tensor(ids.index(cluster_of[c]))} for c in members}
+        return scope("cluster", self._scores(Evaluation.CLUSTER, members, EvaluationPayload(stacked, places)))
+
+    def _clustering(self, cluster_of: Mapping[int, int]) -> dict[str, float]:
+        """How many clusters are in use, and how well they agree with the planted groups."""
+        row: dict[str, float] = {"clusters/count": len(set(cluster_of.values()))}
+        planted = {c: int(self.federation.group[c]) for c in cluster_of if self.federation.group[c] >= 0}
+        if len(planted) > 1:
+            row["clusters/ari"] = ari(list(planted.values()), [cluster_of[c] for c in planted])
+        return row
+
+    def _one_model(self, state: Tree) -> dict[str, float]:
+        """Scope `global` of a method with one model: its scores on the pooled test set, piece by piece."""
+        pieces = range(len(pooled_pieces(self.federation)))
+        model = EvaluationPayload({"model": state[str(self.method.universal)]}, {})
+        sums = self._scores(Evaluation.GLOBAL, pieces, model).values()
+        n = sum(s["n"] for s in sums)
+        return {f"{name}/global": sum(s[name] for s in sums) / n for name in self.task.measures}
+
+    def _mixture(self, participants: list[int], served: EvaluationPayload) -> dict[str, float]:
+        """Scope `global` without one model: the mean of the served models' predictions, weighted by train examples."""
+        total: Any = None
+        weight = 0.0
+        for group, mine in served.groups(participants):
+            replies = self.dispatcher.ask(
+                Evaluation.ENSEMBLE, group, shared=served.shared, mine=mine, folds=(mean("p"),)
+            )
+            part = tree.scale(replies.folded["p"], replies.weight["p"])
+            total = part if total is None else tree.add(total, part)
+            weight += replies.weight["p"]
+        if total is None:
+            return {}
+        predictions = torch.cat([total[k] for k in sorted(total, key=int)]) / weight
+        pooled = self.federation.pooled_test
+        rows = {n: torch.as_tensor(np.asarray(a)[pooled]) for n, a in self.federation.arrays.items()}
+        judged = self.task.judge_mean(predictions, rows)
+        return {f"{name}/global": float(v.mean()) for name, v in judged.items()}
+
+
+class EvaluationPayload(NamedTuple):
+    """What clients get to be scored: parts for everyone, and for some of them a small tree of their own."""
+
+    shared: Tree
+    mine: Mapping[int, Tree | None]
+
+    def groups(self, clients: Sequence[int]) -> Iterator[tuple[list[int], dict[int, Tree]]]:
+        """(clients, what is theirs alone): those with and those without such a tree are asked apart, their payloads differ."""
+        own = {c: mine for c in clients if (mine := self.mine.get(c))}
+        for group, mine in (([c for c in clients if c in own], own), ([c for c in clients if c not in own], {})):
+            if group:
+                yield group, mine

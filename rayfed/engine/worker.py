@@ -67,7 +67,7 @@ class Worker:
         }
 
     def setup(self, run: str, config: Config, federation: Federation, start: Any = None) -> None:
-        """Make a run resident; `start`: see `rayfed.engine.runner.start_from`."""
+        """Make a run resident; `start`: see `rayfed.models.start.start_from`."""
         key = data_key(config)
         like = next((r for r in self.runs.values() if r.data_key == key), None)
         self.adopt(run, Resident(config, federation, start, self.device, like))

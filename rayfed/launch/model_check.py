@@ -79,7 +79,7 @@ def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
     """name -> what is wrong, maybe nothing; without those that ended in an error of another kind, which the run itself will tell."""
     from rayfed import task
     from rayfed.config.schema import Config
-    from rayfed.engine.runner import start_from
+    from rayfed.models.start import start_from
 
     by_key: dict[str, list[str]] = {}
     for q in {q["key"]: q for q in asked.values()}.values():

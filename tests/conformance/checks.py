@@ -291,7 +291,7 @@ def later_rounds_add_nothing(case: Case, tmp_path: Path) -> None:
         for r in range(1, 7):
             fed.begin(r)
             state = fed.method.round(state, fed, fed.task)
-            fed.store.commit()
+            fed.states.commit()
             if r in (4, 6):
                 after[r] = alive(state)
     finally:

@@ -94,7 +94,9 @@ def test_the_weight_of_an_input_is_its_mean_cosine(on_bert: OnBert) -> None:
     done = toy.simulate({"name": "feddpa", "instances": 500}, dtype="float64", **on_bert({}))
     fed, task = done.fed, done.fed.task
     old, new = int(next(iter(done.clients()))), next(c for c in range(6) if str(c) not in done.clients())
-    served = fed.ask(Evaluation.SERVED, [old, new], shared=fed.method.serve(done.state)).gather("model")
+    served = fed.dispatch.ask(Evaluation.SERVED, [old, new], shared=fed.method.serve(done.state), mine={}).gather(
+        "model"
+    )
     x = torch.as_tensor(fed.federation.arrays["x"][fed.federation.pooled_test[:6]])
     mine = torch.as_tensor(fed.federation.arrays["x"][fed.federation.train[old]])
     f, stored = (task.features(task.initial, t).numpy() for t in (x, mine))
@@ -113,7 +115,7 @@ def test_the_weight_of_an_input_is_its_mean_cosine(on_bert: OnBert) -> None:
 def test_f_trains_its_adapter_when_it_is_served(on_bert: OnBert) -> None:
     done = toy.simulate({**F, "own_epochs": 3}, dtype="float64", **on_bert(WHOLE))
     fed, g = done.fed, done.state["model"]
-    served = fed.ask(Evaluation.SERVED, [0], shared=fed.method.serve(done.state)).gather("model")[0]
+    served = fed.dispatch.ask(Evaluation.SERVED, [0], shared=fed.method.serve(done.state), mine={}).gather("model")[0]
     assert tree.same(served["model"], {n: g[n] for n in served["model"]})
     rows = fed.federation.train[0]
     x, y = (torch.as_tensor(fed.federation.arrays[k][rows]) for k in ("x", "y"))
@@ -132,7 +134,9 @@ def test_instances_are_as_many_as_asked_for(on_bert: OnBert) -> None:
     """One instance: what is held is that instance's own unit features."""
     done = toy.simulate({"name": "feddpa", "instances": 1}, dtype="float64", **on_bert({}))
     fed, task = done.fed, done.fed.task
-    near = fed.ask(Evaluation.SERVED, [0], shared=fed.method.serve(done.state)).gather("model")[0]["near"]
+    near = fed.dispatch.ask(Evaluation.SERVED, [0], shared=fed.method.serve(done.state), mine={}).gather("model")[0][
+        "near"
+    ]
     x = torch.as_tensor(fed.federation.arrays["x"][fed.federation.train[0]])
     unit = torch.nn.functional.normalize(task.features(task.initial, x), dim=-1)
     assert float((unit - near).norm(dim=1).min()) < 1e-9

@@ -133,7 +133,7 @@ def test_what_is_served() -> None:
     done = toy.simulate("fedoa", rounds=2, **WHOLE)
     fed, kept = done.fed, done.clients()
     everyone = list(range(14))
-    served = fed.ask(Evaluation.SERVED, everyone, shared=fed.method.serve(done.state)).gather("model")
+    served = fed.dispatch.ask(Evaluation.SERVED, everyone, shared=fed.method.serve(done.state), mine={}).gather("model")
     assert 0 < len(kept) < 14
     for c in everyone:
         want = kept[str(c)]["personal"] if str(c) in kept else done.state["model"]

@@ -158,7 +158,7 @@ def test_what_is_served_is_the_sum_of_two_models_logits(split: Split) -> None:
     done = toy.simulate(PLAIN)
     fed, task = done.fed, done.fed.task
     c = int(next(iter(done.clients())))
-    served = fed.ask(Evaluation.SERVED, [c], shared=fed.method.serve(done.state)).gather("model")[c]
+    served = fed.dispatch.ask(Evaluation.SERVED, [c], shared=fed.method.serve(done.state), mine={}).gather("model")[c]
     rows = fed.federation.test[c]
     x, y = (torch.as_tensor(fed.federation.arrays[k][rows]) for k in ("x", "y"))
     both = task.apply(done.state["model"], x) + task.apply(done.clients()[str(c)]["own"], x)

@@ -43,7 +43,9 @@ def test_what_is_served(on_bert: OnBert) -> None:
     fed = done.fed
     new = next(c for c in range(14) if str(c) not in done.clients())
     old = int(next(iter(done.clients())))
-    served = fed.ask(Evaluation.SERVED, [old, new], shared=fed.method.serve(done.state)).gather("model")
+    served = fed.dispatch.ask(Evaluation.SERVED, [old, new], shared=fed.method.serve(done.state), mine={}).gather(
+        "model"
+    )
     assert tree.same(served[old], {n: {**done.state["a"], **done.clients()[str(old)]["rest"]}[n] for n in served[old]})
     x = torch.as_tensor(fed.federation.arrays["x"][:5])
     bare = {n: torch.zeros_like(p) if n not in fed.task.head else p for n, p in fed.task.initial.items()}

@@ -17,9 +17,9 @@ import transformers
 from rayfed import partition, tree
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
-from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
 from rayfed.models import pixels
+from rayfed.models.start import start_from
 from rayfed.storage import cache
 from tests import toy
 from tests.tiny import KINDS, changes, make_places, make_vit, pefts
@@ -94,7 +94,7 @@ def simulate(c: Any, rounds: int = 2) -> Any:
     for r in range(1, rounds + 1):
         fed.begin(r)
         state = fed.method.round(state, fed, fed.task)
-        fed.store.commit()
+        fed.states.commit()
     return first, state, fed
 
 

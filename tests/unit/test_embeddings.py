@@ -13,9 +13,9 @@ import torch
 from rayfed import keys, optimizers, partition, tree
 from rayfed.distill import datafree, ensemble, generator
 from rayfed.engine.resident import Resident
-from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
+from rayfed.models.start import start_from
 from rayfed.storage import cache
 from tests import toy
 from tests.conformance.checks import CHECKS, Case
@@ -162,7 +162,7 @@ def simulate(places: dict[str, Path], spec: Any) -> Any:
     for r in (1, 2):
         fed.begin(r)
         state = fed.method.round(state, fed, fed.task)
-        fed.store.commit()
+        fed.states.commit()
     return state
 
 

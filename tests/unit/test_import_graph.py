@@ -42,14 +42,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
 )
 # What the user calls reaches Ray only when it is asked to: inside functions.
 REACHES_RAY = {("rayfed.cli", "actors"), ("rayfed.cli", "tune_spaces"), ("rayfed.api", "actors")}
-# Arrows that run the wrong way today, by module; each has to be there, so that this list is emptied.
-WRONG_TODAY = {
-    ("rayfed.fed", "rayfed.engine"),
-    ("rayfed.fed", "rayfed.engine.client_states"),
-    ("rayfed.fed", "rayfed.engine.evaluation"),
-    ("rayfed.fed", "rayfed.engine.failures"),
-    ("rayfed.fed", "rayfed.engine.messages"),
-}
 
 
 class Import(NamedTuple):
@@ -174,7 +166,7 @@ def test_every_package_has_its_layer() -> None:
 
 def test_arrows_between_packages_run_one_way() -> None:
     found = {(a, b) for a, b in wrong_arrows(executed(GRAPH)) if (unit(a), unit(b)) not in REACHES_RAY}
-    assert found == WRONG_TODAY
+    assert found == set()
 
 
 def test_the_schema_imports_nothing_of_ours_but_errors() -> None:

@@ -18,9 +18,9 @@ from rayfed import partition, tree
 from rayfed.data import instruct
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
-from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
+from rayfed.models.start import start_from
 from rayfed.storage import cache
 from tests import toy
 from tests.conftest import ROOT
@@ -73,7 +73,7 @@ def simulate(c: Any, rounds: int = 2) -> tuple[Any, Any]:
     for r in range(1, rounds + 1):
         fed.begin(r, True)
         state = fed.method.round(state, fed, fed.task)
-        fed.store.commit()
+        fed.states.commit()
     return state, fed
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from rayfed import tree
 from rayfed.config.load import load_config
+from rayfed.engine.cohorts import fits_one_call
 from rayfed.engine.messages import Job, VisitCall
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
@@ -23,7 +24,6 @@ from rayfed.engine.worker import Worker
 from rayfed.errors import RunFailed
 from rayfed.execute.tuning import autotune, kernels
 from rayfed.execute.tuning.kernels import Kernels
-from rayfed.fed import together
 from rayfed.launch import start
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.tree_files import load_tree
@@ -324,7 +324,7 @@ def test_visits_stay_with_the_actors_where_nothing_was_timed(tmp_path: Path, mon
 def test_work_counts_local_steps() -> None:
     def short(local: dict[str, Any], step: float) -> bool:
         c = toy.config(local=local)
-        return together(c, toy.federation(c), step)
+        return fits_one_call(c, toy.federation(c), step)
 
     whole = {"epochs": None, "steps": 10, "batch_size": 8}
     assert short(whole, 5.7e-5) and not short(whole, 5.8e-5)  # 7 clients, 10 steps: 4 ms
@@ -333,7 +333,7 @@ def test_work_counts_local_steps() -> None:
     most = 4e-3 / (7 * 2 * math.ceil(mean / 8))  # 2 epochs of batches of 8
     assert short({}, 0.99 * most) and not short({}, 1.01 * most)
     many = toy.config(federation={"clients": 200, "per_round": 150})
-    assert not together(many, toy.federation(c), 1e-9)  # more than one call takes
+    assert not fits_one_call(many, toy.federation(c), 1e-9)  # more than one call takes
 
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

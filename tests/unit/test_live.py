@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,9 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run whose clock stands still; `written` holds the rounds of its state.json, `told` those that its caller heard of."""
     written: list[tuple[str, int]] = []
     told: list[int] = []
-    folder: Any = SimpleNamespace(run_id="r", state=lambda **s: written.append((s["status"], s["round"])))
+    folder: Any = SimpleNamespace(
+        run_id="r", path=Path("r"), event=None, state=lambda **s: written.append((s["status"], s["round"]))
+    )
     nothing: Any = None  # neither data nor actors are asked for here
     made: Any = Runner(toy.config(), nothing, nothing, folder, progress=lambda s: told.append(s["round"]))
     made.written, made.told, made.now = written, told, 100.0
@@ -29,7 +32,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def tell(runner: Any, status: str, round: int) -> None:
     runner.status.update(status=status, round=round)
-    runner._tell()
+    runner._write_status()
 
 
 def test_the_state_file_is_written_a_few_times_a_second_and_at_the_end(runner):

@@ -20,9 +20,9 @@ from rayfed.config.schema import LoRA, Named
 from rayfed.data import tokens
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
-from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
 from rayfed.models import folder, pretrained
+from rayfed.models.start import start_from
 from rayfed.models.wrapped import looks_back, sees_ahead
 from rayfed.storage import cache
 from tests import toy
@@ -54,7 +54,7 @@ def simulate(places: dict[str, Path], executor: str, dtype: str = "float64", **m
     for r in (1, 2):
         fed.begin(r)
         state = fed.method.round(state, fed, fed.task)
-        fed.store.commit()
+        fed.states.commit()
     return first, state, fed
 
 

@@ -161,7 +161,7 @@ def test_a_smaller_rank_trains_as_a_model_of_that_rank(
 
 @pytest.mark.parametrize("alpha", [None, 8.0])
 def test_scores_are_at_the_clients_rank(on_bert: OnBert, alpha: float | None) -> None:  # noqa: F811
-    """@personal is the truncated model, with the product that the server means; @global the whole one."""
+    """What a client is served is the truncated model, with the product that the server means; the global model the whole one."""
     done = toy.simulate("fedit", executor="vmap", dtype="float64", **mixed(on_bert, alpha))
     row, clients = done.scores()
     task, fed, model = done.fed.task, done.fed.federation, done.state["model"]

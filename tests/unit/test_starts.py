@@ -14,8 +14,8 @@ import yaml
 from rayfed import partition
 from rayfed.api import Run
 from rayfed.engine.resident import Resident
-from rayfed.engine.runner import start_from
 from rayfed.errors import ConfigError
+from rayfed.models.start import start_from
 from rayfed.storage import cache
 from tests import minilm, toy
 from tests.tiny import KINDS, changes, make_places

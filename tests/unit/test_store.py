@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rayfed import tree
-from rayfed.engine.client_states import ClientStore, Segment, collect_segments
+from rayfed.engine.client_states import ClientStates, Segment, collect_segments
 from rayfed.engine.pool import LocalPool
 from rayfed.storage.snapshots import prune
 from rayfed.storage.tree_files import count_rows
@@ -24,7 +24,7 @@ def block(*values: float) -> tree.Tree:
     return {"w": np.stack([v, 10 * v], 1), "deep": {"n": v.astype(np.int32)}}
 
 
-def value(store: ClientStore, client: int) -> float | None:
+def value(store: ClientStates, client: int) -> float | None:
     got = store.get(client)
     if got is None:
         return None
@@ -32,13 +32,13 @@ def value(store: ClientStore, client: int) -> float | None:
     return float(got["w"][0])
 
 
-def values(store: ClientStore, *clients: int) -> list[float | None]:
+def values(store: ClientStates, *clients: int) -> list[float | None]:
     return [value(store, c) for c in clients]
 
 
 @pytest.fixture
-def store() -> ClientStore:
-    return ClientStore(LocalPool())
+def store() -> ClientStates:
+    return ClientStates(LocalPool())
 
 
 class Disk:
@@ -47,16 +47,16 @@ class Disk:
     def __init__(self, path: Path):
         self.snapshots, self.segments = path / "snapshots", path / "segments"
 
-    def save(self, store: ClientStore, round: int, commit: bool = True) -> None:
+    def save(self, store: ClientStates, round: int, commit: bool = True) -> None:
         where = self.snapshots / f"round-{round:06d}"
         where.mkdir(parents=True)
         store.save(where, self.segments, f"round-{round:06d}-1")
         if commit:
             store.commit()
-            store.saved_now()
+            store.snapshot_committed()
 
-    def load(self, round: int) -> ClientStore:
-        made = ClientStore(LocalPool())
+    def load(self, round: int) -> ClientStates:
+        made = ClientStates(LocalPool())
         made.load(self.snapshots / f"round-{round:06d}", self.segments)
         return made
 
@@ -75,7 +75,7 @@ def disk(tmp_path: Path) -> Disk:
 # -- in memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_provisional_until_the_round_commits(store: ClientStore) -> None:
+def test_rows_are_provisional_until_the_round_commits(store: ClientStates) -> None:
     store.write((3, 1), block(30, 10))
     assert values(store, 1, 3, 2) == [10, 30, None]  # the round itself sees them
     assert store.places == {} and set(store.pending) == {1, 3}
@@ -83,7 +83,7 @@ def test_rows_are_provisional_until_the_round_commits(store: ClientStore) -> Non
     assert values(store, 1, 3) == [10, 30] and store.pending == {} and set(store.places) == {1, 3}
 
 
-def test_rollback_forgets_the_round_and_nothing_else(store: ClientStore) -> None:
+def test_rollback_forgets_the_round_and_nothing_else(store: ClientStates) -> None:
     store.write((1, 2), block(1, 2))
     store.commit()
     store.write((2, 3), block(20, 30))
@@ -95,7 +95,7 @@ def test_rollback_forgets_the_round_and_nothing_else(store: ClientStore) -> None
     assert values(store, 1, 2, 3) == [1, 2, None]
 
 
-def test_the_last_write_of_a_round_counts(store: ClientStore) -> None:
+def test_the_last_write_of_a_round_counts(store: ClientStates) -> None:
     store.write((1,), block(1))
     store.write((1, 2), block(11, 2))
     assert values(store, 1, 2) == [11, 2]
@@ -103,7 +103,7 @@ def test_the_last_write_of_a_round_counts(store: ClientStore) -> None:
     assert values(store, 1, 2) == [11, 2] and len(store.blocks) == 1
 
 
-def test_lookup_names_blocks_once_and_missing_clients_none(store: ClientStore) -> None:
+def test_lookup_names_blocks_once_and_missing_clients_none(store: ClientStates) -> None:
     a, b = block(1, 2, 3), block(40, 50)
     store.write((1, 2, 3), a)
     store.commit()
@@ -115,7 +115,7 @@ def test_lookup_names_blocks_once_and_missing_clients_none(store: ClientStore) -
     assert store.lookup(()) == ((), ())
 
 
-def test_blocks_that_nobody_points_to_are_let_go(store: ClientStore) -> None:
+def test_blocks_that_nobody_points_to_are_let_go(store: ClientStates) -> None:
     for i in range(30):
         store.write((1, 2), block(i, i + 100))
         store.commit()
@@ -125,7 +125,7 @@ def test_blocks_that_nobody_points_to_are_let_go(store: ClientStore) -> None:
     assert len(store.blocks) == 2 and values(store, 1, 2) == [7, 129]
 
 
-def test_many_small_blocks_are_rewritten_together(store: ClientStore) -> None:
+def test_many_small_blocks_are_rewritten_together(store: ClientStates) -> None:
     for c in range(200):
         store.write((c,), block(c))
         if c % 10 == 9:
@@ -136,7 +136,7 @@ def test_many_small_blocks_are_rewritten_together(store: ClientStore) -> None:
     assert len(handles) == len(store.blocks) and None not in places
 
 
-def test_rewriting_moves_no_bit_and_keeps_what_is_dirty(store: ClientStore, disk: Disk) -> None:
+def test_rewriting_moves_no_bit_and_keeps_what_is_dirty(store: ClientStates, disk: Disk) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(65, 2)).astype(np.float32)
     for c in range(65):
@@ -148,14 +148,14 @@ def test_rewriting_moves_no_bit_and_keeps_what_is_dirty(store: ClientStore, disk
     assert len(disk.manifest(1)) == 65
 
 
-def test_few_blocks_of_many_clients_stay_as_they_are(store: ClientStore) -> None:
+def test_few_blocks_of_many_clients_stay_as_they_are(store: ClientStates) -> None:
     for b in range(70):
         store.write(range(8 * b, 8 * b + 8), block(*range(8 * b, 8 * b + 8)))
     store.commit()
     assert len(store.blocks) == 70 and value(store, 557) == 557
 
 
-def test_bfloat16_states(store: ClientStore, disk: Disk) -> None:
+def test_bfloat16_states(store: ClientStates, disk: Disk) -> None:
     bits = np.arange(6, dtype=np.uint16).reshape(3, 2)
     store.write((5, 6, 7), {"x": BF16(bits)})
     store.commit()
@@ -168,7 +168,7 @@ def test_bfloat16_states(store: ClientStore, disk: Disk) -> None:
 # -- on disk -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_writes_only_what_was_touched(store: ClientStore, disk: Disk) -> None:
+def test_a_snapshot_writes_only_what_was_touched(store: ClientStates, disk: Disk) -> None:
     store.write((1, 2, 3), block(1, 2, 3))
     disk.save(store, 1)
     store.write((2,), block(20))
@@ -180,7 +180,7 @@ def test_a_snapshot_writes_only_what_was_touched(store: ClientStore, disk: Disk)
     assert values(disk.load(1), 1, 2, 3) == [1, 2, 3]  # an older snapshot stays what it was
 
 
-def test_rounds_between_two_snapshots_are_all_in_the_next(store: ClientStore, disk: Disk) -> None:
+def test_rounds_between_two_snapshots_are_all_in_the_next(store: ClientStates, disk: Disk) -> None:
     store.write((5,), block(5))
     store.commit()
     store.write((6, 5), block(6, 55))
@@ -190,7 +190,7 @@ def test_rounds_between_two_snapshots_are_all_in_the_next(store: ClientStore, di
     assert values(disk.load(3), 5, 6, 7) == [55, 6, 7] and len(disk.files()) == 1
 
 
-def test_rows_of_a_lost_round_are_not_written(store: ClientStore, disk: Disk) -> None:
+def test_rows_of_a_lost_round_are_not_written(store: ClientStates, disk: Disk) -> None:
     store.write((1,), block(1))
     store.commit()
     store.write((1, 2), block(11, 22))
@@ -199,7 +199,7 @@ def test_rows_of_a_lost_round_are_not_written(store: ClientStore, disk: Disk) ->
     assert values(disk.load(1), 1, 2) == [1, None]
 
 
-def test_a_snapshot_that_did_not_commit_is_written_again(store: ClientStore, disk: Disk) -> None:
+def test_a_snapshot_that_did_not_commit_is_written_again(store: ClientStates, disk: Disk) -> None:
     store.write((1,), block(1))
     store.commit()
     disk.save(store, 1, commit=False)  # the folder failed before the snapshot counted
@@ -208,7 +208,7 @@ def test_a_snapshot_that_did_not_commit_is_written_again(store: ClientStore, dis
     assert disk.manifest(2) == {"1": ["round-000002-1", 0]} and store.dirty == set()
 
 
-def test_nothing_touched_writes_no_segment(store: ClientStore, disk: Disk) -> None:
+def test_nothing_touched_writes_no_segment(store: ClientStates, disk: Disk) -> None:
     disk.save(store, 1)
     assert disk.files() == [] and not list(disk.snapshots.rglob("clients.json"))
     assert not disk.load(1).saved
@@ -218,7 +218,7 @@ def test_nothing_touched_writes_no_segment(store: ClientStore, disk: Disk) -> No
     assert disk.files() == ["round-000002-1"] and disk.manifest(3) == disk.manifest(2)
 
 
-def test_a_loaded_store_goes_on(store: ClientStore, disk: Disk) -> None:
+def test_a_loaded_store_goes_on(store: ClientStates, disk: Disk) -> None:
     store.write(range(4), block(0, 1, 2, 3))
     disk.save(store, 1)
     store.write((3, 0), block(33, 100))
@@ -234,10 +234,10 @@ def test_a_loaded_store_goes_on(store: ClientStore, disk: Disk) -> None:
     assert len(last.blocks) == 3
 
 
-def test_load_forgets_what_was_there(store: ClientStore, disk: Disk) -> None:
+def test_load_forgets_what_was_there(store: ClientStates, disk: Disk) -> None:
     store.write((1,), block(1))
     disk.save(store, 1)
-    other = ClientStore(LocalPool())
+    other = ClientStates(LocalPool())
     other.write((1, 2), block(9, 9))
     other.commit()
     other.write((3,), block(9))
@@ -249,7 +249,7 @@ def test_load_forgets_what_was_there(store: ClientStore, disk: Disk) -> None:
     assert other.places == {} and other.saved == {}
 
 
-def test_segments_without_a_snapshot_are_collected(store: ClientStore, disk: Disk) -> None:
+def test_segments_without_a_snapshot_are_collected(store: ClientStates, disk: Disk) -> None:
     collect_segments(disk.snapshots, disk.segments)  # no such folder yet
     for r, c in ((1, (1, 2)), (2, (1,)), (3, (2,))):
         store.write(c, block(*[10.0 * r + i for i in c]))
@@ -264,7 +264,7 @@ def test_segments_without_a_snapshot_are_collected(store: ClientStore, disk: Dis
     assert values(disk.load(3), 1, 2) == [21, 32]
 
 
-def test_many_clients_on_disk(store: ClientStore, disk: Disk) -> None:
+def test_many_clients_on_disk(store: ClientStates, disk: Disk) -> None:
     n = 3000
     for at in range(0, n, 50):
         store.write(range(at, at + 50), block(*range(at, at + 50)))
@@ -277,7 +277,7 @@ def test_many_clients_on_disk(store: ClientStore, disk: Disk) -> None:
     assert len(back.blocks) == 2 and len(back.lookup(range(n))[0]) == 2
 
 
-def segments_in(store: ClientStore) -> int:
+def segments_in(store: ClientStates) -> int:
     return sum(isinstance(h, Segment) for h in store.blocks.values())
 
 
@@ -285,7 +285,7 @@ def segments_in(store: ClientStore) -> int:
 def test_states_beyond_the_room_are_read_from_the_segments(disk: Disk, room: float | None) -> None:
     """Any history of writes, lost rounds, snapshots and resumes gives the newest states, wherever they lie."""
     rng, n = np.random.default_rng(1), 40
-    store, want, saved = ClientStore(LocalPool(), room), dict[int, float](), dict[int, float]()
+    store, want, saved = ClientStates(LocalPool(), room), dict[int, float](), dict[int, float]()
     for r in range(1, 61):
         ids = rng.permutation(n)[:6].tolist()
         handles, at = store.lookup(ids)
@@ -305,7 +305,7 @@ def test_states_beyond_the_room_are_read_from_the_segments(disk: Disk, room: flo
         else:
             store.commit()
         if r % 20 == 0:
-            store, want = ClientStore(LocalPool(), room), dict(saved)
+            store, want = ClientStates(LocalPool(), room), dict(saved)
             store.load(max(disk.snapshots.iterdir()), disk.segments)
         assert values(store, *range(n)) == [want.get(c) for c in range(n)]
         if room == 0.0 and r % 3 == 0:
@@ -314,7 +314,7 @@ def test_states_beyond_the_room_are_read_from_the_segments(disk: Disk, room: flo
 
 
 def test_what_lies_on_disk_is_at_most_twice_the_states(disk: Disk) -> None:
-    rng, store, n = np.random.default_rng(0), ClientStore(LocalPool(), 0.0), 100
+    rng, store, n = np.random.default_rng(0), ClientStates(LocalPool(), 0.0), 100
     for r in range(1, 81):
         ids = rng.permutation(n)[:10].tolist()
         store.write(ids, block(*[r + c / 1000 for c in ids]))
@@ -340,7 +340,7 @@ def test_states_follow_their_clients_through_cohorts_and_rounds() -> None:
 def test_a_run_whose_states_lie_on_disk_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more: dict[str, Any] = {"rounds": 5, "storage": {"snapshot_every": 2}}
     memory = toy.run_folder("scaffold", tmp_path / "memory", **more)
-    monkeypatch.setattr(ClientStore, "_most", lambda self: 0.0)
+    monkeypatch.setattr(ClientStates, "_limit", lambda self: 0.0)
     disk = toy.run_folder("scaffold", tmp_path / "disk", **more)
     assert disk.rows == memory.rows and tree.same(disk.state, memory.state)
     assert disk.clients.keys() == memory.clients.keys() and len(memory.clients) > 7
@@ -353,6 +353,6 @@ def test_a_round_that_breaks_leaves_the_states() -> None:
     fed = done.fed
     fed.begin(2)
     fed.method.round(done.state, fed, fed.task)
-    assert any(not tree.same(tree.from_numpy(fed.store.get(c)), before.get(str(c), {})) for c in fed.store.pending)
-    fed.store.rollback()
+    assert any(not tree.same(tree.from_numpy(fed.states.get(c)), before.get(str(c), {})) for c in fed.states.pending)
+    fed.states.rollback()
     assert done.clients().keys() == before.keys() and all(tree.same(done.clients()[c], before[c]) for c in before)

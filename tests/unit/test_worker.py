@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from rayfed import execute, tree
+from rayfed.engine.cohorts import cohort_size
 from rayfed.engine.failures import ClientFailed, VectorizeError
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.worker import SMALL, CohortVisit, sums_are_finite
 from rayfed.errors import RunFailed
-from rayfed.fed import cohort_size
 from rayfed.fold import mean, total
 from rayfed.storage.tree_files import load_tree
 from tests import toy
@@ -542,7 +542,7 @@ def test_large_parts_are_combined_where_they_lie(odd: str, n: int, shuffle: int 
     ids = sorted(ASKED)
     assert got.ids == ids and [r.client for r in got] == ids
     x = np.stack([sent(c, n) for c in ids])
-    assert all((k.large is not None) == (n > SMALL) for k in got._kept)
+    assert all((k.large is not None) == (n > SMALL) for k in got._parts.calls)
     assert np.allclose(got.gram("row").numpy(), x @ x.T, rtol=0, atol=1e-9)
     w = np.random.default_rng(0).normal(size=(4, len(ids)))
     combined = got.linear("row", torch.as_tensor(w))
@@ -650,8 +650,12 @@ def test_a_clients_writes_reach_nobody(odd: str) -> None:
 
 def test_cohorts_hold_clients_of_similar_size_in_any_order_of_asking() -> None:
     fed = toy.make_fed(toy.config(resources={"cohort": 4}))
-    cohorts = fed._cohorts("train", range(12))
-    assert cohorts == fed._cohorts("train", list(reversed(range(12)))) and [len(c) for c in cohorts] == [4, 4, 4]
+    cohorts = fed.dispatch._cohorts("train", range(12))
+    assert cohorts == fed.dispatch._cohorts("train", list(reversed(range(12)))) and [len(c) for c in cohorts] == [
+        4,
+        4,
+        4,
+    ]
     sizes = fed.federation.train.sizes()
     in_order = [(int(sizes[c]), c) for cohort in cohorts for c in cohort]
     assert in_order == sorted(in_order)
@@ -678,8 +682,8 @@ def test_the_size_of_cohorts_follows_from_the_config(clients: int, per_round: in
         },
     )
     fed = toy.make_fed(toy.config(task={"model": {"name": "mlp", "hidden": [hidden]}}))
-    assert cohort_size(c, fed.federation, fed.method, fed.task) == want
-    assert cohort_size(toy.config(resources={"cohort": 5}), fed.federation, fed.method, fed.task) == 5
+    assert cohort_size(c, fed.task) == want
+    assert cohort_size(toy.config(resources={"cohort": 5}), fed.task) == 5
 
 
 # -- records -----------------------------------------------------------------------------------------------------------

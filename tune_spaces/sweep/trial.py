@@ -84,16 +84,16 @@ class SweepTrial(tune.Trainable):
         if self.runners is None:
             self.runners = self._open_runs(self.folder)
         config = self.config_here
-        going = [r.reached for r in self.runners.values() if not r.early]
+        going = [r.prepared.reached for r in self.runners.values() if not r.prepared.early]
         reached = min(going, default=config.rounds)
         to = min((reached // config.evaluate.every + 1) * config.evaluate.every, config.rounds)
         for runner in self.runners.values():
             self.pool.on_restart = lambda folder=runner.folder, **about: folder.event("actor restarted", **about)
             runner.advance(to)
-        reached = max([r.reached for r in self.runners.values()], default=config.rounds)
+        reached = max([r.prepared.reached for r in self.runners.values()], default=config.rounds)
         row = self.folder.make_row(reached, self.point, self.request.seeds)
         self.folder.write_rows([row])
-        done = all(r.early or r.reached >= config.rounds for r in self.runners.values())
+        done = all(r.prepared.early or r.prepared.reached >= config.rounds for r in self.runners.values())
         if done:
             self._end_runs()
         return self._report(row, done)
@@ -175,7 +175,7 @@ class SweepTrial(tune.Trainable):
             if origin:
                 self._check_state_form(origin, runner)
         folder.write_record(self.point)
-        reached = min([r.reached for r in out.values()], default=self.config_here.rounds)
+        reached = min([r.prepared.reached for r in out.values()], default=self.config_here.rounds)
         folder.write_missing_rows(reached, self.point, self.request.seeds, self.request.metric)
         return out
 
@@ -195,9 +195,9 @@ class SweepTrial(tune.Trainable):
         """Raise RunFailed where a clone's settings give its server's state another form than that of the run it continues."""
         from rayfed import keys, tree
 
-        fresh = runner.method.init(runner.task, keys.key(runner.config.seed, 0, -1, "init"))
+        fresh = runner.prepared.method.init(runner.prepared.task, keys.key(runner.config.seed, 0, -1, "init"))
         shapes = {p: tuple(x.shape) for p, x in tree.leaves(fresh)}
-        here = {p: tuple(x.shape) for p, x in tree.leaves(runner.state)}
+        here = {p: tuple(x.shape) for p, x in tree.leaves(runner.prepared.state)}
         other = ["/".join(map(str, p)) for p, s in shapes.items() if p in here and here[p] != s]
         if other:
             raise RunFailed(
@@ -217,7 +217,7 @@ class SweepTrial(tune.Trainable):
         """Write a pointer to the runs at their round; each has a snapshot there. Tune calls this."""
         pointer = self.pointer
         if self.runners and self.folder is not None:
-            pointer = TrialPointer(self.folder.relative, min(r.reached for r in self.runners.values()))
+            pointer = TrialPointer(self.folder.relative, min(r.prepared.reached for r in self.runners.values()))
         if pointer:
             (Path(checkpoint_dir) / POINTER).write_text(json.dumps(asdict(pointer)))
 

@@ -60,15 +60,15 @@ def test_labels_name_the_kind_and_the_visit() -> None:
 def test_a_methods_visit_may_bear_an_evaluations_name(tmp_path: Any) -> None:
     """`personal` of a method is the method's visit, not the engine's scores."""
     (tmp_path / "own.py").write_text(
-        "import torch\n"
-        "from rayfed import Method, Part, Visit, Wire\n"
+        "from rayfed import Method, Part, SCALAR, Visit, Wire, visit\n"
         "class Own(Method):\n"
-        "    wire = Wire(up={'k': Part('scalar')}, server={'model': Part('params')})\n"
-        "    def personal(self, task) -> Visit:\n"
-        "        def end(info, carry, shared, mine, own):\n"
-        "            return {'k': info.client.to(task.dtype)}, own\n"
-        "        return Visit(lambda info, shared, mine, own: {}, (), end)\n"
+        "    wire = Wire(up={'k': Part(SCALAR)})\n"
+        "    @visit\n"
+        "    def personal(self, task):\n"
+        "        def end(client, carry):\n"
+        "            return {'k': client.info.client.to(task.dtype)}, client.own\n"
+        "        return Visit(lambda client: {}, (), end)\n"
     )
     fed = toy.make_fed(toy.config(f"{tmp_path / 'own.py'}:Own"))
     fed.begin(1)
-    assert fed.ask("personal", (4, 2)).stacked("k").tolist() == [2.0, 4.0]
+    assert fed.ask(fed.method.personal, (4, 2)).stacked("k").tolist() == [2.0, 4.0]

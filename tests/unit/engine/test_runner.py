@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rayfed.engine.client_states import ClientStore
+from rayfed.engine.client_states import ClientStates
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.runner import Runner
 from rayfed.errors import RunFailed
@@ -56,7 +56,7 @@ def test_a_clone_goes_on_as_the_run_did(tmp_path: Path) -> None:
     assert folder.run_id != whole.folder.run_id
     assert Runner(c, toy.federation(c), LocalPool(), folder).execute() == ("done", 5)
     assert seen(folder) == whole.rows
-    store = ClientStore(LocalPool())
+    store = ClientStates(LocalPool())
     store.load(folder.path / "snapshots" / "round-000005", folder.path / "segments")
     assert {k: v.keys() for k, v in toy.states(store).items()} == {k: v.keys() for k, v in whole.clients.items()}
     with pytest.raises(RunFailed, match="round 3"):

@@ -91,7 +91,7 @@ def test_a_sink_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_run_that_fails_is_marked_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, wandb = FakeMLflow(monkeypatch), FakeWandB(monkeypatch)
-    monkeypatch.setattr("rayfed.engine.runner.Runner.evaluate", lambda *a: 1 / 0)
+    monkeypatch.setattr("rayfed.engine.evaluation.Evaluator.evaluate", lambda *a: 1 / 0)
     with pytest.raises(Exception, match="division by zero"):
         toy.run_folder("fedavg", tmp_path, track=["mlflow", "wandb"])
     assert fake.runs["r0"]["status"][-1] == "FAILED" and wandb.exits == [1]

@@ -1,0 +1,70 @@
+"""Bytes of one round: those that a deployment would send over the wire, and those that this engine moves between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rayfed import tree
+from rayfed.adapters import ranks
+
+if TYPE_CHECKING:
+    from rayfed.engine.messages import CallResult, VisitCall
+    from rayfed.method import Method
+    from rayfed.tree import Tree
+
+
+class ByteMeter:
+    """Counts what goes down to clients and comes up from them, by each client's LoRA rank where ranks differ.
+
+    A shared part is paid once a round by each client that gets it, however often it is asked with. up, down: on the wire;
+    moved_up, moved_down: between processes.
+    """
+
+    def __init__(self, method: Method, rank_of: Callable[[int], int] | None):
+        """rank_of: client -> its drawn rank; None where all clients have one."""
+        self.method, self.rank_of = method, rank_of
+        self.reset()
+
+    def reset(self) -> None:
+        """A round begins."""
+        self.up = self.down = self.moved_up = self.moved_down = 0
+        self._holders: dict[int, set[int]] = {}  # id of a shared value -> the clients that have it
+        self._ranks_before: dict[int, int] = {}  # when a client was last asked, where its state says it
+
+    def row(self) -> dict[str, int]:
+        """The counts by the names of their metrics."""
+        return {
+            "bytes/up": self.up,
+            "bytes/down": self.down,
+            "ray/bytes/up": self.moved_up,
+            "ray/bytes/down": self.moved_down,
+        }
+
+    def newcomers(self, value: Tree, clients: Sequence[int]) -> list[int]:
+        """The clients that do not have a shared value of this round yet; from now on they do. The value must outlive the round."""
+        holders = self._holders.setdefault(id(value), set())
+        new = sorted(set(clients) - holders)
+        holders.update(new)
+        return new
+
+    def count_down(
+        self, shared: Mapping[str, Tree], new: Mapping[str, Sequence[int]], calls: Sequence[VisitCall]
+    ) -> None:
+        """Shared parts that went to their new holders, and what went to each client alone, by the ranks held when it came."""
+        for part, clients in new.items():
+            rows = tree.values(shared[part])[0].shape[0] if self.method.wire.down[part].routed else 1
+            one = {part: tree.map(lambda x: x[None], shared[part])}
+            for count, held in ranks.kinds(self._ranks(clients), len(clients)):
+                self.down += ranks.cost(self.method.cost, one, held) // rows * count
+        for call in calls:
+            self.down += ranks.cost(self.method.cost, tree.from_numpy(call.mine), self._ranks(call.clients))
+
+    def note_ranks(self, result: CallResult) -> None:
+        """The ranks that a call's clients had when they were asked."""
+        self._ranks_before.update(result.ranks_before)
+
+    def _ranks(self, clients: Sequence[int]) -> list[int] | None:
+        if self.rank_of is None:
+            return None
+        return [self._ranks_before.get(c, self.rank_of(c)) for c in clients]

@@ -1,0 +1,73 @@
+"""How the clients of an ask become calls: how many go into one, which ones, and what that says of useful actors.
+
+The size of cohorts follows from the config and the model's size alone, never from the number of actors: so changing the
+number of actors changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rayfed import tree
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config
+    from rayfed.partition import Federation
+    from rayfed.task import Task
+
+Cohort = tuple[int, ...]  # clients of one call
+
+USUAL = 32  # clients of one call, at most
+SMALL_MODELS = 128  # the same for models whose work is less than a call's
+SMALL_BYTES = (
+    64 * 2**20
+)  # of a call's clients' models, gradients and optimizer state: up to here more than USUAL are taken
+MOST_BYTES = 2 * 2**30  # of the same, at most
+ONE_CALL_S = 4e-3  # seconds of a round's work: below, a second call or the way to an actor costs more than it saves
+
+
+def calls_per_round(clients: int, largest: int = USUAL) -> int:
+    """The calls that a round of `clients` is cut into where one takes `largest`: an even number, so that two actors share it."""
+    calls = max(2, math.ceil(clients / largest))
+    return calls + calls % 2
+
+
+def cohort_size(config: Config, task: Task) -> int:
+    """Clients per call: `resources.cohort`, or for `auto` a function of config and shapes alone."""
+    if config.resources.cohort != "auto":
+        return int(config.resources.cohort)
+    asked = max(1, config.per_round())
+    each = max(1, 6 * tree.nbytes(task.params_like))  # bytes: a model, its gradient and four more for the optimizer
+    calls = calls_per_round(asked, min(SMALL_MODELS, max(USUAL, SMALL_BYTES // each)))
+    fits = max(1, MOST_BYTES // each)
+    return max(1, min(math.ceil(asked / calls), fits))
+
+
+def fits_one_call(config: Config, federation: Federation, step: float) -> bool:
+    """Whether a round's clients had better be one call, where a client's local step takes `step` seconds."""
+    local, asked = config.local, config.per_round()
+    mean = float(federation.class_counts[: federation.population].sum(1).mean())
+    steps = local.steps or (local.epochs or 1) * math.ceil(mean / local.batch_size)
+    return asked <= SMALL_MODELS and asked * steps * step < ONE_CALL_S
+
+
+def useful_actors(config: Config) -> int:
+    """Client actors that a round can keep at work; more would only wait. Counts calls without knowing the model's size."""
+    asked, size = max(1, config.per_round()), config.resources.cohort
+    return calls_per_round(asked) if size == "auto" else math.ceil(asked / int(size))
+
+
+def cut(clients: Sequence[int], federation: Federation, size: int) -> list[Cohort]:
+    """Cohorts of `size` clients of similar work, whatever order they were named in: by number of train examples, then by id."""
+    ids, offsets = np.fromiter(clients, np.int64, len(clients)), federation.train.offsets
+    examples = offsets[ids + 1] - offsets[ids]
+    return cut_in_order(ids[np.lexsort((ids, examples))].tolist(), size)
+
+
+def cut_in_order(numbers: Sequence[int], size: int) -> list[Cohort]:
+    """Cohorts of `size`, in the order given."""
+    return [tuple(numbers[i : i + size]) for i in range(0, len(numbers), size)]

@@ -1,0 +1,211 @@
+"""How an ask is carried out: clients are cut into cohorts, a call goes out for each, and what they give comes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rayfed import fold as folding
+from rayfed import tree
+from rayfed.adapters import ranks
+from rayfed.engine import cohorts
+from rayfed.engine.byte_meter import ByteMeter
+from rayfed.engine.client_states import ClientStates
+from rayfed.engine.evaluation import Evaluation
+from rayfed.engine.failures import ClientFailed, Failure, FailurePolicy, Raise
+from rayfed.engine.messages import CallResult, Job, Request, Value, VisitCall
+from rayfed.engine.replies import CallParts, UnfoldedParts
+from rayfed.errors import RunFailed
+from rayfed.fed import FoldedParts, Replies, Reply
+from rayfed.fold import Fold
+from rayfed.wire import ANY
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config
+    from rayfed.engine.pool import Merging, Outcome, Pool
+    from rayfed.method import Method
+    from rayfed.partition import Federation
+    from rayfed.task import Task
+    from rayfed.tree import Tree
+    from rayfed.visits import Arguments
+
+
+class Dispatch:
+    """The engine behind `Fed.ask` (see `rayfed.fed.Dispatcher`), for one run on one pool.
+
+    states: of the clients; meter, visits, dropped, local_scores, seconds: of this round, the last two by client; watch: is called
+    with the number of visits so far whenever a call has ended; note: with each sentence that a worker notes beside its results.
+    """
+
+    def __init__(self, config: Config, federation: Federation, method: Method, task: Task, pool: Pool, run: str):
+        """run: the id under which the run is resident in the pool."""
+        self.config, self.federation, self.method, self.task = config, federation, method, task
+        self.pool, self.run_id = pool, run
+        self.states = ClientStates(pool)
+        self.policy = FailurePolicy.of(config.failures)
+        self.cohort_size = cohorts.cohort_size(config, task)
+        ranked = ranks.kept(config, method.wire) or ranks.unequal(config)
+        self.meter = ByteMeter(method, (lambda client: int(task.ranks[client])) if ranked else None)
+        self.watch: Callable[[int], None] = lambda visits: None
+        self.note: Callable[[str], None] = lambda sentence: None
+        self.begin(0, score_local=False)
+
+    def begin(self, round: int, score_local: bool) -> None:
+        """A round starts: numbers of asks and counts start anew, and shared parts are put into the pool again."""
+        self.round, self.score_local = round, score_local
+        self._asks = 0
+        self._shared: dict[
+            int, tuple[Tree, Any]
+        ] = {}  # id of a shared value -> the value, which so stays alive; its handle
+        self.meter.reset()
+        self.visits = self.dropped = 0
+        self.local_scores: dict[int, dict[str, float]] = {}
+        self.seconds: dict[int, float] = {}
+
+    def ask(
+        self,
+        visit: str | Evaluation,
+        clients: Sequence[int],
+        *,
+        arguments: Arguments = (),
+        shared: Tree,
+        mine: Mapping[int, Tree],
+        folds: tuple[Fold, ...] = (),
+        keep: tuple[str, ...] = (),
+        metered: bool = False,
+    ) -> Replies:
+        """Have a visit of the method or an evaluation executed by clients, in cohorts; arguments as in `Fed.ask`.
+
+        clients: of `Evaluation.GLOBAL`, the numbers of the pooled test set's pieces. Errors: ClientFailed where a failure ends
+        the run, and what the pool raises.
+        """
+        self._asks += 1
+        handles = tuple(self._handle(value) for value in shared.values())
+        new = {part: self.meter.newcomers(value, clients) for part, value in shared.items()} if metered else {}
+        jobs, calls = [], []
+        for cohort in self._cohorts(visit, clients):
+            blocks, rows = self.states.lookup(cohort) if self.method.wire.keep else ((), ())
+            call = VisitCall(
+                visit=visit,
+                clients=cohort,
+                dispatch=(self.round << 20) + self._asks,
+                round=self.round,
+                rounds=self.config.rounds,
+                shared=tuple(shared),
+                mine=tree.to_numpy(tree.stack([mine[c] for c in cohort])) if mine else {},
+                states=rows,
+                folds=folds,
+                keep=keep,
+                score_local=self.score_local and metered,
+                arguments=arguments,
+            )
+            calls.append(call)
+            jobs.append(Job(self.run_id, call, (*handles, *blocks)))
+        replies = self._gathered(str(visit), jobs, folds, metered)
+        if metered:
+            self.meter.count_down(shared, new, calls)
+        return replies
+
+    def _cohorts(self, visit: str | Evaluation, clients: Sequence[int]) -> list[cohorts.Cohort]:
+        if visit is Evaluation.GLOBAL:
+            return cohorts.cut_in_order(sorted(clients), self.cohort_size)
+        return cohorts.cut(clients, self.federation, self.cohort_size)
+
+    def _handle(self, value: Tree) -> Any:
+        """A shared part goes into the pool once a round however often it is asked with."""
+        if id(value) not in self._shared:
+            self._shared[id(value)] = value, self._put(value)
+        return self._shared[id(value)][1]
+
+    def _put(self, value: Tree) -> Any:
+        """A handle of a tree of the server."""
+        self.meter.moved_down += tree.nbytes(value)
+        return self.pool.put(tree.to_numpy(value))
+
+    # -- what comes back -----------------------------------------------------------------------------------------------
+
+    def _gathered(self, visit: str, jobs: list[Job], folds: tuple[Fold, ...], metered: bool) -> Replies:
+        """Execute the calls; their replies, folds and failures together."""
+        merging = self.pool.merging()
+        parts: dict[int, CallParts] = {}
+        replies: list[Reply] = []
+        failures: dict[int, str] = {}
+        for number, outcome in self._executed(jobs):
+            result = outcome.result
+            assert isinstance(result, CallResult)
+            self._judge(visit, result.failures, failures)
+            if folds:
+                merging.add(number, outcome)
+            rows = zip(result.clients, result.examples, result.steps, result.ranks, strict=True)
+            replies += [Reply(*row) for row in rows]
+            if result.clients:
+                parts[number] = CallParts(result.clients, result.small, result.large, outcome.large)
+            if outcome.states is not None:
+                self.states.write(result.clients, outcome.states)
+            self._count(result, outcome, metered)
+        self.dropped += len(failures)
+        folded, weight = self._folded(jobs, folds, merging)
+        unfolded = UnfoldedParts([parts[i] for i in sorted(parts)], self.pool, self._reduce, self._put)
+        return Replies(replies, unfolded, folded, weight, failures)
+
+    def _judge(self, visit: str, found: Mapping[int, Failure], failures: dict[int, str]) -> None:
+        """Add a call's failures, by client; ClientFailed where the policy says that one ends the run."""
+        for client, failure in found.items():
+            failures[client] = failure.reason
+            if isinstance(self.policy.decide(failure), Raise):
+                raise ClientFailed(client, self.round, visit, failure)
+
+    def _count(self, result: CallResult, outcome: Outcome, metered: bool) -> None:
+        self.meter.note_ranks(result)
+        if metered:
+            self.meter.up += result.bytes_up
+            self.visits += len(result.clients)
+            self.local_scores.update(result.local_scores)
+            self.seconds.update(dict.fromkeys(result.clients, result.seconds / max(1, len(result.clients))))
+        if not outcome.in_process:
+            self.meter.moved_up += tree.nbytes(result.small) + folding.nbytes(result.folded or {})
+        self.watch(self.visits)
+
+    def _folded(self, jobs: list[Job], folds: tuple[Fold, ...], merging: Merging) -> tuple[FoldedParts, dict[str, Any]]:
+        """(part -> what its fold gave, part -> its weight); calls whose folds are lost are executed again."""
+        while again := merging.lost():
+            for i, outcome in self._executed([jobs[number] for number in again]):
+                merging.add(again[i], outcome)
+        merged = merging.result()
+        self.meter.moved_up += merging.moved
+        folded, weight = FoldedParts(), {}
+        for fold in folds:
+            partials = merged.get(fold.part) or ({} if fold.by else None)
+            try:
+                if partials is None:
+                    partials = {"": {"total": self._zeros(fold.part), "weight": 0.0}}
+            except RunFailed as error:
+                folded.without_zero[fold.part], weight[fold.part] = error, 0.0
+                continue
+            folded[fold.part], weight[fold.part] = folding.finish(fold, partials)
+        return folded, weight
+
+    def _zeros(self, part: str) -> Tree:
+        """What a fold over no reply gives: zeros of the declared shape."""
+        shape = self.method.wire.up[part].shape if part in self.method.wire.up else ANY
+        try:
+            return shape.zeros(self.task)
+        except RunFailed as unknown:
+            message = f"nobody replied and part {part!r}, declared {str(shape)!r}, has no zero to stand for it"
+            raise RunFailed(message) from unknown
+
+    def _reduce(self, jobs: Sequence[tuple[Request, tuple[Any, ...]]]) -> list[Any]:
+        """The values of requests on parts of replies, in their order."""
+        values: list[Any] = [None] * len(jobs)
+        for i, outcome in self._executed([Job(self.run_id, request, handles) for request, handles in jobs]):
+            assert isinstance(outcome.result, Value)
+            values[i] = outcome.result.value
+            self.meter.moved_up += 0 if outcome.in_process else tree.nbytes(values[i])
+        return values
+
+    def _executed(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """(number, outcome) of jobs as they end; what workers note beside them is passed on."""
+        for number, outcome in self.pool.execute(jobs):
+            for sentence in outcome.result.notes:
+                self.note(sentence)
+            yield number, outcome

@@ -1,0 +1,113 @@
+"""The parts of replies that did not fold: small ones at the server, large ones computed with where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayfed import tree
+from rayfed.engine.messages import DotCall, GramCall, LinearCall, PickCall, Request
+from rayfed.fold import Merger
+from rayfed.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed.engine.pool import Pool
+    from rayfed.tree import Tree
+
+Reduce = Callable[
+    [Sequence[tuple[Request, tuple[Any, ...]]]], list[Any]
+]  # (request, handles) of each job -> their values
+
+
+@dataclass(frozen=True)
+class CallParts:
+    """Unfolded parts of one call's replies, leaves (c, ...): `small` ones here, those called `names` behind the handle `large`."""
+
+    clients: list[int]
+    small: Tree
+    names: tuple[str, ...]
+    large: Any
+
+
+class UnfoldedParts:
+    """What `rayfed.fed.Replies` asks for; everything it gives has a row for each reply, in the order of client ids.
+
+    calls: in the order of their numbers; reduce: executes jobs and gives their values; put: a handle of a tree of the server.
+    """
+
+    def __init__(self, calls: list[CallParts], pool: Pool, reduce: Reduce, put: Callable[[Tree], Any]):
+        self.calls, self._pool, self._reduce, self._put = calls, pool, reduce, put
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """(n,) places in the calls' order, by client id."""
+        clients = np.asarray([c for call in self.calls for c in call.clients], np.int64)
+        return torch.as_tensor(np.argsort(clients, kind="stable"))
+
+    def stacked(self, part: str, names: Sequence[str]) -> Tree:
+        """Bring a part to the server, leaves (n, ...); names: only these of its entries, all where empty."""
+        if not self.calls:
+            raise KeyError(f"part {part!r}: nobody replied")
+        if names:
+            request = PickCall(part, tuple(names))
+            found = self._reduce([(request, (self._handle(call, part),)) for call in self.calls])
+        else:
+            found = [self._value(call, part) for call in self.calls]
+        return tree.map(lambda *xs: torch.cat(xs)[self._order], *(tree.from_numpy(p) for p in found))
+
+    def gram(self, part: str) -> Tensor:
+        """Inner products of the replies, (n, n)."""
+        handles = [self._handle(call, part) for call in self.calls]
+        m = len(handles)
+        pairs = [(i, j) for i in range(m) for j in range(i, m)]
+        values = self._reduce([(GramCall(part), (handles[i], handles[j])) for i, j in pairs])
+        blocks: dict[tuple[int, int], Tensor] = {}
+        for (i, j), value in zip(pairs, values, strict=True):
+            blocks[i, j] = tree.from_numpy(value)
+            blocks[j, i] = blocks[i, j].T
+        g = torch.cat([torch.cat([blocks[i, j] for j in range(m)], 1) for i in range(m)])
+        return g[self._order][:, self._order]
+
+    def dot(self, part: str, trees: Sequence[Tree]) -> Tensor:
+        """Inner products of the replies with K trees, which may have some of the part's entries, (n, K) float64."""
+        other = self._put(tree.stack(trees))
+        values = self._reduce([(DotCall(part), (self._handle(call, part), other)) for call in self.calls])
+        if not values:
+            return torch.zeros(0, len(trees), dtype=torch.float64)
+        return torch.cat([tree.from_numpy(value) for value in values])[self._order]
+
+    def linear(self, part: str, weights: Tensor) -> list[Tree]:
+        """Weights (K, n) times the replies: K trees."""
+        in_calls = torch.empty(len(self._order), dtype=torch.int64)
+        in_calls[self._order] = torch.arange(len(self._order))
+        jobs: list[tuple[Request, tuple[Any, ...]]] = []
+        first = 0
+        for call in self.calls:
+            columns = weights[:, in_calls[first : first + len(call.clients)]]
+            jobs.append((LinearCall(part, columns.numpy()), (self._handle(call, part),)))
+            first += len(call.clients)
+        merger = Merger(tree.add)
+        for i, value in enumerate(self._reduce(jobs)):
+            merger.add(i, tree.from_numpy(value))
+        return tree.unstack(merger.result())
+
+    def _value(self, call: CallParts, part: str) -> Tree:
+        """The part of one call, at the server."""
+        return call.small[part] if part in call.small else self._pool.get(self._handle(call, part))[part]
+
+    def _handle(self, call: CallParts, part: str) -> Any:
+        """What the pool resolves to the tree that holds the part of one call."""
+        if part in call.small:
+            return self._pool.put({part: call.small[part]})
+        if part not in call.names:
+            have = sorted({*call.small, *call.names})
+            raise KeyError(
+                f"part {part!r} was not kept (folded away, or not sent); at hand: {', '.join(have) or 'none'}"
+            )
+        return call.large
