@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from pretrain_lm import tokenizer
 
-from rayfed.launch.claims import models
+from rayfed.launch.claims import models_folder
 
 LETTERS = "abcdefghijklmnop"
 STEPS = 1500
@@ -132,4 +132,4 @@ def main(where: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else models() / "tiny-lm-tasks")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else models_folder() / "tiny-lm-tasks")

@@ -21,7 +21,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from rayfed import data
 from rayfed.config.schema import Named
-from rayfed.launch.claims import models
+from rayfed.launch.claims import models_folder
 
 CLASSES = 5
 EPOCHS = 60
@@ -78,4 +78,4 @@ def main(where: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else models() / "tiny-vit-digits")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else models_folder() / "tiny-vit-digits")

@@ -135,10 +135,11 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
-    from rayfed.launch import claims as table
+    from rayfed.launch.claims import find_study, judge_claims
+    from rayfed.launch.claims_page import evidence
 
     def run_study(study: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
-        before = table.found(study, folder)
+        before = find_study(study, folder)
         with _progress(as_json) as progress:
             where: dict[str, Any] = {"watch": progress.update} | ({} if local else {"address": address})
             if local:
@@ -150,13 +151,13 @@ def claims(
             done = continue_study(before, **where) if before else start_study(study, out=folder, **where)
         return done.path, done.summary
 
-    done = table.run(names or (), run_study, out=out, shelf=shelf, told=lambda line: typer.echo(line, err=True))
+    judged = judge_claims(names or (), run_study, out=out, shelf=shelf, log=lambda line: typer.echo(line, err=True))
     if as_json:
-        typer.echo(json.dumps(done, indent=1))
+        typer.echo(json.dumps(judged, indent=1))
         return
-    for name, entry in done.items():
+    for name, entry in judged.items():
         for r in entry["results"]:
-            typer.echo(f"{r['verdict']:20} {name}: {r['about']}\n{'':20} {table.numbers(r)}")
+            typer.echo(f"{r['verdict']:20} {name}: {r['about']}\n{'':20} {evidence(r)}")
 
 
 def _is_sweep(where: str) -> bool:

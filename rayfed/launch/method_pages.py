@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rayfed import methods
-from rayfed.launch.claims import numbers, of_method
+from rayfed.launch.claims import verdicts_about
+from rayfed.launch.claims_page import evidence
 from rayfed.method import Method
 from rayfed.visits import VisitMethod
 from rayfed.wire import Part
@@ -61,7 +62,7 @@ def describe(name: str) -> dict[str, Any]:
         "wire": {side: {n: dict(vars(p)) for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields},
         "visits": {n: _sentence(n, getattr(cls, n)) for n in _visits(cls)},
         "logs": {n: {"about": text, "unit": unit} for n, (text, unit) in cls.logs.items()},
-        "claims": of_method(name),
+        "claims": verdicts_about(name),
     }
 
 
@@ -138,7 +139,9 @@ def _sections(about: dict[str, Any], markdown: bool) -> dict[str, list[Row]]:
         ],
         "Visits": [Row(n, "", text) for n, text in about["visits"].items()],
         "Logged": [Row(n, m["unit"], m["about"]) for n, m in about["logs"].items()],
-        "Claims": [Row(r["verdict"], study.format(r["study"]), f"{r['about']}; {numbers(r)}") for r in about["claims"]],
+        "Claims": [
+            Row(r["verdict"], study.format(r["study"]), f"{r['about']}; {evidence(r)}") for r in about["claims"]
+        ],
     }
 
 

@@ -1,8 +1,10 @@
-"""A pretrained model looked at before anything starts: built once as a config wants it. What is right stays known in the user's cache.
+"""Whether pretrained models can be built as configs want them, found out before anything starts.
+
+Each is built once. Building loads torch, which the process that reads configs never does: it starts another one,
 
     python -m rayfed.launch.model_check QUESTIONS.json
 
-is how the process that reads configs has it done: building a model loads torch, and that process never does.
+What can be built is remembered in the user's cache.
 """
 
 from __future__ import annotations
@@ -26,19 +28,21 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.partition import Federation
 
-Question = dict[str, Any]  # config, what a task reads of the federation, and the key under which a good answer is known
+Question = dict[
+    str, Any
+]  # config, what a task reads of the federation, and the key under which a good answer is remembered
 
 
 def question(config: Config, federation: Federation) -> Question | None:
-    """What is to be looked at; None for models that are not pretrained, and for what was found right before."""
+    """Return what has to be checked; None for models that are not pretrained, and for what was checked before."""
     if not config.task.model.name.startswith("hf:"):
         return None
     values = config.to_dict()
     about = {n: getattr(federation, n) for n in ("classes", "kind", "population", "clients")}
     about["input_shape"] = list(federation.input_shape)
     versions = [importlib.metadata.version(n) for n in ("torch", "transformers", "peft")]
-    # Of what is long or changes from run to run only that which a model is built from.
-    of = [
+    # Only settings from which a model is built: others change from run to run.
+    settings = [
         values["resources"]["executor"],
         values["task"]["model"],
         values["task"]["dtype"],
@@ -47,17 +51,17 @@ def question(config: Config, federation: Federation) -> Question | None:
         versions,
         list(_files(config)),
     ]
-    key = hashlib.sha256(json.dumps([about, *of], sort_keys=True, default=str).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([about, *settings], sort_keys=True, default=str).encode()).hexdigest()[:32]
     return None if _known(key).exists() else {"config": values, "federation": about, "key": key}
 
 
 def answers(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
-    """name -> what is wrong, for those with which something is."""
+    """Return name -> what is wrong, for the questions where something is."""
     asked = {n: q for n, q in questions.items() if q is not None}
     if not asked:
         return {}
     if "torch" in sys.modules:
-        found = _looked(asked)
+        found = check_models(asked)
     else:
         with tempfile.TemporaryDirectory() as tmp:
             file = Path(tmp) / "questions.json"
@@ -65,18 +69,21 @@ def answers(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
             done = subprocess.run(
                 [sys.executable, "-m", "rayfed.launch.model_check", str(file)], capture_output=True, text=True
             )
-        # A process that died (of memory, say) tells nothing about the request.
+        # A process that died (of memory, say) says nothing about the request.
         found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
     for name, problems in found.items():
         if not problems:
-            known = _known(asked[name]["key"])
-            known.parent.mkdir(parents=True, exist_ok=True)
-            known.touch()
+            file = _known(asked[name]["key"])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
     return {name: problems for name, problems in found.items() if problems}
 
 
-def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
-    """name -> what is wrong, maybe nothing; without those that ended in an error of another kind, which the run itself will tell."""
+def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
+    """Build the models and return name -> what is wrong, possibly nothing.
+
+    Left out are those that ended in an error of another kind, which the run itself will report.
+    """
     from rayfed import task
     from rayfed.config.schema import Config
     from rayfed.models.start import start_from
@@ -85,8 +92,8 @@ def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
     for q in {q["key"]: q for q in asked.values()}.values():
         config, about = Config.from_dict(q["config"]), cast("Federation", SimpleNamespace(**q["federation"]))
         try:
-            made = task.of(about.kind)(config, about, "cpu", start_from(config))
-            made.init_params(0)  # what `init.from` holds must fit
+            built = task.of(about.kind)(config, about, "cpu", start_from(config))
+            built.init_params(0)  # what `init.from` holds must fit
             by_key[q["key"]] = []
         except ConfigError as e:
             by_key[q["key"]] = e.problems
@@ -96,7 +103,7 @@ def _looked(asked: Mapping[str, Question]) -> dict[str, list[str]]:
 
 
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:
-    """(path, size, time) of what the model and its start are read from."""
+    """Yield (path, size, time) of the files that the model and its start are read from."""
     folders = [folder.locate(config.task.model.name)]
     if config.init.from_ is not None:
         folders += [Path(config.init.from_), Path(config.init.from_) / "model"]
@@ -106,8 +113,9 @@ def _files(config: Config) -> Iterator[tuple[str, int, int]]:
 
 
 def _known(key: str) -> Path:
-    return cache_folder() / "looked" / key
+    """Return the file whose presence says that a model can be built."""
+    return cache_folder() / "checked" / key
 
 
 if __name__ == "__main__":
-    print(json.dumps(_looked(json.loads(Path(sys.argv[1]).read_text()))))
+    print(json.dumps(check_models(json.loads(Path(sys.argv[1]).read_text()))))

@@ -1,4 +1,4 @@
-"""Live progress and the closing table of a command."""
+"""Live progress of a command, and the table it ends with."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")
+SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")  # in the live line
+STUDY_METRICS = ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
+STUDY_COLUMNS = 4  # what fits into 80 columns; the report has all
 
 
 def human(n: float) -> str:
-    """1234567 -> "1.2 MB"."""
+    """Format bytes: 1234567 -> "1.2 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
@@ -20,7 +22,7 @@ def human(n: float) -> str:
 
 
 def line(state: dict[str, Any]) -> str:
-    """One line: which run, round, last metrics, clients/s, bytes, time left."""
+    """Return a live status as one line: which run, round, last metrics, clients/s, bytes, time left."""
     parts = []
     if "arm" in state:
         number = f"[{state['run_number']}/{state['runs']}] " if "run_number" in state else ""
@@ -29,11 +31,10 @@ def line(state: dict[str, Any]) -> str:
         parts.append(f"trial {state['trial']} seed {state['seed']}")
     if "about" in state:  # a trial of a sweep
         parts.append(state["about"])
-    parts.append(
-        f"round {state.get('round', 0)}/{state.get('rounds', '?')}"
-        if state.get("round")
-        else state.get("status", "starting")
-    )
+    if state.get("round"):
+        parts.append(f"round {state['round']}/{state.get('rounds', '?')}")
+    else:
+        parts.append(state.get("status", "starting"))
     metrics = state.get("metrics", {})
     parts += [state["score"]] if "score" in state else []
     parts += [f"{n} {metrics[n]:.3f}" for n in SHOWN if metrics.get(n) is not None]
@@ -47,7 +48,7 @@ def line(state: dict[str, Any]) -> str:
 
 
 class Progress:
-    """A single live line on a terminal; elsewhere a plain line at most once a second, and always each run's last."""
+    """Shows a live line on a terminal, elsewhere a plain line at most once a second and always each run's last one."""
 
     def __init__(self, quiet: bool = False):
         self.quiet, self._last, self._at = quiet, "", 0.0
@@ -67,7 +68,7 @@ class Progress:
             self.live.__exit__(*error)
 
     def update(self, state: dict[str, Any]) -> None:
-        """Show a state (see state.json); keys arm, seed, run_number and runs come with a study."""
+        """Show a live status, as in state.json; in a study it has arm, seed, run_number and runs too."""
         if self.quiet:
             return
         text = line(state)
@@ -85,61 +86,75 @@ class Progress:
 
 
 def print_result(path: Path, summary: dict[str, Any]) -> None:
-    """The table a command ends with, and where the report is."""
+    """Print the table of a run or a study, and where the report is."""
+    if "arms" in summary:
+        _print_study(path, summary)
+    else:
+        _print_run(summary)
+    print(f"report: {path / 'report.html'}")
+
+
+def _print_study(path: Path, summary: dict[str, Any]) -> None:
+    """Print final values by arm, and the verdicts on claims."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, arms = Console(), summary["arms"]
+    table = Table(title=f"final round, mean ± sd over {_seeds(path)} seeds")
+    names = [m for m in STUDY_METRICS if any(m in values for values in arms.values())][:STUDY_COLUMNS]
+    table.add_column("arm")
+    for name in names:
+        table.add_column(name.replace("/", "\n"), justify="right")
+    for arm, values in arms.items():
+        table.add_row(arm, *(_mean_sd(values.get(name)) for name in names))
+    console.print(table)
+    claims = summary.get("claim") or []
+    for c in claims if isinstance(claims, list) else [claims]:
+        console.print(f"claim: {c['metric']} of {c['better']} over {c['than']} at round {c['at']}: {c.get('verdict')}")
+
+
+def _print_run(summary: dict[str, Any]) -> None:
+    """Print final and best values, and the run's notes."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    if "arms" in summary:
-        table = Table(title=f"final round, mean ± sd over {_seeds(path)} seeds")
-        names = [
-            m
-            for m in ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
-            if any(m in a for a in summary["arms"].values())
-        ][:4]  # what fits into 80 columns; the report has all
-        table.add_column("arm")
-        for n in names:
-            table.add_column(n.replace("/", "\n"), justify="right")
-        for arm, found in summary["arms"].items():
-            table.add_row(arm, *(_mean_sd(found.get(n)) for n in names))
-        console.print(table)
-        claims = summary.get("claim") or []
-        for c in claims if isinstance(claims, list) else [claims]:
-            console.print(
-                f"claim: {c['metric']} of {c['better']} over {c['than']} at round {c['at']}: {c.get('verdict')}"
-            )
-    else:
-        table = Table(title=f"{summary['method']}, {summary['rounds']} rounds in {summary['wall_s']:.1f} s")
-        for column in ("metric", "final", "best", "round of best"):
-            table.add_column(column, justify="left" if column == "metric" else "right")
-        for n, v in summary["metrics"].items():
-            if n.split("/")[0] in ("accuracy", "loss", "clusters"):
-                table.add_row(n, f"{v['final']:.4f}", f"{v['best']:.4f}", str(v["best_round"]))
-        console.print(table)
-        for note in summary["notes"]:
-            console.print(f"note: {note}", markup=False)
-    print(f"report: {path / 'report.html'}")
+    table = Table(title=f"{summary['method']}, {summary['rounds']} rounds in {summary['wall_s']:.1f} s")
+    for column in ("metric", "final", "best", "round of best"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, value in summary["metrics"].items():
+        if name.split("/")[0] in ("accuracy", "loss", "clusters"):
+            table.add_row(name, f"{value['final']:.4f}", f"{value['best']:.4f}", str(value["best_round"]))
+    console.print(table)
+    for note in summary["notes"]:
+        console.print(f"note: {note}", markup=False)
 
 
 def print_sweep(path: Path, summary: dict[str, Any]) -> None:
-    """The best trials of a sweep, and where the page is."""
+    """Print the best trials of a sweep, and where its page is."""
     from rich.console import Console
     from rich.table import Table
 
     from rayfed.report.point_text import point_text
 
-    t, several = summary["trials"], any(len(b["seeds"]) > 1 for b in summary["best"])
-    table = Table(title=f"best of {t['begun']} trials, {t['complete']} complete; {summary['rounds']:,} rounds in all")
+    trials, several = summary["trials"], any(len(b["seeds"]) > 1 for b in summary["best"])
+    counts = f"best of {trials['begun']} trials, {trials['complete']} complete"
+    table = Table(title=f"{counts}; {summary['rounds']:,} rounds in all")
     for column in ("point", summary["metric"], *(["minus the best"] if several else []), "round"):
         table.add_column(column, justify="left" if column == "point" else "right")
-    for b in summary["best"]:
-        d = b["difference"] or {}
-        gap = "-" if d.get("mean") is None else f"{d['mean']:+.3f}"
-        gap += f" [{d['ci95'][0]:+.3f}, {d['ci95'][1]:+.3f}]" if d.get("ci95") else ""
-        value = _mean_sd({"mean": b["value"], "sd": b["sd"]})
-        table.add_row(point_text(b["point"]), value, *([gap] if several else []), str(b["round"]))
+    for best in summary["best"]:
+        value = _mean_sd({"mean": best["value"], "sd": best["sd"]})
+        gap = [_difference(best["difference"] or {})] if several else []
+        table.add_row(point_text(best["point"]), value, *gap, str(best["round"]))
     Console().print(table)
     print(f"report: {path / 'sweep.html'}")
+
+
+def _difference(d: dict[str, Any]) -> str:
+    if d.get("mean") is None:
+        return "-"
+    interval = f" [{d['ci95'][0]:+.3f}, {d['ci95'][1]:+.3f}]" if d.get("ci95") else ""
+    return f"{d['mean']:+.3f}{interval}"
 
 
 def _mean_sd(v: dict[str, Any] | None) -> str:
@@ -149,6 +164,5 @@ def _mean_sd(v: dict[str, Any] | None) -> str:
 
 
 def _seeds(path: Path) -> int:
-    return len({p.parent.name for p in path.glob("*/seed-*/summary.json")}) and max(
-        len(list(a.glob("seed-*/summary.json"))) for a in path.iterdir() if a.is_dir()
-    )
+    """Return the largest number of seeds of an arm that have ended."""
+    return max((len(list(arm.glob("seed-*/summary.json"))) for arm in path.iterdir() if arm.is_dir()), default=0)

@@ -555,13 +555,13 @@ def test_settings(places: dict[str, Path], adapter: dict[str, Any], says: str) -
 def test_the_claim_about_adapters_says_how_its_model_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rayfed.launch import claims
 
-    file = claims.folder() / "claims" / "adapters_compared.yaml"
+    file = claims.benchmarks_folder() / "claims" / "adapters_compared.yaml"
     monkeypatch.setenv(claims.MODELS, str(tmp_path))
     told = claims.missing_data(file)
     assert told is not None and told.endswith("to make it: python benchmarks/pretrain_vit.py") and str(tmp_path) in told
     make_vit(tmp_path / "tiny-vit-digits", hidden_size=64, num_attention_heads=4)
     assert claims.missing_data(file) is None
-    assert {c.adapter.kind for c in claims.read(file).arms.values()} == {
+    assert {c.adapter.kind for c in claims.read_claim(file).arms.values()} == {
         "full",
         "head",
         "bias",

@@ -20,9 +20,7 @@ import rayfed
 from rayfed import cli, methods
 from rayfed.config.load import READY, ready
 from rayfed.config.schema import Config, Study
-from rayfed.errors import RunFailed
 from rayfed.launch import method_pages
-from rayfed.launch import start as launch
 from rayfed.launch.preflight import load_request
 from rayfed.metrics import meaning
 
@@ -436,31 +434,6 @@ class Twice(FedAvg):
     (path,) = (tmp_path / "out").iterdir()
     assert rayfed.load(path).metrics()["round"].to_pylist() == [1]
     assert call("resume", str(path), "--local").code == 0
-
-
-def test_a_signal_before_a_run_begins_is_not_lost(tmp_path: Path) -> None:
-    launcher = launch.LocalLauncher()
-    launcher.stop()
-    with pytest.raises(RunFailed, match="stopped from outside"):
-        launch.start_request(load_request(TINY), launcher, out=tmp_path)
-    (path,) = tmp_path.iterdir()
-    assert not (path / "summary.json").exists()
-
-
-def test_a_report_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is written beside the launcher's end, but not behind anyone's back."""
-    from rayfed import report
-
-    def full(path: Path) -> None:
-        raise OSError("no space left")
-
-    closed: list[bool] = []
-    launcher = launch.LocalLauncher()
-    monkeypatch.setattr(launcher, "close", lambda: closed.append(True))
-    monkeypatch.setattr(report, "write_report", full)
-    with pytest.raises(OSError, match="no space left"):
-        launch.start_request(load_request(TINY), launcher, out=tmp_path)
-    assert closed == [True]
 
 
 def test_a_run_that_breaks_ends_with_4_and_says_how_to_go_on(call: Call, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_what_is_right_is_looked_at_once(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[set[str]] = []
-    real = model_check._looked
-    monkeypatch.setattr(model_check, "_looked", lambda asked: (looked.append(set(asked)), real(asked))[1])
+    real = model_check.check_models
+    monkeypatch.setattr(model_check, "check_models", lambda asked: (looked.append(set(asked)), real(asked))[1])
     for changed in ({}, {"seed": 3}, {"resources": {"executor": "loop"}}, {"adapter": {**asked["adapter"], "rank": 2}}):
         with pytest.raises(Started):
             launch.start_request(load_request({**asked, **changed}), Launcher())
@@ -110,4 +110,4 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     right, *wrong = done.stdout.splitlines()
     assert right == "right" and "adapter.rank: 17 found" in wrong[0], done.stderr
-    assert len(list((tmp_path / "cache" / "looked").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "checked").iterdir())) == 1

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from rayfed import cli, methods
 from rayfed.errors import ConfigError
-from rayfed.launch import claims
+from rayfed.launch import claims, claims_page
 from rayfed.storage.round_log import read
 from tests import toy
+from tests.conftest import ROOT
 
 SMALL = """\
 # A small claim.
@@ -90,11 +91,11 @@ def test_from_a_file_to_the_table(checkout: Path) -> None:
     assert len(list((checkout / "runs" / "claims").iterdir())) == 1
 
     (checkout / "benchmarks" / "claims" / "small.yaml").write_text(SMALL.replace("rounds: 2", "rounds: 3"))
-    claims.write({})
+    claims.write_verdicts({})
     assert "The settings have changed since" in (checkout / "benchmarks" / "CLAIMS.md").read_text()
     (checkout / "benchmarks" / "claims" / "small.yaml").rename(checkout / "benchmarks" / "claims" / "other.yaml")
-    claims.write({})
-    assert claims.verdicts() == {}
+    claims.write_verdicts({})
+    assert claims.shipped_verdicts() == {}
 
 
 def test_a_claim_without_its_data_keeps_its_verdict(checkout: Path) -> None:
@@ -119,20 +120,20 @@ def test_a_claim_without_its_data_keeps_its_verdict(checkout: Path) -> None:
     (checkout / "claims.json").write_text(json.dumps(before))
     said = call("claims", "--local")
     assert said.exit_code == 0 and "shelf: left as it is" in said.output
-    assert claims.verdicts() == before
+    assert claims.shipped_verdicts() == before
     with pytest.raises(ConfigError, match="RAYFED_SHELF"):
-        claims.run(["shelf"], lambda study, out: (out, {}), out=checkout)
+        claims.judge_claims(["shelf"], lambda study, out: (out, {}), out=checkout)
 
 
 def test_wrong_names_and_files_are_told(checkout: Path) -> None:
     with pytest.raises(ConfigError, match=r"'smal' is unknown \(did you mean 'small'\?\)"):
-        claims.files(["smal"])
+        claims.claim_files(["smal"])
     (checkout / "benchmarks" / "claims" / "plain.yaml").write_text(SMALL.split("seeds:")[0])
     with pytest.raises(ConfigError, match="a claim is a study"):
-        claims.run([], lambda study, out: (out, {}), out=checkout)
+        claims.judge_claims([], lambda study, out: (out, {}), out=checkout)
     (checkout / "benchmarks" / "claims").rename(checkout / "elsewhere")
     with pytest.raises(ConfigError, match="from a checkout"):
-        claims.files()
+        claims.claim_files()
 
 
 def test_methods_shows_its_verdicts(checkout: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_claim_is_about_the_method_in_which_its_arms_differ() -> None:
 
 # -- what is shipped -----------------------------------------------------------------------------------------------------
 
-FILES = sorted((toy.Path(__file__).parents[2] / "benchmarks" / "claims").glob("*.yaml"))
+FILES = sorted((ROOT / "benchmarks" / "claims").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -164,21 +165,23 @@ def test_shipped_claims_are_studies_of_fresh_seeds(file: Path, monkeypatch: pyte
     monkeypatch.setenv(claims.SHELF, "/nowhere")
     raw = yaml.safe_load(file.read_text())
     assert raw["name"] == file.stem and len(raw["seeds"]) >= 5 and min(raw["seeds"]) >= 100  # settings: seeds below
-    assert claims._comment(file)[0].endswith(".")
+    assert claims_page.head_comment(file)[0].endswith(".")
     if claims.SHELF not in file.read_text() and claims.missing_data(file) is None:
-        study = claims.read(file)
+        study = claims.read_claim(file)
         assert all(c.about for c in study.claims)
 
 
 def test_shipped_verdicts_belong_to_the_files_as_they_are() -> None:
-    table = claims.verdicts()
+    table = claims.shipped_verdicts()
     assert set(table) == {f.stem for f in FILES}
     for file in FILES:
         entry = table[file.stem]
-        assert entry["digest"] == claims.digest(file), f"{file.stem} has changed: run `rayfed claims {file.stem}`"
+        assert entry["digest"] == claims.settings_digest(file), (
+            f"{file.stem} has changed: run `rayfed claims {file.stem}`"
+        )
         assert entry["status"] == "done" and all(r["n"] == len(entry["seeds"]) for r in entry["results"])
     known = {f.stem: f for f in FILES}
-    assert claims.page(table, known) == (FILES[0].parents[1] / "CLAIMS.md").read_text()
+    assert claims.claims_table(table, known) == (FILES[0].parents[1] / "CLAIMS.md").read_text()
 
 
 def needs_an_adapter(name: str) -> bool:
@@ -191,7 +194,7 @@ def needs_an_adapter(name: str) -> bool:
 
 def test_every_method_is_judged_by_a_claim() -> None:
     """Baselines that others are held against need none of their own; methods on adapters are not judged yet."""
-    judged = {r["method"] for v in claims.verdicts().values() for r in v["results"]} - {None}
+    judged = {r["method"] for v in claims.shipped_verdicts().values() for r in v["results"]} - {None}
     left = {n for n in set(methods.names()) - judged if not needs_an_adapter(n)}
     assert left <= {"fedavg", "local_only"}
 
@@ -206,6 +209,6 @@ def test_a_study_of_ranks_is_found_again(tmp_path: Path) -> None:
     study: Any = SimpleNamespace(base=SimpleNamespace(name="small"), to_dict=lambda: {"seeds": [1], "arms": arms})
     (tmp_path / "small-1").mkdir()
     (tmp_path / "small-1" / "study.yaml").write_bytes(yaml_bytes(study.to_dict()))
-    assert claims.found(study, tmp_path) == tmp_path / "small-1"
+    assert claims.find_study(study, tmp_path) == tmp_path / "small-1"
     arms["ranks"]["adapter"]["rank"] = {2: 0.5, 8: 0.5}
-    assert claims.found(study, tmp_path) is None
+    assert claims.find_study(study, tmp_path) is None

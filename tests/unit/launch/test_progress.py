@@ -1,0 +1,69 @@
+"""Live lines, and the tables at the end of a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayfed.launch.progress import Progress, human, line, print_sweep
+
+
+def test_bytes_are_short() -> None:
+    assert [human(n) for n in (0, 999, 1000, 1_234_567, 2e9, 3e12)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.2 MB",
+        "2.0 GB",
+        "3.0 TB",
+    ]
+
+
+def test_a_line_says_run_round_scores_and_time() -> None:
+    state = {
+        "arm": "ifca", "seed": 1, "run_number": 2, "runs": 4, "status": "running", "round": 3, "rounds": 20, "eta_s": 61.4,
+        "metrics": {"accuracy/global": 0.51234, "loss/global": 1.5, "clusters/ari": 1.0}, "clients_per_s": 12.6, "bytes": 2_500_000,
+    }  # fmt: skip
+    assert line(state) == (
+        "[2/4] ifca seed 1  round 3/20  accuracy/global 0.512  loss/global 1.500  13 clients/s  2.5 MB  61 s left"
+    )
+    assert line({"status": "starting", "round": 0}) == "starting"
+
+
+def test_lines_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """At most one a second, none twice, and always the last one of a run."""
+    with Progress() as progress:
+        for state in (
+            {"round": 1, "rounds": 3},
+            {"round": 2, "rounds": 3},
+            {"round": 3, "rounds": 3, "status": "done"},
+        ):
+            progress.update(state)
+            progress.update(state)
+    assert capsys.readouterr().out.splitlines() == ["round 1/3", "round 3/3"]
+    with Progress(quiet=True) as progress:
+        progress.update({"round": 1, "status": "done"})
+    assert capsys.readouterr().out == ""
+
+
+def test_the_table_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = {"point": {"method.clusters": 3}, "value": 0.5, "sd": 0.25, "seeds": {"0": 0.25, "1": 0.75}, "round": 4}
+    second = {**best, "value": 0.25, "sd": None, "difference": {"mean": -0.25, "ci95": [-0.5, 0.0], "n": 2}}
+    trials = {"planned": 2, "begun": 2, "complete": 1}
+    summary = {
+        "trials": trials,
+        "rounds": 16,
+        "metric": "accuracy/global",
+        "best": [{**best, "difference": None}, second],
+    }
+    print_sweep(tmp_path, summary)
+    out = capsys.readouterr().out
+    for piece in (
+        "best of 2 trials, 1 complete; 16 rounds in all",
+        "minus the best",
+        "0.500 ± 0.250",
+        "-0.250 [-0.500, +0.000]",
+    ):
+        assert piece in out, piece
+    assert out.splitlines()[-1] == f"report: {tmp_path / 'sweep.html'}"
