@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ import yaml
 
 from rayfed import tree
 from rayfed.config.load import load_config
-from rayfed.engine.cohorts import fits_one_call
 from rayfed.engine.messages import Job, VisitCall
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
@@ -319,21 +317,6 @@ def test_visits_stay_with_the_actors_where_nothing_was_timed(tmp_path: Path, mon
     assert not lent
     ran = toy.run_folder("fedavg", tmp_path / "b", executor="vmap", rounds=1, resources={"visits": "server"})
     assert lent == [ran.folder.run_id]
-
-
-def test_work_counts_local_steps() -> None:
-    def short(local: dict[str, Any], step: float) -> bool:
-        c = toy.config(local=local)
-        return fits_one_call(c, toy.federation(c), step)
-
-    whole = {"epochs": None, "steps": 10, "batch_size": 8}
-    assert short(whole, 5.7e-5) and not short(whole, 5.8e-5)  # 7 clients, 10 steps: 4 ms
-    c = toy.config()
-    mean = toy.federation(c).class_counts[:12].sum(1).mean()
-    most = 4e-3 / (7 * 2 * math.ceil(mean / 8))  # 2 epochs of batches of 8
-    assert short({}, 0.99 * most) and not short({}, 1.01 * most)
-    many = toy.config(federation={"clients": 200, "per_round": 150})
-    assert not fits_one_call(many, toy.federation(c), 1e-9)  # more than one call takes
 
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

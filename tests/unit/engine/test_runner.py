@@ -1,20 +1,27 @@
-"""A run that is advanced piece by piece, left, and cloned."""
+"""The controller of a run: advanced piece by piece, left, cloned; its rounds, commits, endings and live status."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rayfed import tree
+from rayfed.engine import runner as runner_module
 from rayfed.engine.client_states import ClientStates
+from rayfed.engine.failures import ClientFailed
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.runner import Runner
 from rayfed.errors import RunFailed
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.tree_files import load_tree
 from tests import toy
+from tests.unit.engine.asks import BAD, policy
 
 LONG = {"rounds": 5, "storage": {"snapshot_every": 2, "keep": 9}}
 
@@ -62,3 +69,110 @@ def test_a_clone_goes_on_as_the_run_did(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="round 3"):
         RunFolder.clone(whole.folder.path, 3, tmp_path / "other", c.to_dict(), owner=Owner.me())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clone", "whole"], "nothing half-made"
+
+
+# -- rounds and endings ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_counts_its_dropped_clients(odd: str, tmp_path: Path) -> None:
+    spec = {"name": odd, "how": "nan delta", "bad": BAD}
+    ran = toy.run_folder(spec, tmp_path, **policy("drop"))
+    draws = toy.simulate(spec, **policy("drop")).fed.drawn
+    assert [r["clients/dropped"] for r in ran.rows] == [int(BAD in d.ids) for d in draws]
+    assert ran.rows[0]["clients/dropped"] == 1 and ran.rows[0]["clients/visits"] == 6
+
+
+@pytest.mark.parametrize("how", ["server nan", "server inf"])
+def test_a_server_state_that_is_not_finite_ends_the_run(odd: str, how: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        RunFailed, match=r"round 2: .* NaN or infinity in model/head.bias; the state of round 1 is kept"
+    ):
+        toy.run_folder({"name": odd, "how": how}, tmp_path, rounds=2)
+
+
+def test_a_server_state_whose_sum_overflows_is_finite(odd: str, tmp_path: Path) -> None:
+    ran = toy.run_folder({"name": odd, "how": "server large"}, tmp_path, rounds=2)
+    assert ran.state["model"]["head.bias"].sum() == math.inf and len(ran.rows) == 2
+
+
+def test_a_stop_that_comes_while_a_round_commits_waits_for_a_snapshot(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"rounds": 6, "storage": {"snapshot_every": 10}}
+    whole = toy.run_folder("scaffold", tmp_path / "whole", **changes)
+    part = toy.run_folder("scaffold", tmp_path / "part", stop_after=1, **changes)  # asked when round 1 has just ended
+    assert tuple(part.ending) == ("stopped", 2) and len(part.rows) == 2
+    rest = toy.run_folder("scaffold", tmp_path / "part", resume=True, **changes)
+    assert rest.rows == whole.rows and tree.same(rest.state, whole.state)
+
+
+def test_a_run_that_fails_says_how_to_go_on(odd: str, tmp_path: Path) -> None:
+    with pytest.raises(ClientFailed) as raised:
+        toy.run_folder({"name": odd, "how": "raise", "bad": BAD}, tmp_path, executor="debug")
+    (path,) = [p for p in tmp_path.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
+    assert f"rayfed resume {path}" in str(raised.value)
+    arguments = load_tree(path / "debug", f"client-{BAD}-round-1")
+    assert int(arguments["info"]["client"]) == BAD and "head.bias" in arguments["shared"]["model"]
+    assert "bad luck" in (path / "events.jsonl").read_text()
+
+
+def prepared(where: Path, **more: Any) -> Runner:
+    c = toy.config("scaffold", rounds=3)
+    runner = Runner(c, toy.federation(c), LocalPool(), RunFolder.create(where, c.to_dict(), owner=Owner.me()), **more)
+    runner.prepare()
+    return runner
+
+
+def test_a_run_that_is_not_prepared_has_no_state(tmp_path: Path) -> None:
+    c = toy.config()
+    runner = Runner(c, toy.federation(c), LocalPool(), RunFolder.create(tmp_path, c.to_dict(), owner=Owner.me()))
+    with pytest.raises(RuntimeError, match="not prepared"):
+        runner.advance(1)
+    run = runner.prepare()
+    assert run is runner.prepared and (run.first, run.reached, run.snapshotted, run.early) == (0, 0, True, False)
+
+
+def test_a_round_moves_the_run_only_when_it_is_committed(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise RunFailed("nothing is committed")
+
+    runner = prepared(tmp_path, before_commit=refuse)
+    run, before = runner.prepared, runner.prepared.state
+    result = runner._round(1)
+    assert result.round == 1 and len(result.client_rows or []) == 14 and "accuracy/global" in result.row
+    assert not tree.same(result.state, before) and run.state is before and run.reached == 0
+    with pytest.raises(RunFailed, match="nothing is committed"):
+        runner.advance(1)
+    assert run.state is before and run.reached == 0 and runner.folder.metrics().num_rows == 0
+
+
+# -- the live status ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A run whose clock stands still; `written` holds the rounds of its state.json, `heard` those that its caller heard of."""
+    written: list[tuple[str, int]] = []
+    heard: list[int] = []
+    folder: Any = SimpleNamespace(
+        run_id="r", path=Path("r"), event=None, state=lambda **s: written.append((s["status"], s["round"]))
+    )
+    nothing: Any = None  # neither data nor actors are asked for here
+    made: Any = Runner(toy.config(), nothing, nothing, folder, progress=lambda s: heard.append(s["round"]))
+    made.written, made.heard, made.now = written, heard, 100.0
+    monkeypatch.setattr(runner_module.time, "perf_counter", lambda: made.now)
+    return made
+
+
+def publish(runner: Any, status: str, round: int) -> None:
+    runner.status.update(status=status, round=round)
+    runner._write_status()
+
+
+def test_the_state_file_is_written_a_few_times_a_second_and_at_the_end(still: Any) -> None:
+    for r in (1, 2, 3):
+        publish(still, "running", r)
+    assert still.written == [("running", 1)] and still.heard == [1, 2, 3]
+    still.now += 1.5 * runner_module.LIVE_S
+    publish(still, "running", 4)
+    publish(still, "running", 5)
+    publish(still, "done", 5)
+    assert still.written == [("running", 1), ("running", 4), ("done", 5)]

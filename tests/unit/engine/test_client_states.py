@@ -283,7 +283,7 @@ def segments_in(store: ClientStates) -> int:
 
 @pytest.mark.parametrize("room", [0.0, 300.0, None])
 def test_states_beyond_the_room_are_read_from_the_segments(disk: Disk, room: float | None) -> None:
-    """Any history of writes, lost rounds, snapshots and resumes gives the newest states, wherever they lie."""
+    """Any history of writes, lost rounds, snapshots and resumes gives the newest states, wherever they are."""
     rng, n = np.random.default_rng(1), 40
     store, want, saved = ClientStates(LocalPool(), room), dict[int, float](), dict[int, float]()
     for r in range(1, 61):
@@ -313,7 +313,7 @@ def test_states_beyond_the_room_are_read_from_the_segments(disk: Disk, room: flo
     assert (segments_in(store) == 0) == (room is None)
 
 
-def test_what_lies_on_disk_is_at_most_twice_the_states(disk: Disk) -> None:
+def test_what_is_on_disk_is_at_most_twice_the_states(disk: Disk) -> None:
     rng, store, n = np.random.default_rng(0), ClientStates(LocalPool(), 0.0), 100
     for r in range(1, 81):
         ids = rng.permutation(n)[:10].tolist()
@@ -337,7 +337,7 @@ def test_states_follow_their_clients_through_cohorts_and_rounds() -> None:
     assert all(tree.same(a[c], b[c]) for c in a)
 
 
-def test_a_run_whose_states_lie_on_disk_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_states_are_on_disk_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more: dict[str, Any] = {"rounds": 5, "storage": {"snapshot_every": 2}}
     memory = toy.run_folder("scaffold", tmp_path / "memory", **more)
     monkeypatch.setattr(ClientStates, "_limit", lambda self: 0.0)

@@ -1,0 +1,100 @@
+"""How clients become calls."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from rayfed.engine.cohorts import calls_per_round, cohort_size, cut, cut_in_order, fits_one_call, useful_actors
+from tests import toy
+
+
+def test_cohorts_hold_clients_of_similar_size_in_any_order_of_asking() -> None:
+    fed = toy.make_fed(toy.config(resources={"cohort": 4}))
+    cohorts = fed.dispatch._cohorts("train", range(12))
+    assert cohorts == fed.dispatch._cohorts("train", list(reversed(range(12)))) and [len(c) for c in cohorts] == [
+        4,
+        4,
+        4,
+    ]
+    sizes = fed.federation.train.sizes()
+    in_order = [(int(sizes[c]), c) for cohort in cohorts for c in cohort]
+    assert in_order == sorted(in_order)
+
+
+@pytest.mark.parametrize(
+    ("clients", "per_round", "hidden", "want"),
+    [
+        (40, 2, 16, 1), (40, 7, 16, 4), (40, 40, 16, 20), (40, 1, 16, 1),
+        (200, 100, 16, 50), (600, 256, 16, 128), (600, 257, 16, 65),  # a small model's: at most 128 clients
+        (200, 64, 40_000, 32), (200, 100, 40_000, 25), (200, 65, 40_000, 17),  # 2 MB: at most 32
+    ],
+)  # fmt: skip
+def test_the_size_of_cohorts_follows_from_the_config(clients: int, per_round: int, hidden: int, want: int) -> None:
+    """An even number of calls, at least two."""
+    c = toy.config(
+        task={"model": {"name": "mlp", "hidden": [hidden]}},
+        resources={"cohort": "auto"},
+        federation={
+            "clients": clients,
+            "per_round": per_round,
+            "holdout": {"kind": "none"},
+            "groups": {"kind": "none", "count": 1},
+        },
+    )
+    fed = toy.make_fed(toy.config(task={"model": {"name": "mlp", "hidden": [hidden]}}))
+    assert cohort_size(c, fed.task) == want
+    assert cohort_size(toy.config(resources={"cohort": 5}), fed.task) == 5
+
+
+def test_work_counts_local_steps() -> None:
+    def short(local: dict[str, Any], step: float) -> bool:
+        c = toy.config(local=local)
+        return fits_one_call(c, toy.federation(c), step)
+
+    whole = {"epochs": None, "steps": 10, "batch_size": 8}
+    assert short(whole, 5.7e-5) and not short(whole, 5.8e-5)  # 7 clients, 10 steps: 4 ms
+    c = toy.config()
+    mean = toy.federation(c).class_counts[:12].sum(1).mean()
+    most = 4e-3 / (7 * 2 * math.ceil(mean / 8))  # 2 epochs of batches of 8
+    assert short({}, 0.99 * most) and not short({}, 1.01 * most)
+    many = toy.config(federation={"clients": 200, "per_round": 150})
+    assert not fits_one_call(many, toy.federation(c), 1e-9)  # more than one call takes
+
+
+@pytest.mark.parametrize(("clients", "calls"), [(1, 2), (32, 2), (64, 2), (65, 4), (128, 4), (129, 6)])
+def test_a_round_is_an_even_number_of_calls(clients: int, calls: int) -> None:
+    assert calls_per_round(clients) == calls
+
+
+@pytest.mark.parametrize(("cohort", "useful"), [("auto", 2), (5, 2), (3, 3), (1, 7), (7, 1)])
+def test_more_actors_than_calls_are_of_no_use(cohort: Any, useful: int) -> None:
+    """Seven clients a round."""
+    assert useful_actors(toy.config(resources={"cohort": cohort})) == useful
+
+
+@pytest.mark.parametrize("asked", [2, 33, 64, 65, 128, 200])
+def test_useful_actors_are_the_calls_of_a_model_of_some_megabytes(asked: int) -> None:
+    """One formula: what placement counts without the model is what a round of a middling model is cut into."""
+    changes: dict[str, Any] = {"task": {"model": {"name": "mlp", "hidden": [40_000]}}, "resources": {"cohort": "auto"}}
+    split = {"clients": 200, "per_round": asked, "holdout": {"kind": "none"}, "groups": {"kind": "none", "count": 1}}
+    c = toy.config(federation=split, **changes)
+    size = cohort_size(c, toy.make_fed(toy.config(task=changes["task"])).task)
+    assert len(cut_in_order(range(asked), size)) == useful_actors(c)
+
+
+def test_a_cut_loses_nobody() -> None:
+    federation = toy.federation(toy.config())
+    cohorts = cut((9, 0, 5, 2, 11, 7, 4), federation, 3)
+    assert [len(c) for c in cohorts] == [3, 3, 1] and sorted(c for cohort in cohorts for c in cohort) == [
+        0,
+        2,
+        4,
+        5,
+        7,
+        9,
+        11,
+    ]
+    assert cut((), federation, 3) == [] and cut_in_order([4, 1, 2], 2) == [(4, 1), (2,)]

@@ -1,0 +1,160 @@
+"""Scores, against ordinary torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayfed import tree
+from rayfed.fold import mean
+from tests import toy
+from tests.toy import Result, ToyFed
+
+
+def plain(params: tree.Tree, rows: np.ndarray, fed: ToyFed) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log probabilities, labels) of an ordinary torch network with these parameters on rows of the data."""
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).double()
+    with torch.no_grad():
+        for p, q in zip(net.parameters(), params.values(), strict=True):
+            p.copy_(q)
+        x = torch.as_tensor(fed.federation.arrays["x"][rows]).double()
+        return torch.log_softmax(net(x), 1), torch.as_tensor(fed.federation.arrays["y"][rows].astype(np.int64))
+
+
+def judged(params: tree.Tree, rows: np.ndarray, fed: ToyFed) -> dict[str, float]:
+    logp, y = plain(params, rows, fed)
+    return {
+        "loss": float(torch.nn.functional.nll_loss(logp, y)),
+        "accuracy": float((logp.argmax(1) == y).double().mean()),
+    }
+
+
+def mean_over(clients: Sequence[int], params: Any, fed: ToyFed, examples: bool = False) -> dict[str, float]:
+    """Scores of params(client) on each client's own test split: mean over clients, or over examples."""
+    test = {c: fed.federation.test[c] for c in clients if len(fed.federation.test[c])}
+    each = {c: judged(params(c), rows, fed) for c, rows in test.items()}
+    w = np.array([len(test[c]) if examples else 1.0 for c in each])
+    return {n: float(np.average([s[n] for s in each.values()], weights=w)) for n in ("loss", "accuracy")}
+
+
+def scored(got: dict[str, float], scope: str, want: dict[str, float]) -> None:
+    for name, value in want.items():
+        assert got[f"{name}/{scope}"] == pytest.approx(value, rel=1e-9, abs=1e-12), f"{name}/{scope}"
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_scores_of_one_model_are_plain_torch(executor: str) -> None:
+    done = toy.simulate(executor=executor, dtype="float64", resources={"cohort": 5})
+    row, clients = done.scores()
+    model, fed = done.state["model"], done.fed
+    assert len(fed.federation.pooled_test) == 60
+    scored(row, "global", judged(model, fed.federation.pooled_test, fed))
+    assert judged(model, fed.federation.pooled_test, fed) != judged(
+        done.initial["model"], fed.federation.pooled_test, fed
+    )
+    for examples, suffix in ((False, ""), (True, "_ex")):
+        scored(row, f"personal{suffix}", mean_over(range(12), lambda c: model, fed, examples))
+        scored(row, f"unseen{suffix}", mean_over((12, 13), lambda c: model, fed, examples))
+    assert [c["client"] for c in clients] == list(range(14)) and [c["unseen"] for c in clients] == [False] * 12 + [
+        True
+    ] * 2
+    for c in clients:
+        rows = fed.federation.test[c["client"]]
+        assert c["test_examples"] == len(rows) and c["examples"] == len(fed.federation.train[c["client"]])
+        for name, value in judged(model, rows, fed).items():
+            assert c[name] == pytest.approx(value, rel=1e-9)
+
+
+def test_the_pooled_test_set_in_several_pieces() -> None:
+    """1100 examples in pieces of 512: no example is lost or counted twice, whatever the size of calls."""
+    data = {"task": {"data": {"test": 1100}}}
+    rows = []
+    for k in (1, 2, 7):
+        done = toy.simulate(rounds=1, dtype="float64", resources={"cohort": k}, **data)
+        rows.append(done.scores()[0])
+    assert len(done.fed.federation.pooled_test) == 1100
+    for row in rows:
+        scored(row, "global", judged(done.state["model"], done.fed.federation.pooled_test, done.fed))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local_only"])
+def test_the_global_score_does_not_depend_on_the_measuring_batch(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """900 rows are two pieces, whatever the number of rows that one step measures."""
+    rows = []
+    for size in (128, 32, 64, 256, 600, 2000):
+        monkeypatch.setattr("rayfed.execute.batches.MEASURE_BATCH", size)
+        rows.append(toy.simulate(method, rounds=1, dtype="float64", task={"data": {"test": 900}}).scores()[0])
+    for row in rows[1:]:
+        assert row["accuracy/global"] == rows[0]["accuracy/global"]
+        assert row["loss/global"] == pytest.approx(rows[0]["loss/global"], rel=1e-12)
+
+
+def test_scores_of_personal_models_are_plain_torch() -> None:
+    done = toy.simulate("local_only", executor="vmap", dtype="float64", rounds=1)
+    row, _ = done.scores()
+    fed, own = done.fed, done.clients()
+    assert 0 < len(own) < 12
+    start = fed.task.initial
+
+    def served(c: int) -> tree.Tree:
+        return own[str(c)]["model"] if str(c) in own else start
+
+    scored(row, "personal", mean_over(range(12), served, fed))
+    scored(row, "personal_ex", mean_over(range(12), served, fed, examples=True))
+    scored(row, "unseen", mean_over((12, 13), lambda c: start, fed))
+    # without one global model: the mean of the served models' predictions, weighted by examples
+    sizes = fed.federation.train.sizes()[:12]
+    logp = torch.stack([plain(served(c), fed.federation.pooled_test, fed)[0] for c in range(12)])
+    p = torch.einsum("c,cnk->nk", torch.as_tensor(sizes / sizes.sum()), logp.exp())
+    y = torch.as_tensor(fed.federation.arrays["y"][fed.federation.pooled_test].astype(np.int64))
+    want = {
+        "loss": float(-p[torch.arange(len(y)), y].log().mean()),
+        "accuracy": float((p.argmax(1) == y).double().mean()),
+    }
+    scored(row, "global", want)
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_what_was_trained_here_is_scored_here(executor: str) -> None:
+    """`local` on the way: the round's clients only, each with its model before averaging."""
+    done = toy.simulate(executor=executor, dtype="float64", rounds=1, score=True)
+    fed = done.fed
+    ids = fed.drawn[0].ids
+    quiet = toy.make_fed(toy.config(dtype="float64"))
+    quiet.begin(1)
+    got = quiet.ask(quiet.method.train, ids, shared={"model": done.initial["model"]}, fold=mean("delta"), keep="delta")
+    trained = {c: tree.add(done.initial["model"], d) for c, d in got.gather("delta").items()}
+    row, _ = done.scores()
+    scored(row, "local", mean_over(ids, lambda c: trained[c], fed))
+    assert set(fed.local_scores) == set(ids)
+
+
+def test_fine_tuned_scores_train_from_what_is_served() -> None:
+    """Full batches need no order: one step down the gradient, by hand."""
+    done = toy.simulate(
+        dtype="float64", rounds=1, local={"batch_size": 64}, evaluate={"every": 1, "finetune_epochs": 1}
+    )
+    row, _ = done.scores()
+    fed, model = done.fed, done.state["model"]
+
+    def tuned(c: int) -> tree.Tree:
+        rows = fed.federation.train[c]
+        x = torch.as_tensor(fed.federation.arrays["x"][rows]).double()
+        y = torch.as_tensor(fed.federation.arrays["y"][rows].astype(np.int64))
+        grads = torch.func.grad(lambda p: torch.nn.functional.cross_entropy(fed.task.apply(p, x), y))(model)
+        return tree.add(model, grads, -0.1)
+
+    scored(row, "local", mean_over(range(12), tuned, fed))
+
+
+def test_a_sample_of_clients_is_scored() -> None:
+    done = toy.simulate(rounds=1, evaluate={"every": 1, "clients": 5})
+    ids = [c["client"] for c in done.scores()[1]]
+    assert len(ids) == 5 and ids == sorted(set(ids))
+    half: Result = toy.simulate(rounds=1, evaluate={"every": 1, "clients": 0.5})
+    assert len(half.scores()[1]) == 7
+    assert half.scores() == half.scores()
