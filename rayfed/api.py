@@ -1,4 +1,4 @@
-"""Use from Python: `rayfed.run`, `rayfed.resume`, `rayfed.load` (docs/python.md)."""
+"""The Python interface: `rayfed.run`, `rayfed.resume`, `rayfed.load` and what they return (docs/python.md)."""
 
 from __future__ import annotations
 
@@ -18,36 +18,42 @@ if TYPE_CHECKING:
     from rayfed.launch.start import Finished
     from rayfed.served import Model, Served
 
-Sets = Sequence[str] | Mapping[str, Any]
-Watch = Callable[[dict[str, Any]], None]
+Sets = Sequence[str] | Mapping[str, Any]  # overrides: ["a.b=c"] or {"a.b": c}
+Watch = Callable[[dict[str, Any]], None]  # is called with the live status
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not."""
+    """A run folder, finished or not. Its files are read when they are asked for.
+
+    path: the folder.
+    """
 
     path: Path
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config."""
+        """The resolved config, as plain values."""
         from rayfed.storage.text_files import read_yaml
 
         return read_yaml(self.path / "config.yaml")
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """summary.json; None while the run has not ended."""
+        """The content of summary.json: status, final and best values, versions ...; None while the run has not ended."""
         return _summary(self.path)
 
     def metrics(self) -> pyarrow.Table:
-        """One row per committed round, column `round` from 1; null where a metric was not measured."""
+        """Return a row per committed round: column `round` from 1, then the metrics, null where a metric was not measured."""
         from rayfed.storage.run_folder import read_metrics
 
         return read_metrics(self.path)
 
     def clients(self, round: int | None = None) -> pyarrow.Table:
-        """One row per client of an evaluated round, by default the newest. ConfigError if that round was not evaluated."""
+        """Return a row per client of an evaluated round, by default the newest: group, cluster, examples, its metrics ...
+
+        ConfigError if the round was not evaluated.
+        """
         import pyarrow as pa
 
         from rayfed.storage.round_log import read_clients
@@ -61,16 +67,16 @@ class Run:
         return pa.Table.from_pylist(found)
 
     def models(self) -> list[str]:
-        """Names of the saved models: "model" (the global one), "expert-0", ...; none before the run has ended."""
+        """Return the names of the saved models: "model" (the global one), "expert-0", ...; none before the run has ended."""
         from rayfed.served import names
 
         return names(self.path)
 
     def model(self, name: str = "model", *, cluster: int | None = None, client: int | None = None) -> Model:
-        """A trained model: parameters by name, and `model(x)` gives logits (B, classes) of inputs (B, *input_shape).
+        """Return a trained model: a dict of its parameters; `model(x)` returns logits (B, classes) of inputs (B, *input_shape).
 
-        The global one, a cluster's expert, or what a client is served (held-out clients too; its data is split again for
-        that). ConfigError naming what is there.
+        name: a saved model, by default the global one; cluster: that cluster's expert; client: what this client is served,
+        also a held-out one (the data is split again for that). ConfigError with the models that there are.
         """
         from rayfed.served import saved
 
@@ -79,10 +85,11 @@ class Run:
         return saved(self.path, self._config, name if cluster is None else f"expert-{cluster}")
 
     def save_adapter(self, client: int, folder: str | Path) -> Path:
-        """Write the adapter that a client is served (held-out clients too) into a new folder and return it: in PEFT's format where
-        PEFT knows the kind, a LoRA at the client's own rank and scale; with `head: mean` its classifier beside it, in
-        head.safetensors, which `init.from` takes with the rest. ConfigError if there is no such client, the model has no
-        adapter, or the folder holds something.
+        """Write the adapter that a client is served, also a held-out one, into a new folder and return the folder.
+
+        The format is PEFT's where PEFT knows the kind, a LoRA has the client's own rank and scale; under `head: mean` the
+        classifier is in head.safetensors, which `init.from` reads too. ConfigError if there is no such client, if the model has
+        no adapter, or if the folder is not empty.
         """
         self._served.save_adapter(client, Path(folder))
         return Path(folder)
@@ -105,36 +112,39 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder, finished or not: every arm with every seed."""
+    """A study's folder, finished or not: every arm with every seed.
+
+    path: the folder.
+    """
 
     path: Path
 
     @property
     def config(self) -> dict[str, Any]:
-        """The study as it was written: base settings, seeds, arms, claim."""
+        """The study's settings, as plain values: base settings, seeds, arms, claim."""
         from rayfed.storage.text_files import read_yaml
 
         return read_yaml(self.path / "study.yaml")
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """summary.json: each arm's final values over seeds and the verdict on the claim; None while the study has not ended."""
+        """The content of summary.json: each arm's final values over seeds, and the verdict on the claim; None before the end."""
         return _summary(self.path)
 
     @property
     def arms(self) -> dict[str, dict[int, Run]]:
-        """arm -> seed -> run, of the runs that have begun."""
+        """Runs that have begun: arm -> seed -> run."""
         from rayfed.storage.study_folder import study_runs
 
         out: dict[str, dict[int, Run]] = {}
-        for arm, seed, where in study_runs(self.path, self.config):
-            here = out.setdefault(arm, {})
-            if (where / "config.yaml").is_file():
-                here[seed] = Run(where)
+        for arm, seed, folder in study_runs(self.path, self.config):
+            runs = out.setdefault(arm, {})
+            if (folder / "config.yaml").is_file():
+                runs[seed] = Run(folder)
         return out
 
     def results(self) -> pyarrow.Table:
-        """One row per arm, seed and committed round."""
+        """Return a row per arm, seed and committed round."""
         from rayfed.report.study import results
         from rayfed.report.subject import load_study
 
@@ -147,15 +157,15 @@ def _summary(path: Path) -> dict[str, Any] | None:
 
 
 def load(path: str | Path) -> Run | Study:
-    """The run or the study in a folder. ConfigError where there is none."""
+    """Return the run or the study in a folder, also while it is still running in another process. ConfigError if there is none."""
     path = Path(path)
     if (path / "study.yaml").is_file():
         return Study(path)
     if (path / "config.yaml").is_file():
         return Run(path)
-    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
     raise ConfigError(
-        f"{path}: neither a run folder (config.yaml) nor a study's (study.yaml){nearest(path.name, near)}"
+        f"{path}: neither a run folder (config.yaml) nor a study's (study.yaml){nearest(path.name, siblings)}"
     )
 
 
@@ -168,11 +178,21 @@ def run(
     local: bool = False,
     watch: Watch | None = None,
 ) -> Run | Study:
-    """Run a config (file, ready name or mapping) to its end and return its folder; a study's folder for a study.
+    """Run an experiment or a study to its end.
 
-    sets: overrides, ["method.clusters=4"] or {"method.clusters": 4}; in mappings, a class or function stands for a method,
-    data or model of your own. local: in this process, without Ray; address: as `--address`; watch: is called with the live
-    status after each round. Raises the errors of `rayfed.errors`.
+    Arguments:
+        config: a file, the name of a ready config, or a mapping. In a mapping, a class or function stands for a method, data
+            or a model of your own.
+        sets: overrides, ["method.clusters=4"] or {"method.clusters": 4}.
+        out: the folder of run folders, or a URI in object storage, instead of `storage.path`.
+        address: the Ray cluster, as `--address`: "local", "auto" or an address; default: RAY_ADDRESS, or a local Ray.
+        local: whether to compute in this process, without Ray.
+        watch: is called with the live status after each round.
+
+    Returns the run, or the study if the config is one (it has arms or seeds).
+
+    Raises ConfigError with everything that is wrong with the request, before anything starts; PlacementError if the cluster
+    cannot hold it; RunFailed if it breaks, Interrupted if it is stopped: both say how to resume.
     """
     from rayfed.launch.preflight import load_request
 
@@ -194,7 +214,11 @@ def resume(
     local: bool = False,
     watch: Watch | None = None,
 ) -> Run | Study:
-    """Continue a run or a study from its last snapshot to its end, or beyond it: sets=["rounds=50"]. Arguments as in `run`."""
+    """Continue a run or a study from its last snapshot to its end.
+
+    path: its folder, or its URI in object storage; sets: overrides of settings that may change, such as ["rounds=50"]; other
+    arguments, return value and errors as in `run`.
+    """
     if local:
         from rayfed.launch.start import resume_local
 

@@ -1,4 +1,4 @@
-"""Errors that end a command, each with its exit code, and the nearest-name hint."""
+"""Errors that end a command, each with its exit code, and hints at similar names."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 class RayfedError(Exception):
-    """Something the user can act on; the command line prints the text without a traceback."""
+    """An error that the user can act on; the command line prints its text without a traceback."""
 
     exit_code = 4
 
 
 class ConfigError(RayfedError):
-    """The request is wrong; `problems` lists everything found, not only the first."""
+    """The request is wrong; `problems` lists everything that is wrong with it, not only the first problem."""
 
     exit_code = 2
 
@@ -26,13 +26,13 @@ class ConfigError(RayfedError):
 
 
 class PlacementError(RayfedError):
-    """The cluster cannot hold what was asked for."""
+    """The cluster cannot hold what was requested."""
 
     exit_code = 3
 
 
 class RunFailed(RayfedError):
-    """A run broke after it had started; `hint` says how to resume."""
+    """A run failed after it had started; `hint` says how to resume."""
 
     hint = ""
 
@@ -41,7 +41,7 @@ class RunFailed(RayfedError):
 
 
 class Fenced(RayfedError):
-    """Another process has taken over this run folder; nothing may be written any more."""
+    """Another process has taken over the run folder; this one may not write to it any more."""
 
 
 class Interrupted(RayfedError):
@@ -51,6 +51,6 @@ class Interrupted(RayfedError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the closest known name, or the empty string."""
+    """Return `" (did you mean 'x'?)"` with the known name that is most similar, or the empty string if none is."""
     found = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,4 +1,4 @@
-"""Metrics: sums that add up in any grouping, and what each name means."""
+"""Metrics: sums that can be added in any grouping, and what each name means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Mean(NamedTuple):
-    """A mean in parts: `a + b` is the mean over both."""
+    """A mean as a sum and a weight, so that `a + b` is the mean over both."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -21,33 +21,33 @@ class Mean(NamedTuple):
 
     @property
     def value(self) -> float | None:
-        """None if nothing was counted."""
+        """The mean; None if nothing was counted."""
         return self.total / self.weight if self.weight else None
 
     @classmethod
     def of(cls, parts: Iterable[Mean]) -> Mean:
-        """The sum of many, exactly rounded: the order does not matter."""
+        """Return the sum of many, exactly rounded, so that their order does not matter."""
         parts = list(parts)
         return cls(math.fsum(p.total for p in parts), math.fsum(p.weight for p in parts))
 
 
 def scope(name: str, rows: Mapping[Any, Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of one scope from each client's sums `{"n": examples, NAME: sum over its examples}`.
+    """Return the metrics of a scope from each client's sums `{"n": examples, NAME: sum over its examples}`.
 
-    `NAME/SCOPE` is the mean over clients of their means, `NAME/SCOPE_ex` the mean over all examples. Clients without
-    examples do not count; without any client that does, there is no metric.
+    name: the scope; rows: client -> its sums. `NAME/SCOPE` is the mean over clients of their means, `NAME/SCOPE_ex` the mean
+    over all examples. Clients without examples do not count; if no client has examples, there is no metric.
     """
     counted = [r for r in rows.values() if r["n"] > 0]
     out: dict[str, float] = {}
     for metric in dict.fromkeys(k for r in counted for k in r if k != "n"):
-        have = [r for r in counted if metric in r]
-        out[f"{metric}/{name}"] = math.fsum(r[metric] / r["n"] for r in have) / len(have)
-        out[f"{metric}/{name}_ex"] = math.fsum(r[metric] for r in have) / math.fsum(r["n"] for r in have)
+        scored = [r for r in counted if metric in r]
+        out[f"{metric}/{name}"] = math.fsum(r[metric] / r["n"] for r in scored) / len(scored)
+        out[f"{metric}/{name}_ex"] = math.fsum(r[metric] for r in scored) / math.fsum(r["n"] for r in scored)
     return out
 
 
 def ari(labels_a: Sequence[int], labels_b: Sequence[int]) -> float:
-    """Adjusted Rand index of two clusterings of the same items: 1 equal up to names, about 0 by chance."""
+    """Return the adjusted Rand index of two clusterings of the same items: 1 if equal up to names, about 0 by chance."""
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(labels_a, labels_b))
@@ -120,26 +120,21 @@ def meaning(metric: str, logs: Mapping[str, tuple[str, str]] = NO_LOGS) -> Meani
 
 
 def lower_is_better(metric: str | None) -> bool:
-    """loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap... are better low; everything else is better high."""
-    return str(metric).startswith("lora/gap") or str(metric or "").split("/")[0] in (
-        "loss",
-        "rmse",
-        "time",
-        "bytes",
-        "ray",
-    )
+    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap..."""
+    name = str(metric or "")
+    return name.startswith("lora/gap") or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
 
 
-def outcome(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{metric: {"final", "best", "best_round"}} of rows in order; the first of equal bests."""
+def outcome(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return {metric: {"final", "best", "best_round"}} of rows in order; of equal best values the first."""
     out: dict[str, dict[str, Any]] = {}
-    names = dict.fromkeys(name for row in found for name in row if name != "round")
+    names = dict.fromkeys(name for row in rows for name in row if name != "round")
     for name in names:
-        seen = [(row["round"], row[name]) for row in found if row.get(name) is not None]
-        if not seen:
+        measured = [(row["round"], row[name]) for row in rows if row.get(name) is not None]
+        if not measured:
             continue
         sign = 1 if lower_is_better(name) else -1
-        usable = [(sign * v, r, v) for r, v in seen if not math.isnan(v)]
-        best = min(usable) if usable else (0, None, None)
-        out[name] = {"final": seen[-1][1], "best": best[2], "best_round": best[1]}
+        ranked = [(sign * v, r, v) for r, v in measured if not math.isnan(v)]
+        best = min(ranked) if ranked else (0, None, None)
+        out[name] = {"final": measured[-1][1], "best": best[2], "best_round": best[1]}
     return out
