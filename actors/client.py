@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from actors.messages import ActorInfo, Memory, RunSetup
 from rayfed.engine.messages import CallResult, Job
+
+GPU_SHARE = 0.94  # of an actor's share of a card that torch may take: CUDA itself takes some in each process, uncounted
 
 
 class ClientActor:
     """One worker in its own process. Holds the runs' data and tasks, no client's state between calls."""
 
     def __init__(self, number: int, threads: int, gpus: float, keep: int = 4, imports: Sequence[str] = ()):
+        """number: of the actor; threads: of torch; gpus: its share; keep: runs that stay resident; imports: modules to begin with."""
         if not gpus:
             # Ray leaves the variable alone at a zero share, and the actor would see every GPU of the node.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -32,60 +36,56 @@ class ClientActor:
         device = "cpu"
         if gpus and torch.cuda.is_available():
             device = "cuda"
-            # What CUDA itself takes in each process is not counted: shares of one card must leave it room.
-            torch.cuda.set_per_process_memory_fraction(1.0 if gpus >= 1 else 0.94 * gpus)
+            torch.cuda.set_per_process_memory_fraction(1.0 if gpus >= 1 else GPU_SHARE * gpus)
         self.number, self.worker = number, Worker(device, keep)
 
     def __repr__(self) -> str:
         return f"ClientActor({self.number}, {self.worker.device})"
 
-    def about(self) -> dict[str, Any]:
-        """Process, node and device, for the run's records and for tests."""
+    def locate(self) -> ActorInfo:
+        """Return where this actor is, for the run's records."""
         import ray
         import torch
 
-        return {
-            "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id(),
-            "device": self.worker.device,
-            "threads": torch.get_num_threads(),
-        }
+        node = ray.get_runtime_context().get_node_id()
+        return ActorInfo(os.getpid(), node, self.worker.device, torch.get_num_threads())
 
-    def alive(self) -> None:
-        """Nothing; an actor that is gone cannot even do that."""
+    def ping(self) -> None:
+        """Do nothing; an actor that is gone cannot even do that."""
 
-    def memory(self) -> dict[str, float]:
-        """Bytes that this process holds, in RAM and on its GPU."""
-        from actors.monitor import memory
+    def measure_memory(self) -> Memory:
+        """Measure what this process holds, in RAM and on its GPU."""
+        from actors.ray_metrics import measure_memory
 
-        return memory(self.worker.device == "cuda")
+        return measure_memory(self.worker.device == "cuda")
 
-    def setup(
-        self, run: str, config: dict[str, Any], federation: dict[str, Any], start: Any, code: dict[str, bytes]
-    ) -> str:
-        """Make a run resident; returns this actor's node. `federation` is `Federation.numpy()`, shared by all actors of the
-        node; `code`: the user's own files by their names in the config, which need not exist on this node."""
+    def setup(self, setup: RunSetup, federation: dict[str, Any], start: Any) -> str:
+        """Make a run resident and return this actor's node.
+
+        federation: `Federation.numpy()`, shared by all actors of the node; start: what the run starts from, see
+        `rayfed.engine.runner.start_from`.
+        """
         from rayfed.config import user_code
         from rayfed.config.schema import Config
         from rayfed.partition import Federation
 
-        user_code.install(code)
-        self.worker.setup(run, Config.from_dict(config), Federation.from_numpy(federation), start)
+        user_code.install(setup.code)
+        self.worker.setup(setup.run, Config.from_dict(setup.config), Federation.from_numpy(federation), start)
         ray = sys.modules.get("ray")
         return str(ray.get_runtime_context().get_node_id()) if ray and ray.is_initialized() else ""
 
-    def do(self, job: Job, apart: bool, *values: Any) -> tuple[Any, Any, Any, Any]:
-        """Do a job whose payloads are resolved: (result, large parts, client states, folds), each an object of the caller's.
+    def execute_job(self, job: Job, separate_folds: bool, *values: Any) -> tuple[Any, Any, Any, Any]:
+        """Execute a job whose payloads are resolved: (result, large parts, client states, folds), each an object of the caller's.
 
-        apart: whether folds are an object of their own, to be merged here, or a part of the result.
+        separate_folds: whether folds are an object of their own, to be merged on this node, or a part of the result.
         """
         result, large, states = self.worker.do(job, values)
-        if apart and isinstance(result, CallResult):
+        if separate_folds and isinstance(result, CallResult):
             return replace(result, folded=None), large, states, result.folded
         return result, large, states, None
 
     def merge(self, left: Any, right: Any) -> Any:
-        """Two neighbouring calls' folds merged, on the CPU like at the server."""
+        """Merge two neighbouring calls' folds, on the CPU like at the server."""
         from rayfed import fold
 
         return fold.to_numpy(fold.merge_parts(fold.from_numpy(left), fold.from_numpy(right)))

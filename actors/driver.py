@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors import monitor
+from actors.dashboard_names import RoundNames, job_metadata, run_name
+from actors.messages import RunRequest
 from actors.placement import Plan, nodes_of, plan_largest
 from actors.session import connect, local_node
 from rayfed import models, track
 from rayfed.config import user_code
 from rayfed.errors import PlacementError, RunFailed
 from rayfed.launch import start as launch
+from rayfed.storage.owner import Owner
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -48,7 +50,7 @@ class RayLauncher:
             return
         if self.address == "local":
             plan_largest(configs, [local_node()])  # a local Ray has exactly this machine: refuse before starting it
-        connect(self.address, monitor.job_metadata(configs))
+        connect(self.address, job_metadata(configs))
         self.connected, self.ours = True, self.address == "local"
 
     def start(self, configs: Sequence[Config]) -> None:
@@ -95,33 +97,32 @@ class RayLauncher:
             "name": f"{label}/server", "num_cpus": wanted.server_cpus, "num_gpus": wanted.server_gpus,
             "max_concurrency": 6, "max_restarts": 0, "scheduling_strategy": where,
         }  # fmt: skip
-        from rayfed.storage.owner import Owner
-
-        me = Owner.me()
-        driver = {"host": me.host, "pid": me.pid, "start": me.start}
-        self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, driver, imports)
+        self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, Owner.me(), imports)
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: launch.Watch) -> Ending:
         """Let the server execute a run and follow it to its end. Raises what broke there, RunFailed where the server died."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
-        from rayfed.engine.runner import Ending
-
         values = config.to_dict()
-        around = {"code": user_code.used(values), "environment": track.environment()}
-        done = self.server.run.options(name=monitor.run_name(config, folder.path)).remote(
-            str(folder.path.resolve()), folder.fence, values, [self._put(federation)], **around
+        request = RunRequest(
+            path=str(folder.path.resolve()),
+            fence=folder.fence,
+            config=values,
+            federation=self._put(federation),
+            code=user_code.used(values),
+            environment=track.environment(),
         )
-        shown = monitor.Shown(self.server, config)
+        done = self.server.execute_run.options(name=run_name(config, folder.path)).remote(request)
+        names = RoundNames(self.server, config)
         while True:
             try:
                 ready, _ = ray.wait([done], timeout=POLL_S)
-                state = ray.get(self.server.status.remote())
-                watch(state)
+                state = ray.get(self.server.state.remote())
+                watch(state.live)
                 if ready:
-                    return Ending(*ray.get(done))
-                shown.tell(state)
+                    return ray.get(done)
+                names.show(state)
             except RayTaskError as e:
                 cause = getattr(e, "cause", None)
                 raise (cause if isinstance(cause, Exception) else RunFailed(str(e))) from None

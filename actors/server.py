@@ -1,4 +1,4 @@
-"""The server actor: the engine's rounds in one thread, status and stop answered from another."""
+"""The server actor: executes the engine's rounds in one thread, answers for its state and stops from another."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from actors.messages import PlacedActors, RunRequest, ServerState
 from actors.placement import Plan
 from rayfed.errors import RunFailed
+from rayfed.storage.owner import Owner
 
-LOOK_S = 0.1  # between two looks whether the driver lives: rounds may take less
+if TYPE_CHECKING:
+    from rayfed.engine.runner import Ending, Runner
+
+CHECK_S = 0.1  # between two checks whether the driver lives: rounds may take less
+WAIT_S = 0.2  # between two checks whether a round is committed
 
 
 class ServerActor:
-    """Owns the client actors and the state of the run in hand; stops when the driver that made it is gone."""
+    """Owns the client actors and the state of the current run; stops when the driver that made it is gone."""
 
-    def __init__(self, plan: Plan, group: Any, name: str, driver: dict[str, Any] | None, imports: Sequence[str] = ()):
+    def __init__(self, plan: Plan, group: Any, name: str, driver: Owner | None, imports: Sequence[str] = ()):
+        """Start the client actors.
+
+        group: their placement group; name: of the actors, as a path; driver: None for a server that outlives it; imports: modules
+        that actors begin with.
+        """
         from actors.pool import RayPool
 
-        self.driver, self.name, self.looked = driver, name, -math.inf
-        self.runner: Any = None
+        self.driver, self.name, self.checked = driver, name, -math.inf
+        self.runner: Runner | None = None
         self.stopping = False
         self.pool = RayPool(plan, group, name, imports=imports)  # its actors import torch while this process does
         import torch
@@ -38,26 +50,12 @@ class ServerActor:
     def __repr__(self) -> str:
         return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"
 
-    def ready(self) -> dict[str, Any]:
-        """All client actors run: who is where."""
-        return {"server": os.getpid(), "clients": self.pool.about()}
+    def locate_actors(self) -> PlacedActors:
+        """Return where the server and its client actors are; waits until they run."""
+        return PlacedActors(os.getpid(), self.pool.locate_actors())
 
-    def run(
-        self,
-        path: str,
-        fence: int,
-        config: dict[str, Any],
-        federation: list[Any],
-        code: dict[str, bytes],
-        environment: dict[str, str],
-    ) -> tuple[str, int]:
-        """One run from its folder's last snapshot to its end: (status, round).
-
-        federation: a reference of `Federation.numpy()`, in a list so that it arrives as one: the actors get the same object;
-        code: the user's own files by their names in the config; environment: the driver's variables for sinks.
-        """
-        from pathlib import Path
-
+    def execute_run(self, request: RunRequest) -> Ending:
+        """Execute a run from its folder's last snapshot to its end. Raises what broke; see `Runner.execute`."""
         import ray
 
         from rayfed.config import user_code
@@ -67,56 +65,43 @@ class ServerActor:
         from rayfed.partition import Federation, split_key
         from rayfed.storage.run_folder import RunFolder
 
-        os.environ.update(environment)
-        user_code.install(code)
-        resolved = Config.from_dict(config)
-        self.pool.data = {split_key(resolved.to_dict()): federation[0]}
-        self.pool.policy = FailurePolicy.of(resolved.failures)
-        folder = RunFolder.attach(Path(path), fence)
-        folder.event("placed", **self.ready())
+        os.environ.update(request.environment)
+        user_code.install(request.code)
+        config = Config.from_dict(request.config)
+        self.pool.data = {split_key(config.to_dict()): request.federation}
+        self.pool.policy = FailurePolicy.of(config.failures)
+        folder = RunFolder.attach(Path(request.path), request.fence)
+        folder.event("placed", **self.locate_actors().to_event())
         self.pool.on_restart = lambda **about: folder.event("actor restarted", **about)
-        self.runner = Runner(
-            resolved, Federation.from_numpy(ray.get(federation[0])), self.pool, folder, before_commit=self._driver_lives
-        )
+        federation = Federation.from_numpy(ray.get(request.federation))
+        self.runner = Runner(config, federation, self.pool, folder, before_commit=self._check_driver)
         if self.stopping:
             self.runner.stop()
-        return tuple(self.runner.execute())
+        return self.runner.execute()
 
-    def status(self) -> dict[str, Any]:
-        """The live state of the run in hand (see state.json)."""
-        return dict(self.runner.status) if self.runner is not None else {"status": "starting"}
+    def state(self) -> ServerState:
+        """Return how the current run stands."""
+        return ServerState.of(self.runner.status) if self.runner is not None else ServerState()
 
-    def during(self, run: str, until: int) -> None:
-        """Lasts until this run's round `until` is committed or the run ends: its name tells Ray's pages what goes on."""
-        while (now := self.status()).get("run") == run and now["status"] in ("starting", "running"):
-            if now["round"] >= until:
-                return
-            time.sleep(0.2)
+    def wait_for_round(self, run: str, until: int) -> None:
+        """Return once this run's round `until` is committed, or the run ends. The call's name tells Ray's pages what goes on."""
+        while (now := self.state()).run == run and not now.status.ended and now.round < until:
+            time.sleep(WAIT_S)
 
     def stop(self) -> None:
-        """Commit the round in hand and end."""
+        """Let the current run end after committing its round."""
         self.stopping = True
         if self.runner is not None:
             self.runner.stop()
 
     def close(self) -> None:
+        """End the client actors."""
         self.pool.close()
 
-    def _driver_lives(self) -> None:
-        if self.driver is None:  # detached: the run may outlive whoever started it
+    def _check_driver(self) -> None:
+        """Raise RunFailed where the driver is gone, so that nothing more is committed."""
+        if self.driver is None or time.monotonic() < self.checked + CHECK_S:
             return
-        if time.monotonic() < self.looked + LOOK_S:
-            return
-        self.looked = time.monotonic()
-        import socket
-
-        import psutil
-
-        if socket.gethostname() != self.driver["host"]:
-            return
-        try:
-            alive = abs(psutil.Process(self.driver["pid"]).create_time() - self.driver["start"]) < 1
-        except psutil.NoSuchProcess:
-            alive = False
-        if not alive:
+        self.checked = time.monotonic()
+        if not self.driver.alive():
             raise RunFailed("the driver of this run is gone; nothing more is committed")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import rayfed
+from actors.messages import RunSetup
 from rayfed import methods
 from rayfed.config import user_code
 from rayfed.errors import ConfigError
@@ -262,7 +263,8 @@ def test_a_client_actor_needs_no_file(given: str, cell: Cell, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     made = toy.config(user_code.name_of(cell(METHOD)["Mine"], "x") if given == "cell" else "mine.py:Mine")
     values = made.to_dict()
-    packed = pickle.dumps(("run", values, toy.federation(made).numpy(), None, user_code.used(values)))
+    setup = RunSetup("run", values, user_code.used(values))
+    packed = pickle.dumps((setup, toy.federation(made).numpy(), None))
     done = subprocess.run([sys.executable, "-c", ACTOR], cwd=ROOT, input=packed, capture_output=True)
     assert done.stdout.decode() == "Mine False\n", done.stderr.decode()
 

@@ -87,14 +87,15 @@ def _ray(
 ) -> Iterator[TrialPlacement]:
     """Start or join Ray and yield the trials' placement; what cannot be placed is refused before Ray starts, or, on a cluster,
     before a trial does."""
-    from actors import monitor, session
+    from actors.dashboard_names import job_metadata
+    from actors.session import connect, local_node
 
     os.environ.update({k: v for k, v in tune_environment(request).items() if k not in os.environ})
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    placement = place([session.local_node()]) if address == "local" else None
+    placement = place([local_node()]) if address == "local" else None
     import ray
 
-    session.connect(address, monitor.job_metadata([request.base]))
+    connect(address, job_metadata([request.base]))
     try:
         yield placement or place(nodes_of(ray.nodes()))
     finally:

@@ -18,6 +18,7 @@ from rayfed.errors import RunFailed, nearest
 from rayfed.execute.choice import Choice
 from rayfed.partition import split_key
 from rayfed.report.point_text import point_text
+from rayfed.storage.run_status import RunStatus
 from rayfed.storage.text_files import json_bytes, read_yaml
 from tune_spaces.sweep.domains import unpack_point
 from tune_spaces.sweep.folder import SETTINGS
@@ -162,7 +163,8 @@ class SweepTrial(tune.Trainable):
             else:
                 asked = self.broker.open_folder.remote(str(where), values)
             run = RunFolder.attach(where, _get(asked))
-            run.event("placed", server=os.getpid(), clients=self.pool.about(), trial=self.trial_id)
+            located = [asdict(a) for a in self.pool.locate_actors()]
+            run.event("placed", server=os.getpid(), clients=located, trial=self.trial_id)
             key = split_key(values)
             if key not in self._splits:
                 while len(self._splits) >= 2 * len(self.request.seeds):
@@ -208,7 +210,7 @@ class SweepTrial(tune.Trainable):
     def _end_runs(self) -> None:
         """End the current runs: done, or stopped and ready to be resumed."""
         for runner in (self.runners or {}).values():
-            if runner.status["status"] not in ("done", "failed"):
+            if runner.status["status"] not in (RunStatus.DONE, RunStatus.FAILED):
                 runner.finish()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------

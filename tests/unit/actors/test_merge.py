@@ -1,8 +1,7 @@
-"""Folds merged on their nodes: the same bits as at the server, what is lost is named, and jobs go to their node's actors."""
+"""Folds merged on their nodes: the same bits as at the server, and what is lost is named."""
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import ray
 import torch
 
 from actors import merge
-from actors.pool import Waiting
 from rayfed import fold
 from rayfed.engine.messages import CallResult
 from rayfed.engine.pool import Merging, Outcome
@@ -46,7 +44,7 @@ class Store:
         return node, fold.to_numpy(fold.merge_parts(fold.from_numpy(left[1]), fold.from_numpy(right[1])))
 
     def outcome(self, node: str, folded: fold.Folded) -> Outcome:
-        return Outcome(result(None), folded=merge.Lies((node, folded), node))
+        return Outcome(result(None), folded=merge.LocatedFolds((node, folded), node))
 
 
 def plain(found: list[fold.Folded]) -> fold.Folded:
@@ -95,11 +93,3 @@ def test_what_a_dead_node_held_is_run_again(monkeypatch: pytest.MonkeyPatch) -> 
     for i in again:
         merging.add(i, store.outcome("a", found[i]))
     assert merging.lost() == [] and same(merging.result(), plain(found))
-
-
-def test_jobs_wait_at_their_node_and_are_taken_from_the_longest_end() -> None:
-    waiting = Waiting({"a": deque([0, 1]), "b": deque([2, 3, 4])})
-    assert [waiting.take("a"), waiting.take("a")] == [0, 1]
-    assert waiting.take("a") == 4 and waiting.take(None) == 3 and len(waiting) == 1
-    waiting.again(1)
-    assert waiting.take("a") == 1 and waiting.take("b") == 2 and not len(waiting)

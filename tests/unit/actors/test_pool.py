@@ -1,4 +1,4 @@
-"""What the Ray pool does in every round and keeps cheap, without a cluster."""
+"""What the pool on Ray does with every call and keeps cheap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from actors import pool as ray_pool
 def test_a_small_payload_stays_with_its_calls_and_a_large_one_goes_to_the_store(monkeypatch):
     stored: list[Any] = []
     monkeypatch.setattr(ray_pool.ray, "put", lambda value: stored.append(value) or "ref")
-    small, large = ({"w": np.zeros(n, np.float32)} for n in (ray_pool.SMALL // 4, ray_pool.SMALL // 4 + 1))
+    small, large = (
+        {"w": np.zeros(n, np.float32)} for n in (ray_pool.INLINE_BYTES // 4, ray_pool.INLINE_BYTES // 4 + 1)
+    )
     pool: Any = object.__new__(ray_pool.RayPool)
     assert pool.put(small) is small and pool.get(small) is small
     assert pool.put(large) == "ref" and stored == [large]
@@ -27,12 +29,12 @@ def test_an_actors_call_is_named_once_and_anew_for_its_successor():
             made.append((who, name))
             return who, name
 
-        return SimpleNamespace(do=SimpleNamespace(options=options))
+        return SimpleNamespace(execute_job=SimpleNamespace(options=options))
 
     pool: Any = object.__new__(ray_pool.RayPool)
     pool._named, pool.actors = {}, [actor("a"), actor("b")]
-    assert [pool._do(i, "train") for i in (0, 0, 1, 1)] == [("a", "train")] * 2 + [("b", "train")] * 2
-    assert pool._do(0, "score") == ("a", "score")
+    assert [pool._named_call(i, "train") for i in (0, 0, 1, 1)] == [("a", "train")] * 2 + [("b", "train")] * 2
+    assert pool._named_call(0, "score") == ("a", "score")
     pool.actors[0] = actor("c")
-    assert pool._do(0, "train") == ("c", "train")
+    assert pool._named_call(0, "train") == ("c", "train")
     assert made == [("a", "train"), ("b", "train"), ("a", "score"), ("c", "train")]

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from actors import monitor as on_ray
+from actors.dashboard_names import RoundNames, job_metadata, round_name
+from actors.messages import ServerState
+from rayfed.storage.run_status import RunStatus
 from tests import toy
 
 
 def test_names_of_rounds_are_few() -> None:
     c = toy.config(rounds=4)
-    state = {"run": "a", "status": "running", "round": 1}
-    assert on_ray.round_name(c, state) == "fedavg round 2/4, 7 of 14 clients"
-    assert on_ray.round_name(c, {**state, "status": "starting", "round": 0}) == "fedavg starting, 7 of 14 clients"
-    assert on_ray.round_name(c, {**state, "round": 4}) is None
-    assert (
-        on_ray.round_name(c, {**state, "status": "done"}) is None
-        and on_ray.round_name(c, {"status": "starting"}) is None
-    )
+    state = ServerState(RunStatus.RUNNING, "a", 1)
+    assert round_name(c, state) == "fedavg round 2/4, 7 of 14 clients"
+    assert round_name(c, replace(state, status=RunStatus.STARTING, round=0)) == "fedavg starting, 7 of 14 clients"
+    assert round_name(c, replace(state, round=4)) is None
+    assert round_name(c, replace(state, status=RunStatus.DONE)) is None and round_name(c, ServerState()) is None
     long = toy.config(rounds=1005)
-    names = {on_ray.round_name(long, {**state, "round": r}) for r in range(1005)}
+    names = {round_name(long, replace(state, round=r)) for r in range(1005)}
     assert len(names) <= 100 and "fedavg rounds 1-11/1005, 7 of 14 clients" in names
     assert "fedavg rounds 1002-1005/1005, 7 of 14 clients" in names
 
 
 class FakeServer:
-    """Notes what `during.options(name=...).remote(...)` was called with."""
+    """Notes what `wait_for_round.options(name=...).remote(...)` was called with."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, int]] = []
-        self.during = self
+        self.wait_for_round = self
 
     def options(self, name: str) -> Any:
         self.name = name
@@ -41,9 +41,9 @@ class FakeServer:
 
 def test_each_name_is_shown_once_and_until_its_rounds_are_over() -> None:
     server = FakeServer()
-    shown = on_ray.Shown(server, toy.config(rounds=4))
+    shown = RoundNames(server, toy.config(rounds=4))
     for status, r in (("starting", 0), ("starting", 0), ("running", 1), ("running", 1), ("running", 3), ("done", 4)):
-        shown.tell({"run": "a", "status": status, "round": r})
+        shown.show(ServerState.of({"run": "a", "status": status, "round": r}))
     assert [(name.partition(",")[0], until) for name, _, until in server.calls] == [
         ("fedavg starting", 1),
         ("fedavg round 2/4", 2),
@@ -52,6 +52,6 @@ def test_each_name_is_shown_once_and_until_its_rounds_are_over() -> None:
 
 
 def test_a_request_in_the_list_of_jobs() -> None:
-    found = on_ray.job_metadata([toy.config(), toy.config({"name": "ifca", "clusters": 2})])
+    found = job_metadata([toy.config(), toy.config({"name": "ifca", "clusters": 2})])
     assert found["job_name"] == "rayfed toy" and found["method"] == "fedavg, ifca" and found["clients"] == "14"
     assert found["runs"] == "2" and all(isinstance(v, str) for v in found.values())
