@@ -14,6 +14,7 @@ from rayfed.config.schema import Config
 
 
 def space(config: Config) -> dict[str, Any]:
+    """Sweep the steps where the config counts in steps, else the epochs."""
     if config.local.steps is not None:
         return {"local.steps": tune.grid_search([1, 5, 20])}
     return {"local.epochs": tune.grid_search([1, 2, 5])}
@@ -24,4 +25,5 @@ continuous = {"local.optimizer.lr": tune.loguniform(1e-3, 1.0)}
 
 
 def both(config: Config) -> dict[str, Any]:
+    """Sweep the amount of work and the learning rate."""
     return {**space(config), **rate}

@@ -87,7 +87,7 @@ def submit_package(
 def submit_resume(
     where: str, sets: Sequence[str], *, address: str | None, options: Sequence[str] = ()
 ) -> tuple[Connection, str]:
-    """Continue a run, study or sweep where it lies, by a new job NAME-2, NAME-3 ...
+    """Continue a run, study or sweep in its own folder, by a new job NAME-2, NAME-3 ...
 
     Arguments:
         where: the job that made it, or a folder on the head (relative as `--out`), or a URI.

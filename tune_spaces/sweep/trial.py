@@ -152,7 +152,7 @@ class SweepTrial(tune.Trainable):
             if seed in self.ended:
                 continue
             c = config.model_copy(update={"seed": seed, "name": f"{config.name}-{folder.name}"})
-            where = folder.run(seed)
+            where = folder.run_folder(seed)
             begun = (where / "config.yaml").exists()
             source = folder.origin_run(seed) if origin and not begun else None
             if begun or source:  # what was chosen by timing stays chosen

@@ -80,7 +80,7 @@ class TrialFolder:
         """`runs` as it is called inside the sweep's folder."""
         return str(self.runs.relative_to(self.home))
 
-    def run(self, seed: int) -> Path:
+    def run_folder(self, seed: int) -> Path:
         """Return a seed's run folder."""
         return self.runs / f"seed-{seed}"
 
@@ -91,7 +91,7 @@ class TrialFolder:
 
     def ended_seeds(self, seeds: Sequence[int], rounds: int) -> set[int]:
         """Return the seeds whose runs are done."""
-        return {s for s in seeds if has_ended(self.run(s), rounds)}
+        return {s for s in seeds if has_ended(self.run_folder(s), rounds)}
 
     def write_record(self, point: Point) -> None:
         """Note the point and the origin of the runs."""
@@ -108,7 +108,7 @@ class TrialFolder:
         """Collect what the seeds' runs measured in round r; of a run that stopped early, in its last."""
         metrics = {}
         for seed in seeds:
-            found = round_log.read(self.run(seed))
+            found = round_log.read(self.run_folder(seed))
             row = found[min(r, max(found))]
             metrics[str(seed)] = {k: v for k, v in row.items() if k != "round" and v is not None}
         return TrialRow(self.name, r, self.relative, point, metrics)
@@ -127,7 +127,7 @@ class TrialFolder:
         """Write rows of rounds up to `last` that were committed, but whose rows were not when the trial was killed."""
         written = {row.round for row in self.rows()}
         first = self.origin.round if self.origin else 0
-        longest: dict[int, Any] = max((round_log.read(self.run(s)) for s in seeds), key=len)
+        longest: dict[int, Any] = max((round_log.read(self.run_folder(s)) for s in seeds), key=len)
         missing = [
             r for r, row in longest.items() if first < r <= last and r not in written and row.get(metric) is not None
         ]
