@@ -27,6 +27,7 @@ from tune_spaces.sweep.points import config_at
 from tune_spaces.sweep.trial_folder import TrialFolder
 
 if TYPE_CHECKING:
+    from rayfed.config.schema import Config
     from rayfed.engine.runner import Runner
     from rayfed.partition import Federation
 
@@ -138,48 +139,54 @@ class SweepTrial(tune.Trainable):
     def _open_runs(self, folder: TrialFolder) -> dict[int, Runner]:
         """Return runners of the seeds that have rounds left, at their last snapshots."""
         from rayfed.engine.failures import FailurePolicy
-        from rayfed.engine.runner import Runner
-        from rayfed.partition import Federation
-        from rayfed.storage.run_folder import RunFolder
 
-        config, origin = self.config_here, folder.origin
+        config = self.config_here
         if self.request.keep_snapshots:
             config = config.model_copy(update={"storage": config.storage.model_copy(update={"keep": ALL_SNAPSHOTS})})
         self._start_pool()
         self.pool.policy = FailurePolicy.of(config.failures)
-        out: dict[int, Runner] = {}
-        for seed in self.request.seeds:
-            if seed in self.ended:
-                continue
-            c = config.model_copy(update={"seed": seed, "name": f"{config.name}-{folder.name}"})
-            where = folder.run_folder(seed)
-            begun = (where / "config.yaml").exists()
-            source = folder.origin_run(seed) if origin and not begun else None
-            if begun or source:  # what was chosen by timing stays chosen
-                c = Choice.from_config(read_yaml((source or where) / "config.yaml")).apply(c)
-            values = c.to_dict()
-            if source and origin:
-                asked = self.broker.clone_folder.remote(str(source), origin.round, str(where), values)
-            else:
-                asked = self.broker.open_folder.remote(str(where), values)
-            run = RunFolder.attach(where, _get(asked))
-            located = [asdict(a) for a in self.pool.locate_actors()]
-            run.event("placed", server=os.getpid(), clients=located, trial=self.trial_id)
-            key = split_key(values)
-            if key not in self._splits:
-                while len(self._splits) >= 2 * len(self.request.seeds):
-                    del self._splits[next(iter(self._splits))]
-                (ref,) = _get(self.broker.split.remote(values))
-                self._splits[key] = Federation.from_numpy(ray.get(ref))
-            out[seed] = Runner(c, self._splits[key], self.pool, run)
+        out = {s: self._open_run(folder, config, s) for s in self.request.seeds if s not in self.ended}
         for runner in out.values():
             runner.prepare()
-            if origin:
-                self._check_state_form(origin, runner)
+            if folder.origin:
+                self._check_state_form(folder.origin, runner)
         folder.write_record(self.point)
         reached = min([r.prepared.reached for r in out.values()], default=self.config_here.rounds)
         folder.write_missing_rows(reached, self.point, self.request.seeds, self.request.metric)
         return out
+
+    def _open_run(self, folder: TrialFolder, config: Config, seed: int) -> Runner:
+        """Make a seed's run folder, clone it from its origin, or take it over; return its runner."""
+        from rayfed.engine.runner import Runner
+        from rayfed.storage.run_folder import RunFolder
+
+        c = config.model_copy(update={"seed": seed, "name": f"{config.name}-{folder.name}"})
+        where, origin = folder.run_folder(seed), folder.origin
+        begun = (where / "config.yaml").exists()
+        source = folder.origin_run(seed) if origin and not begun else None
+        if begun or source:  # what was chosen by timing stays chosen
+            c = Choice.from_config(read_yaml((source or where) / "config.yaml")).apply(c)
+        values = c.to_dict()
+        if source and origin:
+            fence = self.broker.clone_folder.remote(str(source), origin.round, str(where), values)
+        else:
+            fence = self.broker.open_folder.remote(str(where), values)
+        run = RunFolder.attach(where, _get(fence))
+        located = [asdict(a) for a in self.pool.locate_actors()]
+        run.event("placed", server=os.getpid(), clients=located, trial=self.trial_id)
+        return Runner(c, self._split(values), self.pool, run)
+
+    def _split(self, config: dict[str, Any]) -> Federation:
+        """Return the data split of a config, given as plain values; the newest are kept in this process."""
+        from rayfed.partition import Federation
+
+        key = split_key(config)
+        if key not in self._splits:
+            while len(self._splits) >= 2 * len(self.request.seeds):
+                del self._splits[next(iter(self._splits))]
+            (ref,) = _get(self.broker.split.remote(config))
+            self._splits[key] = Federation.from_numpy(ray.get(ref))
+        return self._splits[key]
 
     def _start_pool(self) -> None:
         """Start the client actors in the placement group that Tune made for this trial, once per process."""
