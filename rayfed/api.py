@@ -68,9 +68,9 @@ class Run:
 
     def models(self) -> list[str]:
         """Return the names of the saved models: "model" (the global one), "expert-0", ...; none before the run has ended."""
-        from rayfed.served import names
+        from rayfed.served import list_models
 
-        return names(self.path)
+        return list_models(self.path)
 
     def model(self, name: str = "model", *, cluster: int | None = None, client: int | None = None) -> Model:
         """Return a trained model: a dict of its parameters; `model(x)` returns logits (B, classes) of inputs (B, *input_shape).
@@ -78,11 +78,11 @@ class Run:
         name: a saved model, by default the global one; cluster: that cluster's expert; client: what this client is served,
         also a held-out one (the data is split again for that). ConfigError with the models that there are.
         """
-        from rayfed.served import saved
+        from rayfed.served import load_model
 
         if client is not None:
             return self._served.model(client)
-        return saved(self.path, self._config, name if cluster is None else f"expert-{cluster}")
+        return load_model(self.path, self._config, name if cluster is None else f"expert-{cluster}")
 
     def save_adapter(self, client: int, folder: str | Path) -> Path:
         """Write the adapter that a client is served, also a held-out one, into a new folder and return the folder.

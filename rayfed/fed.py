@@ -62,7 +62,7 @@ class Replies(Sequence[Reply]):
     """What came back from one `ask`, ordered by client id.
 
     ids: of the clients that replied; folded: part -> tree (or {key: tree} for a fold with `by`), of no reply zeros; a part
-    declared "any" has none: look at `ids` first; weight: part -> the fold's total weight (likewise); failures: client -> reason,
+    declared "any" has none: read `ids` first; weight: part -> the fold's total weight (likewise); failures: client -> reason,
     for clients that were dropped.
     """
 
@@ -86,16 +86,16 @@ class Replies(Sequence[Reply]):
 
     @property
     def examples(self) -> Tensor:
-        """Train examples of each reply, (n,) float64, in the order of `ids`."""
+        """Return the train examples of each reply, (n,) float64, in the order of `ids`."""
         return torch.tensor([float(r.examples) for r in self._replies], dtype=torch.float64)
 
     @property
     def ranks(self) -> Tensor:
-        """LoRA rank of each reply, (n,) int64, in the order of `ids`."""
+        """Return the LoRA rank of each reply, (n,) int64, in the order of `ids`."""
         return torch.tensor([r.rank for r in self._replies], dtype=torch.int64)
 
     def stacked(self, part: str, names: Sequence[str] = ()) -> Tree:
-        """An unfolded part of all replies at the server, leaves (n, ...), in the order of `ids`.
+        """Bring an unfolded part of all replies to the server, leaves (n, ...), in the order of `ids`.
 
         names: of the part's entries only these, cut out where a large part is (the last layer of each update). KeyError where
         nobody replied, or the part was folded away or not sent.
@@ -103,21 +103,21 @@ class Replies(Sequence[Reply]):
         return self._parts.stacked(part, names)
 
     def gather(self, part: str) -> dict[int, Tree]:
-        """client -> part, at the server. Errors as in `stacked`; {} where nobody replied."""
+        """Bring an unfolded part to the server, as client -> part. Errors as in `stacked`; {} where nobody replied."""
         return dict(zip(self.ids, tree.unstack(self.stacked(part)), strict=True)) if self._replies else {}
 
     def gram(self, part: str) -> Tensor:
-        """(n, n) inner products of a large part, computed where it is; rows in the order of `ids`."""
+        """Return the (n, n) inner products of a large part, computed where it is; rows in the order of `ids`."""
         return self._parts.gram(part)
 
     def dot(self, part: str, trees: Sequence[Tree], names: Sequence[str] = ()) -> Tensor:
-        """(n, K) inner products of a large part with K trees of the server, in float64, computed where the part is; rows in
-        the order of `ids`. names: over these entries only.
+        """Return the (n, K) inner products of a large part with K trees of the server, in float64, computed where the part is;
+        rows in the order of `ids`. names: over these entries only.
         """
         return self._parts.dot(part, [{n: t[n] for n in names} if names else t for t in trees])
 
     def linear(self, part: str, weights: Tensor) -> list[Tree]:
-        """`weights` (K, n), columns in the order of `ids`, times a large part: K trees, computed where the part is."""
+        """Return `weights` (K, n), columns in the order of `ids`, times a large part: K trees, computed where the part is."""
         return self._parts.linear(part, weights)
 
 
@@ -125,7 +125,7 @@ class Dispatcher(Protocol):
     """What brings visits to clients and their replies back: the engine's is `rayfed.engine.dispatch.Dispatch`."""
 
     def begin(self, round: int, score_local: bool) -> None:
-        """A round starts: numbers of asks and counts of bytes start anew."""
+        """Begin a round: numbers of asks and counts of bytes start anew."""
         ...
 
     def ask(
@@ -155,7 +155,7 @@ class Fed:
         self.begin(0)
 
     def begin(self, round: int, score_local: bool = False) -> None:
-        """A round starts: numbers of asks, draws and records start anew, so a round depends on nothing but its number.
+        """Begin a round: numbers of asks, draws and records start anew, so a round depends on nothing but its number.
 
         score_local: whether training visits also score their locally trained models.
         """
@@ -167,27 +167,27 @@ class Fed:
     # -- randomness and records --------------------------------------------------------------------------------------
 
     def key(self, purpose: str) -> int:
-        """The server's key of this round for `purpose`."""
+        """Return the server's key of this round for `purpose`."""
         return keys.key(self.config.seed, self.round << 20, -1, purpose)
 
     def log(self, name: str, value: float, n: float = 1) -> None:
-        """A number for this round's row; several calls give their mean weighted by `n`."""
+        """Record a number for this round's row; several calls give their mean weighted by `n`."""
         total, weight = self.logged.get(name, (0.0, 0.0))
         self.logged[name] = (total + float(value) * n, weight + n)
 
     def planted(self, clients: Sequence[int]) -> Tensor:
-        """The planted group of each client, (n,) int64, -1 without one: the truth, for oracles and scores only."""
+        """Return the planted group of each client, (n,) int64, -1 without one: the truth, for oracles and scores only."""
         return torch.as_tensor(self.federation.group[list(clients)])
 
     def probe(self) -> Tensor:
-        """The inputs of the public probe set (`federation.probe`), (n, *input_shape) where the task is; no labels."""
+        """Return the inputs of the public probe set (`federation.probe`), (n, *input_shape) where the task is; no labels."""
         x = torch.as_tensor(self.federation.arrays["x"][self.federation.probe])
         return x.to(self.task.device, self.task.dtype if x.is_floating_point() else x.dtype)
 
     # -- participation -----------------------------------------------------------------------------------------------
 
     def sample(self, n: int | None = None, *, where: Sequence[int] | None = None) -> tuple[int, ...]:
-        """This round's clients by `federation.participation`, from a keyed stream that is the same for every method.
+        """Draw this round's clients by `federation.participation`, from a keyed stream that is the same for every method.
 
         n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson).
         """
@@ -224,7 +224,7 @@ class Fed:
         visit: of the method, `self.train` or `self.score.with_(k=3)`; to: client ids, in any order; shared: parts for
         everyone; mine: client -> small tree for it alone; fold: what becomes of parts; keep: folded parts that stay
         reachable for `gram`, `linear` and `gather`; metered: false where a deployment's server would work this out from what
-        it holds of each client (it runs where the client states lie, and counts in no bytes and no visits). A client that
+        it holds of each client (it runs where the client states are, and counts in no bytes and no visits). A client that
         fails is dropped or ends the run, as `failures.client_error` says.
         """
         name, arguments = visits.require(visit, self.method).call

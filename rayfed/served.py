@@ -49,7 +49,7 @@ class Model(dict[str, Any]):
         self.build = build
 
     def __call__(self, x: ArrayLike) -> Tensor:
-        """Logits (B, classes), without gradients. ValueError if the inputs are not (B, *input_shape)."""
+        """Return logits (B, classes), without gradients. ValueError if the inputs are not (B, *input_shape)."""
         like = tree.values(dict(self))[0]
         inputs = torch.as_tensor(x).to(like.device)
         inputs = inputs.to(like.dtype) if self.logits is None or inputs.is_floating_point() else inputs
@@ -62,52 +62,52 @@ class Model(dict[str, Any]):
             return torch.func.functional_call(self._bare, dict(self), (inputs,))
 
     def module(self) -> nn.Module:
-        """A torch.nn.Module with a copy of the parameters, to train on, export or save. TypeError where the method's model is
+        """Build a torch.nn.Module with a copy of the parameters, to train on, export or save. TypeError where the method's model is
         more than one network."""
         if self.logits is not None and self.build is None:
             raise TypeError(
                 f"what the method serves is no single module but a tree of {', '.join(self)}; call it instead"
             )
-        made = self._build()
-        made.load_state_dict({n: p.clone() for n, p in self.items()}, strict=False)  # buffers are the network's own
-        return made
+        module = self._build()
+        module.load_state_dict({n: p.clone() for n, p in self.items()}, strict=False)  # buffers are the network's own
+        return module
 
     def _build(self) -> nn.Module:
         if self.build is not None:
             return self.build()
         like = next(iter(self.values()))
         with torch.random.fork_rng(devices=[]):
-            made = models.build(self.network, self.classes, self.input_shape)
-        return made.to(device=like.device, dtype=like.dtype).eval()
+            module = models.build(self.network, self.classes, self.input_shape)
+        return module.to(device=like.device, dtype=like.dtype).eval()
 
     @cached_property
     def _bare(self) -> nn.Module:
         return self._build()
 
 
-def names(folder: Path) -> list[str]:
-    """Models of the run's `model/`, in whose files a pretrained one's adapter and classifier lie beside it."""
+def list_models(folder: Path) -> list[str]:
+    """List the models of the run's `model/`, whose files may have a pretrained one's adapter and classifier beside them."""
     found = {f.name.split(".")[0] for f in (folder / "model").glob("*.safetensors")}
     return sorted(n for n in found if n == "model" or n.startswith("expert-"))
 
 
-def saved(folder: Path, config: Config, name: str) -> Model:
-    """A model of the run's `model/`: "model", or "expert-0", ... ConfigError naming what is there."""
-    there = names(folder)
-    if name not in there:
+def load_model(folder: Path, config: Config, name: str) -> Model:
+    """Load a model of the run's `model/`: "model", or "expert-0", ... ConfigError naming those that exist."""
+    known = list_models(folder)
+    if name not in known:
         raise ConfigError(
-            f"{folder}: no model {name!r}; there are: {', '.join(there) or 'none (the run has not ended)'}"
+            f"{folder}: no model {name!r}; there are: {', '.join(known) or 'none (the run has not ended)'}"
         )
-    about = tree_files.load_meta(folder / "model", name)
+    meta = tree_files.load_meta(folder / "model", name)
     parameters = tree.from_numpy(tree_files.load_tree(folder / "model", name))
-    around: dict[str, Any] = {}
+    pretrained: dict[str, Any] = {}
     if config.task.model.name.startswith("hf:"):
-        task = lru_cache(lambda: _task(config))  # the base is read once it is needed
-        around = {"logits": lambda p, x: task().apply(p, x), "build": lambda: task().module()}
-    return Model(parameters, config.task.model, int(about["classes"]), about["input_shape"], **around)
+        task = lru_cache(lambda: _build_task(config))  # the base is read once it is needed
+        pretrained = {"logits": lambda p, x: task().apply(p, x), "build": lambda: task().module()}
+    return Model(parameters, config.task.model, int(meta["classes"]), meta["input_shape"], **pretrained)
 
 
-def _task(config: Config) -> Task:
+def _build_task(config: Config) -> Task:
     federation = partition.build(config)
     return tasks.of(federation.kind)(config, federation, "cpu", start_from(config))
 
@@ -115,7 +115,7 @@ def _task(config: Config) -> Task:
 class Served:
     """What each client is served after the newest snapshot's round, built at the client as in the run's evaluation.
 
-    The clients' data is split again, since a method may look at it (the least loss, fine-tuning, which draws its batches anew).
+    The clients' data is split again, since a method may need it (the least loss, fine-tuning, which draws its batches anew).
     """
 
     def __init__(self, folder: Path, config: Config):
@@ -138,8 +138,8 @@ class Served:
         self.dispatch.states.load(where, folder / "segments")
         self.state = tree.from_numpy(tree_files.load_tree(where, "server"))
 
-    def _of(self, client: int) -> tuple[Tree, int]:
-        """(the parameters that a client is served, its LoRA rank). ConfigError if there is no such client."""
+    def _serve(self, client: int) -> tuple[Tree, int]:
+        """Build what a client is served: (its parameters, its LoRA rank). ConfigError if there is no such client."""
         n = self.federation.clients
         if not 0 <= client < n:
             raise ConfigError(f"client: {client} found, allowed: 0 to {n - 1}")
@@ -150,7 +150,7 @@ class Served:
         return tree.map(torch.clone, replies.gather("model")[client]), int(replies.gather("rank")[client])
 
     def save_adapter(self, client: int, where: Path) -> None:
-        """See `rayfed.api.Run.save_adapter`."""
+        """Write a client's adapter into a folder; see `rayfed.api.Run.save_adapter`."""
         if self.config.adapter.kind in ("none", "full", "bias"):
             raise ConfigError(f"adapter.kind: {self.config.adapter.kind} found, so a client has no adapter to save")
         if type(self.method).logits is not Method.logits:
@@ -159,7 +159,7 @@ class Served:
             )
         if where.exists() and (not where.is_dir() or any(where.iterdir())):
             raise ConfigError(f"{where}: exists already and is no empty folder")
-        parameters, rank = self._of(client)
+        parameters, rank = self._serve(client)
         by = ranks.factor(self.config, rank)
         if by is not None:  # the served tree is in units of the largest rank's scale
             parameters = ranks.cut(parameters, rank, 1 / by)
@@ -174,8 +174,8 @@ class Served:
             atomic.remove(hidden)
 
     def model(self, client: int) -> Model:
-        """Of one client, also of a held-out one. ConfigError if there is no such client."""
-        parameters, _ = self._of(client)
+        """Return the model of one client, also of a held-out one. ConfigError if there is no such client."""
+        parameters, _ = self._serve(client)
         own, hf = type(self.method).logits is not Method.logits, self.config.task.model.name.startswith("hf:")
         return Model(
             parameters,

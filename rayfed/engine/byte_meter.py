@@ -27,13 +27,13 @@ class ByteMeter:
         self.reset()
 
     def reset(self) -> None:
-        """A round begins."""
+        """Begin a round."""
         self.up = self.down = self.moved_up = self.moved_down = 0
         self._holders: dict[int, set[int]] = {}  # id of a shared value -> the clients that have it
         self._ranks_before: dict[int, int] = {}  # when a client was last asked, where its state says it
 
     def row(self) -> dict[str, int]:
-        """The counts by the names of their metrics."""
+        """Return the counts by the names of their metrics."""
         return {
             "bytes/up": self.up,
             "bytes/down": self.down,
@@ -42,7 +42,10 @@ class ByteMeter:
         }
 
     def newcomers(self, value: Tree, clients: Sequence[int]) -> list[int]:
-        """The clients that do not have a shared value of this round yet; from now on they do. The value must outlive the round."""
+        """Return the clients that do not have a shared value of this round yet, sorted; from now on they do.
+
+        The value must outlive the round: it is known by its id.
+        """
         holders = self._holders.setdefault(id(value), set())
         new = sorted(set(clients) - holders)
         holders.update(new)
@@ -51,7 +54,7 @@ class ByteMeter:
     def count_down(
         self, shared: Mapping[str, Tree], new: Mapping[str, Sequence[int]], calls: Sequence[VisitCall]
     ) -> None:
-        """Shared parts that went to their new holders, and what went to each client alone, by the ranks held when it came."""
+        """Count shared parts for their new holders, and what went to each client alone, by the ranks held when it came."""
         for part, clients in new.items():
             rows = tree.values(shared[part])[0].shape[0] if self.method.wire.down[part].routed else 1
             one = {part: tree.map(lambda x: x[None], shared[part])}
@@ -61,7 +64,7 @@ class ByteMeter:
             self.down += ranks.cost(self.method.cost, tree.from_numpy(call.mine), self._ranks(call.clients))
 
     def note_ranks(self, result: CallResult) -> None:
-        """The ranks that a call's clients had when they were asked."""
+        """Note the ranks that a call's clients had when they were asked."""
         self._ranks_before.update(result.ranks_before)
 
     def _ranks(self, clients: Sequence[int]) -> list[int] | None:

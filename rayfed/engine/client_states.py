@@ -128,7 +128,7 @@ class ClientStates:
         return tree.row(self._stacked([client]), 0) if known else None
 
     def _stacked(self, clients: Sequence[int]) -> Tree:
-        """The states of clients that have one, leaves (n, ...); each block is fetched once."""
+        """Stack the states of clients that have one, leaves (n, ...); each block is fetched once."""
         by_block: dict[int, list[tuple[int, int]]] = {}
         for i, c in enumerate(clients):
             p = self.pending.get(c) or self.places[c]
@@ -161,8 +161,8 @@ class ClientStates:
         self._places_written = places
 
     def _clients_to_rewrite(self, dirty: set[int]) -> list[int]:
-        """Clients outside of `dirty` whose segments hold so few live rows that they are better written again: such segments, until
-        there are at most twice as many rows on disk as clients."""
+        """Choose clients outside of `dirty` whose segments hold so few live rows that they are better written again: such segments,
+        until there are at most twice as many rows on disk as clients."""
         live: dict[str, list[int]] = {}
         for c, (segment, _) in self.saved.items():
             if c not in dirty:

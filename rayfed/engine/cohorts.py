@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 Cohort = tuple[int, ...]  # clients of one call
 
 USUAL = 32  # clients of one call, at most
-SMALL_MODELS = 128  # the same for models whose work is less than a call's
+SMALL_MODELS = 128  # the same where a model's work is less than a call's
 SMALL_BYTES = (
     64 * 2**20
-)  # of a call's clients' models, gradients and optimizer state: up to here more than USUAL are taken
+)  # of a call's models, gradients and optimizer state, up to which more than USUAL clients are taken
 MOST_BYTES = 2 * 2**30  # of the same, at most
-ONE_CALL_S = 4e-3  # seconds of a round's work: below, a second call or the way to an actor costs more than it saves
+ONE_CALL_S = 4e-3  # seconds of a round's work: with less, a second call or the way to an actor costs more than it saves
 
 
 def calls_per_round(clients: int, largest: int = USUAL) -> int:
-    """The calls that a round of `clients` is cut into where one takes `largest`: an even number, so that two actors share it."""
+    """Count the calls that a round of `clients` is cut into where one takes `largest`: even, so that two actors can share them."""
     calls = max(2, math.ceil(clients / largest))
     return calls + calls % 2
 
 
 def cohort_size(config: Config, task: Task) -> int:
-    """Clients per call: `resources.cohort`, or for `auto` a function of config and shapes alone."""
+    """Return the clients of one call: `resources.cohort`, or for `auto` a function of config and shapes alone."""
     if config.resources.cohort != "auto":
         return int(config.resources.cohort)
     asked = max(1, config.per_round())
@@ -48,7 +48,7 @@ def cohort_size(config: Config, task: Task) -> int:
 
 
 def fits_one_call(config: Config, federation: Federation, step: float) -> bool:
-    """Whether a round's clients had better be one call, where a client's local step takes `step` seconds."""
+    """Say whether a round's clients had better be one call, where a client's local step takes `step` seconds."""
     local, asked = config.local, config.per_round()
     mean = float(federation.class_counts[: federation.population].sum(1).mean())
     steps = local.steps or (local.epochs or 1) * math.ceil(mean / local.batch_size)
@@ -56,18 +56,18 @@ def fits_one_call(config: Config, federation: Federation, step: float) -> bool:
 
 
 def useful_actors(config: Config) -> int:
-    """Client actors that a round can keep at work; more would only wait. Counts calls without knowing the model's size."""
+    """Count the client actors that a round can keep at work; more would only wait. The model's size is not known yet."""
     asked, size = max(1, config.per_round()), config.resources.cohort
     return calls_per_round(asked) if size == "auto" else math.ceil(asked / int(size))
 
 
 def cut(clients: Sequence[int], federation: Federation, size: int) -> list[Cohort]:
-    """Cohorts of `size` clients of similar work, whatever order they were named in: by number of train examples, then by id."""
+    """Cut clients into cohorts of `size` with similar work, whatever order they were named in: by train examples, then by id."""
     ids, offsets = np.fromiter(clients, np.int64, len(clients)), federation.train.offsets
     examples = offsets[ids + 1] - offsets[ids]
     return cut_in_order(ids[np.lexsort((ids, examples))].tolist(), size)
 
 
 def cut_in_order(numbers: Sequence[int], size: int) -> list[Cohort]:
-    """Cohorts of `size`, in the order given."""
+    """Cut numbers into cohorts of `size`, in the order given."""
     return [tuple(numbers[i : i + size]) for i in range(0, len(numbers), size)]

@@ -51,12 +51,12 @@ class Dispatch:
         self.begin(0, score_local=False)
 
     def begin(self, round: int, score_local: bool) -> None:
-        """A round starts: numbers of asks and counts start anew, and shared parts are put into the pool again."""
+        """Begin a round: numbers of asks and counts start anew, and shared parts are put into the pool again."""
         self.round, self.score_local = round, score_local
         self._asks = 0
-        self._shared: dict[
+        self._handles: dict[
             int, tuple[Tree, Any]
-        ] = {}  # id of a shared value -> the value, which so stays alive; its handle
+        ] = {}  # id of a shared value -> it, so that it stays alive, and its handle
         self.meter.reset()
         self.visits = self.dropped = 0
         self.local_scores: dict[int, dict[str, float]] = {}
@@ -80,10 +80,10 @@ class Dispatch:
         the run, and what the pool raises.
         """
         self._asks += 1
-        handles = tuple(self._handle(value) for value in shared.values())
+        handles = tuple(self._shared_handle(value) for value in shared.values())
         new = {part: self.meter.newcomers(value, clients) for part, value in shared.items()} if metered else {}
         jobs, calls = [], []
-        for cohort in self._cohorts(visit, clients):
+        for cohort in self._cut(visit, clients):
             blocks, rows = self.states.lookup(cohort) if self.method.wire.keep else ((), ())
             call = VisitCall(
                 visit=visit,
@@ -101,39 +101,39 @@ class Dispatch:
             )
             calls.append(call)
             jobs.append(Job(self.run_id, call, (*handles, *blocks)))
-        replies = self._gathered(str(visit), jobs, folds, metered)
+        replies = self._execute_calls(str(visit), jobs, folds, metered)
         if metered:
             self.meter.count_down(shared, new, calls)
         return replies
 
-    def _cohorts(self, visit: str | Evaluation, clients: Sequence[int]) -> list[cohorts.Cohort]:
+    def _cut(self, visit: str | Evaluation, clients: Sequence[int]) -> list[cohorts.Cohort]:
         if visit is Evaluation.GLOBAL:
             return cohorts.cut_in_order(sorted(clients), self.cohort_size)
         return cohorts.cut(clients, self.federation, self.cohort_size)
 
-    def _handle(self, value: Tree) -> Any:
-        """A shared part goes into the pool once a round however often it is asked with."""
-        if id(value) not in self._shared:
-            self._shared[id(value)] = value, self._put(value)
-        return self._shared[id(value)][1]
+    def _shared_handle(self, value: Tree) -> Any:
+        """Put a shared part into the pool, once a round however often it is asked with."""
+        if id(value) not in self._handles:
+            self._handles[id(value)] = value, self._put(value)
+        return self._handles[id(value)][1]
 
     def _put(self, value: Tree) -> Any:
-        """A handle of a tree of the server."""
+        """Put a tree of the server into the pool; returns its handle."""
         self.meter.moved_down += tree.nbytes(value)
         return self.pool.put(tree.to_numpy(value))
 
     # -- what comes back -----------------------------------------------------------------------------------------------
 
-    def _gathered(self, visit: str, jobs: list[Job], folds: tuple[Fold, ...], metered: bool) -> Replies:
-        """Execute the calls; their replies, folds and failures together."""
+    def _execute_calls(self, visit: str, jobs: list[Job], folds: tuple[Fold, ...], metered: bool) -> Replies:
+        """Execute the calls and bring their replies, folds and failures into one."""
         merging = self.pool.merging()
         parts: dict[int, CallParts] = {}
         replies: list[Reply] = []
         failures: dict[int, str] = {}
-        for number, outcome in self._executed(jobs):
+        for number, outcome in self._execute_jobs(jobs):
             result = outcome.result
             assert isinstance(result, CallResult)
-            self._judge(visit, result.failures, failures)
+            self._add_failures(visit, result.failures, failures)
             if folds:
                 merging.add(number, outcome)
             rows = zip(result.clients, result.examples, result.steps, result.ranks, strict=True)
@@ -142,20 +142,21 @@ class Dispatch:
                 parts[number] = CallParts(result.clients, result.small, result.large, outcome.large)
             if outcome.states is not None:
                 self.states.write(result.clients, outcome.states)
-            self._count(result, outcome, metered)
+            self._count_result(result, outcome, metered)
         self.dropped += len(failures)
-        folded, weight = self._folded(jobs, folds, merging)
+        folded, weight = self._fold_calls(jobs, folds, merging)
         unfolded = UnfoldedParts([parts[i] for i in sorted(parts)], self.pool, self._reduce, self._put)
         return Replies(replies, unfolded, folded, weight, failures)
 
-    def _judge(self, visit: str, found: Mapping[int, Failure], failures: dict[int, str]) -> None:
+    def _add_failures(self, visit: str, found: Mapping[int, Failure], failures: dict[int, str]) -> None:
         """Add a call's failures, by client; ClientFailed where the policy says that one ends the run."""
         for client, failure in found.items():
             failures[client] = failure.reason
             if isinstance(self.policy.decide(failure), Raise):
                 raise ClientFailed(client, self.round, visit, failure)
 
-    def _count(self, result: CallResult, outcome: Outcome, metered: bool) -> None:
+    def _count_result(self, result: CallResult, outcome: Outcome, metered: bool) -> None:
+        """Add a call to what the round has counted so far."""
         self.meter.note_ranks(result)
         if metered:
             self.meter.up += result.bytes_up
@@ -166,10 +167,12 @@ class Dispatch:
             self.meter.moved_up += tree.nbytes(result.small) + folding.nbytes(result.folded or {})
         self.watch(self.visits)
 
-    def _folded(self, jobs: list[Job], folds: tuple[Fold, ...], merging: Merging) -> tuple[FoldedParts, dict[str, Any]]:
-        """(part -> what its fold gave, part -> its weight); calls whose folds are lost are executed again."""
+    def _fold_calls(
+        self, jobs: list[Job], folds: tuple[Fold, ...], merging: Merging
+    ) -> tuple[FoldedParts, dict[str, Any]]:
+        """Finish the folds: (part -> what its fold gave, part -> its weight). Calls whose folds are lost are executed again."""
         while again := merging.lost():
-            for i, outcome in self._executed([jobs[number] for number in again]):
+            for i, outcome in self._execute_jobs([jobs[number] for number in again]):
                 merging.add(again[i], outcome)
         merged = merging.result()
         self.meter.moved_up += merging.moved
@@ -178,15 +181,15 @@ class Dispatch:
             partials = merged.get(fold.part) or ({} if fold.by else None)
             try:
                 if partials is None:
-                    partials = {"": {"total": self._zeros(fold.part), "weight": 0.0}}
+                    partials = {"": {"total": self._zero(fold.part), "weight": 0.0}}
             except RunFailed as error:
                 folded.without_zero[fold.part], weight[fold.part] = error, 0.0
                 continue
             folded[fold.part], weight[fold.part] = folding.finish(fold, partials)
         return folded, weight
 
-    def _zeros(self, part: str) -> Tree:
-        """What a fold over no reply gives: zeros of the declared shape."""
+    def _zero(self, part: str) -> Tree:
+        """Return what a fold over no reply gives: zeros of the declared shape. RunFailed where it has none."""
         shape = self.method.wire.up[part].shape if part in self.method.wire.up else ANY
         try:
             return shape.zeros(self.task)
@@ -195,16 +198,16 @@ class Dispatch:
             raise RunFailed(message) from unknown
 
     def _reduce(self, jobs: Sequence[tuple[Request, tuple[Any, ...]]]) -> list[Any]:
-        """The values of requests on parts of replies, in their order."""
+        """Execute requests on parts of replies; returns their values in the same order."""
         values: list[Any] = [None] * len(jobs)
-        for i, outcome in self._executed([Job(self.run_id, request, handles) for request, handles in jobs]):
+        for i, outcome in self._execute_jobs([Job(self.run_id, request, handles) for request, handles in jobs]):
             assert isinstance(outcome.result, Value)
             values[i] = outcome.result.value
             self.meter.moved_up += 0 if outcome.in_process else tree.nbytes(values[i])
         return values
 
-    def _executed(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """(number, outcome) of jobs as they end; what workers note beside them is passed on."""
+    def _execute_jobs(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """Yield (number, outcome) of jobs as they end, and pass on what workers note beside them."""
         for number, outcome in self.pool.execute(jobs):
             for sentence in outcome.result.notes:
                 self.note(sentence)

@@ -54,7 +54,7 @@ class Evaluation(Enum):
 
 
 def build(evaluation: Evaluation, method: Method, task: Task, pieces: int) -> Visit:
-    """The visit of an evaluation; `pieces`: into how many pieces the pooled test set is cut."""
+    """Build the visit of an evaluation; `pieces`: into how many pieces the pooled test set is cut."""
     if evaluation is Evaluation.GLOBAL:
         return _measure(task, "pooled", lambda client: client.shared["model"])
     if evaluation is Evaluation.CLUSTER:
@@ -79,7 +79,7 @@ def build(evaluation: Evaluation, method: Method, task: Task, pieces: int) -> Vi
 
 
 def zero(task: Task) -> Tree:
-    """Sums of one scoring, before the first batch."""
+    """Return the sums of one scoring before its first batch."""
     return {n: torch.zeros((), dtype=task.dtype, device=task.device) for n in task.measures}
 
 
@@ -88,7 +88,7 @@ def _measure(task: Task, split: str, model: Any) -> Visit:
 
 
 def scored(inner: Visit, task: Task, model: Any) -> Visit:
-    """`inner`, then its `model(client, carry)` on the client's test split; sends only the scores."""
+    """Extend a visit: after `inner`, its `model(client, carry)` is scored on the client's test split, and only that is sent."""
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
         return {
@@ -107,7 +107,7 @@ def scored(inner: Visit, task: Task, model: Any) -> Visit:
 
 
 def with_local_score(inner: Visit, task: Task) -> Visit:
-    """A training visit that also sends LOCAL_SCORES: the scores of its locally trained model on the client's test split."""
+    """Extend a training visit, so that it also sends LOCAL_SCORES: the scores of its locally trained model on the client's test split."""
     trained = inner.local
     assert trained is not None
 
@@ -144,7 +144,7 @@ def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
 
 
 def _predictions(view: Visit, task: Task, pieces: int) -> Visit:
-    """Probabilities of the served model on every pooled test example, piece by piece: part `p` = {"0": (b, C), ...}."""
+    """Build a visit that predicts every pooled test example with the served model, piece by piece: part `p` = {"0": (b, C), ...}."""
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
         return {"model": view.end(client, carry)[0]["model"], "p": {}}
@@ -169,29 +169,29 @@ class Evaluator:
     def evaluate(
         self, state: Tree, local_scores: Mapping[int, Scores], seconds: Mapping[int, float]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """The round's numbers, by NAME/SCOPE, and one row per scored client.
+        """Return the round's numbers, by NAME/SCOPE, and one row per scored client.
 
         local_scores: of the models that this round's clients trained; seconds: of their visits, for the rows.
         """
         method, population = self.method, self.fed.population
-        scored = self._scored_clients()
+        scored = self._draw_clients()
         participants = [c for c in scored if c < population]
         served = EvaluationPayload(method.serve(state), {c: method.mine(state, c) for c in scored})
-        personal = self._scores(Evaluation.PERSONAL, scored, served)
+        personal = self._ask(Evaluation.PERSONAL, scored, served)
         row = scope("personal", {c: s for c, s in personal.items() if c < population})
         row |= scope("unseen", {c: s for c, s in personal.items() if c >= population})
         cluster_of = method.clusters(state)
         if cluster_of is not None:
-            row |= self._cluster_scores(state, participants, cluster_of) | self._clustering(cluster_of)
+            row |= self._score_clusters(state, participants, cluster_of) | self._score_clustering(cluster_of)
         if self.config.evaluate.finetune_epochs:
-            row |= scope("local", self._scores(Evaluation.LOCAL, participants, served))
+            row |= scope("local", self._ask(Evaluation.LOCAL, participants, served))
         elif local_scores:
             row |= scope("local", local_scores)
         if len(self.federation.pooled_test):
-            row |= self._one_model(state) if method.universal else self._mixture(participants, served)
-        return row, [self._client_row(c, personal[c], cluster_of, seconds.get(c)) for c in sorted(personal)]
+            row |= self._score_one_model(state) if method.universal else self._score_mixture(participants, served)
+        return row, [self._make_row(c, personal[c], cluster_of, seconds.get(c)) for c in sorted(personal)]
 
-    def _client_row(
+    def _make_row(
         self, client: int, sums: Scores, cluster_of: Mapping[int, int] | None, seconds: float | None
     ) -> dict[str, Any]:
         n = sums["n"]
@@ -208,8 +208,8 @@ class Evaluator:
             "seconds": seconds,
         }
 
-    def _scored_clients(self) -> list[int]:
-        """All clients, or as many as the config says, drawn by a key of the round."""
+    def _draw_clients(self) -> list[int]:
+        """Draw as many clients as the config says by a key of the round; all where it says so."""
         wanted, n = self.config.evaluate.clients, len(self.federation.group)
         if wanted == "all":
             return list(range(n))
@@ -217,8 +217,8 @@ class Evaluator:
         rng = keys.numpy(self.fed.key("evaluated clients"))
         return sorted(rng.choice(n, min(count, n), replace=False).tolist())
 
-    def _scores(self, evaluation: Evaluation, clients: Sequence[int], served: EvaluationPayload) -> dict[int, Scores]:
-        """Sums of each client's scores."""
+    def _ask(self, evaluation: Evaluation, clients: Sequence[int], served: EvaluationPayload) -> dict[int, Scores]:
+        """Ask clients for an evaluation; returns the sums of each one's scores."""
         out: dict[int, Scores] = {}
         for group, mine in served.groups(clients):
             replies = self.dispatcher.ask(evaluation, group, shared=served.shared, mine=mine)
@@ -227,8 +227,8 @@ class Evaluator:
                 out.update({c: {name: v[i] for name, v in sums.items()} for i, c in enumerate(replies.ids)})
         return out
 
-    def _cluster_scores(self, state: Tree, participants: list[int], cluster_of: Mapping[int, int]) -> dict[str, float]:
-        """Scope `cluster`: each client's expert on the client's own test split."""
+    def _score_clusters(self, state: Tree, participants: list[int], cluster_of: Mapping[int, int]) -> dict[str, float]:
+        """Score scope `cluster`: each client's expert on the client's own test split."""
         experts = self.method.experts(state)
         if not experts:
             return {}
@@ -236,26 +236,26 @@ class Evaluator:
         stacked = {"experts": tree.stack([experts[k] for k in ids])}
         members = [c for c in participants if cluster_of.get(c) in experts]
         places = {c: {"expert": torch.tensor(ids.index(cluster_of[c]))} for c in members}
-        return scope("cluster", self._scores(Evaluation.CLUSTER, members, EvaluationPayload(stacked, places)))
+        return scope("cluster", self._ask(Evaluation.CLUSTER, members, EvaluationPayload(stacked, places)))
 
-    def _clustering(self, cluster_of: Mapping[int, int]) -> dict[str, float]:
-        """How many clusters are in use, and how well they agree with the planted groups."""
+    def _score_clustering(self, cluster_of: Mapping[int, int]) -> dict[str, float]:
+        """Count the clusters in use, and measure how well they agree with the planted groups."""
         row: dict[str, float] = {"clusters/count": len(set(cluster_of.values()))}
         planted = {c: int(self.federation.group[c]) for c in cluster_of if self.federation.group[c] >= 0}
         if len(planted) > 1:
             row["clusters/ari"] = ari(list(planted.values()), [cluster_of[c] for c in planted])
         return row
 
-    def _one_model(self, state: Tree) -> dict[str, float]:
-        """Scope `global` of a method with one model: its scores on the pooled test set, piece by piece."""
+    def _score_one_model(self, state: Tree) -> dict[str, float]:
+        """Score scope `global` of a method with one model: on the pooled test set, piece by piece."""
         pieces = range(len(pooled_pieces(self.federation)))
         model = EvaluationPayload({"model": state[str(self.method.universal)]}, {})
-        sums = self._scores(Evaluation.GLOBAL, pieces, model).values()
+        sums = self._ask(Evaluation.GLOBAL, pieces, model).values()
         n = sum(s["n"] for s in sums)
         return {f"{name}/global": sum(s[name] for s in sums) / n for name in self.task.measures}
 
-    def _mixture(self, participants: list[int], served: EvaluationPayload) -> dict[str, float]:
-        """Scope `global` without one model: the mean of the served models' predictions, weighted by train examples."""
+    def _score_mixture(self, participants: list[int], served: EvaluationPayload) -> dict[str, float]:
+        """Score scope `global` without one model: the mean of the served models' predictions, weighted by train examples."""
         total: Any = None
         weight = 0.0
         for group, mine in served.groups(participants):
@@ -281,7 +281,7 @@ class EvaluationPayload(NamedTuple):
     mine: Mapping[int, Tree | None]
 
     def groups(self, clients: Sequence[int]) -> Iterator[tuple[list[int], dict[int, Tree]]]:
-        """(clients, what is theirs alone): those with and those without such a tree are asked apart, their payloads differ."""
+        """Yield (clients, what is theirs alone): those with and those without such a tree, for their payloads differ."""
         own = {c: mine for c in clients if (mine := self.mine.get(c))}
         for group, mine in (([c for c in clients if c in own], own), ([c for c in clients if c not in own], {})):
             if group:

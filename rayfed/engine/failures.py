@@ -39,7 +39,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception, attempts: int) -> Failure:
-        """The failure that an exception of the client's code is."""
+        """Describe an exception of the client's code; attempts: how often that was executed."""
         cause = error.__cause__ if isinstance(error, PieceFailed) and error.__cause__ is not None else error
         trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
         arguments = error.arguments if isinstance(error, PieceFailed) else None
@@ -88,23 +88,23 @@ class FailurePolicy:
 
     @classmethod
     def of(cls, failures: Failures) -> FailurePolicy:
-        """The policy that the config's section `failures` describes."""
+        """Return the policy that the config's section `failures` describes."""
         return cls(failures.client_error, failures.actor_death.retries)
 
     def decide(self, status: Failure | ActorDeath) -> Decision:
         """Say what follows from a status; the decision and its reason are logged."""
-        decision = self._of_actor(status) if isinstance(status, ActorDeath) else self._of_client(status)
+        decision = self._decide_actor(status) if isinstance(status, ActorDeath) else self._decide_client(status)
         log.info("%s: %s", type(decision).__name__, decision.reason)
         return decision
 
-    def _of_client(self, status: Failure) -> Decision:
+    def _decide_client(self, status: Failure) -> Decision:
         if self.client_error == "raise":
             return Raise(status.reason)
         if self.client_error == "retry" and status.repeatable and status.attempts < ATTEMPTS:
             return Retry(status.reason)
         return Drop(status.reason)
 
-    def _of_actor(self, status: ActorDeath) -> Decision:
+    def _decide_actor(self, status: ActorDeath) -> Decision:
         times = f"an actor died {status.deaths} times {status.during}"
         said = f"{times} (failures.actor_death.retries={self.actor_retries}): {status.cause}"
         return Retry(said) if status.deaths <= self.actor_retries else Raise(said)

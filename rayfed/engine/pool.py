@@ -30,9 +30,9 @@ class Outcome(NamedTuple):
 
 
 class Merging:
-    """What the folds of one ask gave, merged call by call along the tree that is fixed by the calls' numbers.
+    """Merges the folds of one ask, call by call, along the tree that is fixed by the calls' numbers; here in the calling process.
 
-    This one merges in the calling process. moved: bytes that travelled here beside the outcomes themselves.
+    moved: bytes that travelled to this process beside the outcomes themselves.
     """
 
     moved = 0
@@ -41,16 +41,16 @@ class Merging:
         self.merger = fold.Merger(fold.merge_parts)
 
     def add(self, number: int, out: Outcome) -> None:
-        """Call `number` has ended."""
+        """Add the folds of call `number`, which has ended."""
         assert isinstance(out.result, CallResult) and out.result.folded is not None
         self.merger.add(number, fold.from_numpy(out.result.folded))
 
     def lost(self) -> list[int]:
-        """Numbers of calls whose folds are gone since they ended; they must be run and added again."""
+        """Return the numbers of calls whose folds are gone since they ended; they must be executed and added again."""
         return []
 
     def result(self) -> fold.Folded:
-        """All calls merged; {} if there was none."""
+        """Return the folds of all calls, merged; {} if there was no call."""
         return self.merger.result() or {}
 
 
@@ -61,21 +61,29 @@ class Pool(Protocol):
     adopts: bool  # whether `adopt` has a use: actors compute on CPUs, as the calling process does
     timings: dict[str, dict[str, Any]]  # what timing the executors gave, by model and local work
 
-    def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None: ...
+    def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
+        """Make a run resident in every worker."""
+        ...
 
     def adopt(self, run: str, resident: Resident) -> None:
         """Take in a run that is resident in the calling process: where its jobs come one at a time they may be done there."""
         ...
 
-    def put(self, value: Tree) -> Any: ...
+    def put(self, value: Tree) -> Any:
+        """Put a tree of NumPy arrays where workers reach it; returns its handle."""
+        ...
 
-    def get(self, handle: Any) -> Tree: ...
+    def get(self, handle: Any) -> Tree:
+        """Fetch the tree behind a handle."""
+        ...
 
     def execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """Yield (number of the job, its outcome) as they complete, in any order."""
         ...
 
-    def merging(self) -> Merging: ...
+    def merging(self) -> Merging:
+        """Begin to merge the folds of one ask."""
+        ...
 
 
 class LocalPool:

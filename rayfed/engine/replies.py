@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from rayfed.engine.pool import Pool
     from rayfed.tree import Tree
 
-Reduce = Callable[
-    [Sequence[tuple[Request, tuple[Any, ...]]]], list[Any]
-]  # (request, handles) of each job -> their values
+# Executes (request, handles) of each job; returns their values.
+Reduce = Callable[[Sequence[tuple[Request, tuple[Any, ...]]]], list[Any]]
 
 
 @dataclass(frozen=True)
 class CallParts:
-    """Unfolded parts of one call's replies, leaves (c, ...): `small` ones here, those called `names` behind the handle `large`."""
+    """Unfolded parts of one call's replies, leaves (c, ...): `small` ones, and those called `names` behind the handle `large`."""
 
     clients: list[int]
     small: Tree
@@ -46,7 +45,7 @@ class UnfoldedParts:
 
     @cached_property
     def _order(self) -> Tensor:
-        """(n,) places in the calls' order, by client id."""
+        """The places in the calls' order, by client id, (n,)."""
         clients = np.asarray([c for call in self.calls for c in call.clients], np.int64)
         return torch.as_tensor(np.argsort(clients, kind="stable"))
 
@@ -62,7 +61,7 @@ class UnfoldedParts:
         return tree.map(lambda *xs: torch.cat(xs)[self._order], *(tree.from_numpy(p) for p in found))
 
     def gram(self, part: str) -> Tensor:
-        """Inner products of the replies, (n, n)."""
+        """Multiply all pairs of replies: inner products, (n, n)."""
         handles = [self._handle(call, part) for call in self.calls]
         m = len(handles)
         pairs = [(i, j) for i in range(m) for j in range(i, m)]
@@ -75,7 +74,7 @@ class UnfoldedParts:
         return g[self._order][:, self._order]
 
     def dot(self, part: str, trees: Sequence[Tree]) -> Tensor:
-        """Inner products of the replies with K trees, which may have some of the part's entries, (n, K) float64."""
+        """Multiply the replies with K trees, which may have some of the part's entries: inner products, (n, K) float64."""
         other = self._put(tree.stack(trees))
         values = self._reduce([(DotCall(part), (self._handle(call, part), other)) for call in self.calls])
         if not values:
@@ -83,7 +82,7 @@ class UnfoldedParts:
         return torch.cat([tree.from_numpy(value) for value in values])[self._order]
 
     def linear(self, part: str, weights: Tensor) -> list[Tree]:
-        """Weights (K, n) times the replies: K trees."""
+        """Combine the replies by weights (K, n) into K trees."""
         in_calls = torch.empty(len(self._order), dtype=torch.int64)
         in_calls[self._order] = torch.arange(len(self._order))
         jobs: list[tuple[Request, tuple[Any, ...]]] = []
@@ -98,11 +97,11 @@ class UnfoldedParts:
         return tree.unstack(merger.result())
 
     def _value(self, call: CallParts, part: str) -> Tree:
-        """The part of one call, at the server."""
+        """Fetch the part of one call."""
         return call.small[part] if part in call.small else self._pool.get(self._handle(call, part))[part]
 
     def _handle(self, call: CallParts, part: str) -> Any:
-        """What the pool resolves to the tree that holds the part of one call."""
+        """Return the handle of the tree that holds the part of one call. KeyError where there is no such part."""
         if part in call.small:
             return self._pool.put({part: call.small[part]})
         if part not in call.names:

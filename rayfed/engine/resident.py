@@ -44,7 +44,7 @@ class Resident:
             self.task, self.data, self.sampler = like.task, like.data, like.sampler
         else:
             self.task = tasks.of(federation.kind)(config, federation, device, start)
-            self.data = {n: self._column(x) for n, x in federation.arrays.items()}
+            self.data = {n: self._tensor(x) for n, x in federation.arrays.items()}
             self.sampler = BatchSampler(
                 federation,
                 seed=config.seed,
@@ -58,20 +58,23 @@ class Resident:
         self.ranked = self.keeps_rank or ranks.unequal(config)
         self._visits: dict[tuple[str | Evaluation, str, bool], Visit] = {}
 
-    def _column(self, array: Any) -> Any:
+    def _tensor(self, array: Any) -> Any:
         x = tree.from_numpy(array)
         return x.to(self.device, self.task.dtype if x.is_floating_point() else x.dtype)
 
     def visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments = ()) -> Visit:
-        """Build a visit of the method, or an evaluation, once. score_local: also score the locally trained model, if there is one."""
+        """Build a visit of the method, or an evaluation, once.
+
+        score_local: whether it also scores its locally trained model, where it has one; arguments: the visit's own.
+        """
         key = name, repr(arguments), score_local  # as text, for 1, 1.0 and True are equal
         if key not in self._visits:
             while len(self._visits) >= KEPT:  # arguments that change from round to round must not pile up
                 del self._visits[next(iter(self._visits))]
-            self._visits[key] = self._built(name, score_local, arguments)
+            self._visits[key] = self._build_visit(name, score_local, arguments)
         return self._visits[key]
 
-    def _built(self, name: str | Evaluation, score_local: bool, arguments: Arguments) -> Visit:
+    def _build_visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments) -> Visit:
         if isinstance(name, Evaluation):
             made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces))
         else:
@@ -86,6 +89,6 @@ class Resident:
 
 
 def data_key(config: Config) -> str:
-    """What decides a run's task and data, as text: of two runs that agree in it, one set serves both."""
+    """Return what decides a run's task and data, as text: of two runs that agree in it, one set serves both."""
     d = config.to_dict()
     return json.dumps([d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")], sort_keys=True)

@@ -113,7 +113,7 @@ class Runner:
 
     @property
     def prepared(self) -> PreparedRun:
-        """The run as it stands; RuntimeError before `prepare`."""
+        """Return the run as it stands; RuntimeError before `prepare`."""
         if self._prepared is None:
             raise RuntimeError("the run is not prepared yet")
         return self._prepared
@@ -133,7 +133,7 @@ class Runner:
     def prepare(self) -> PreparedRun:
         """Make the run resident and go to its folder's last snapshot. Errors as in `execute`, here and in the next two."""
         with self._at_work():
-            self._prepared = self._resident_run()
+            self._prepared = self._make_resident()
             self.sinks.open(self.folder.run_id, self.config.to_dict(), self.folder.path)
         return self._prepared
 
@@ -143,7 +143,7 @@ class Runner:
         run, last = self.prepared, min(to, self.config.rounds)
         with self._at_work():
             while run.reached < last and not run.early and not (self._stop_asked and run.snapshotted):
-                self._commit(self._round(run.reached + 1), last)
+                self._commit(self._compute(run.reached + 1), last)
         return run.reached
 
     def finish(self) -> Ending:
@@ -151,7 +151,7 @@ class Runner:
         run = self.prepared
         with self._at_work():
             over = run.early or run.reached >= self.config.rounds
-            ending = self._done() if over else self._stopped()
+            ending = self._end_done() if over else self._end_stopped()
         self.sinks.close(self.status["status"])
         return ending
 
@@ -168,7 +168,7 @@ class Runner:
             reported: BaseException = error
             if isinstance(error, Exception) and not isinstance(error, RayfedError):  # a method's own, or ours
                 reported = RunFailed(f"{type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
-            self._failed(reported)
+            self._write_failure(reported)
             self.sinks.close(self.status["status"])
             if reported is error:
                 raise
@@ -176,7 +176,8 @@ class Runner:
         finally:
             self._seconds += time.perf_counter() - began
 
-    def _failed(self, error: BaseException) -> None:
+    def _write_failure(self, error: BaseException) -> None:
+        """Write an error into the folder, and into the error how to go on."""
         resume = f"The folder is valid up to its last snapshot; continue with: rayfed resume {self.folder.path}"
         if isinstance(error, ClientFailed):
             resume += (
@@ -197,7 +198,7 @@ class Runner:
         except Exception:  # a full disk must not hide the first error
             pass
 
-    def _resident_run(self) -> PreparedRun:
+    def _make_resident(self) -> PreparedRun:
         run_id, start = self.folder.run_id, start_from(self.config)
         resident = Resident(self.config, self.federation, start, "cpu")
         method, task = resident.method, resident.task
@@ -208,7 +209,7 @@ class Runner:
             resident.config = self.config
             self.pool.adopt(run_id, resident)
         dispatch = Dispatch(self.config, self.federation, method, task, self.pool, run_id)
-        dispatch.watch, dispatch.note = lambda visits: self.status.update(visits=visits), self._note
+        dispatch.watch, dispatch.note = lambda visits: self.status.update(visits=visits), self._add_note
         fed = Fed(self.config, self.federation, method, task, dispatch)
         first, snapshot = self.folder.rewind()
         if snapshot is None:
@@ -232,14 +233,14 @@ class Runner:
             reached=first,
         )
 
-    def _note(self, sentence: str) -> None:
+    def _add_note(self, sentence: str) -> None:
         """Write what a worker's process has switched off into the folder's events: once, however many processes say it."""
         if sentence not in self.notes:
             self.notes.append(sentence)
             self.folder.event("replay", reason=sentence)
 
     def _seconds_of(self, r: int) -> float:
-        """Seconds that the first r rounds took, in whichever process."""
+        """Sum the seconds that the first r rounds took, in whichever process."""
         rows = [row for row in self.folder.metrics().to_pylist() if row["round"] <= r] if r else []
         return sum(row.get(n) or 0.0 for row in rows for n in ("time/round", "time/evaluate"))
 
@@ -253,7 +254,7 @@ class Runner:
             assert isinstance(out.result, Value)
             self.pool.timings[same] = out.result.value
             for sentence in out.result.notes:
-                self._note(sentence)
+                self._add_note(sentence)
         seconds = dict(self.pool.timings[same])
         chosen = "vmap" if seconds["vmap"] < 0.9 * seconds["loop"] else "loop"  # `loop` takes less memory
         for reason in visits.refusals(method, task).values():  # one decides for the whole method
@@ -280,14 +281,14 @@ class Runner:
         method.config = self.config
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
 
-    def _round(self, r: int) -> RoundResult:
+    def _compute(self, r: int) -> RoundResult:
         """Compute round r; client states that it wrote are forgotten where it fails."""
         run, config, clock = self.prepared, self.config, time.perf_counter()
         evaluated = r % config.evaluate.every == 0 or r == config.rounds
         run.fed.begin(r, score_local=evaluated)
         try:
             state = run.method.round(run.state, run.fed, run.task)
-            self._check(state, r)
+            self._check_state(state, r)
             seconds = time.perf_counter() - clock
             row: dict[str, Any] = {name: total / weight for name, (total, weight) in run.fed.logged.items()}
             client_rows = None
@@ -301,7 +302,7 @@ class Runner:
         return RoundResult(r, state, row | self._counts(seconds), client_rows)
 
     def _counts(self, seconds: float) -> dict[str, Any]:
-        """What a round's row says of bytes, time and visits."""
+        """Return what a round's row says of bytes, time and visits."""
         dispatch = self.prepared.dispatch
         bytes_ = dispatch.meter.row()
         return {
@@ -334,7 +335,8 @@ class Runner:
             metric = str(self.config.stop.metric)
             self.folder.event("early stop", round=r, metric=metric, value=result.row[metric])
 
-    def _check(self, state: Tree, r: int) -> None:
+    def _check_state(self, state: Tree, r: int) -> None:
+        """Raise RunFailed where a new server state is not what was declared, or not finite."""
         missing = sorted(set(state) ^ set(self.prepared.method.wire.server))
         if missing:
             raise RunFailed(f"round {r}: the new server state and `wire.server` differ in {missing}")
@@ -363,6 +365,7 @@ class Runner:
     # -- the live status -----------------------------------------------------------------------------------------------
 
     def _publish(self, r: int, row: dict[str, Any]) -> None:
+        """Make a committed round the live status."""
         spent = time.perf_counter() - self._began
         left = (spent / max(1, r - self.prepared.first)) * (self.config.rounds - r)
         known = {**self.status.get("metrics", {}), **{n: v for n, v in row.items() if "/" in n and v is not None}}
@@ -381,8 +384,8 @@ class Runner:
 
     # -- endings -------------------------------------------------------------------------------------------------------
 
-    def _stopped(self) -> Ending:
-        """Stopped from outside: no summary, the folder is free to be resumed."""
+    def _end_stopped(self) -> Ending:
+        """End a run that was stopped from outside: no summary, the folder is free to be resumed."""
         reached = self.prepared.reached
         self.status["status"] = "stopped"
         self.folder.event("stopped", round=reached)
@@ -390,7 +393,8 @@ class Runner:
         self.folder.close()
         return Ending("stopped", reached)
 
-    def _done(self) -> Ending:
+    def _end_done(self) -> Ending:
+        """End a run that is over: its models, its summary."""
         run, config = self.prepared, self.config
         notes = list(self.federation.notes)
         if run.method.universal is None:

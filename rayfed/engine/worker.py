@@ -93,7 +93,7 @@ class Worker:
 
     def _visit(self, res: Resident, call: VisitCall, values: Sequence[Any]) -> Answer:
         began = time.perf_counter()
-        while (answer := CohortVisit(res, call, values, began).answer()) is None:
+        while (answer := CohortVisit(res, call, values, began).execute()) is None:
             res.checks_each_reply = True  # somebody's reply has a NaN or an infinity: find out whose
         return answer
 
@@ -117,11 +117,11 @@ class Worker:
         return Answer(Value(tree.to_numpy(g)))
 
     def _dot(self, res: Resident, call: DotCall, values: Sequence[Any]) -> Answer:
-        """values: the part (c, ...) and the trees (K, ...), whose entries may be some of the part's."""
+        """Multiply; values: the part (c, ...) and the trees (K, ...), whose entries may be some of the part's."""
         part, trees = (tree.from_numpy(v, self.device) for v in (values[0][call.part], values[1]))
         entries, products = dict(tree.leaves(part)), []
         for path, y in tree.leaves(trees):
-            # Row by row and in fresh memory: a client's bits depend neither on its cohort nor on where its row lay.
+            # Row by row and in fresh memory: a client's bits depend neither on its cohort nor on where its row was.
             wide = y.reshape(y.shape[0], -1).to(torch.float64, copy=True)
             rows = (x.reshape(-1).to(torch.float64, copy=True) for x in entries[path])
             products.append(torch.stack([wide @ x for x in rows]))
@@ -149,7 +149,7 @@ class CohortVisit:
             n: tree.map(torch.clone, tree.from_numpy(v, self.device)) for n, v in zip(call.shared, values, strict=False)
         }
         self.mine = tree.from_numpy(call.mine, self.device)
-        self.own = self._states(values[len(call.shared) :])
+        self.own = self._stack_states(values[len(call.shared) :])
         self.failures: dict[int, Failure] = {}
         self.folded: Folded = {}
         self._kept: list[Tree] = []
@@ -163,16 +163,16 @@ class CohortVisit:
         # What only folds is checked in the fold: a pass over memory fewer for each reply.
         self.checked_in_fold = set() if resident.checks_each_reply else {f.part for f in call.folds} - set(call.keep)
 
-    def answer(self) -> Answer | None:
+    def execute(self) -> Answer | None:
         """Execute the call; None where a fold came out with a NaN or an infinity and the replies were not checked by themselves."""
         call, res = self.call, self.resident
         with torch.no_grad():
-            for piece in self._pieces():
+            for piece in self._execute_pieces():
                 self._collect(*piece)
                 del piece  # the next reply then takes this one's memory
         if not sums_are_finite(p["total"] for n in self.checked_in_fold for p in self.folded.get(n, {}).values()):
             return None
-        kept = _joined(self._kept)
+        kept = _concatenate(self._kept)
         large = {n: p for n, p in kept.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
         small = {n: p for n, p in kept.items() if n not in large}
         has_states = not isinstance(call.visit, Evaluation) and bool(res.method.wire.keep) and bool(self._clients)
@@ -192,14 +192,14 @@ class CohortVisit:
             ranks_before=before,
             seconds=time.perf_counter() - self.began,
         )
-        states = tree.to_numpy(_joined(self._states_after)) if has_states else None
+        states = tree.to_numpy(_concatenate(self._states_after)) if has_states else None
         return Answer(result, tree.to_numpy(large) if large else None, states)
 
     def _collect(self, positions: list[int], parts: Tree, after: Tree, steps: Any) -> None:
         """Check a piece's replies against NaN and the wire, count their bytes, and fold or keep their parts."""
         call, res, info = self.call, self.resident, self.cohort.info
         checked = {n: p for n, p in parts.items() if n not in self.checked_in_fold}
-        good = self._finite(positions, checked, after)
+        good = self._finite_positions(positions, checked, after)
         if not good:
             return
         if len(good) < len(positions):
@@ -232,24 +232,24 @@ class CohortVisit:
 
     # -- execution -----------------------------------------------------------------------------------------------------
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _execute_pieces(self) -> Iterator[Piece]:
         """Execute the visit; what a client's code raises goes to `failures` and the rest goes on."""
         if self.executor == "vmap":
-            yield from self._vectorised()
+            yield from self._execute_cohort()
             return
         for i in range(len(self.cohort.clients)):
-            piece = self._alone(self.executor, i)
+            piece = self._execute_client(self.executor, i)
             if piece:
                 yield [i], *piece.pop()  # and this frame holds it no longer
 
-    def _vectorised(self) -> Iterator[Piece]:
-        """The whole cohort at once; where that fails, without the clients that fail alone too."""
+    def _execute_cohort(self) -> Iterator[Piece]:
+        """Execute the whole cohort at once; where that fails, without the clients that fail alone too."""
         if isinstance(self.visit.vectorize, str):
             raise VectorizeError(self.visit.vectorize)
         everyone = list(range(len(self.cohort.clients)))
         piece, short = [], False
         try:
-            piece = [self._executed("vmap", self.cohort, self.mine, self.own)]
+            piece = [self._execute("vmap", self.cohort, self.mine, self.own)]
         except torch.OutOfMemoryError:  # no client's fault
             short = True
         except Exception:  # out of here, for the error holds on to what was made
@@ -260,40 +260,40 @@ class CohortVisit:
         if short:
             raise TooLarge(len(everyone), self.resident.config.resources.gpus_per_actor)
         # Only alone can a client be told from what vmap cannot run; what passed alone is then tried once more.
-        rest, stay = self.cohort.without([i for i in everyone if not self._alone("loop", i)])
-        if not stay:
+        rest, passed = self.cohort.without([i for i in everyone if not self._execute_client("loop", i)])
+        if not passed:
             return
-        at = torch.as_tensor(stay, device=self.device)
+        at = torch.as_tensor(passed, device=self.device)
         mine, own = (tree.map(lambda x: x[at], t) for t in (self.mine, self.own))
         try:
-            piece = [self._executed("vmap", rest, mine, own)]
+            piece = [self._execute("vmap", rest, mine, own)]
         except Exception as error:
             raise VectorizeError(f"{type(error).__name__}: {error}") from error
-        yield stay, *piece.pop()
+        yield passed, *piece.pop()
 
-    def _alone(self, executor: str, i: int) -> list[Executed]:
-        """One client's visit, tried again where the policy says so: alone in a list, which is empty where it failed."""
+    def _execute_client(self, executor: str, i: int) -> list[Executed]:
+        """Execute one client's visit, again where the policy says so: in a list of one, which is empty where it failed."""
         one = self.cohort.one(i)
         mine, own = (tree.map(lambda x: x[i : i + 1], t) for t in (self.mine, self.own))
         attempts = 0
         while True:
             attempts += 1
             try:
-                return [self._executed(executor, one, mine, own)]
+                return [self._execute(executor, one, mine, own)]
             except Exception as error:
                 failure = Failure.of(error, attempts)
             if not isinstance(self.resident.policy.decide(failure), Retry):
                 self.failures[self.cohort.clients[i]] = failure
                 return []
 
-    def _executed(self, executor: str, cohort: Cohort, mine: Tree, own: Tree) -> Executed:
-        """What the clients of a cohort send, keep and took steps for, in one go."""
+    def _execute(self, executor: str, cohort: Cohort, mine: Tree, own: Tree) -> Executed:
+        """Execute the visit of a cohort in one go: what its clients send, keep, and how many steps they took."""
         made = execute.execute_visit(executor, self.visit, cohort, self.shared, mine, own, self.resident.data)
         ((_, parts, after, steps),) = made
         return parts, after, steps
 
-    def _finite(self, positions: list[int], parts: Tree, after: Tree) -> list[int]:
-        """The positions whose reply and state hold no NaN and no infinity; the others become failures."""
+    def _finite_positions(self, positions: list[int], parts: Tree, after: Tree) -> list[int]:
+        """Return the positions whose reply and state hold no NaN and no infinity; the others become failures."""
         parts = {n: p for n, p in parts.items() if n != LOCAL_SCORES}
         if sums_are_finite((parts, after)):
             return positions
@@ -309,8 +309,8 @@ class CohortVisit:
             self.failures[self.cohort.clients[positions[i]]] = Failure(reason, repeatable=False)
         return [p for i, p in enumerate(positions) if i not in reasons]
 
-    def _states(self, blocks: Sequence[Any]) -> Tree:
-        """Client states stacked, (k, ...): from the blocks that hold them, or fresh for clients without one."""
+    def _stack_states(self, blocks: Sequence[Any]) -> Tree:
+        """Stack the clients' states, (k, ...): from the blocks that hold them, or fresh for clients without one."""
         res, call = self.resident, self.call
         if not res.method.wire.keep:
             return {}
@@ -325,15 +325,15 @@ class CohortVisit:
         return tree.stack(rows)
 
 
-def _joined(pieces: list[Tree]) -> Tree:
-    """Pieces with leaves (c, ...) one after the other; {} of none."""
+def _concatenate(pieces: list[Tree]) -> Tree:
+    """Append pieces with leaves (c, ...) to each other; {} of none."""
     if not pieces:
         return {}
     return pieces[0] if len(pieces) == 1 else tree.map(lambda *xs: torch.cat(xs), *pieces)
 
 
 def sums_are_finite(trees: Iterable[Tree]) -> bool:
-    """False where a tree has a NaN or an infinity (or sums to one); one question to the device for all leaves."""
+    """Return False where a tree has a NaN or an infinity (or sums to one); the device is asked once for all leaves."""
     total = 0.0
     for t in trees:
         for x in tree.values(t):

@@ -136,7 +136,7 @@ def test_a_round_moves_the_run_only_when_it_is_committed(tmp_path: Path) -> None
 
     runner = prepared(tmp_path, before_commit=refuse)
     run, before = runner.prepared, runner.prepared.state
-    result = runner._round(1)
+    result = runner._compute(1)
     assert result.round == 1 and len(result.client_rows or []) == 14 and "accuracy/global" in result.row
     assert not tree.same(result.state, before) and run.state is before and run.reached == 0
     with pytest.raises(RunFailed, match="nothing is committed"):

@@ -203,13 +203,13 @@ def test_what_only_folds_is_checked_by_client_from_the_first_nan_on(
     odd: str, executor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[bool] = []
-    real = CohortVisit._finite
+    real = CohortVisit._finite_positions
 
     def recording(self: CohortVisit, at: Any, parts: Any, *rest: Any) -> Any:
         checked.append("delta" in parts)
         return real(self, at, parts, *rest)
 
-    monkeypatch.setattr(CohortVisit, "_finite", recording)
+    monkeypatch.setattr(CohortVisit, "_finite_positions", recording)
     toy.simulate(odd, executor=executor, **SHORT)
     assert checked and not any(checked)
     checked.clear()
