@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,14 @@ class Board:
         except Exception as error:
             return {"id": name, "name": path.name, "problem": _describe(error)}
         state = read_json(path / "state.json")
-        live = ("round", "rounds", "clients_per_s", "bytes", "eta_s", "time")
         parts: dict[str, Callable[[], Any]] = {
-            "about": lambda: details.about(run.config, run.summary, path),
-            "live": lambda: {k: state.get(k) for k in live},
-            "curves": lambda: details.curves(run.rows),
-            "clusters": lambda: details.clusters(path, run.rows),
-            "spread": lambda: details.spread(path, run.rows),
-            "actors": lambda: processes.actors(path, state, run.rows),
-            "events": lambda: processes.events(path)[-EVENTS:][::-1],
+            "about": partial(details.about, run.config, run.summary, path),
+            "live": partial(_live, state),
+            "curves": partial(details.curves, run.rows),
+            "clusters": partial(details.clusters, path, run.rows),
+            "spread": partial(details.spread, path, run.rows),
+            "actors": partial(processes.actors, path, state, run.rows),
+            "events": partial(_newest_events, path),
         }
         out: dict[str, Any] = {"id": name, "name": path.name, **_split_status(run.status)}
         for part, read in parts.items():
@@ -182,6 +182,14 @@ def _split_status(text: str) -> dict[str, str]:
     """`interrupted (resume with ...)` -> status and note."""
     word, _, note = text.partition(" ")
     return {"status": word, "note": note.strip("()")}
+
+
+def _live(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: state.get(k) for k in ("round", "rounds", "clients_per_s", "bytes", "eta_s", "time")}
+
+
+def _newest_events(path: Path) -> list[dict[str, Any]]:
+    return processes.events(path)[-EVENTS:][::-1]
 
 
 def _describe(error: Exception) -> str:

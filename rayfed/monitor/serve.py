@@ -17,6 +17,8 @@ from rayfed.monitor.page import CSS, SCRIPT, html
 from rayfed.storage.atomic import os_error_text
 from rayfed.storage.text_files import json_bytes, timestamp
 
+Query = dict[str, str]
+Answer = tuple[str, bytes]  # content type, body
 HOST, PORT = "127.0.0.1", 8270
 HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")  # in requests, also through a tunnel; others belong to foreign pages
 
@@ -29,12 +31,20 @@ class Server:
 
     def __init__(self, folder: Path, port: int = PORT):
         board = Board(folder)
+        page = html(str(folder.resolve())).encode()
+
+        def runs(query: Query) -> Answer:
+            return _json({"time": timestamp(), "runs": board.runs(), "sweeps": board.sweeps()})
+
+        def run(query: Query) -> Answer | None:
+            found = board.run(query.get("id", ""))
+            return None if found is None else _json(found)
 
         class Handler(_Handler):
             answers = {  # noqa: RUF012
-                "/": lambda query: ("text/html; charset=utf-8", html(str(folder.resolve())).encode()),
-                "/api/runs": lambda query: _json({"time": timestamp(), "runs": board.runs(), "sweeps": board.sweeps()}),
-                "/api/run": lambda query: _json(board.run(query.get("id", ""))),
+                "/": lambda query: ("text/html; charset=utf-8", page),
+                "/api/runs": runs,
+                "/api/run": run,
                 "/metrics": lambda query: ("text/plain; version=0.0.4; charset=utf-8", board.prometheus().encode()),
             }
 
@@ -60,8 +70,8 @@ class Server:
         self.http.shutdown()
 
 
-def _json(value: Any) -> tuple[str, bytes] | None:
-    return None if value is None else ("application/json", json_bytes(value))
+def _json(value: Any) -> Answer:
+    return "application/json", json_bytes(value)
 
 
 def _hash(text: str) -> str:
@@ -75,7 +85,7 @@ POLICY = (
 
 
 class _Handler(BaseHTTPRequestHandler):
-    answers: dict[str, Callable[[dict[str, str]], tuple[str, bytes] | None]]
+    answers: dict[str, Callable[[Query], Answer | None]]  # path -> what answers it; None: 404
     server_version, sys_version = "rayfed", ""
     timeout = 20
 

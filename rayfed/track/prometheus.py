@@ -58,7 +58,8 @@ class Exporter(Protocol):
     def publish(self) -> None:
         """Make the values of a complete round visible."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the export of this run."""
 
 
 _exporter: Callable[[dict[str, str]], Exporter] | None = None
@@ -208,10 +209,12 @@ class TextFile:
         self.labels, self.path, self.series = labels, path, Series()
 
     def put(self, name: str, value: float, /, **labels: str) -> None:
+        """Set a gauge, add to a counter, observe into a histogram."""
         self.series.put(name, value, {**self.labels, **labels})
 
     def publish(self) -> None:
         """Write the file. OSError if that fails."""
         durable_write(self.path, self.series.text().encode(), sync=False)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Do nothing: the file stays."""
