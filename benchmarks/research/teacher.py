@@ -58,7 +58,7 @@ def accuracy(scores: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def what_it_knows(config: Config) -> dict[int, tuple[float, ...]]:
-    """On the real test images, without any distillation: average, teacher told the label, teacher not told, experts' mean,
+    """On the real test images, without any distillation: average, teacher with the label, teacher without it, experts' mean,
     experts on the classes they own."""
     out: dict[int, tuple[float, ...]] = {}
     for r, state, fed in rounds(config):
@@ -131,8 +131,8 @@ def main() -> None:
     with torch.no_grad():
         head: tuple[str, ...] = (
             "average",
-            "teacher, told the label",
-            "not told",
+            "teacher, with the label",
+            "without",
             "mean of experts",
             "experts on own classes",
         )
