@@ -29,6 +29,7 @@ from rayfed.lazy import torch
 from rayfed.metrics import lower_is_better
 from rayfed.models.start import start_from
 from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.run_status import RunStatus
 from rayfed.storage.tree_files import load_tree, save_tree
 from rayfed.track import Sinks
 
@@ -45,9 +46,9 @@ LIVE_S = 0.2  # between two writings of state.json
 
 
 class Ending(NamedTuple):
-    """How a run ended: done | stopped, and after which round."""
+    """How a run ended, DONE or STOPPED, and after which round."""
 
-    status: str
+    status: RunStatus
     round: int
 
 
@@ -102,7 +103,12 @@ class Runner:
         self.before_commit = before_commit or (lambda: None)
         self.config = config
         self.segments = folder.path / "segments"
-        self.status: dict[str, Any] = {"run": folder.run_id, "status": "starting", "round": 0, "rounds": config.rounds}
+        self.status: dict[str, Any] = {
+            "run": folder.run_id,
+            "status": RunStatus.STARTING,
+            "round": 0,
+            "rounds": config.rounds,
+        }
         self.sinks = Sinks(config.track, folder.event)
         self.notes: list[str] = []  # of the workers, for the summary
         self._prepared: PreparedRun | None = None
@@ -164,7 +170,7 @@ class Runner:
             with kernels.using(kernels.from_resources(self.config.resources)):
                 yield
         except BaseException as error:
-            self.status["status"] = "failed"
+            self.status["status"] = RunStatus.FAILED
             reported: BaseException = error
             if isinstance(error, Exception) and not isinstance(error, RayfedError):  # a method's own, or ours
                 reported = RunFailed(f"{type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
@@ -370,14 +376,14 @@ class Runner:
         left = (spent / max(1, r - self.prepared.first)) * (self.config.rounds - r)
         known = {**self.status.get("metrics", {}), **{n: v for n, v in row.items() if "/" in n and v is not None}}
         self.status.update(
-            status="running", round=r, rounds=self.config.rounds, metrics=known, clients_per_s=row["clients/per_second"],
+            status=RunStatus.RUNNING, round=r, rounds=self.config.rounds, metrics=known, clients_per_s=row["clients/per_second"],
             bytes=self.status.get("bytes", 0) + row["bytes/up"] + row["bytes/down"], eta_s=left, visits=0,
         )  # fmt: skip
         self._write_status()
 
     def _write_status(self) -> None:
         """Report the live status; into its file not more often than someone would read it."""
-        if self.status["status"] != "running" or time.perf_counter() > self._status_written + LIVE_S:
+        if self.status["status"] != RunStatus.RUNNING or time.perf_counter() > self._status_written + LIVE_S:
             self.folder.state(**self.status)
             self._status_written = time.perf_counter()
         self.progress(dict(self.status))
@@ -387,11 +393,11 @@ class Runner:
     def _end_stopped(self) -> Ending:
         """End a run that was stopped from outside: no summary, the folder is free to be resumed."""
         reached = self.prepared.reached
-        self.status["status"] = "stopped"
+        self.status["status"] = RunStatus.STOPPED
         self.folder.event("stopped", round=reached)
         self._write_status()
         self.folder.close()
-        return Ending("stopped", reached)
+        return Ending(RunStatus.STOPPED, reached)
 
     def _end_done(self) -> Ending:
         """End a run that is over: its models, its summary."""
@@ -406,7 +412,7 @@ class Runner:
         repeat = Choice.in_effect(config, run.dispatch.cohort_size).as_options()
         notes += [f"to repeat: {repeat}", *self.sinks.notes, *self.notes]
         self._save_models()
-        self.status["status"] = "done"
+        self.status["status"] = RunStatus.DONE
         summary = {
             "rounds": run.reached,
             "wall_s": run.seconds_before + time.perf_counter() - self._began,
@@ -417,8 +423,8 @@ class Runner:
             "stopped_early": run.early,
         }
         self._write_status()
-        self.folder.finish("done", summary)
-        return Ending("done", run.reached)
+        self.folder.finish(RunStatus.DONE, summary)
+        return Ending(RunStatus.DONE, run.reached)
 
     def _save_models(self) -> None:
         run, where = self.prepared, self.folder.path / "model"

@@ -23,6 +23,7 @@ from rayfed.storage import object_store
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.run_status import RunStatus
 from rayfed.storage.text_files import yaml_bytes
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _execute_run(
     """Execute a run and write its report, while the launcher closes."""
     with stop_on_signals(launcher) as received:
         ending = launcher.execute(config, federation, folder, watch)
-    if ending.status == "stopped":
+    if ending.status == RunStatus.STOPPED:
         raise stopped_error(received, folder.path)
     with ThreadPoolExecutor(1) as thread:
         written = thread.submit(report.write_report, folder.path)
@@ -189,7 +190,7 @@ def _execute_study(study: Study, path: Path, federations: Federations, launcher:
                 folder = RunFolder.create(where, config.to_dict(), owner=Owner.me(), exact=True, stored=stored)
             about = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
             ending = launcher.execute(config, federations.of(config), folder, _add_to_status(watch, about))
-            if ending.status == "stopped":
+            if ending.status == RunStatus.STOPPED:
                 raise stopped_error(received, path)
             reports.append(threading.Thread(target=report.write_report, args=(where,)))
             reports[-1].start()
@@ -215,7 +216,7 @@ def has_ended(folder: Path, rounds: int) -> bool:
     if not file.exists():
         return False
     summary = json.loads(file.read_text())
-    return summary["status"] == "done" and (summary["rounds"] >= rounds or bool(summary.get("stopped_early")))
+    return summary["status"] == RunStatus.DONE and (summary["rounds"] >= rounds or bool(summary.get("stopped_early")))
 
 
 # -- in this process ---------------------------------------------------------------------------------------------------

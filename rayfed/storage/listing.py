@@ -10,12 +10,13 @@ from typing import Any
 
 from rayfed.storage import round_log
 from rayfed.storage.owner import Owner
+from rayfed.storage.run_status import RunStatus
 from rayfed.storage.saved_config import method_name
 from rayfed.storage.study_folder import study_base, study_runs
 from rayfed.storage.sweep_folder import counts, load_sweep
 from rayfed.storage.text_files import read_json, read_yaml
 
-ENDED = ("done", "stopped", "failed")
+ENDED = tuple(s for s in RunStatus if s.ended)
 
 
 def list_runs(folder: Path | str) -> list[dict[str, Any]]:
