@@ -1,52 +1,22 @@
-"""The commands as a user types them: what they print, what they write, how they end. No Ray anywhere."""
+"""run and resume: what they print, what they write, how they end. No Ray anywhere."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 import rayfed
-from rayfed import cli, methods
-from rayfed.config.load import READY, ready
 from rayfed.config.schema import Config, Study
-from rayfed.launch import method_pages
 from rayfed.launch.preflight import load_request
 from rayfed.metrics import meaning
+from tests.unit.cli.commands import TINY, Call, rows, shell, steady, write
 
-ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "resume", "validate", "partition", "cp", "methods", "tasks", "runs", "report")
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "seed": 3,
-    "rounds": 2,
-    "task": {
-        "data": {"name": "synthetic:blobs", "examples": 320, "classes": 4, "features": 8, "test": 60},
-        "model": {"name": "mlp", "hidden": [8]},
-    },
-    "federation": {
-        "clients": 12,
-        "per_round": 6,
-        "partition": {"kind": "dirichlet", "alpha": 1},
-        "groups": {"kind": "label_permutation", "count": 2},
-        "holdout": {"kind": "clients", "fraction": 0.2},
-    },
-    "local": {"epochs": 2, "batch_size": 8},
-    "method": {"name": "disue", "clusters": 2, "iterations": 2},
-    "evaluate": {"every": 2},
-    "resources": {"executor": "loop", "cohort": 3, "gpus_per_actor": 0},
-    "storage": {"path": "out", "snapshot_every": 1},
-}
 # Beside the bookkeeping of the folder (lock.json and hidden files), exactly this.
 FOLDER = {
     "config.yaml", "metrics.parquet", "clients", "state.json", "summary.json", "events.jsonl", "snapshots", "model",
@@ -57,71 +27,6 @@ SCORES = {
     f"{m}/{s}" for m in ("accuracy", "loss") for s in ("global", *BOTH_MEANS, *(f"{s}_ex" for s in BOTH_MEANS))
 } | {"clusters/ari", "clusters/count"}  # fmt: skip
 EVERY_ROUND = {"bytes/up", "bytes/down", "ray/bytes", "time/round"}
-
-
-# -- two ways to call ----------------------------------------------------------------------------------------------------
-
-
-def shell(*words: str, cwd: Path, hide: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The installed command; `hide`: a folder whose modules come before all others."""
-    script = Path(sys.executable).with_name("rayfed")
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "rayfed.cli"]
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    env["PYTHONPATH"] = os.pathsep.join(str(p) for p in (hide, ROOT) if p)
-    return subprocess.run([*start, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
-
-
-class Said:
-    """How a command in this process ended."""
-
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-Call = Callable[..., Said]
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No report of single runs: they take most of a tiny run's time."""
-    from rayfed import report
-
-    whole = report.write_report
-    monkeypatch.setattr(report, "write_report", lambda path: whole(path) if (path / "study.yaml").exists() else path)
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs `rayfed WORDS` in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def ends(*words: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["rayfed", *words])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = int(e.code or 0)
-        out, err = capsys.readouterr()
-        return Said(code, out, err)
-
-    return ends
-
-
-def write(path: Path, config: Mapping[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(dict(config)))
-    return path
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path).to_pylist()
-
-
-def steady(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Without what the clock decides."""
-    return [{k: v for k, v in r.items() if not k.startswith(("time/", "clients/per", "seconds"))} for r in found]
 
 
 # -- run, then resume ----------------------------------------------------------------------------------------------------
@@ -244,26 +149,6 @@ def test_the_final_models_can_be_read(world: World) -> None:
 def test_the_report_is_one_page_about_this_run(world: World) -> None:
     page = (world.run / "report.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html") and "disue" in page and "accuracy/global" in page
-
-
-def test_runs_and_report(world: World, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world.base)
-    line = next(x for x in call("runs", "out").out.splitlines() if x.startswith(world.run.name))
-    assert line.split() == [world.run.name, "run", "disue", "2/2", "done"]
-    page = world.run / "report.html"
-    page.unlink()
-    said = call("report", f"out/{world.run.name}")
-    assert (said.code, said.out) == (0, f"out/{world.run.name}/report.html\n")
-    assert page.stat().st_size > 10_000
-
-
-def test_runs_as_json_and_of_an_empty_folder(world: World, call: Call, tmp_path: Path) -> None:
-    (found,) = json.loads(call("runs", str(world.base / "out"), "--json").out)
-    wanted = {"kind": "run", "method": "disue", "status": "done", "round": 2, "rounds": 2, "path": str(world.run)}
-    assert {k: found[k] for k in wanted} == wanted
-    (tmp_path / "runs").mkdir()
-    assert call("runs").out == "no runs in runs\n"
-    assert json.loads(call("runs", "--json").out) == []
 
 
 def test_resume_makes_a_run_longer_with_the_rows_of_one_that_never_stopped(
@@ -444,129 +329,3 @@ def test_a_run_that_breaks_ends_with_4_and_says_how_to_go_on(call: Call, tmp_pat
     assert said.code == 4 and "seven is not eight" in said.err and f"rayfed resume out/{path.name}" in said.err
     assert rayfed.load(path).metrics()["round"].to_pylist() == [1]
     assert not (path / "summary.json").exists()
-
-
-# -- a wrong request -----------------------------------------------------------------------------------------------------
-
-WRONG = [
-    (["rnu", "fedavg"], "No such command 'rnu'"),
-    (["run"], "Missing argument"),
-    (["run", "fedavg", "--locla"], "--local"),
-    (["run", "fedavgg", "--local"], "(did you mean 'fedavg'?); ready: disue, fedavg, instruct, "),
-    (["run", "fedavg", "--local", "--set", "method=scafold"], "(did you mean 'scaffold'?)"),
-    (["run", "fedavg", "--local", "--set", "federation.cleints=3"], "(did you mean 'clients'?)"),
-    (["run", "fedavg", "--local", "--set", "rounds"], "--set rounds: write it as a.b=value"),
-    (["run", "fedavg", "--local", "--set", "task.data=parquet:nowhere"], "task.data: "),
-    (["run", "fedavg", "--local", "--set", "task.model=nowhere.py:net"], "task.model: file 'nowhere.py' does not exist"),
-    (["run", "fedavg", "--local", "--set", "init.from=nowhere"], "init.from: 'nowhere' holds no model"),
-    (["run", "fedavg", "--local", "--set", "task.model={name: vit-tiny, patch: 3}"], "task.model.patch: 3 does not divide"),
-    (["validate", "fedavg", "--set", "rouns=3"], "rouns: unknown key (did you mean 'rounds'?)"),
-    (["resume", "nowhere", "--local"], "nowhere: no run to resume here"),
-    (["report", "nowhere"], "report: nowhere is not a run or a study folder"),
-    (["runs", "nowhere"], "runs: nowhere is not a folder"),
-    (["methods", "scafold"], "'scafold' is unknown (did you mean 'scaffold'?)"),
-    (["tasks", "digit"], "tasks: 'digit' is unknown (did you mean 'digits'?)"),
-    (["cp", "quikstart", "mine.yaml"], "cp: no ready config 'quikstart' (did you mean 'quickstart'?)"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(w) for w, _ in WRONG])
-def test_a_wrong_request(call: Call, tmp_path: Path, words: list[str], told: str) -> None:
-    said = call(*words)
-    assert (said.code, said.out) == (2, "")
-    assert said.err.startswith("rayfed:") and told in said.err and "Traceback" not in said.err
-    assert list(tmp_path.iterdir()) == []  # nothing was written
-
-
-def test_a_wrong_request_from_the_shell(tmp_path: Path) -> None:
-    said = shell("run", "fedavg", "--local", "--set", "rounds=0", "--set", "methd=x", cwd=tmp_path)
-    assert (said.returncode, said.stdout) == (2, "")
-    first, *problems = said.stderr.splitlines()
-    assert first == "rayfed:" and len(problems) == 2
-    assert problems[0].startswith("rounds: 0 found") and "(did you mean 'method'?)" in problems[1]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made(call: Call, tmp_path: Path) -> None:
-    write(tmp_path / "c.yaml", TINY)
-    said = call("run", "c.yaml", "--local", "--out", "c.yaml/runs")
-    assert said.code == 2 and "storage.path: cannot make a run folder in c.yaml/runs" in said.err
-    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
-
-
-def test_the_nearest_command_is_told_once(call: Call) -> None:
-    assert call("rnu", "fedavg").err.lower().count("did you mean") == 1
-
-
-def test_a_set_that_is_no_yaml(call: Call) -> None:
-    assert call("validate", "fedavg", "--set", "track=[").code == 2
-
-
-# -- commands that only tell ---------------------------------------------------------------------------------------------
-
-
-def test_help_lists_every_command() -> None:
-    said = shell("--help", cwd=ROOT)
-    assert said.returncode == 0
-    listed = re.findall(r"^│ (\w+)  ", said.stdout, re.M)
-    assert set(listed) >= set(COMMANDS)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command(call: Call, command: str) -> None:
-    said = call(command, "--help")
-    assert said.code == 0 and f"rayfed {command}" in said.out
-    options = {"run": "--set --out --address --local --json", "resume": "--set --address --local --json"}
-    assert all(o in said.out for o in options.get(command, "--help").split())
-
-
-def test_validate_prints_the_resolved_config(call: Call, tmp_path: Path) -> None:
-    said = call("validate", "fedavg", "--set", "rounds=7")
-    assert said.code == 0 and said.err == ""
-    assert load_request(yaml.safe_load(said.out)) == load_request("fedavg", ["rounds=7"])
-    assert json.loads(call("validate", "fedavg", "--json").out) == load_request("fedavg").to_dict()
-    study = load_request(yaml.safe_load(call("validate", "quickstart").out))
-    assert isinstance(study, Study) and list(study.arms) == ["fedavg", "ifca", "disue"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_cp_never_overwrites_unless_told(call: Call, tmp_path: Path) -> None:
-    assert call("cp", "quickstart", "mine.yaml").code == 0
-    mine = tmp_path / "mine.yaml"
-    assert mine.read_bytes() == (READY / "quickstart.yaml").read_bytes()
-    mine.write_text("edited")
-    said = call("cp", "quickstart", "mine.yaml")
-    assert said.code == 2 and "mine.yaml exists; --force overwrites it" in said.err and mine.read_text() == "edited"
-    assert call("cp", "fedavg", "mine.yaml", "--force").code == 0
-    assert load_request(mine) == load_request("fedavg")
-    assert set(ready()) >= {"quickstart", "fedavg"}
-
-
-def test_methods(call: Call) -> None:
-    listed = [line.split()[0] for line in call("methods").out.splitlines()]
-    assert listed == methods.names() == list(json.loads(call("methods", "--json").out))
-    assert {"disue", "fedavg", "fedavg_finetune", "ifca", "local_only", "scaffold"} <= set(listed)
-
-
-def test_one_method(call: Call) -> None:
-    said, about = call("methods", "ifca").out, json.loads(call("methods", "ifca", "--json").out)
-    assert said == method_pages.page("ifca")
-    assert about["name"] == "ifca" and about == json.loads(json.dumps(method_pages.describe("ifca"), default=str))
-
-
-def test_tasks(call: Call) -> None:
-    said = call("tasks").out
-    for word in ("digits", "parquet:DIR", "synthetic:blobs", "hf:NAME_OR_PATH", "linear", "mlp", "cnn", "vit-tiny"):
-        assert re.search(rf"^(data|model) +{re.escape(word)} ", said, re.M), word
-    assert json.loads(call("tasks", "digits", "--json").out)["model"] == {}
-    assert list(json.loads(call("tasks", "digits", "--json").out)["data"]) == ["digits"]
-
-
-def test_monitor(call: Call, tmp_path: Path) -> None:
-    nothing = call("monitor", str(tmp_path))
-    assert nothing.code == 2 and "--serve" in nothing.err
-    missing = call("monitor", str(tmp_path / "no"), "--serve")
-    assert missing.code == 2 and "is not a folder" in missing.err
-    wrote = call("monitor", "--out", str(tmp_path / "out"))
-    assert wrote.code == 0 and (tmp_path / "out" / "prometheus.yml").is_file()
-    assert f"prometheus --config.file={tmp_path}/out/prometheus.yml" in wrote.out and "grafana" in wrote.out

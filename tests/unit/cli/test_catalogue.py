@@ -1,0 +1,58 @@
+"""validate, cp, methods and tasks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from rayfed import methods
+from rayfed.config.load import READY, ready
+from rayfed.config.schema import Study
+from rayfed.launch import method_pages
+from rayfed.launch.preflight import load_request
+from tests.unit.cli.commands import Call
+
+
+def test_validate_prints_the_resolved_config(call: Call, tmp_path: Path) -> None:
+    said = call("validate", "fedavg", "--set", "rounds=7")
+    assert said.code == 0 and said.err == ""
+    assert load_request(yaml.safe_load(said.out)) == load_request("fedavg", ["rounds=7"])
+    assert json.loads(call("validate", "fedavg", "--json").out) == load_request("fedavg").to_dict()
+    study = load_request(yaml.safe_load(call("validate", "quickstart").out))
+    assert isinstance(study, Study) and list(study.arms) == ["fedavg", "ifca", "disue"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cp_never_overwrites_without_force(call: Call, tmp_path: Path) -> None:
+    assert call("cp", "quickstart", "mine.yaml").code == 0
+    mine = tmp_path / "mine.yaml"
+    assert mine.read_bytes() == (READY / "quickstart.yaml").read_bytes()
+    mine.write_text("edited")
+    said = call("cp", "quickstart", "mine.yaml")
+    assert said.code == 2 and "mine.yaml exists; --force overwrites it" in said.err and mine.read_text() == "edited"
+    assert call("cp", "fedavg", "mine.yaml", "--force").code == 0
+    assert load_request(mine) == load_request("fedavg")
+    assert set(ready()) >= {"quickstart", "fedavg"}
+
+
+def test_methods(call: Call) -> None:
+    listed = [line.split()[0] for line in call("methods").out.splitlines()]
+    assert listed == methods.names() == list(json.loads(call("methods", "--json").out))
+    assert {"disue", "fedavg", "fedavg_finetune", "ifca", "local_only", "scaffold"} <= set(listed)
+
+
+def test_one_method(call: Call) -> None:
+    said, about = call("methods", "ifca").out, json.loads(call("methods", "ifca", "--json").out)
+    assert said == method_pages.page("ifca")
+    assert about["name"] == "ifca" and about == json.loads(json.dumps(method_pages.describe("ifca"), default=str))
+
+
+def test_tasks(call: Call) -> None:
+    said = call("tasks").out
+    for word in ("digits", "parquet:DIR", "synthetic:blobs", "hf:NAME_OR_PATH", "linear", "mlp", "cnn", "vit-tiny"):
+        assert re.search(rf"^(data|model) +{re.escape(word)} ", said, re.M), word
+    assert json.loads(call("tasks", "digits", "--json").out)["model"] == {}
+    assert list(json.loads(call("tasks", "digits", "--json").out)["data"]) == ["digits"]
