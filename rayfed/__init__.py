@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from rayfed.api import load as load
     from rayfed.api import resume as resume
     from rayfed.api import run as run
+    from rayfed.fed import Fed as Fed
+    from rayfed.fed import Replies as Replies
     from rayfed.fold import mean as mean
     from rayfed.fold import total as total
     from rayfed.method import Method as Method
     from rayfed.method import MethodSettings as MethodSettings
+    from rayfed.task import Task as Task
     from rayfed.training import sgd_visit as sgd_visit
+    from rayfed.tree import Tree as Tree
+    from rayfed.visits import ClientContext as ClientContext
     from rayfed.visits import Phase as Phase
     from rayfed.visits import Visit as Visit
     from rayfed.visits import measure as measure
+    from rayfed.visits import model_of as model_of
     from rayfed.visits import visit as visit
     from rayfed.wire import ANY as ANY
     from rayfed.wire import CLASSES as CLASSES
@@ -37,10 +43,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("Run", "Study", "load", "resume", "run"), "api"),
+    **dict.fromkeys(("Fed", "Replies"), "fed"),
     **dict.fromkeys(("mean", "total"), "fold"),
     **dict.fromkeys(("Method", "MethodSettings"), "method"),
+    **dict.fromkeys(("Task",), "task"),
     **dict.fromkeys(("sgd_visit",), "training"),
-    **dict.fromkeys(("Phase", "Visit", "measure", "visit"), "visits"),
+    **dict.fromkeys(("Tree",), "tree"),
+    **dict.fromkeys(("ClientContext", "Phase", "Visit", "measure", "model_of", "visit"), "visits"),
     **dict.fromkeys(("ANY", "CLASSES", "PARAMS", "SCALAR", "Part", "Wire"), "wire"),
 }
 
@@ -49,17 +58,23 @@ __all__ = [
     "CLASSES",
     "PARAMS",
     "SCALAR",
+    "ClientContext",
+    "Fed",
     "Method",
     "MethodSettings",
     "Part",
     "Phase",
+    "Replies",
     "Run",
     "Study",
+    "Task",
+    "Tree",
     "Visit",
     "Wire",
     "load",
     "mean",
     "measure",
+    "model_of",
     "resume",
     "run",
     "sgd_visit",

@@ -7,21 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import optimizers, tree
-from rayfed.fold import total
+from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Wire, optimizers, sgd_visit, total, tree, visit
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, SCALAR, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 POSITION = 4  # bytes of one position
 

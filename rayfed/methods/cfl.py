@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from rayfed import tree
+from rayfed import ANY, PARAMS, SCALAR, MethodSettings, Part, Visit, Wire, tree, visit
 from rayfed.cluster import bipartition
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings
-from rayfed.methods._bases.clustered import Clustered, losses, nothing
-from rayfed.visits import ClientContext, Phase, Visit, average, once, visit
-from rayfed.wire import ANY, PARAMS, SCALAR, Part, Wire, stack, tensor
+from rayfed.methods._bases.clustered import Clustered, losses
+from rayfed.visits import average, once
+from rayfed.wire import stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed import ClientContext, Fed, Phase, Replies, Task, Tree
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed, Replies
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class CFL(Clustered):
@@ -102,7 +99,7 @@ class CFL(Clustered):
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             return {"cluster": least_of(carry, client.mine["below"])}, client.own
 
-        return Visit(nothing, [phase._replace(enter=enter)], end)
+        return Visit(lambda client: {}, [phase._replace(enter=enter)], end)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         clients = fed.sample()
@@ -184,7 +181,7 @@ class CFL(Clustered):
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             return {"model": tree.pick(client.shared["experts"], least_of(carry, client.mine["allowed"]))}, client.own
 
-        return Visit(nothing, [phase], end)
+        return Visit(lambda client: {}, [phase], end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: k for i, k in super().clusters(state).items() if str(k) in state["experts"]}

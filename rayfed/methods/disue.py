@@ -8,26 +8,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from rayfed import cluster, keys, tree
+from rayfed import ANY, PARAMS, Method, Part, Wire, cluster, keys, mean, measure, model_of, sgd_visit, tree, visit
 from rayfed.cluster import subspace
 from rayfed.distill import datafree
 from rayfed.errors import ConfigError
-from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import Method
 from rayfed.task import of
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Info, Visit, measure, visit
-from rayfed.wire import ANY, PARAMS, Part, Wire, stack, tensor
+from rayfed.visits import Info
+from rayfed.wire import stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed import ClientContext, Fed, Replies, Task, Tree, Visit
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed, Replies
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class DisUE(Method):
@@ -277,8 +272,8 @@ class DisUE(Method):
         away = state["assignment"].clone()  # what those hold whom this round puts nowhere
         away[[c for c, k in zip(clients, labels, strict=True) if k != cluster.MISSING]] = -1
         held = torch.tensor([bool((away == int(k)).any()) for k in known])
-        told = len(experts) > 1 or len(known) > 1  # two lone experts deviate from nothing
-        refused = told & held & (alike <= 0) & (shared == 0)
+        comparable = len(experts) > 1 or len(known) > 1  # two lone experts deviate from nothing
+        refused = comparable & held & (alike <= 0) & (shared == 0)
         return cluster.match(
             (alike.double() + shared.double()).numpy(), [int(k) for k in known], fresh, refused.numpy()
         )
@@ -293,10 +288,7 @@ class DisUE(Method):
         return {"place": torch.tensor(ids.index(k) if k in ids else len(ids))}
 
     def view(self, task: Task) -> Visit:
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"model": tree.pick(client.shared["served"], client.mine["place"])}, client.own
-
-        return Visit(lambda client: {}, (), end)
+        return model_of(lambda client: tree.pick(client.shared["served"], client.mine["place"]))
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: k for i, k in enumerate(state["assignment"].tolist()) if k >= 0}

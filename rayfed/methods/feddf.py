@@ -8,24 +8,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import keys, optimizers, tree
+from rayfed import PARAMS, Method, MethodSettings, Part, Wire, keys, mean, optimizers, sgd_visit, tree, visit
 from rayfed.distill import ensemble
-from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.training import sgd_visit
-from rayfed.visits import Visit, visit
-from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed import Fed, Task, Tree, Visit
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class FedDF(Method):

@@ -6,24 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import tree
+from rayfed import PARAMS, SCALAR, MethodSettings, Part, Phase, Visit, Wire, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora
-from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import MethodSettings
 from rayfed.task import needs_classes
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Phase, Visit, epochs, visit
-from rayfed.wire import PARAMS, SCALAR, Part, Wire, params_of
+from rayfed.visits import epochs
+from rayfed.wire import params_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed import ClientContext, Fed, Task, Tree
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
     from rayfed.visits import Batch
 
 

@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rayfed import tree
+from rayfed import MethodSettings, tree
 from rayfed.adapters import lora
-from rayfed.method import MethodSettings
 
 if TYPE_CHECKING:
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import Fed, Task, Tree
 
 
 class FedExLoRA(lora.MovesBase):

@@ -6,20 +6,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import keys, tree
+from rayfed import ANY, PARAMS, Method, Part, Wire, keys, mean, sgd_visit, tree, visit
 from rayfed.distill import datafree
-from rayfed.fold import mean
-from rayfed.method import Method
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import ANY, PARAMS, Part, Wire, tensor
+from rayfed.wire import tensor
 
 if TYPE_CHECKING:
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class FedFTG(Method):

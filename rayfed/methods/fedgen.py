@@ -6,25 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from rayfed import keys, models, optimizers, tree
+from rayfed import PARAMS, Method, MethodSettings, Part, Wire, keys, mean, models, optimizers, sgd_visit, tree, visit
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
-from rayfed.fold import mean
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import ANY, CLASSES, PARAMS, Part, Wire, tensor
+from rayfed.wire import ANY, CLASSES, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.fed import Fed
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class FedGen(Method):

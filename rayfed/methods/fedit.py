@@ -6,18 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import tree
+from rayfed import PARAMS, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora
-from rayfed.fold import mean
-from rayfed.method import MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import Visit, visit
-from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import Fed, Task, Tree, Visit
 
 
 class FedIT(lora.OverLoRA):

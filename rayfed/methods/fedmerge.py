@@ -6,21 +6,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import keys, tree
+from rayfed import PARAMS, Method, MethodSettings, Part, Visit, Wire, keys, sgd_visit, tree, visit
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings
-from rayfed.methods._bases.clustered import least, losses, nothing
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire, stack, tensor
+from rayfed.methods._bases.clustered import least, losses
+from rayfed.wire import stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.fed import Fed, Replies
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import ClientContext, Fed, Replies, Task, Tree
+
 
 COUNT = 8  # bytes of a client's n_i
 
@@ -171,7 +167,7 @@ class FedMerge(Method):
                 "model": tree.where(client.mine["learned"], merged, tree.pick(client.shared["experts"], least(carry)))
             }, client.own
 
-        return Visit(nothing, [losses(task)] if chooses else [], end)
+        return Visit(lambda client: {}, [losses(task)] if chooses else [], end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         """The model with the largest weight, of those whose weights were learned."""

@@ -6,22 +6,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import tree
-from rayfed.fold import mean
-from rayfed.method import Method, MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, SCALAR, Part, Wire
+from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
 
 if TYPE_CHECKING:
     from typing import Any
 
     from torch import Tensor
 
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class FedNova(Method):

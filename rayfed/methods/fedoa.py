@@ -7,22 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import tree
-from rayfed.fold import mean
+from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Visit, Wire, mean, sgd_visit, tree, visit
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Phase, Visit, accumulate, average, epochs, once, visit
-from rayfed.wire import PARAMS, SCALAR, Part, Wire
+from rayfed.visits import Phase, accumulate, average, epochs, model_of, once
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.fed import Fed
+    from rayfed import ClientContext, Fed, Task, Tree
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 Gap = Callable[["Tensor", "Tensor", Any], "Tensor"]  # (h, reference (B, d), batch) -> (B,)
 
@@ -161,15 +155,9 @@ class FedOA(Method):
         return fed.round % self.config.evaluate.every == 0 or fed.round == fed.rounds
 
     def view(self, task: Task) -> Visit:
-        def begin(client: ClientContext) -> Tree:
-            return {}
-
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {
-                "model": tree.where(client.own["visited"] > 0, client.own["personal"], client.shared["model"])
-            }, client.own
-
-        return Visit(begin, (), end)
+        return model_of(
+            lambda client: tree.where(client.own["visited"] > 0, client.own["personal"], client.shared["model"])
+        )
 
 
 def squared(h: Tensor, reference: Tensor, batch: Any) -> Tensor:

@@ -6,22 +6,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import optimizers, schedules, tree
-from rayfed.fold import mean
+from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, optimizers, schedules, sgd_visit, tree, visit
 from rayfed.lazy import F, torch
-from rayfed.method import Method, MethodSettings
 from rayfed.task import needs_classes
-from rayfed.training import mean_loss, sgd_visit, work
-from rayfed.visits import ClientContext, Phase, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire
+from rayfed.training import mean_loss, work
+from rayfed.visits import Phase, Visit, model_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.fed import Fed
+    from rayfed import ClientContext, Fed, Task, Tree
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
     from rayfed.visits import Batch
 
 COLD, HOT, HALVINGS = 0.05, 20.0, 20  # the bisection's range of temperatures and its steps
@@ -139,13 +134,7 @@ class FedPuReL(Method):
         return new
 
     def view(self, task: Task) -> Visit:
-        def begin(client: ClientContext) -> Tree:
-            return {}
-
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"model": {"shared": client.shared["model"], "own": client.own["own"]}}, client.own
-
-        return Visit(begin, (), end)
+        return model_of(lambda client: {"shared": client.shared["model"], "own": client.own["own"]})
 
     def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
         return task.apply(model["shared"], x) + task.apply(model["own"], x)

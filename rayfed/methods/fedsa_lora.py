@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import tree
+from rayfed import ANY, MethodSettings, Part, Wire, mean, model_of, sgd_visit, tree, visit
 from rayfed.adapters import lora
-from rayfed.fold import mean
-from rayfed.method import MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import ANY, Part, Wire, params_of
+from rayfed.wire import params_of
 
 if TYPE_CHECKING:
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
 
 
 class FedSALoRA(lora.OverLoRA):
@@ -70,10 +64,4 @@ class FedSALoRA(lora.OverLoRA):
         return {"a": state["a"]}
 
     def view(self, task: Task) -> Visit:
-        def begin(client: ClientContext) -> Tree:
-            return {}
-
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"model": {**client.shared["a"], **client.own["rest"]}}, client.own
-
-        return Visit(begin, (), end)
+        return model_of(lambda client: {**client.shared["a"], **client.own["rest"]})

@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import keys, tree
+from rayfed import PARAMS, MethodSettings, Part, Visit, Wire, keys, tree, visit
 from rayfed.cluster.kmeans import kmeans
 from rayfed.lazy import F, torch
-from rayfed.method import MethodSettings
-from rayfed.methods._bases.clustered import Clustered, nothing
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire, tensor
+from rayfed.methods._bases.clustered import Clustered
+from rayfed.wire import tensor
 
 if TYPE_CHECKING:
+    from rayfed import ClientContext, Fed, Task, Tree
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class FeSEM(Clustered):
@@ -95,7 +91,7 @@ class FeSEM(Clustered):
             )
             return {"cluster": sum(tree.values(gaps)).argmin()}, client.own
 
-        return Visit(nothing, (), end)
+        return Visit(lambda client: {}, (), end)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         clients = fed.sample()

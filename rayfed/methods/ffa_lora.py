@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rayfed import tree
+from rayfed import PARAMS, Part, Wire, mean, tree, visit
 from rayfed.adapters import lora
-from rayfed.fold import mean
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire, params_of
+from rayfed.wire import params_of
 
 if TYPE_CHECKING:
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
 
 
 class FFALoRA(lora.OverLoRA):

@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import keys, tree
-from rayfed.fold import mean
+from rayfed import PARAMS, Method, MethodSettings, Part, Visit, Wire, keys, mean, sgd_visit, tree, visit
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings
-from rayfed.methods._bases.clustered import least, losses, nothing
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire, stack, tensor
+from rayfed.methods._bases.clustered import least, losses
+from rayfed.wire import stack, tensor
 
 if TYPE_CHECKING:
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import ClientContext, Fed, Task, Tree
 
 
 class IFCA(Method):
@@ -68,7 +62,7 @@ class IFCA(Method):
             start = tree.pick(client.shared["experts"], carry["cluster"])
             return {"delta": tree.sub(carry["model"], start), "cluster": carry["cluster"]}, client.own
 
-        return Visit(nothing, [losses(task), training._replace(enter=enter)], end, True, visit.local)
+        return Visit(lambda client: {}, [losses(task), training._replace(enter=enter)], end, True, visit.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         to = fed.sample()
@@ -91,7 +85,7 @@ class IFCA(Method):
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             return {"model": tree.pick(client.shared["experts"], least(carry))}, client.own
 
-        return Visit(nothing, [losses(task)], end)
+        return Visit(lambda client: {}, [losses(task)], end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: int(k) for i, k in enumerate(state["assignment"].tolist()) if k >= 0}

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rayfed.method import Method
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire
+from rayfed import PARAMS, Method, Part, Wire, model_of, sgd_visit, visit
 
 if TYPE_CHECKING:
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
 
 
 class LocalOnly(Method):
@@ -49,10 +44,4 @@ class LocalOnly(Method):
         return {}
 
     def view(self, task: Task) -> Visit:
-        def begin(client: ClientContext) -> Tree:
-            return {}
-
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"model": client.own["model"]}, client.own
-
-        return Visit(begin, (), end)
+        return model_of(lambda client: client.own["model"])

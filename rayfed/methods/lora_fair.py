@@ -6,21 +6,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import optimizers, tree
+from rayfed import PARAMS, MethodSettings, Part, Wire, mean, optimizers, sgd_visit, tree, visit
 from rayfed.adapters import lora
-from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import Visit, visit
-from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import Fed, Task, Tree, Visit
 
 
 class LoRAFAIR(lora.OverLoRA):

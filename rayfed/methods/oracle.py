@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rayfed.method import MethodSettings
+from rayfed import MethodSettings
 from rayfed.methods._bases.clustered import Clustered
 
 if TYPE_CHECKING:
+    from rayfed import Fed, Task, Tree
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class Oracle(Clustered):

@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from rayfed import MethodSettings, Part, Wire, visit
 from rayfed.cluster import subspace
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings
 from rayfed.methods._bases.clustered import Clustered
-from rayfed.visits import Visit, visit
-from rayfed.wire import Part, Wire, tensor
+from rayfed.wire import tensor
 
 if TYPE_CHECKING:
-    from rayfed.fed import Fed
+    from rayfed import Fed, Task, Tree, Visit
     from rayfed.partition import Federation
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class PACFL(Clustered):

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from rayfed import PARAMS, MethodSettings, Part, Wire, mean, visit
 from rayfed.adapters import lora
-from rayfed.fold import mean
-from rayfed.method import MethodSettings
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire, params_of
+from rayfed.wire import params_of
 
 if TYPE_CHECKING:
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.config.schema import Local
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class RoLoRA(lora.OverLoRA):

@@ -6,22 +6,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import keys, tree
+from rayfed import ANY, PARAMS, MethodSettings, Part, Wire, keys, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora, ranks
-from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import ANY, PARAMS, Part, Wire, params_of
+from rayfed.wire import params_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class SLoRA(lora.OverLoRA):

@@ -6,20 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from rayfed import tree
-from rayfed.fold import mean
+from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import Visit, visit
-from rayfed.wire import PARAMS, Part, Wire
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import Fed, Task, Tree, Visit
 
 
 class AdaptiveSettings(MethodSettings):

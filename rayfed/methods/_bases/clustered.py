@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rayfed import tree
-from rayfed.fold import mean
+from rayfed import ANY, PARAMS, Method, Part, Phase, Visit, Wire, mean, sgd_visit, tree, visit
 from rayfed.lazy import torch
-from rayfed.method import Method
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Phase, Visit, accumulate, average, once, visit
-from rayfed.wire import ANY, PARAMS, Part, Wire, stack, tensor
+from rayfed.visits import accumulate, average, once
+from rayfed.wire import stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.fed import Fed, Replies
-    from rayfed.task import Task
-    from rayfed.tree import Tree
+    from rayfed import ClientContext, Fed, Replies, Task, Tree
 
 
 def losses(task: Task) -> Phase:
@@ -39,11 +34,6 @@ def losses(task: Task) -> Phase:
 def least(carry: Tree) -> Tensor:
     """Place of the model with the least mean loss after `losses`; 0-d."""
     return average(carry)["loss"].argmin()
-
-
-def nothing(client: ClientContext) -> Tree:
-    """A visit's empty first carry."""
-    return {}
 
 
 class Clustered(Method):
@@ -108,7 +98,7 @@ class Clustered(Method):
             place = torch.where(client.mine["place"] >= 0, client.mine["place"], least(carry))
             return {"model": tree.pick(client.shared["experts"], place)}, client.own
 
-        return Visit(nothing, [losses(task)], end)
+        return Visit(lambda client: {}, [losses(task)], end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: k for i, k in enumerate(state["assignment"].tolist()) if k >= 0}

@@ -7,21 +7,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import tree
+from rayfed import PARAMS, Method, MethodSettings, Part, Wire, model_of, sgd_visit, tree, visit
 from rayfed.adapters import lora
 from rayfed.lazy import torch
-from rayfed.method import Method, MethodSettings
-from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import PARAMS, Part, Wire, stack, tensor
+from rayfed.wire import stack, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.config.schema import Config
-    from rayfed.fed import Fed
-    from rayfed.task import Task
-    from rayfed.tree import Tree
 
 
 class TaskVectors(Method):
@@ -123,13 +118,7 @@ class TaskVectors(Method):
         return {"model": tree.pick(state["models"], client)} if known else None
 
     def view(self, task: Task) -> Visit:
-        def begin(client: ClientContext) -> Tree:
-            return {}
-
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"model": client.mine["model"] if client.mine else client.shared["newcomer"]}, client.own
-
-        return Visit(begin, (), end)
+        return model_of(lambda client: client.mine["model"] if client.mine else client.shared["newcomer"])
 
 
 def gram(stacked: Tree, names: Sequence[str]) -> Tensor:
