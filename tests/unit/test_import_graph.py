@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+import rayfed
+
 ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("rayfed", "actors", "tune_spaces")
 
@@ -87,13 +89,15 @@ def read(root: Path, tops: tuple[str, ...] = TOPS) -> tuple[Graph, dict[str, lis
         for file in (root / top).rglob("*.py"):
             name = ".".join(file.relative_to(root).with_suffix("").parts)
             files[name.removesuffix(".__init__")] = file
+    homes = {f"rayfed.{n}": f"rayfed.{home}.{n}" for n, home in rayfed._HOME.items()}  # `from rayfed import Method`
     graph: Graph = {}
     foreign: dict[str, list[Import]] = {}
     for name, file in files.items():
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         graph[name], foreign[name] = {}, []
         for found in imports(ast.parse(file.read_text()), package):
-            target = found.name if found.name in files else found.name.rpartition(".")[0]
+            named = homes.get(found.name, found.name)
+            target = named if named in files else named.rpartition(".")[0]
             if target not in files:
                 foreign[name].append(found)
                 continue
