@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,8 +63,8 @@ def names() -> list[tuple[str, str]]:
         ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
         (
             "parquet:DIR",
-            "train.parquet and test.parquet: images as bytes, texts, instructions with responses, or numeric columns; a label, "
-            "maybe client and domain",
+            "train.parquet and test.parquet: images, texts, instructions with responses, or numeric columns; a label, maybe client "
+            "and domain",
         ),
         ("hf:NAME_OR_PATH", "a labelled set through the `datasets` library, from the hub or a local folder"),
         ("synthetic:blobs", "Gaussian classes in `features` dimensions"),
@@ -91,19 +93,34 @@ def _source(spec: Named) -> Any:
 def check(spec: Named) -> list[str]:
     """What is wrong with `task.data`, without loading it."""
     try:
-        return list(_source(spec).check(spec))
+        with _refusing(spec):
+            return list(_source(spec).check(spec))
     except ConfigError as e:
         return e.problems
 
 
 def load(spec: Named, seed: int) -> Dataset:
     """The data set. ConfigError if it cannot be had as described."""
-    source = _source(spec)
-    problems = list(source.check(spec))
-    if problems:
-        raise ConfigError(problems)
-    made: Dataset = source.load(spec, seed)
+    with _refusing(spec):
+        source = _source(spec)
+        problems = list(source.check(spec))
+        if problems:
+            raise ConfigError(problems)
+        made: Dataset = source.load(spec, seed)
+    if not len(made.test.y):
+        made = replace(made, notes=(*made.notes, f"{made.name} has no test rows: no score of one pooled test set"))
     return made
+
+
+@contextmanager
+def _refusing(spec: Named) -> Iterator[None]:
+    """Make of any error while data is read a sentence: what is in a file is the user's, and so is what it makes of its readers."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as e:
+        raise ConfigError(f"task.data: {spec.name} cannot be read: {type(e).__name__}: {e}") from e
 
 
 def unknown_options(spec: Named, known: tuple[str, ...]) -> list[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayfed.config.user_function import check_function, load_function
-from rayfed.data import Dataset, Part
-from rayfed.errors import ConfigError
+from rayfed.data import Dataset, Part, pictures
+from rayfed.data.columns import EXACT
+from rayfed.data.table import SPLITS
+from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
+
+KINDS = ("image", "tabular", "text", "instruct")
 
 
 def check(spec: Named) -> list[str]:
@@ -25,42 +30,149 @@ def load(spec: Named, seed: int) -> Dataset:
         made = call(seed, **spec.options)
     except ConfigError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise ConfigError(f"task.data: {spec.name} raised {type(e).__name__}: {e}") from e
     if not isinstance(made, Dataset):
         raise ConfigError(f"task.data: {spec.name} returned {type(made).__name__}, needed: rayfed.data.Dataset")
-    wrong = [f"task.data: {spec.name}: {p}" for p in _wrong(made)]
-    if wrong:
-        raise ConfigError(wrong)
-    train, test = (
-        Part(np.ascontiguousarray(p.x, np.float32), np.ascontiguousarray(p.y, np.int64), p.client, p.domain, p.split)
-        for p in (made.train, made.test)
-    )
-    notes = tuple(map(str, made.notes))
-    return Dataset(made.name, train, test, int(made.classes), tuple(map(str, made.label_names)), made.kind, notes)
+    try:
+        return checked(made)
+    except ConfigError as e:
+        raise ConfigError([f"task.data: {spec.name}: {p}" for p in e.problems]) from None
 
 
-def _wrong(d: Dataset) -> list[str]:
-    out = []
-    if d.kind not in ("image", "tabular"):
-        out.append(f"kind {d.kind!r} found, allowed: image, tabular")
-    if not len(d.train.y):
-        out.append("it has no training rows")
-    if len(d.label_names) != d.classes:
-        out.append(f"{len(d.label_names)} label names for {d.classes} classes")
-    for which, p in (("train", d.train), ("test", d.test)):
-        x, y = np.asarray(p.x), np.asarray(p.y)
-        if x.dtype.kind not in "fiub" or y.dtype.kind not in "iu" or y.ndim != 1 or len(x) != len(y):
-            out.append(
-                f"{which}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape} found, needed: numbers (n, ...) and whole numbers (n,)"
+def checked(d: Dataset) -> Dataset:
+    """Return the data set with arrays of the types that `rayfed.data.Part` promises. ConfigError lists what is wrong with it.
+
+    Images are scaled by their type (uint8 by 255, uint16 by 65,535), all other numbers stay. x of kind text is texts (n,), or
+    token ids (n, L) from 0, -1 for padding; of kind instruct it is instruction, input and response (n, 3).
+    """
+    if d.kind not in KINDS:
+        raise ConfigError(f"kind {d.kind!r} found{nearest(str(d.kind), KINDS)}, allowed: {', '.join(KINDS)}")
+    if not isinstance(d.classes, int | np.integer) or isinstance(d.classes, bool) or d.classes < 1:
+        raise ConfigError(f"classes {d.classes!r} found, allowed: a whole number >= 1")
+    if isinstance(d.label_names, str) or not np.iterable(d.label_names):
+        raise ConfigError(f"label_names {d.label_names!r} found, needed: a name for each class")
+    names = tuple(map(str, d.label_names))
+    problems = [] if len(names) == d.classes else [f"{len(names)} label names for {d.classes} classes"]
+    parts = {}
+    for which, part in (("train", d.train), ("test", d.test)):
+        try:
+            parts[which] = _arrays(part, which)
+            _check_shape(parts[which], which, d.kind, parts.get("train", parts[which]))
+            _check_labels(parts[which].y, which, int(d.classes))
+            _check_columns(parts[which], which)
+            _check_values(parts[which].x, which, d.kind)
+        except ConfigError as e:
+            problems += e.problems
+    if not problems and not len(parts["train"].y):
+        problems.append("it has no training rows")
+    if problems:
+        raise ConfigError(problems)
+    train, test = parts["train"], parts["test"]
+    xs, notes = _typed([train.x, test.x], d.kind, str(d.name))
+    train, test = replace(train, x=xs[0]), replace(test, x=xs[1])
+    return Dataset(str(d.name), train, test, int(d.classes), names, d.kind, (*map(str, d.notes or ()), *notes))
+
+
+def _arrays(part: Any, which: str) -> Part:
+    """Return a part of arrays, whatever it is made of: lists, tensors, columns of another library."""
+    if not isinstance(part, Part):
+        raise ConfigError(f"{which}: {type(part).__name__} found, needed: rayfed.data.Part")
+    found: dict[str, Any] = {}
+    for n in ("x", "y", "client", "domain", "split"):
+        value = getattr(part, n)
+        try:
+            found[n] = None if value is None and n not in "xy" else np.asarray(value)
+        except Exception as e:  # ragged lists, tensors that need a gradient or are not on the CPU
+            raise ConfigError(f"{which}.{n}: {type(value).__name__} is no array: {type(e).__name__}: {e}") from None
+    for n in ("client", "domain", "split"):
+        if found[n] is not None and found[n].ndim == 1:
+            found[n] = np.array([*("" if v is None else str(v) for v in found[n]), ""], dtype=str)[:-1]
+    return Part(**found)
+
+
+def _check_shape(part: Part, which: str, kind: str, first: Part) -> None:
+    x, y = part.x, part.y
+    if y.ndim > 1 or (y.dtype == object and y.ndim == 1 and any(np.ndim(v) for v in y)):
+        raise ConfigError(f"{which}: y {y.dtype} {y.shape} holds lists, one label a row is needed")
+    words = (kind == "text" and x.dtype.kind in "OU") or kind == "instruct"
+    if x.dtype.kind not in ("OU" if words else "iu" if kind == "text" else "fiub") or y.dtype.kind not in "iu":
+        needed = {"text": "texts (n,) or token ids (n, length)", "instruct": "texts (n, 3)"}.get(
+            kind, "numbers (n, ...)"
+        )
+        raise ConfigError(
+            f"{which}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape} found, needed: {needed} and whole numbers (n,)"
+        )
+    if y.ndim != 1 or not x.ndim or len(x) != len(y):
+        raise ConfigError(
+            f"{which}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape} found, needed: numbers (n, ...) and whole numbers (n,)"
+        )
+    dims = {"image": 4, "text": 1 if words else 2, "instruct": 2}.get(kind, max(x.ndim, 2))
+    same = x.shape[1:] == first.x.shape[1:] or (kind == "text" and x.ndim == first.x.ndim)
+    if not same or x.ndim != dims or 0 in x.shape[1:] or (kind == "instruct" and x.shape[1] != 3):
+        needed = {"text": "(n,) for texts, (n, length) for token ids", "instruct": "(n, 3) for instructions"}.get(
+            kind, "(n, C, H, W) for images, (n, features) otherwise"
+        )
+        raise ConfigError(f"{which}: x of shape {x.shape} found, needed: {needed}")
+
+
+def _check_labels(y: np.ndarray, which: str, classes: int) -> None:
+    if len(y) and (y.min() < 0 or y.max() >= classes):
+        row = int(np.argmax((y < 0) | (y >= classes)))
+        raise ConfigError(
+            f"{which}: labels {y.min()} to {y.max()} found, allowed: 0 to {classes - 1} (first: row {row})"
+        )
+
+
+def _check_columns(part: Part, which: str) -> None:
+    problems = []
+    for n, a in (("client", part.client), ("domain", part.domain), ("split", part.split)):
+        if a is not None and (a.ndim != 1 or len(a) != len(part.y)):
+            problems.append(f"{which}.{n}: {len(a) if a.ndim else 1} values for {len(part.y)} rows")
+        elif n == "split" and a is not None and (unknown := sorted({*a} - {*SPLITS})):
+            problems.append(
+                f"{which}.split: {unknown[0]!r} found{nearest(unknown[0], SPLITS)}, allowed: {', '.join(SPLITS)}"
             )
-        elif x.shape[1:] != np.shape(d.train.x)[1:] or x.ndim < 2 or (d.kind == "image" and x.ndim != 4):
-            out.append(f"{which}: x of shape {x.shape} found, needed: (n, C, H, W) for images, (n, features) otherwise")
-        elif len(y) and (y.min() < 0 or y.max() >= d.classes):
-            out.append(f"{which}: labels {y.min()} to {y.max()} found, allowed: 0 to {d.classes - 1}")
-        out += [
-            f"{which}.{n}: {len(a)} values for {len(y)} rows"
-            for n, a in (("client", p.client), ("domain", p.domain), ("split", p.split))
-            if a is not None and len(a) != len(y)
-        ]
-    return out
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_values(x: np.ndarray, which: str, kind: str) -> None:
+    """Refuse the first value that no model can be given."""
+    if x.dtype.kind in "OU":
+        rows = x.reshape(len(x), -1)
+        bad = next(((r, v) for r, row in enumerate(rows) for v in row if not isinstance(v, str)), None)
+        if bad:
+            raise ConfigError(f"{which}: row {bad[0]} holds {type(bad[1]).__name__}, needed: texts")
+        return
+    if kind == "text":
+        wrong, allowed = (x < -1) | (x >= 2**31), "token ids from 0, and -1 for padding"
+    elif x.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            wrong, allowed = ~np.isfinite(x.astype(np.float32)), "finite numbers that float32 holds"
+    elif x.dtype.kind in "iu":
+        wrong, allowed = (x > EXACT) | (x < -EXACT), "whole numbers up to 2^53"
+    else:
+        return
+    if wrong.any():
+        first = [int(i) for i in np.argwhere(wrong)[0]]
+        count = int(wrong.reshape(len(x), -1).any(1).sum())
+        raise ConfigError(
+            f"{which}: row {first[0]} holds {x[tuple(first)]} at {', '.join(map(str, first[1:]))} ({count} such rows in all), "
+            f"allowed: {allowed}"
+        )
+
+
+def _typed(xs: list[np.ndarray], kind: str, name: str) -> tuple[list[np.ndarray], list[str]]:
+    """Return (x of both parts in the types that `Part` promises, notes)."""
+    if xs[0].dtype.kind in "OU":
+        return [np.array([*x.reshape(-1), None], object)[:-1].reshape(x.shape) for x in xs], []
+    if kind == "text":
+        width = max(x.shape[1] for x in xs)
+        ids = [np.pad(x.astype(np.int64), ((0, 0), (0, width - x.shape[1])), constant_values=-1) for x in xs]
+        return [np.ascontiguousarray(x, np.int32) for x in ids], []
+    if kind != "image":
+        return [np.ascontiguousarray(x, np.float32) for x in xs], []
+    made, of = pictures.scaled(xs, name), xs[0].dtype.name
+    said = [f"the images of {name} are uint8 and were divided by 255"] if of == "uint8" else []
+    return made, said or pictures.type_notes(made, of, name)

@@ -13,27 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed.data import instruct
-from rayfed.data.columns import fraction_problems
+from rayfed.data import columns, instruct, pictures
+from rayfed.data.columns import kind_of
 from rayfed.errors import nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OPTIONS = (
-    "image",
-    "text",
-    "label",
-    "client",
-    "domain",
-    "split",
-    "features",
-    "shape",
-    "length",
-    "test",
-    *instruct.OPTIONS,
-)
+NAMED = ("image", "text", "label", "client", "domain")  # options that name a column, of every source
+OPTIONS = (*NAMED, "features", "length", "test", *pictures.OPTIONS, *instruct.OPTIONS)
 TEXT = ("text", "sentence")
+IMAGE = ("image", "img")
+SPLITS = ("train", "valid", "test", "test_unseen")
 ROLES = ("image", "text", *instruct.FIELDS, "label", "client", "domain", "split")  # of one column each
 
 
@@ -74,15 +65,17 @@ class Columns:
 
 
 def option_problems(options: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the options, whatever the table."""
+    """Return what is wrong with the options that every source of tables has."""
     out = [
         f"task.data.{n}: {options[n]!r} found, allowed: the name of a column"
-        for n in ("image", "text", "label", "client", "domain", "split")
+        for n in (*NAMED, "split")
         if n in options and not isinstance(options[n], str)
     ]
     features, shape = options.get("features"), options.get("shape")
     if features is not None and not _all_are(features, str):
         out.append(f"task.data.features: {features!r} found, allowed: a list of numeric columns")
+    elif features is not None and len(set(features)) < len(features):
+        out.append(f"task.data.features: {features!r} found, allowed: each column once")
     if shape is not None and not (_all_are(shape, int) and len(shape) == 3 and min(shape) > 0):
         out.append(f"task.data.shape: {shape!r} found, allowed: [height, width, channels]")
     given = [n for n in ("image", "text", "features", "response") if options.get(n)]
@@ -91,8 +84,7 @@ def option_problems(options: dict[str, Any]) -> list[str]:
     length = options.get("length", 1)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         out.append(f"task.data.length: {length!r} found, allowed: tokens of a text, a whole number >= 1")
-    out += instruct.option_problems(options)
-    return out + (fraction_problems(options["test"]) if "test" in options else [])
+    return out + pictures.option_problems(options) + instruct.option_problems(options)
 
 
 def _all_are(value: Any, kind: type) -> bool:
@@ -100,11 +92,25 @@ def _all_are(value: Any, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, kind) for v in value)
 
 
-def columns_of(options: dict[str, Any], schema: pa.Schema, file: Any) -> tuple[Columns, list[str]]:
-    """Return which column is what, and what is wrong with that; file: what messages call the table."""
-    use, problems = _chosen(options, schema), []
-    names = schema.names
-    there = f"columns: {', '.join(names)}"
+def columns_of(options: dict[str, Any], schemas: Sequence[tuple[pa.Schema, str]]) -> tuple[Columns, list[str]]:
+    """Return which column is what, and what is wrong with that.
+
+    schemas: of one table or two, each with what messages call it; the first one decides.
+    """
+    use, problems = _columns_of(options, *schemas[0])
+    decided = {n: getattr(use, n) for n in ("image", "text", "features", "instruction", "response")}
+    options = {**options, **{n: c for n, c in decided.items() if c}}
+    for schema, file in schemas[1:] if not problems else ():
+        problems += _columns_of(options, schema, file)[1]
+    return use, problems
+
+
+def _columns_of(options: dict[str, Any], schema: pa.Schema, file: str) -> tuple[Columns, list[str]]:
+    names, (about, problems) = schema.names, _metadata(schema, file)
+    use, there = _chosen(options, names, about), f"columns: {', '.join(schema.names)}"
+    if len(names) == 1 and (mark := next((m for m in (";", "\t", "|") if m in names[0]), None)):
+        problem = f"task.data: {file} has one column, {names[0]!r}: its values are divided by {mark!r}, needed: a comma"
+        return use, [problem]
     if use.image == "image" and "image" not in names and "image" not in options:
         problems.append(
             f"task.data: {file} has no column 'image'{nearest('image', names)}; name it (image: COLUMN), a column of texts "
@@ -114,92 +120,110 @@ def columns_of(options: dict[str, Any], schema: pa.Schema, file: Any) -> tuple[C
     for option, column in use.named():
         if column not in names and not (option == "label" and problems):
             problems.append(f"task.data.{option}: {file} has no column {column!r}{nearest(column, names)}; {there}")
-    problems += _type_problems(use, schema, file)
+        if names.count(column) > 1:
+            problems.append(
+                f"task.data.{option}: {file} has {names.count(column)} columns called {column!r}; allowed: one"
+            )
     unused = [n for n in instruct.OPTIONS if n in options and not use.response]
     if unused and not problems:
         problems.append(
             f"task.data.{unused[0]}: belongs to instructions with answers; name the answers' column (response: COLUMN); {there}"
         )
-    return use, problems + _feature_problems(use, schema, file)
+    once = [(option, schema.field(column)) for option, column in use.named() if names.count(column) == 1]
+    return use, problems + [p for option, field in once if (p := _type_problem(option, field, use, file))]
 
 
-def _chosen(options: dict[str, Any], schema: pa.Schema) -> Columns:
+def _metadata(schema: pa.Schema, file: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the schema's metadata entry `shelf`, and what is wrong with it."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"shelf", b"{}"))
+    except ValueError as e:
+        return {}, [f"task.data: the metadata entry 'shelf' of {file} is not JSON: {e}"]
+    kinds = {"height": int, "width": int, "channels": int, "features": list, "label_names": list}
+    found = {n: about[n] for n in kinds if about.get(n) is not None} if isinstance(about, dict) else {}
+    wrong = [n for n, v in found.items() if type(v) is not kinds[n] or (isinstance(v, int) and v < 1)]
+    if not isinstance(about, dict) or wrong or ("height" in found) != ("width" in found):
+        return {}, [
+            f"task.data: the metadata entry 'shelf' of {file} is {about!r:.100}, allowed: numbers height, width and channels, lists "
+            "features and label_names"
+        ]
+    return found, []
+
+
+def _chosen(options: dict[str, Any], names: Sequence[str], about: dict[str, Any]) -> Columns:
     """Return what the options, the schema's metadata and the usual names say, whether such columns exist or not."""
-    about = json.loads((schema.metadata or {}).get(b"shelf", b"{}"))
-    names = schema.names
     features = options.get("features") or about.get("features")
-    record = _record(options, names, bool(features))
+    usual = next((c for c in IMAGE if c in names), None)
+    record = _record(options, names, bool(features or usual))
     label = options.get("label", "label")
     if record["response"] and "label" not in options:
         label = next((n for n in instruct.LABELS if n in names), None)
     text = options.get("text")
-    if not text and not (features or record["response"] or "image" in names or "image" in options):
+    if not text and not (features or record["response"] or usual or "image" in options):
         text = next((t for t in TEXT if t in names), None)
     shape = options.get("shape")
     if not shape and "height" in about:
         shape = [about["height"], about["width"], about.get("channels", 1)]
     return Columns(
         label=label,
-        image=options.get("image", None if features or text or record["response"] else "image"),
+        image=options.get("image") or (None if features or text or record["response"] else usual or "image"),
         text=text,
         **record,
         features=features,
         **{n: options.get(n, n if n in names else None) for n in ("client", "domain", "split")},
         shape=shape,
-        label_names=tuple(about.get("label_names") or ()),
+        label_names=tuple(map(str, about.get("label_names") or ())),
     )
 
 
-def _record(options: dict[str, Any], names: Sequence[str], features: bool) -> dict[str, Any]:
-    """Return the columns of instruction, input and response, each None where the table holds no instructions."""
+def _record(options: dict[str, Any], names: Sequence[str], other: bool) -> dict[str, Any]:
+    """Return the columns of instruction, input and response, each None where the table holds no instructions.
+
+    other: whether the rows are something else by their own columns.
+    """
     found = {n: options.get(n) or next((c for c in usual if c in names), None) for n, usual in instruct.COLUMNS.items()}
-    other = features or "image" in names or any(n in options for n in ("image", "text"))
+    other = other or any(n in options for n in ("image", "text"))
     if "response" in options or (found["instruction"] and found["response"] and not other):
         return {**found, "instruction": found["instruction"] or instruct.COLUMNS["instruction"][0]}
     return dict.fromkeys(found)
 
 
-def _type_problems(use: Columns, schema: pa.Schema, file: Any) -> list[str]:
-    """Return what is wrong with the types of the columns that are there."""
+def _type_problem(option: str, field: pa.Field, use: Columns, file: str) -> str | None:
+    """Return why a column of this type is not what it is named for."""
     import pyarrow as pa
 
-    problems = _image_problems(use, schema, file) if use.image in schema.names else []
-    for n in ("text", *instruct.FIELDS):
-        column = getattr(use, n)
-        if column in schema.names:
-            kind = schema.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                problems.append(f"task.data.{n}: column {column!r} of {file} is {kind}, allowed: text")
-    return problems
+    kind, where = kind_of(field.type), f"task.data.{option}: column {field.name!r} of {file} is {field.type}, allowed: "
+    if option == "label":
+        return columns.label_problem(field.type, field.name, file)
+    if option == "image":
+        return _image_problem(field, use.shape, file)
+    if option == "features":
+        numbers = kind in ("whole numbers", "numbers", "nothing") and not pa.types.is_dictionary(field.type)
+        return None if numbers else where + "numbers"
+    if option in ("text", *instruct.FIELDS):
+        return None if kind in ("text", "nothing") else where + "text"
+    return None if kind in ("text", "whole numbers", "numbers", "nothing") else where + "text or numbers"
 
 
-def _feature_problems(use: Columns, schema: pa.Schema, file: Any) -> list[str]:
+def _image_problem(field: pa.Field, shape: Sequence[int] | None, file: str) -> str | None:
+    """Return what is wrong with a column of images: its type, or its bytes against the shape."""
     import pyarrow as pa
 
-    problems = []
-    for f in use.features or ():
-        kind = schema.field(f).type if f in schema.names else pa.bool_()
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-            problems.append(f"task.data.features: column {f!r} of {file} is {kind}, allowed: numbers")
-    return problems
-
-
-def _image_problems(use: Columns, schema: pa.Schema, file: Any) -> list[str]:
-    """Return what is wrong with the column of images: its type, or its bytes against the shape."""
-    import pyarrow as pa
-
-    kind = schema.field(use.image).type
-    size = kind.byte_width if pa.types.is_fixed_size_binary(kind) else None
-    if size is None and not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        return [
-            f"task.data.image: column {use.image!r} of {file} is {kind}, allowed: raw bytes "
-            "(encoded pictures are read through hf:FOLDER)"
-        ]
-    if not use.shape:
-        return [
-            f"task.data.shape: missing; images need [height, width, channels] where the file does not say them, {file} does not"
-        ]
-    expected = int(np.prod(use.shape))
-    if size is not None and size != expected:
-        return [f"task.data.shape: {use.shape} is {expected} bytes, the images of {file} have {size}"]
-    return []
+    if pa.types.is_fixed_size_binary(field.type):
+        expected, size = int(np.prod(shape or 0)), field.type.byte_width
+        if not shape:
+            return (
+                "task.data.shape: missing; images need [height, width, channels] where the file does not say them, "
+                f"{file} does not"
+            )
+        return (
+            None
+            if size == expected
+            else f"task.data.shape: {shape} is {expected} bytes, the images of {file} have {size}"
+        )
+    if pictures.is_bytes(field.type) or pictures.is_file(field.type) or pictures.is_array(field.type):
+        return None
+    return (
+        f"task.data.image: column {field.name!r} of {file} is {field.type}, allowed: raw bytes, encoded pictures, or arrays of "
+        "numbers"
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayfed.data import tokens
+from rayfed.errors import ConfigError
 from rayfed.models import folder
 
 if TYPE_CHECKING:
@@ -32,7 +33,31 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
     for row, i in zip(x, ids, strict=True):
         row[: len(i)] = i
     n = len(dataset.train.y)
-    return replace(dataset, train=replace(parts[0], x=x[:n]), test=replace(parts[1], x=x[n:]))
+    empty = sum(not str(t).strip() for p in parts for t in p.x)
+    notes = (f"{empty:,} of {len(ids):,} texts of {dataset.name} are empty",) if empty else ()
+    made = replace(dataset, train=replace(parts[0], x=x[:n]), test=replace(parts[1], x=x[n:]))
+    return replace(made, notes=(*dataset.notes, *notes))
+
+
+def check_ids(dataset: Dataset, config: Config) -> None:
+    """Refuse token ids of a user's own that the model does not know, or has no place for. x: (n, L), -1 on padding."""
+    spec, x = config.task.model, [p.x for p in (dataset.train, dataset.test) if p.x.size]
+    if not spec.name.startswith("hf:"):
+        if ".py:" not in spec.name:
+            raise ConfigError(
+                f"task.model: {spec.name!r} found, {dataset.name} holds token ids; allowed: hf:NAME_OR_DIR, or a network of your own"
+            )
+        return
+    size = int(folder.architecture(folder.locate(spec.name)).get("vocab_size") or 0)
+    most = max((int(a.max()) for a in x), default=-1)
+    if size and most >= size:
+        raise ConfigError(f"task.data: {dataset.name} holds token {most}, {spec.name} knows 0 to {size - 1}")
+    for places, of in folder.limits(config):
+        if dataset.input_shape[0] > places:
+            raise ConfigError(
+                f"task.data: {dataset.name} holds {dataset.input_shape[0]} tokens a text, {spec.name} takes at most {places} "
+                f"tokens{of}"
+            )
 
 
 def encode(where: Path, texts: Mapping[str, list[str]], length: str) -> dict[str, Any]:

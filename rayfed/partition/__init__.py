@@ -177,6 +177,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         from rayfed.data import instruct, text
 
         dataset = (instruct if dataset.kind == "instruct" else text).tokenised(dataset, config)
+    elif dataset.kind == "text":
+        from rayfed.data import text
+
+        text.check_ids(dataset, config)
     f, n = config.federation, config.federation.clients
     held = n - config.training_clients()
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rayfed.errors import ConfigError
+
+_WHOLE = re.compile(r"-?\d+")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Classes in words: the ends of a range, or their names."""
+    counted = tuple(names) == tuple(map(str, range(len(names))))
+    return f"0 to {len(names) - 1}" if counted else ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def domains(dataset: Any, setting: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
@@ -49,7 +59,17 @@ def spread(rows: np.ndarray, clients: int) -> np.ndarray:
 
 
 def counted(groups: Any, dataset: Any) -> Any:
-    """The same groups with their count, which under kind domain the data decides."""
+    """The same groups with what the data decides: the count under kind domain, and which classes the labels of `sets` are.
+
+    Where classes are named by whole numbers (0, 500, 90000), `sets` holds these; else it counts classes from 0.
+    """
+    number = {int(n): i for i, n in enumerate(dataset.label_names) if _WHOLE.fullmatch(n)}
+    if groups.kind == "classes" and groups.sets is not None and len(number) == dataset.classes:
+        if unknown := sorted({c for s in groups.sets for c in s} - number.keys()):
+            raise ConfigError(
+                f"federation.groups.sets: class {unknown[0]} found, allowed: {_listed(dataset.label_names)}"
+            )
+        return groups.model_copy(update={"sets": [[number[c] for c in s] for s in groups.sets]})
     if groups.kind != "domain":
         return groups
     return groups.model_copy(update={"count": len(domains(dataset, "federation.groups.kind")[0])})

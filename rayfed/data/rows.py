@@ -1,0 +1,158 @@
+"""Arrow tables as a data set: one of training rows, maybe one of test rows, from whatever file or library they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rayfed import keys
+from rayfed.data import Dataset, Part, columns, instruct, pictures, stratified
+from rayfed.data.table import SPLITS, Columns, columns_of
+from rayfed.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from rayfed.config.schema import Named
+
+
+class File(NamedTuple):
+    """A table, and what sentences call it: a file, or a split of a set."""
+
+    table: pa.Table
+    name: str
+
+
+def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "parquet test rows") -> Dataset:
+    """Return a data set of one table or two.
+
+    folder: what sentences call both; purpose: of the key that draws a test part from the training rows, a stratified share
+    `test` (0.2), the same for every seed. ConfigError where the tables cannot be read as the options say.
+    """
+    o = spec.options
+    use, problems = columns_of(o, [(f.table.schema, f.name) for f in files])
+    if problems:
+        raise ConfigError(problems)
+    if not files[0].table.num_rows:
+        raise ConfigError(f"task.data: {files[0].name} has no rows")
+    ys, names, notes = _labels(files, use)
+    for option, name in (("client", use.client), ("domain", use.domain)):
+        has = [f for f in files if name in f.table.column_names]
+        columns.same_kind([f.table[name] for f in has], str(name), [f.name for f in has], option)
+    xs, said = _images(files, use, spec) if use.image else (_rows(files, use), [])
+    parts = []
+    for x, y, f, missing in zip(xs, ys, files, ("train", "test"), strict=False):
+        client, domain = _names(f, use.client, "client", ""), _names(f, use.domain, "domain", "")
+        parts.append(Part(x, y, client, domain, _names(f, use.split, "split", missing)))
+    _check_splits(parts, use, files)
+    train, test = _train_and_test(parts, float(o.get("test", 0.2)), purpose)
+    if not len(train.y):
+        raise ConfigError(f"task.data.split: no row of {folder} is for training (train or valid)")
+    if use.features:
+        a, b = columns.standardised(train.x, test.x, use.features, folder)
+        train, test = (Part(x, p.y, p.client, p.domain, p.split) for x, p in ((a, train), (b, test)))
+    return Dataset(spec.name, train, test, len(names), names, use.kind, (*notes, *said))
+
+
+def _labels(files: Sequence[File], use: Columns) -> tuple[list[np.ndarray], tuple[str, ...], list[str]]:
+    """Return each table's labels (n,) int64, the classes' names, and notes; one class where no column holds labels."""
+    if not use.label:
+        return [np.zeros(f.table.num_rows, np.int64) for f in files], ("all",), []
+    found = [f.table[use.label] for f in files]
+    return columns.labels(found, use.label, [f.name for f in files], use.label_names)
+
+
+def _train_and_test(parts: list[Part], share: float, purpose: str) -> tuple[Part, Part]:
+    """Divide by the split column where there is one, whatever the file; else by file; of one file without test rows, a share."""
+    is_test = [
+        np.full(len(p.y), i == 1) if p.split is None else np.char.startswith(p.split, "test")
+        for i, p in enumerate(parts)
+    ]
+    if len(parts) == 2 and not is_test[0].any() and is_test[1].all():
+        return parts[0], parts[1]
+    if len(parts) == 2:
+        joined: dict[str, Any] = {
+            n: None if getattr(parts[0], n) is None else np.concatenate([getattr(p, n) for p in parts])
+            for n in ("x", "y", "client", "domain", "split")
+        }
+        whole = Part(**joined)
+    else:
+        whole = parts[0]
+    mask = np.concatenate(is_test)
+    if mask.any():
+        return whole.take(~mask), whole.take(mask)
+    mask = stratified(whole.y, share, keys.numpy(keys.key(0, 0, -1, purpose)))
+    train, test = whole.take(~mask), whole.take(mask)
+    return train, Part(test.x, test.y, test.client, test.domain, None)  # these rows are test now, whatever they were
+
+
+def _check_splits(parts: list[Part], use: Columns, files: Sequence[File]) -> None:
+    """Raise ConfigError for a value of the split column that is no split."""
+    for p, f in zip(parts, files, strict=True):
+        for value in np.unique(p.split) if p.split is not None else ():
+            if str(value) not in SPLITS:
+                raise ConfigError(
+                    f"task.data.split: column {use.split!r} of {f.name} holds {str(value)!r}"
+                    f"{nearest(str(value), SPLITS)}, allowed: {', '.join(SPLITS)}"
+                )
+
+
+def _images(files: Sequence[File], use: Columns, spec: Named) -> tuple[list[np.ndarray], list[str]]:
+    """Return ((n, C, H, W) float32 per file, notes)."""
+    found: list[pictures.Pictures] = []
+    notes: list[str] = []
+    image = str(use.image)
+    for table, name in files:
+        column = columns.plain(table[image], image, name, "image")
+        if column.null_count:
+            raise ConfigError(f"task.data.image: {column.null_count} rows of {name} have no image")
+        if pictures.is_bytes(column.type) and use.shape:
+            found.append(list(pictures.of_bytes(column, use.shape, name)))
+        elif pictures.is_bytes(column.type) or pictures.is_file(column.type):
+            more, said = pictures.of_files(column, name)
+            found.append(more)
+            notes += said
+        else:
+            found.append(pictures.of_arrays(column, image, name))
+    made, said = pictures.unified(found, spec.name, spec.options)
+    return made, notes + said
+
+
+def _rows(files: Sequence[File], use: Columns) -> list[np.ndarray]:
+    """Return texts (n,), records (n, 3) or features (n, f) per file."""
+    if use.features:
+        return [columns.features(f.table, use.features, f.name) for f in files]
+    if use.text:
+        return [_given(f, use.text, "text") for f in files]
+    return [_records(f, use) for f in files]
+
+
+def _given(file: File, name: str, role: str) -> np.ndarray:
+    """Return (n,) texts as objects, none of them missing."""
+    if missing := file.table[name].null_count:
+        raise ConfigError(f"task.data.{role}: {missing} rows of {file.name} have no {role}")
+    return columns.texts(file.table[name], name, file.name, role)
+
+
+def _records(file: File, use: Columns) -> np.ndarray:
+    """Return (n, 3) instruction, input and response, as objects; an input that is missing is empty."""
+    out = np.full((file.table.num_rows, 3), "", object)
+    for i, n in enumerate(instruct.FIELDS):
+        name = getattr(use, n)
+        if n != "input":
+            out[:, i] = _given(file, name, n)
+        elif name in file.table.column_names:
+            found = columns.texts(file.table[name], name, file.name, n)
+            out[:, i] = ["" if v is None else v for v in found]
+    return out
+
+
+def _names(file: File, name: str | None, role: str, missing: str) -> np.ndarray | None:
+    """Return a column as text; `missing` in every row of a file that lacks a column which the other one has."""
+    if name is None:
+        return None
+    if name not in file.table.column_names:
+        return np.full(file.table.num_rows, missing)
+    return columns.names(file.table[name], name, file.name, role)
