@@ -23,7 +23,5 @@ class RunStatus(str, Enum):
         """Whether no further round comes without a resume."""
         return self in (RunStatus.STOPPED, RunStatus.DONE, RunStatus.FAILED)
 
-    __hash__ = str.__hash__  # that of the word, which it equals
-
     def __str__(self) -> str:
         return self.value
