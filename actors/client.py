@@ -26,7 +26,7 @@ class ClientActor:
         import torch
 
         from rayfed.engine.worker import Worker
-        from rayfed.execute.tuning import process
+        from rayfed.execute.tuning import kernels, process
 
         process.prepare()
         for name in imports:
@@ -36,6 +36,7 @@ class ClientActor:
         device = "cpu"
         if gpus and torch.cuda.is_available():
             device = "cuda"
+            kernels.prepare_gpu()
             torch.cuda.set_per_process_memory_fraction(1.0 if gpus >= 1 else GPU_SHARE * gpus)
         self.number, self.worker = number, Worker(device, keep)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ def run(
         if local:
             from rayfed.launch.start import run_local
 
-            done = run_local(request, out=out, watch=progress.update)
+            done = run_local(request, out=out, watch=progress.update, own_process=True)
         else:
             from actors.driver import run_on_ray
 
@@ -62,7 +63,7 @@ def resume(
         if local:
             from rayfed.launch.start import resume_local
 
-            done = resume_local(run, sets=sets or (), watch=progress.update)
+            done = resume_local(run, sets=sets or (), watch=progress.update, own_process=True)
         else:
             from actors.driver import resume_on_ray
 
@@ -141,14 +142,18 @@ def claims(
     def run_study(study: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
         before = find_study(study, folder)
         with _progress(as_json) as progress:
-            where: dict[str, Any] = {"watch": progress.update} | ({} if local else {"address": address})
+            start: Any
+            proceed: Any
             if local:
-                from rayfed.launch.start import resume_local as continue_study
-                from rayfed.launch.start import run_local as start_study
+                from rayfed.launch.start import resume_local, run_local
+
+                start, proceed = (partial(f, own_process=True) for f in (run_local, resume_local))
             else:
-                from actors.driver import resume_on_ray as continue_study
-                from actors.driver import run_on_ray as start_study
-            done = continue_study(before, **where) if before else start_study(study, out=folder, **where)
+                from actors.driver import resume_on_ray, run_on_ray
+
+                start, proceed = partial(run_on_ray, address=address), partial(resume_on_ray, address=address)
+            watch = progress.update
+            done = proceed(before, watch=watch) if before else start(study, out=folder, watch=watch)
         return done.path, done.summary
 
     judged = judge_claims(names or (), run_study, out=out, shelf=shelf, log=lambda line: typer.echo(line, err=True))

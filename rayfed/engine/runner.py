@@ -211,6 +211,8 @@ class Runner:
         self.pool.setup(run_id, self.config, self.federation, start)
         if self.config.resources.executor == "auto":
             self._choose_executor(method, task, start)
+        elif self.config.resources.executor == "vmap" and (plain := visits.refusals(method, task)):
+            self.folder.event("executor", chosen="vmap", plain=plain)
         if self.config.resources.visits == "server":
             resident.config = self.config
             self.pool.adopt(run_id, resident)
@@ -263,10 +265,9 @@ class Runner:
                 self._add_note(sentence)
         seconds = dict(self.pool.timings[same])
         chosen = "vmap" if seconds["vmap"] < 0.9 * seconds["loop"] else "loop"  # `loop` takes less memory
-        for reason in visits.refusals(method, task).values():  # one decides for the whole method
-            chosen, seconds["why"] = "loop", reason
+        plain = visits.refusals(method, task) if chosen == "vmap" else {}
         where = self.config.resources.visits
-        short = cohorts.fits_one_call(self.config, self.federation, seconds[chosen])
+        short = cohorts.fits_one_call(self.config, self.federation, seconds["loop" if plain else chosen])
         if short and self.config.resources.cohort == "auto":
             size = self.config.per_round()
         if where == "auto":
@@ -282,6 +283,7 @@ class Runner:
             visits=where,
             seconds=seconds,
             kernels=by,
+            plain=plain,
             repeat=choice.as_options(),
         )
         method.config = self.config

@@ -54,8 +54,6 @@ class Worker:
 
     def __init__(self, device: str = "cpu", keep: int = RUNS):
         self.device, self.keep = device, keep
-        if device != "cpu":
-            kernels.prepare_gpu()
         self.runs: OrderedDict[str, Resident] = OrderedDict()
         self._handlers: dict[type, Callable[[Resident, Any, Sequence[Any]], Answer]] = {
             VisitCall: self._visit,
@@ -85,6 +83,7 @@ class Worker:
         notes: list[str] = []
         with (
             kernels.using(kernels.from_resources(resources, self.device)),
+            kernels.full_precision(self.device),
             kernels.deterministic(resources.deterministic),
             replay.using(resources.replay, notes),
         ):
@@ -135,7 +134,7 @@ class CohortVisit:
         """values: the shared parts in the call's order, then the blocks that hold client states."""
         self.resident, self.call, self.began, self.device = resident, call, began, resident.device
         self.visit = resident.visit(call.visit, call.score_local, call.arguments)
-        self.executor = resident.config.resources.executor
+        self.executor = execute.choose_executor(resident.config.resources.executor, self.visit)
         self.cohort = resident.sampler.cohort(
             self.visit,
             call.clients,
@@ -234,6 +233,9 @@ class CohortVisit:
 
     def _execute_pieces(self) -> Iterator[Piece]:
         """Execute the visit; what a client's code raises goes to `failures` and the rest goes on."""
+        alone = self.resident.task.vectorize
+        if isinstance(alone, str) and self.resident.config.resources.executor == "vmap":  # no visit can be vectorised
+            raise VectorizeError(alone)
         if self.executor == "vmap":
             yield from self._execute_cohort()
             return
@@ -244,8 +246,6 @@ class CohortVisit:
 
     def _execute_cohort(self) -> Iterator[Piece]:
         """Execute the whole cohort at once; where that fails, without the clients that fail alone too."""
-        if isinstance(self.visit.vectorize, str):
-            raise VectorizeError(self.visit.vectorize)
         everyone = list(range(len(self.cohort.clients)))
         piece, short = [], False
         try:

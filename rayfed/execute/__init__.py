@@ -24,3 +24,8 @@ def execute_visit(
     Whatever a client's code raises is raised here (by `debug` as `PieceFailed`).
     """
     return EXECUTORS[executor](visit, cohort, shared, mine, own, data)
+
+
+def choose_executor(executor: str, visit: Visit) -> str:
+    """Return what executes a visit in a run under `executor`: `loop` in the place of `vmap` where the visit says why it needs to."""
+    return "loop" if executor == "vmap" and isinstance(visit.vectorize, str) else executor

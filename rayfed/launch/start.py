@@ -223,9 +223,15 @@ def has_ended(folder: Path, rounds: int) -> bool:
 
 
 class LocalLauncher:
-    """Executes runs in this process, without Ray."""
+    """Executes runs in this process, without Ray.
 
-    def __init__(self) -> None:
+
+    own_process: whether this process is the command's own, so that what makes it faster may change it for good (its memory
+    allocator, torch's compiler; see `execute.tuning.process`); otherwise it is left as it was.
+    """
+
+    def __init__(self, own_process: bool = False) -> None:
+        self.own_process = own_process
         self.runner: Any = None
         self.pool: Any = None
         self.stopping = False
@@ -239,10 +245,13 @@ class LocalLauncher:
         import torch
 
         from rayfed.engine.pool import LocalPool
-        from rayfed.execute.tuning import process
+        from rayfed.execute.tuning import kernels, process
 
-        process.prepare()
         self.device = "cuda" if torch.cuda.is_available() and configs[0].resources.gpus_per_actor != 0 else "cpu"
+        if self.own_process:
+            process.prepare()
+            if self.device != "cpu":
+                kernels.prepare_gpu()
         self.pool = LocalPool(self.device)
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: Watch) -> Ending:
@@ -264,11 +273,15 @@ class LocalLauncher:
         """Do nothing: there is nothing to release."""
 
 
-def run_local(request: Config | Study, *, out: str | Path | None = None, watch: Watch | None = None) -> Finished:
-    """Run a request in this process, as `rayfed run --local`. Arguments as in `start_request`."""
-    return start_request(request, LocalLauncher(), out=out, watch=watch)
+def run_local(
+    request: Config | Study, *, out: str | Path | None = None, watch: Watch | None = None, own_process: bool = False
+) -> Finished:
+    """Run a request in this process, as `rayfed run --local`. Arguments as in `start_request` and `LocalLauncher`."""
+    return start_request(request, LocalLauncher(own_process), out=out, watch=watch)
 
 
-def resume_local(path: str | Path, *, sets: Sequence[str] = (), watch: Watch | None = None) -> Finished:
-    """Continue a run or a study in this process, as `rayfed resume --local`. Arguments as in `resume_request`."""
-    return resume_request(path, LocalLauncher(), sets=sets, watch=watch)
+def resume_local(
+    path: str | Path, *, sets: Sequence[str] = (), watch: Watch | None = None, own_process: bool = False
+) -> Finished:
+    """Continue a run or a study in this process, as `rayfed resume --local`. Arguments as in `resume_request` and `LocalLauncher`."""
+    return resume_request(path, LocalLauncher(own_process), sets=sets, watch=watch)

@@ -182,7 +182,7 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
             f"task.model: {spec.name} ({about.model_type}) has no {auto.__name__.removeprefix('Auto')} in transformers"
         )
     about._name_or_path = str(Path(spec.name.removeprefix("hf:")).expanduser())
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -231,6 +231,8 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
                 raise ConfigError(f"adapter.targets: {e}") from None
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
     drawn = {str(n) for n in loaded["missing_keys"]} | {str(k[0]) for k in loaded["mismatched_keys"]}
     made = Wrapped(network, about, classes, kind, o["head"], config.adapter, causal, pad, drawn, alone)
     if kind == "image":

@@ -23,7 +23,6 @@ import pytest
 import torch
 
 from rayfed import keys, tree
-from rayfed.engine.failures import VectorizeError
 from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import replay
 from rayfed.storage.tree_files import load_tree, save_tree
@@ -68,23 +67,6 @@ def scored(case: Case, executor: str, dtype: str = "float32") -> tuple[dict[str,
     return once(case, f"scores {executor} {dtype}", lambda: simulated(case, executor, dtype).scores())
 
 
-def reasons(case: Case) -> set[str]:
-    """Why the method's visits cannot be vectorised; empty if they can."""
-    method = toy.make_fed(toy.config(case.method, **case.changes))
-    found = set()
-    for name in dir(type(method.method)):
-        f = getattr(type(method.method), name)
-        if getattr(f, "__annotations__", {}).get("return") == "Visit":
-            visit = getattr(method.method, name)(method.task)
-            found |= {visit.vectorize} if isinstance(visit.vectorize, str) else set()
-    return found
-
-
-def executor(case: Case) -> str:
-    """The vectorised executor, if the method can."""
-    return "loop" if once(case, "reasons", lambda: reasons(case)) else "vmap"
-
-
 def same_numbers(a: Result, b: Result, what: str) -> None:
     """Server state, client states and rows agree to the bit."""
     assert tree.same(a.state, b.state), f"{what}: the server state differs in {differing(a.state, b.state)}"
@@ -104,7 +86,7 @@ def differing(a: tree.Tree, b: tree.Tree) -> list[str]:
 
 def two_rounds_run(case: Case, tmp_path: Path) -> None:
     """The engine runs two rounds into a folder; what DESIGN promises of every method is measured and finite."""
-    ran = toy.run_folder(case.method, tmp_path, executor=executor(case), **case.changes)
+    ran = toy.run_folder(case.method, tmp_path, executor="vmap", **case.changes)
     assert ran.ending.status == "done"
     assert [r["round"] for r in ran.rows] == [1, 2]
     for row in ran.rows:
@@ -119,13 +101,7 @@ def two_rounds_run(case: Case, tmp_path: Path) -> None:
 
 
 def loop_is_vmap(case: Case, tmp_path: Path) -> None:
-    """Float64 to 1e-9 of the update's norm, float32 to 1e-4; or a refusal in the method's own words."""
-    refused = once(case, "reasons", lambda: reasons(case))
-    if refused:
-        with pytest.raises(VectorizeError) as told:
-            toy.simulate(case.method, executor="vmap", **case.changes)
-        assert str(told.value) in refused
-        return
+    """Float64 to 1e-9 of the update's norm, float32 to 1e-4. A visit that says why it cannot be vectorised is looped in both."""
     for dtype, tolerance in (("float64", 1e-9), ("float32", 1e-4)):
         loop, vmap = simulated(case, "loop", dtype), simulated(case, "vmap", dtype)
         close(loop.state, vmap.state, loop.initial, tolerance, dtype)
@@ -172,11 +148,10 @@ def debug_is_loop(case: Case, tmp_path: Path) -> None:
 
 def resumes(case: Case, tmp_path: Path) -> None:
     """Stopped after round 1 and resumed from disk by another process's worth of objects: the same bits."""
-    e = executor(case)
-    whole = toy.run_folder(case.method, tmp_path / "whole", executor=e, **case.changes)
-    part = toy.run_folder(case.method, tmp_path / "part", executor=e, stop_after=1, **case.changes)
+    whole = toy.run_folder(case.method, tmp_path / "whole", executor="vmap", **case.changes)
+    part = toy.run_folder(case.method, tmp_path / "part", executor="vmap", stop_after=1, **case.changes)
     assert (part.ending.status, part.ending.round) == ("stopped", 1)
-    again = toy.run_folder(case.method, tmp_path / "part", executor=e, resume=True, **case.changes)
+    again = toy.run_folder(case.method, tmp_path / "part", executor="vmap", resume=True, **case.changes)
     assert again.ending == whole.ending
     assert tree.same(again.state, whole.state), f"server state: {differing(again.state, whole.state)}"
     assert tree.same(again.clients, whole.clients), f"client states: {differing(again.clients, whole.clients)}"
@@ -186,23 +161,21 @@ def resumes(case: Case, tmp_path: Path) -> None:
 
 def order_and_workers_change_nothing(case: Case, tmp_path: Path) -> None:
     """In which order clients are named, answers arrive, and over how many workers they are spread: the same bits."""
-    e = executor(case)
-    plain = simulated(case, e)
+    plain = simulated(case, "vmap")
     for workers, seed in ((1, None), (3, 1), (5, 2)):
         pool = SimPool(workers, seed)
-        other = toy.simulate(case.method, executor=e, pool=pool, order=seed, **case.changes)
+        other = toy.simulate(case.method, executor="vmap", pool=pool, order=seed, **case.changes)
         same_numbers(plain, other, f"{workers} workers, order {seed}")
         assert not pool.damaged(), "a payload was written to in place"
-        assert scored(case, e) == other.scores()
+        assert scored(case, "vmap") == other.scores()
 
 
 def lost_calls_change_nothing(case: Case, tmp_path: Path) -> None:
     """Every call's answer is lost once and computed again by another worker: the same bits."""
-    e = executor(case)
     pool = SimPool(2, 3, kill_at=range(0, 10_000, 2))
-    other = toy.simulate(case.method, executor=e, pool=pool, **case.changes)
+    other = toy.simulate(case.method, executor="vmap", pool=pool, **case.changes)
     assert pool.restarts * 2 == pool.calls > 0
-    same_numbers(simulated(case, e), other, "every call repeated")
+    same_numbers(simulated(case, "vmap"), other, "every call repeated")
 
 
 def again_is_the_same(case: Case, tmp_path: Path) -> None:
@@ -214,20 +187,20 @@ def again_is_the_same(case: Case, tmp_path: Path) -> None:
             super().begin(round, score_local)
 
     torch.manual_seed(99)
-    e = executor(case)
-    same_numbers(simulated(case, e), toy.simulate(case.method, executor=e, kind=Noisy, **case.changes), "second run")
+    same_numbers(
+        simulated(case, "vmap"), toy.simulate(case.method, executor="vmap", kind=Noisy, **case.changes), "second run"
+    )
 
 
 def scoring_changes_nothing(case: Case, tmp_path: Path) -> None:
     """Whether rounds are evaluated, and locally trained models scored in passing, moves no state."""
-    e = executor(case)
-    evaluated = toy.simulate(case.method, executor=e, score=True, **case.changes)
-    same_numbers(simulated(case, e), evaluated, "with evaluation")
+    evaluated = toy.simulate(case.method, executor="vmap", score=True, **case.changes)
+    same_numbers(simulated(case, "vmap"), evaluated, "with evaluation")
 
 
 def sampling_is_the_engines(case: Case, tmp_path: Path) -> None:
     """Who is asked depends on the config and the round only, not on the method or on what else was drawn."""
-    got = simulated(case, executor(case)).fed.drawn
+    got = simulated(case, "vmap").fed.drawn
     assert got, "the method never sampled"
     plain = toy.make_fed(toy.config("fedavg", **case.changes))
     for r in sorted({d.round for d in got}):
@@ -239,7 +212,7 @@ def sampling_is_the_engines(case: Case, tmp_path: Path) -> None:
 
 def states_survive_the_disk(case: Case, tmp_path: Path) -> None:
     """Server state and client states are saved and read back with the same bits, names and order of names."""
-    done = simulated(case, executor(case))
+    done = simulated(case, "vmap")
     for name, state in {"server": done.state, **{f"client-{c}": s for c, s in done.clients().items()}}.items():
         save_tree(tmp_path, name, tree.to_numpy(state))
         back = tree.from_numpy(load_tree(tmp_path, name))
@@ -258,11 +231,10 @@ def empty_rounds_pass(case: Case, tmp_path: Path) -> None:
         def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
             return super().sample(n, where=where)[: self.round - 1]
 
-    e = executor(case)
-    nobody = toy.simulate(case.method, executor=e, kind=Nobody, **case.changes)
+    nobody = toy.simulate(case.method, executor="vmap", kind=Nobody, **case.changes)
     assert nobody.clients() == {} and tree.finite(nobody.state)
     assert "loss/personal" in nobody.scores()[0]
-    one = toy.simulate(case.method, executor=e, kind=Few, **case.changes)
+    one = toy.simulate(case.method, executor="vmap", kind=Few, **case.changes)
     assert tree.finite(one.state) and [r["visits"] > 0 for r in one.rows] == [False, True]
     assert "loss/global" in one.scores()[0]
 
@@ -281,7 +253,7 @@ def later_rounds_add_nothing(case: Case, tmp_path: Path) -> None:
             finally:
                 self.round = now
 
-    c = toy.config(case.method, executor=executor(case), rounds=6, **case.changes)
+    c = toy.config(case.method, executor="vmap", rounds=6, **case.changes)
     fed = toy.make_fed(c, kind=SameClients)
     state = fed.method.init(fed.task, keys.key(c.seed, 0, -1, "init"))
     gc.collect()
@@ -388,7 +360,7 @@ def misfit(part: Part, shapes: Any, task: Any) -> str | None:
 def recorded(case: Case) -> tuple[Recorder, Result]:
     def make() -> tuple[Recorder, Result]:
         pool = Recorder()
-        return pool, toy.simulate(case.method, executor=executor(case), pool=pool, **case.changes)
+        return pool, toy.simulate(case.method, executor="vmap", pool=pool, **case.changes)
 
     return once(case, "recorded", make)
 

@@ -59,17 +59,44 @@ def test_a_run_computes_deterministically_where_it_is_asked_to(asked: bool, monk
     assert seen == [asked] and not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_gpus_convolutions_are_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+@pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """torch's own setting for convolutions on a GPU, and no word to cuBLAS."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     before = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = True
-        Worker("cpu")
-        assert torch.backends.cudnn.allow_tf32 and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-        Worker("cuda")
-        assert not torch.backends.cudnn.allow_tf32 and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpus_convolutions_are_in_float32_while_a_worker_computes(
+    device: str, rounding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    told = lambda: (torch.backends.cudnn.allow_tf32, os.environ.get("CUBLAS_WORKSPACE_CONFIG"))  # noqa: E731
+    monkeypatch.setattr(Worker, "_visit", lambda *a: seen.append(told()))
+    worker = Worker(device)
+    for on in (False, True):
+        worker.runs["r"] = SimpleNamespace(config=toy.config("fedavg", resources={"deterministic": on}))  # type: ignore[assignment]
+        worker.do(Job("r", VisitCall("train", (0,), 1, 1, 1)), [])
+    assert seen == [(device == "cpu", None), (device == "cpu", ":4096:8")]
+    assert told() == (True, None)
+
+
+def test_an_error_leaves_convolutions_as_they_were(rounding: Any) -> None:
+    with pytest.raises(KeyError), kernels.full_precision("cuda"), kernels.deterministic(True):
+        raise KeyError
+    assert torch.backends.cudnn.allow_tf32 and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_a_process_of_its_own_is_set_up_for_a_gpu(rounding: Any) -> None:
+    kernels.prepare_gpu()
+    assert not torch.backends.cudnn.allow_tf32 and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
+    kernels.prepare_gpu()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "what is set stays"
 
 
 def test_products_that_round_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:

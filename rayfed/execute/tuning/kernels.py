@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Resources
     from rayfed.tree import Tree
 
+CUBLAS, DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+
 
 class Kernels(NamedTuple):
     """`onednn` is taken where it is exact; anything else leaves products to torch."""
@@ -63,21 +65,44 @@ def deterministic(on: bool) -> Iterator[None]:
     if on == before:
         yield
         return
+    missing = on and CUBLAS not in os.environ
+    if missing:
+        os.environ[CUBLAS] = DETERMINISTIC
     torch.use_deterministic_algorithms(on)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        if missing:
+            del os.environ[CUBLAS]
+
+
+@contextmanager
+def full_precision(device: str) -> Iterator[None]:
+    """On a GPU, compute with convolutions that keep float32's precision, as products do; nothing changes on a CPU."""
+    cudnn = torch.backends.cudnn
+    try:
+        rounds = device != "cpu" and cudnn.allow_tf32
+    except RuntimeError:  # this process has set precisions in torch's newer way
+        rounds = False
+    if not rounds:
+        yield
+        return
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = True
 
 
 def prepare_gpu() -> None:
-    """Set this process up before it begins to use a GPU.
+    """Set this process up, for good, before it begins to use a GPU.
 
-    Convolutions of float32 keep its precision, as products do; `deterministic` becomes possible, for which cuBLAS reads a
-    variable before its first call.
+    Convolutions keep float32's precision; `deterministic` gives the same bits from the first call on, before which cuBLAS reads
+    a variable.
     """
     torch.backends.cudnn.allow_tf32 = False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(CUBLAS, DETERMINISTIC)
 
 
 def in_memory_format(params: Tree) -> Tree:

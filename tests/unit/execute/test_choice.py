@@ -165,7 +165,7 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         made = module.SweepTrial.__new__(module.SweepTrial)
         made.broker, made.request, made.home = broker, request, tmp_path
         made.pool, made._splits = LocalPool(), {}
-        made.pool.about = lambda: []
+        made.pool.locate_actors = lambda: []
         made._trial_info = types.SimpleNamespace(trial_id=f"x_{number}")
         made._begin({"point": point})
         made.pointer = TrialPointer(*pointer) if pointer else None
