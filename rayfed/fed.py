@@ -39,7 +39,7 @@ class Reply(NamedTuple):
 class Parts(Protocol):
     """The parts of an ask's replies that did not fold, wherever they are; rows and columns in the order of client ids."""
 
-    def stacked(self, part: str, names: Sequence[str]) -> Tree: ...
+    def stacked(self, part: str, names: Sequence[str]) -> Any: ...
 
     def gram(self, part: str) -> Tensor: ...
 
@@ -94,7 +94,7 @@ class Replies(Sequence[Reply]):
         """Return the LoRA rank of each reply, (n,) int64, in the order of `ids`."""
         return torch.tensor([r.rank for r in self._replies], dtype=torch.int64)
 
-    def stacked(self, part: str, names: Sequence[str] = ()) -> Tree:
+    def stacked(self, part: str, names: Sequence[str] = ()) -> Any:
         """Bring an unfolded part of all replies to the server, leaves (n, ...), in the order of `ids`.
 
         names: of the part's entries only these, cut out where a large part is (the last layer of each update). KeyError where
@@ -102,7 +102,7 @@ class Replies(Sequence[Reply]):
         """
         return self._parts.stacked(part, names)
 
-    def gather(self, part: str) -> dict[int, Tree]:
+    def gather(self, part: str) -> dict[int, Any]:
         """Bring an unfolded part to the server, as client -> part. Errors as in `stacked`; {} where nobody replied."""
         return dict(zip(self.ids, tree.unstack(self.stacked(part)), strict=True)) if self._replies else {}
 
@@ -214,7 +214,7 @@ class Fed:
         to: Sequence[int],
         *,
         shared: Tree | None = None,
-        mine: dict[int, Tree] | None = None,
+        mine: Mapping[int, Tree] | None = None,
         fold: Fold | Sequence[Fold] = (),
         keep: str | Sequence[str] = (),
         metered: bool = True,

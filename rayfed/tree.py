@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from rayfed.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Tree = Any  # Mapping[str, Tree] | Tensor
+Tree = Mapping[str, Any]  # names -> trees or leaves
+Leaf = Any  # a tensor, or an array where it travels
+T = TypeVar("T", bound="Tree | Tensor")  # a tree, or a leaf alone
 
 
 class BF16(NamedTuple):
@@ -27,7 +29,7 @@ class BF16(NamedTuple):
     bits: np.ndarray
 
 
-def map(f: Callable[..., Any], *trees: Tree) -> Tree:
+def map(f: Callable[..., Any], *trees: Any) -> Any:
     """`f` on each leaf of trees of one structure."""
     first = trees[0]
     if not _nested(first):
@@ -38,7 +40,7 @@ def map(f: Callable[..., Any], *trees: Tree) -> Tree:
     return {k: map(f, *[t[k] for t in trees]) for k in first}
 
 
-def _nested(tree: Tree) -> bool:
+def _nested(tree: Tree | Leaf) -> bool:
     kind: Any = type(tree)
     return _mapping(kind)
 
@@ -49,11 +51,11 @@ def _mapping(kind: type) -> bool:
     return issubclass(kind, Mapping)
 
 
-def _keys(tree: Tree) -> str:
+def _keys(tree: Tree | Leaf) -> str:
     return str(sorted(tree)) if _nested(tree) else type(tree).__name__
 
 
-def leaves(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(tree: Tree | Leaf, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(path, leaf) in the order of the keys as written."""
     if _nested(tree):
         for k, v in tree.items():
@@ -62,12 +64,12 @@ def leaves(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield prefix, tree
 
 
-def values(tree: Tree) -> list[Any]:
+def values(tree: Tree | Leaf) -> list[Any]:
     """The leaves."""
     return [x for v in tree.values() for x in values(v)] if _nested(tree) else [tree]
 
 
-def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
+def add(a: T, b: T, scale: Any = 1.0) -> T:
     """a + scale * b; `scale` a number or a 0-d tensor."""
     if isinstance(scale, float) and scale == 1.0:
         return map(lambda x, y: x + y, a, b)
@@ -76,75 +78,75 @@ def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
     return map(lambda x, y: torch.add(x, y, alpha=scale) if x.is_floating_point() else x + y * scale, a, b)
 
 
-def sub(a: Tree, b: Tree) -> Tree:
+def sub(a: T, b: T) -> T:
     """a - b."""
     return map(lambda x, y: x - y, a, b)
 
 
-def scale(a: Tree, s: Any) -> Tree:
+def scale(a: T, s: Any) -> T:
     """s * a."""
     return map(lambda x: x * s, a)
 
 
-def zeros(a: Tree) -> Tree:
+def zeros(a: T) -> T:
     """Zeros of the same shapes."""
     return map(lambda x: torch.zeros_like(x), a)
 
 
-def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
+def where(mask: Tensor, a: T, b: T) -> T:
     """a where `mask` (0-d bool, or (k,) against leaves (k, ...)), else b."""
     return map(lambda x, y: torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, y), a, b)
 
 
-def stack(trees: Sequence[Tree]) -> Tree:
+def stack(trees: Sequence[T]) -> T:
     """n trees -> one tree with leaves (n, ...)."""
     return map(lambda *xs: torch.stack([torch.as_tensor(x) for x in xs]), *trees)
 
 
-def pick(stacked: Tree, i: Any) -> Tree:
+def pick(stacked: T, i: Any) -> T:
     """Entry `i` (int or 0-d int64 tensor, also under vmap) of a stacked tree."""
     return map(lambda x: x[i], stacked)
 
 
-def row(stacked: Tree, i: int) -> Tree:
+def row(stacked: Tree | Leaf, i: int) -> Any:
     """Entry `i` of a stacked tree of NumPy arrays, as stored: bfloat16 stays its bits."""
     return _walk(lambda x: BF16(x.bits[i]) if isinstance(x, BF16) else x[i], stacked)
 
 
-def unstack(stacked: Tree) -> list[Tree]:
+def unstack(stacked: T) -> list[T]:
     """One tree with leaves (n, ...) -> n trees."""
     n = next(iter(values(stacked))).shape[0]
     return [pick(stacked, i) for i in range(n)]
 
 
-def combine(weights: Tensor, stacked: Tree) -> Tree:
+def combine(weights: Tensor, stacked: T) -> T:
     """weights (K, n) times leaves (n, ...) -> leaves (K, ...)."""
     return map(
         lambda x: (weights.to(x.dtype) @ x.reshape(x.shape[0], -1)).reshape(weights.shape[0], *x.shape[1:]), stacked
     )
 
 
-def flatten(tree: Tree) -> Tensor:
+def flatten(tree: Tree | Leaf) -> Tensor:
     """All leaves as one vector, in the order of the keys."""
     return torch.cat([x.reshape(-1) for x in values(tree)])
 
 
-def dot(a: Tree, b: Tree) -> Tensor:
+def dot(a: Tree | Leaf, b: Tree | Leaf) -> Tensor:
     """Inner product over all leaves, 0-d."""
     return sum((x * y).sum() for x, y in zip(values(a), values(b), strict=True))
 
 
-def norm(a: Tree) -> Tensor:
+def norm(a: Tree | Leaf) -> Tensor:
     """Euclidean norm over all leaves, 0-d."""
     return torch.sqrt(dot(a, a))
 
 
-def detach(a: Tree) -> Tree:
+def detach(a: T) -> T:
     """Without gradient history."""
     return map(lambda x: x.detach(), a)
 
 
-def nbytes(tree: Tree) -> int:
+def nbytes(tree: Tree | Leaf) -> int:
     """Bytes of all leaves (tensors, arrays, numbers count 8)."""
     total = 0
     for x in values(tree):
@@ -157,12 +159,12 @@ def nbytes(tree: Tree) -> int:
     return total
 
 
-def finite(tree: Tree) -> bool:
+def finite(tree: Tree | Leaf) -> bool:
     """No NaN and no infinity in any floating leaf."""
     return all(bool(torch.isfinite(x).all()) for x in values(tree) if x.is_floating_point())
 
 
-def to_numpy(tree: Tree) -> Tree:
+def to_numpy(tree: Tree | Leaf) -> Any:
     """Tensor leaves -> NumPy arrays without a copy where the memory allows (CPU, contiguous)."""
 
     def leaf(x: Any) -> Any:
@@ -174,7 +176,7 @@ def to_numpy(tree: Tree) -> Tree:
     return _walk(leaf, tree)
 
 
-def from_numpy(tree: Tree, device: str = "cpu") -> Tree:
+def from_numpy(tree: Tree | Leaf, device: str = "cpu") -> Any:
     """NumPy leaves -> tensors. Memory may be shared with a read-only store: results must never be written in place."""
 
     def leaf(x: Any) -> Any:
@@ -201,13 +203,13 @@ def _said_once() -> None:
         torch.from_numpy(x)
 
 
-def _walk(f: Callable[[Any], Any], tree: Tree) -> Tree:
+def _walk(f: Callable[[Any], Any], tree: Tree | Leaf) -> Any:
     if _nested(tree):
         return {k: _walk(f, v) for k, v in tree.items()}
     return f(tree)
 
 
-def same(a: Tree, b: Tree) -> bool:
+def same(a: Tree | Leaf, b: Tree | Leaf) -> bool:
     """Equal structure, dtypes and bits."""
     if isinstance(a, Mapping) or isinstance(b, Mapping):
         return (

@@ -21,6 +21,8 @@ from rayfed.errors import RunFailed
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -35,7 +37,7 @@ class Shape:
         """
         return None
 
-    def zeros(self, task: Task) -> Tree:
+    def zeros(self, task: Task) -> Tree | Tensor:
         """What stands for a sum of no parts. RunFailed where the shape alone does not give it."""
         raise RunFailed(f"a part declared {str(self)!r} has no zero")
 
@@ -60,7 +62,7 @@ class Params(Shape):
         found = {n: tuple(p.shape[lead:]) for n, p in part.items()} if isinstance(part, Mapping) else None
         return None if found == wanted else "its names or shapes are not the model's"
 
-    def zeros(self, task: Task) -> Tree:
+    def zeros(self, task: Task) -> Tree | Tensor:
         return tree.zeros(self.select(task.params_like, task))
 
     def __str__(self) -> str:
@@ -86,7 +88,7 @@ class Array(Shape):
         found = str(part.dtype).removeprefix("torch.")
         return f"is {part.dtype}" if self.dtype and found != self.dtype else None
 
-    def zeros(self, task: Task) -> Tree:
+    def zeros(self, task: Task) -> Tree | Tensor:
         sizes = [task.classes if axis == "C" else axis for axis in self.axes]
         known = [size for size in sizes if isinstance(size, int)]
         return torch.zeros(known, dtype=task.dtype) if len(known) == len(sizes) else super().zeros(task)

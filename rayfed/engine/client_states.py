@@ -133,7 +133,7 @@ class ClientStates:
         for i, c in enumerate(clients):
             p = self.pending.get(c) or self.places[c]
             by_block.setdefault(p.block, []).append((i, p.row))
-        out: list[Tree] = [None] * len(clients)
+        out: list[Any] = [None] * len(clients)
         for b, at in by_block.items():
             block = self.blocks[b]
             on_disk = isinstance(block, Segment)

@@ -21,6 +21,8 @@ from rayfed.fold import Fold
 from rayfed.wire import ANY
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rayfed.config.schema import Config
     from rayfed.engine.pool import Merging, Outcome, Pool
     from rayfed.method import Method
@@ -188,7 +190,7 @@ class Dispatch:
             folded[fold.part], weight[fold.part] = folding.finish(fold, partials)
         return folded, weight
 
-    def _zero(self, part: str) -> Tree:
+    def _zero(self, part: str) -> Tree | Tensor:
         """Return what a fold over no reply gives: zeros of the declared shape. RunFailed where it has none."""
         shape = self.method.wire.up[part].shape if part in self.method.wire.up else ANY
         try:

@@ -283,6 +283,6 @@ class EvaluationPayload(NamedTuple):
     def groups(self, clients: Sequence[int]) -> Iterator[tuple[list[int], dict[int, Tree]]]:
         """Yield (clients, what is theirs alone): those with and those without such a tree, for their payloads differ."""
         own = {c: mine for c in clients if (mine := self.mine.get(c))}
-        for group, mine in (([c for c in clients if c in own], own), ([c for c in clients if c not in own], {})):
+        for group, theirs in (([c for c in clients if c in own], own), ([c for c in clients if c not in own], {})):
             if group:
-                yield group, mine
+                yield group, theirs

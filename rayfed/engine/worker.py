@@ -207,7 +207,8 @@ class CohortVisit:
         at = torch.as_tensor(good, device=self.device)
         ids = [self.cohort.clients[p] for p in good]
         held = after["rank"] if res.keeps_rank else info.rank[at]
-        scores = parts.pop(LOCAL_SCORES, None)
+        scores = parts.get(LOCAL_SCORES)
+        parts = {n: p for n, p in parts.items() if n != LOCAL_SCORES}
         if scores is not None:
             self._local_scores.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
         if not isinstance(call.visit, Evaluation):

@@ -130,8 +130,8 @@ class CELLM(Method):
         self.tell(fed, whole, state["mask"])
         new, mask = {n: state[n] for n in ("whole", "m", "v", "t")}, state["mask"]
         if replies:
-            moments = {n: state[n] for n in ("m", "v", "t")}
-            whole, moments = self.adamw.update(tree.scale(change, -1.0 / replies), moments, whole, s.server_lr)
+            before = {n: state[n] for n in ("m", "v", "t")}
+            whole, moments = self.adamw.update(tree.scale(change, -1.0 / replies), before, whole, s.server_lr)
             new = {"whole": whole, **moments}
         if not s.server_freeze:
             mask = top(whole, self.share("down", fed.round + 1), s.ranking)

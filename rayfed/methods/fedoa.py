@@ -131,14 +131,14 @@ class FedOA(Method):
 
         def begin(client: ClientContext) -> Tree:
             zero = torch.zeros((), dtype=task.dtype, device=task.device)
-            return {"model": client.own["personal"], "sum": zero, "n": zero}
+            return {"model": client.own["personal"], "sum": {"right": zero}, "n": zero}
 
         def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
             right = task.metrics(carry["model"], batch)["accuracy"]
-            return {**carry, **accumulate(carry, right, batch["w"])}
+            return {**carry, **accumulate(carry, {"right": right}, batch["w"])}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"right": average(carry)}, client.own
+            return average(carry), client.own
 
         return Visit(begin, [Phase(once("pooled 0"), step, counts=False)], end)
 

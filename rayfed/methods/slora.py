@@ -138,7 +138,7 @@ class SLoRA(lora.OverLoRA):
 
     def factors(self, state: Tree, task: Task) -> Tree:
         """The trained parameters that stage 2 starts from; (alpha / r) B A is v's best approximation of rank r."""
-        params, places, s = lora.apart(task, state["model"])[0], self.places(task), lora.scale(task.config)
+        params, places, s = dict(lora.apart(task, state["model"])[0]), self.places(task), lora.scale(task.config)
         for n in lora.pairs(params):
             name, transposed = lora.weight_of(task, n)
             v = placed(torch.zeros_like(task.frozen[name]), places[name], state["sparse"][name]).to(torch.float64) / s

@@ -192,7 +192,7 @@ class Task:
             params = {n: p.to(self._places[n]) for n, p in params.items()}
         params = kernels.in_memory_format(params)
         with self._precision():
-            return torch.func.functional_call(self._module, params, (x,)).to(self.dtype)
+            return torch.func.functional_call(self._module, dict(params), (x,)).to(self.dtype)
 
     @cached_property
     def word_spread(self) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ class TaskVectors(Method):
             return state
         at = torch.tensor(got.ids)
         before, tau = tree.map(lambda x: x[at], state["models"]), got.stacked("delta")
-        after: Tree = {}
+        after: dict[str, Tensor] = {}
         group = fed.planted(got.ids)
         sums: list[Tensor] = []
         for names in self.groups(list(tau)):
