@@ -103,9 +103,9 @@ class Picture:
         import numpy as np
         from matplotlib.image import imsave
 
-        columns = self.columns
+        columns, figures = self.columns, self._figures
         with _drawing():
-            panels = [_pixels(figure) for figure in self._figures]
+            panels = [_pixels(figure) for figure in figures]
             panels += [np.full_like(panels[0], 255)] * (-len(panels) % columns)
             rows = [np.concatenate(panels[i : i + columns], 1) for i in range(0, len(panels), columns)]
             if self.key:

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayfed.report import study_summary
-from rayfed.report.html import number
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.text_files import yaml_bytes
@@ -91,22 +90,3 @@ def test_a_study_that_has_not_begun(tmp_path, undrawn):
     path = new_folder(tmp_path, "compare", {"study.yaml": yaml_bytes(study)})
     text = " ".join(page_of(path).text.split())
     assert "0 of 2" in text and "undecided: it needs two seeds or more with both values; 0 found" in text
-
-
-def test_several_claims_on_one_page(tmp_path, undrawn):
-    claims = [
-        {"metric": "accuracy/global", "at": 10, "better": "disue", "than": "fedavg", "about": "Experts <pay>"},
-        {"metric": "accuracy/global", "at": 10, "better": "fedavg", "than": "disue", "margin": 0.01},
-        {"metric": "loss/global", "at": 10, "better": "fedavg", "than": "disue", "margin": -9.0},
-    ]
-    path = make_study(tmp_path, claim=claims)
-    out = study_summary(path)
-    assert [c["verdict"] for c in out["claim"]] == ["holds", "does not hold here", "holds"]
-    text = " ".join(page_of(path).text.split())
-    first, second, third = out["claim"]
-    low, high = (number(x, sign=True) for x in first["ci95"])
-    assert f"Experts <pay>Claim: disue beats fedavg in accuracy/global at round 10 — holds. Mean improvement "\
-        f"{number(first['mean_difference'], sign=True)}, 95 % interval {low} to {high}, 3 seeds, paired." in text  # fmt: skip
-    assert "fedavg beats disue in accuracy/global at round 10 by more than 0.0100 — does not hold here" in text
-    assert "in loss/global at round 10, fedavg is worse than disue by at most 9.0000 — holds" in text
-    assert third["mean_difference"] < 0 and second["n"] == 3

@@ -11,28 +11,12 @@ import pytest
 from rayfed.errors import ConfigError
 from rayfed.report import write_comparison, write_report
 from rayfed.report.html import number
-from rayfed.report.study import differences
-from rayfed.report.subject import load_comparison
-from rayfed.storage.run_folder import RunFolder
-from tests.unit.report.folders import CONFIG, ME, Page, make_short_run
+from tests.unit.report.folders import Page
 
 
 def test_report_needs_a_run_or_a_study(tmp_path):
     with pytest.raises(ConfigError, match="neither a run"):
         write_report(tmp_path)
-
-
-def test_differences_need_the_same_split(tmp_path, several, undrawn):
-    config = {**CONFIG, "seed": 0, "method": {"name": "other"}, "federation": {"clients": 41}}
-    apart = make_short_run(RunFolder.create(tmp_path, config, owner=ME), [0.9])
-    cut = make_short_run(
-        RunFolder.create(tmp_path, {**CONFIG, "method": {"name": "cut"}}, owner=ME), [0.9], finish=False
-    )
-    subject = load_comparison([*several, apart, cut])
-    assert list(subject.arms) == ["fedavg", "ifca", "other", "cut"] and list(differences(subject)) == ["ifca"]
-    text = " ".join(Page(write_comparison([*several, apart, cut], tmp_path / "c.html").read_text()).text.split())
-    assert "other, cut: nothing to compare: no seed that is done on the same split in both." in text
-    assert "1 of 6 runs are not done" in text
 
 
 def test_the_page_that_compares(tmp_path, several, monkeypatch):
@@ -60,20 +44,6 @@ def test_the_page_that_compares(tmp_path, several, monkeypatch):
     assert "method.name" in said and re.search(
         r"9\.0 MB.*4\.0 MB.*0\.50 ×", said
     )  # up: 3 x 3 and 2 x 2 MB; 6 of 12 in all
-
-
-def test_a_sure_difference_is_marked(tmp_path, undrawn):
-    made = []
-    for method, level in (("fedavg", 0.5), ("ifca", 0.75), ("worse", 0.25)):
-        for seed in range(3):
-            config = {**CONFIG, "seed": seed, "method": {"name": method}}
-            made.append(
-                make_short_run(
-                    RunFolder.create(tmp_path, config, owner=ME), [level + 0.001 * seed * (method != "ifca")]
-                )
-            )
-    said = Page(write_comparison(made, tmp_path / "c.html").read_text()).text
-    assert "▲ +0.2490" in said and "▲ −0.2490" in said and "▼ −0.2500" in said and "▼ +0.2500" in said
 
 
 def test_a_comparison_that_cannot_be_written(tmp_path, several):

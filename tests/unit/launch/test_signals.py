@@ -1,0 +1,58 @@
+"""Signals during runs: the first asks to stop, a second one ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayfed.errors import Interrupted, RunFailed
+from rayfed.launch.signals import stop_on_signals, stopped_error
+
+
+class Running:
+    """Counts how often it was asked to stop."""
+
+    asked = 0
+
+    def stop(self) -> None:
+        self.asked += 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_ends(number: int) -> None:
+    running, before = Running(), signal.getsignal(number)
+    with stop_on_signals(running) as received:
+        os.kill(os.getpid(), number)
+    assert (running.asked, received) == (1, [number]) and signal.getsignal(number) is before
+    error = stopped_error(received, Path("runs/x"))
+    assert isinstance(error, Interrupted) and error.exit_code == 128 + number and "rayfed resume runs/x" in str(error)
+    with pytest.raises(Interrupted, match="at once") as ended, stop_on_signals(running):
+        try:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        except Exception:  # what catches the errors of clients
+            pytest.fail("a second signal is not an error of a client")
+    assert ended.value.exit_code == 128 + number and signal.getsignal(number) is before
+
+
+def test_a_stop_without_a_signal_is_a_failure() -> None:
+    assert isinstance(stopped_error([], Path("x")), RunFailed)
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    found: list[Any] = []
+
+    def work() -> None:
+        with stop_on_signals(Running()) as received:
+            found.append((signal.getsignal(signal.SIGINT), received))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(before, [])]

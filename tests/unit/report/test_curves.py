@@ -1,0 +1,44 @@
+"""Lines by round and by what was spent."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.figure import Figure
+
+from rayfed.report.curves import Panel, band_note, by_expense, cost, scope_curves
+from rayfed.report.subject import load, load_comparison
+
+
+def painted(panel):
+    axis = Figure().add_subplot()
+    panel(axis)
+    return axis
+
+
+def test_a_line_is_the_mean_over_seeds_in_a_band():
+    curves = [[(1, 1, 0.2), (2, 2, 0.4)], [(1, 1, 0.4), (2, 2, float("nan")), (3, 3, 1.0)]]
+    axis = painted(Panel("t", "round", "accuracy", [({"color": "#000000"}, curves)]).paint)
+    (line,) = axis.lines
+    assert line.get_xydata().tolist() == [[1, pytest.approx(0.3)], [2, 0.4], [3, 1.0]]
+    (band,) = axis.collections
+    assert band.get_paths()[0].get_extents().ymin == 0.2
+
+
+def test_a_run_has_scopes_as_lines_and_a_comparison_arms(several):
+    (picture,) = scope_curves(load(several[0]))
+    assert list(picture.key) == ["global"] and len(picture.panels) == 2 and picture.note == ""
+    accuracy, loss = scope_curves(load_comparison(several))
+    assert list(accuracy.key) == list(loss.key) == ["fedavg", "ifca"] and "Band" in accuracy.note
+    assert len(painted(accuracy.panels[0]).lines) == 2 and band_note(load(several[0])) == ""
+
+
+def test_what_was_spent_is_cumulative(several):
+    picture = by_expense(load(several[0]))  # 3 + 1 MB a round, no times
+    assert picture is not None and len(picture.panels) == 1
+    (line,) = painted(picture.panels[0]).lines
+    assert line.get_xdata().tolist() == pytest.approx([4.0, 8.0, 12.0]) and line.get_ydata().tolist() == [0.1, 0.2, 0.5]
+    spent = cost(load(several[0]))
+    assert spent is not None and [painted(p).get_title() for p in spent.panels] == [
+        "sent by clients", "sent to clients", "both directions, since the start",
+    ]  # fmt: skip
+    assert painted(spent.panels[2]).lines[0].get_ydata().tolist() == pytest.approx([4.0, 8.0, 12.0])
