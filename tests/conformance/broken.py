@@ -165,3 +165,24 @@ class NeverSent(FedAvg):
     """Declares a part that never travels."""
 
     wire: ClassVar[Wire] = FedAvg.wire._replace(up={**FedAvg.wire.up, "ghost": Part(SCALAR)})
+
+
+class AsksALambda(FedAvg):
+    """Asks for a function of its own making, which no worker could find."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        fed.ask(lambda task: sgd_visit(task.loss, self.local), fed.sample(), shared=state, fold=mean("delta"))
+
+
+class AsksAFunction(FedAvg):
+    """Asks for a function outside of its class."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        fed.ask(altered, fed.sample(), shared=state, fold=mean("delta"))
+
+
+class Undecorated(FedAvg):
+    """Takes a visit over without saying that it is one."""
+
+    def train(self, task: Any) -> Visit:  # type: ignore[override]
+        return sgd_visit(task.loss, self.local)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rayfed.errors import RunFailed
 from tests.conformance import checks
 from tests.conformance.checks import CHECKS, Case, every_part_is_seen
 
@@ -49,3 +51,17 @@ def test_a_part_that_never_travels_is_caught() -> None:
 
 def test_every_check_has_been_red() -> None:
     assert {c for c, _ in BROKEN} == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("AsksALambda", "function AsksALambda.round.<locals>.<lambda>"),
+        ("AsksAFunction", "function altered"),
+        ("Undecorated", "method Undecorated.train"),
+    ],
+)
+def test_what_is_no_visit_of_the_method_is_named(name: str, found: str, tmp_path: Path) -> None:
+    says = f"ask: {found} found; what is asked for is a method of {name} decorated with @visit"
+    with pytest.raises(RunFailed, match=re.escape(says)):
+        checks.two_rounds_run(case(name), tmp_path)

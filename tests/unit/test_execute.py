@@ -1,4 +1,4 @@
-"""Plans (who sees which examples when), the three executors on visits of this file, and what visits are made of."""
+"""Plans (who sees which examples when) and the three executors on visits of this file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rayfed.execute.batches import BatchSampler, Cohort, order_of
 from rayfed.execute.debug import PieceFailed
 from rayfed.execute.tuning import replay
 from rayfed.task import Task
-from rayfed.training import mean_loss, sgd_visit, work
+from rayfed.training import sgd_visit
 from rayfed.visits import ClientContext, Over, Phase, Visit
 from tests import toy
 
@@ -612,75 +612,6 @@ def test_debug_keeps_a_tuple_of_batches_as_a_tree() -> None:
         list(debug.execute(visit, cohort(visit), {}, {}, {}, data()))
     assert set(told.value.arguments["batch"]) == {"0", "1"}
     assert told.value.arguments["batch"]["1"]["w"].shape == (BATCH,)
-
-
-# -- what visits are made of ----------------------------------------------------------------------------------------------
-
-
-def test_work_is_what_the_config_asks_for() -> None:
-    assert work(Local()) == v.epochs(1) and work(Local(epochs=3)) == v.epochs(3)
-    assert work(Local(steps=5), "val", 2) == v.steps(5, "val", 2)
-
-
-def test_mean_loss_is_over_real_examples() -> None:
-    batch = {"w": torch.tensor([1.0, 1.0, 0.0])}
-    assert float(mean_loss(lambda p, b, k: torch.tensor([1.0, 3.0, 100.0]), {}, batch, None)) == 2.0
-    assert float(mean_loss(lambda p, b, k: torch.ones(3), {}, {"w": torch.zeros(3)}, None)) == 0.0
-
-
-@pytest.mark.parametrize("name", ["loop", "vmap"])
-@pytest.mark.parametrize("reduce", ["mean", "sum"])
-def test_measure_sums_or_averages_rows(name: str, reduce: str) -> None:
-    visit = v.measure(
-        lambda model, batch: {"x": batch["x"] * model["s"], "first": {"y": batch["y"].to(D)}},
-        lambda client: {"x": torch.zeros(8, dtype=D), "first": {"y": torch.zeros((), dtype=D)}},
-        over=v.epochs(1),
-        reduce=reduce,
-    )
-    parts, _, steps = run(name, visit, cohort(visit), shared={"s": torch.tensor(2.0, dtype=D)})
-    x, y = data()["x"].numpy(), data()["y"].numpy()
-    for i in range(6):
-        f = np.mean if reduce == "mean" else np.sum
-        assert np.allclose(parts["x"][i].numpy(), 2 * f(x[rows_of(i)], axis=0), atol=1e-12)
-        assert float(parts["first"]["y"][i]) == pytest.approx(float(f(y[rows_of(i)])))
-        assert float(parts["n"][i]) == len(rows_of(i))
-    assert steps.tolist() == [0] * 6  # measuring is not training
-
-
-def test_average_of_nothing_is_zero() -> None:
-    assert v.average({"sum": {"x": torch.zeros(2)}, "n": torch.zeros(())})["x"].tolist() == [0.0, 0.0]
-
-
-def test_default_training_is_plain_torch() -> None:
-    """sgd_visit on one client against torch.nn and torch.optim over the same batches."""
-    c = toy.config(dtype="float64", local={"optimizer": {"momentum": 0.9, "weight_decay": 0.01}})
-    task = Task(c, toy.federation(c))
-    visit = sgd_visit(task.loss, c.local)
-    plans = cohort(visit, (3,), lr=0.1)
-    parts, _, steps = run("vmap", visit, plans, shared={"model": task.initial})
-    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).to(D)
-    before = [p.clone() for p in task.initial.values()]
-    with torch.no_grad():
-        for p, q in zip(net.parameters(), before, strict=True):
-            p.copy_(q)
-    opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    d = data()
-    for step in seen(plans.phases[0], 0):
-        opt.zero_grad()
-        torch.nn.functional.cross_entropy(net(d["x"][step[0]]), d["y"][step[0]]).backward()
-        opt.step()
-    assert int(steps) == len(seen(plans.phases[0], 0))
-    for delta, p, q in zip(parts["delta"].values(), net.parameters(), before, strict=True):
-        assert float((delta[0] - (p.detach() - q)).abs().max()) < 1e-12
-
-
-def test_phases_move_only_their_parameters() -> None:
-    c = toy.config(dtype="float64")
-    task = Task(c, toy.federation(c))
-    visit = sgd_visit(task.loss, c.local, phases=[(v.epochs(1), lambda n: n in task.head)])
-    parts, _, _ = run("vmap", visit, cohort(visit), shared={"model": task.initial})
-    moved = {n for n, x in parts["delta"].items() if float(x.abs().max()) > 0}
-    assert moved == set(task.head) == {"head.weight", "head.bias"}
 
 
 @pytest.mark.parametrize("name", ["loop", "debug"])

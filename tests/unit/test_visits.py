@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import visits
+from rayfed import execute, tree, visits
+from rayfed.execute.batches import BatchSampler
 from rayfed.methods.fedavg import FedAvg
 from rayfed.visits import BoundVisit, Phase, Visit, VisitMethod, model_of, once, visit
 from rayfed.wire import ANY, SCALAR, Part
@@ -181,3 +182,40 @@ def test_which_visits_cannot_be_vectorised(monkeypatch: pytest.MonkeyPatch) -> N
     """Visits with arguments that have no default are not made before they are asked for."""
     fed = fed_of(monkeypatch)
     assert visits.refusals(fed.method, fed.task) == {"plain": "it is slow on purpose"}
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def pieces(name: str, made: Visit, clients: Any, shared: Any, federation: Any, data: Any) -> Any:
+    """(parts, steps) of all clients, executed by hand."""
+    sampler = BatchSampler(federation, seed=1, batch_size=8, device="cpu", dtype=torch.float64)
+    cohort = sampler.cohort(made, tuple(clients), dispatch=1, round=1, rounds=1, lr=0.1)
+    got = [(parts, steps) for _, parts, _, steps in execute.execute_visit(name, made, cohort, shared, {}, {}, data)]
+    return tree.map(lambda *xs: torch.cat(xs), *[p for p, _ in got]), torch.cat([s for _, s in got])
+
+
+@pytest.mark.parametrize("name", ["loop", "vmap"])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_measure_sums_or_averages_rows(name: str, reduce: str) -> None:
+    made = visits.measure(
+        lambda model, batch: {"x": batch["x"] * model["s"], "first": {"y": batch["y"].double()}},
+        lambda client: {"x": torch.zeros(8).double(), "first": {"y": torch.zeros(()).double()}},
+        over=visits.epochs(1),
+        reduce=reduce,
+    )
+    federation = toy.federation(toy.config())
+    x, y = np.array(federation.arrays["x"], np.float64), np.array(federation.arrays["y"])
+    given = {"x": torch.tensor(x), "y": torch.tensor(y)}
+    parts, steps = pieces(name, made, range(6), {"s": torch.tensor(2.0).double()}, federation, given)
+    f = np.mean if reduce == "mean" else np.sum
+    for i in range(6):
+        rows = federation.train[i]
+        assert np.allclose(parts["x"][i].numpy(), 2 * f(x[rows], axis=0), atol=1e-12)
+        assert float(parts["first"]["y"][i]) == pytest.approx(float(f(y[rows])))
+        assert float(parts["n"][i]) == len(rows)
+    assert steps.tolist() == [0] * 6  # measuring is not training
+
+
+def test_average_of_nothing_is_zero() -> None:
+    assert visits.average({"sum": {"x": torch.zeros(2)}, "n": torch.zeros(())})["x"].tolist() == [0.0, 0.0]
