@@ -55,6 +55,21 @@ def fits_one_call(config: Config, federation: Federation, step: float) -> bool:
     return asked <= SMALL_MODELS and asked * steps * step < ONE_CALL_S
 
 
+def choose_calls(config: Config, federation: Federation, task: Task, step: float, in_server: bool) -> tuple[int, str]:
+    """Choose the clients of one call, and where visits run, for a client's local step of `step` seconds.
+
+    in_server: whether the server's process can execute visits. Returns (clients, "actors" or "server"); what `resources` sets
+    itself stays.
+    """
+    asked, size, where = config.per_round(), cohort_size(config, task), config.resources.visits
+    one_call = fits_one_call(config, federation, step)
+    if one_call and config.resources.cohort == "auto":
+        size = asked
+    if where == "auto":
+        where = "server" if one_call and size >= asked and in_server else "actors"
+    return size, where
+
+
 def useful_actors(config: Config) -> int:
     """Count the client actors that a round can keep at work; more would only wait. The model's size is not known yet."""
     asked, size = max(1, config.per_round()), config.resources.cohort

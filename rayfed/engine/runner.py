@@ -253,25 +253,12 @@ class Runner:
         return sum(row.get(n) or 0.0 for row in rows for n in ("time/round", "time/evaluate"))
 
     def _choose_executor(self, method: Method, task: Task, start: Any) -> None:
-        """`executor: auto` becomes `vmap` or `loop` once, by timing, and stays so for this run."""
-        size = cohorts.cohort_size(self.config, task)
-        about = [self.config.to_dict()[k] for k in ("task", "local", "resources")]
-        same = json.dumps([*about, size], sort_keys=True, default=str)
-        if same not in self.pool.timings:  # once per model and machine
-            ((_, out),) = list(self.pool.execute([Job(self.folder.run_id, TimingCall(size))]))
-            assert isinstance(out.result, Value)
-            self.pool.timings[same] = out.result.value
-            for sentence in out.result.notes:
-                self._add_note(sentence)
-        seconds = dict(self.pool.timings[same])
+        """Make `executor: auto` `vmap` or `loop`, once, by timing; with it go the size of cohorts and where visits run."""
+        seconds = self._time_executors(cohorts.cohort_size(self.config, task))
         chosen = "vmap" if seconds["vmap"] < 0.9 * seconds["loop"] else "loop"  # `loop` takes less memory
         plain = visits.refusals(method, task) if chosen == "vmap" else {}
-        where = self.config.resources.visits
-        short = cohorts.fits_one_call(self.config, self.federation, seconds["loop" if plain else chosen])
-        if short and self.config.resources.cohort == "auto":
-            size = self.config.per_round()
-        if where == "auto":
-            where = "server" if short and size >= self.config.per_round() and self.pool.adopts else "actors"
+        step = seconds["loop" if plain else chosen]
+        size, where = cohorts.choose_calls(self.config, self.federation, task, step, self.pool.adopts)
         by = seconds.pop("kernels")[chosen]._asdict()
         choice = Choice(chosen, size, where, **by)
         self.config = choice.apply(self.config)
@@ -288,6 +275,18 @@ class Runner:
         )
         method.config = self.config
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
+
+    def _time_executors(self, cohort: int) -> dict[str, Any]:
+        """Return what `rayfed.execute.tuning.autotune.time_executors` gives in a worker, once per model and machine."""
+        settings = [self.config.to_dict()[k] for k in ("task", "local", "resources")]
+        key = json.dumps([*settings, cohort], sort_keys=True, default=str)
+        if key not in self.pool.timings:
+            ((_, outcome),) = list(self.pool.execute([Job(self.folder.run_id, TimingCall(cohort))]))
+            assert isinstance(outcome.result, Value)
+            self.pool.timings[key] = outcome.result.value
+            for sentence in outcome.result.notes:
+                self._add_note(sentence)
+        return dict(self.pool.timings[key])
 
     def _compute(self, r: int) -> RoundResult:
         """Compute round r; client states that it wrote are forgotten where it fails."""

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from rayfed.engine.cohorts import calls_per_round, cohort_size, cut, cut_in_order, fits_one_call, useful_actors
+from rayfed.engine.cohorts import (
+    calls_per_round,
+    choose_calls,
+    cohort_size,
+    cut,
+    cut_in_order,
+    fits_one_call,
+    useful_actors,
+)
 from tests import toy
 
 
@@ -98,3 +106,22 @@ def test_a_cut_loses_nobody() -> None:
         11,
     ]
     assert cut((), federation, 3) == [] and cut_in_order([4, 1, 2], 2) == [(4, 1), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("step", "resources", "in_server", "wanted"),
+    [
+        (1e-6, {}, True, (7, "server")),
+        (1e-6, {}, False, (7, "actors")),
+        (1.0, {}, True, (4, "actors")),
+        (1e-6, {"cohort": 3}, True, (3, "actors")),
+        (1e-6, {"cohort": 9}, True, (9, "server")),
+        (1.0, {"visits": "server"}, False, (4, "server")),
+        (1e-6, {"visits": "actors"}, True, (7, "actors")),
+    ],
+)
+def test_a_round_of_little_work_is_one_call_in_the_server(
+    step: float, resources: dict[str, Any], in_server: bool, wanted: tuple[int, str]
+) -> None:
+    c = toy.config(resources={"cohort": "auto", **resources})
+    assert choose_calls(c, toy.federation(c), toy.make_fed(toy.config()).task, step, in_server) == wanted
