@@ -77,7 +77,7 @@ def test_experts(clustered: rayfed.Run) -> None:
         clustered.model(cluster=7)
 
 
-def test_what_is_wrong_is_told(clustered: rayfed.Run, tmp_path: Path) -> None:
+def test_what_is_wrong_is_an_error(clustered: rayfed.Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="client: 14 found, allowed: 0 to 13"):
         clustered.model(client=14)
     with pytest.raises(ValueError, match=r"inputs of shape \(4, 7\) found, needed: \(B, 8\)"):
@@ -85,9 +85,9 @@ def test_what_is_wrong_is_told(clustered: rayfed.Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="round 9 has rows of clients"):
         clustered.clients(9)
     assert clustered.clients(1)["round"].to_pylist() == [1] * 14
-    near = clustered.path.with_name(clustered.path.name[:-1])
+    similar = clustered.path.with_name(clustered.path.name[:-1])
     with pytest.raises(ConfigError, match=f"neither a run folder .*did you mean '{clustered.path.name}'"):
-        rayfed.load(near)
+        rayfed.load(similar)
     with pytest.raises(ConfigError, match="neither a run folder"):
         rayfed.load(tmp_path)
 

@@ -125,7 +125,7 @@ def test_a_claim_without_its_data_keeps_its_verdict(checkout: Path) -> None:
         claims.judge_claims(["shelf"], lambda study, out: (out, {}), out=checkout)
 
 
-def test_wrong_names_and_files_are_told(checkout: Path) -> None:
+def test_wrong_names_and_files_are_refused(checkout: Path) -> None:
     with pytest.raises(ConfigError, match=r"'smal' is unknown \(did you mean 'small'\?\)"):
         claims.claim_files(["smal"])
     (checkout / "benchmarks" / "claims" / "plain.yaml").write_text(SMALL.split("seeds:")[0])
@@ -142,8 +142,8 @@ def test_methods_shows_its_verdicts(checkout: Path) -> None:
         "margin": 0.0, "n": 8, "mean_difference": 0.125, "ci95": [0.1, 0.15], "verdict": "holds", "arms": {},
     }  # fmt: skip
     (checkout / "claims.json").write_text(json.dumps({"x": {"results": [result]}}))
-    told = call("methods", "scaffold").output
-    assert "holds (x)\n      it is good; " in told and "+0.1250 (95 % +0.1000 to +0.1500, 8 seeds)" in told
+    shown = call("methods", "scaffold").output
+    assert "holds (x)\n      it is good; " in shown and "+0.1250 (95 % +0.1000 to +0.1500, 8 seeds)" in shown
     assert json.loads(call("methods", "scaffold", "--json").output)["claims"][0]["study"] == "x"
     assert "it is good" not in call("methods", "fedavg").output
 

@@ -43,7 +43,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
-def told(values: dict[str, Any], tmp_path: Path) -> list[str]:
+def problems_of(values: dict[str, Any], tmp_path: Path) -> list[str]:
     with pytest.raises(ConfigError) as error:
         launch.start_request(load_request(values), Launcher())
     assert not (tmp_path / "out").exists()
@@ -57,42 +57,40 @@ def told(values: dict[str, Any], tmp_path: Path) -> list[str]:
         ({"rank": 17}, "adapter.rank: 17 found"),
     ],
 )
-def test_what_only_the_network_tells_is_told_before_anything_starts(
+def test_what_only_the_network_knows_is_refused_before_anything_starts(
     asked: dict[str, Any], tmp_path: Path, adapter: dict[str, Any], says: str
 ) -> None:
-    assert says in told({**asked, "adapter": {**asked["adapter"], **adapter}}, tmp_path)[0]
+    assert says in problems_of({**asked, "adapter": {**asked["adapter"], **adapter}}, tmp_path)[0]
 
 
 def test_a_start_that_does_not_fit(asked: dict[str, Any], tmp_path: Path) -> None:
     make_vit(tmp_path / "other", layers=1)
-    (problem,) = told({**asked, "init": {"from": str(tmp_path / "other")}}, tmp_path)
+    (problem,) = problems_of({**asked, "init": {"from": str(tmp_path / "other")}}, tmp_path)
     assert problem.startswith("init.from:") and "is of another model or adapter" in problem
 
 
 def test_all_arms_of_a_study_at_once(asked: dict[str, Any], tmp_path: Path) -> None:
     arms = {n: {"adapter": {"targets": [t]}} for n, t in (("good", "q_proj"), ("bad", "q_prj"), ("worse", "nothing"))}
-    problems = told({**asked, "seeds": [0, 1], "arms": arms}, tmp_path)
+    problems = problems_of({**asked, "seeds": [0, 1], "arms": arms}, tmp_path)
     assert [p.partition(":")[0] for p in problems] == ["arms.bad", "arms.worse"]
 
 
-def test_what_is_right_is_looked_at_once(
-    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[set[str]] = []
+def test_what_is_right_is_checked_once(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[set[str]] = []
     real = model_check.check_models
-    monkeypatch.setattr(model_check, "check_models", lambda asked: (looked.append(set(asked)), real(asked))[1])
+    monkeypatch.setattr(model_check, "check_models", lambda asked: (checked.append(set(asked)), real(asked))[1])
     for changed in ({}, {"seed": 3}, {"resources": {"executor": "loop"}}, {"adapter": {**asked["adapter"], "rank": 2}}):
         with pytest.raises(Started):
             launch.start_request(load_request({**asked, **changed}), Launcher())
-    assert len(looked) == 3
+    assert len(checked) == 3
     make_vit(tmp_path / "vit", hidden_size=8)  # other files
-    told({**asked, "adapter": {**asked["adapter"], "rank": 9}}, tmp_path)
+    problems_of({**asked, "adapter": {**asked["adapter"], "rank": 9}}, tmp_path)
     with pytest.raises(Started):
         launch.start_request(load_request(asked), Launcher())
-    assert len(looked) == 5
+    assert len(checked) == 5
 
 
-def test_another_process_looks_where_torch_is_not_loaded(asked: dict[str, Any], tmp_path: Path) -> None:
+def test_another_process_checks_where_torch_is_not_loaded(asked: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps([asked, {**asked, "adapter": {**asked["adapter"], "rank": 17}}]))
     code = f"""
 import json, sys

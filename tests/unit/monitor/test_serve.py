@@ -63,7 +63,7 @@ def no_constant(name: str) -> None:
     pytest.fail(f"{name} is no JSON")
 
 
-def test_looking_changes_nothing(server: Server, runs: Path) -> None:
+def test_reading_changes_nothing(server: Server, runs: Path) -> None:
     def state() -> dict[str, tuple[int, bytes]]:
         files = [p for p in runs.rglob("*") if p.is_file() and not p.is_symlink()]
         return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}

@@ -40,6 +40,6 @@ def test_an_empty_section_is_left_out():
     assert section("Title", [None]) == "" and section("Title", [], after="<p>x</p>") == "<h2>Title</h2><p>x</p>"
 
 
-def test_swatches_look_like_lines():
+def test_swatches_are_samples_of_lines():
     assert "dashed" in swatch(line_style(8)) and "currentColor" in swatch({"color": INK})
     assert "opacity:0.50" in swatch({"color": "#123456", "block": True, "alpha": 0.5})

@@ -150,7 +150,9 @@ def test_a_run_in_storage_is_the_run_on_disk_and_goes_on_elsewhere(store: str, t
     assert uri == f"{store}/{done.path.name}" and done.path.is_relative_to(tmp_path / "cache")
     stored = Path(uri.removeprefix("file://"))
     for name in ("summary.json", "metrics.parquet", "report.html", "config.yaml", "model/model.safetensors"):
-        assert (stored / name).read_bytes() == (done.path / name).read_bytes(), "an ended run lies under plain names"
+        assert (stored / name).read_bytes() == (done.path / name).read_bytes(), (
+            "the files of an ended run have plain names"
+        )
     assert len(list(stored.glob("manifest-*"))) == 1
     shutil.rmtree(tmp_path / "cache")
     again = resume_local(uri, sets=["rounds=4"])
@@ -244,7 +246,7 @@ def test_a_torn_manifest_does_not_count(store: str, tmp_path: Path) -> None:
     assert rounds(uri, tmp_path / "copy") == [1]
 
 
-def test_a_damaged_object_is_told_and_nothing_half_arrives(store: str, tmp_path: Path) -> None:
+def test_a_damaged_object_is_an_error_and_nothing_half_arrives(store: str, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", store)
     folder.commit(1, {"loss/global": 1.0})
     uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
@@ -270,20 +272,20 @@ def test_an_older_writer_can_upload_nothing_more(store: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "says"),
     [
         ("s4://bucket/x", "did you mean 's3'"),
         ("s3://", "the place is missing, e.g. s3://bucket/runs"),
         ("http://x/y", "s3://"),
     ],
 )
-def test_a_wrong_place_is_told_by_the_config(path: str, told: str) -> None:
+def test_a_wrong_place_is_an_error_of_the_config(path: str, says: str) -> None:
     with pytest.raises(ConfigError, match=r"storage\.path") as e:
         toy.config(storage={"path": path})
-    assert told in str(e.value)
+    assert says in str(e.value)
 
 
-def test_a_place_that_takes_nothing_is_told_before_the_run(tmp_path: Path) -> None:
+def test_a_place_that_takes_nothing_is_an_error_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"storage\.path: nothing can be written"):
         run_local(toy.config(rounds=1), out=f"file://{tmp_path}/file/x")
