@@ -129,7 +129,7 @@ def _check_columns(part: Part, which: str) -> None:
     for n, a in (("client", part.client), ("domain", part.domain), ("split", part.split)):
         if a is not None and (a.ndim != 1 or len(a) != len(part.y)):
             problems.append(f"{which}.{n}: {len(a) if a.ndim else 1} values for {len(part.y)} rows")
-        elif n == "split" and a is not None and (unknown := sorted({*a} - {*SPLITS})):
+        elif n == "split" and a is not None and (unknown := sorted({*a.tolist()} - {*SPLITS})):
             problems.append(
                 f"{which}.split: {unknown[0]!r} found{nearest(unknown[0], SPLITS)}, allowed: {', '.join(SPLITS)}"
             )
@@ -140,8 +140,7 @@ def _check_columns(part: Part, which: str) -> None:
 def _check_values(x: np.ndarray, which: str, kind: str) -> None:
     """Refuse the first value that no model can be given."""
     if x.dtype.kind in "OU":
-        rows = x.reshape(len(x), -1)
-        bad = next(((r, v) for r, row in enumerate(rows) for v in row if not isinstance(v, str)), None)
+        bad = next(((r, v) for r, row in enumerate(x) for v in np.atleast_1d(row) if not isinstance(v, str)), None)
         if bad:
             raise ConfigError(f"{which}: row {bad[0]} holds {type(bad[1]).__name__}, needed: texts")
         return
@@ -156,7 +155,7 @@ def _check_values(x: np.ndarray, which: str, kind: str) -> None:
         return
     if wrong.any():
         first = [int(i) for i in np.argwhere(wrong)[0]]
-        count = int(wrong.reshape(len(x), -1).any(1).sum())
+        count = int(wrong.any(axis=tuple(range(1, x.ndim))).sum())
         raise ConfigError(
             f"{which}: row {first[0]} holds {x[tuple(first)]} at {', '.join(map(str, first[1:]))} ({count} such rows in all), "
             f"allowed: {allowed}"

@@ -260,7 +260,7 @@ def scaled(arrays: Sequence[np.ndarray], name: str, scale: float | None = None) 
     """
     out = [_scaled(a, scale) for a in arrays]
     for x in out:
-        finite = np.isfinite(x).reshape(len(x), -1).all(1)
+        finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
         if not finite.all():
             raise ConfigError(
                 f"task.data.image: {int((~finite).sum())} images of {name} hold NaN, infinite or too large values (first: row "

@@ -1,0 +1,201 @@
+"""What a user's own data function may return, and what is said of everything else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayfed import data
+from rayfed.config.schema import Named
+from rayfed.data import Dataset, Part
+from rayfed.data.own import checked
+from rayfed.errors import ConfigError
+from rayfed.launch.federations import Federations
+from rayfed.launch.preflight import load_request
+
+Y = np.array([0, 1, 2] * 4)
+NAMES = ("a", "b", "c")
+
+
+def made(x: Any, y: Any = Y, kind: str = "tabular", test: Part | None = None, **more: Any) -> Dataset:
+    """What a function returns: the same rows in both parts unless `test` is given."""
+    part = Part(x, y, **more)
+    return Dataset("mine", part, part if test is None else test, 3, NAMES, kind)
+
+
+def refused(d: Dataset) -> str:
+    with pytest.raises(ConfigError) as e:
+        checked(d)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_no_model_can_be_given_are_told_with_part_and_row(where: str, value: float) -> None:
+    x = np.zeros((12, 4))
+    bad = x.copy()
+    bad[7, 2] = bad[9, 1] = value
+    train, test = (Part(bad if where == w else x, Y) for w in ("train", "test"))
+    text = refused(Dataset("mine", train, test, 3, NAMES, "tabular"))
+    assert text == f"{where}: row 7 holds {value} at 2 (2 such rows in all), allowed: finite numbers that float32 holds"
+
+
+def test_whole_numbers_that_would_be_rounded_are_told() -> None:
+    x = np.zeros((12, 2), np.int64)
+    x[3, 1] = 2**53 + 1
+    assert refused(made(x)).startswith(
+        f"train: row 3 holds {2**53 + 1} at 1 (1 such rows in all), allowed: whole numbers up"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "top"), [("uint8", 255), ("uint16", 65535), ("int32", 1), ("float64", 1), ("bool", 1)]
+)
+def test_images_are_scaled_by_their_type(kind: str, top: int) -> None:
+    x = (np.random.default_rng(0).integers(0, 60, (12, 1, 4, 4))).astype(kind)
+    d = checked(made(x, kind="image"))
+    assert np.array_equal(d.train.x, x.astype(np.float32) / np.float32(top)) and d.train.x.dtype == np.float32
+    said = {"uint8": "were divided by 255", "uint16": "were divided by 65,535", "bool": ""}.get(kind, "as they are")
+    assert len(d.notes) == bool(said) and all(said in n for n in d.notes)
+    table = checked(made(x.reshape(12, -1)))
+    assert np.array_equal(table.train.x, x.reshape(12, -1).astype(np.float32)) and not table.notes
+
+
+def test_lists_and_tensors_are_arrays() -> None:
+    import torch
+
+    d = checked(made([[1.0, 2.0]] * 12, Y.tolist()))
+    assert d.train.x.shape == (12, 2) and d.train.y.dtype == np.int64
+    x = torch.rand(12, 1, 4, 4)
+    assert np.array_equal(checked(made(x, torch.tensor(Y), "image")).train.x, x.numpy())
+    assert "train.x: Tensor is no array: RuntimeError" in refused(made(x.requires_grad_(), Y, "image"))
+
+
+def test_token_ids_are_texts_already() -> None:
+    x, short = np.random.default_rng(0).integers(0, 30, (12, 6)), np.full((3, 4), 5)
+    d = checked(made(x, kind="text", test=Part(short, Y[:3])))
+    assert d.kind == "text" and d.train.x.dtype == np.int32 and np.array_equal(d.train.x, x)
+    assert d.test.x.tolist() == [[5, 5, 5, 5, -1, -1]] * 3  # as wide as the training rows', padding behind
+    assert "train: row 2 holds -2 at 1" in refused(
+        made(np.where(np.arange(72).reshape(12, 6) == 13, -2, x), kind="text")
+    )
+    assert "needed: texts (n,) or token ids (n, length)" in refused(made(x * 1.0, kind="text"))
+    assert checked(made(np.array(["ab", "c"] * 6), kind="text")).train.x.tolist() == ["ab", "c"] * 6
+    assert "train: row 1 holds NoneType, needed: texts" in refused(made(np.array(["a", None] * 6, object), kind="text"))
+    records = np.array([["add", "1 2", "3"]] * 12)
+    assert checked(made(records, kind="instruct")).train.x.shape == (12, 3)
+    assert "needed: (n, 3) for instructions" in refused(made(records[:, :2], kind="instruct"))
+
+
+@pytest.mark.parametrize(
+    ("d", "says"),
+    [
+        (made(np.zeros((12, 2)), [[0, 1]] * 12), "train: y int64 (12, 2) holds lists, one label a row is needed"),
+        (made(np.zeros((12, 2)), np.array([[0], [0, 1]] * 6, object)), "holds lists, one label a row is needed"),
+        (made(None), "train: x object () and y int64 (12,) found, needed: numbers"),
+        (made([[1], [1, 2]] * 6), "train.x: list is no array: ValueError"),
+        (made(np.zeros((12, 0))), "train: x of shape (12, 0) found"),
+        (
+            made(np.zeros((12, 2)), np.where(np.arange(12) == 5, 3, Y)),
+            "labels 0 to 3 found, allowed: 0 to 2 (first: row 5)",
+        ),
+        (made(np.zeros((12, 2)), split=["train"] * 11 + ["best"]), "train.split: 'best' found (did you mean 'test'?)"),
+        (Dataset("m", (1, 2), Part([], []), 3, NAMES, "tabular"), "train: tuple found, needed: rayfed.data.Part"),  # type: ignore[arg-type]
+        (Dataset("m", Part([], []), Part([], []), 0, (), "tabular"), "classes 0 found, allowed: a whole number >= 1"),  # type: ignore[arg-type]
+        (Dataset("m", Part([], []), Part([], []), 3, None, "tabular"), "label_names None found"),  # type: ignore[arg-type]
+        (
+            made(np.zeros((12, 2)), kind="table"),
+            "kind 'table' found (did you mean 'tabular'?), allowed: image, tabular, text",
+        ),
+    ],
+)
+def test_what_is_no_data_set_is_told(d: Dataset, says: str) -> None:
+    assert says in refused(d)
+
+
+def test_names_of_clients_may_be_numbers() -> None:
+    d = checked(made(np.zeros((12, 2)), client=[0, 1, None] * 4))
+    assert d.train.client is not None and d.train.client.tolist() == ["0", "1", ""] * 4
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Any]:
+    """Writes a file and gives the name of its function; forgets the modules afterwards."""
+    before = set(sys.modules)
+
+    def write(text: str) -> str:
+        (tmp_path / "mine.py").write_text(text)
+        return f"{tmp_path / 'mine.py'}:make"
+
+    yield write
+    for n in set(sys.modules) - before:
+        if n.startswith("rayfed_user_"):
+            del sys.modules[n]
+
+
+TOKENS = """
+import numpy as np
+from torch import nn
+from rayfed.data import Dataset, Part
+
+def make(seed):
+    y = np.arange(60) % 3
+    x = np.random.default_rng(seed).integers(0, 10, (60, 8)) + 10 * y[:, None]
+    return Dataset("tokens", Part(x[20:], y[20:]), Part(x[:20], y[:20]), 3, ("a", "b", "c"), "text")
+
+class Bag(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.words, self.head = nn.Embedding(30, 8), nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(self.words(x.long()).mean(1))
+
+def bag(classes, input_shape):
+    return Bag(classes)
+"""
+
+
+def test_own_token_ids_train_an_own_network_and_no_ready_one(own: Any, tmp_path: Path) -> None:
+    import rayfed
+
+    name = own(TOKENS)
+    config = {
+        "task": {"data": name, "model": name.replace(":make", ":bag")},
+        "federation": {"clients": 2, "per_round": 2},
+        "local": {"optimizer": {"name": "sgd", "lr": 1.0}, "epochs": 5},
+        "method": "fedavg",
+        "rounds": 3,
+        "storage": {"path": str(tmp_path / "runs")},
+    }
+    run = rayfed.run(config, local=True)
+    assert run.summary["metrics"]["accuracy/global"]["final"] > 0.9
+    with pytest.raises(
+        ConfigError, match=r"task.model: 'mlp' found, tokens holds token ids; allowed: hf:NAME_OR_DIR, or a"
+    ):
+        Federations().of(load_request({**config, "task": {"data": name, "model": "mlp"}}))  # type: ignore[arg-type]
+
+
+def test_what_leaves_the_interpreter_inside_the_function_is_its_error(own: Any) -> None:
+    with pytest.raises(ConfigError, match=r"mine.py:make raised SystemExit: 0"):
+        data.load(Named.model_validate(own("import sys\ndef make(seed):\n    sys.exit(0)\n")), 0)
+
+
+EMPTY = """
+import numpy as np
+from rayfed.data import Dataset, Part
+
+def make(seed):
+    x, y = np.ones((4, 2)), np.arange(4) % 2
+    return Dataset("m", Part(x, y), Part(x[:0], y[:0]), 2, ("a", "b"), "tabular")
+"""
+
+
+def test_no_test_rows_are_a_note(own: Any) -> None:
+    d = data.load(Named.model_validate(own(EMPTY)), 0)
+    assert d.notes == ("m has no test rows: no score of one pooled test set",)
