@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 MEASURE_BATCH = 128  # rows per step of `once`: large enough for the kernels, small enough for memory
 PIECE = 512  # rows of the pooled test set that are scored as if they were one client's
-AT_ONCE = 8 * 2**20  # bytes of a cohort's batches up to which all of them are gathered at once
+GATHER_LIMIT = 8 * 2**20  # bytes of a phase's batches up to which all of them are gathered at once
 
 
 class PhaseBatches(NamedTuple):
-    """rows: (k, T, m, B) int64 rows of the data arrays; w: (k, T, m, B) 1 or 0; active: (k, T) bool; keys: (k, T) int64.
+    """What the k clients of a cohort see in the T steps of one phase, padded to one shape.
 
-    m is `Over.batches`; a phase over nothing has B = 0.
+    rows: (k, T, m, B) int64 rows of the data arrays; w: (k, T, m, B), 1, or 0 on padding; active: (k, T) bool, false after a
+    client's last step; keys: (k, T) int64. m is `Over.batches`; a phase over nothing has B = 0.
     """
 
     rows: Tensor
@@ -46,7 +47,7 @@ class Cohort:
     dtype: Any = None
 
     def one(self, i: int) -> Cohort:
-        """The cohort of client number `i` alone, without its padded steps."""
+        """Return the cohort of client number `i` alone, without its padded steps."""
         cut = slice(i, i + 1)
         phases = []
         for p in self.phases:
@@ -55,7 +56,7 @@ class Cohort:
         return Cohort(self.clients[cut], Info(*(x[cut] for x in self.info)), phases, self.dtype)
 
     def without(self, bad: Sequence[int]) -> tuple[Cohort, list[int]]:
-        """The cohort without the positions in `bad`, and the positions that stay."""
+        """Return the cohort without the positions in `bad`, and the positions that stay."""
         stay = [i for i in range(len(self.clients)) if i not in set(bad)]
         at = torch.as_tensor(stay, dtype=torch.int64)
         phases = [PhaseBatches(p.rows[at], p.w[at], p.active[at], p.keys[at]) for p in self.phases]
@@ -63,7 +64,7 @@ class Cohort:
 
 
 def order_of(n: int, over: Over, batch: int, k: int) -> np.ndarray:
-    """Positions (T, m, B) into a client's n examples for one phase, -1 on padding; `k` is the key of the order."""
+    """Return positions (T, m, B) into a client's n examples for one phase, -1 on padding; `k` is the key of the order."""
     if over.kind == "nothing":
         return np.full((over.n, 1, 0), -1)
     if n == 0:
@@ -121,10 +122,11 @@ class BatchSampler:
         self.pieces = pooled_pieces(federation)
 
     def rows(self, client: int, split: str) -> np.ndarray:
-        """Rows of the data arrays of one client's split, or of a piece of the pooled test set."""
-        if split.startswith(
-            "pooled"
-        ):  # "pooled": the client's number says which; "pooled 3": the same one for everyone
+        """Return the rows of the data arrays in one client's split, or in a piece of the pooled test set.
+
+        split: "train", "test" ...; "pooled": the piece of the client's number; "pooled 3": the same piece for everyone.
+        """
+        if split.startswith("pooled"):
             _, _, number = split.partition(" ")
             return self.pieces[int(number) if number else client]
         return getattr(self.fed, split)[client]
@@ -132,7 +134,7 @@ class BatchSampler:
     def cohort(
         self, visit: Visit, clients: Sequence[int], *, dispatch: int, round: int, rounds: int, lr: float
     ) -> Cohort:
-        """Everything that the clients of one call need beyond the payloads."""
+        """Draw everything that the clients of one call need beyond the payloads; lr: the round's learning rate."""
         n = len(clients)
         population = [c for c in clients if 0 <= c < len(self.fed.class_counts)]
         real = len(population) == n
@@ -155,48 +157,54 @@ class BatchSampler:
             secret=full(keys.key(self.seed, dispatch, -1, "secret among clients")),
             rank=torch.as_tensor(self.ranks[list(clients)], device=self.device) if real else full(0),
         )
+        names = _order_names(visit)
         return Cohort(
             tuple(clients),
             info,
-            [self._phase(n, p.over, clients, dispatch) for n, p in zip(_numbered(visit), visit.phases, strict=True)],
+            [self._phase(name, p.over, clients, dispatch) for name, p in zip(names, visit.phases, strict=True)],
             self.dtype,
         )
 
-    def _phase(self, number: str, over: Over, clients: Sequence[int], dispatch: int) -> PhaseBatches:
+    def _phase(self, name: str, over: Over, clients: Sequence[int], dispatch: int) -> PhaseBatches:
+        """Draw one phase; name: what its order is called in keys."""
         none, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
-        drawn = [keys.key(self.seed, dispatch, c, number) for c in clients]
+        drawn = [keys.key(self.seed, dispatch, c, name) for c in clients]
         own = [none if over.kind == "nothing" else self.rows(c, over.split) for c in clients]
-        sizes = [len(o) for o in own]
-        if over.kind == "epochs" and over.batches == 1:  # as below, in one array from the start
-            passes = [math.ceil(n / self.batch) for n in sizes]
-            steps = over.n * np.array(passes)
-            at = np.full((len(clients), steps.max(), 1, self.batch), -1)
-            for line, n, per_pass, k in zip(at.reshape(len(clients), -1), sizes, passes, drawn, strict=True):
-                rng = keys.numpy_again(k)
-                for begin in range(0, over.n * per_pass * self.batch, per_pass * self.batch or 1):
-                    line[begin : begin + n] = rng.permutation(n)
-        else:
-            orders = [order_of(n, over, self.batch, k) for n, k in zip(sizes, drawn, strict=True)]
-            steps = np.array([len(one) for one in orders])
-            at = np.full((len(clients), steps.max(), over.batches, max(one.shape[2] for one in orders)), -1)
-            for i, one in enumerate(orders):
-                at[i, : len(one), :, : one.shape[2]] = one
+        at, steps = self._positions(over, [len(o) for o in own], drawn)
         held = [o if len(o) else zero for o in own]
         first = np.cumsum([0, *(len(h) for h in held[:-1])])
         # Padding reads the client's own data: weight 0 does not undo a NaN.
         rows = np.concatenate(held)[first[:, None, None, None] + np.maximum(at, 0)]
+        step_keys = keys.fold(np.asarray(drawn, np.int64)[:, None], np.arange(at.shape[1]))
         return PhaseBatches(
             torch.as_tensor(rows, device=self.device),
             torch.as_tensor(at >= 0, device=self.device).to(self.dtype),
             torch.as_tensor(np.arange(at.shape[1]) < steps[:, None]),
-            torch.as_tensor(
-                keys.fold(np.asarray(drawn, np.int64)[:, None], np.arange(at.shape[1])), device=self.device
-            ),
+            torch.as_tensor(step_keys, device=self.device),
         )
 
+    def _positions(self, over: Over, sizes: Sequence[int], drawn: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions (k, T, m, B) into the clients' examples, -1 on padding, and the real steps of each client, (k,)."""
+        k = len(sizes)
+        if over.kind == "epochs" and over.batches == 1:  # as below, in one array from the start
+            passes = [math.ceil(n / self.batch) for n in sizes]
+            steps = over.n * np.array(passes)
+            at = np.full((k, steps.max(), 1, self.batch), -1)
+            for line, n, per_pass, key in zip(at.reshape(k, -1), sizes, passes, drawn, strict=True):
+                rng = keys.numpy_again(key)
+                for begin in range(0, over.n * per_pass * self.batch, per_pass * self.batch or 1):
+                    line[begin : begin + n] = rng.permutation(n)
+            return at, steps
+        orders = [order_of(n, over, self.batch, key) for n, key in zip(sizes, drawn, strict=True)]
+        steps = np.array([len(one) for one in orders])
+        at = np.full((k, steps.max(), over.batches, max(one.shape[2] for one in orders)), -1)
+        for i, one in enumerate(orders):
+            at[i, : len(one), :, : one.shape[2]] = one
+        return at, steps
 
-def _numbered(visit: Visit) -> list[str]:
-    """Names of the phases' orders: a measuring phase before training does not change the order training is done in."""
+
+def _order_names(visit: Visit) -> list[str]:
+    """Return the names that the phases' orders have in their keys: a measuring phase before training does not change the order training is done in."""
     trained = measured = 0
     names = []
     for p in visit.phases:
@@ -205,28 +213,29 @@ def _numbered(visit: Visit) -> list[str]:
     return names
 
 
-def gather(plan: PhaseBatches, data: Tree) -> Callable[..., Any]:
-    """(t, i=0) -> step t's batch for the clients from number i on: leaves (k - i, B, ...), a tuple where the phase asks for several.
+def gather(drawn: PhaseBatches, data: Tree) -> Callable[..., Any]:
+    """Return a function (t, i=0) -> step t's batch for the clients from number i on.
 
-    Where all batches of the plan are little memory they are gathered at once.
+    A batch has leaves (k - i, B, ...), `w` beside the columns of `data`; it is a tuple of such where the phase asks for several.
+    Where all batches together take little memory they are gathered at once.
     """
     # Step by step in memory: a batch then has the same strides whatever the number of steps.
-    rows, w = (x.transpose(0, 1).contiguous() for x in (plan.rows, plan.w))
+    rows, w = (x.transpose(0, 1).contiguous() for x in (drawn.rows, drawn.w))
     _, _, several, width = rows.shape
     if not width:
         return lambda t, i=0: {}
-    little = rows.numel() * sum(x[0].numel() * x.element_size() for x in data.values()) <= AT_ONCE
-    gathered = {n: _rows(x, rows) for n, x in data.items()} if little else {}
+    size = rows.numel() * sum(x[0].numel() * x.element_size() for x in data.values())
+    gathered = {n: _take_rows(x, rows) for n, x in data.items()} if size <= GATHER_LIMIT else {}
 
-    def at(t: int, i: int = 0) -> Any:
-        here = {n: x[t, i:] for n, x in gathered.items()} or {n: _rows(x, rows[t, i:]) for n, x in data.items()}
-        here["w"] = w[t, i:]
-        made = tuple({n: x[:, j] for n, x in here.items()} for j in range(several))
-        return made if several > 1 else made[0]
+    def batch_of(t: int, i: int = 0) -> Any:
+        columns = {n: x[t, i:] for n, x in gathered.items()} or {n: _take_rows(x, rows[t, i:]) for n, x in data.items()}
+        columns["w"] = w[t, i:]
+        batches = tuple({n: x[:, j] for n, x in columns.items()} for j in range(several))
+        return batches if several > 1 else batches[0]
 
-    return at
+    return batch_of
 
 
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows]; torch copies row by row only where it is told that rows are what is meant."""
+def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return x[rows]; torch copies whole rows only where they are indexed in this way."""
     return x.index_select(0, rows.reshape(-1)).reshape(*rows.shape, *x.shape[1:])

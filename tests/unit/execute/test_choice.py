@@ -14,13 +14,15 @@ import yaml
 from rayfed.config.load import load_config
 from rayfed.config.schema import Config
 from rayfed.engine.pool import LocalPool
+from rayfed.engine.resident import Resident
 from rayfed.errors import RunFailed
 from rayfed.execute.choice import Choice
-from rayfed.execute.tuning import autotune
+from rayfed.execute.tuning import autotune, kernels
 from rayfed.execute.tuning.kernels import Kernels
 from rayfed.launch import start
 from rayfed.partition import Federation
 from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder
 from tests import toy
 
 CHOICE = Choice("vmap", 4, "server", "onednn", True)
@@ -68,6 +70,128 @@ def test_what_is_in_effect_where_nothing_was_timed() -> None:
     assert Choice.in_effect(c.with_resources(executor="vmap", matmul="onednn"), 5) == Choice(
         "vmap", 5, "auto", "onednn", False
     )
+
+
+# -- a run chooses --------------------------------------------------------------------------------------------------------------
+
+ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
+CNN = {"data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40}, "model": "cnn"}
+FED = {"groups": "none"}
+
+
+def at_commits(monkeypatch: pytest.MonkeyPatch) -> list[Kernels]:
+    """Grows by the kernels on which each round is committed."""
+    seen: list[Kernels] = []
+    commit = RunFolder.commit
+    monkeypatch.setattr(RunFolder, "commit", lambda *a: seen.append(kernels._active) or commit(*a))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked", "kept"),
+    [
+        ((1.0, 1e-5), {"cohort": "auto"}, ("vmap", 7, "server")),
+        ((1e-5, 1.0), {"cohort": "auto"}, ("loop", 7, "server")),
+        ((1.0, 1e-2), {"cohort": "auto"}, ("vmap", 4, "actors")),
+        ((1.0, 1e-5), {"cohort": "auto", "visits": "actors"}, ("vmap", 7, "actors")),
+        ((1.0, 1e-2), {"cohort": "auto", "visits": "server"}, ("vmap", 4, "server")),
+        ((1.0, 1e-5), {"cohort": 7}, ("vmap", 7, "server")),
+        ((1.0, 1e-2), {"cohort": 7}, ("vmap", 7, "actors")),
+        ((1.0, 1e-5), {"cohort": 6}, ("vmap", 6, "actors")),
+    ],
+)
+def test_a_round_of_little_work_is_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], asked: Any, kept: Any
+) -> None:
+    chosen = {"loop": seconds[0], "vmap": seconds[1], "kernels": {"loop": Kernels(), "vmap": Kernels()}}
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+    lent: list[Any] = []
+    monkeypatch.setattr(LocalPool, "adopt", lambda pool, run, res: lent.append(res))
+    ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, resources=asked)
+    found = yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]
+    assert (found["executor"], found["cohort"], found["visits"]) == kept
+    assert [(r.config.resources.executor, r.config.resources.cohort) for r in lent] == [kept[:2]] * (
+        kept[2] == "server"
+    )
+
+
+def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+    pool = LocalPool()
+    pool.adopts = False
+    ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, pool=pool, resources={"cohort": "auto"})
+    found = yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]
+    assert (found["cohort"], found["visits"]) == (7, "actors")
+
+
+def test_visits_stay_with_the_actors_where_nothing_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lent: list[str] = []
+    monkeypatch.setattr(LocalPool, "adopt", lambda pool, run, res: lent.append(run))
+    toy.run_folder("fedavg", tmp_path / "a", executor="vmap", rounds=1)
+    assert not lent
+    ran = toy.run_folder("fedavg", tmp_path / "b", executor="vmap", rounds=1, resources={"visits": "server"})
+    assert lent == [ran.folder.run_id]
+
+
+def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": BOTH, "vmap": Kernels()}}
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+    ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, task=CNN, federation=FED)
+    path = ran.folder.path
+    kept = yaml.safe_load((path / "config.yaml").read_text())["resources"]
+    assert (kept["executor"], kept["matmul"], kept["channels_last"]) == ("loop", "onednn", True)
+    events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    (event,) = [e for e in events if e["kind"] == "executor"]
+    how = " ".join(
+        f"--set resources.{said}"
+        for said in ("executor=loop", "cohort=2", "visits=actors", "matmul=onednn", "channels_last=true")
+    )
+    assert event["kernels"] == BOTH._asdict() and event["repeat"] == how
+    summary = json.loads((path / "summary.json").read_text())
+    assert f"to repeat: {how}" in summary["notes"]
+
+
+def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(by: Kernels) -> None:
+        chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": Kernels()}}
+        monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+
+    raw = {**toy.TOY, "task": CNN, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg"}
+    raw["federation"] = {**raw["federation"], "groups": "none"}
+    launcher = start.LocalLauncher()
+
+    def watch(state: dict[str, Any]) -> None:
+        if state["round"] == 1:
+            launcher.stop()
+
+    choose(BOTH)
+    with pytest.raises(RunFailed):
+        start.start_request(load_config({**raw, "arms": {"a": {}, "b": {}}}), launcher, out=tmp_path, watch=watch)
+    choose(Kernels())
+    (path,) = tmp_path.iterdir()
+    seen = at_commits(monkeypatch)
+    assert start.resume_local(path).status == "done"
+    assert seen == [BOTH, Kernels(), Kernels()]  # the second round of the first arm, both of the other
+
+
+def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pool serves many runs, and what one of them leaves open another has set."""
+    asked: list[str] = []
+
+    def tried(res: Resident, cohort: int) -> dict[str, Any]:
+        asked.append(res.config.resources.matmul)
+        by = Kernels("onednn" if asked[-1] == "auto" else asked[-1])
+        return {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": by}}
+
+    monkeypatch.setattr(autotune, "time_executors", tried)
+    pool, kept = LocalPool(), []
+    for n, matmul in enumerate(("auto", "torch", "auto")):
+        ran = toy.run_folder(
+            "fedavg", tmp_path / str(n), executor="auto", rounds=1, pool=pool, resources={"matmul": matmul}
+        )
+        kept.append(yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]["matmul"])
+    assert asked == ["auto", "torch"] and kept == ["onednn", "torch", "onednn"]
 
 
 # -- runs that go on -------------------------------------------------------------------------------------------------------

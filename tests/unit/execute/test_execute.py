@@ -1,20 +1,160 @@
-"""Which executor runs which visit of a run."""
+"""The executors give the same numbers; which of them runs which visit of a run."""
 
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from rayfed import execute, tree
+from rayfed import execute, keys, tree
+from rayfed import visits as v
+from rayfed.execute.batches import Cohort
 from rayfed.execute.tuning import autotune
 from rayfed.execute.tuning.kernels import Kernels
-from rayfed.visits import Visit
+from rayfed.visits import ClientContext, Phase, Visit
 from tests import toy
 from tests.conformance.checks import close
+from tests.unit.execute.cohorts import (
+    BATCH,
+    MIXES,
+    D,
+    apart,
+    cohort,
+    data,
+    gather,
+    noisy_run,
+    rows_of,
+    run,
+    seen,
+    sizes,
+)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_executor_shows_the_plan(mix: str) -> None:
+    """Against the plan walked in NumPy: each client's own real batches, in order, and nothing else."""
+    visit = gather(MIXES[mix])
+    c, d = cohort(visit), data()
+    x = d["x"].numpy()
+    want = []
+    for i in range(6):
+        total, n, t = np.zeros(8), 0, 0
+        for p in c.phases:
+            for step in seen(p, i):
+                t += 1
+                total += t * sum((j + 1) * x[rows].sum(0) for j, rows in enumerate(step))
+                n += sum(len(rows) for rows in step)
+        want.append((total, n, t))
+    for name in ("loop", "vmap", "debug"):
+        parts, _, steps = run(name, visit, c, d)
+        assert np.allclose(parts["sum"].numpy(), np.stack([w[0] for w in want]), rtol=0, atol=1e-10), name
+        assert parts["n"].tolist() == [w[1] for w in want]
+        assert parts["t"].tolist() == parts["steps"].tolist() == steps.tolist() == [w[2] for w in want]
+        assert parts["sum_lr"].tolist() == pytest.approx([0.1 * w[2] for w in want], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["loop", "vmap", "debug"])
+def test_measuring_phases_are_no_training_steps(name: str) -> None:
+    visit = gather((v.epochs(1),))
+    first = visit.phases[0]
+    mixed = visit._replace(phases=[first._replace(counts=False), first, first._replace(over=v.once(), counts=False)])
+    c = cohort(mixed)
+    parts, _, steps = run(name, mixed, c)
+    assert steps.tolist() == parts["steps"].tolist() == [math.ceil(int(sizes()[i]) / BATCH) for i in range(6)]
+    assert all(t > s for t, s in zip(parts["t"].tolist(), steps.tolist(), strict=True))
+    assert parts["sum_lr"].tolist() == pytest.approx([0.1 * s for s in steps.tolist()])
+    _, _, none = run(name, gather((v.epochs(1),), counts=False), _cut(c))
+    assert none.tolist() == [0] * 6
+
+
+def _cut(c: Cohort) -> Cohort:
+    return Cohort(c.clients, c.info, c.phases[:1], c.dtype)
+
+
+@pytest.mark.parametrize("name", ["loop", "vmap", "debug"])
+def test_enter_reshapes_the_carry_once_before_its_phase(name: str) -> None:
+    def first(client: ClientContext, carry: Any) -> Any:
+        return {"log": carry["log"] * 10 + 1, "steps": client.info.steps}
+
+    def second(client: ClientContext, carry: Any) -> Any:
+        return {
+            "log": carry["log"] * 10 + 2 + 0 * client.mine["m"] + 0 * client.own["o"] + 0 * client.shared["s"],
+            "steps": client.info.steps,
+        }
+
+    def tick(carry: Any, batch: Any, key: Any) -> Any:
+        return {**carry, "log": carry["log"] * 10 + 7}
+
+    visit = Visit(
+        lambda client: {"log": torch.zeros((), dtype=D)},
+        [Phase(v.nothing(2), tick, first), Phase(v.nothing(1), tick, second), Phase(v.nothing(1), tick)],
+        lambda client, carry: (carry, client.own),
+    )
+    k = torch.arange(6, dtype=D)
+    parts, own, steps = run(
+        name, visit, cohort(visit), shared={"s": torch.ones((), dtype=D)}, mine={"m": k}, own={"o": k}
+    )
+    assert parts["log"].tolist() == [177277.0] * 6
+    assert (
+        parts["steps"].tolist() == [2] * 6 and steps.tolist() == [4] * 6
+    )  # as the second phase saw them, and at the end
+    assert own["o"].tolist() == k.tolist()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_loop_is_vmap_on_noisy_training(optimizer: str) -> None:
+    loop, vmap, dbg = (noisy_run(n, optimizer=optimizer) for n in ("loop", "vmap", "debug"))
+    assert float(tree.norm(loop[0]["delta"])) > 0.1
+    for a, b in zip(loop, vmap, strict=True):
+        assert apart(a, b) <= 1e-9 * float(tree.norm(loop[0]["delta"]))
+    assert all(tree.same(a, b) for a, b in zip(loop, dbg, strict=True))
+    assert len({tuple(x.tolist()) for x in loop[1]["bias"]}) == 6  # each client has its own noise
+
+
+@pytest.mark.parametrize("name", ["loop", "vmap"])
+def test_other_peoples_rows_and_padding_have_no_influence(name: str) -> None:
+    """Wild numbers in every row that is not client 2's (row 0, which padding points at, included) change no bit of it."""
+    mine = rows_of(2)
+    assert 0 not in mine and len(mine) % BATCH
+    d, wild = data(), data()
+    others = torch.ones(len(d["y"]), dtype=torch.bool)
+    others[mine] = False
+    wild["x"][others] = 1e3 * torch.randn(int(others.sum()), 8, dtype=D, generator=keys.torch_generator(1))
+    wild["y"][others] = 3 - wild["y"][others]
+    a, b = noisy_run(name, d), noisy_run(name, wild)
+    for x, y in zip(a, b, strict=True):
+        assert tree.same(tree.pick(x, 2), tree.pick(y, 2)), name
+    assert not tree.same(tree.pick(a[0], 3), tree.pick(b[0], 3))
+
+
+@pytest.mark.parametrize("name", ["loop", "vmap"])
+def test_the_company_has_no_influence(name: str) -> None:
+    """Alone, or beside larger and smaller clients in any order: the same numbers."""
+    full = noisy_run(name)
+    for ids in ((2,), (5, 2, 0), (2, int(np.argmax(sizes()[:12])))):
+        less = noisy_run(name, clients=ids)
+        at = ids.index(2)
+        for x, y in zip(full, less, strict=True):
+            assert apart(tree.pick(x, 2), tree.pick(y, at)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["loop", "vmap"])
+def test_a_nan_in_the_data_stays_with_its_owner(name: str) -> None:
+    d = data()
+    d["x"][0] = math.nan
+    (owner,) = [i for i in range(14) if 0 in rows_of(i)]
+    others = [i for i in range(12) if i != owner][:4]
+    parts, _, _ = noisy_run(name, d, clients=others)
+    assert tree.finite(parts)
+
+
+# -- an executor per visit --------------------------------------------------------------------------------------------------
 
 # SCAFFOLD whose server also asks for something that reads values.
 MIXED = """
@@ -109,6 +249,6 @@ def test_a_round_of_visits_that_run_plainly_is_as_long_as_under_loop(
     """Whether a round is short enough for one call is judged by what its visits take."""
     seconds = {"loop": 1.0, "vmap": 1e-6, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
     monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(seconds))
-    for method, cohort in (("scaffold", 7), (mixed, 4)):
+    for method, size in (("scaffold", 7), (mixed, 4)):
         c = toy.run_folder(method, tmp_path / method[-5:], executor="auto", rounds=1, resources={"cohort": "auto"})
-        assert c.folder.config["resources"]["cohort"] == cohort
+        assert c.folder.config["resources"]["cohort"] == size

@@ -1,0 +1,128 @@
+"""Which executor, and on which kernels: what is timed, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rayfed.engine.resident import Resident
+from rayfed.execute.tuning import autotune, kernels
+from rayfed.execute.tuning.kernels import Kernels
+from tests import toy
+
+ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
+CNN = {"data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40}, "model": "cnn"}
+FED = {"groups": "none"}
+
+
+def resident(executor: str = "auto", **resources: Any) -> Resident:
+    c = toy.config(task=CNN, executor=executor, resources=resources, federation=FED)
+    return Resident(c, toy.federation(c), None, "cpu")
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], float]) -> list[tuple[str, Kernels]]:
+    """The trial's looks replaced by these seconds; returns the list of what was looked at."""
+    looks: list[tuple[str, Kernels]] = []
+
+    def fake(res: Any, name: str, k: int, n: int, first: Kernels, hopeless: float = 0.0) -> Callable[[Kernels], float]:
+        def look(by: Kernels) -> float:
+            looks.append((name, by))
+            return times(name, by, k)
+
+        return look
+
+    monkeypatch.setattr(autotune, "_timer", fake)
+    monkeypatch.setattr(kernels, "onednn_is_exact", lambda: True)
+    return looks
+
+
+@pytest.mark.parametrize(
+    ("seconds", "loop", "vmap", "looks"),
+    [
+        ({}, Kernels(), Kernels(), 6),  # all alike: the usual ones
+        ({ONE: 0.5, BOTH: 0.4}, BOTH, ONE, 4),  # oneDNN clear at once: nothing is tried without it
+        ({LAST: 0.9, BOTH: 0.96}, LAST, Kernels(), 6),
+        ({ONE: 0.9}, ONE, ONE, 6),
+        ({ONE: 0.97, LAST: 0.96, BOTH: 0.97}, Kernels(), Kernels(), 6),  # within the noise
+        ({LAST: 3.0, BOTH: 3.0}, Kernels(), Kernels(), 6),  # a layout that is slower says nothing about products
+    ],
+)
+def test_the_faster_kernels_are_taken(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[Kernels, float], loop: Kernels, vmap: Kernels, looks: int
+) -> None:
+    seen = timed(monkeypatch, lambda name, by, k: seconds.get(by, 1.0) * (1.0 if name == "loop" else 2.0))
+    out = autotune.time_executors(resident(), 4)
+    assert out["kernels"] == {"loop": loop, "vmap": vmap} and len(seen) == looks
+    assert out["loop"] == seconds.get(loop, 1.0) and out["vmap"] == 2 * seconds.get(vmap, 1.0)
+    assert not any(by.channels_last for name, by in seen if name == "vmap")
+
+
+def test_what_is_set_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = timed(monkeypatch, lambda name, by, k: 1.0)
+    autotune.time_executors(resident(matmul="torch", channels_last=False), 4)
+    assert {by for _, by in seen} == {Kernels()}
+    seen.clear()
+    autotune.time_executors(resident(matmul="onednn", channels_last=True), 4)
+    assert set(seen) == {("loop", BOTH), ("vmap", ONE)}
+
+
+def test_a_tie_is_decided_on_the_whole_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def times(name: str, by: Kernels, k: int) -> float:
+        sizes.append((name, k))
+        return 1.0 if name == "loop" else 0.9 if k == 4 else 2.0
+
+    timed(monkeypatch, times)
+    out = autotune.time_executors(resident(matmul="torch", channels_last=False), 12)
+    assert sizes == [("loop", 1), ("vmap", 4), ("vmap", 12)] and out["vmap"] == 2.0
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_is_tried_with_the_whole_cohort(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    timed(monkeypatch, lambda name, by, k: 1.0 if name == "loop" else 0.5)
+    sizes, fake = [], autotune._timer
+
+    def sized(res: Any, name: str, k: int, *rest: Any) -> Callable[[Kernels], float]:
+        sizes.append(k)
+        if k == 12 and not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return fake(res, name, k, *rest)
+
+    monkeypatch.setattr(autotune, "_timer", sized)
+    res = resident(channels_last=False)
+    res.device = "cuda"
+    out = autotune.time_executors(res, 12)
+    assert sizes == [1, 4, 12] and (out["vmap"] == 0.5) == fits
+    assert fits or "out of memory" in out["why"]
+
+
+def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(name: str, by: Kernels, k: int) -> float:
+        if name == "vmap":
+            raise RuntimeError("no rule")
+        return 1.0
+
+    timed(monkeypatch, times)
+    out = autotune.time_executors(resident(), 4)
+    assert out["vmap"] == float("inf") and out["why"] == "RuntimeError: no rule"
+
+
+def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real trial: a long call that is far from the loop's is not warmed up any further."""
+    calls = []
+    res = resident()
+    real = autotune.execute.execute_visit
+
+    def slow(name: str, *args: Any) -> Any:
+        calls.append(name)
+        if name == "vmap":
+            autotune.time.sleep(autotune.BUDGET_S)
+        return real(name, *args)
+
+    monkeypatch.setattr(autotune.execute, "execute_visit", slow)
+    out = autotune.time_executors(res, 4)
+    assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out["vmap"] > 1.3 * out["loop"]
