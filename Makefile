@@ -8,7 +8,7 @@ JOBS ?= 2
 # The torch that is tested; others may bring gigabytes of CUDA.
 TORCH := torch==2.13.0
 
-.PHONY: quickstart test slow lint setup constraints oldest newest clean
+.PHONY: quickstart test slow lint docs setup constraints oldest newest clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A page per method from what its file says; a test holds docs/methods/ to it.
+docs: setup
+	$(BIN)/python -m rayfed.launch.method_pages
 
 # Environments of their own, built anew each time: the lowest versions that pyproject.toml allows, and the newest there are.
 oldest:

@@ -7,72 +7,25 @@ W x + (alpha / r) B A x. All of it is for linear layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rayfed import tree
 from rayfed.adapters import ranks
 from rayfed.adapters.ranks import is_a as is_a
 from rayfed.adapters.ranks import is_b as is_b
-from rayfed.fold import mean
 from rayfed.lazy import torch
-from rayfed.method import Method
 from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Visit, visit
-from rayfed.wire import ANY, PARAMS, Part, Wire
+from rayfed.visits import ClientContext, Visit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.config.schema import Config, Local
-    from rayfed.fed import Fed, Replies
+    from rayfed.fed import Replies
     from rayfed.task import Task
     from rayfed.tree import Tree
 
 Pair = tuple["Tensor", "Tensor"]  # (B, A)
-
-
-class OverLoRA(Method):
-    """Base of the methods that are about the factors: they refuse configs without `adapter: {kind: lora}`.
-
-    one_rank: why the method cannot have clients of different ranks; None if it can.
-    """
-
-    one_rank: ClassVar[str | None] = None
-
-    def check(self, config: Config) -> list[str]:
-        if config.adapter.kind != "lora":
-            return [f"adapter.kind: {config.adapter.kind} found, method.name: {config.method.name} needs lora"]
-        if self.one_rank and ranks.unequal(config):
-            found = ", ".join(map(str, sorted(config.adapter.shares)))
-            return [f"adapter.rank: {found} found, method.name: {config.method.name} allows one: {self.one_rank}"]
-        return []
-
-
-class MovesBase(OverLoRA):
-    """Base of the methods that put into the frozen weights W what the factors' means miss: `weight` is one of their settings."""
-
-    wire: ClassVar[Wire] = Wire(
-        down={
-            "model": Part(PARAMS),
-            "base": Part(ANY, note="W of each adapted layer, in the training type; nothing before it has moved"),
-        },
-        up={"delta": Part(PARAMS, update=True)},
-        server={"model": Part(ANY, note="params, and W of each adapted layer")},
-    )
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        def start(client: ClientContext) -> Tree:
-            return {**client.shared["base"], **client.shared["model"]}
-
-        return train_some(task, self.local, lambda n: n in task.params_like, start)
-
-    def ask(self, state: Tree, fed: Fed, task: Task) -> tuple[Tree, Tree, Replies]:
-        """(trained parameters, frozen weights that moved, the round's replies with `delta` kept)."""
-        model, base = apart(task, state["model"])
-        shared = {"model": model, "base": base}
-        fold = mean("delta", weight=self.settings.weight)
-        return model, base, fed.ask(self.train, fed.sample(), shared=shared, fold=fold, keep="delta")
 
 
 class Names(NamedTuple):
@@ -83,12 +36,12 @@ class Names(NamedTuple):
 
 
 def pairs(names: Iterable[str]) -> list[Names]:
-    """The factors of every adapted layer, in the order of the names."""
+    """Return the names of every adapted layer's factors, in the order of `names`."""
     return [Names(n.replace("lora_A", "lora_B"), n) for n in names if is_a(n)]
 
 
 def scale(config: Config) -> float:
-    """What a layer multiplies B A by: alpha / r, or alpha / sqrt(r) with `rslora`; alpha is 2 r where it is not set, r the largest rank.
+    """Return what a layer multiplies B A by: alpha / r, or alpha / sqrt(r) with `rslora`; alpha is 2 r if not set, r the largest rank.
 
     It is so for every client's product at the server: B is in these units there (see `rayfed.adapters.ranks`).
     """
@@ -98,18 +51,18 @@ def scale(config: Config) -> float:
 
 
 def weight_of(task: Task, n: Names) -> tuple[str, bool]:
-    """Name of the layer's frozen weight W (m, n), and whether it is stored as its transpose (GPT-2's layers)."""
+    """Return the name of the layer's frozen weight W (m, n), and whether it is stored as its transpose (GPT-2's layers)."""
     layer = n.a.partition(".lora_A.")[0]
     return f"{layer}.base_layer.weight", bool(task.layer(layer).fan_in_fan_out)
 
 
-def apart(task: Task, model: Tree) -> tuple[Tree, Tree]:
-    """(trained parameters, frozen weights that moved) of a tree that has both."""
-    return some(model, lambda n: n in task.params_like), some(model, lambda n: n not in task.params_like)
+def split_trained(task: Task, model: Tree) -> tuple[Tree, Tree]:
+    """Split a tree that has both into (trained parameters, frozen weights that moved)."""
+    return select(model, lambda n: n in task.params_like), select(model, lambda n: n not in task.params_like)
 
 
-def moved(task: Task, weights: Tree, changes: dict[Names, Tensor]) -> Tree:
-    """Frozen weights by name after W <- W + (alpha / r) change, (m, n) for each layer; those that `weights` lacks are the base's.
+def move_weights(task: Task, weights: Tree, changes: dict[Names, Tensor]) -> Tree:
+    """Return frozen weights by name after W <- W + (alpha / r) change, (m, n) for each layer; those that `weights` lacks are the base's.
 
     They are in the training type: in bfloat16 a round's change may be less than a rounding, and lost.
     """
@@ -121,26 +74,26 @@ def moved(task: Task, weights: Tree, changes: dict[Names, Tensor]) -> Tree:
     return out
 
 
-def some(params: Tree, keep: Callable[[str], bool]) -> Tree:
-    """The entries of a flat tree whose names `keep` takes."""
+def select(params: Tree, keep: Callable[[str], bool]) -> Tree:
+    """Return the entries of a flat tree whose names `keep` takes."""
     return {n: p for n, p in params.items() if keep(n)}
 
 
-def train_some(
+def train_selected(
     task: Task,
     local: Local,
     moves: Callable[[str], bool],
     start: Callable[[ClientContext], Tree] | None = None,
 ) -> Visit:
-    """Local training of the parameters that `moves` takes; only those have gradients, and only their update is sent.
+    """Train locally the parameters that `moves` takes; only those have gradients, and only their update is sent.
 
     start: the whole model (default shared["model"]). Sends {"delta": trained - where it started}.
     """
 
     def begin(client: ClientContext) -> Tree:
         whole = start(client) if start else client.shared["model"]
-        moving = some(whole, moves)
-        return {"model": moving, "first": moving, "still": some(whole, lambda n: not moves(n))}
+        moving = select(whole, moves)
+        return {"model": moving, "first": moving, "still": select(whole, lambda n: not moves(n))}
 
     def objective(params: Tree, carry: Tree, batch: Tree, key: Tensor) -> Tensor:
         return task.loss({**carry["still"], **params}, batch, key)
@@ -156,7 +109,7 @@ def train_some(
 
 
 def products(before: Tree, got: Replies, weight: str, part: str = "delta") -> dict[Names, Pair]:
-    """Each layer's D* = sum_i p_i B_i A_i as a pair B (m, K r), A (K r, n): the clients' factors side by side, B_i times p_i.
+    """Return each layer's D* = sum_i p_i B_i A_i as a pair B (m, K r), A (K r, n): the clients' factors side by side, B_i times p_i.
 
     The replies' `part` holds the changes from `before` and must have been kept; weight: "examples" or "one". A client of a
     smaller rank started from `before` cut to it, and its B_i carries its own alpha / r_i over the largest rank's: D* times
@@ -175,8 +128,8 @@ def products(before: Tree, got: Replies, weight: str, part: str = "delta") -> di
     return out
 
 
-def best(b: Tensor, a: Tensor, old: Tensor) -> Pair:
-    """The pair of rank r whose product is nearest to B A in the Frobenius norm (Eckart and Young 1936): B <- U S, A <- V^T.
+def best_pair(b: Tensor, a: Tensor, old: Tensor) -> Pair:
+    """Return the pair of rank r whose product is closest to B A in the Frobenius norm (Eckart and Young 1936): B <- U S, A <- V^T.
 
     B (m, R), A (R, n); old (r, n): the A that was there, whose type is returned. B A itself is never formed. Each direction's
     sign makes the entry of V of largest size positive. Directions that B A lacks, to the type's precision, keep their row of
@@ -197,7 +150,7 @@ def best(b: Tensor, a: Tensor, old: Tensor) -> Pair:
 
 
 def gap(exact: dict[Names, Pair], params: Tree) -> float:
-    """||D* - B A||_F / ||D*||_F with the entries of all layers side by side, B A of `params`; 0 where D* is zero."""
+    """Return ||D* - B A||_F / ||D*||_F with the entries of all layers side by side, B A of `params`; 0 where D* is zero."""
     apart = norm = 0.0
     for n, (b, a) in exact.items():
         ours = params[n.b].to(b.dtype), params[n.a].to(a.dtype)
@@ -207,10 +160,10 @@ def gap(exact: dict[Names, Pair], params: Tree) -> float:
 
 
 def norm(b: Tensor, a: Tensor) -> Tensor:
-    """||B A||_F without B A, 0-d."""
+    """Return ||B A||_F without forming B A, 0-d."""
     return _square(b, a).clamp(min=0).sqrt()
 
 
 def _square(b: Tensor, a: Tensor) -> Tensor:
-    """||B A||_F^2 without B A."""
+    """Return ||B A||_F^2 without forming B A, 0-d."""
     return ((b.T @ b) * (a @ a.T)).sum()

@@ -30,7 +30,7 @@ def _absent(what: str) -> Any:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a clusterer may look at; what costs an exchange is a function and is called only by those that need it.
+    """What a clusterer may use; what costs an exchange is a function and is called only by those that need it.
 
     ids: client ids, sorted; signatures: (n, q) unit rows; counts: (n, C) class counts; planted: client ids -> their true
     groups, (n,); losses: () -> client -> (K,) mean loss of each of the K known experts on its training data, without those who
@@ -64,20 +64,21 @@ class Clusterer:
         self.settings = settings
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
+        """Return an integer per client, (n,), or MISSING; clusters: how many, for kinds that take a number."""
         raise TypeError(f"{type(self).__name__} does not say how it clusters")
 
     def ids(self, evidence: Evidence, clusters: int) -> dict[int, int] | None:
-        """Label -> id of the known cluster that it is, new ones left out; None: ids are for the caller to match."""
+        """Return label -> id of the known cluster that it is, new ones left out; None leaves the matching to the caller."""
         return None
 
 
 def names() -> list[str]:
-    """Known kinds."""
+    """Return the known kinds."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
 def make(spec: dict[str, Any]) -> Clusterer:
-    """The clusterer of `{kind: ..., settings ...}`. Raises ValueError naming the nearest known kind."""
+    """Return the clusterer of `{kind: ..., settings ...}`. Raises ValueError naming the nearest known kind."""
     options = dict(spec)
     kind = str(options.pop("kind", "agglomerative"))
     if kind not in names():
@@ -92,7 +93,7 @@ def make(spec: dict[str, Any]) -> Clusterer:
 
 
 def canonical(labels: np.ndarray) -> np.ndarray:
-    """The same partition numbered 0..K-1 in the order of each cluster's first member."""
+    """Return the same partition numbered 0..K-1 in the order of each cluster's first member."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))
@@ -100,7 +101,7 @@ def canonical(labels: np.ndarray) -> np.ndarray:
 
 
 def match(similarity: np.ndarray, known: Sequence[int], fresh: int, refused: np.ndarray | None = None) -> list[int]:
-    """Persistent ids for this round's clusters by Hungarian assignment on `similarity` (K_new, K_known).
+    """Return persistent ids for this round's clusters by Hungarian assignment on `similarity` (K_new, K_known).
 
     known: ids of the columns; unmatched new clusters get ids from `fresh` on; refused: pairs that are never matched, whose
     place in the assignment counts 0.

@@ -48,7 +48,7 @@ class Bipartition(Clusterer):
 
 
 def bipartition(gram: Tensor | np.ndarray, settings: Any, scale: float, weight: Any = None) -> np.ndarray | None:
-    """Halves (m,) of 0 and 1 of a cluster whose members' updates have inner products `gram` (m, m), or None.
+    """Return halves (m,) of 0 and 1 of a cluster whose members' updates have inner products `gram` (m, m), or None.
 
     Cut iff ||mean update|| < eps_1, max ||update|| > eps_2 and m > 2, by complete linkage on 1 - cosine (Sattler et al.
     2020, algorithm 1). scale: largest update norm so far, for `relative`; weight: (m,) weights of the mean.
@@ -62,17 +62,17 @@ def bipartition(gram: Tensor | np.ndarray, settings: Any, scale: float, weight: 
     w = w / w.sum()
     norms = np.sqrt(g.diagonal().clip(min=0))
     of_mean, largest = float(np.sqrt(max(0.0, w @ g @ w))), float(norms.max())
-    near, far = (
+    still, moving = (
         (settings.eps_1 * largest, settings.eps_2 * scale) if settings.relative else (settings.eps_1, settings.eps_2)
     )
-    if not (of_mean < near and largest > far):
+    if not (of_mean < still and largest > moving):
         return None
     cut = AgglomerativeClustering(2, metric="precomputed", linkage="complete").fit_predict(1.0 - cosines(g))
     return np.asarray(cut if cut[0] == 0 else 1 - cut)
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:
-    """(n, n) cosines in [-1, 1] from inner products: symmetric, 1 on the diagonal; 0 with a vector of length 0."""
+    """Return (n, n) cosines in [-1, 1] from inner products: symmetric, 1 on the diagonal; 0 with a vector of length 0."""
     norms = np.sqrt(gram.diagonal().clip(min=0))
     c = gram / np.outer(*[np.where(norms > 0, norms, 1)] * 2)
     c = ((c + c.T) / 2).clip(-1, 1)

@@ -27,7 +27,7 @@ class KMeans(Clusterer):
 
 
 def kmeans(gram: Tensor, clusters: int, key: int, *, weight: Any = None, restarts: int = 10) -> np.ndarray:
-    """k-means++ and Lloyd's steps on n points given by their inner products (n, n); (n,) labels numbered by first member.
+    """Run k-means++ and Lloyd's steps on n points given by their inner products (n, n); return labels (n,) by first member.
 
     weight: (n,) weights of the points, None for equal ones. With fewer points than clusters each point is a cluster.
     """

@@ -14,7 +14,7 @@ class Oracle(Clusterer):
         return evidence.planted(evidence.ids).numpy()
 
     def ids(self, evidence: Evidence, clusters: int) -> dict[int, int]:
-        """A group has the id that its members had, present or not."""
+        """Return group -> the id that its members had, present or not."""
         seen = [c for c, k in enumerate(evidence.before) if k >= 0]
         groups = evidence.planted(seen).tolist()
         return {g: int(evidence.before[c]) for c, g in zip(seen, groups, strict=True)}

@@ -56,7 +56,7 @@ class Subspace(Clusterer):
 
 
 def basis_visit(task: Task, p: int) -> Visit:
-    """Sends `bases` (F, C p): for each class the p first left singular vectors of the client's training inputs (F, n_c).
+    """Return a visit that sends `bases` (F, C p): for each class the p first left singular vectors of its training inputs (F, n_c).
 
     Columns of a class beyond its rank, and of an absent class, are 0. A vector's largest entry is positive.
     """
@@ -83,7 +83,7 @@ def basis_visit(task: Task, p: int) -> Visit:
 
 
 def proximity(bases: Tensor, settings: Any, to: Tensor | None = None) -> np.ndarray:
-    """(n, m) proximities, degrees, of bases (n, F, q) to bases (m, F, q), or to each other (0 on the diagonal).
+    """Return (n, m) proximities, degrees, of bases (n, F, q) to bases (m, F, q), or to each other (0 on the diagonal).
 
     A direction that only one of two clients has stands at 90 degrees to the other; one that neither has does not count.
     """
@@ -122,14 +122,14 @@ def _degrees(cosine: Tensor) -> Tensor:
 
 
 def _orthonormal(bases: Tensor) -> Tensor:
-    """Orthonormal bases of the same spans, (n, F, q); columns beyond the rank are 0."""
+    """Return orthonormal bases of the same spans, (n, F, q); columns beyond the rank are 0."""
     u, s, _ = torch.linalg.svd(bases, full_matrices=False)
     u = torch.where((s > max(bases.shape[1:]) * torch.finfo(torch.float32).eps * s[:, :1])[:, None], u, 0)
     return torch.cat([u, u.new_zeros(*u.shape[:2], bases.shape[2] - u.shape[2])], -1)
 
 
 def group(distance: np.ndarray, settings: Any, clusters: int) -> np.ndarray:
-    """(n,) labels, numbered by first member, of hierarchical clustering of proximities (n, n)."""
+    """Return labels (n,), numbered by first member, of hierarchical clustering of proximities (n, n)."""
     from scipy.cluster.hierarchy import cut_tree, fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -146,7 +146,7 @@ def group(distance: np.ndarray, settings: Any, clusters: int) -> np.ndarray:
 
 
 def join(distance: np.ndarray, labels: np.ndarray, settings: Any) -> np.ndarray:
-    """(n,) the label each newcomer belongs to: the cluster nearest by the linkage; distance (n, m), labels (m,)."""
+    """Return the label (n,) of each newcomer: the cluster closest by the linkage; distance (n, m), labels (m,)."""
     reduce = {"complete": np.max, "single": np.min}.get(settings.linkage, np.mean)
     known = np.unique(labels)
     return known[np.stack([reduce(distance[:, labels == k], axis=1) for k in known], 1).argmin(1)]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rayfed import keys, optimizers, tree
+from rayfed.config.schema import Section
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
-from rayfed.method import MethodSettings
 from rayfed.models import folder
 from rayfed.task import needs_classes
 
@@ -30,7 +30,24 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 
-class DataFree(MethodSettings):
+LOGS = {
+    "distill/fidelity": (
+        "cross-entropy of the experts on generated inputs against their labels, last generator step",
+        "nats",
+    ),
+    "distill/adversarial": (
+        "minus the disagreement of student and experts there, by `adversary`",
+        "nats; of l1 logits",
+    ),
+    "distill/diversity": (
+        "exp(-mean over pairs of distance of noise times distance of inputs)",
+        "1 = all inputs equal",
+    ),
+    "distill/student": ("loss of the student against the experts, last student step", "nats"),
+}
+
+
+class DataFree(Section):
     """Settings of the loop. Defaults are the desk-scale ones of the DisUE card; FedFTG's code has 10, 1, 5 iterations."""
 
     iterations: int = Field(
@@ -80,11 +97,11 @@ class DataFree(MethodSettings):
 
 
 def check(s: DataFree, config: Config) -> list[str]:
-    """What a method's `check` says of these settings."""
+    """Return what `Method.check` says of these settings."""
     if s.inputs == "probe" and not config.federation.probe:
         return ["federation.probe: 0 found, method.inputs: probe distils on a public set; allowed: a whole number >= 1"]
     if s.inputs == "embeddings" and config.task.model.name.startswith("hf:"):
-        with contextlib.suppress(ConfigError):  # a folder that is none is told by the model's own check
+        with contextlib.suppress(ConfigError):  # a folder that is none is the model check's to report
             for most, of in folder.limits(config):
                 if s.length > most:
                     return [
@@ -94,9 +111,9 @@ def check(s: DataFree, config: Config) -> list[str]:
 
 
 def fits(s: DataFree, federation: Federation) -> list[str]:
-    """What a method's `fits` says of these settings."""
-    if s.iterations and (told := needs_classes(federation, "its distillation weighs classes")):
-        return told
+    """Return what `Method.fits` says of these settings."""
+    if s.iterations and (problems := needs_classes(federation, "its distillation weighs classes")):
+        return problems
     if federation.kind == "text" and s.inputs == "generator" and s.iterations:
         return ["method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe"]
     if federation.kind != "text" and s.inputs == "embeddings" and s.iterations:
@@ -107,10 +124,10 @@ def fits(s: DataFree, federation: Federation) -> list[str]:
 
 
 def _generates(task: Task, s: DataFree) -> tuple[tuple[int, ...], Any, Any]:
-    """(shape of what is generated, how, and the model's inputs (B, ...) made of it).
+    """Return (shape of what is generated, how, and a function of it that gives the model's inputs (B, ...)).
 
     Of embeddings each vector, standardised, gets the mean and the deviation of each dimension over the model's own table: they
-    lie, and stay, where words do. Diversity is read before that, in units of these deviations.
+    start, and stay, where words are. Diversity is read before that, in units of these deviations.
     """
     if s.inputs == "embeddings" and task.kind == "text":
         mean, deviation = task.word_spread
@@ -119,7 +136,7 @@ def _generates(task: Task, s: DataFree) -> tuple[tuple[int, ...], Any, Any]:
 
 
 def init(task: Task, key: int, s: DataFree) -> Tree:
-    """The part of the server state that is kept between rounds: generator, its Adam state, its average if asked for."""
+    """Return the part of the server state that is kept between rounds: generator, its Adam state, its average if asked for."""
     g = gen.init(key, s.noise, task.classes, _generates(task, s)[0], dtype=task.dtype)
     return {"g": g, "adam": optimizers.adam().init(g), **({"ema": g} if s.generator_ema else {})}
 
@@ -135,7 +152,9 @@ def distill(
     round: int,
     probe: Tensor | None = None,
 ) -> tuple[Tree, Tree, dict[str, float]]:
-    """(student, generator state, last losses) after one round's D-phase; `experts` are K parameter trees, counts (K, C).
+    """Run one round's D-phase; return (student, generator state, last losses by the names of LOGS without `distill/`).
+
+    student: parameters; experts: K parameter trees; counts: (K, C) examples of each expert's classes.
 
     Per iteration: generator steps on L_fid + L_adv + L_div through frozen experts and student, then student steps on
     tau^2 KL(ensemble || student) with the generator frozen. Experts are only read. probe: (n, *input_shape), for

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def class_weights(counts: Tensor, gamma: float = 1.0) -> Tensor:
-    """alpha (K, C) from class counts n_{k,c} (K, C): n^gamma over its column's sum, with 0^gamma := 0.
+    """Return alpha (K, C) from class counts n_{k,c} (K, C): n^gamma over its column's sum, with 0^gamma := 0.
 
     Columns sum to 1 for every class that some expert has seen; columns of unseen classes are zero.
     """
@@ -22,7 +22,7 @@ def class_weights(counts: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def draw_labels(counts: Tensor, n: int, generator: torch.Generator, rho: float = 1.0, group: bool = False) -> Tensor:
-    """n labels (n,): p(c) ~ (sum_k n_{k,c})^rho over seen classes; `group`: an expert uniformly, then its own classes."""
+    """Draw n labels (n,): p(c) ~ (sum_k n_{k,c})^rho over seen classes; `group`: an expert uniformly, then its own classes."""
     c = counts.double()
     if group:
         c = c[c.sum(1) > 0]
@@ -34,7 +34,7 @@ def draw_labels(counts: Tensor, n: int, generator: torch.Generator, rho: float =
 
 
 def teacher(logits: Tensor, alpha: Tensor, y: Tensor, mix: str, tau: float) -> Tensor:
-    """qbar (B, C) from the experts' logits (K, B, C) and alpha (K, C) at the labels y (B,).
+    """Mix to qbar (B, C) the experts' logits (K, B, C) by alpha (K, C) at the labels y (B,).
 
     mix "prob": tau log sum_k alpha_{k,y} softmax(f_k / tau) (FedFTG's student step); "logit": sum_k alpha_{k,y} f_k.
     """
@@ -49,7 +49,7 @@ def teacher(logits: Tensor, alpha: Tensor, y: Tensor, mix: str, tau: float) -> T
 
 
 def by_class(logits: Tensor, alpha: Tensor, tau: float) -> Tensor:
-    """qbar (n, C) = tau log sum_k alpha_{k,c} softmax(f_k / tau)_c from logits (K, n, C) and alpha (K, C), for inputs without
+    """Return qbar (n, C) = tau log sum_k alpha_{k,c} softmax(f_k / tau)_c from logits (K, n, C) and alpha (K, C), for inputs without
     labels: an expert speaks for the classes it owns (ours). Classes that nobody owns get -1e30."""
     p = torch.softmax(logits / tau, -1)
     mixed = (alpha.to(p.dtype)[:, None] * p).sum(0)
@@ -57,13 +57,13 @@ def by_class(logits: Tensor, alpha: Tensor, tau: float) -> Tensor:
 
 
 def judged(logits: Tensor, alpha: Tensor, y: Tensor) -> Tensor:
-    """mean_b sum_k alpha_{k,y_b} CE(f_k, y_b) for logits (K, B, C), alpha (K, C) and labels y (B,): what each expert
+    """Return mean_b sum_k alpha_{k,y_b} CE(f_k, y_b) for logits (K, B, C), alpha (K, C) and labels y (B,): what each expert
     makes of the labels, by its own weight; 0-d."""
     cross_entropy = torch.logsumexp(logits, -1) - logits[:, torch.arange(len(y)), y]
     return (alpha[:, y].to(logits.dtype) * cross_entropy).sum(0).mean()
 
 
 def kl(target: Tensor, student: Tensor, tau: float) -> Tensor:
-    """tau^2 KL(softmax(target / tau) || softmax(student / tau)) of each row, (B,)."""
+    """Return tau^2 KL(softmax(target / tau) || softmax(student / tau)) of each row, (B,)."""
     t = torch.log_softmax(target / tau, -1)
     return tau**2 * (t.exp() * (t - torch.log_softmax(student / tau, -1))).sum(-1)

@@ -24,7 +24,7 @@ def init(
     hidden: Sequence[int] = (128, 128),
     dtype: torch.dtype | None = None,
 ) -> Tree:
-    """Weights {"0": {"w": (out, in), "b": (out,)}, ...} of a (noise + classes) -> hidden -> prod(shape) network."""
+    """Draw the weights {"0": {"w": (out, in), "b": (out,)}, ...} of a (noise + classes) -> hidden -> prod(shape) network."""
     g = keys.torch_generator(key)
     sizes = [noise + classes, *hidden, math.prod(shape)]
     layers = {}
@@ -37,18 +37,18 @@ def init(
 
 
 def generate(weights: Tree, z: Tensor, y: Tensor, classes: int, shape: Sequence[int]) -> Tensor:
-    """Inputs (B, *shape) in [0, 1] for noise z (B, d_z) and labels y (B,)."""
+    """Return inputs (B, *shape) in [0, 1] for noise z (B, d_z) and labels y (B,)."""
     return torch.sigmoid(latent(weights, z, y, classes)).reshape(len(z), *shape)
 
 
 def sequence(weights: Tree, z: Tensor, y: Tensor, classes: int, shape: Sequence[int]) -> Tensor:
-    """Sequences (B, *shape), shape (L, d), of vectors with mean 0 and variance 1 over d, for noise z (B, d_z) and labels y (B,)."""
+    """Return sequences (B, *shape), shape (L, d), of vectors with mean 0 and variance 1 over d, for noise z (B, d_z), labels y (B,)."""
     return F.layer_norm(latent(weights, z, y, classes).reshape(len(z), *shape), (shape[-1],))
 
 
 def latent(weights: Tree, z: Tensor, y: Tensor, classes: int) -> Tensor:
-    """What the network's last layer gives, (B, out), for noise z (B, d_z) and labels y (B,)."""
-    one_hot = y[:, None] == torch.arange(classes, device=y.device)  # torch's own looks into y, which vmap forbids
+    """Return what the network's last layer gives, (B, out), for noise z (B, d_z) and labels y (B,)."""
+    one_hot = y[:, None] == torch.arange(classes, device=y.device)  # torch's own reads y, which vmap forbids
     h = torch.cat([z, one_hot.to(z.dtype)], 1)
     last = len(weights) - 1
     for i in range(last):
@@ -57,7 +57,7 @@ def latent(weights: Tree, z: Tensor, y: Tensor, classes: int) -> Tensor:
 
 
 def diversity(z: Tensor, x: Tensor) -> Tensor:
-    """L_div = exp(-mean over pairs of (|z_b - z_b'|^2 / d_z) (|x_b - x_b'|_1 / dim x)); FedGen's and FedFTG's code. 0-d."""
+    """Return L_div = exp(-mean over pairs of (|z_b - z_b'|^2 / d_z) (|x_b - x_b'|_1 / dim x)); FedGen's and FedFTG's code. 0-d."""
     flat = x.reshape(len(x), -1)
     dz = torch.cdist(z, z).square() / z.shape[1]
     dx = torch.cdist(flat, flat, p=1) / flat.shape[1]

@@ -20,8 +20,8 @@ from rayfed.visits import VisitMethod
 from rayfed.wire import Part
 
 FOLDER = Path(__file__).parents[2] / "docs" / "methods"
-PAPER = re.compile(
-    r'(?:(?P<by>[A-Z]\w+ et al\. \d{4}), )?(?:"(?P<title>[^"]+)"\s+)?\((?:[^()]*, )?(?P<id>\d{4}\.\d{5})'
+PAPER = re.compile(  # Roe et al. 2020, "Title" (ICML 2020, 2001.00001), or a name without quotes in the title's place
+    r'(?:(?P<by>[A-Z]\w+ et al\. \d{4}), )?(?:"(?P<title>[^"]+)"|(?P<name>[\w-]+))\s+\((?:[^()]*, )?(?P<id>\d{4}\.\d{5})'
 )
 ARXIV = "https://arxiv.org/abs/"
 PLAIN = (bool, int, float, str)
@@ -108,7 +108,7 @@ def papers_of(doc: str) -> list[tuple[str, str, str]]:
     found: dict[str, tuple[str, str, str]] = {}
     for m in PAPER.finditer(" ".join(doc.split())):
         by = f"{m['by']}, " if m["by"] else ""
-        found.setdefault(m["id"], (by, m["title"] or f"arXiv:{m['id']}", m["id"]))
+        found.setdefault(m["id"], (by, m["title"] or m["name"], m["id"]))
     return list(found.values())
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from importlib.metadata import entry_points
 from types import ModuleType
 
 from rayfed.config.user_code import content, load_file
 from rayfed.errors import ConfigError, nearest
 from rayfed.method import Method
-from rayfed.metrics import NO_LOGS
 
 
 def names() -> list[str]:
-    """The ready methods and those that installed packages offer (entry-point group `rayfed.methods`)."""
+    """Return the names of the ready methods and of those that installed packages offer (entry-point group `rayfed.methods`)."""
     return sorted(ready() | {e.name for e in entry_points(group="rayfed.methods")})
 
 
@@ -25,7 +23,7 @@ def ready() -> set[str]:
 
 
 def get(name: str) -> type[Method]:
-    """The class of a ready method, an installed package's, or `path/to/file.py:Class`.
+    """Return the class of a ready method, an installed package's, or `path/to/file.py:Class`.
 
     Raises ConfigError naming what was asked for and the nearest known name.
     """
@@ -42,14 +40,6 @@ def get(name: str) -> type[Method]:
     raise ConfigError(
         f"method.name: {name!r} is unknown{nearest(name, names())}; known: {', '.join(names())}, or path/to/file.py:Class"
     )
-
-
-def logs(name: str) -> Mapping[str, tuple[str, str]]:
-    """Return what a method says of the names it logs (`Method.logs`); nothing where it cannot be found (a report of old runs)."""
-    try:
-        return get(name).logs
-    except ConfigError:
-        return NO_LOGS
 
 
 def _only_method(module: ModuleType, name: str) -> type[Method]:

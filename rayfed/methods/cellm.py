@@ -34,10 +34,16 @@ class CELLM(Method):
     not the last, is inferred), or P.
 
     Down: the entries of P in M, with `client_freeze` also M. Up: those of u_i. Both cost their values and the cheaper of a
-    bitmap (D / 8 bytes) and positions (4 bytes each), or all D values where that is less or the share is 1; a round's row
-    tells what a client would pay either way in `sparse/`, in bytes. Kept at clients: nothing. At the server: P, AdamW's two
-    moments, M, the scored model (D numbers each). Differential privacy, step 6 of FLASC, is not part of this file.
+    bitmap (D / 8 bytes) and positions (4 bytes each), or all D values where that is less or the share is 1. Kept at clients:
+    nothing. At the server: P, AdamW's two moments, M, the scored model (D numbers each). Differential privacy, step 6 of FLASC,
+    is not part of this file.
     """
+
+    logs: ClassVar = {
+        f"sparse/{way}_{kind}": (f"what a client of the highest tier {pays}, {how}", "bytes")
+        for way, pays in (("down", "is sent"), ("up", "sends"))
+        for kind, how in (("values", "values alone"), ("bitmap", "with a bitmap"), ("positions", "with positions"))
+    }
 
     class Settings(MethodSettings):
         down: float = Field(0.25, gt=0, le=1, description="Share of the entries sent to clients.")
@@ -71,15 +77,14 @@ class CELLM(Method):
     )
 
     def check(self, config: Config) -> list[str]:
-        if self.settings.server_freeze and self.settings.tiers > 1:
-            return [
-                f"method.server_freeze: true found with method.tiers: {self.settings.tiers}; one mask is kept, each tier has its "
-                "own; allowed: server_freeze false, or tiers 1"
-            ]
-        return []
+        s = self.settings
+        found = (
+            f"method.server_freeze: true found with method.tiers: {s.tiers}; one mask is kept, each tier has its own"
+        )
+        return [f"{found}; allowed: server_freeze false, or tiers 1"] if s.server_freeze and s.tiers > 1 else []
 
     def share(self, of: str, round: int, tier: int | None = None) -> float:
-        """Share `of` "down" or "up" of a round (from 1) and a tier (default the highest)."""
+        """Return the share `of` "down" or "up" of a round (from 1) and a tier (default the highest)."""
         s = self.settings
         below = 0 if tier is None else s.tiers - 1 - tier
         return float(getattr(s, of) * s.decay ** ((round - 1) // s.decay_every) / 4**below)
@@ -95,7 +100,7 @@ class CELLM(Method):
         return {"model": self.scored(whole, mask), "whole": whole, "mask": mask, **self.adamw.init(whole)}
 
     def scored(self, whole: Tree, mask: Tree) -> Tree:
-        return keep(whole, mask) if self.settings.eval_masked else whole
+        return apply_mask(whole, mask) if self.settings.eval_masked else whole
 
     @visit
     def train(self, task: Task) -> Visit:
@@ -106,12 +111,12 @@ class CELLM(Method):
             return {"model": client.shared["model"], **({"mask": client.shared["mask"]} if s.client_freeze else {})}
 
         def hold(gradient: Tree, carry: Tree) -> Tree:
-            return keep(gradient, carry["mask"])
+            return apply_mask(gradient, carry["mask"])
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             u = tree.sub(carry["model"], client.shared["model"])
             return {
-                "delta": keep(u, top(u, shares, s.ranking, (client.info.client % s.tiers, client.info.round - 1)))
+                "delta": apply_mask(u, top(u, shares, s.ranking, (client.info.client % s.tiers, client.info.round - 1)))
             }, client.own
 
         return sgd_visit(task.loss, self.local, start=start, hook=hold if s.client_freeze else None, end=end)
@@ -124,10 +129,10 @@ class CELLM(Method):
             mask = state["mask"]
             if tier < s.tiers - 1:
                 mask = top(whole, self.share("down", fed.round, tier), s.ranking)
-            shared = {"model": keep(whole, mask), **({"mask": mask} if s.client_freeze else {})}
+            shared = {"model": apply_mask(whole, mask), **({"mask": mask} if s.client_freeze else {})}
             got = fed.ask(self.train, here, shared=shared, fold=total("delta"))
             change, replies = tree.add(change, got.folded["delta"]), replies + len(got)
-        self.tell(fed, whole, state["mask"])
+        self._log_bytes(fed, whole, state["mask"])
         new, mask = {n: state[n] for n in ("whole", "m", "v", "t")}, state["mask"]
         if replies:
             before = {n: state[n] for n in ("m", "v", "t")}
@@ -139,8 +144,8 @@ class CELLM(Method):
             mask = top(whole, s.down, s.ranking)
         return {"model": self.scored(whole, mask), **new, "mask": mask}
 
-    def tell(self, fed: Fed, whole: Tree, mask: Tree) -> None:
-        """This round's bytes of one client of the highest tier, each way and by each kind of index."""
+    def _log_bytes(self, fed: Fed, whole: Tree, mask: Tree) -> None:
+        """Log this round's bytes of one client of the highest tier, each way and by each kind of index."""
         sizes = [x.numel() for x in tree.values(whole)]
         width, size = tree.values(whole)[0].element_size(), sum(sizes)
         share = self.share("up", fed.round)
@@ -161,7 +166,7 @@ class CELLM(Method):
         entries = sum((x != 0).reshape(len(x), -1).sum(1) for x in leaves)  # (k,)
         size, width = sum(x[0].numel() for x in leaves), leaves[0].element_size()
         index = (POSITION * entries).clamp(max=math.ceil(size / 8))
-        if part == "mask":  # it tells where the model's values belong
+        if part == "mask":  # it says where the model's values belong
             return int(index.sum())
         if part == "model" and s.client_freeze:
             return int((width * entries).sum())
@@ -169,17 +174,17 @@ class CELLM(Method):
 
 
 def count(size: int, share: float) -> int:
-    """Of `size` entries, at least one; a share of 0.29 of 100 is 29."""
+    """Return how many of `size` entries a share is, at least one; a share of 0.29 of 100 is 29."""
     return max(1, math.floor(share * size + 1e-9))
 
 
-def keep(x: Tree, mask: Tree) -> Tree:
-    """x where the mask is true, else zeros."""
+def apply_mask(x: Tree, mask: Tree) -> Tree:
+    """Return x where the mask is true, else zeros."""
     return tree.map(lambda a, m: torch.where(m, a, torch.zeros_like(a)), x, mask)
 
 
 def top(x: Tree, share: float | list[list[float]], ranking: str, at: tuple[Tensor, Tensor] | None = None) -> Tree:
-    """Bool tree, true on the entries of largest size; of equal ones the first. share: one, or a table to look up `at`."""
+    """Return a bool tree, true on the entries of largest size; of equal ones the first. share: one, or a table read `at`."""
 
     def mask(v: Tensor) -> Tensor:
         if isinstance(share, float):

@@ -41,9 +41,7 @@ class CFL(Clustered):
 
     class Settings(bipartition.Settings, MethodSettings):
         min_round: int = Field(5, ge=0, description="Last round in which no cluster is cut.")
-        weight: Literal["one", "examples"] = Field(
-            "one", description="Weights of a cluster's mean: equal (paper) or not."
-        )
+        weight: Literal["one", "examples"] = Field("one", description="Weights of a mean: equal (paper) or not.")
         absent: Literal["choose", "wait"] = Field(
             "choose", description="What a cluster does with members that a round did not hear."
         )
@@ -89,7 +87,7 @@ class CFL(Clustered):
 
     @visit
     def choose(self, task: Task) -> Visit:
-        """The leaf of least training loss below the client's cluster."""
+        """Choose the leaf of least training loss below the client's cluster."""
         phase = losses(task)
 
         def enter(client: ClientContext, carry: Tree) -> Tree:
@@ -103,13 +101,13 @@ class CFL(Clustered):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         clients = fed.sample()
-        state = self._placed(state, fed, clients)
+        state = self._choose_leaves(state, fed, clients)
         clients = tuple(c for c in clients if str(int(state["assignment"][c])) in state["experts"])
         got, experts = self.train_clusters(state, fed, clients, weight=self.settings.weight, keep="delta")
         return self._cut(state, fed, got, experts) if got.ids else {**state, "experts": experts}
 
-    def _placed(self, state: Tree, fed: Fed, clients: Sequence[int]) -> Tree:
-        """Those of `clients` whose cluster was cut while they were away choose among the leaves below it."""
+    def _choose_leaves(self, state: Tree, fed: Fed, clients: Sequence[int]) -> Tree:
+        """Let those of `clients` whose cluster was cut while they were away choose among the leaves below it; return the state."""
         leaves = sorted(state["experts"], key=int)
         assignment = state["assignment"].clone()
         away = {c: int(assignment[c]) for c in clients if str(int(assignment[c])) not in leaves}
@@ -123,7 +121,7 @@ class CFL(Clustered):
         return {**state, "assignment": assignment}
 
     def _cut(self, state: Tree, fed: Fed, got: Replies, experts: dict[str, Tree]) -> Tree:
-        """The state after a round in which `experts` are the leaves' next models where none is cut."""
+        """Return the state after a round in which `experts` are the leaves' next models where none is cut."""
         s, n = self.settings, got.examples.numpy() if self.settings.weight == "examples" else np.ones(len(got))
         gram = got.gram("delta").double().numpy()
         largest = max(float(state["largest"]), float(np.sqrt(gram.diagonal().max())))
@@ -158,7 +156,7 @@ class CFL(Clustered):
 
     # serving: each client gets all models and a mask of those that may be its own
     def _served(self, state: Tree) -> dict[str, Tree]:
-        """Cluster id -> model; the deepest first, so that a client without validation data gets its leaf."""
+        """Return cluster id -> model; the deepest first, so that a client without validation data gets its leaf."""
         models = state["experts"] if self.settings.serve == "leaf" else {**state["ancestors"], **state["experts"]}
         return {k: models[k] for k in sorted(models, key=int, reverse=True)}
 
@@ -188,12 +186,12 @@ class CFL(Clustered):
 
 
 def least_of(carry: Tree, allowed: Tensor) -> Tensor:
-    """Place of the model with the least mean loss among those `allowed` (K,), after the phase `losses`; 0-d."""
+    """Return the place of the model with the least mean loss among those `allowed` (K,), after the phase `losses`; 0-d."""
     return torch.where(allowed, average(carry)["loss"], torch.inf).argmin()
 
 
 def _path(state: Tree, node: int) -> list[int]:
-    """A cluster's ids up to the first one's, its own first."""
+    """Return the ids of a cluster and of its ancestors, its own first."""
     path = []
     while node >= 0:
         path.append(node)
@@ -202,5 +200,5 @@ def _path(state: Tree, node: int) -> list[int]:
 
 
 def _below(state: Tree, node: int, among: Sequence[Any]) -> Tensor:
-    """Which clusters of `among` are `node` or were cut out of it, (K,) bool."""
+    """Return which clusters of `among` are `node` or were cut out of it, (K,) bool."""
     return torch.tensor([node in _path(state, int(k)) for k in among])

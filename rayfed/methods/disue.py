@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from rayfed import ANY, PARAMS, Method, Part, Wire, cluster, keys, mean, measure, model_of, sgd_visit, tree, visit
+from rayfed import (
+    ANY,
+    PARAMS,
+    Method,
+    MethodSettings,
+    Part,
+    Wire,
+    cluster,
+    keys,
+    mean,
+    measure,
+    model_of,
+    sgd_visit,
+    tree,
+    visit,
+)
 from rayfed.cluster import subspace
 from rayfed.distill import datafree
 from rayfed.errors import ConfigError
@@ -26,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class DisUE(Method):
-    """Leng et al., IJCAI 2025 (2506.20285). The paper's equations were not readable: what is marked [inferred] is rebuilt
+    """Leng et al. 2025, DisUE (IJCAI 2025, 2506.20285). The paper's equations were not readable: what is marked [inferred] is rebuilt
     from its keywords and the nearest public code (FedFTG, FedGen), and is a switch.
 
     L-phase, client i: omega_i <- theta, E epochs of SGD; sends omega_i - theta, class counts h_i, a signature s_i: the
@@ -50,7 +65,9 @@ class DisUE(Method):
     ids, generator.
     """
 
-    class Settings(datafree.DataFree):
+    logs = datafree.LOGS
+
+    class Settings(datafree.DataFree, MethodSettings):
         clusters: int = Field(3, ge=1, description="Number of clusters, K, where the clusterer takes one.")
         clusterer: dict[str, Any] = Field(
             {"kind": "agglomerative"}, description="Kind of clusterer and its settings; a kind's name alone will do."
@@ -119,11 +136,8 @@ class DisUE(Method):
     def train(self, task: Task) -> Visit:
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             delta = tree.sub(carry["model"], client.shared["model"])
-            return {
-                "delta": delta,
-                "counts": client.info.counts,
-                "signature": self._signature(task, client.info, delta),
-            }, client.own
+            signature = self._signature(task, client.info, delta)
+            return {"delta": delta, "counts": client.info.counts, "signature": signature}, client.own
 
         return sgd_visit(task.loss, self.local, end=end)
 
@@ -137,7 +151,7 @@ class DisUE(Method):
 
     @visit
     def score(self, task: Task) -> Visit:
-        """Mean training loss of each known expert (clusterer least_loss)."""
+        """Measure the mean training loss of each known expert (clusterer least_loss)."""
 
         def losses(experts: Tree, batch: Any) -> Tree:
             return {"losses": torch.stack([task.loss(e, batch) for e in experts.values()], -1)}
@@ -154,13 +168,7 @@ class DisUE(Method):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings
-        got = fed.ask(
-            self.train,
-            fed.sample(),
-            shared={"model": state["model"]},
-            fold=mean("delta", weight="examples"),
-            keep="delta",
-        )
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta"), keep="delta")
         average = tree.add(state["model"], got.folded["delta"])
         if not got.ids:
             return state
@@ -174,27 +182,17 @@ class DisUE(Method):
         weights = member * n / (member @ n)[:, None]
         experts = [tree.add(state["model"], d) for d in got.linear("delta", weights)]
         counts = member @ got.stacked("counts").double()  # (K, C)
-        ids = named or self._ids(state, got.ids, labels, experts)
+        ids = named or self._match_ids(state, got.ids, labels, experts)
         # D-phase
         theta, generator = average, state["generator"]
         if s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until):
             start = average if s.student_init == "average" else state["model"]
-            taught, generator, losses = datafree.distill(
-                task,
-                start,
-                experts,
-                counts,
-                generator,
-                s,
-                fed.key("D-phase"),
-                fed.round,
-                fed.probe() if s.inputs == "probe" else None,
+            probe = fed.probe() if s.inputs == "probe" else None
+            theta, generator, losses = datafree.distill(
+                task, start, experts, counts, generator, s, fed.key("D-phase"), fed.round, probe
             )
-            theta = (
-                taught
-                if s.distill_mix == 1
-                else tree.add(tree.scale(average, 1 - s.distill_mix), taught, s.distill_mix)
-            )
+            if s.distill_mix != 1:
+                theta = tree.add(tree.scale(average, 1 - s.distill_mix), theta, s.distill_mix)
             for name, value in losses.items():
                 fed.log(f"distill/{name}", value)
         at = torch.tensor(got.ids)[torch.as_tensor(placed)]
@@ -209,24 +207,17 @@ class DisUE(Method):
         }
 
     def _cluster(self, state: Tree, got: Replies, fed: Fed) -> tuple[np.ndarray, list[int] | None]:
-        """Cluster 0..K-1 of each reply or MISSING, and the clusters' persistent ids if the clusterer knows them."""
+        """Return the cluster 0..K-1 of each reply or MISSING, and the clusters' persistent ids if the clusterer knows them."""
         known = {k: state["experts"][k] for k in sorted(state["experts"], key=int)}
 
         def losses() -> dict[int, Tensor]:
             return fed.ask(self.score, got.ids, shared={"experts": known}).gather("losses")
 
         evidence = cluster.Evidence(
-            got.ids,
-            got.stacked("signature"),
-            got.stacked("counts"),
-            fed.planted,
-            losses,
-            [int(k) for k in known],
-            state["assignment"].tolist(),
-            lambda: got.gram("delta"),
-            lambda: self._bases(state, got, fed),
-            fed.key("clusterer"),
-        )
+            got.ids, got.stacked("signature"), got.stacked("counts"), fed.planted, losses, [int(k) for k in known],
+            state["assignment"].tolist(), gram=lambda: got.gram("delta"), bases=lambda: self._bases(state, got, fed),
+            key=fed.key("clusterer"),
+        )  # fmt: skip
         clusterer = self.clusterer
         raw = clusterer.labels(evidence, self.settings.clusters)
         labels, named = np.full(len(raw), cluster.MISSING), clusterer.ids(evidence, self.settings.clusters)
@@ -239,19 +230,19 @@ class DisUE(Method):
 
     @visit
     def bases(self, task: Task) -> Visit:
-        """Bases of the client's inputs (clusterer subspace)."""
+        """Send a basis of the client's inputs (clusterer subspace)."""
         return subspace.basis_visit(task, getattr(self.clusterer.settings, "basis", 1))
 
     def _bases(self, state: Tree, got: Replies, fed: Fed) -> dict[int, Tensor]:
-        """Client -> (F, q) of the round's clients; who took part before has sent its own, and the server keeps it."""
+        """Return client -> (F, q) of the round's clients; who took part before has sent its own, and the server keeps it."""
         new = state["assignment"][got.ids] < 0
         found: dict[int, Tensor] = {}
         for clients, metered in ((torch.tensor(got.ids)[new], True), (torch.tensor(got.ids)[~new], False)):
             found |= fed.ask(self.bases, clients.tolist(), metered=metered).gather("bases")
         return found
 
-    def _ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
-        """Persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members.
+    def _match_ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
+        """Return persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members.
 
         The id of an absent client goes to no cluster whose expert is unlike its own (alike <= 0) and that shares no member.
         """
@@ -274,9 +265,8 @@ class DisUE(Method):
         held = torch.tensor([bool((away == int(k)).any()) for k in known])
         comparable = len(experts) > 1 or len(known) > 1  # two lone experts deviate from nothing
         refused = comparable & held & (alike <= 0) & (shared == 0)
-        return cluster.match(
-            (alike.double() + shared.double()).numpy(), [int(k) for k in known], fresh, refused.numpy()
-        )
+        similarity = (alike.double() + shared.double()).numpy()
+        return cluster.match(similarity, [int(k) for k in known], fresh, refused.numpy())
 
     def serve(self, state: Tree) -> Tree:
         ids = sorted(state["experts"], key=int)
@@ -313,7 +303,7 @@ class DisUE(Method):
 
 
 def rotate(s: Tensor, secret: Tensor) -> Tensor:
-    """Q s for an orthogonal Q drawn from `secret`: random signs, a Hadamard transform, random signs again; (q,) -> (2^m,).
+    """Return Q s for an orthogonal Q drawn from `secret`: random signs, a Hadamard transform, random signs; (q,) -> (2^m,).
 
     Inner products of two vectors turned by the same secret stay what they are, to rounding.
     """

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
+from rayfed import MethodSettings, mean, sgd_visit, tree
+from rayfed.methods._bases.one_model import OneModel
 from rayfed.visits import epochs
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree, Visit
 
 
-class FedAvgFinetune(Method):
-    """FedAvg (1602.05629); before it is used, each client fine-tunes the global model on its own training data.
+class FedAvgFinetune(OneModel):
+    """The usual personalisation baseline, as in Collins et al. 2022, "FedAvg with Fine Tuning" (2205.13692): FedAvg (McMahan et
+    al. 2017, 1602.05629); before it is used, each client fine-tunes the global model on its own training data.
 
-    The usual personalisation baseline (e.g. Collins et al. 2022, "FedAvg with Fine Tuning", 2205.13692). Training and
-    wire are FedAvg's to the bit; only the served model differs: x^r after `finetune_epochs` epochs of local SGD.
+    Training and wire are FedAvg's to the bit; only the served model differs: x^r after `finetune_epochs` epochs of local SGD.
+    Down: the model (P floats). Up: the update (P floats), n_i. Kept at clients: nothing. At the server: the model.
     """
 
     class Settings(MethodSettings):
         server_lr: float = Field(1.0, gt=0, description="Step of the server along the mean update.")
         finetune_epochs: int = Field(1, ge=0, description="Epochs of local training before the served model is used.")
-
-    wire: ClassVar[Wire] = Wire(
-        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
-    )
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        return sgd_visit(task.loss, self.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="examples"))

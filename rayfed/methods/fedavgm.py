@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
+from rayfed import PARAMS, MethodSettings, Part, Wire, mean, tree
+from rayfed.methods._bases.one_model import OneModel
 
 if TYPE_CHECKING:
-    from rayfed import Fed, Task, Tree, Visit
+    from rayfed import Fed, Task, Tree
 
 
-class FedAvgM(Method):
+class FedAvgM(OneModel):
     """Hsu et al. 2019, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification"
     (1909.06335).
 
@@ -34,10 +35,6 @@ class FedAvgM(Method):
 
     def init(self, task: Task, key: int) -> Tree:
         return {"model": task.init_params(key), "v": tree.zeros(task.params_like)}
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        return sgd_visit(task.loss, self.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings

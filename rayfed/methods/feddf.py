@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import PARAMS, Method, MethodSettings, Part, Wire, keys, mean, optimizers, sgd_visit, tree, visit
+from rayfed import MethodSettings, keys, mean, optimizers, tree
 from rayfed.distill import ensemble
 from rayfed.lazy import torch
+from rayfed.methods._bases.one_model import OneModel
 from rayfed.task import needs_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed import Fed, Task, Tree, Visit
+    from rayfed import Fed, Task, Tree
     from rayfed.config.schema import Config
     from rayfed.partition import Federation
 
 
-class FedDF(Method):
+class FedDF(OneModel):
     """Lin et al. 2020, "Ensemble Distillation for Robust Model Fusion in Federated Learning" (2006.07242), algorithm 1.
 
     Client i: w_i <- w, E epochs of SGD; sends w_i - w.
@@ -35,37 +36,31 @@ class FedDF(Method):
     of all its clients.
     """
 
+    logs: ClassVar = {
+        f"distill/{when}": (
+            f"loss of the average against the ensemble on the whole public set, {when} the steps",
+            "nats",
+        )
+        for when in ("before", "after")
+    }
+
     class Settings(MethodSettings):
         steps: int = Field(100, ge=0, description="Server steps per round; 0 is FedAvg.")
         batch: int = Field(128, ge=1, description="Public examples per step.")
         lr: float = Field(1e-3, gt=0, description="Adam's first rate in a round; it falls to 0 along a cosine.")
         tau: float = Field(1.0, gt=0, description="Distillation temperature.")
 
-    wire: ClassVar[Wire] = Wire(
-        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
-    )
-
     def check(self, config: Config) -> list[str]:
         if not config.federation.probe:
             return ["federation.probe: 0 found, feddf distils on a public set; allowed: a whole number >= 1"]
         return []
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        return sgd_visit(task.loss, self.local)
 
     def fits(self, federation: Federation) -> list[str]:
         return needs_classes(federation, "feddf keeps the teachers' mean logits of the whole probe")
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings
-        got = fed.ask(
-            self.train,
-            fed.sample(),
-            shared={"model": state["model"]},
-            fold=mean("delta", weight="examples"),
-            keep="delta",
-        )
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta"), keep="delta")
         model = tree.add(state["model"], got.folded["delta"])
         if not (got.ids and s.steps):
             return {"model": model}
@@ -79,7 +74,7 @@ class FedDF(Method):
 
 
 def mean_logits(task: Task, models: Iterable[Tree], x: Tensor, batch: int) -> Tensor:
-    """mean_k f(x; w_k), (n, C), in pieces of `batch` rows."""
+    """Return mean_k f(x; w_k), (n, C), in pieces of `batch` rows."""
     total, number = torch.zeros(()), 0
     with torch.no_grad():
         for w in models:
@@ -90,7 +85,7 @@ def mean_logits(task: Task, models: Iterable[Tree], x: Tensor, batch: int) -> Te
 def distill(
     task: Task, student: Tree, x: Tensor, target: Tensor, s: FedDF.Settings, key: int
 ) -> tuple[Tree, float, float]:
-    """(student, its mean loss over all of x before, and after) learning the logits `target` (n, C) at x (n, ...).
+    """Teach the student the logits `target` (n, C) at x (n, ...); return it, and its mean loss over x before and after.
 
     Batches walk through x in a fresh order each pass.
     """

@@ -1,4 +1,4 @@
-"""FedDPA: a private adapter beside the global one, mixed for every input by how near it is to the client's data."""
+"""FedDPA: a private adapter beside the global one, mixed for every input by how similar it is to the client's data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field
 from rayfed import PARAMS, SCALAR, MethodSettings, Part, Phase, Visit, Wire, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora
 from rayfed.lazy import F, torch
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.task import needs_classes
 from rayfed.visits import epochs
 from rayfed.wire import params_of
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from rayfed.visits import Batch
 
 
-class FedDPA(lora.OverLoRA):
+class FedDPA(OverLoRA):
     """Yang et al. 2024, "Dual-Personalizing Adapter for Federated Foundation Models" (2403.19211), FedDPA-F and FedDPA-T.
 
     Each layer has a global pair g and a private pair l: W x + (1 - a) s B_g A_g x + a s B_l A_l x, which is one pair of twice
     the rank, B = [(1 - a) B_g, a B_l], A = [A_g; A_l]. g and the head train as in FedIT, without l. l trains with g held and
     a = 1/2, from the first A and B = 0:
       T: within the visit, after g, on the g just trained (inferred: not the mean), and is kept;
-      F: when all rounds of g are over: whenever a client's model is put together, with the g of that round, `own_epochs` long.
+      F: when all rounds of g are over: whenever a client's model is assembled, with the g of that round, `own_epochs` long.
     At test a(x) = most max(0, mean over the S instances of cos(f(x), f(x_s))), f the last features of the model as it
     started, x_s drawn from the client's training data; that the scaling is by the constant 1/2 is inferred. The mean of
     cosines is one product with the mean of the unit features, so that is what is held. A client without an l has a = 0.
@@ -40,17 +41,13 @@ class FedDPA(lora.OverLoRA):
     """
 
     class Settings(MethodSettings):
-        mode: Literal["F", "T"] = Field(
-            "T", description="Private adapter after all rounds (F) or within every visit (T)."
-        )
-        weight: Literal["examples", "one"] = Field(
-            "one", description="Weights of the mean of g: by examples, or equal."
-        )
+        mode: Literal["F", "T"] = Field("T", description="Private adapter after all rounds (F), or in every visit (T).")
+        weight: Literal["examples", "one"] = Field("one", description="Weights of g's mean: by examples, or equal.")
         own_epochs: int = Field(1, ge=1, description="F: epochs of the private adapter.")
         instances: int = Field(16, ge=1, description="S, training instances that an input is compared with.")
         most: float = Field(0.5, ge=0, le=1, description="Largest weight of the private adapter at test.")
 
-    one_rank: ClassVar[str | None] = "global and private adapter lie side by side in every layer"
+    one_rank: ClassVar[str | None] = "global and private adapter stand side by side in every layer"
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS)},
         up={"delta": Part(PARAMS, update=True)},
@@ -93,7 +90,7 @@ class FedDPA(lora.OverLoRA):
 
     @visit
     def private(self, task: Task) -> Visit:
-        """Training of l, carry["own"], beside carry["model"]."""
+        """Train l, carry["own"], beside carry["model"]."""
 
         def objective(params: Tree, carry: Tree, batch: Batch, key: Tensor) -> Tensor:
             return task.loss(mixed(carry["model"], params, 0.5), batch, key)
@@ -123,15 +120,16 @@ class FedDPA(lora.OverLoRA):
             return {**carry, "sum": carry["sum"] + w @ unit, "n": carry["n"] + w.sum()}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            near = carry["sum"] / carry["n"].clamp(min=1)
+            centre = carry["sum"] / carry["n"].clamp(min=1)
             trained = torch.ones_like(carry["n"]) if after else client.own["trained"]
-            return {"model": {**{n: carry[n] for n in ("model", "own")}, "near": near, "trained": trained}}, client.own
+            model = {"model": carry["model"], "own": carry["own"], "centre": centre, "trained": trained}
+            return {"model": model}, client.own
 
         instances = Phase(epochs(1), step, enter, counts=False)
         return Visit(begin, [*(self.private(task).phases if after else ()), instances], end)
 
     def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
-        cos = F.normalize(task.features(task.initial, x), dim=-1) @ model["near"]
+        cos = F.normalize(task.features(task.initial, x), dim=-1) @ model["centre"]
         a = self.settings.most * cos.clamp(min=0) * model["trained"]
 
         def one(a: Tensor, x: Tensor) -> Tensor:
@@ -141,12 +139,12 @@ class FedDPA(lora.OverLoRA):
 
 
 def factors(params: Tree) -> Tree:
-    """The adapter's A and B of a trained tree."""
-    return lora.some(params, lambda n: lora.is_a(n) or lora.is_b(n))
+    """Return the adapter's A and B of a trained tree."""
+    return lora.select(params, lambda n: lora.is_a(n) or lora.is_b(n))
 
 
 def mixed(g: Tree, l: Tree, a: Tensor | float) -> Tree:  # noqa: E741  (the card's letter)
-    """The trained tree whose layers add (1 - a) s B_g A_g + a s B_l A_l, (m, 2 r) times (2 r, n); the rest is g's."""
+    """Return the trained tree whose layers add (1 - a) s B_g A_g + a s B_l A_l, (m, 2 r) times (2 r, n); the rest is g's."""
     out = dict(g)
     for n in lora.pairs(l):
         out[n.a] = torch.cat([g[n.a], l[n.a]])

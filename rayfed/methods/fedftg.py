@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import ANY, PARAMS, Method, Part, Wire, keys, mean, sgd_visit, tree, visit
+from rayfed import ANY, PARAMS, Method, MethodSettings, Part, Wire, keys, mean, sgd_visit, tree, visit
 from rayfed.distill import datafree
 from rayfed.wire import tensor
 
@@ -34,7 +34,9 @@ class FedFTG(Method):
     within a round the models of all its clients.
     """
 
-    class Settings(datafree.DataFree):
+    logs = datafree.LOGS
+
+    class Settings(datafree.DataFree, MethodSettings):
         iterations: int = Field(10, ge=0, description="Outer iterations per round; 0 is FedAvg.")
         tau: float = Field(1.0, gt=0, description="Distillation temperature.")
         fidelity_of: Literal["ensemble", "each"] = Field(
@@ -73,27 +75,14 @@ class FedFTG(Method):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings
-        got = fed.ask(
-            self.train,
-            fed.sample(),
-            shared={"model": state["model"]},
-            fold=mean("delta", weight="examples"),
-            keep="delta",
-        )
+        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta"), keep="delta")
         average, generator = tree.add(state["model"], got.folded["delta"]), state["generator"]
         if not (got.ids and s.iterations):
             return {"model": average, "generator": generator}
         teachers = [tree.add(state["model"], d) for d in tree.unstack(got.stacked("delta"))]
+        counts, probe = got.stacked("counts"), fed.probe() if s.inputs == "probe" else None
         model, generator, losses = datafree.distill(
-            task,
-            average,
-            teachers,
-            got.stacked("counts"),
-            generator,
-            s,
-            fed.key("distillation"),
-            fed.round,
-            fed.probe() if s.inputs == "probe" else None,
+            task, average, teachers, counts, generator, s, fed.key("distillation"), fed.round, probe
         )
         for name, value in losses.items():
             fed.log(f"distill/{name}", value)

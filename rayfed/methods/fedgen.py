@@ -39,24 +39,26 @@ class FedGen(Method):
     averaging. Kept at clients: nothing. At the server: w, G and its Adam state, class counts.
     """
 
+    logs: ClassVar = {
+        "generator/fidelity": ("cross-entropy of the clients' classifiers on generated features, last step", "nats"),
+        "generator/diversity": (
+            "exp(-mean over pairs of distance of noise times distance of features)",
+            "1 = all equal",
+        ),
+    }
+
     class Settings(MethodSettings):
         alpha: float = Field(1.0, ge=0, description="Weight of cross-entropy on generated features; the code's is 10.")
-        beta: float = Field(
-            1.0, ge=0, description="Weight of KL from generated to real features' predictions; the code's is 10."
-        )
+        beta: float = Field(1.0, ge=0, description="Weight of KL from generated to real predictions; the code's is 10.")
         decay: float = Field(0.98, gt=0, le=1, description="Factor of both weights per round.")
-        generated: int | None = Field(
-            None, ge=1, description="Generated features per local step; null: as many as local.batch_size."
-        )
+        generated: int | None = Field(None, ge=1, description="Generated features per local step; null: a batch's.")
         noise: int = Field(32, ge=1, description="Noise size.")
         hidden: int = Field(256, ge=1, description="Width of the generator's hidden layer.")
         generator_steps: int = Field(50, ge=0, description="Generator steps per round.")
         generator_lr: float = Field(3e-4, gt=0, description="Adam's rate for the generator.")
         batch: int = Field(128, ge=1, description="Generated features per generator step.")
         diversity: float = Field(1.0, ge=0, description="Weight of the diversity term.")
-        rho: float = Field(
-            0.0, ge=0, description="Exponent of pooled class counts in label draws; 0 uniform over seen classes."
-        )
+        rho: float = Field(0.0, ge=0, description="Exponent of pooled class counts in label draws; 0 is uniform.")
 
     wire: ClassVar[Wire] = Wire(
         down={
@@ -73,8 +75,8 @@ class FedGen(Method):
     )
 
     def fits(self, federation: Federation) -> list[str]:
-        if told := needs_classes(federation, "fedgen's generator makes features of classes"):
-            return told
+        if problems := needs_classes(federation, "fedgen's generator makes features of classes"):
+            return problems
         if self.config.task.model.name in models.KNOWN or self.config.task.model.name.startswith("hf:"):
             return []
         from rayfed.task import Task
@@ -87,9 +89,8 @@ class FedGen(Method):
 
     def init(self, task: Task, key: int) -> Tree:
         s = self.settings
-        g = gen.init(
-            keys.key(key, 0, -1, "generator"), s.noise, task.classes, (task.feature_size,), (s.hidden,), task.dtype
-        )
+        first = keys.key(key, 0, -1, "generator")
+        g = gen.init(first, s.noise, task.classes, (task.feature_size,), (s.hidden,), task.dtype)
         return {
             "model": task.init_params(key),
             "generator": {"g": g, "adam": optimizers.adam().init(g)},
@@ -120,7 +121,7 @@ class FedGen(Method):
                 loss = loss + s.beta * carry["fade"] * ensemble.kl(like.detach(), logits, 1.0)
             if s.alpha:
                 n = s.generated or self.local.batch_size
-                y = draw(carry["labels"], keys.uniform(keys.fold(key, 1), (n,), task.dtype))
+                y = draw_labels(carry["labels"], keys.uniform(keys.fold(key, 1), (n,), task.dtype))
                 taught = F.cross_entropy(task.classify(h, gen.latent(g, noise(2, n), y, task.classes)), y)
                 loss = loss + ratio * s.alpha * carry["fade"] * taught
             return loss
@@ -134,23 +135,15 @@ class FedGen(Method):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings
-        got = fed.ask(
-            self.train,
-            fed.sample(),
-            shared={
-                "model": state["model"],
-                "generator": state["generator"]["g"],
-                "labels": label_distribution(state["counts"], s.rho).to(task.dtype),
-            },
-            fold=mean("delta", weight="examples"),
-            keep="delta",
-        )
+        labels = label_distribution(state["counts"], s.rho).to(task.dtype)
+        shared = {"model": state["model"], "generator": state["generator"]["g"], "labels": labels}
+        got = fed.ask(self.train, fed.sample(), shared=shared, fold=mean("delta"), keep="delta")
         generator, counts = state["generator"], state["counts"]
         if got.ids and s.generator_steps:
             heads = task.classifier(state["model"])
             heads = tree.add(heads, task.classifier(got.stacked("delta", task.classifier_names)))
             here = got.stacked("counts")
-            generator, losses = teach(task, generator, heads, here, s, fed.key("generator"))
+            generator, losses = train_generator(task, generator, heads, here, s, fed.key("generator"))
             counts = counts + here.sum(0)
             for name, value in losses.items():
                 fed.log(f"generator/{name}", value)
@@ -158,22 +151,22 @@ class FedGen(Method):
 
 
 def label_distribution(counts: Tensor, rho: float) -> Tensor:
-    """p (C,) ~ n_c^rho over the classes with n_c > 0, float64; zeros if there is none."""
+    """Return p (C,) ~ n_c^rho over the classes with n_c > 0, float64; zeros if there is none."""
     weight = torch.where(counts > 0, counts.clamp(min=1).double() ** rho, 0.0)
     return weight / weight.sum().clamp(min=1e-300)
 
 
-def draw(p: Tensor, u: Tensor) -> Tensor:
-    """Labels (n,) of the distribution p (C,) from uniform numbers u (n,); a class of probability 0 is never drawn."""
+def draw_labels(p: Tensor, u: Tensor) -> Tensor:
+    """Return labels (n,) of the distribution p (C,) from uniform numbers u (n,); a class of probability 0 is never drawn."""
     edges = torch.cumsum(p, 0)
     edges = edges / edges[-1].clamp(min=1e-30)  # the last edge is 1 exactly, and u is below it
     return (u[:, None] >= edges).sum(1).clamp(max=len(p) - 1)
 
 
-def teach(
+def train_generator(
     task: Task, state: Tree, heads: Tree, counts: Tensor, s: FedGen.Settings, key: int
 ) -> tuple[Tree, dict[str, float]]:
-    """(generator and Adam state, last losses) after one round's steps against the heads, leaves (K, ...); counts (K, C)."""
+    """Train G for a round against the heads, leaves (K, ...); counts (K, C). Return (G and Adam state, last losses)."""
     rng, adam, alpha = keys.torch_generator(key), optimizers.adam(), ensemble.class_weights(counts)
 
     def loss(g: Tree, y: Tensor, e: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -37,20 +37,22 @@ class FedMerge(Method):
     n_i. Kept at clients: nothing. At the server: J models, W. With one model it is FedProx with twice this mu.
     """
 
+    logs: ClassVar = {
+        "weights/spread": ("largest distance of a mixture weight of the round's clients from 1 / J", "weight"),
+        "weights/cosine_within": ("mean cosine of the mixture weights of two clients of one planted group", "cosine"),
+        "weights/cosine_across": ("mean cosine of the mixture weights of two clients of two planted groups", "cosine"),
+    }
+
     class Settings(MethodSettings):
         models: int = Field(3, ge=1, description="Number of models at the server, J.")
-        eta_w: float = Field(
-            0.1, ge=0, description="Largest change of a weight's logit in a round (the code's is 0.01)."
-        )
+        eta_w: float = Field(0.1, ge=0, description="Largest change of a weight's logit in a round (code: 0.01).")
         inner: Literal["head", "all"] = Field(
             "head", description="Entries in the weights' inner products: the classifier's (code), or all (chain rule)."
         )
         step: Literal["round", "client"] = Field(
-            "round", description="What has a largest logit step of eta_w: the round's clients together, or each."
+            "round", description="What has a largest logit step of eta_w: the round's clients as one, or each client."
         )
-        mu: float = Field(
-            0.01, ge=0, description="Weight of the squared distance to the merged model in local training."
-        )
+        mu: float = Field(0.01, ge=0, description="Weight of the squared distance to the merged model, locally.")
         server_lr: float = Field(1.0, gt=0, description="Step of the models along their weighted mean updates.")
         newcomers: Literal["uniform", "least_loss"] = Field(
             "uniform", description="A client without learned weights: the plain mean, or the model with the least loss."
@@ -71,7 +73,7 @@ class FedMerge(Method):
     universal: ClassVar[str | None] = None
 
     def init(self, task: Task, key: int) -> Tree:
-        self._names(task)  # tells now what the first round would
+        self._names(task)  # refuses now what the first round would
         others = [task.fresh_params(keys.key(key, 0, -1, f"model {j}")) for j in range(1, self.settings.models)]
         return {
             "experts": tree.stack([task.init_params(key), *others]),
@@ -103,7 +105,7 @@ class FedMerge(Method):
         if not got.ids:
             return state
         logits = state["logits"].clone()
-        logits[got.ids] = self._learned(logits[got.ids], got, tree.unstack(state["experts"]), task)
+        logits[got.ids] = self._step_logits(logits[got.ids], got, tree.unstack(state["experts"]), task)
         now = torch.softmax(logits[got.ids], 1)
         v = column_shares(now, got.examples)
         moved = tree.stack(got.linear("delta", v.T.contiguous()))
@@ -111,12 +113,11 @@ class FedMerge(Method):
         experts = tree.add(state["experts"], moved, self.settings.server_lr)
         return {"experts": experts, "logits": logits, "seen": state["seen"].index_fill(0, torch.tensor(got.ids), True)}
 
-    def _learned(self, logits: Tensor, got: Replies, models: list[Tree], task: Task) -> Tensor:
-        """The logits (n, J) of those who replied after a round's step."""
+    def _step_logits(self, logits: Tensor, got: Replies, models: list[Tree], task: Task) -> Tensor:
+        """Return the logits (n, J) of those who replied after a round's step."""
         names = self._names(task)
-        apart = [
-            tree.sub(m, models[0]) for m in models
-        ]  # G does not change with a common shift, and equal models give 0
+        # G does not change with a common shift, and equal models give 0
+        apart = [tree.sub(m, models[0]) for m in models]
         g = slopes(torch.softmax(logits, 1), -got.dot("delta", apart, names))
         r = got.examples / got.examples.sum()
         return logits - logit_step(g * r[:, None], self.settings.eta_w, self.settings.step)
@@ -132,7 +133,7 @@ class FedMerge(Method):
         return task.head
 
     def _log(self, fed: Fed, ids: list[int], w: Tensor) -> None:
-        """How far weights are from the plain mean's, and whether clients of one planted group mix alike."""
+        """Log how far weights are from the plain mean's, and whether clients of one planted group mix alike."""
         fed.log("weights/spread", float((w - 1 / w.shape[1]).abs().max()))
         group = fed.planted(ids)
         alike = F.cosine_similarity(w[:, None], w[None], dim=-1)
@@ -161,16 +162,15 @@ class FedMerge(Method):
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             merged = merge(client.mine["weights"], client.shared["experts"])
-            if not chooses:
-                return {"model": merged}, client.own
-            return {
-                "model": tree.where(client.mine["learned"], merged, tree.pick(client.shared["experts"], least(carry)))
-            }, client.own
+            if chooses:
+                best = tree.pick(client.shared["experts"], least(carry))
+                merged = tree.where(client.mine["learned"], merged, best)
+            return {"model": merged}, client.own
 
         return Visit(lambda client: {}, [losses(task)] if chooses else [], end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
-        """The model with the largest weight, of those whose weights were learned."""
+        """Return client -> the model with its largest weight, for clients whose weights were learned."""
         rows = (state["logits"] * 1e9).round()  # opposite steps cancel to a tie but for the last bits
         return {i: int(rows[i].argmax()) for i in state["seen"].nonzero()[:, 0].tolist()}
 
@@ -179,22 +179,22 @@ class FedMerge(Method):
 
 
 def merge(w: Tensor, models: Tree) -> Tree:
-    """sum_j w_j Theta_j of weights (J,) and leaves (J, ...)."""
+    """Return sum_j w_j Theta_j of weights (J,) and leaves (J, ...)."""
     return tree.map(lambda x: torch.tensordot(w.to(x.dtype), x, dims=1), models)
 
 
 def slopes(w: Tensor, inner: Tensor) -> Tensor:
-    """d <theta_i, g_i> / d W_ij = w_ij (<Theta_j, g_i> - sum_j' w_ij' <Theta_j', g_i>), (n, J); inner: <Theta_j, g_i> (n, J)."""
+    """Return d <theta_i, g_i> / d W_ij = w_ij (<Theta_j, g_i> - sum_j' w_ij' <Theta_j', g_i>), (n, J); inner: <Theta_j, g_i> (n, J)."""
     return w * (inner - (w * inner).sum(1, keepdim=True))
 
 
 def logit_step(g: Tensor, eta: float, step: str = "round") -> Tensor:
-    """g (n, J) scaled so that its largest entry is `eta`, over all rows ("round") or in each ("client"); zeros stay."""
+    """Return g (n, J) scaled so that its largest entry is `eta`, over all rows ("round") or in each ("client"); zeros stay."""
     largest = g.abs().amax(1, keepdim=True) if step == "client" else g.abs().max()
     return torch.where(largest > 0, g / largest * eta, torch.zeros_like(g))
 
 
 def column_shares(w: Tensor, examples: Tensor) -> Tensor:
-    """v_ij = w_ij r_i / sum_i' w_i'j r_i', (n, J), whose columns sum to 1."""
+    """Return v_ij = w_ij r_i / sum_i' w_i'j r_i', (n, J), whose columns sum to 1."""
     v = w * examples[:, None]
     return v / v.sum(0)

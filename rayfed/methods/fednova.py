@@ -86,7 +86,7 @@ class FedNova(Method):
 
 
 def norm_of(tau: Tensor, rho: float, mu: float, lr: Any) -> Tensor:
-    """|a_i|: how much of one gradient tau local steps add up to; 0-d."""
+    """Return |a_i|, how much of one gradient tau local steps add up to; 0-d."""
     if rho:
         return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
     if mu:

@@ -36,6 +36,10 @@ class FedOA(Method):
     At the server: phi. A client that never took part is served phi.
     """
 
+    logs: ClassVar = {
+        "accuracy/pooled": ("personal models on the first 512 pooled test rows, mean over clients", "fraction")
+    }
+
     class Settings(MethodSettings):
         lam: float = Field(0.1, ge=0, description="Weight of the distance to the global model's features.")
         gap: Literal["squared", "cosine", "class_means", "weights"] = Field(
@@ -126,8 +130,8 @@ class FedOA(Method):
         return lambda gradient, carry: tree.add(gradient, tree.sub(carry["personal"], carry["reference"]), lam)
 
     @visit
-    def elsewhere(self, task: Task) -> Visit:
-        """Accuracy of theta_i where the client may have no data of its own."""
+    def score_pooled(self, task: Task) -> Visit:
+        """Measure theta_i where the client may have no data of its own: on the first chunk of the pooled test set."""
 
         def begin(client: ClientContext) -> Tree:
             zero = torch.zeros((), dtype=task.dtype, device=task.device)
@@ -146,7 +150,7 @@ class FedOA(Method):
         fold = mean("delta", weight=self.settings.weight)
         got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=fold)
         if self.settings.pooled and got.ids and len(fed.federation.pooled_test) and self._scored(fed):
-            found = fed.ask(self.elsewhere, got.ids, metered=False)
+            found = fed.ask(self.score_pooled, got.ids, metered=False)
             for accuracy in found.gather("right").values():
                 fed.log("accuracy/pooled", float(accuracy))
         return {"model": tree.add(state["model"], got.folded["delta"])}
@@ -155,23 +159,21 @@ class FedOA(Method):
         return fed.round % self.config.evaluate.every == 0 or fed.round == fed.rounds
 
     def view(self, task: Task) -> Visit:
-        return model_of(
-            lambda client: tree.where(client.own["visited"] > 0, client.own["personal"], client.shared["model"])
-        )
+        return model_of(lambda c: tree.where(c.own["visited"] > 0, c.own["personal"], c.shared["model"]))
 
 
 def squared(h: Tensor, reference: Tensor, batch: Any) -> Tensor:
-    """|h - h'|^2 / d of features (B, d), (B,)."""
+    """Return |h - h'|^2 / d of features (B, d), (B,)."""
     return (h - reference.detach()).square().mean(-1)
 
 
 def cosine(h: Tensor, reference: Tensor, batch: Any) -> Tensor:
-    """1 - cos(h, h') of features (B, d), (B,)."""
+    """Return 1 - cos(h, h') of features (B, d), (B,)."""
     return 1 - F.cosine_similarity(h, reference.detach(), dim=-1)
 
 
 def class_means(h: Tensor, reference: Tensor, batch: Any) -> Tensor:
-    """For each real example (batch["w"]) |m_c - m'_c|^2 / d, c its label and m_c the mean feature of c in the batch; (B,)."""
+    """Return for each real example (batch["w"]) |m_c - m'_c|^2 / d, c its label and m_c the mean feature of c in the batch; (B,)."""
     classes = torch.arange(batch["classes"], device=h.device)
     member = (batch["y"][:, None] == classes).to(h.dtype) * batch["w"].to(h.dtype)[:, None]
     apart = (member.T @ (h - reference.detach())) / member.sum(0).clamp(min=1)[:, None]

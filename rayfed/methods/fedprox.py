@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
+from rayfed import MethodSettings, mean, sgd_visit, tree, visit
+from rayfed.methods._bases.one_model import OneModel
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree, Visit
 
 
-class FedProx(Method):
+class FedProx(OneModel):
     """Li et al. 2020, "Federated Optimization in Heterogeneous Networks" (1812.06127).
 
     Client i minimises F_i(y) + (mu / 2) |y - x^r|^2: its gradient is g_i(y) + mu (y - x^r). Sends u_i = y - x^r.
@@ -24,10 +25,6 @@ class FedProx(Method):
 
     class Settings(MethodSettings):
         mu: float = Field(0.01, ge=0, description="Strength of the pull; the paper's grid is 0.001 to 1.")
-
-    wire: ClassVar[Wire] = Wire(
-        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
-    )
 
     @visit
     def train(self, task: Task) -> Visit:

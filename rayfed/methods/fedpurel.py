@@ -48,9 +48,7 @@ class FedPuReL(Method):
         projection: Literal["per_tensor", "global"] = Field(
             "per_tensor", description="Conflicts judged for every tensor, or for all parameters as one vector."
         )
-        strength: float = Field(
-            1.0, ge=0, description="Share of the conflicting component that is taken out; 0 is FedAvg."
-        )
+        strength: float = Field(1.0, ge=0, description="Share of the conflicting component taken out; 0 is FedAvg.")
         fusion: float = Field(0.9, ge=0, le=1, description="Weight of the private model's own loss in stage 2.")
         everyone_first: bool = Field(True, description="All clients take part in round 1.")
 
@@ -69,7 +67,7 @@ class FedPuReL(Method):
 
     @visit
     def train(self, task: Task) -> Visit:
-        """Stage 1."""
+        """Run stage 1."""
         s, opt, first = self.settings, optimizers.make(self.local.optimizer), task.initial
 
         def enter(client: ClientContext, carry: Tree) -> Tree:
@@ -106,7 +104,7 @@ class FedPuReL(Method):
 
     @visit
     def personalise(self, task: Task) -> Visit:
-        """Stage 2."""
+        """Run stage 2."""
         a = self.settings.fusion
 
         def start(client: ClientContext) -> Tree:
@@ -141,13 +139,13 @@ class FedPuReL(Method):
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Of softmax(logits) (..., C), in nats, (...)."""
+    """Return the entropy of softmax(logits) (..., C), in nats, (...)."""
     log_p = torch.log_softmax(logits, -1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def temperature(logits: Tensor, target: Tensor) -> Tensor:
-    """tau (...) with entropy(logits / tau) = target, (..., C) and (...); the nearer end of the range where it cannot be had."""
+    """Return tau (...) with entropy(logits / tau) = target, (..., C) and (...); the closer end of the range where there is none."""
     low, high = torch.full_like(target, COLD), torch.full_like(target, HOT)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -157,7 +155,7 @@ def temperature(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pull(z: Tensor, l: Tensor, tempered: bool) -> Tensor:  # noqa: E741  (the paper's letter)
-    """(B,) numbers with KL's gradient in l, (softmax(l / tau_l) - softmax(z / tau_z)) / tau_l, the temperatures held.
+    """Return (B,) numbers with KL's gradient in l, (softmax(l / tau_l) - softmax(z / tau_z)) / tau_l, the temperatures held.
 
     Written by its gradient, so that equal logits give zeros and not what rounding makes of them: a direction, once normed.
     """
@@ -173,7 +171,7 @@ def pull(z: Tensor, l: Tensor, tempered: bool) -> Tensor:  # noqa: E741  (the pa
 
 
 def purified(g_t: Tree, g_a: Tree, strength: float, projection: str) -> Tree:
-    """g_t without `strength` times its component against g_a, where the two conflict."""
+    """Return g_t without `strength` times its component against g_a, where the two conflict."""
     whole = (tree.dot(g_t, g_a), tree.dot(g_a, g_a)) if projection == "global" else None
 
     def one(t: Tensor, a: Tensor) -> Tensor:

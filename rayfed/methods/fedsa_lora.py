@@ -8,13 +8,14 @@ from pydantic import Field
 
 from rayfed import ANY, MethodSettings, Part, Wire, mean, model_of, sgd_visit, tree, visit
 from rayfed.adapters import lora
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.wire import params_of
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree, Visit
 
 
-class FedSALoRA(lora.OverLoRA):
+class FedSALoRA(OverLoRA):
     """Guo et al. 2025, "Selective Aggregation for Low-Rank Adaptation in Federated Learning" (2410.01463).
 
     Client i: starts from (A, B_i, head_i), trains all of it, sends the change of A, keeps B_i and head_i.
@@ -25,9 +26,7 @@ class FedSALoRA(lora.OverLoRA):
     """
 
     class Settings(MethodSettings):
-        weight: Literal["examples", "one"] = Field(
-            "examples", description="Weights of the mean of A: by examples, or equal."
-        )
+        weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")
 
     wire: ClassVar[Wire] = Wire(
         down={"a": Part(params_of("lora_A"))},
@@ -38,10 +37,10 @@ class FedSALoRA(lora.OverLoRA):
     universal: ClassVar[str | None] = None
 
     def init(self, task: Task, key: int) -> Tree:
-        return {"a": lora.some(task.init_params(key), lora.is_a)}
+        return {"a": lora.select(task.init_params(key), lora.is_a)}
 
     def own_init(self, task: Task, client: int, key: int) -> Tree:
-        return {"rest": lora.some(task.initial, lambda n: not lora.is_a(n))}
+        return {"rest": lora.select(task.initial, lambda n: not lora.is_a(n))}
 
     @visit
     def train(self, task: Task) -> Visit:
@@ -49,8 +48,8 @@ class FedSALoRA(lora.OverLoRA):
             return {"model": {**client.shared["a"], **client.own["rest"]}}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            a = lora.some(carry["model"], lora.is_a)
-            rest = lora.some(carry["model"], lambda n: not lora.is_a(n))
+            a = lora.select(carry["model"], lora.is_a)
+            rest = lora.select(carry["model"], lambda n: not lora.is_a(n))
             return {"delta": tree.sub(a, client.shared["a"])}, {"rest": rest}
 
         return sgd_visit(task.loss, self.local, start=start, end=end)

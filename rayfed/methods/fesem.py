@@ -46,7 +46,7 @@ class FeSEM(Clustered):
         down=Clustered.wire.down,
         up={
             **Clustered.wire.up,
-            "cluster": Part(tensor(dtype="int64"), note="a(i), found where w_i lies; nothing in a deployment"),
+            "cluster": Part(tensor(dtype="int64"), note="a(i), found where w_i is held; nothing in a deployment"),
         },
         keep={"solution": Part(PARAMS, note="w_i, which the server of a deployment holds")},
         server=Clustered.wire.server,
@@ -83,7 +83,7 @@ class FeSEM(Clustered):
 
     @visit
     def nearest(self, task: Task) -> Visit:
-        """The E-step of one client."""
+        """Run the E-step of one client."""
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             gaps = tree.map(
@@ -110,7 +110,7 @@ class FeSEM(Clustered):
         return {**state, "experts": experts}
 
     def _seed(self, state: Tree, fed: Fed, clients: Sequence[int]) -> Tree:
-        """A round of one centre, cut into K where it has the replies. Solutions of one start lie apart as updates do."""
+        """Run a round of one centre, cut into K where it has the replies. Solutions of one start differ as updates do."""
         s, start = self.settings, state["experts"]["0"]
         assignment = state["assignment"].clone()
         assignment[list(clients)] = 0

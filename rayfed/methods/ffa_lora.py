@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rayfed import PARAMS, Part, Wire, mean, tree, visit
 from rayfed.adapters import lora
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.wire import params_of
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree, Visit
 
 
-class FFALoRA(lora.OverLoRA):
+class FFALoRA(OverLoRA):
     """Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (2403.12313).
 
     A = A^0 for ever: the run's first draw (or that of `init.from`), which every client makes from the seed.
@@ -36,9 +37,9 @@ class FFALoRA(lora.OverLoRA):
         def start(client: ClientContext) -> Tree:
             return {n: task.initial[n] if lora.is_a(n) else client.shared["trained"][n] for n in task.params_like}
 
-        return lora.train_some(task, self.local, lambda n: not lora.is_a(n), start)
+        return lora.train_selected(task, self.local, lambda n: not lora.is_a(n), start)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        trained = lora.some(state["model"], lambda n: not lora.is_a(n))
+        trained = lora.select(state["model"], lambda n: not lora.is_a(n))
         got = fed.ask(self.train, fed.sample(), shared={"trained": trained}, fold=mean("delta", weight="examples"))
         return {"model": {**state["model"], **tree.add(trained, got.folded["delta"])}}

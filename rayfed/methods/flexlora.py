@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rayfed import PARAMS, MethodSettings, Part, Wire, mean, sgd_visit, visit
+from rayfed import MethodSettings, mean
 from rayfed.adapters import lora
+from rayfed.methods._bases.over_lora import GAP, OverLoRA
 
 if TYPE_CHECKING:
-    from rayfed import Fed, Task, Tree, Visit
+    from rayfed import Fed, Task, Tree
 
 
-class FlexLoRA(lora.OverLoRA):
+class FlexLoRA(OverLoRA):
     """Bai et al. 2024, "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources"
     (2402.11505).
 
@@ -22,21 +23,15 @@ class FlexLoRA(lora.OverLoRA):
     Directions that D* lacks keep their row of A, with B = 0. D* has rank at most K r over K clients, so it is decomposed
     through its factors and never formed. A client of rank r_i is sent the first r_i columns of B and rows of A, which are the
     best pair of that rank.
-    The row has `lora/gap` = ||D* - B A||_F / ||D*||_F over all layers. The head is averaged.
+    The head is averaged.
     Down: A (r, n), B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: nothing.
     At the server: A, B, head; within a round the factors of all its clients.
     """
 
+    logs = GAP
+
     class Settings(MethodSettings):
         weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")
-
-    wire: ClassVar[Wire] = Wire(
-        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
-    )
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        return sgd_visit(task.loss, self.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         old, weight = state["model"], self.settings.weight
@@ -46,6 +41,6 @@ class FlexLoRA(lora.OverLoRA):
         new = {n: old[n] + got.folded["delta"][n] for n in old}
         exact = lora.products(old, got, weight)
         for n, (b, a) in exact.items():
-            new[n.b], new[n.a] = lora.best(b, a, old[n.a])
+            new[n.b], new[n.a] = lora.best_pair(b, a, old[n.a])
         fed.log("lora/gap", lora.gap(exact, new))
         return {"model": new}

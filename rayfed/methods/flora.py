@@ -8,12 +8,13 @@ from pydantic import Field
 
 from rayfed import MethodSettings
 from rayfed.adapters import lora
+from rayfed.methods._bases.over_lora import MovesBase
 
 if TYPE_CHECKING:
     from rayfed import Fed, Task, Tree
 
 
-class FLoRA(lora.MovesBase):
+class FLoRA(MovesBase):
     """Wang et al. 2024, "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations"
     (2409.05976); clients may have different ranks r_i.
 
@@ -35,6 +36,6 @@ class FLoRA(lora.MovesBase):
         if not got.ids:
             return state
         exact = lora.products(model, got, self.settings.weight)
-        base = lora.moved(task, base, {n: b @ a for n, (b, a) in exact.items()})
+        base = lora.move_weights(task, base, {n: b @ a for n, (b, a) in exact.items()})
         head = {n: model[n] + got.folded["delta"][n] for n in task.head}
         return {"model": {**task.fresh_params(fed.key("adapter")), **head, **base}}

@@ -9,6 +9,7 @@ from pydantic import Field
 from rayfed import PARAMS, SCALAR, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora, ranks
 from rayfed.lazy import torch
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.wire import tensor
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config
 
 
-class HetLoRA(lora.OverLoRA):
+class HetLoRA(OverLoRA):
     """Cho et al. 2024, "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models" (2401.06432).
 
     Client i, of rank r_i at first by `adapter.rank`: takes the first r_i rows of A and columns of B and trains them on
@@ -34,6 +35,8 @@ class HetLoRA(lora.OverLoRA):
     `weight: examples` n_i. Kept at client i: r_i.
     At the server: A, B, head of the largest rank.
     """
+
+    logs: ClassVar = {"lora/rank": ("mean rank of the round's clients, after pruning", "rank")}
 
     class Settings(MethodSettings):
         gamma: float = Field(
@@ -82,7 +85,7 @@ class HetLoRA(lora.OverLoRA):
             )
 
         def tail(params: Tree, rank: Tensor) -> Tensor:
-            """The sum of products that is penalised, 0-d."""
+            """Return the sum of products that is penalised, 0-d."""
             at = torch.arange(params[names[0].a].shape[0], device=rank.device)
             there = (at >= pruned(rank)) & (at < rank)
             each = [length(params[n.b] * there) * length(params[n.a] * there[:, None]) for n in names]
@@ -125,7 +128,7 @@ class HetLoRA(lora.OverLoRA):
 
 
 def padded(model: Tree, delta: Tree, held: Tensor, q: Tensor, pad: str) -> Tree:
-    """sum_i q_i of the clients' models, of ranks `held` (K,), from that of their changes; `pad` as in the settings."""
+    """Return sum_i q_i of the clients' models, of ranks `held` (K,), from that of their changes; `pad` as in the settings."""
     out = {}
     for name, x in model.items():
         if not (lora.is_a(name) or lora.is_b(name)):
@@ -140,5 +143,5 @@ def padded(model: Tree, delta: Tree, held: Tensor, q: Tensor, pad: str) -> Tree:
 
 
 def length(x: Tensor) -> Tensor:
-    """The Euclidean norm, 0-d, whose gradient at zero is zero."""
+    """Return the Euclidean norm, 0-d, whose gradient at zero is zero."""
     return (x.square().sum() + torch.finfo(x.dtype).tiny).sqrt()

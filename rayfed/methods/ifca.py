@@ -28,9 +28,7 @@ class IFCA(Method):
 
     class Settings(MethodSettings):
         clusters: int = Field(3, ge=1, description="Number of models, K.")
-        weight: Literal["one", "examples"] = Field(
-            "one", description="Weights of a cluster's mean: unweighted or by examples."
-        )
+        weight: Literal["one", "examples"] = Field("one", description="Weights of a mean: equal, or by examples.")
 
     wire: ClassVar[Wire] = Wire(
         down={"experts": Part(stack("K", PARAMS), note="all K models")},

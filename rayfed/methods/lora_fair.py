@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import PARAMS, MethodSettings, Part, Wire, mean, optimizers, sgd_visit, tree, visit
+from rayfed import MethodSettings, mean, optimizers, tree
 from rayfed.adapters import lora
 from rayfed.lazy import torch
+from rayfed.methods._bases.over_lora import GAP, OverLoRA
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed import Fed, Task, Tree, Visit
+    from rayfed import Fed, Task, Tree
 
 
-class LoRAFAIR(lora.OverLoRA):
+class LoRAFAIR(OverLoRA):
     """Bian et al. 2024, "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement" (2411.14961).
 
     Client i: (A_i, B_i) <- local training from (A, B); sends their change, and the head's.
@@ -25,12 +26,12 @@ class LoRAFAIR(lora.OverLoRA):
     `distance: cosine`: dist = 1 - cosine similarity, by `steps` of Adam from X = 0, of which the X with the least objective is
     taken, X = 0 among them; X in units of ||B'|| (the unit and Adam are ours).
     `distance: squares` (ours): ||D* - (B' + X) A||^2 + lam ||X||^2, solved: X = (D* - B' A) A^T (A A^T + lam I)^-1.
-    The row has `lora/gap` = ||D* - B A||_F / ||D*||_F over all layers, and `lora/gap_before` that of B'.
     Down: A (r, n), B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: nothing.
     At the server: A, B, head; within a round the factors of all its clients.
     """
 
-    one_rank = "B is corrected for all rows of A together, of which a client of a smaller rank holds only some"
+    logs: ClassVar = {**GAP, "lora/gap_before": ("`lora/gap` of B' in the place of B", "0 = exact")}
+    one_rank = "B is corrected for all rows of A at once, of which a client of a smaller rank holds only some"
 
     class Settings(MethodSettings):
         distance: Literal["cosine", "squares"] = Field("cosine", description="What is small between D* and B A.")
@@ -38,19 +39,9 @@ class LoRAFAIR(lora.OverLoRA):
         steps: int = Field(100, ge=0, description="Steps of Adam per round and layer (cosine); 0 is FedIT.")
         lr: float = Field(0.01, gt=0, description="Rate of Adam, in units of ||B'|| (cosine).")
 
-    wire: ClassVar[Wire] = Wire(
-        down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
-    )
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        return sgd_visit(task.loss, self.local)
-
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         old = state["model"]
-        got = fed.ask(
-            self.train, fed.sample(), shared={"model": old}, fold=mean("delta", weight="examples"), keep="delta"
-        )
+        got = fed.ask(self.train, fed.sample(), shared={"model": old}, fold=mean("delta"), keep="delta")
         if not got.ids:
             return state
         new = tree.add(old, got.folded["delta"])
@@ -64,7 +55,7 @@ class LoRAFAIR(lora.OverLoRA):
 
 
 def corrected(b: Tensor, a: Tensor, target: Tensor, exact: lora.Pair, s: LoRAFAIR.Settings) -> Tensor:
-    """B' + X of one layer: b (m, r), a (r, n) the mean factors, target (m, r) = D* A^T, exact the pair of D*, all float64.
+    """Return B' + X of one layer: b (m, r), a (r, n) the mean factors, target (m, r) = D* A^T, exact the pair of D*, all float64.
 
     D* and B A are never formed: <D*, Y A> = <D* A^T, Y> and ||Y A||^2 = <Y A A^T, Y>.
     """

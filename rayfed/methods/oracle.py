@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Oracle(Clustered):
-    """FedAvg (McMahan et al. 2017) inside each planted group, whose members are told: no paper, a bound for the others.
+    """FedAvg (McMahan et al. 2017, 1602.05629) inside each planted group, whose members are given: no paper, a bound for the others.
 
     Client i: trains its group's model c_g; sends u_i. Server: c_g <- c_g + weighted mean of u_i over the group's replies.
     Down: one model (P floats). Up: the update (P), n_i. Kept at clients: nothing. At the server: one model per group.

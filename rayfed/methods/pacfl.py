@@ -31,8 +31,13 @@ class PACFL(Clustered):
     `angles: entries` is what the authors' code computes, arccos of the entries of U_i' U_j, which are no principal angles
     and depend on the order of the columns: here class by class, so that like is compared with like.
     Down: one model (P). Up: update (P), n_i; once, U_i. Kept at clients: nothing. At the server: one model per cluster, ids.
-    With one cluster it is FedAvg up to the order of batches. The bases tell about raw data before any training.
+    With one cluster it is FedAvg up to the order of batches. The bases reveal something of raw data before any training.
     """
+
+    logs: ClassVar = {
+        f"clusters/proximity_{of}": (f"{of} over pairs of clients of their subspaces' proximity", "degrees")
+        for of in ("min", "median", "max")
+    }
 
     class Settings(subspace.Settings, MethodSettings):
         clusters: int = Field(3, ge=1, description="Number of clusters, where `threshold` is null.")
@@ -65,13 +70,13 @@ class PACFL(Clustered):
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         clients = fed.sample()
         if clients:
-            state = self._enrolled(state, fed, clients)
+            state = self._assign_clusters(state, fed, clients)
         clients = tuple(c for c in clients if state["assignment"][c] >= 0)  # without those whose basis never came
         _, experts = self.train_clusters(state, fed, clients, weight=self.settings.weight)
         return {**state, "experts": experts}
 
-    def _enrolled(self, state: Tree, fed: Fed, clients: Sequence[int]) -> Tree:
-        """Clusters of everyone, found in the first exchange; after it, of those of `clients` that it did not reach."""
+    def _assign_clusters(self, state: Tree, fed: Fed, clients: Sequence[int]) -> Tree:
+        """Cluster everyone in the first exchange; after it, those of `clients` that it did not reach. Return the state."""
         assignment = state["assignment"].clone()
         if bool((assignment < 0).all()):
             got = fed.ask(self.bases, range(fed.population))
@@ -86,15 +91,15 @@ class PACFL(Clustered):
             experts = {str(k): state["experts"]["0"] for k in range(labels.max() + 1)}
             state = {**state, "experts": experts, "assignment": assignment}
             held_out = range(fed.population, fed.federation.clients)
-            found = self._joined(state, fed, held_out, metered=False)
+            found = self._join_newcomers(state, fed, held_out, metered=False)
             return {**state, "newcomers": torch.tensor([found.get(c, -1) for c in held_out], dtype=torch.int64)}
         new = [c for c in clients if assignment[c] < 0]
-        for c, k in self._joined(state, fed, new).items():
+        for c, k in self._join_newcomers(state, fed, new).items():
             assignment[c] = k
         return {**state, "assignment": assignment}
 
-    def _joined(self, state: Tree, fed: Fed, new: Sequence[int], metered: bool = True) -> dict[int, int]:
-        """Newcomer -> cluster. The bases that the server has are worked out again where the data lie."""
+    def _join_newcomers(self, state: Tree, fed: Fed, new: Sequence[int], metered: bool = True) -> dict[int, int]:
+        """Return newcomer -> cluster. The bases that the server has are computed again where the data are."""
         if not len(new):
             return {}
         known = fed.ask(self.bases, [c for c, k in enumerate(state["assignment"].tolist()) if k >= 0], metered=False)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rayfed import PARAMS, MethodSettings, Part, Wire, mean, visit
 from rayfed.adapters import lora
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.wire import params_of
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Local
 
 
-class RoLoRA(lora.OverLoRA):
+class RoLoRA(OverLoRA):
     """Chen et al. 2025, "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA" (2502.01755).
 
     Odd rounds (from 1) train B with A fixed, even rounds A with B fixed: B starts at zero, where A has no gradient.
@@ -28,9 +29,7 @@ class RoLoRA(lora.OverLoRA):
     """
 
     class Settings(MethodSettings):
-        weight: Literal["examples", "one"] = Field(
-            "examples", description="Weights of the mean: by examples, or equal."
-        )
+        weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")
 
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS)},
@@ -59,11 +58,11 @@ class RoLoRA(lora.OverLoRA):
 
 
 def turn(task: Task, local: Local, part: str, factor: Callable[[str], bool]) -> Visit:
-    """Training of one factor and the head; sends their changes as `part` and `head`."""
-    visit = lora.train_some(task, local, lambda n: factor(n) or n in task.head)
+    """Train one factor and the head; send their changes as `part` and `head`."""
+    visit = lora.train_selected(task, local, lambda n: factor(n) or n in task.head)
 
     def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
         moved = visit.end(client, carry)[0]["delta"]
-        return {part: lora.some(moved, factor), "head": lora.some(moved, lambda n: n in task.head)}, client.own
+        return {part: lora.select(moved, factor), "head": lora.select(moved, lambda n: n in task.head)}, client.own
 
     return visit._replace(end=end)

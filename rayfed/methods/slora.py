@@ -9,6 +9,7 @@ from pydantic import Field
 from rayfed import ANY, PARAMS, MethodSettings, Part, Wire, keys, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora, ranks
 from rayfed.lazy import torch
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.wire import params_of
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config
 
 
-class SLoRA(lora.OverLoRA):
+class SLoRA(OverLoRA):
     """Babakniya et al. 2023, "SLoRA: Federated Parameter Efficient Fine-Tuning of Language Models" (2308.06522).
 
     Stage 1, `sparse_rounds` rounds (20 % of all): in each adapted layer a random set M of W's entries, drawn from the seed and
@@ -68,7 +69,7 @@ class SLoRA(lora.OverLoRA):
 
     @property
     def sparse_rounds(self) -> int:
-        """Rounds of stage 1."""
+        """Return the number of rounds of stage 1."""
         n = self.settings.sparse_rounds
         return max(1, round(self.config.rounds / 5)) if n is None else n
 
@@ -78,7 +79,7 @@ class SLoRA(lora.OverLoRA):
         return {"model": task.initial, "sparse": zeros}  # stage 1 has the same A and B at the clients
 
     def places(self, task: Task) -> dict[str, Tensor]:
-        """M: name of each adapted layer's weight -> positions in it as one row, (|M|,), ascending."""
+        """Return M: name of each adapted layer's weight -> positions in it as one row, (|M|,), ascending."""
         out = {}
         for n in lora.pairs(task.params_like):
             name, _ = lora.weight_of(task, n)
@@ -92,8 +93,8 @@ class SLoRA(lora.OverLoRA):
 
     @visit
     def warm(self, task: Task) -> Visit:
-        """Stage 1."""
-        places, still = self.places(task), lora.some(task.initial, lambda n: n not in task.head)
+        """Run stage 1."""
+        places, still = self.places(task), lora.select(task.initial, lambda n: n not in task.head)
 
         def start(client: ClientContext) -> Tree:
             return {"model": {**client.shared["sparse"], **client.shared["head"]}}
@@ -103,22 +104,20 @@ class SLoRA(lora.OverLoRA):
 
         def whole(params: Tree) -> Tree:
             head = {n: params[n] for n in task.head}
-            return {**still, **head, **{n: placed(task.frozen[n], at, params[n]) for n, at in places.items()}}
+            return {**still, **head, **{n: add_at(task.frozen[n], at, params[n]) for n, at in places.items()}}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             now = carry["model"]
             sparse = {n: now[n] - v for n, v in client.shared["sparse"].items()}
-            return {
-                "sparse_delta": sparse,
-                "head_delta": {n: now[n] - p for n, p in client.shared["head"].items()},
-            }, client.own
+            head = {n: now[n] - p for n, p in client.shared["head"].items()}
+            return {"sparse_delta": sparse, "head_delta": head}, client.own
 
         visit = sgd_visit(loss, self.local, start=start, end=end)
         return visit._replace(local=lambda carry: whole(carry["model"]))
 
     @visit
     def train(self, task: Task) -> Visit:
-        """Stage 2."""
+        """Run stage 2."""
         return sgd_visit(task.loss, self.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
@@ -132,24 +131,27 @@ class SLoRA(lora.OverLoRA):
         if not got.ids:
             return state
         sparse = tree.add(state["sparse"], got.folded["sparse_delta"])
-        weights = {n: placed(task.frozen[n], at, sparse[n]) for n, at in self.places(task).items()}
+        weights = {n: add_at(task.frozen[n], at, sparse[n]) for n, at in self.places(task).items()}
         model = {**state["model"], **tree.add(head, got.folded["head_delta"]), **weights}
         return {"model": model, "sparse": sparse}
 
     def factors(self, state: Tree, task: Task) -> Tree:
-        """The trained parameters that stage 2 starts from; (alpha / r) B A is v's best approximation of rank r."""
-        params, places, s = dict(lora.apart(task, state["model"])[0]), self.places(task), lora.scale(task.config)
+        """Return the trained parameters that stage 2 starts from; (alpha / r) B A is v's best approximation of rank r."""
+        params, places, s = (
+            dict(lora.split_trained(task, state["model"])[0]),
+            self.places(task),
+            lora.scale(task.config),
+        )
         for n in lora.pairs(params):
             name, transposed = lora.weight_of(task, n)
-            v = placed(torch.zeros_like(task.frozen[name]), places[name], state["sparse"][name]).to(torch.float64) / s
-            v = (v.T if transposed else v) + params[n.b].to(v.dtype) @ params[n.a].to(
-                v.dtype
-            )  # `init.from` may have a B
+            v = add_at(torch.zeros_like(task.frozen[name]), places[name], state["sparse"][name]).to(torch.float64) / s
+            b, a = params[n.b].to(v.dtype), params[n.a].to(v.dtype)
+            v = (v.T if transposed else v) + b @ a  # `init.from` may have a B
             one = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
-            params[n.b], params[n.a] = lora.best(v, one, params[n.a])
+            params[n.b], params[n.a] = lora.best_pair(v, one, params[n.a])
         return params
 
 
-def placed(w: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """W with `values` (|M|,) added at the positions `at` of its entries as one row."""
+def add_at(w: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """Return W with `values` (|M|,) added at the positions `at` of its entries as one row."""
     return w + torch.zeros_like(w, dtype=values.dtype).reshape(-1).scatter(0, at, values).reshape(w.shape)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections import ChainMap
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from rayfed import methods
+from rayfed.errors import ConfigError
 from rayfed.metrics import meaning
 from rayfed.report import client_pictures, curves, results
 from rayfed.report.html import document, duration, figures, headline, path_text, section, table
@@ -173,12 +174,19 @@ def _versions(subject: Subject) -> str:
 
 def _meanings(subject: Subject) -> str:
     """Return a table of what each metric means."""
-    used = dict.fromkeys(method_name(run.config) for run in subject.runs)
-    logs = ChainMap(*(dict(methods.logs(m)) for m in used))
-    body = []
+    body, logs = [], _logs(subject)
     for metric in subject.metrics:
         about = meaning(metric, logs)
         cells = (metric, about.text, about.unit, about.over) if about else (metric, "the method's own", "", "")
         body.append([escape(c) for c in cells])
     meanings = table(["metric", "what", "unit", "averaged over"], body, kind="about")
     return f"<details><summary>Metrics, units, averages</summary>{meanings}</details>"
+
+
+def _logs(subject: Subject) -> dict[str, tuple[str, str]]:
+    """Return what the methods of the runs say of the names that they log; nothing of a method that is not here any more."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in dict.fromkeys(method_name(run.config) for run in subject.runs):
+        with contextlib.suppress(ConfigError):
+            found |= methods.get(name).logs
+    return found

@@ -37,6 +37,14 @@ class NotFinite(FedAvg):
         return {"model": tree.scale(super().round(state, fed, task)["model"], float("inf"))}
 
 
+class LogsSomething(FedAvg):
+    """A name in the rows that says nothing to anybody."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        fed.log("own/thing", 1.0)
+        return super().round(state, fed, task)
+
+
 class UnkeyedNoise(FedAvg):
     """Randomness that no key decides."""
 

@@ -25,6 +25,7 @@ import torch
 from rayfed import keys, tree
 from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import replay
+from rayfed.metrics import meaning
 from rayfed.storage.tree_files import load_tree, save_tree
 from rayfed.wire import PARAMS, Part
 from tests import toy
@@ -406,6 +407,14 @@ def private_parts_stay(case: Case, tmp_path: Path) -> None:
     assert not sent & names, f"up: {sorted(sent & names)} are private to clients"
 
 
+def logged_names_have_a_meaning(case: Case, tmp_path: Path) -> None:
+    """`Method.logs` has a sentence and a unit for every name in the method's rows."""
+    done = simulated(case, "vmap")
+    own = {name for row in done.rows for name in row} - done.fed.meter.keys()
+    strange = sorted(name for name in own if meaning(name, done.fed.method.logs) is None)
+    assert not strange, f"logged without a meaning in Method.logs: {', '.join(strange)}"
+
+
 CHECKS: list[Callable[[Case, Path], None]] = [
     two_rounds_run,
     loop_is_vmap,
@@ -421,4 +430,5 @@ CHECKS: list[Callable[[Case, Path], None]] = [
     scoring_changes_nothing,
     empty_rounds_pass,
     later_rounds_add_nothing,
+    logged_names_have_a_meaning,
 ]

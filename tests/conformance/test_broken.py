@@ -30,6 +30,7 @@ BROKEN = [
     (checks.empty_rounds_pass, "NobodyIsAnError"),
     (checks.later_rounds_add_nothing, "Hoards"),
     (checks.later_rounds_add_nothing, "GrowingShapes"),
+    (checks.logged_names_have_a_meaning, "LogsSomething"),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rayfed import methods
-from rayfed.adapters.lora import OverLoRA
+from rayfed.methods._bases.over_lora import OverLoRA
 from tests.conformance.checks import CHECKS, Case, every_part_is_seen
 
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}  # DisUE's D-phase

@@ -243,13 +243,13 @@ def test_ids_follow_experts_and_members(split: Any) -> None:
     a, b = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}
     labels, nobody = np.array([0, 1, 0]), torch.full((8,), -1)
     state = {"experts": {"4": a, "7": b}, "assignment": nobody}
-    assert method._ids(state, [0, 1, 2], labels, [b, a]) == [7, 4]
-    assert method._ids(state, [0, 1, 2], labels, [a, b]) == [4, 7]
+    assert method._match_ids(state, [0, 1, 2], labels, [b, a]) == [7, 4]
+    assert method._match_ids(state, [0, 1, 2], labels, [a, b]) == [4, 7]
     member = nobody.index_put((torch.tensor([0, 1, 2]),), torch.tensor([7, 4, 7]))
-    assert method._ids({**state, "assignment": member}, [0, 1, 2], labels, [a, a]) == [7, 4]
-    three = method._ids(state, [0, 1, 2], np.array([0, 1, 2]), [b, {"w": torch.tensor([0.5, 0.5])}, a])
+    assert method._match_ids({**state, "assignment": member}, [0, 1, 2], labels, [a, a]) == [7, 4]
+    three = method._match_ids(state, [0, 1, 2], np.array([0, 1, 2]), [b, {"w": torch.tensor([0.5, 0.5])}, a])
     assert three == [7, 8, 4]
-    assert method._ids({"experts": {}, "assignment": nobody}, [0, 1], np.array([0, 1]), [a, b]) == [0, 1]
+    assert method._match_ids({"experts": {}, "assignment": nobody}, [0, 1], np.array([0, 1]), [a, b]) == [0, 1]
 
 
 def test_an_absent_groups_id_goes_to_no_stranger(split: Any) -> None:
@@ -260,17 +260,17 @@ def test_an_absent_groups_id_goes_to_no_stranger(split: Any) -> None:
     state = {"experts": experts, "assignment": torch.tensor([0, 0, 1, 1, 2, 2, -1, -1])}
     pieces = [{"w": torch.tensor([1.0, 0.0, -0.1])}, {"w": torch.tensor([1.0, 0.0, -0.2])}]
     second = {"w": torch.tensor([0.0, 1.0, 0.3])}
-    ids = method._ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), [*pieces, second])
+    ids = method._match_ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), [*pieces, second])
     assert sorted(ids[:2]) == [0, 3] and ids[2] == 1
     together = [*pieces, {"w": torch.tensor([0.0, 0.6, 0.4])}]
-    everyone = method._ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, 2, 2]), together)
+    everyone = method._match_ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, 2, 2]), together)
     assert sorted(everyone[:2]) == [0, 2] and everyone[2] == 1
-    silent = method._ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, MISSING, MISSING]), [*pieces, second])
+    silent = method._match_ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, MISSING, MISSING]), [*pieces, second])
     assert silent == ids
     friend = [pieces[0], {"w": torch.tensor([0.5, 0.0, 0.5])}, experts["1"]]
-    assert method._ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), friend) == [0, 2, 1]  # like the absent one's
+    assert method._match_ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), friend) == [0, 2, 1]  # like the absent one's
     alone = {"experts": {"0": experts["0"]}, "assignment": torch.tensor([0, -1])}
-    assert method._ids(alone, [1], np.array([0]), [experts["1"]]) == [0]  # of one cluster there is one id
+    assert method._match_ids(alone, [1], np.array([0]), [experts["1"]]) == [0]  # of one cluster there is one id
 
 
 def test_absent_clients_are_served_their_own_expert(split: Any) -> None:

@@ -1,4 +1,4 @@
-"""FedDPA: a global and a private adapter in every layer, mixed by how near an input is to the client's data."""
+"""FedDPA: a global and a private adapter in every layer, mixed by how centre an input is to the client's data."""
 
 from __future__ import annotations
 
@@ -134,9 +134,8 @@ def test_instances_are_as_many_as_asked_for(on_bert: OnBert) -> None:
     """One instance: what is held is that instance's own unit features."""
     done = toy.simulate({"name": "feddpa", "instances": 1}, dtype="float64", **on_bert({}))
     fed, task = done.fed, done.fed.task
-    near = fed.dispatch.ask(Evaluation.SERVED, [0], shared=fed.method.serve(done.state), mine={}).gather("model")[0][
-        "near"
-    ]
+    served = fed.dispatch.ask(Evaluation.SERVED, [0], shared=fed.method.serve(done.state), mine={})
+    centre = served.gather("model")[0]["centre"]
     x = torch.as_tensor(fed.federation.arrays["x"][fed.federation.train[0]])
     unit = torch.nn.functional.normalize(task.features(task.initial, x), dim=-1)
-    assert float((unit - near).norm(dim=1).min()) < 1e-9
+    assert float((unit - centre).norm(dim=1).min()) < 1e-9

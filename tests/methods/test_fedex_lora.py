@@ -60,7 +60,7 @@ def test_the_factors_are_fedits_and_one_client_leaves_no_residual(on_bert: OnBer
         ours, plain = (
             toy.simulate(m, rounds=1, dtype="float64", **more) for m in (method, {"name": "fedit", "gap": True})
         )
-        trained, base = lora.apart(ours.fed.task, ours.state["model"])
+        trained, base = lora.split_trained(ours.fed.task, ours.state["model"])
         assert tree.same(trained, plain.state["model"])
         went = max(float((w - ours.fed.task.frozen[k]).abs().max()) for k, w in base.items())
         assert len(base) == 2 and ((went < 1e-15) == (n == 1))

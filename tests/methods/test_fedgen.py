@@ -17,7 +17,7 @@ from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
 from rayfed.launch import start
 from rayfed.launch.preflight import load_request
-from rayfed.methods.fedgen import draw, label_distribution, teach
+from rayfed.methods.fedgen import draw_labels, label_distribution, train_generator
 from rayfed.visits import ClientContext, Info
 from tests import toy
 
@@ -133,11 +133,11 @@ def test_label_distribution_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_drawn_labels_follow_it(dtype: torch.dtype) -> None:
     p = label_distribution(torch.tensor([0, 1, 0, 2, 0]), 1.0).to(dtype)
-    y = draw(p, keys.uniform(torch.tensor(3), (30_000,), dtype))
+    y = draw_labels(p, keys.uniform(torch.tensor(3), (30_000,), dtype))
     share = torch.bincount(y, minlength=5).double() / 30_000
     assert share[[0, 2, 4]].tolist() == [0, 0, 0] and float(share[3]) == pytest.approx(2 / 3, abs=0.012)
     edge = torch.tensor([0.0, 1 - 2**-24], dtype=dtype)  # the least and the largest number that is drawn
-    assert draw(p, edge).tolist() == [1, 3]
+    assert draw_labels(p, edge).tolist() == [1, 3]
 
 
 # -- the client's loss -------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_one_local_step_by_autograd(alpha: float, beta: float) -> None:
     loss = F.cross_entropy(head(x[:9]), y[:9])
     target = torch.softmax(head(latent(noise(0, 12, 4), y)), 1).detach()[:9]
     loss = loss + beta * 0.25 * F.kl_div(torch.log_softmax(head(x[:9]), 1), target, reduction="batchmean")
-    drawn = draw(p, noise(1, 6))
+    drawn = draw_labels(p, noise(1, 6))
     assert 1 not in drawn.tolist()
     loss = loss + 6 / 12 * alpha * 0.25 * F.cross_entropy(head(latent(noise(2, 6, 4), drawn)), drawn)
     loss.backward()
@@ -220,7 +220,7 @@ def test_the_generators_loss_by_hand(server: Any) -> None:
         for i in range(2):
             f = h["weight"][i].numpy() @ z[b] + h["bias"][i].numpy()
             total += alpha[i, c] * (np.log(np.exp(f).sum()) - f[c])
-    after, losses = teach(task, state, h, counts, s, 11)
+    after, losses = train_generator(task, state, h, counts, s, 11)
     assert 3 not in y.tolist() and losses["fidelity"] == pytest.approx(total / 8, abs=1e-12)
     assert float(after["adam"]["t"]) == 1.0 and not tree.same(after["g"], state["g"])
 
@@ -230,16 +230,16 @@ def test_a_head_without_a_class_has_no_say_in_it(server: Any) -> None:
     task, s, state = server(generator_steps=5)
     counts, h = torch.tensor([[3, 1, 0, 0], [0, 0, 0, 0]]), heads(task, 1, 2)
     wild = tree.map(lambda a: torch.cat([a[:1], 50 * a[1:]]), h)
-    plain, other = (teach(task, state, x, counts, s, 3) for x in (h, wild))
+    plain, other = (train_generator(task, state, x, counts, s, 3) for x in (h, wild))
     assert tree.same(plain[0], other[0]) and plain[1] == other[1]
     loud = tree.map(lambda a: torch.cat([50 * a[:1], a[1:]]), h)
-    assert teach(task, state, loud, counts, s, 3)[1] != plain[1]
+    assert train_generator(task, state, loud, counts, s, 3)[1] != plain[1]
 
 
 def test_the_generator_learns_what_the_heads_know(server: Any) -> None:
     task, s, state = server(generator_steps=300, generator_lr=0.01, batch=32)
     counts, h = torch.tensor([[5, 5, 0, 0], [0, 0, 5, 5]]), heads(task, 1, 2)
-    taught = teach(task, state, h, counts, s, 3)[0]
+    taught = train_generator(task, state, h, counts, s, 3)[0]
     y = torch.arange(4).repeat(50)
     z = gen.latent(taught["g"], torch.rand(200, 4, dtype=torch.float64, generator=keys.torch_generator(0)), y, 4)
     logits = torch.vmap(task.classify, in_dims=(0, None))(h, z)

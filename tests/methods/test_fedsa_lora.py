@@ -26,9 +26,9 @@ def test_every_client_trains_all_of_it_and_sends_a(on_bert: OnBert, weight: str)
         n = {c: (len(done.fed.federation.train[c]) if weight == "examples" else 1.0) for c in draw.ids}
         trained = {}
         for c in draw.ids:
-            rest = rests.get(c, lora.some(first, lambda n: not lora.is_a(n)))
+            rest = rests.get(c, lora.select(first, lambda n: not lora.is_a(n)))
             trained[c] = descend(done.fed, c, {**a, **rest}, lambda n: True, 3, 0.5)
-            rests[c] = lora.some(trained[c], lambda n: not lora.is_a(n))
+            rests[c] = lora.select(trained[c], lambda n: not lora.is_a(n))
         a = {k: sum(n[c] * trained[c][k] for c in draw.ids) / sum(n.values()) for k in a}
         assert set(got.stacked("delta")) == set(a) and all("lora_A" in k for k in a)
     torch.testing.assert_close(done.state["a"], a, rtol=1e-8, atol=1e-10)

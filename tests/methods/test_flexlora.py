@@ -42,7 +42,7 @@ def test_small_directions_of_a_wide_layer_are_kept() -> None:
     g = torch.Generator().manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(n, 3, generator=g, dtype=torch.float64))[0] for n in (48, 4096))
     b, a = u * torch.tensor([1.0, 1e-4, 1e-7]), v.T
-    left, right = lora.best(b, a, torch.ones(3, 4096))
+    left, right = lora.best_pair(b, a, torch.ones(3, 4096))
     far = torch.linalg.norm(left.double() @ right.double() - b @ a)
     assert left.dtype == torch.float32 and float(far) < 1e-6 * float(lora.norm(b, a))
     np.testing.assert_allclose(left.norm(dim=0)[:2], [1.0, 1e-4], rtol=1e-5)
@@ -68,7 +68,7 @@ def test_only_the_products_count() -> None:
     b2[0], a2[0] = b[0] @ m, torch.linalg.inv(m) @ a[0]
 
     def best(b: Any, a: Any, r: int) -> Any:
-        return lora.best(b.transpose(0, 1).reshape(7, 6), a.reshape(6, 5), torch.ones(r, 5, dtype=torch.float64))
+        return lora.best_pair(b.transpose(0, 1).reshape(7, 6), a.reshape(6, 5), torch.ones(r, 5, dtype=torch.float64))
 
     for x, y in zip(best(b, a, 2), best(b2, a2, 2), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)

@@ -57,7 +57,7 @@ def test_clients_train_on_the_base_that_moved(on_bert: OnBert, name: str) -> Non
     done = toy.simulate(name, dtype="float64", kind=Watched, **on_bert(WHOLE))
     fed = done.fed
     start = toy.simulate(name, rounds=1, dtype="float64", **on_bert(WHOLE)).state["model"]
-    trained, base = lora.apart(fed.task, start)
+    trained, base = lora.split_trained(fed.task, start)
     assert base and all(not torch.equal(w, fed.task.frozen[k]) for k, w in base.items())
     client = fed.got[1].ids[0]
     want = descend(fed, client, start, lambda n: n in trained, 3, 0.5)
@@ -90,7 +90,7 @@ def test_a_merge_below_a_rounding_of_the_base_is_kept(on_bert: OnBert) -> None:
         assert w.dtype == torch.bfloat16
         changes[n] = 0.01 * 2**-9 * w.to(torch.float64)
     for _ in range(4):
-        base = lora.moved(task, base, changes)
+        base = lora.move_weights(task, base, changes)
     for name, w in base.items():
         first = task.frozen[name].to(torch.float64)
         assert w.dtype == torch.float32 and torch.equal(w.to(torch.bfloat16), task.frozen[name])
@@ -109,7 +109,7 @@ def test_a_base_in_half_precision_moves_in_float32(on_bert: OnBert, tmp_path: Pa
     rest = toy.run_folder(name, tmp_path / "parts", resume=True, **more)
     assert tree.same(whole.state, rest.state) and whole.rows == rest.rows
     fed = toy.make_fed(toy.config(name, **more))
-    base = lora.apart(fed.task, whole.state["model"])[1]
+    base = lora.split_trained(fed.task, whole.state["model"])[1]
     assert {p.dtype for p in whole.state["model"].values()} == {torch.float32} and len(base) == 2
     assert all(float((w - fed.task.frozen[n]).norm()) > 1e-3 for n, w in base.items())
     full = toy.simulate(name, **{**more, "dtype": "float32"})

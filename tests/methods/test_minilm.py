@@ -17,10 +17,10 @@ import yaml
 
 import rayfed
 from rayfed import cli, methods, tree
-from rayfed.adapters.lora import OverLoRA
 from rayfed.api import Run
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.storage import cache
 from tests import minilm, tiny, toy
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
+from rayfed import PARAMS, MethodSettings, Part, Wire, mean, tree
 from rayfed.lazy import torch
+from rayfed.methods._bases.one_model import OneModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed import Fed, Task, Tree, Visit
+    from rayfed import Fed, Task, Tree
 
 
 class AdaptiveSettings(MethodSettings):
@@ -24,7 +25,7 @@ class AdaptiveSettings(MethodSettings):
     tau: float = Field(1e-3, gt=0, description="Degree of adaptivity; the second moment starts at tau^2.")
 
 
-class Adaptive(Method):
+class Adaptive(OneModel):
     """Algorithm 2 without its line for v: Delta = example-weighted mean of u_i; m <- beta1 m + (1 - beta1) Delta; v by
     `second`; x <- x + eta_g m / (sqrt(v) + tau). No bias correction. A round without replies changes nothing."""
 
@@ -36,16 +37,12 @@ class Adaptive(Method):
     )
 
     def second(self, v: Tensor, squared: Tensor) -> Tensor:
-        """The next second moment from this one and Delta^2, element by element."""
+        """Return the next second moment from this one and Delta^2, element by element."""
         raise TypeError(f"{type(self).__name__} has no rule for the second moment")
 
     def init(self, task: Task, key: int) -> Tree:
         v = tree.map(lambda p: torch.full_like(p, self.settings.tau**2), task.params_like)
         return {"model": task.init_params(key), "m": tree.zeros(task.params_like), "v": v}
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        return sgd_visit(task.loss, self.local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s: Any = self.settings

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def losses(task: Task) -> Phase:
-    """One pass over the train split under each model of shared["experts"] (K x params); `least(carry)` then names the best."""
+    """Return a phase that sums the train split's losses of each model of shared["experts"] (K x params), for `least`."""
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
         zero = torch.zeros(len(tree.values(client.shared["experts"])[0]), dtype=task.dtype, device=task.device)
@@ -32,7 +32,7 @@ def losses(task: Task) -> Phase:
 
 
 def least(carry: Tree) -> Tensor:
-    """Place of the model with the least mean loss after `losses`; 0-d."""
+    """Return the place of the model with the least mean loss after `losses`; 0-d."""
     return average(carry)["loss"].argmin()
 
 
@@ -74,7 +74,7 @@ class Clustered(Method):
     def train_clusters(
         self, state: Tree, fed: Fed, clients: Sequence[int], *, weight: str = "examples", keep: str = ""
     ) -> tuple[Replies, dict[str, Tree]]:
-        """(replies, the next experts): every client trains its cluster's model; a cluster nobody of which replied stays."""
+        """Train every client's cluster model; return (replies, next experts). A cluster nobody of which replied stays."""
         ids = sorted(state["experts"], key=int)
         places = {c: {"place": torch.tensor(ids.index(str(int(state["assignment"][c]))))} for c in clients}
         got = fed.ask(

@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 
 
 class TaskVectors(Method):
-    """Base of FedBip and FedBip-L: `groups` says which entries of a task vector are weighed together."""
+    """Base of FedBip and FedBip-L: `groups` says which entries of a task vector are weighed with the same weights."""
+
+    logs: ClassVar = {
+        "similarity/least_sum": ("least sum of similarities that a weight was divided by", "0 = weights fell back"),
+        **{
+            f"similarity/{of}_{side}": (f"mean cosine of the {of.replace('_', ' ')} of two clients {who}", "cosine")
+            for of in ("task_vectors", "models")
+            for side, who in (
+                ("within", "of one planted group"),
+                ("across", "of two planted groups"),
+                ("mean", "without groups"),
+            )
+        },
+    }
 
     class Settings(MethodSettings):
         negative: Literal["clamp", "raw"] = Field("clamp", description="Negative similarities: put at 0, or kept.")
@@ -75,7 +88,7 @@ class TaskVectors(Method):
         return sgd_visit(task.loss, self.local, start=start, end=end)
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
-        """The entries that have one similarity matrix together: all of them."""
+        """Return the groups of entries that share one similarity matrix: all entries in one."""
         return [list(names)]
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
@@ -122,7 +135,7 @@ class TaskVectors(Method):
 
 
 def gram(stacked: Tree, names: Sequence[str]) -> Tensor:
-    """(n, n) inner products over some entries of leaves (n, ...), float64."""
+    """Return (n, n) inner products over some entries of leaves (n, ...), float64."""
     n = len(tree.values(stacked)[0])
     g = torch.zeros(n, n, dtype=torch.float64)
     for name in names:
@@ -132,7 +145,7 @@ def gram(stacked: Tree, names: Sequence[str]) -> Tensor:
 
 
 def product_gram(before: Tree, tau: Tree, n: lora.Names) -> Tensor:
-    """(n, n) inner products of the changes of one layer's B A, float64, without B A itself: <B_i A_i, B_k A_k> of the pairs
+    """Return (n, n) inner products of the changes of one layer's B A, float64, without B A itself: <B_i A_i, B_k A_k> of the pairs
     [B', -B] (m, 2r), [A'; A] (2r, q)."""
     old, new = ([x[f].to("cpu", torch.float64) for f in n] for x in (before, tree.add(before, tau)))
     b, a = torch.cat([new[0], -old[0]], 2), torch.cat([new[1], old[1]], 1)
@@ -140,14 +153,14 @@ def product_gram(before: Tree, tau: Tree, n: lora.Names) -> Tensor:
 
 
 def cosines(g: Tensor) -> Tensor:
-    """Cosine similarities from a Gram matrix (n, n); 1 on the diagonal, 0 beside it where a vector is 0."""
+    """Return cosine similarities from a Gram matrix (n, n); 1 on the diagonal, 0 beside it where a vector is 0."""
     d = g.diagonal().clamp(min=0).sqrt()
     scale = torch.where(d > 0, 1 / d, torch.zeros_like(d))
     return (g * scale[:, None] * scale).clamp(-1, 1).fill_diagonal_(1.0)
 
 
 def shares(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
-    """p (n, n) of similarities s (n, n); rows sum to 1."""
+    """Return weights p (n, n) of similarities s (n, n); rows sum to 1."""
     if settings.weights == "uniform":
         return torch.full_like(s, 1 / len(s))
     s, keep = counted(s, settings)
@@ -159,7 +172,7 @@ def shares(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
 
 
 def divisors(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
-    """(n,) the row sums that `shares` divides by, 0 where a row cancelled; (0,) where its weights are no quotients."""
+    """Return (n,) the row sums that `shares` divides by, 0 where a row cancelled; (0,) where its weights are no quotients."""
     if settings.weights == "uniform" or settings.temperature is not None:
         return s.new_zeros(0)
     s, keep = counted(s, settings)
@@ -167,7 +180,7 @@ def divisors(s: Tensor, settings: TaskVectors.Settings) -> Tensor:
 
 
 def counted(s: Tensor, settings: TaskVectors.Settings) -> tuple[Tensor, Tensor]:
-    """(similarities with negative ones as the settings say, which of a row have a weight), (n, n) both."""
+    """Return (similarities with negative ones as the settings say, which of a row have a weight), both (n, n)."""
     s = s.clamp(min=0) if settings.negative == "clamp" else s
     keep = torch.ones_like(s, dtype=torch.bool)
     if settings.neighbours is not None and settings.neighbours < len(s):
@@ -179,7 +192,7 @@ def counted(s: Tensor, settings: TaskVectors.Settings) -> tuple[Tensor, Tensor]:
 
 
 def log_pairs(fed: Fed, name: str, s: Tensor, group: Tensor) -> None:
-    """NAME_within, NAME_across: the mean of s (n, n) over pairs of clients of one planted group, and of two; without groups
+    """Log NAME_within and NAME_across: the mean of s (n, n) over pairs of clients of one planted group, and of two; without groups
     NAME_mean over all pairs."""
     pair = torch.triu(torch.ones_like(s, dtype=torch.bool), 1)
     same = (group[:, None] == group) & pair

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from rayfed import methods
-from rayfed.adapters.lora import OverLoRA
 from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
+from rayfed.methods._bases.over_lora import OverLoRA
 from tests.configs import good, problems, the_problem
 
 

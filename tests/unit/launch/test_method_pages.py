@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,37 @@ def test_only_claims_about_the_method_are_shown() -> None:
 
 
 def test_papers_are_found_in_docstrings() -> None:
-    doc = 'Roe et al. 2020, "On Things" (ICML 2020,\n2001.00001). See (2002.00002), and "On Things" (2001.00001) again.'
-    assert method_pages.papers_of(doc) == [
+    doc = 'Roe et al. 2020, "On Things" (ICML 2020,\n2001.00001). See Doe et al. 2021, THING (2002.00002), "On Things" (2001.00001).'
+    assert method_pages.papers_of(doc + " RBLA (Poe et al. 2022, 2003.00003).") == [
         ("Roe et al. 2020, ", "On Things", "2001.00001"),
-        ("", "arXiv:2002.00002", "2002.00002"),
+        ("Doe et al. 2021, ", "THING", "2002.00002"),
+        ("", "RBLA", "2003.00003"),
     ]
+
+
+@pytest.mark.parametrize("name", sorted(methods.ready()))
+def test_the_index_has_every_paper_that_a_method_cites(name: str) -> None:
+    """What is no paper's number in a docstring is caught too: five digits after four are one."""
+    doc = methods.get(name).__doc__ or ""
+    cited = dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", doc))
+    assert [id for _, _, id in method_pages.papers_of(doc)] == list(cited)
+    assert cited or name == "local_only"
+    assert all(f"(https://arxiv.org/abs/{id})" in method_pages.index() for id in cited)
+
+
+@pytest.mark.parametrize("name", sorted(methods.ready()))
+def test_a_docstring_says_what_travels_and_what_is_stored_where(name: str) -> None:
+    doc = (methods.get(name).__doc__ or "").lower()
+    assert [w for w in ("down", "up", "kept at client", "at the server") if w not in doc] == []
+
+
+def test_the_committed_pages_are_those_of_the_files() -> None:
+    found = {p.name: p.read_text() for p in method_pages.FOLDER.iterdir()}
+    made = method_pages.pages()
+    differing = sorted(n for n in found.keys() | made.keys() if found.get(n) != made.get(n))
+    assert not differing, (
+        f"docs/methods/ is not what the methods' files say now; run `make docs`: {', '.join(differing)}"
+    )
 
 
 def test_writing_takes_away_pages_of_methods_that_are_no_more(tmp_path: Path) -> None:
