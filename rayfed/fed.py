@@ -7,7 +7,7 @@ got.folded["delta"]; len(got); got.failures; got.gather("counts"); got.gram("del
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -81,7 +81,13 @@ class Replies(Sequence[Reply]):
     def __len__(self) -> int:
         return len(self._replies)
 
-    def __getitem__(self, i: Any) -> Any:
+    @overload
+    def __getitem__(self, i: int) -> Reply: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[Reply]: ...
+
+    def __getitem__(self, i: int | slice) -> Reply | list[Reply]:
         return self._replies[i]
 
     @property

@@ -1,9 +1,19 @@
-"""What a client actor does when it starts."""
+"""What a client actor does when it starts, and what a job gives."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.client import ClientActor
+from rayfed import fold, tree
+from rayfed.engine.messages import CallResult, GramCall, Job, Value, VisitCall
+from rayfed.engine.pool import LocalPool
+from tests import toy
 
 
 def test_a_client_actor_begins_with_what_it_is_told_to_import() -> None:
@@ -41,3 +51,24 @@ print(devices, [round(c, 3) for c in capped])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['cpu', 'cuda', 'cuda', 'cuda'] [0.235, 1.0, 1.0]"
+
+
+def test_folds_are_an_object_of_their_own_where_they_are_merged_apart() -> None:
+    pool = LocalPool()
+    fed = toy.make_fed(toy.config(), pool)
+    client: Any = object.__new__(ClientActor)
+    client.worker = pool.worker
+    job = Job("toy", VisitCall("train", (3, 1), 1, 1, 1, ("model",), folds=(fold.mean("delta"),)))
+    model = tree.to_numpy(fed.task.initial)
+    whole, *_, nothing = client.execute_job(job, False, model)
+    result, large, states, folded = client.execute_job(job, True, model)
+    assert isinstance(result, CallResult) and result.folded is None and nothing is None and large is states is None
+    assert (
+        result.clients == whole.clients == [3, 1]
+        and folded["delta"][""]["weight"] == whole.folded["delta"][""]["weight"]
+    )
+    a, b = (fold.from_numpy(f)["delta"][""]["total"] for f in (folded, whole.folded))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    rows = {"p": {"x": np.eye(2)}}
+    value, *rest = client.execute_job(Job("toy", GramCall("p")), True, rows, rows)
+    assert isinstance(value, Value) and value.value.tolist() == [[1.0, 0.0], [0.0, 1.0]] and rest == [None] * 3
