@@ -23,8 +23,8 @@ def test_rayfed_and_the_plain_loop_end_with_the_same_weights(env: dict[str, str]
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "peers.json").read_text())["workloads"]
     assert set(found) == {"n_mlp", "w1", "w2"}
-    told = json.loads((tmp_path / "peers.json").read_text())["about"]
-    assert set(told) == set(found) and all("run.py" in t["command"] for t in told.values())
+    about = json.loads((tmp_path / "peers.json").read_text())["about"]
+    assert set(about) == set(found) and all("run.py" in t["command"] for t in about.values())
     for engines in found.values():
         assert engines["rayfed"]["apart"] < 1e-4 and engines["rayfed"]["round_s"]["median"] > 0
     assert "| rayfed |" in (tmp_path / "PEERS.md").read_text()

@@ -64,7 +64,7 @@ def test_an_impossible_plan_is_refused_before_ray_starts(rayfed, config, env, tm
     assert not list((Path(env["RAY_TMPDIR"]) / "ray").iterdir()), "Ray was started for nothing"
 
 
-def test_a_wrong_config_is_told_before_ray_starts(rayfed, config, env, tmp_path):
+def test_a_wrong_config_is_reported_before_ray_starts(rayfed, config, env, tmp_path):
     code, out = rayfed(
         "run", config(method={"name": "scafold"}, rounds=0), "--out", tmp_path / "o", "--address", "local"
     ).wait()

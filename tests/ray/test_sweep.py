@@ -81,7 +81,7 @@ def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
         "--out", tmp_path / "o", "--address", "local", "--concurrent", "1",
     )  # fmt: skip
     place = until(lambda: only_run(tmp_path / "o") / "trials" / "00001", "the sweep's folder")
-    until(lambda: len(read_rows(place)) >= 2, "the second trial has told twice")
+    until(lambda: len(read_rows(place)) >= 2, "the second trial has reported twice")
     before = {r["round"]: r["seeds"] for r in read_rows(place)}
     command.kill(signal.SIGKILL)
     command.wait()
@@ -159,7 +159,7 @@ def test_ctrl_c(rayfed, config, space, tmp_path):
     assert table(only_run(tmp_path / "o")), "what there is has been written"
 
 
-def test_a_failing_trial_is_told(rayfed, config, tmp_path):
+def test_a_failing_trial_is_reported(rayfed, config, tmp_path):
     file = tmp_path / "s.py"
     file.write_text("from ray import tune\nspace = {'local.optimizer.lr': tune.grid_search([0.1, 1e30])}\n")
     code, out = rayfed("sweep", file, config(**SMALL), "--out", tmp_path / "o", "--address", "local").wait()
@@ -224,7 +224,7 @@ def test_a_sweep_in_object_storage_goes_on_elsewhere(env, rayfed, config, space,
         "sweep", space, config(**long), "--seeds", "0,1", "--out", store, "--address", "local", "--concurrent", "1"
     )
     place = until(lambda: only_run(tmp_path / "one" / "runs") / "trials" / "00001", "the sweep's folder")
-    until(lambda: len(read_rows(place)) >= 2, "the second trial has told twice")
+    until(lambda: len(read_rows(place)) >= 2, "the second trial has reported twice")
     command.kill(signal.SIGINT)
     code, out = command.wait()
     uri = f"{store}/{place.parents[1].name}"

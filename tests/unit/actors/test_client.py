@@ -16,7 +16,7 @@ from rayfed.engine.pool import LocalPool
 from tests import toy
 
 
-def test_a_client_actor_begins_with_what_it_is_told_to_import() -> None:
+def test_a_client_actor_imports_what_it_is_asked_to() -> None:
     code = """
 import sys
 from actors.client import ClientActor

@@ -19,7 +19,7 @@ def test_the_answer_is_found_among_other_lines() -> None:
     assert sent["metadata"]["rayfed"] == "helper"
 
 
-def test_a_head_that_says_nothing_is_told_with_its_log() -> None:
+def test_a_head_that_does_not_answer_is_reported_with_its_log() -> None:
     with pytest.raises(RunFailed, match="the head could not run `python`: python: not found"):
         head.kill_drivers(connect(log="python: not found\n"), "r")
     with pytest.raises(RunFailed, match="could not run"):  # another question's answer is none

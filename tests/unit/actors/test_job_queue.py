@@ -1,4 +1,4 @@
-"""Jobs at their nodes: neighbours together, and no actor without work while there is some."""
+"""Jobs at their nodes: neighbours go to one node, and no actor waits while there is work."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_a_job_is_the_command_in_a_folder_with_exactly_its_files(
     )
 
 
-def test_an_ended_job_is_continued_where_its_folder_lies(
+def test_an_ended_job_is_continued_in_its_own_folder(
     head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
@@ -115,7 +115,7 @@ def test_a_head_that_cannot_run_it_is_one_sentence(change: dict[str, Any], sente
     assert sentence in str(e.value) and "\n" not in str(e.value) and e.value.exit_code == 3
 
 
-def test_what_is_wrong_is_told_before_the_cluster_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_reported_before_the_cluster_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="method"):
         submission.submit_request(
             "quickstart", ["method.name=nothing"], command="run", out=None, address="http://127.0.0.1:1"

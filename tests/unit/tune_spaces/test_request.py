@@ -37,14 +37,14 @@ def test_every_point_of_a_grid_is_tried(tmp_path: Path) -> None:
         "space = {'federation.per_round': tune.grid_search([3, 12, 13]), 'method.clusters': tune.grid_search([0, 2])}\n"
     )
     found = refused(str(file))
-    told = {p.partition(": ")[2]: p for p in found}
-    (clusters,) = [p for t, p in told.items() if t.startswith("method.clusters: 0")]
+    problems = {p.partition(": ")[2]: p for p in found}
+    (clusters,) = [p for t, p in problems.items() if t.startswith("method.clusters: 0")]
     assert all(f"per_round={n} clusters=0" in clusters for n in (3, 12, 13)) and "clusters=2" not in clusters
-    (share,) = [p for t, p in told.items() if t.startswith("federation.per_round: 13")]
+    (share,) = [p for t, p in problems.items() if t.startswith("federation.per_round: 13")]
     assert "per_round=13 clusters=2" in share and "per_round=12" not in share
 
 
-def test_a_split_that_cannot_be_is_told_before_ray() -> None:
+def test_a_split_that_cannot_be_is_reported_before_ray() -> None:
     few = {"data": {"name": "synthetic:blobs", "examples": 40, "classes": 4, "features": 8, "test": 10}}
     found = refused(
         "heterogeneity",
