@@ -204,7 +204,10 @@ class BatchSampler:
 
 
 def _order_names(visit: Visit) -> list[str]:
-    """Return the names that the phases' orders have in their keys: a measuring phase before training does not change the order training is done in."""
+    """Return what the phases' orders are called in keys.
+
+    Training and measuring phases are counted apart: one that measures before training does not change the order of training.
+    """
     trained = measured = 0
     names = []
     for p in visit.phases:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -37,26 +36,24 @@ def install(network: nn.Module, trained: Sequence[str]) -> int:
 def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return type(layer).forward(layer, *args, **kwargs)
-    given, spec = _pytree.tree_flatten((args, kwargs))
-    at = [i for i, x in enumerate(given) if isinstance(x, Tensor)]
+    given: list[Tensor] = []
+    _map(given.append, (args, kwargs))
     now = dict(layer.named_parameters())  # inside functional_call: what stands in for them
     draws: list[Any] = list(
         {id(m.during): m.during for m in layer.modules() if hasattr(m, "during")}.values()
     )  # see adapters.dropout
     drawing = [d for d in draws if isinstance(d["key"], Tensor)]
     drawn = [d["key"] for d in drawing]
-    out_spec: list[Any] = []
-    kind = next(x.device.type for x in (given[i] for i in at))
+    form: list[Any] = []
+    kind = given[0].device.type
     half, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        inner = list(given)
-        for i, x in zip(at, tensors):
-            inner[i] = x
-        a, k = _pytree.tree_unflatten(inner, spec)
-        params = {f"layer.{n}": p for n, p in zip(names, tensors[len(at) :])}
+        inputs = iter(tensors)
+        a, k = _map(lambda x: next(inputs), (args, kwargs))
+        params = {f"layer.{n}": p for n, p in zip(names, tensors[len(given) :])}
         before = [d["key"] for d in draws]
-        for d, key in zip(drawing, tensors[len(at) + len(names) :]):
+        for d, key in zip(drawing, tensors[len(given) + len(names) :]):
             d["key"] = key
         try:
             with torch.autocast(kind, dtype, enabled=half, cache_enabled=False):
@@ -64,14 +61,31 @@ def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any
         finally:
             for d, key in zip(draws, before):
                 d["key"] = key
-        leaves, found = _pytree.tree_flatten(out)
-        out_spec[:] = [found, [x if not isinstance(x, Tensor) else None for x in leaves]]
-        return tuple(x for x in leaves if isinstance(x, Tensor))
+        leaves: list[Tensor] = []
+        _map(leaves.append, out)
+        form[:] = [_map(lambda x: _Hole(), out)]
+        return tuple(leaves)
 
-    tensors = [given[i] for i in at] + [now[n] for n in names] + drawn
+    tensors = given + [now[n] for n in names] + drawn
     made = iter(_Layer.apply(run, *tensors))
-    found, fixed = out_spec
-    return _pytree.tree_unflatten([next(made) if x is None else x for x in fixed], found)
+    return _map(lambda hole: next(made), form[0], _Hole)
+
+
+class _Hole:
+    """Stands for a tensor in what a layer gives."""
+
+
+def _map(f: Callable[[Any], Any], x: Any, of: type = Tensor) -> Any:
+    """Return x, nested tuples, lists and dicts, with f of each `of` in it."""
+    if isinstance(x, of):
+        return f(x)
+    if isinstance(x, dict):  # transformers' ModelOutput is one too
+        items = {n: _map(f, v, of) for n, v in x.items()}
+        return items if type(x) is dict else type(x)(**items)
+    if isinstance(x, tuple | list):
+        entries = [_map(f, v, of) for v in x]
+        return type(x)(*entries) if hasattr(x, "_fields") else type(x)(entries)
+    return x
 
 
 class _Plain(nn.Module):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib
 import json
+import re
 import textwrap
 import weakref
 from collections.abc import Callable, Iterator
@@ -706,3 +708,38 @@ def test_a_run_says_that_a_number_changed_under_a_recording(notes: list[str], tm
     (reason,) = told(ran.folder.path)
     assert "trainer.<locals>.step runs plainly from here on: after 64 played calls" in reason
     assert reason in json.loads((ran.folder.path / "summary.json").read_text())["notes"]
+
+
+# -- where torch's private names stand ---------------------------------------------------------------------------------------
+
+
+def private_names(source: str) -> list[str]:
+    """Names of torch's that begin with an underscore: imported, or reached from `torch`; and those of its kernels."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+            found += [node.attr] if node.attr in ("_op", "_schema", "_dynamo") else []
+        else:
+            continue
+        found += [n for n in names if re.fullmatch(r"torch[\w.]*\._[\w.]*", n)]
+    return found
+
+
+def test_private_names_of_torch_stand_in_tuning_alone() -> None:
+    assert private_names(
+        "import torch._C\nfrom torch.utils._x import Y\ntorch.nn._reduce(f._op)\nfrom torch import nn"
+    ) == [
+        "torch._C",
+        "torch.utils._x.Y",
+        "torch.nn._reduce",
+        "_op",
+    ]
+    root = Path(__file__).parents[3]
+    files = [f for folder in ("rayfed", "actors", "tune_spaces") for f in (root / folder).rglob("*.py")]
+    where = {str(f.relative_to(root).parent) for f in files if private_names(f.read_text())}
+    assert where == {"rayfed/execute/tuning"}
