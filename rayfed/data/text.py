@@ -27,13 +27,14 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
     """
     where, length = tokens.tokenizer_folder(dataset, config, LENGTH)
     parts = (dataset.train, dataset.test)
-    ids = tokens.cached(where, {"text": [str(t) for p in parts for t in p.x]}, str(length), "text")["ids"]
+    texts = [str(t) for p in parts for t in p.x]
+    ids = tokens.cached(where, {"text": texts}, str(length), "text")["ids"]
     width = max((len(i) for i in ids), default=1)
     x = np.full((len(ids), max(width, 1)), -1, np.int32)
     for row, i in zip(x, ids, strict=True):
         row[: len(i)] = i
     n = len(dataset.train.y)
-    empty = sum(not str(t).strip() for p in parts for t in p.x)
+    empty = sum(not t.strip() or not len(i) for t, i in zip(texts, ids, strict=True))
     notes = (f"{empty:,} of {len(ids):,} texts of {dataset.name} are empty",) if empty else ()
     made = replace(dataset, train=replace(parts[0], x=x[:n]), test=replace(parts[1], x=x[n:]))
     return replace(made, notes=(*dataset.notes, *notes))
