@@ -24,9 +24,18 @@ Watch = Callable[[dict[str, Any]], None]  # is called with the live status
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not. Its files are read when they are asked for.
+    """Read a run folder, finished or not; what `rayfed.run`, `resume` and `load` return. Files are read when they are asked for.
 
     path: the folder.
+
+    Example:
+
+        >>> run.summary["status"], run.metrics()["round"].to_pylist()
+        ('done', [1, 2])
+        >>> run.models()
+        ['model']
+        >>> run.model(client=3)(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
     """
 
     path: Path
@@ -193,6 +202,13 @@ def run(
 
     Raises ConfigError with everything that is wrong with the request, before anything starts; PlacementError if the cluster
     cannot hold it; RunFailed if it breaks, Interrupted if it is stopped: both say how to resume.
+
+    Example:
+
+        >>> config = {"task": {"data": "digits", "model": "linear"}, "federation": {"clients": 4}, "method": "fedavg"}
+        >>> run = rayfed.run(config, sets=["rounds=2"], local=True)
+        >>> run.summary["rounds"]
+        2
     """
     from rayfed.launch.preflight import load_request
 

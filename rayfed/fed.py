@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Reply(NamedTuple):
-    """One client's answer: its id, its train examples, the real steps it took, its LoRA rank (0 without an adapter)."""
+    """Name one client's answer: its id, its train examples, the real steps it took, its LoRA rank (0 without an adapter)."""
 
     client: int
     examples: int
@@ -59,11 +59,30 @@ class FoldedParts(dict[str, Any]):
 
 
 class Replies(Sequence[Reply]):
-    """What came back from one `ask`, ordered by client id.
+    """Hold what came back from one `Fed.ask`: a sequence of `Reply`, ordered by client id.
 
-    ids: of the clients that replied; folded: part -> tree (or {key: tree} for a fold with `by`), of no reply zeros; a part
-    declared "any" has none: read `ids` first; weight: part -> the fold's total weight (likewise); failures: client -> reason,
-    for clients that were dropped.
+    Attributes:
+        ids: of the clients that replied.
+        folded: part -> what its fold gave, a tree, or {key: tree} for a fold with `by`. Of no reply it is zeros; where the
+            declared shape has none (`ANY`), reading it raises RunFailed: read `ids` first.
+        weight: part -> the fold's sum of weights, likewise.
+        failures: client -> reason, for clients that were dropped.
+
+    Parts that were not folded, or are named in `keep`, come by `stacked` and `gather` to the server, which small ones may; large
+    ones stay where the clients ran, and `gram`, `dot` and `linear` compute with them there. KeyError names a part that is
+    neither.
+
+    Example: `fed` and `state` as `Method.round` is given them.
+
+        >>> from rayfed import mean
+        >>> got = fed.ask(fed.method.train, fed.sample(3), shared=state, fold=mean("delta"), keep="delta")
+        >>> [reply.examples for reply in got] == got.examples.tolist()
+        True
+        >>> got.gram("delta").shape
+        torch.Size([3, 3])
+        >>> (average,) = got.linear("delta", got.examples[None] / got.examples.sum())
+        >>> bool(tree.norm(tree.sub(average, got.folded["delta"])) < 1e-6)
+        True
     """
 
     def __init__(
@@ -151,7 +170,7 @@ class Dispatcher(Protocol):
 
 
 class Fed:
-    """One run's federation. `round`, `rounds` count from 1; clients 0..population-1 take part."""
+    """Hold a server program's view of one run's federation. `round`, `rounds` count from 1; clients 0..population-1 take part."""
 
     def __init__(self, config: Config, federation: Federation, method: Method, task: Task, dispatcher: Dispatcher):
         self.config, self.federation, self.method, self.task = config, federation, method, task
@@ -225,13 +244,30 @@ class Fed:
         keep: str | Sequence[str] = (),
         metered: bool = True,
     ) -> Replies:
-        """Ask clients for one visit and wait for all of them.
+        """Ask clients for one visit, wait for all of them, and return their `Replies`.
 
-        visit: of the method, `self.train` or `self.score.with_(k=3)`; to: client ids, in any order; shared: parts for
-        everyone; mine: client -> small tree for it alone; fold: what becomes of parts; keep: folded parts that stay
-        reachable for `gram`, `linear` and `gather`; metered: false where a deployment's server would work this out from what
-        it holds of each client (it runs where the client states are, and counts in no bytes and no visits). A client that
-        fails is dropped or ends the run, as `failures.client_error` says.
+        Arguments:
+            visit: one of the method's, `self.train`, or with arguments `self.score.with_(k=3)`.
+            to: client ids, in any order, each once; nobody is allowed.
+            shared: parts for everyone, name -> tree, as `wire.down` declares them.
+            mine: client -> a small tree for it alone, of the same names for all.
+            fold: what becomes of parts: `mean(...)`, `total(...)`, or several, each of another part.
+            keep: folded parts that stay reachable for `gram`, `dot`, `linear`, `stacked` and `gather`.
+            metered: false where a deployment's server would work this out from what it holds of each client: it runs where the
+                client states are, and counts in no bytes and no visits.
+
+        Raises TypeError if `visit` is no visit of the method, or if a part is not declared or not of its shape; ValueError if a
+        client or a part is named twice. A client that fails is dropped, or ends the run with RunFailed, as
+        `failures.client_error` says.
+
+        Example: `fed` and `state` as `Method.round` is given them.
+
+            >>> from rayfed import mean
+            >>> got = fed.ask(fed.method.train, fed.sample(3), shared=state, fold=mean("delta"))
+            >>> len(got), got.failures
+            (3, {})
+            >>> got.folded["delta"].keys() == state["model"].keys()
+            True
         """
         name, arguments = visits.require(visit, self.method).call
         folds = (fold,) if isinstance(fold, Fold) else tuple(fold)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class Fold(NamedTuple):
-    """kind: mean | sum; weight: "examples", "one", or the name of a scalar part of the reply; by: the name of an integer
+    """Say what becomes of a part of many replies; made by `mean` and `total`.
+
+    kind: mean | sum; weight: "examples", "one", or the name of a scalar part of the reply; by: the name of an integer
     part (of the reply or of `mine`) that sorts replies into separate folds; denominator: fixed instead of the weights' sum.
     """
 
@@ -30,12 +32,39 @@ class Fold(NamedTuple):
 
 
 def mean(part: str, weight: str = "examples", by: str | None = None, denominator: float | None = None) -> Fold:
-    """Weighted mean of `part` over the replies; of none, zeros."""
+    """Return the fold that gives the weighted mean of a part over the replies.
+
+    Arguments:
+        part: its name in `wire.up`.
+        weight: "examples" (n_i), "one", or the name of a scalar part of the reply.
+        by: the name of an integer part, of the reply or of `mine`: one mean for each of its values.
+        denominator: what the weighted sum is divided by, in place of the sum of the weights (q N, say).
+
+    `Replies.folded[part]` is then a tree of the part's shape, with `by` {value: tree}; `Replies.weight[part]` is the sum of the
+    weights, likewise. Of no reply it is zeros of the declared shape and weight 0, with `by` {}; RunFailed where it is read if the
+    shape has no zero (`ANY`).
+
+    Example: two calls, merged as on the way to the server.
+
+        >>> fold = mean("x", weight="one")
+        >>> here = partial(fold, {"x": torch.tensor([1.0, 2.0])}, mine={}, examples=torch.tensor([5, 7]))
+        >>> there = partial(fold, {"x": torch.tensor([6.0])}, mine={}, examples=torch.tensor([9]))
+        >>> finish(fold, merge(here, there))
+        (tensor(3.), 3.0)
+    """
     return Fold("mean", part, weight, by, denominator)
 
 
 def total(part: str, weight: str = "one", by: str | None = None) -> Fold:
-    """Weighted sum of `part` over the replies."""
+    """Return the fold that gives the weighted sum of a part over the replies. Arguments and what it gives as in `mean`.
+
+    Example: a sum for each cluster.
+
+        >>> fold = total("x", by="cluster")
+        >>> parts = {"x": torch.tensor([1.0, 2.0, 4.0]), "cluster": torch.tensor([0, 3, 0])}
+        >>> finish(fold, partial(fold, parts, mine={}, examples=torch.tensor([5, 7, 9])))
+        ({0: tensor(5.), 3: tensor(2.)}, {0: 2.0, 3: 1.0})
+    """
     return Fold("sum", part, weight, by)
 
 
@@ -45,7 +74,7 @@ Partial = dict[str, Any]  # {"total": tree, "weight": float} per key; the key is
 def partial(
     fold: Fold, parts: Tree, mine: Tree, examples: Tensor, onto: dict[str, Partial] | None = None
 ) -> dict[str, Partial]:
-    """One chunk of replies, leaves (c, ...), folded: key -> Partial. onto: what the call's chunks before gave, written over."""
+    """Fold one chunk of replies, leaves (c, ...): key -> Partial. onto: what the call's chunks before gave, written over."""
     part = parts[fold.part]
     n = examples.shape[0]
     if fold.weight == "examples":
@@ -87,7 +116,7 @@ def _weighted(w: Tensor, part: Tree, onto: Partial | None) -> Partial:
 
 
 def merge(a: dict[str, Partial], b: dict[str, Partial]) -> dict[str, Partial]:
-    """Two partials of neighbouring cohorts, left first."""
+    """Merge two partials of neighbouring cohorts, left first."""
     out = dict(a)
     for k, p in b.items():
         if k in out:
@@ -100,12 +129,12 @@ Folded = dict[str, dict[str, Partial]]  # what one call's folds gave: part -> ke
 
 
 def merge_parts(a: Folded, b: Folded) -> Folded:
-    """All parts of two calls, left first; a call whose clients were all dropped has none."""
+    """Merge all parts of two calls, left first; a call whose clients were all dropped has none."""
     return {part: merge(a.get(part, {}), b.get(part, {})) for part in {**a, **b}}
 
 
 def from_numpy(folded: Folded) -> Folded:
-    """The same with tensors; `to_numpy` is its inverse."""
+    """Return the same with tensors; `to_numpy` is its inverse."""
     return {
         part: {k: {"total": tree.from_numpy(p["total"]), "weight": p["weight"]} for k, p in by.items()}
         for part, by in folded.items()
@@ -113,7 +142,7 @@ def from_numpy(folded: Folded) -> Folded:
 
 
 def to_numpy(folded: Folded) -> Folded:
-    """As it travels between processes."""
+    """Return the same as it travels between processes."""
     return {
         part: {k: {"total": tree.to_numpy(p["total"]), "weight": p["weight"]} for k, p in by.items()}
         for part, by in folded.items()
@@ -121,12 +150,12 @@ def to_numpy(folded: Folded) -> Folded:
 
 
 def nbytes(folded: Folded) -> int:
-    """Size of the totals, bytes."""
+    """Return the size of the totals, bytes."""
     return sum(tree.nbytes(p["total"]) for by in folded.values() for p in by.values())
 
 
 def finish(fold: Fold, partials: dict[str, Partial]) -> tuple[Any, Any]:
-    """(folded, weight): trees, or per key {int: tree} and {int: float} where the fold has `by`."""
+    """Return (folded, weight): trees, or per key {int: tree} and {int: float} where the fold has `by`."""
 
     def close(p: Partial) -> Tree:
         if fold.kind == "sum":
@@ -141,7 +170,7 @@ def finish(fold: Fold, partials: dict[str, Partial]) -> tuple[Any, Any]:
 
 
 class Merger:
-    """Merges things numbered 0..n-1 along one fixed binary tree, whatever order they come in; holds O(log n) of them
+    """Merge things numbered 0..n-1 along one fixed binary tree, whatever order they come in; hold O(log n) of them
     when they come nearly in order."""
 
     def __init__(self, combine: Any):
@@ -149,7 +178,7 @@ class Merger:
         self.held: dict[tuple[int, int], Any] = {}  # (level, index) -> merged subtree
 
     def add(self, index: int, value: Any, level: int = 0) -> None:
-        """Thing `index` has arrived, or from level 1 up a merged subtree of 2^level things; complete subtrees merge at once."""
+        """Take thing `index`, or from level 1 up a merged subtree of 2^level things; complete subtrees merge at once."""
         while (level, index ^ 1) in self.held:
             other = self.held.pop((level, index ^ 1))
             value = self.combine(other, value) if index & 1 else self.combine(value, other)
@@ -157,7 +186,7 @@ class Merger:
         self.held[level, index] = value
 
     def result(self) -> Any:
-        """All merged, left to right; None if nothing came. What stays is one subtree per set bit of n."""
+        """Return all merged, left to right; None if nothing came. What stays is one subtree per set bit of n."""
         out = None
         for place in sorted(self.held, reverse=True):
             out = self.held[place] if out is None else self.combine(out, self.held[place])

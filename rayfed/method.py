@@ -1,21 +1,5 @@
 """What a method is: settings, a wire, visits for one client, a server program, and the model each client is served.
 
-A complete method that averages a number:
-
-    class Average(Method):
-        wire = Wire(up={"x": Part(SCALAR)}, server={"mean": Part(SCALAR)})
-
-        @visit
-        def report(self, task):
-            def end(client, carry): return {"x": client.info.examples.double()}, client.own
-            return Visit(lambda client: {}, (), end)
-
-        def init(self, task, key): return {"mean": torch.zeros(())}
-
-        def round(self, state, fed, task):
-            got = fed.ask(self.report, fed.sample(), fold=mean("x", weight="one"))
-            return {"mean": got.folded["x"]}
-
 Nothing lives on `self` but settings: server state is what `init` and `round` return, client state what visits return.
 """
 
@@ -45,8 +29,46 @@ class MethodSettings(Section):
 
 
 class Method:
-    """Base of all methods. `universal` names the part of the server state that is the one global model, if there is one;
-    `logs` says of each name that the method gives to `fed.log` what it is and in which unit: name -> (sentence, unit)."""
+    """Describe an algorithm: what travels, what one client does, what the server does, and what each client is served.
+
+    A subclass declares `wire`, defines its visits with `@visit` and its server program `round`; everything else has a default.
+
+    Class attributes:
+        Settings: the method's own settings, each field with its range and a sentence.
+        wire: the parts that travel (`down`, `up`) and that are kept (`keep` at clients, `server`).
+        universal: the part of the server state that is the one global model; None if there is none.
+        logs: of each name given to `fed.log` what it is and in which unit, name -> (sentence, unit).
+
+    Arguments:
+        settings: an instance of `Settings`.
+        config: the run's config; `self.local` is its section of local training.
+
+    Raises TypeError in the first round if there is no `round`, and where what travels or is kept is not what `wire` declares.
+
+    Example: FedAvg whose server goes only a part of the way.
+
+        >>> from pydantic import Field
+        >>> from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
+        >>> class Damped(Method):
+        ...     class Settings(MethodSettings):
+        ...         eta: float = Field(0.5, gt=0, description="Step of the server.")
+        ...
+        ...     wire = Wire(
+        ...         down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
+        ...     )
+        ...
+        ...     @visit
+        ...     def train(self, task):
+        ...         return sgd_visit(task.loss, self.local)
+        ...
+        ...     def round(self, state, fed, task):
+        ...         got = fed.ask(self.train, fed.sample(), shared=state, fold=mean("delta"))
+        ...         return {"model": tree.add(state["model"], got.folded["delta"], self.settings.eta)}
+        >>> config = {"task": {"data": "digits", "model": "linear"}, "federation": {"clients": 4}, "rounds": 1}
+        >>> run = rayfed.run({**config, "method": {"name": Damped, "eta": 0.8}}, local=True)
+        >>> run.config["method"]["eta"]
+        0.8
+    """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     wire: ClassVar[Wire] = Wire()
@@ -57,51 +79,51 @@ class Method:
         self.settings, self.config, self.local = settings, config, config.local
 
     def check(self, config: Config) -> list[str]:
-        """Rules across settings: sentences for what does not fit together."""
+        """Return sentences for settings that do not fit together; none by default."""
         return []
 
     def fits(self, federation: Federation) -> list[str]:
-        """Rules across settings and data, checked before anything starts: sentences for why this cannot run on it."""
+        """Return sentences for why this cannot run on a federation's data; none by default. Asked before anything starts."""
         return []
 
     def init(self, task: Task, key: int) -> Tree:
-        """The server state before round 1; its part names are those of `wire.server`."""
+        """Return the server state before round 1; its part names are those of `wire.server`. By default {"model": fresh parameters}."""
         return {"model": task.init_params(key)}
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        """One round: the next server state. Clients are reached only through `fed`."""
+        """Return the next server state. Clients are reached only through `fed`; TypeError where a method does not define it."""
         raise TypeError(f"{type(self).__name__} has no server program: define `round(self, state, fed, task)`")
 
     def own_init(self, task: Task, client: int, key: int) -> Tree:
-        """A client's state before its first visit; its part names are those of `wire.keep`."""
+        """Return a client's state before its first visit; its part names are those of `wire.keep`. By default none."""
         return {}
 
     def serve(self, state: Tree) -> Tree:
-        """What evaluation broadcasts to every client, once."""
+        """Return what evaluation broadcasts to every client; by default {"model": the server state's}."""
         return {"model": state["model"]}
 
     def mine(self, state: Tree, client: int) -> Tree | None:
-        """A small tree for one client beside `serve`; the same names for all clients, also for one never seen."""
+        """Return a small tree for one client beside `serve`, with the same names for all clients, also one never seen; or None."""
         return None
 
     def view(self, task: Task) -> Visit:
-        """A visit that gives {"model": the parameters this client is served}, built at the client."""
+        """Return the visit that gives {"model": what this client is served}, built at the client; by default the shared model."""
         return model_of(lambda client: client.shared["model"])
 
     def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
-        """Logits (B, C) of what `view` gives, for inputs (B, *input_shape); overridden where that is more than one network's
-        parameters (two models' sum, a mixture that depends on the input). Of such a tree `evaluate.finetune_epochs` trains
-        the entry `own`."""
+        """Return logits (B, C) of what `view` gives, for inputs (B, *input_shape); overridden where that is more than one
+        network's parameters (two models' sum, a mixture that depends on the input). Of such a tree `evaluate.finetune_epochs`
+        trains the entry `own`."""
         return task.apply(model, x)
 
     def cost(self, part: str, sent: Tree) -> int:
-        """Bytes on the wire of a part that k clients send or are sent, leaves (k, ...), in the method's own encoding."""
+        """Return the bytes on the wire of a part that k clients send or are sent, leaves (k, ...), in the method's own encoding."""
         return tree.nbytes(sent)
 
     def clusters(self, state: Tree) -> dict[int, int] | None:
-        """Client -> cluster id for every client that has one; None if the method does not cluster."""
+        """Return client -> cluster id for every client that has one; None if the method does not cluster."""
         return None
 
     def experts(self, state: Tree) -> dict[int, Tree] | None:
-        """Cluster id -> parameters of its expert; None if the method has none."""
+        """Return cluster id -> parameters of its expert; None if the method has none."""
         return None

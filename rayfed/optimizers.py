@@ -24,7 +24,7 @@ class Optimizer(NamedTuple):
 
 
 def make(o: Any) -> Optimizer:
-    """The optimizer of `local.optimizer` (fields name, momentum, nesterov, weight_decay, betas, eps)."""
+    """Return the optimizer of `local.optimizer` (fields name, momentum, nesterov, weight_decay, betas, eps)."""
     return (
         sgd(o.momentum, o.nesterov, o.weight_decay)
         if o.name == "sgd"

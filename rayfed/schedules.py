@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def start(local: Local, lr: Any, steps: Any) -> Tree:
-    """What a carry holds for the rate within a visit: `lr` (0-d) of the coming step, and with `local.schedule.within: linear` also
+    """Return what a carry holds for the rate within a visit: `lr` (0-d) of the coming step, and with `local.schedule.within: linear` also
     `left`, the steps to come out of `steps` (0-d)."""
     return {"lr": lr, "left": steps.to(lr.dtype)} if local.schedule.within == "linear" else {"lr": lr}
 
 
 def advance(carry: Tree) -> Tree:
-    """`start`'s part of a carry after one step: as it was, or lr_t = lr (T - t) / T, as transformers' linear schedule has it."""
+    """Return `start`'s part of a carry after one step: as it was, or lr_t = lr (T - t) / T, as transformers' linear schedule has it."""
     if "left" not in carry:
         return {}
     left = carry["left"]
@@ -25,7 +25,7 @@ def advance(carry: Tree) -> Tree:
 
 
 def round_rate(local: Local, round: int, rounds: int) -> float:
-    """The rate that round `round` (from 1) begins with under `local.schedule`: constant, linear, exponential, step, cosine, warm-up."""
+    """Return the rate of round `round` (from 1) under `local.schedule`: constant, linear, exponential, step, cosine, warm-up."""
     s, lr = local.schedule, local.optimizer.lr
     warmup = getattr(s, "warmup", 0) or 0
     if round <= warmup:

@@ -19,12 +19,12 @@ Loss = Callable[[Tree, Batch, Any], Any]  # (params, batch, key) -> one number p
 
 
 def work(local: Local, split: str = "train", batches: int = 1) -> Over:
-    """The local work that the config asks for: `local.epochs`, or `local.steps`."""
+    """Return the local work that the config asks for: `local.epochs`, or `local.steps`."""
     return steps(local.steps, split, batches) if local.steps else epochs(local.epochs or 1, split, batches)
 
 
 def mean_loss(loss: Loss, params: Tree, batch: Batch, key: Any) -> Tensor:
-    """Mean over the real examples of a padded batch, 0-d."""
+    """Return the mean loss over the real examples of a padded batch, 0-d."""
     w = batch["w"]
     return (loss(params, batch, key) * w).sum() / w.sum().clamp(min=1)
 
@@ -42,13 +42,34 @@ def sgd_visit(
     objective: Callable[[Tree, Tree, Batch, Any], Any] | None = None,
     vectorize: bool | str = True,
 ) -> Visit:
-    """Minibatch training of carry[`train`] with the config's optimizer: nine methods of ten.
+    """Return a visit that trains carry[`train`] by minibatches with the config's optimizer: the visit of nine methods of ten.
 
-    start: the first carry (default {train: shared["model"]}); hook(gradient, carry) -> gradient (FedProx, SCAFFOLD);
-    end: what is sent (default {"delta": trained - shared["model"]}, own unchanged); phases: (over, which parameter
-    names move) where not all parameters train all the time (FedRep); before: phases that come first (IFCA's choice);
-    objective(params, carry, batch, key) -> (B,): in place of `loss` where it needs what is carried (FedGen's generator).
-    The optimizer's state is part of the carry, fresh in every visit.
+    Arguments:
+        loss: loss(params, batch, key) -> (B,), one number per example; mostly `task.loss`.
+        local: optimizer, its rate and the local work, mostly `self.local`.
+        train: the entry of the carry that is trained, {name: tensor}.
+        start: start(client) -> the first carry; default {train: client.shared["model"]}.
+        hook: hook(gradient, carry) -> gradient, for what bends it (FedProx, SCAFFOLD).
+        end: end(client, carry) -> (parts sent, new state); default {"delta": trained - client.shared["model"]}, the state as it was.
+        phases: pairs (over, which parameter names move) where not all parameters train all the time (FedRep).
+        before: phases that come first (IFCA's choice).
+        objective: objective(params, carry, batch, key) -> (B,) in place of `loss` where it needs what is carried (FedGen).
+        vectorize: as in `Visit`.
+
+    The optimizer's state is part of the carry, fresh in every visit; `client.info.steps` and `sum_lr` in `end` count its steps.
+
+    Example: one step of rate 1/2 on (w - x)^2 / 2, by hand.
+
+        >>> from types import SimpleNamespace
+        >>> from rayfed.config.schema import Local
+        >>> made = sgd_visit(lambda params, batch, key: (params["w"] - batch["x"]) ** 2 / 2, Local())
+        >>> info = SimpleNamespace(lr=torch.tensor(0.5), ahead=torch.tensor(1))
+        >>> client = ClientContext(info, shared={"model": {"w": torch.zeros(())}}, mine={}, own={})
+        >>> (phase,) = made.phases
+        >>> carry = phase.enter(client, made.begin(client))
+        >>> carry = phase.step(carry, {"x": torch.tensor([1.0, 3.0]), "w": torch.ones(2)}, key=torch.tensor(7))
+        >>> made.end(client, carry)
+        ({'delta': {'w': tensor(1.)}}, {})
     """
     opt = optimizers.make(local.optimizer)
 

@@ -2,13 +2,7 @@
 
 A visit is `begin -> step per batch -> end`. The executors run it one client after another (`loop`) or for a whole
 cohort at once (`vmap`); batching, padding, masking of finished clients, keys and step counts are theirs, so none of it
-appears in a method. A visit that counts its client's examples:
-
-    @visit
-    def count(self, task):
-        return Visit(begin=lambda client: {"n": torch.zeros(())},
-                     phases=[Phase(once(), lambda carry, batch, key: {"n": carry["n"] + batch["w"].sum()})],
-                     end=lambda client, carry: ({"n": carry["n"]}, client.own))
+appears in a method.
 
 Rules for tensors inside a visit: no `.item()`, no `if` on a tensor, no in-place writes, the carry keeps its structure. What it
 calls may depend on shapes and settings alone: from the fourth call of a piece on, the same kernels are replayed
@@ -82,27 +76,27 @@ class Over:
 
 
 def epochs(n: int, split: str = "train", batches: int = 1) -> Over:
-    """n passes in a fresh order each; `batches` > 1 hands every step a tuple of that many consecutive batches."""
+    """Run over n passes in a fresh order each; `batches` > 1 hands every step a tuple of that many consecutive batches."""
     return Over("epochs", n, split, batches)
 
 
 def steps(n: int, split: str = "train", batches: int = 1) -> Over:
-    """n steps over reshuffled passes."""
+    """Run over n steps of reshuffled passes."""
     return Over("steps", n, split, batches)
 
 
 def once(split: str = "train") -> Over:
-    """One pass in storage order, in large batches; for measuring."""
+    """Run over one pass in storage order, in large batches; for measuring."""
     return Over("once", 1, split)
 
 
 def whole(split: str = "train") -> Over:
-    """One step with all examples as one batch."""
+    """Run over one step with all examples as one batch."""
     return Over("whole", 1, split)
 
 
 def nothing(n: int) -> Over:
-    """n steps without data (`batch` is {}); keys only."""
+    """Run over n steps without data (`batch` is {}); keys only."""
     return Over("nothing", n, "")
 
 
@@ -120,7 +114,7 @@ class Phase(NamedTuple):
     falls: bool = False
 
     def passed(self, info: Info, done: Tensor) -> Info:
-        """`info` after its `done` real steps."""
+        """Return `info` after its `done` real steps."""
         if not self.counts:
             return info
         # lr (T + T-1 + ... + 1) / T = lr (T + 1) / 2
@@ -129,10 +123,30 @@ class Phase(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """begin(client) -> carry; phases; end(client, carry) -> (parts sent, new own), of a `ClientContext`.
+    """Say what one client does in three pieces, pure functions of tensors that any executor can call.
 
-    `vectorize`: True, or the reason why `vmap` cannot run it. `local`: carry -> the locally trained parameters, if the
-    visit trains a model (the engine then scores it as `local`).
+    Arguments:
+        begin: begin(client) -> carry, from what the client was sent and what it keeps (a `ClientContext`).
+        phases: what the visit runs over, one after another; () is no step at all.
+        end: end(client, carry) -> (parts sent, the client's new state).
+        vectorize: True, or the reason why `vmap` cannot run it, which it then is not asked to.
+        local: carry -> the locally trained parameters, if the visit trains a model; the engine scores them as `local`.
+
+    A carry is a dict of tensors that keeps its names, shapes and types from step to step. What `end` sends must be declared in
+    `wire.up`, what it keeps in `wire.keep`; TypeError names the part otherwise.
+
+    Example: counting a client's examples; by hand, as an executor does it.
+
+        >>> counting = Visit(
+        ...     begin=lambda client: {"n": torch.zeros(())},
+        ...     phases=[Phase(once(), lambda carry, batch, key: {"n": carry["n"] + batch["w"].sum()}, counts=False)],
+        ...     end=lambda client, carry: ({"n": carry["n"]}, client.own),
+        ... )
+        >>> client = ClientContext(info=None, shared={}, mine={}, own={})
+        >>> carry = counting.begin(client)
+        >>> carry = counting.phases[0].step(carry, {"w": torch.tensor([1.0, 1.0, 0.0])}, key=torch.tensor(7))
+        >>> counting.end(client, carry)
+        ({'n': tensor(2.)}, {})
     """
 
     begin: Callable[[ClientContext], Tree]
@@ -143,7 +157,7 @@ class Visit(NamedTuple):
 
 
 def model_of(choose: Callable[[ClientContext], Tree]) -> Visit:
-    """A visit without work: {"model": choose(client)}, the form of most `Method.view`."""
+    """Return a visit without work that sends {"model": choose(client)}: the form of most `Method.view`."""
     return Visit(lambda client: {}, (), lambda client, carry: ({"model": choose(client)}, client.own))
 
 
@@ -155,11 +169,26 @@ def measure(
     reduce: str = "mean",
     model: Callable[[ClientContext], Tree] | None = None,
 ) -> Visit:
-    """A visit that sends numbers about the client's data: losses of k models, class counts, prototypes, predictions.
+    """Return a visit that sends numbers about the client's data: losses of k models, class counts, prototypes, predictions.
 
-    fn(model, batch) -> tree with leaves (B, ...), one row per example; `like(client)` gives zeros of
-    the rows' shapes; the rows are summed over the real examples (reduce "sum") or averaged ("mean"), and the number of
-    examples is sent beside them as `n`. `model` picks what is handed to fn (default: all of shared).
+    Arguments:
+        fn: fn(model, batch) -> tree with leaves (B, ...), one row per example.
+        like: like(client) -> zeros of one row's shapes.
+        over: what it runs over; default one pass over the train split in large batches, `once()`.
+        reduce: "mean" or "sum" of the rows over the real examples.
+        model: model(client) -> what is handed to fn; default all of `client.shared`.
+
+    Sends the reduced tree's entries and `n` (), the number of examples; keeps the client's state as it is. Its steps count as
+    no training.
+
+    Example: the mean of a client's inputs under a shared scale, by hand.
+
+        >>> made = measure(lambda model, batch: {"x": model["scale"] * batch["x"]}, lambda client: {"x": torch.zeros(())})
+        >>> client = ClientContext(info=None, shared={"scale": torch.tensor(2.0)}, mine={}, own={})
+        >>> batch = {"x": torch.tensor([1.0, 3.0, 9.0]), "w": torch.tensor([1.0, 1.0, 0.0])}
+        >>> carry = made.phases[0].step(made.begin(client), batch, key=torch.tensor(7))
+        >>> made.end(client, carry)
+        ({'x': tensor(4.), 'n': tensor(2.)}, {})
     """
 
     def begin(client: ClientContext) -> Tree:
@@ -180,7 +209,7 @@ def measure(
 
 
 def accumulate(sums: Tree, rows: Tree, w: Tensor) -> Tree:
-    """{"sum": sums + rows weighted by w, "n": n + sum of w}; rows have leaves (B, ...)."""
+    """Return {"sum": sums + rows weighted by w, "n": n + sum of w}; rows have leaves (B, ...)."""
     return {
         "sum": tree.map(lambda s, r: s + torch.tensordot(w.to(r.dtype), r, dims=([0], [0])), sums["sum"], rows),
         "n": sums["n"] + w.sum(),
@@ -188,7 +217,7 @@ def accumulate(sums: Tree, rows: Tree, w: Tensor) -> Tree:
 
 
 def average(sums: Tree) -> Tree:
-    """The mean of what `accumulate` summed; zeros where there was no example."""
+    """Return the mean of what `accumulate` summed; zeros where there was no example."""
     return tree.scale(sums["sum"], 1.0 / sums["n"].clamp(min=1))
 
 
@@ -196,7 +225,7 @@ def average(sums: Tree) -> Tree:
 
 
 class VisitMethod:
-    """A function `make(self, task, ...) -> Visit` of a method's class; made by `visit`."""
+    """Hold a function `make(self, task, ...) -> Visit` of a method's class; made by `visit`."""
 
     def __init__(self, make: Callable[..., Visit]):
         self.make, self.name, self.signature = make, make.__name__, inspect.signature(make)
@@ -214,13 +243,35 @@ class VisitMethod:
 
 
 def visit(make: Callable[..., Visit]) -> VisitMethod:
-    """Register `make(self, task, ...) -> Visit` as a visit of its class, which `fed.ask` then takes as `self.NAME`."""
+    """Register a method of a `Method` as one of its visits, which `fed.ask` then takes as `self.NAME`.
+
+    Arguments:
+        make: make(self, task, ...) -> Visit. It is called once in each process, so it must depend on settings, task and its
+            arguments alone. Arguments after the task are given by `self.NAME.with_(...)`, as plain values: numbers, words, None
+            or tuples of them. One visit is kept for each, so what changes from round to round goes into `shared`.
+
+    Returns what stands in the class in the function's place: of an instance, a `BoundVisit`.
+
+    `fed.ask` raises TypeError for a function that is not registered, or is another class's.
+
+    Example:
+
+        >>> from types import SimpleNamespace
+        >>> from rayfed import Method
+        >>> class Scores(Method):
+        ...     @visit
+        ...     def score(self, task, k=1):
+        ...         return model_of(lambda client: client.shared["model"])
+        >>> method = Scores(settings=None, config=SimpleNamespace(local=None))
+        >>> method.score.with_(k=3).call
+        ('score', (('k', 3),))
+    """
     return VisitMethod(make)
 
 
 @dataclass(frozen=True)
 class BoundVisit:
-    """A visit of one method, as `fed.ask` takes it: `self.train`, or `self.score.with_(k=3)`. Called with a task it makes it."""
+    """Name a visit of one method, as `fed.ask` takes it: `self.train`, or `self.score.with_(k=3)`. Called with a task it makes it."""
 
     method: Method
     made_by: VisitMethod
@@ -232,15 +283,14 @@ class BoundVisit:
 
     @property
     def call(self) -> tuple[str, Arguments]:
-        """What names it to a worker, which has the method itself."""
+        """Return (name, arguments): what names it to a worker, which has the method itself."""
         return self.name, self.arguments
 
     def __call__(self, task: Task) -> Visit:
         return self.made_by.make(self.method, task, **dict(self.arguments))
 
     def with_(self, **arguments: Any) -> BoundVisit:
-        """The same with these arguments. They are plain values, for they travel with each call and one visit is kept of each: what
-        changes from round to round goes into `shared`."""
+        """Return the same visit with these arguments; TypeError where one is no plain value."""
         for name, value in arguments.items():
             if not _is_plain(value):
                 raise TypeError(
@@ -261,7 +311,7 @@ def _place(method: Method, name: str) -> str:
 
 
 def require(asked: Any, method: Method) -> BoundVisit:
-    """What was given to `fed.ask`, if it is a visit of this method with all its arguments; TypeError otherwise."""
+    """Return what was given to `fed.ask`, if it is a visit of this method with all its arguments; TypeError otherwise."""
     if not isinstance(asked, BoundVisit):
         asked = asked.make if isinstance(asked, VisitMethod) else asked
         kind, name = type(asked).__name__, getattr(asked, "__qualname__", "")
@@ -282,13 +332,13 @@ def require(asked: Any, method: Method) -> BoundVisit:
 
 
 def registered(cls: type) -> dict[str, VisitMethod]:
-    """The visits of a method's class by name, its bases' included."""
+    """Return the visits of a method's class by name, its bases' included."""
     found = {n: getattr(cls, n, None) for n in dir(cls)}
     return {n: v for n, v in found.items() if isinstance(v, VisitMethod)}
 
 
 def refusals(method: Method, task: Task) -> dict[str, str]:
-    """Name -> why `vmap` cannot run it, for `view` and each visit that can be made without arguments."""
+    """Return name -> why `vmap` cannot run it, of `view` and each visit that can be made without arguments."""
     makers: dict[str, Callable[[Task], Visit]] = {"view": method.view}
     for name, made_by in registered(type(method)).items():
         if all(p.default is not p.empty for p in list(made_by.signature.parameters.values())[2:]):

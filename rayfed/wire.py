@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 
 class Shape:
-    """The shape of a part; printed as `rayfed methods NAME` shows it."""
+    """Describe a part's tree: check one, make its zero, print it as `rayfed methods NAME` shows it."""
 
     def check(self, part: Tree, task: Task, lead: int = 1) -> str | None:
-        """What is wrong with a tree, as the end of a sentence that begins with its name; None if nothing is.
+        """Return what is wrong with a tree, as the end of a sentence that begins with its name; None if nothing is.
 
         lead: leading axes that are not the shape's: 1 for the parts of a cohort, (k, ...).
         """
         return None
 
     def zeros(self, task: Task) -> Tree | Tensor:
-        """What stands for a sum of no parts. RunFailed where the shape alone does not give it."""
+        """Return what stands for a sum of no parts. RunFailed where the shape alone does not give it."""
         raise RunFailed(f"a part declared {str(self)!r} has no zero")
 
 
 @dataclass(frozen=True)
 class Params(Shape):
-    """The trained parameters, {name: tensor}; with `words` those whose names have one of them between their dots, `head` taking
-    the classifier's."""
+    """Mean the trained parameters, {name: tensor}; with `words` those whose names have one of them between their dots, `head`
+    taking the classifier's."""
 
     words: tuple[str, ...] = ()
 
     def select(self, params: Tree, task: Task) -> Tree:
-        """The entries of a tree of all trained parameters that are meant."""
+        """Return the entries of a tree of all trained parameters that are meant."""
         if not self.words:
             return params
         head = set(task.head) if "head" in self.words else set()
@@ -71,7 +71,7 @@ class Params(Shape):
 
 @dataclass(frozen=True)
 class Array(Shape):
-    """One tensor. axes: numbers are sizes, "C" is the number of classes, other letters stand for any size."""
+    """Mean one tensor. axes: numbers are sizes, "C" is the number of classes, other letters stand for any size."""
 
     axes: tuple[str | int, ...] = ()
     dtype: str | None = None
@@ -102,7 +102,7 @@ class Array(Shape):
 
 @dataclass(frozen=True)
 class Stack(Shape):
-    """`count` (a letter: any number) of a shape along a first axis of every leaf."""
+    """Mean `count` (a letter: any number) of a shape along a first axis of every leaf."""
 
     count: str
     shape: Shape
@@ -116,19 +116,19 @@ class Stack(Shape):
 
 @dataclass(frozen=True)
 class Anything(Shape):
-    """Whatever tree."""
+    """Mean whatever tree."""
 
     def __str__(self) -> str:
         return "any"
 
 
 def params_of(*words: str) -> Params:
-    """The trained parameters whose names have one of `words` between their dots; `head` takes the classifier's."""
+    """Return the shape of the trained parameters whose names have one of `words` between their dots; `head` takes the classifier's."""
     return Params(words)
 
 
 def tensor(*axes: str | int, dtype: Any = None) -> Array:
-    """One tensor of these axes: numbers, "C" for the classes, other letters for any size; none is a single number.
+    """Return the shape of one tensor of these axes: numbers, "C" for the classes, other letters for any size; none is one number.
 
     dtype: torch's, or its name; None takes any.
     """
@@ -136,7 +136,7 @@ def tensor(*axes: str | int, dtype: Any = None) -> Array:
 
 
 def stack(count: str, shape: Shape) -> Stack:
-    """`count`, a letter, of a shape along a first axis: stack("K", PARAMS) is K models."""
+    """Return the shape of `count`, a letter, of a shape along a first axis: stack("K", PARAMS) is K models."""
     return Stack(count, shape)
 
 
@@ -145,11 +145,26 @@ PARAMS, SCALAR, CLASSES, ANY = Params(), tensor(), tensor("C"), Anything()
 
 @dataclass(frozen=True)
 class Part:
-    """A named part of a payload or a state.
+    """Declare a named part of a payload or a state.
 
-    shape: one of this module's; update: transforms act on it; private: never leaves the client; note: one sentence; routed: a
-    stack of K rows of which a deployment sends each client only one (its cluster's, or a mixture made at the server), so that
-    `bytes/down` counts one.
+    Arguments:
+        shape: one of this module's.
+        update: whether transforms act on it.
+        private: whether it never leaves the client.
+        note: one sentence about it, for `rayfed methods NAME`.
+        routed: whether it is a stack of K rows of which a deployment sends each client only one (its cluster's, or a mixture made
+            at the server), so that `bytes/down` counts one.
+
+    Raises TypeError if the shape is none.
+
+    Example:
+
+        >>> from types import SimpleNamespace
+        >>> part = Part(stack("K", PARAMS), note="the experts")
+        >>> str(part.shape)
+        'K x params'
+        >>> CLASSES.check(torch.zeros(5, 3), SimpleNamespace(classes=10))  # of five clients
+        'has shape (3,)'
     """
 
     shape: Shape
@@ -166,7 +181,26 @@ class Part:
 
 
 class Wire(NamedTuple):
-    """What travels and what is kept: down and up (wire), keep (a client's state), server (the server's state)."""
+    """Declare what travels and what is kept, name -> `Part`.
+
+    Arguments:
+        down: parts from the server to clients, `shared` and `mine` alike.
+        up: parts that visits send.
+        keep: a client's state between visits, which `Method.own_init` begins; all of them, always.
+        server: the server's state, which `Method.init` begins; all of them, always.
+
+    What is sent or kept under another name or in another shape raises TypeError in the first round, with the part's name.
+
+    Example:
+
+        >>> wire = Wire(
+        ...     down={"model": Part(PARAMS)},
+        ...     up={"delta": Part(PARAMS, update=True), "counts": Part(tensor("C", dtype="int64"))},
+        ...     server={"model": Part(PARAMS)},
+        ... )
+        >>> {name: str(part.shape) for name, part in wire.up.items()}
+        {'delta': 'params', 'counts': '(C,) int64'}
+    """
 
     down: dict[str, Part] = {}  # noqa: RUF012  (a NamedTuple's default, never written to)
     up: dict[str, Part] = {}  # noqa: RUF012

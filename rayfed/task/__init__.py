@@ -45,12 +45,29 @@ def needs_classes(federation: Federation, why: str) -> list[str]:
 
 
 class Task:
-    """Classification with a network of `rayfed.models`.
+    """Give a method its model, loss and metrics as functions of the trained parameters: classification with `rayfed.models`.
 
-    classes: C; input_shape: of one example; kind: of the data, image | tabular | text | instruct; population: N, the clients
-    that can take part; params_like: zeros, {name of a trained parameter: tensor}; head: names of the classifier's parameters,
-    maybe none. Every function is pure in `params` and works under `torch.func` transforms, `vmap` only where `vectorize` is True
-    and no reason against it.
+    Attributes:
+        classes: C; input_shape: of one example; kind: of the data, image | tabular | text | instruct.
+        population: N, the clients that can take part.
+        params_like: zeros, {name of a trained parameter: tensor}; initial: the run's first parameters, alike.
+        head: names of the classifier's parameters, maybe none.
+        dtype, device: of tensors that are made beside the parameters.
+
+    Every function is pure in `params` and works under `torch.func` transforms, under `vmap` where `vectorize` is True and no
+    reason against it. Batches are {"x": (B, *input_shape), "y": (B,), "w": (B,) 1 or 0 on padding}; losses and metrics are of
+    each example, (B,), padding included. ConfigError where a model is asked for what it does not have (`features`).
+
+    Example: `task` as a method is given it.
+
+        >>> batch = {"x": torch.zeros(2, *task.input_shape), "y": torch.tensor([0, 1]), "w": torch.ones(2)}
+        >>> task.apply(task.initial, batch["x"]).shape == (2, task.classes)
+        True
+        >>> gradient = torch.func.grad(lambda params: task.loss(params, batch).mean())(task.initial)
+        >>> gradient.keys() == task.params_like.keys()
+        True
+        >>> sorted(task.metrics(task.initial, batch))
+        ['accuracy', 'loss']
     """
 
     per_class: ClassVar[bool] = True  # whether `apply` gives logits of classes, (B, C)
