@@ -53,19 +53,16 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
         from rayfed import partition, tree
         from rayfed.engine.messages import Job, VisitCall
         from rayfed.engine.worker import Worker
-        from rayfed.execute.tuning import replay
         from rayfed.fold import mean
         from rayfed.launch.preflight import load_request
         from rayfed.models.start import start_from
 
         c = load_request(yaml.safe_load((where / "config.yaml").read_text())).with_resources(
-            executor=kind, cohort=cohort
+            executor=kind, cohort=cohort, replay="auto" if played else "off"
         )
         worker, fed = Worker(), partition.build(c)
         worker.setup("run", c, fed, start_from(c))
         resident, at = worker.runs["run"], 0
-        if not played:
-            replay.MAX_RECORDINGS = 0
         value = tree.to_numpy(resident.task.initial)
         ordered = sorted(range(fed.population), key=lambda i: len(fed.train[i]))
 

@@ -38,7 +38,7 @@ def execute_client(
     notify = watch or (lambda stage, arguments: None)
     context = ClientContext(type(one.info)(*(x[0] for x in one.info)), shared, mine, own)
     # What cannot be vectorised may read values, which a recording does not see.
-    invoke = call if watch is None and visit.vectorize is True else _call_plainly
+    invoke = call if watch is None and visit.vectorize is True else _call_unrecorded
     notify("begin", context._asdict())
     carry = invoke(visit.begin, visit.begin, context)
     for number, (phase, drawn) in enumerate(zip(visit.phases, one.phases, strict=True)):
@@ -62,8 +62,8 @@ def execute_client(
     return parts, after, context.info.steps
 
 
-def _call_plainly(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
-    """Do what `replay.call` does, without recordings."""
+def _call_unrecorded(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
+    """Return `f(*args)`, as `replay.call` does, without recordings."""
     return f(*args)
 
 
