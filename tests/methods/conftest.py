@@ -1,4 +1,5 @@
-"""Removing a method is deleting its file: its test is then left out. And what the tests work out by themselves."""
+"""Removing a method is deleting its file: its test is then left out, as is any other file here that no method is called after.
+And what the tests work out by themselves."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ SETTINGS: dict[str, Any] = {
     "lora_fair": ({"steps": 5}, EXACT),
     "feddf": ({"steps": 2, "batch": 4}, {**EXACT, "federation": {"probe": 8}}),
     "fedgen": ({"generator_steps": 2, "batch": 4, "noise": 4, "hidden": 8}, {}),
+    "flexlora": ({}, EXACT),
     "hetlora": ({}, RANKS),
     "oracle": ({}, {"federation": {"groups": {"kind": "label_permutation", "count": 2}}}),
     "slora": ({"sparse_rounds": 1}, EXACT),
@@ -84,8 +85,8 @@ def refusal(name: str, data: Path) -> str | None:
     return None
 
 
-def same(loop: toy.Result, vmap: toy.Result, near: float = 1e-5) -> None:
-    """Every number of server and clients agrees to `near` of the largest update; whole numbers agree.
+def same(loop: toy.Result, vmap: toy.Result, tolerance: float = 1e-5) -> None:
+    """Every number of server and clients agrees to `tolerance` of the largest update; whole numbers agree.
 
     The update of a part is from what it was before round 1, of one that came later the largest of all parts.
     """
@@ -107,7 +108,7 @@ def same(loop: toy.Result, vmap: toy.Result, near: float = 1e-5) -> None:
                 continue
             assert bool(torch.isfinite(x).all()), p
             gap = _most(x - theirs[p])
-            assert gap <= near * (went.get(p[0]) or max(went.values())), f"{'/'.join(p)}: {gap:.1e} apart"
+            assert gap <= tolerance * (went.get(p[0]) or max(went.values())), f"{'/'.join(p)}: {gap:.1e} apart"
 
 
 def _most(x: torch.Tensor) -> float:
@@ -124,10 +125,10 @@ def _row(name: str) -> Any:
 
 @pytest.mark.parametrize("name", [_row(n) for n in methods.names()])
 def test_loop_is_vmap(name: str, data: Path) -> None:
-    if told := refusal(name, data):
-        assert not issubclass(methods.get(name), OverLoRA), told
-        assert "texts" in told, told  # nothing but the data may speak against it
-        pytest.skip(told)
+    if why := refusal(name, data):
+        assert not issubclass(methods.get(name), OverLoRA), why
+        assert "texts" in why, why  # nothing but the data may speak against it
+        pytest.skip(why)
     spec, changes = case(name, data)
     same(*(toy.simulate(spec, executor=e, **changes) for e in ("loop", "vmap")))
 
@@ -137,11 +138,12 @@ def test_unequal_ranks_train_or_are_refused(name: str, data: Path) -> None:
     spec, changes = case(name, data)
     changes = toy.merge(changes, RANKS)
     if reason := methods.get(name).one_rank:
-        with pytest.raises(ConfigError) as told:
+        with pytest.raises(ConfigError) as refused:
             toy.config(spec, **changes)
-        assert "adapter.rank: 2, 4, 8 found" in str(told.value) and reason in str(told.value)
+        assert "adapter.rank: 2, 4, 8 found" in str(refused.value) and reason in str(refused.value)
         return
-    done = toy.simulate(spec, executor="vmap", rounds=1, **changes)
+    rounds = 1 + spec.get("sparse_rounds", 0)
+    done = toy.simulate(spec, executor="vmap", rounds=rounds, **changes)
     assert sorted(set(done.fed.task.ranks.tolist())) == [2, 4, 8] and tree.finite(done.state)
     if name == "hetlora":
         same(toy.simulate(spec, executor="loop", rounds=1, **changes), done)
@@ -218,9 +220,9 @@ def test_from_pefts_adapter_through_a_run_to_pefts_adapters(
         "method": {"name": "fedsa_lora"}, "evaluate": {"every": 1},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    told = command(["run", str(tmp_path / "run.yaml"), "--local", "--out", str(tmp_path / "runs")], capsys)
+    printed = command(["run", str(tmp_path / "run.yaml"), "--local", "--out", str(tmp_path / "runs")], capsys)
     (path,) = (tmp_path / "runs").iterdir()
-    assert path.name in json.dumps(told)
+    assert path.name in json.dumps(printed)
     run = rayfed.load(path)
     assert isinstance(run, Run)
 
