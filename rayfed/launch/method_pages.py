@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic.fields import FieldInfo
+
 from rayfed import methods
 from rayfed.launch.claims import verdicts_about
 from rayfed.launch.claims_page import evidence
@@ -24,7 +26,6 @@ PAPER = re.compile(  # Roe et al. 2020, "Title" (ICML 2020, 2001.00001), or a na
     r'(?:(?P<by>[A-Z]\w+ et al\. \d{4}), )?(?:"(?P<title>[^"]+)"|(?P<name>[\w-]+))\s+\((?:[^()]*, )?(?P<id>\d{4}\.\d{5})'
 )
 ARXIV = "https://arxiv.org/abs/"
-PLAIN = (bool, int, float, str)
 USUAL = {"train": "Local training.", "view": "The model that the client is served."}
 
 
@@ -44,26 +45,13 @@ def summary(cls: type[Method]) -> str:
 def describe(name: str) -> dict[str, Any]:
     """Return what is known of a method, as `rayfed methods NAME --json` prints it. Raises ConfigError for an unknown name."""
     cls = methods.get(name)
-    settings = {
-        n: {
-            "type": getattr(f.annotation, "__name__", "")
-            if f.annotation in PLAIN
-            else str(f.annotation).replace("typing.", ""),
-            "default": f.get_default(call_default_factory=True),
-            "about": f.description or "",
-        }
-        for n, f in cls.Settings.model_fields.items()
-    }
-    return {
-        "name": name,
-        "summary": summary(cls),
-        "doc": inspect.cleandoc(cls.__doc__ or ""),
-        "settings": settings,
-        "wire": {side: {n: dict(vars(p)) for n, p in getattr(cls.wire, side).items()} for side in cls.wire._fields},
-        "visits": {n: _sentence(n, getattr(cls, n)) for n in _visits(cls)},
-        "logs": {n: {"about": text, "unit": unit} for n, (text, unit) in cls.logs.items()},
-        "claims": verdicts_about(name),
-    }
+    about: dict[str, Any] = {"name": name, "summary": summary(cls), "doc": inspect.cleandoc(cls.__doc__ or "")}
+    about["settings"] = {n: _setting(field) for n, field in cls.Settings.model_fields.items()}
+    about["wire"] = {side: {n: dict(vars(p)) for n, p in parts.items()} for side, parts in cls.wire._asdict().items()}
+    about["visits"] = {n: _sentence(n, getattr(cls, n)) for n in _visits(cls)}
+    about["logs"] = {n: {"about": text, "unit": unit} for n, (text, unit) in cls.logs.items()}
+    about["claims"] = verdicts_about(name)
+    return about
 
 
 def page(name: str, *, markdown: bool = False) -> str:
@@ -128,21 +116,29 @@ def write(folder: Path = FOLDER) -> None:
         (folder / name).write_text(text)
 
 
+def _setting(field: FieldInfo) -> dict[str, Any]:
+    plain = field.annotation in (bool, int, float, str)
+    return {
+        "type": field.annotation.__name__
+        if plain and field.annotation
+        else str(field.annotation).replace("typing.", ""),
+        "default": field.get_default(call_default_factory=True),
+        "about": field.description or "",
+    }
+
+
 def _sections(about: dict[str, Any], markdown: bool) -> dict[str, list[Row]]:
     study = "[{0}](../../benchmarks/CLAIMS.md#{0})" if markdown else "{0}"
-    return {
-        "Settings": [Row(f"{n} = {s['default']!r}", s["type"], s["about"]) for n, s in about["settings"].items()],
-        "Wire": [
-            Row(f"{side} {n}", _kind(Part(**p)), p["note"])
-            for side, parts in about["wire"].items()
-            for n, p in parts.items()
-        ],
-        "Visits": [Row(n, "", text) for n, text in about["visits"].items()],
-        "Logged": [Row(n, m["unit"], m["about"]) for n, m in about["logs"].items()],
-        "Claims": [
-            Row(r["verdict"], study.format(r["study"]), f"{r['about']}; {evidence(r)}") for r in about["claims"]
-        ],
-    }
+    rows: dict[str, list[Row]] = {title: [] for title in ("Settings", "Wire", "Visits", "Logged", "Claims")}
+    for n, s in about["settings"].items():
+        rows["Settings"].append(Row(f"{n} = {s['default']!r}", s["type"], s["about"]))
+    for side, parts in about["wire"].items():
+        rows["Wire"] += [Row(f"{side} {n}", _kind(Part(**p)), p["note"]) for n, p in parts.items()]
+    rows["Visits"] = [Row(n, "", text) for n, text in about["visits"].items()]
+    rows["Logged"] = [Row(n, m["unit"], m["about"]) for n, m in about["logs"].items()]
+    for r in about["claims"]:
+        rows["Claims"].append(Row(r["verdict"], study.format(r["study"]), f"{r['about']}; {evidence(r)}"))
+    return rows
 
 
 def _kind(part: Part) -> str:
@@ -151,7 +147,7 @@ def _kind(part: Part) -> str:
 
 
 def _visits(cls: type[Method]) -> Iterator[str]:
-    """Names of the visits that the class or its bases define, without the plain `view` of all methods."""
+    """Yield the names of the visits that the class or its bases define, without the plain `view` of all methods."""
     for n in dict.fromkeys(n for c in reversed(cls.__mro__) for n in vars(c)):
         if isinstance(getattr(cls, n), VisitMethod) or (n == "view" and cls.view is not Method.view):
             yield n

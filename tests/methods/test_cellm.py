@@ -133,7 +133,7 @@ def test_a_frozen_mask_comes_from_the_round_that_was_dense() -> None:
     assert not tree.same(moving["mask"], top(first.initial["whole"], 0.25, "global"))
 
 
-def test_what_a_frozen_mask_sends_is_told() -> None:
+def test_what_a_frozen_mask_sends_is_logged() -> None:
     """All 212 numbers in round 1, then a quarter, whatever the decay; upwards it is a tenth, and less each round."""
     spec = {"name": "cellm", "server_freeze": True, "up": 0.1, "decay": 0.5}
     rows = toy.simulate(spec, rounds=3).rows

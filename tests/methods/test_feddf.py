@@ -79,7 +79,7 @@ def test_the_probe_is_turned_as_the_clients_are() -> None:
     assert set(where) == {(1, 1), (0, 1), (0, 0), (1, 0)}
 
 
-def test_too_large_a_probe_is_told() -> None:
+def test_too_large_a_probe_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"federation.probe: 60 found, allowed: less than the 60 training rows"):
         built(60)
     with pytest.raises(ConfigError, match=r"federation.probe: -1 found"):

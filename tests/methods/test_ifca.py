@@ -131,16 +131,16 @@ def test_served_by_training_loss(plain: Any) -> None:
 
 
 def test_planted_groups_are_kept_apart(split: Any) -> None:
-    """Opposite labels on like inputs, two models that lean slightly to one group each: the choices are the groups."""
+    """Opposite labels on like inputs, two models that tilt slightly to one group each: the choices are the groups."""
     rng = np.random.default_rng(0)
     xs = [rng.normal(size=(24, 8)) for _ in range(8)]
     group = [0, 1] * 4
     split(xs, [(x[:, 0] > 0).astype(int) ^ g for x, g in zip(xs, group)], group=group)
     everyone = {"clients": 8, "per_round": None, "holdout": {"kind": "none"}}
     c = toy.config({"name": "ifca", "clusters": 2}, task={"model": "linear"}, executor="vmap", federation=everyone)
-    lean = torch.zeros(2, 2, 8)
-    lean[0, :, 0], lean[1, :, 0] = torch.tensor([-0.1, 0.1]), torch.tensor([0.1, -0.1])
-    state = {"experts": {"head.weight": lean, "head.bias": torch.zeros(2, 2)}, "assignment": torch.full((8,), -1)}
+    tilt = torch.zeros(2, 2, 8)
+    tilt[0, :, 0], tilt[1, :, 0] = torch.tensor([-0.1, 0.1]), torch.tensor([0.1, -0.1])
+    state = {"experts": {"head.weight": tilt, "head.bias": torch.zeros(2, 2)}, "assignment": torch.full((8,), -1)}
     for number in (1, 2):
         state = one_round(c, state, number)[0]
         assert state["assignment"].tolist() == group
