@@ -32,6 +32,7 @@ from rayfed.tree import Tree
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
+    from rayfed.execute.tuning.autotune import Timing
     from rayfed.partition import Federation
 
 INLINE_BYTES = (
@@ -89,7 +90,7 @@ class RayPool:
         self.data: dict[str, Any] = {}
         self.restarts, self.adopts = 0, not plan.gpus
         self.queued = 0  # calls that wait or are under way
-        self.timings: dict[str, dict[str, Any]] = {}
+        self.timings: dict[str, Timing] = {}
         self.local_worker = Worker(keep=keep)  # of runs whose single jobs are done in this process
         prometheus.set_exporter(lambda labels: RayMetrics(labels, self))
         self.actors = [self._start(i) for i in range(plan.actors)]

@@ -131,7 +131,7 @@ class CallResult:
 
 @dataclass(frozen=True)
 class Value:
-    """What every other request gives: a tree of NumPy arrays, or a timing's numbers; notes: see `CallResult`."""
+    """What every other request gives: a tree of NumPy arrays, or a `Timing`; notes: see `CallResult`."""
 
     value: Any
     notes: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from rayfed.engine.worker import Worker
 from rayfed.tree import Tree
 
 if TYPE_CHECKING:
+    from rayfed.execute.tuning.autotune import Timing
     from rayfed.partition import Federation
 
 
@@ -59,7 +60,7 @@ class Pool(Protocol):
 
     restarts: int  # actors replaced so far
     adopts: bool  # whether `adopt` has a use: actors compute on CPUs, as the calling process does
-    timings: dict[str, dict[str, Any]]  # what timing the executors gave, by model and local work
+    timings: dict[str, Timing]  # what timing the executors gave, by model and local work
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         """Make a run resident in every worker."""
@@ -92,7 +93,7 @@ class LocalPool:
     def __init__(self, device: str = "cpu"):
         self.worker, self.adopts = Worker(device), device == "cpu"
         self.restarts = 0
-        self.timings: dict[str, dict[str, Any]] = {}
+        self.timings: dict[str, Timing] = {}
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
         self.worker.setup(run, config, federation, start)

@@ -36,6 +36,7 @@ from rayfed.track import Sinks
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.engine.pool import Pool
+    from rayfed.execute.tuning.autotune import Timing
     from rayfed.method import Method
     from rayfed.partition import Federation
     from rayfed.task import Task
@@ -254,12 +255,12 @@ class Runner:
 
     def _choose_executor(self, method: Method, task: Task, start: Any) -> None:
         """Make `executor: auto` `vmap` or `loop`, once, by timing; with it go the size of cohorts and where visits run."""
-        seconds = self._time_executors(cohorts.cohort_size(self.config, task))
-        chosen = "vmap" if seconds["vmap"] < 0.9 * seconds["loop"] else "loop"  # `loop` takes less memory
+        timing = self._time_executors(cohorts.cohort_size(self.config, task))
+        chosen = timing.faster
         plain = visits.refusals(method, task) if chosen == "vmap" else {}
-        step = seconds["loop" if plain else chosen]
+        step = timing.seconds["loop" if plain else chosen]
         size, where = cohorts.choose_calls(self.config, self.federation, task, step, self.pool.adopts)
-        by = seconds.pop("kernels")[chosen]._asdict()
+        by = timing.kernels[chosen]._asdict()
         choice = Choice(chosen, size, where, **by)
         self.config = choice.apply(self.config)
         self.folder.set_config(self.config.to_dict())
@@ -268,7 +269,7 @@ class Runner:
             chosen=chosen,
             cohort=size,
             visits=where,
-            seconds=seconds,
+            seconds=timing.seconds | ({"why": timing.refused} if timing.refused else {}),
             kernels=by,
             plain=plain,
             repeat=choice.as_options(),
@@ -276,7 +277,7 @@ class Runner:
         method.config = self.config
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
 
-    def _time_executors(self, cohort: int) -> dict[str, Any]:
+    def _time_executors(self, cohort: int) -> Timing:
         """Return what `rayfed.execute.tuning.autotune.time_executors` gives in a worker, once per model and machine."""
         settings = [self.config.to_dict()[k] for k in ("task", "local", "resources")]
         key = json.dumps([*settings, cohort], sort_keys=True, default=str)
@@ -286,7 +287,7 @@ class Runner:
             self.pool.timings[key] = outcome.result.value
             for sentence in outcome.result.notes:
                 self._add_note(sentence)
-        return dict(self.pool.timings[key])
+        return self.pool.timings[key]
 
     def _compute(self, r: int) -> RoundResult:
         """Compute round r; client states that it wrote are forgotten where it fails."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rayfed import execute
 from rayfed.execute.tuning import kernels, process, replay
@@ -23,24 +24,39 @@ WARM_UP = 8  # calls at most until recordings are played or off; two or three do
 Timer = Callable[[Kernels], float]  # the seconds of a client's step on some kernels
 
 
-def time_executors(res: Resident, cohort: int) -> dict[str, Any]:
-    """Time a client's local step under each executor; return its seconds, the `kernels` that each then has, and `why` not vmap.
+@dataclass(frozen=True)
+class Timing:
+    """What a timing found, by executor ("loop", "vmap"): seconds of a client's local step, infinite for a model that cannot be
+    vectorised, and the kernels that give them; refused: why the model cannot, "" if it can."""
+
+    seconds: dict[str, float]
+    kernels: dict[str, Kernels]
+    refused: str = ""
+
+    @property
+    def faster(self) -> str:
+        """The executor to take: `loop` unless the other one is clearly faster, for it takes less memory."""
+        return "vmap" if self.seconds["vmap"] < 0.9 * self.seconds["loop"] else "loop"
+
+
+def time_executors(res: Resident, cohort: int) -> Timing:
+    """Time a client's local step under each executor, on the kernels that the config leaves open.
 
     `loop` is timed on one client, `vmap` on as many of the cohort as BUDGET_S seconds of the loop's would do, four at least: a
-    model with so much work in a step gains little from more of them. A model that cannot be vectorised takes infinitely long.
+    model with so much work in a step gains little from more of them.
     """
     cohort = min(cohort, len(res.sampler.fed.class_counts))
     products, layouts = _candidates(res)
-    why = {}
+    refused = ""
     with torch.no_grad():
         loop, products = _time_loop(res, products, layouts)
         try:
             vmap = _time_vmap(res, cohort, products, min(loop.values()))
         except Exception as e:
-            vmap, why = {Kernels(products[0]): math.inf}, {"why": f"{type(e).__name__}: {e}"}
+            vmap, refused = {Kernels(products[0]): math.inf}, f"{type(e).__name__}: {e}"
     process.release_memory()
-    chosen = {"loop": _fastest(loop), "vmap": _fastest(vmap)}
-    return {"loop": loop[chosen["loop"]], "vmap": vmap[chosen["vmap"]], "kernels": chosen, **why}
+    best = {"loop": _fastest(loop), "vmap": _fastest(vmap)}
+    return Timing({"loop": loop[best["loop"]], "vmap": vmap[best["vmap"]]}, best, refused)
 
 
 def _candidates(res: Resident) -> tuple[list[str], list[bool]]:

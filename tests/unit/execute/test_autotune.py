@@ -55,8 +55,8 @@ def test_the_faster_kernels_are_taken(
 ) -> None:
     seen = timed(monkeypatch, lambda name, by, k: seconds.get(by, 1.0) * (1.0 if name == "loop" else 2.0))
     out = autotune.time_executors(resident(), 4)
-    assert out["kernels"] == {"loop": loop, "vmap": vmap} and len(seen) == looks
-    assert out["loop"] == seconds.get(loop, 1.0) and out["vmap"] == 2 * seconds.get(vmap, 1.0)
+    assert out.kernels == {"loop": loop, "vmap": vmap} and len(seen) == looks
+    assert out.seconds["loop"] == seconds.get(loop, 1.0) and out.seconds["vmap"] == 2 * seconds.get(vmap, 1.0)
     assert not any(by.channels_last for name, by in seen if name == "vmap")
 
 
@@ -78,7 +78,7 @@ def test_a_tie_is_decided_on_the_whole_cohort(monkeypatch: pytest.MonkeyPatch) -
 
     timed(monkeypatch, times)
     out = autotune.time_executors(resident(matmul="torch", channels_last=False), 12)
-    assert sizes == [("loop", 1), ("vmap", 4), ("vmap", 12)] and out["vmap"] == 2.0
+    assert sizes == [("loop", 1), ("vmap", 4), ("vmap", 12)] and out.seconds["vmap"] == 2.0
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -96,8 +96,8 @@ def test_a_gpu_is_tried_with_the_whole_cohort(monkeypatch: pytest.MonkeyPatch, f
     res = resident(channels_last=False)
     res.device = "cuda"
     out = autotune.time_executors(res, 12)
-    assert sizes == [1, 4, 12] and (out["vmap"] == 0.5) == fits
-    assert fits or "out of memory" in out["why"]
+    assert sizes == [1, 4, 12] and (out.seconds["vmap"] == 0.5) == fits
+    assert fits or "out of memory" in out.refused
 
 
 def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.Mo
 
     timed(monkeypatch, times)
     out = autotune.time_executors(resident(), 4)
-    assert out["vmap"] == float("inf") and out["why"] == "RuntimeError: no rule"
+    assert out.seconds["vmap"] == float("inf") and out.refused == "RuntimeError: no rule"
 
 
 def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,4 +125,4 @@ def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(autotune.execute, "execute_visit", slow)
     out = autotune.time_executors(res, 4)
-    assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out["vmap"] > 1.3 * out["loop"]
+    assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out.seconds["vmap"] > 1.3 * out.seconds["loop"]

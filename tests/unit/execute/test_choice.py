@@ -18,6 +18,7 @@ from rayfed.engine.resident import Resident
 from rayfed.errors import RunFailed
 from rayfed.execute.choice import Choice
 from rayfed.execute.tuning import autotune, kernels
+from rayfed.execute.tuning.autotune import Timing
 from rayfed.execute.tuning.kernels import Kernels
 from rayfed.launch import start
 from rayfed.partition import Federation
@@ -103,8 +104,8 @@ def at_commits(monkeypatch: pytest.MonkeyPatch) -> list[Kernels]:
 def test_a_round_of_little_work_is_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], asked: Any, kept: Any
 ) -> None:
-    chosen = {"loop": seconds[0], "vmap": seconds[1], "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+    chosen = Timing({"loop": seconds[0], "vmap": seconds[1]}, {"loop": Kernels(), "vmap": Kernels()})
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: chosen)
     lent: list[Any] = []
     monkeypatch.setattr(LocalPool, "adopt", lambda pool, run, res: lent.append(res))
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, resources=asked)
@@ -116,8 +117,8 @@ def test_a_round_of_little_work_is_one_call(
 
 
 def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+    chosen = Timing({"loop": 1.0, "vmap": 1e-5}, {"loop": Kernels(), "vmap": Kernels()})
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: chosen)
     pool = LocalPool()
     pool.adopts = False
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, pool=pool, resources={"cohort": "auto"})
@@ -135,8 +136,8 @@ def test_visits_stay_with_the_actors_where_nothing_was_timed(tmp_path: Path, mon
 
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": BOTH, "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+    chosen = Timing({"loop": 1.0, "vmap": 2.0}, {"loop": BOTH, "vmap": Kernels()})
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: chosen)
     ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, task=CNN, federation=FED)
     path = ran.folder.path
     kept = yaml.safe_load((path / "config.yaml").read_text())["resources"]
@@ -154,8 +155,8 @@ def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, m
 
 def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(by: Kernels) -> None:
-        chosen = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": Kernels()}}
-        monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(chosen))
+        chosen = Timing({"loop": 1.0, "vmap": 2.0}, {"loop": by, "vmap": Kernels()})
+        monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: chosen)
 
     raw = {**toy.TOY, "task": CNN, "resources": {"executor": "auto", "gpus_per_actor": 0}, "method": "fedavg"}
     raw["federation"] = {**raw["federation"], "groups": "none"}
@@ -179,10 +180,10 @@ def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytes
     """One pool serves many runs, and what one of them leaves open another has set."""
     asked: list[str] = []
 
-    def tried(res: Resident, cohort: int) -> dict[str, Any]:
+    def tried(res: Resident, cohort: int) -> Timing:
         asked.append(res.config.resources.matmul)
         by = Kernels("onednn" if asked[-1] == "auto" else asked[-1])
-        return {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": by, "vmap": by}}
+        return Timing({"loop": 1.0, "vmap": 2.0}, {"loop": by, "vmap": by})
 
     monkeypatch.setattr(autotune, "time_executors", tried)
     pool, kept = LocalPool(), []
@@ -196,8 +197,8 @@ def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytes
 
 # -- runs that go on -------------------------------------------------------------------------------------------------------
 
-TIMED = {"loop": 1.0, "vmap": 1e-5, "kernels": {"loop": Kernels("onednn", True), "vmap": Kernels("onednn", False)}}
-OTHERWISE = {"loop": 1.0, "vmap": 2.0, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
+TIMED = Timing({"loop": 1.0, "vmap": 1e-5}, {"loop": Kernels("onednn", True), "vmap": Kernels("onednn", False)})
+OTHERWISE = Timing({"loop": 1.0, "vmap": 2.0}, {"loop": Kernels(), "vmap": Kernels()})
 CHOSEN = Choice("vmap", 7, "server", "onednn", False)
 
 
@@ -205,10 +206,10 @@ CHOSEN = Choice("vmap", 7, "server", "onednn", False)
 def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets what timing gives from now on; the timings so far are counted in its `count`."""
 
-    def now(seconds: dict[str, Any]) -> None:
-        def give(res: Any, cohort: int) -> dict[str, Any]:
+    def now(seconds: Timing) -> None:
+        def give(res: Any, cohort: int) -> Timing:
             now.count += 1  # type: ignore[attr-defined]
-            return dict(seconds)
+            return seconds
 
         monkeypatch.setattr(autotune, "time_executors", give)
 

@@ -16,6 +16,7 @@ from rayfed import execute, keys, tree
 from rayfed import visits as v
 from rayfed.execute.batches import Cohort
 from rayfed.execute.tuning import autotune
+from rayfed.execute.tuning.autotune import Timing
 from rayfed.execute.tuning.kernels import Kernels
 from rayfed.visits import ClientContext, Phase, Visit
 from tests import toy
@@ -229,8 +230,8 @@ def test_the_other_visits_are_vectorised_and_the_numbers_agree(mixed: str, execu
 def test_a_run_says_which_visits_run_plainly_and_goes_on_so(
     mixed: str, faster: str, executor: str, executed: set[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = {"loop": 1.0, "vmap": 1.0, faster: 0.1, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(seconds))
+    timing = Timing({"loop": 1.0, "vmap": 1.0, faster: 0.1}, {"loop": Kernels(), "vmap": Kernels()})
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: timing)
     ran = toy.run_folder(mixed, tmp_path / "o", executor=executor, stop_after=1)
     again = toy.run_folder(mixed, tmp_path / "o", executor=faster, resume=True)
     assert ran.ending.status == "stopped" and again.ending.status == "done"
@@ -247,8 +248,8 @@ def test_a_round_of_visits_that_run_plainly_is_as_long_as_under_loop(
     mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether a round is short enough for one call is judged by what its visits take."""
-    seconds = {"loop": 1.0, "vmap": 1e-6, "kernels": {"loop": Kernels(), "vmap": Kernels()}}
-    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: dict(seconds))
+    timing = Timing({"loop": 1.0, "vmap": 1e-6}, {"loop": Kernels(), "vmap": Kernels()})
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: timing)
     for method, size in (("scaffold", 7), (mixed, 4)):
         c = toy.run_folder(method, tmp_path / method[-5:], executor="auto", rounds=1, resources={"cohort": "auto"})
         assert c.folder.config["resources"]["cohort"] == size
