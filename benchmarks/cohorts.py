@@ -56,7 +56,7 @@ def config(a: argparse.Namespace, data: Path) -> Any:
         "name": "cohorts", "rounds": 1,
         "task": {
             "data": {"name": f"parquet:{data}", "length": a.length},
-            "model": {"name": f"hf:{a.model}", "head": "mean"},
+            "model": {"name": f"hf:{a.model}", "head": "mean", "dropout": False},
         },
         "adapter": {"kind": "lora", "rank": a.rank, "targets": ["query", "value"]},
         "federation": {"clients": a.clients, "partition": {"kind": "iid", "min_examples": per_client}, "split": {"test": 0.0}},

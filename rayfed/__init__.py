@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from rayfed.wire import SCALAR as SCALAR
     from rayfed.wire import Part as Part
     from rayfed.wire import Wire as Wire
+    from rayfed.wire import params_but as params_but
+    from rayfed.wire import params_of as params_of
+    from rayfed.wire import stack as stack
+    from rayfed.wire import tensor as tensor
 
 _HOME = {
     **dict.fromkeys(("Run", "Study", "load", "resume", "run"), "api"),
@@ -50,7 +54,9 @@ _HOME = {
     **dict.fromkeys(("sgd_visit",), "training"),
     **dict.fromkeys(("Tree",), "tree"),
     **dict.fromkeys(("ClientContext", "Phase", "Visit", "measure", "model_of", "visit"), "visits"),
-    **dict.fromkeys(("ANY", "CLASSES", "PARAMS", "SCALAR", "Part", "Wire"), "wire"),
+    **dict.fromkeys(
+        ("ANY", "CLASSES", "PARAMS", "SCALAR", "Part", "Wire", "params_but", "params_of", "stack", "tensor"), "wire"
+    ),
 }
 
 __all__ = [
@@ -75,9 +81,13 @@ __all__ = [
     "mean",
     "measure",
     "model_of",
+    "params_but",
+    "params_of",
     "resume",
     "run",
     "sgd_visit",
+    "stack",
+    "tensor",
     "total",
     "tree",
     "visit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rayfed import optimizers, schedules, tree
@@ -16,6 +16,32 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Local
 
 Loss = Callable[[Tree, Batch, Any], Any]  # (params, batch, key) -> one number per example, (B,)
+
+
+_written: list[dict[str, Tensor]] = []  # what training forward passes wrote, for each `grad` that runs
+
+
+def grad(f: Callable[..., Tensor]) -> Callable[..., tuple[Tree, Tree]]:
+    """`torch.func.grad` of a loss of a network whose training forward pass writes buffers (running statistics, counters).
+
+    f: (params, ...) -> 0-d loss. The result is called alike and returns (gradients, {buffer's name: its new value}), the latter
+    of the first training forward pass within f, and empty where it writes none.
+    """
+
+    def value(params: Tree, *args: Any) -> tuple[Tensor, Tree]:
+        _written.append({})
+        try:
+            return f(params, *args), _written[-1]
+        finally:
+            _written.pop()
+
+    return lambda params, *args: torch.func.grad(value, has_aux=True)(params, *args)
+
+
+def note_written(buffers: Mapping[str, Tensor]) -> None:
+    """Hand the innermost `grad` what a training forward pass wrote; a task does."""
+    if _written and not _written[-1]:
+        _written[-1].update(buffers)
 
 
 def work(local: Local, split: str = "train", batches: int = 1) -> Over:
@@ -83,12 +109,13 @@ def sgd_visit(
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
             of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
-            grads = torch.func.grad(lambda p: mean_loss(of, p, batch, key))(carry[train])
+            grads, written = grad(lambda p: mean_loss(of, p, batch, key))(carry[train])
             if hook:
                 grads = hook(grads, carry)
             params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])
             if moves:
                 params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
+            params = {**params, **written}  # statistics follow the data, never a gradient
             return {**carry, train: params, "opt": state, **schedules.advance(carry)}
 
         return step

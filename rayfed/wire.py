@@ -44,18 +44,20 @@ class Shape:
 
 @dataclass(frozen=True)
 class Params(Shape):
-    """Mean the trained parameters, {name: tensor}; with `words` those whose names have one of them between their dots, `head`
-    taking the classifier's."""
+    """Mean the entries of the model, {name: tensor}; with `words` those whose names have one of them between their dots, `head`
+    taking the classifier's, `norm` the normalisation layers', `buffers` what training writes; others: all but those."""
 
     words: tuple[str, ...] = ()
+    others: bool = False
 
     def select(self, params: Tree, task: Task) -> Tree:
         """Return the entries of a tree of all trained parameters that are meant."""
         if not self.words:
             return params
-        head = set(task.head) if "head" in self.words else set()
-        words = set(self.words) - {"head"}
-        return {n: p for n, p in params.items() if n in head or words & set(n.split("."))}
+        groups = {"head": task.head, "norm": task.norms, "buffers": task.buffers}
+        named = {n for word in self.words for n in groups.get(word, ())}
+        words = set(self.words) - set(groups)
+        return {n: p for n, p in params.items() if (n in named or bool(words & set(n.split(".")))) != self.others}
 
     def check(self, part: Tree, task: Task, lead: int = 1) -> str | None:
         wanted = {n: tuple(p.shape) for n, p in self.select(task.params_like, task).items()}
@@ -66,7 +68,7 @@ class Params(Shape):
         return tree.zeros(self.select(task.params_like, task))
 
     def __str__(self) -> str:
-        return f"params of {', '.join(self.words)}" if self.words else "params"
+        return f"params {'but' if self.others else 'of'} {', '.join(self.words)}" if self.words else "params"
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,14 @@ class Anything(Shape):
 
 
 def params_of(*words: str) -> Params:
-    """Return the shape of the trained parameters whose names have one of `words` between their dots; `head` takes the classifier's."""
+    """Return the shape of the entries whose names have one of `words` between their dots; `head` takes the classifier's, `norm`
+    those of normalisation layers with running statistics, `buffers` what training forward passes write."""
     return Params(words)
+
+
+def params_but(*words: str) -> Params:
+    """The entries that `params_of(*words)` leaves out."""
+    return Params(words, others=True)
 
 
 def tensor(*axes: str | int, dtype: Any = None) -> Array:

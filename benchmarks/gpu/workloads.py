@@ -141,7 +141,10 @@ def w3(device: str, tiny: bool, weights: Path | None, clients: int | None = None
         row[n:] = -1
     fed = federation(x, rng.integers(0, 4, len(owner)), owner, "text", 4)
     c = settings(
-        f"hf:{weights or 'random'}", {"head": "mean", "attention": "eager"}, rank=8, targets=("query", "value")
+        f"hf:{weights or 'random'}",
+        {"head": "mean", "attention": "eager", "dropout": False},
+        rank=8,
+        targets=("query", "value"),
     )
     if weights is not None:
         from rayfed.models import pretrained
@@ -167,7 +170,7 @@ def decoder_task(
 ) -> Any:
     """A Llama-like decoder with random weights and LoRA on the attention's query and value projections."""
     base = random_base(about, "AutoModelForCausalLM", torch.bfloat16 if dtype == "bf16" else torch.float32, device)
-    options = {"attention": "sdpa", "checkpointing": checkpointing}
+    options = {"attention": "sdpa", "checkpointing": checkpointing, "dropout": False}
     c = settings("hf:random", options, dtype, rank, ("q_proj", "v_proj"))
     return task.of("instruct")(c, records(1, 1, 8, about["vocab_size"]), device, {"base": base})
 

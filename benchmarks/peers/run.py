@@ -70,7 +70,7 @@ def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
         data.texts(where, clients, 16 if tiny else 64)
         task: Any = {
             "data": {"name": f"parquet:{where}", "length": 32},
-            "model": {"name": f"hf:{minilm()}", "head": "mean"},
+            "model": {"name": f"hf:{minilm()}", "head": "mean", "dropout": False},
         }
     elif big:
         clients, per_round, rounds = (1000, 100, 4) if name == "w2" else (1000, 1000, 3)

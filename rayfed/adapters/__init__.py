@@ -90,10 +90,6 @@ def attach(
         if sides and adapter.largest > min(sides)[0]:
             least, name = min(sides)
             raise ConfigError(_too_high(adapter, name.rpartition(".")[2], least))
-    if adapter.kind == "lora" and adapter.dropout:
-        from rayfed.adapters import dropout
-
-        dropout.replace(made, adapter.dropout)
     return made
 
 

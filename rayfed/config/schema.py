@@ -247,6 +247,11 @@ class Local(Section):
     batch_size: int = Field(16, ge=1, description="Examples per local step.")
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    buffers: Literal["average", "private", "frozen"] = Field(
+        "average",
+        description="What training writes beside parameters (BatchNorm's running statistics, counters): averaged with the model; "
+        "kept by each client; or never written, normalising by what is stored.",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Local:

@@ -12,6 +12,7 @@ from rayfed.engine import evaluation
 from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import FailurePolicy
 from rayfed.execute.batches import BatchSampler
+from rayfed.models import private_buffers
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -53,6 +54,9 @@ class Resident:
                 dtype=self.task.dtype,
                 ranks=self.task.ranks,
             )
+        self.private_buffers = config.local.buffers == "private" and bool(self.task.buffers)
+        if self.private_buffers:
+            private_buffers.keep(self.method, self.task)
         self.checks_each_reply = False  # for NaN by itself; from the first call on whose fold has one
         self.keeps_rank = ranks.kept(config, self.method.wire)
         self.ranked = self.keeps_rank or ranks.unequal(config)
@@ -79,10 +83,14 @@ class Resident:
             made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces))
         else:
             made = getattr(self.method, name).with_(**dict(arguments))(self.task)
+            if self.private_buffers:
+                made = private_buffers.at_client(made, self.method, self.task)
             if score_local and made.local is not None:
                 made = evaluation.with_local_score(made, self.task)
         if self.ranked and not (isinstance(name, Evaluation) and name.of_the_server):
             made = ranks.at_rank(made, self.task, self.keeps_rank)
+        if self.private_buffers and isinstance(name, Evaluation) and not name.of_the_server:
+            made = private_buffers.at_client(made, self.method, self.task)
         if self.task.vectorize is not True:
             made = made._replace(vectorize=self.task.vectorize)
         return made

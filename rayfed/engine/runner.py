@@ -17,7 +17,7 @@ from rayfed.engine import cohorts
 from rayfed.engine.client_states import collect_segments
 from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.evaluation import Evaluator
-from rayfed.engine.failures import ClientFailed
+from rayfed.engine.failures import ClientFailed, VectorizeError
 from rayfed.engine.messages import Job, TimingCall, Value
 from rayfed.engine.resident import Resident
 from rayfed.engine.worker import sums_are_finite
@@ -28,6 +28,7 @@ from rayfed.fed import Fed
 from rayfed.lazy import torch
 from rayfed.metrics import lower_is_better
 from rayfed.models.start import start_from
+from rayfed.storage.events import read_events
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.run_status import RunStatus
 from rayfed.storage.tree_files import load_tree, save_tree
@@ -210,6 +211,9 @@ class Runner:
         resident = Resident(self.config, self.federation, start, "cpu")
         method, task = resident.method, resident.task
         self.pool.setup(run_id, self.config, self.federation, start)
+        self._timed = self.config.resources.executor == "auto" or any(
+            "repeat" in e for e in read_events(self.folder.path) if e["kind"] == "executor"
+        )
         if self.config.resources.executor == "auto":
             self._choose_executor(method, task, start)
         elif self.config.resources.executor == "vmap" and (plain := visits.refusals(method, task)):
@@ -290,6 +294,27 @@ class Runner:
         return self.pool.timings[key]
 
     def _compute(self, r: int) -> RoundResult:
+        """Compute round r, again under `loop` where timing chose `vmap` and a visit turns out not to run under it."""
+        try:
+            return self._compute_once(r)
+        except VectorizeError as error:
+            if not self._timed:
+                raise
+            self._fall_back_to_loop(r, str(error))
+        return self._compute_once(r)
+
+    def _fall_back_to_loop(self, r: int, reason: str) -> None:
+        """Execute the run under `loop` from round r on, and when it is resumed."""
+        self.config = self.config.with_resources(executor="loop")
+        self.folder.set_config(self.config.to_dict())
+        self.folder.event("executor", chosen="loop", round=r, reason=reason)
+        start, run_id = start_from(self.config), self.folder.run_id
+        self.prepared.method.config = self.config
+        self.pool.setup(run_id, self.config, self.federation, start)
+        if self.config.resources.visits == "server":
+            self.pool.adopt(run_id, Resident(self.config, self.federation, start, "cpu"))
+
+    def _compute_once(self, r: int) -> RoundResult:
         """Compute round r; client states that it wrote are forgotten where it fails."""
         run, config, clock = self.prepared, self.config, time.perf_counter()
         evaluated = r % config.evaluate.every == 0 or r == config.rounds

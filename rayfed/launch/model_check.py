@@ -1,6 +1,7 @@
-"""Whether pretrained models can be built as configs want them, found out before anything starts.
+"""Whether pretrained models can be built as configs want them, and users' own networks train, found out before anything starts.
 
-Each is built once. Building loads torch, which the process that reads configs never does: it starts another one,
+Each is built once, and an own network tried on some rows of the data. Building loads torch, which the process that reads
+configs never does: it starts another one,
 
     python -m rayfed.launch.model_check QUESTIONS.json
 
@@ -15,11 +16,16 @@ import json
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
+from rayfed import models
+from rayfed.config import user_code
 from rayfed.errors import ConfigError
 from rayfed.models import folder
 from rayfed.storage.cache import cache_folder
@@ -28,14 +34,15 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.partition import Federation
 
+ROWS = 4  # of the data, on which an own network is tried
 Question = dict[
     str, Any
 ]  # config, what a task reads of the federation, and the key under which a good answer is remembered
 
 
 def question(config: Config, federation: Federation) -> Question | None:
-    """Return what has to be checked; None for models that are not pretrained, and for what was checked before."""
-    if not config.task.model.name.startswith("hf:"):
+    """Return what has to be checked; None for rayfed's own models, and for what was checked before."""
+    if config.task.model.name in models.KNOWN:
         return None
     values = config.to_dict()
     about = {n: getattr(federation, n) for n in ("classes", "kind", "population", "clients")}
@@ -46,13 +53,17 @@ def question(config: Config, federation: Federation) -> Question | None:
         values["resources"]["executor"],
         values["task"]["model"],
         values["task"]["dtype"],
+        values["local"]["buffers"],
         values["adapter"],
         values["init"],
         versions,
         list(_files(config)),
     ]
     key = hashlib.sha256(json.dumps([about, *settings], sort_keys=True, default=str).encode()).hexdigest()[:32]
-    return None if _known(key).exists() else {"config": values, "federation": about, "key": key}
+    if _known(key).exists():
+        return None
+    rows = federation.arrays["x"][federation.train.rows[:ROWS]]
+    return {"config": values, "federation": about, "key": key, "rows": np.asarray(rows).tolist()}
 
 
 def answers(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
@@ -94,7 +105,8 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
         try:
             built = task.of(about.kind)(config, about, "cpu", start_from(config))
             built.init_params(0)  # what `init.from` holds must fit
-            by_key[q["key"]] = []
+            own = not config.task.model.name.startswith("hf:")
+            by_key[q["key"]] = built.check_network(built.rows(q["rows"])) if own and built.per_class else []
         except ConfigError as e:
             by_key[q["key"]] = e.problems
         except Exception:
@@ -104,7 +116,10 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
 
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:
     """Yield (path, size, time) of the files that the model and its start are read from."""
-    folders = [folder.locate(config.task.model.name)]
+    name = config.task.model.name
+    folders = [folder.locate(name)] if name.startswith("hf:") else []
+    if not folders:
+        yield name, 0, zlib.crc32(user_code.content(name.rpartition(":")[0]) or b"")
     if config.init.from_ is not None:
         folders += [Path(config.init.from_), Path(config.init.from_) / "model"]
     for file in sorted(f for where in folders if where.is_dir() for f in where.iterdir() if f.is_file()):

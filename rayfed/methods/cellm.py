@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Wire, optimizers, sgd_visit, total, tree, visit
+from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class CELLM(Method):
         return sgd_visit(task.loss, self.local, start=start, hook=hold if s.client_freeze else None, end=end)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
+        if task.buffers:  # a mask of the largest numbers would zero variances
+            raise ConfigError(
+                "method.name: cellm thins every entry of the model, and task.model has running statistics"
+            )
         s, whole, clients = self.settings, state["whole"], fed.sample()
         replies, change = 0, tree.zeros(whole)
         for tier in range(s.tiers):

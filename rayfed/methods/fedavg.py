@@ -35,4 +35,5 @@ class FedAvg(Method):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="examples"))
-        return {"model": tree.add(state["model"], got.folded["delta"], self.settings.server_lr)}
+        model = tree.add(state["model"], got.folded["delta"], self.settings.server_lr)
+        return {"model": task.keep_averages(model, state["model"], got.folded["delta"])}

@@ -28,7 +28,8 @@ class FedAvgFinetune(OneModel):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="examples"))
-        return {"model": tree.add(state["model"], got.folded["delta"], self.settings.server_lr)}
+        model = tree.add(state["model"], got.folded["delta"], self.settings.server_lr)
+        return {"model": task.keep_averages(model, state["model"], got.folded["delta"])}
 
     def view(self, task: Task) -> Visit:
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:

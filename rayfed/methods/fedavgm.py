@@ -42,4 +42,5 @@ class FedAvgM(OneModel):
         if not got.ids:
             return state
         v = tree.add(tree.scale(state["v"], s.momentum), got.folded["delta"])
-        return {"model": tree.add(state["model"], v, s.server_lr), "v": v}
+        model = tree.add(state["model"], v, s.server_lr)
+        return {"model": task.keep_averages(model, state["model"], got.folded["delta"]), "v": v}

@@ -111,6 +111,7 @@ class FedMerge(Method):
         moved = tree.stack(got.linear("delta", v.T.contiguous()))
         self._log(fed, got.ids, now)
         experts = tree.add(state["experts"], moved, self.settings.server_lr)
+        experts = task.keep_averages(experts, state["experts"], moved)
         return {"experts": experts, "logits": logits, "seen": state["seen"].index_fill(0, torch.tensor(got.ids), True)}
 
     def _step_logits(self, logits: Tensor, got: Replies, models: list[Tree], task: Task) -> Tensor:

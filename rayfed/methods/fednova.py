@@ -68,7 +68,8 @@ class FedNova(Method):
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             norm = norm_of(client.info.steps.to(client.info.lr.dtype), rho, mu, client.info.lr)
-            delta = tree.scale(tree.sub(carry["model"], client.shared["model"]), 1 / norm)
+            moved = tree.sub(carry["model"], client.shared["model"])
+            delta = {n: moved[n] if n in task.buffers else d for n, d in tree.scale(moved, 1 / norm).items()}
             return {"delta": delta, "tau": client.info.steps.to(client.info.lr.dtype) if mu else norm}, client.own
 
         return sgd_visit(task.loss, self.local, start=start, hook=pull if mu else None, end=end)
@@ -82,7 +83,7 @@ class FedNova(Method):
             return state
         step = tree.scale(got.folded["delta"], got.folded["tau"])
         v = tree.add(step, state["v"], self.settings.server_momentum)
-        return {"model": tree.add(state["model"], v), "v": v}
+        return {"model": task.keep_averages(tree.add(state["model"], v), state["model"], got.folded["delta"]), "v": v}
 
 
 def norm_of(tau: Tensor, rho: float, mu: float, lr: Any) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import Field
 from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, optimizers, schedules, sgd_visit, tree, visit
 from rayfed.lazy import F, torch
 from rayfed.task import needs_classes
-from rayfed.training import mean_loss, work
+from rayfed.training import grad, mean_loss, work
 from rayfed.visits import Phase, Visit, model_of
 
 if TYPE_CHECKING:
@@ -79,17 +79,18 @@ class FedPuReL(Method):
 
         def align(params: Tree, batch: Batch, key: Tensor) -> Tensor:
             z = task.apply(first, batch["x"])
-            with task.dropping(key):
+            with task.training(batch, key):
                 tuned = task.apply(params, batch["x"])
             return pull(z, tuned, s.align == "tkl")
 
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
             here = carry["model"]
-            g_t, g_a = (
-                torch.func.grad(lambda p, of=of: mean_loss(of, p, batch, key))(here) for of in (task.loss, align)
+            (g_t, written), (g_a, _) = (
+                grad(lambda p, of=of: mean_loss(of, p, batch, key))(here) for of in (task.loss, align)
             )
             g = purified(g_t, g_a, s.strength, s.projection)
             model, state = opt.update(g, carry["opt"], here, carry["lr"])
+            model = {**model, **written}
             return {**carry, "model": model, "opt": state, **schedules.advance(carry)}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
@@ -111,7 +112,7 @@ class FedPuReL(Method):
             return {"own": client.own["own"], "model": client.shared["model"]}
 
         def objective(params: Tree, carry: Tree, batch: Batch, key: Tensor) -> Tensor:
-            with task.dropping(key):
+            with task.training(batch, key):
                 alone = task.apply(params, batch["x"])
             common = task.apply(carry["model"], batch["x"])
             of = [F.cross_entropy(logits, batch["y"], reduction="none") for logits in (alone, common + alone)]

@@ -66,6 +66,10 @@ class Scaffold(Method):
             self.train, fed.sample(), shared=state, fold=(mean("delta", weight="one"), mean("dc", weight="one"))
         )
         return {
-            "model": tree.add(state["model"], got.folded["delta"], self.settings.server_lr),
+            "model": task.keep_averages(
+                tree.add(state["model"], got.folded["delta"], self.settings.server_lr),
+                state["model"],
+                got.folded["delta"],
+            ),
             "c": tree.add(state["c"], got.folded["dc"], len(got) / fed.population),
         }

@@ -105,11 +105,15 @@ def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     if problems:
         raise ConfigError(problems)
     if _own(spec):
+        import torch
         from torch import nn
 
         make = load_function(spec.name, "task.model")
         try:
             made = make(classes, tuple(input_shape), **spec.options)
+            if isinstance(made, nn.Module) and any(nn.parameter.is_lazy(p) for _, p in made.named_parameters()):
+                with torch.no_grad():  # lazy layers take their sizes from a first input
+                    made.eval()(torch.zeros(1, *input_shape))
         except Exception as e:
             raise ConfigError(f"task.model: {spec.name} raised {type(e).__name__}: {e}") from e
         if not isinstance(made, nn.Module):

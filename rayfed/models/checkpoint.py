@@ -6,12 +6,15 @@ inputs, whose backward pass is the vjp of the layer; so it works in `grad`, and 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rayfed.models.training_mode import TrainingForward, TrainingStep
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -30,6 +33,8 @@ def install(network: nn.Module, trained: Sequence[str]) -> int:
     for layer in found:
         names = tuple(n for n, p in layer.named_parameters() if id(p) in moving)
         layer.forward = partial(_forward, layer, names)
+        holder: Any = layer
+        holder.during = {"step": None}  # a task puts its own in this place
     return len(found)
 
 
@@ -39,11 +44,9 @@ def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any
     given: list[Tensor] = []
     _map(given.append, (args, kwargs))
     now = dict(layer.named_parameters())  # inside functional_call: what stands in for them
-    draws: list[Any] = list(
-        {id(m.during): m.during for m in layer.modules() if hasattr(m, "during")}.values()
-    )  # see adapters.dropout
-    drawing = [d for d in draws if isinstance(d["key"], Tensor)]
-    drawn = [d["key"] for d in drawing]
+    holder: Any = layer
+    step = holder.during["step"]
+    first, drawn = (step.draws, [step.key]) if step is not None else (0, [])
     form: list[Any] = []
     kind = given[0].device.type
     half, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
@@ -52,15 +55,13 @@ def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any
         inputs = iter(tensors)
         a, k = _map(lambda x: next(inputs), (args, kwargs))
         params = {f"layer.{n}": p for n, p in zip(names, tensors[len(given) :])}
-        before = [d["key"] for d in draws]
-        for d, key in zip(drawing, tensors[len(given) + len(names) :]):
-            d["key"] = key
-        try:
-            with torch.autocast(kind, dtype, enabled=half, cache_enabled=False):
-                out = torch.func.functional_call(_Plain(layer), params, a, k)
-        finally:
-            for d, key in zip(draws, before):
-                d["key"] = key
+        # Whenever it is computed, with the draws of the forward pass.
+        again = TrainingStep(tensors[-1], draws=first) if step is not None else None
+        mode = TrainingForward(again) if again is not None else contextlib.nullcontext()
+        with torch.autocast(kind, dtype, enabled=half, cache_enabled=False), mode:
+            out = torch.func.functional_call(_Plain(layer), params, a, k)
+        if again is not None:
+            step.draws = again.draws
         leaves: list[Tensor] = []
         _map(leaves.append, out)
         form[:] = [_map(lambda x: _Hole(), out)]

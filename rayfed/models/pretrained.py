@@ -19,8 +19,19 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config, Named
     from rayfed.tree import Tree
 
-OPTIONS: dict[str, Any] = {"attention": "eager", "head": "auto", "checkpointing": False, "device_map": None}
-CHOICES = {"attention": ("eager", "sdpa"), "head": ("auto", "mean"), "checkpointing": (False, True)}
+OPTIONS: dict[str, Any] = {
+    "attention": "eager",
+    "head": "auto",
+    "checkpointing": False,
+    "device_map": None,
+    "dropout": True,  # whether the network's own dropout acts in training steps
+}
+CHOICES = {
+    "attention": ("eager", "sdpa"),
+    "head": ("auto", "mean"),
+    "checkpointing": (False, True),
+    "dropout": (True, False),
+}
 PIXELS = "preprocessor_config.json"
 
 

@@ -13,6 +13,7 @@ from rayfed.metrics import SCOPES
 from rayfed.monitor import details, processes
 from rayfed.report.subject import read_run
 from rayfed.storage import round_log
+from rayfed.storage.events import read_events
 from rayfed.storage.listing import started, status, sweep_entry
 from rayfed.storage.saved_config import method_name
 from rayfed.storage.text_files import read_json, read_yaml
@@ -189,7 +190,7 @@ def _live(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _newest_events(path: Path) -> list[dict[str, Any]]:
-    return processes.events(path)[-EVENTS:][::-1]
+    return read_events(path)[-EVENTS:][::-1]
 
 
 def _describe(error: Exception) -> str:
@@ -202,7 +203,7 @@ def _is_recent(path: Path, status: str) -> bool:
 
 
 def _exported_by_ray(path: Path, config: Mapping[str, Any]) -> bool:
-    on_ray = any(e["kind"] == "placed" for e in processes.events(path))
+    on_ray = any(e["kind"] == "placed" for e in read_events(path))
     return on_ray and "prometheus" in (config.get("track") or ())
 
 

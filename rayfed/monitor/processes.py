@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-
-def events(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a run folder's `events.jsonl`, oldest first; torn lines are left out."""
-    found = []
-    try:
-        lines = (path / "events.jsonl").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("kind"):
-            found.append(event)
-    return found
+from rayfed.storage.events import read_events
 
 
 def actors(path: Path, state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -32,7 +16,7 @@ def actors(path: Path, state: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 
     Processes are looked up only on this machine's node, and only under pids that are still valid.
     """
-    log = events(path)
+    log = read_events(path)
     placed = [i for i, e in enumerate(log) if e["kind"] == "placed"]
     here = state.get("host") == socket.gethostname()
     listed: list[dict[str, Any]] = []

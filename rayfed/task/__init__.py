@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from rayfed.adapters import ranks
 from rayfed.errors import ConfigError
 from rayfed.execute.tuning import kernels
 from rayfed.lazy import F, torch
+from rayfed.training import grad, mean_loss, note_written
 from rayfed.tree import Tree
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.config.schema import Config
+    from rayfed.models.training_mode import TrainingStep
     from rayfed.partition import Federation
 
 
@@ -50,8 +53,11 @@ class Task:
     Attributes:
         classes: C; input_shape: of one example; kind: of the data, image | tabular | text | instruct.
         population: N, the clients that can take part.
-        params_like: zeros, {name of a trained parameter: tensor}; initial: the run's first parameters, alike.
+        params_like: zeros, {name of a trained parameter or a written buffer: tensor}; initial: the run's first parameters, alike.
         head: names of the classifier's parameters, maybe none.
+        buffers: names of what a training forward pass writes (running statistics, counters): entries of every model that the
+            data moves and no gradient.
+        norms: names of the entries of normalisation layers with running statistics.
         dtype, device: of tensors that are made beside the parameters.
 
     Every function is pure in `params` and works under `torch.func` transforms, under `vmap` where `vectorize` is True and no
@@ -115,18 +121,72 @@ class Task:
             module = module.to(device=device)
         self.vectorize: bool | str = getattr(module, "vectorize", True)
         self._module = module.eval().requires_grad_(False)
-        self.params_like: dict[str, Tensor] = {
-            n: torch.zeros_like(p, device=device) for n, p in self._module.named_parameters() if n in trained
-        }
-        head = getattr(module, "head_names", None)
-        self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
         # Of the client at work; copies of the task share it.
-        self._during: dict[str, Any] = {"scale": None, "key": None}
+        self._during: dict[str, Any] = {"scale": None, "step": None}
         for m in module.modules():
             if hasattr(m, "during"):
                 m.during = self._during
+        self._own_buffers: dict[str, Tensor] = {}
+        self._mixes_rows = False  # whether a row's answer in training depends on the other rows, normalisation aside
+        self._switched, self._is_training = self._with_modes(start.get("base") is not None), False
+        self.buffers: tuple[str, ...] = self._written_buffers(start.get("base") is not None)
+        if self._mixes_rows:
+            self.vectorize = "rows of a batch depend on each other in task.model, so padding must be left out"
+        self.params_like: dict[str, Tensor] = {
+            n: torch.zeros_like(p, device=device) for n, p in self._module.named_parameters() if n in trained
+        }
+        own = dict(self._module.named_buffers())
+        self.params_like |= {n: torch.zeros(own[n].shape, dtype=self.dtype, device=device) for n in self.buffers}
+        self._own_buffers = {n: own[n] for n in self.buffers}
+        layers = {n for n, m in self._module.named_modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)}
+        self.norms = tuple(n for n in self.params_like if n.rpartition(".")[0] in layers)
+        head = getattr(module, "head_names", None)
+        self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
         self._start = start.get("params")
         self._initial: Tree | None = None
+
+    def _with_modes(self, pretrained: bool) -> list[Any]:
+        """Return the modules that are put into train mode for training steps: all of an own or a pretrained network, of the latter
+        under `dropout: false` its adapters' dropout alone; none of a ready one, which has no modes."""
+        from rayfed import models
+        from rayfed.models.training_mode import NORMS
+
+        if not pretrained and self.config.task.model.name in models.KNOWN:
+            return []
+        alone = pretrained and self.config.task.model.options.get("dropout") is False
+        found = [m for n, m in self._module.named_modules() if not alone or "lora_dropout" in n.split(".")]
+        if self.config.local.buffers == "frozen":
+            found = [m for m in found if not isinstance(m, NORMS)]
+        return found
+
+    def _written_buffers(self, pretrained: bool) -> tuple[str, ...]:
+        """Return the names of the buffers that a training forward pass writes: those of normalisation with running statistics, and of an
+        own network what a pass over some random rows is seen to write."""
+        from rayfed.models import training_mode
+
+        if not self._switched:
+            return ()
+        own = dict(self._module.named_buffers())
+        norms = {n for n, m in self._module.named_modules() if isinstance(m, training_mode.NORMS)}
+        found = {n for n in own if n.rpartition(".")[0] in norms}
+        if not pretrained:
+            key = torch.tensor(keys.key(self.config.seed, 0, -1, "trial rows"), device=self.device)
+            rows = keys.uniform(key, (3, *self.input_shape), self.dtype)
+            w = torch.tensor([1.0, 1.0, 0.0], dtype=self.dtype, device=self.device)
+            with (
+                torch.no_grad(),
+                contextlib.suppress(Exception),
+            ):  # what is wrong with the network is told by `check_network`
+                answers = []
+                for last in (rows[2:], rows[:1] + 1):
+                    x = torch.cat([rows[:2], last])
+                    buffers = {n: b.clone() for n, b in own.items()}
+                    step = training_mode.TrainingStep(key, w)
+                    with training_mode.standing_in(self._module, buffers):
+                        answers.append(self._forward({}, (x > 0.5).int() if self.kind == "text" else x, step)[:2])
+                self._mixes_rows = not torch.equal(*answers)
+                found |= {n for n, b in buffers.items() if b.shape != own[n].shape or bool((b != own[n]).any())}
+        return () if self.config.local.buffers == "frozen" else tuple(n for n in own if n in found)
 
     @property
     def initial(self) -> Tree:
@@ -162,16 +222,17 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key)
             if hasattr(self._module, "redraw"):  # what is pretrained stays
-                found = {n: p for n, p in self._module.named_parameters() if n in self.params_like}
+                found = {n: p for n, p in _named(self._module) if n in self.params_like}
                 held = {n: p.data for n, p in found.items()}
                 for n, p in found.items():  # drawn on the CPU, so that server and actors hold the same on any device
                     p.data = p.data.to("cpu", copy=n in self.head)  # a head of the checkpoint's is shared
                 self._module.redraw(everything)
                 fresh = {n: found[n].detach().to(self.device, copy=True) for n in self.params_like}
+                fresh |= {n: fresh[n].to(self.dtype) for n in self.buffers}
                 for n, p in found.items():
                     p.data = held[n]
                 return fresh
-            drawn = {n: p.detach().to(self.device, self.dtype) for n, p in self._build().named_parameters()}
+            drawn = {n: p.detach().to(self.device, self.dtype) for n, p in _named(self._build())}
             return {n: drawn[n] for n in self.params_like}
 
     def publish(self, params: Tree, where: Path, rank: int | None = None) -> None:
@@ -208,8 +269,33 @@ class Task:
         if self._places is not None:
             params = {n: p.to(self._places[n]) for n, p in params.items()}
         params = kernels.in_memory_format(params)
-        with self._precision():
-            return torch.func.functional_call(self._module, dict(params), (x,)).to(self.dtype)
+        return self._forward(params, x, self._during["step"]).to(self.dtype)
+
+    def _forward(self, params: Tree, x: Tensor, step: TrainingStep | None) -> Tensor:
+        """Return what the network answers: in train mode within a step, whose real rows move the buffers, else in eval mode."""
+        from rayfed.models import training_mode
+
+        if step is not None and self._mixes_rows and step.w is not None and not bool((step.w > 0).all()):
+            real = step.w > 0
+            out = self._forward(params, x[real], step.on(real))
+            return out.new_zeros(len(x), *out.shape[1:]).index_put((real.nonzero()[:, 0],), out)
+
+        if self._is_training != (step is not None):
+            self._is_training = step is not None
+            for m in self._switched:
+                m.training = self._is_training
+        mode = training_mode.TrainingForward(step) if step is not None and self._switched else nullcontext()
+        if not self._own_buffers:
+            with self._precision(), mode:
+                return torch.func.functional_call(self._module, dict(params), (x,))
+        # A forward pass may write them, in place too: never into the tree that it was given.
+        buffers = {n: params[n].clone().to(b.dtype) for n, b in self._own_buffers.items()}
+        weights = {n: p for n, p in params.items() if n not in buffers}
+        with self._precision(), mode, training_mode.standing_in(self._module, buffers):
+            out = torch.func.functional_call(self._module, weights, (x,))
+        if step is not None:
+            note_written({n: b.to(self.dtype) for n, b in buffers.items()})
+        return out
 
     @cached_property
     def word_spread(self) -> tuple[Tensor, Tensor]:
@@ -227,9 +313,65 @@ class Task:
         """Within it B A counts `factor` (0-d tensor) times, None for once: a client's own alpha / r_i."""
         return self._while(scale=factor)
 
-    def dropping(self, key: Any) -> Any:
-        """Within it dropout inside adapters draws from a training step's key; None for no dropout."""
-        return self._while(key=key)
+    def rows(self, x: Any) -> Tensor:
+        """Inputs (B, *input_shape) as this task's networks take them, of an array or nested lists."""
+        made = torch.as_tensor(x, device=self.device)
+        return made.to(self.dtype) if made.is_floating_point() or self.kind != "text" else made
+
+    def check_network(self, x: Tensor) -> list[str]:
+        """Return what is wrong with a user's own network, tried on some rows (B, *input_shape): one forward pass in eval mode, one
+        forward and backward pass in train mode."""
+        name, shape = f"task.model: {self.config.task.model.name}", tuple(x.shape)
+        try:
+            with torch.no_grad():
+                out = self._forward(self.initial, x, None)
+                again = self._forward(self.initial, x, None)
+                other = self._forward(self.initial, torch.cat([x[:1], 1 - x[1:]]), None) if len(x) > 1 else again
+        except Exception as e:
+            return [f"{name} raised on inputs {shape}: {type(e).__name__}: {e}"]
+        wanted = (len(x), self.classes)
+        if not isinstance(out, torch.Tensor):
+            return [f"{name} returned {type(out).__name__} found, needed: logits, a tensor {wanted}, (rows, classes)"]
+        if tuple(out.shape) != wanted:
+            return [f"{name} returned {tuple(out.shape)} on inputs {shape}, needed: {wanted}, (rows, classes)"]
+        if not torch.equal(out, again):
+            return [f"{name} draws random numbers in evaluation too; needed: only where `self.training` is true"]
+        if len(x) > 1 and not torch.allclose(out[:1], other[:1], rtol=1e-4, atol=1e-6):
+            return [
+                f"{name}: in evaluation a row's answer depends on the other rows of its batch, so that a score would depend on how "
+                "rows are cut into batches; needed: running statistics, or normalisation within a row"
+            ]
+        batch = {
+            "x": x,
+            "y": torch.zeros(len(x), dtype=torch.int64, device=self.device),
+            "w": torch.ones_like(out[:, 0]),
+        }
+        try:
+            slopes, _ = grad(lambda p: mean_loss(self.loss, p, batch, torch.tensor(1, device=self.device)))(
+                self.initial
+            )
+        except Exception as e:
+            return [f"{name} raised in a training step on inputs {shape}: {type(e).__name__}: {e}"]
+        bad = [n for n, g in slopes.items() if not bool(torch.isfinite(g).all())]
+        if bad:
+            return [f"{name}: the gradient of {bad[0]} on the first rows of task.data is not finite"]
+        if not any(bool(g.any()) for g in slopes.values()):
+            return [f"{name}: no parameter has a gradient (is its output detached, or frozen?)"]
+        return []
+
+    def training(self, batch: Any, key: Any) -> Any:
+        """Within it forward passes are those of a training step: in train mode, with randomness from the step's key (0-d int64),
+        batch statistics of the rows of weight 1 and running ones written (`rayfed.training.grad` has them). None as the key: in eval
+        mode, as everywhere else.
+        """
+        from rayfed.models.training_mode import TrainingStep
+
+        return self._while(step=None if key is None else TrainingStep(key, batch.get("w")))
+
+    def keep_averages(self, model: Tree, before: Tree, mean_update: Tree) -> Tree:
+        """A server's new model with its buffers as the plain average has them, before + mean_update: server optimizers and
+        steps other than 1 are for what gradients move."""
+        return {**model, **{n: before[n] + mean_update[n] for n in self.buffers}} if self.buffers else model
 
     @contextmanager
     def _while(self, **what: Any) -> Iterator[None]:
@@ -303,8 +445,8 @@ class Task:
         return F.linear(h, classifier["weight"], classifier.get("bias"))
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
-        """Cross-entropy of each example, (B,); with the step's key, dropout inside adapters draws from it."""
-        with self.dropping(key):
+        """Cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training."""
+        with self.training(batch, key):
             logp = torch.log_softmax(self.apply(params, batch["x"]), -1)
         # F.cross_entropy's bits; vmap takes that one apart in Python
         return -logp.gather(-1, batch["y"][:, None])[:, 0]
@@ -327,3 +469,9 @@ class Task:
             "loss": -log_probs.gather(-1, y[..., None])[..., 0],
             "accuracy": (log_probs.argmax(-1) == y).to(log_probs.dtype),
         }
+
+
+def _named(module: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield a network's parameters and buffers by name."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -41,7 +41,7 @@ class Instruct(Task):
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Mean negative log-likelihood of each record's answer tokens, or of all but its first, (B,)."""
-        with self.dropping(key):
+        with self.training(batch, key):
             logits, target, counts = self._next(params, batch["x"])
         if self.config.task.data.options.get("loss_on") == "all":
             target = batch["x"][:, 0, 1:].to(torch.int64)

@@ -17,6 +17,8 @@ ADAM = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "schedu
 MOMENTUM = {"optimizer": {"momentum": 0.9, "nesterov": True}, "epochs": None, "steps": 5}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha": 8}}
 
+BATCHNORM = {"task": {"model": {"name": f"{Path(__file__).parents[1] / 'own_nets.py'}:batchnorm"}}}
+
 # settings, or (settings, changes to the config)
 VARIANTS: dict[str, list[Any]] = {
     "cellm": [
@@ -54,7 +56,9 @@ VARIANTS: dict[str, list[Any]] = {
         {},
         ({"server_lr": 0.5}, {"local": ADAM, "resources": {"cohort": 4}}),
         ({}, {"local": MOMENTUM, "federation": {"participation": {"kind": "cyclic"}}}),
+        ({}, {**BATCHNORM, "local": {"buffers": "private"}}),
     ],
+    "fedbn": [({}, BATCHNORM), {}],
     "fedbip": [{}, {"negative": "raw", "temperature": 0.5, "neighbours": 3, "newcomers": "first"}],
     "fedbip_l": [{}, {"layers": "module", "weights": "uniform"}],
     "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],

@@ -211,7 +211,7 @@ def test_only_what_trains_is_dropped(on_bert: OnBert, dropout: float, monkeypatc
     real = Task.apply
 
     def apply(self: Task, params: Any, x: Any) -> Any:
-        seen.append((any(p.requires_grad for p in params.values()), self._during["key"] is not None))
+        seen.append((any(p.requires_grad for p in params.values()), self._during["step"] is not None))
         return real(self, params, x)
 
     monkeypatch.setattr(Task, "apply", apply)
@@ -223,6 +223,6 @@ def test_only_what_trains_is_dropped(on_bert: OnBert, dropout: float, monkeypatc
 
 def test_without_dropout_keys_change_no_bit(on_bert: OnBert, monkeypatch: pytest.MonkeyPatch) -> None:
     one = toy.simulate(PLAIN, **on_bert({}))
-    monkeypatch.setattr(Task, "dropping", lambda self, key: nullcontext())
+    monkeypatch.setattr(Task, "training", lambda self, batch, key: nullcontext())
     two = toy.simulate(PLAIN, **on_bert({}))
     assert tree.same(one.state, two.state) and tree.same(one.clients(), two.clients())

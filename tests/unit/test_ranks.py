@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rayfed import api, keys, tree
 from rayfed.adapters import lora, ranks
-from rayfed.adapters.dropout import KeyedDropout
 from rayfed.config.load import merge
 from rayfed.config.schema import Config
 from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
+from rayfed.models.training_mode import TrainingForward, TrainingStep
 from rayfed.visits import Visit
 from tests import toy
 from tests.tiny import Watched, on_bert  # noqa: F401
@@ -374,26 +375,24 @@ def test_a_clients_adapter_loads_in_peft_at_its_rank(
 
 def test_masks_are_a_function_of_the_key() -> None:
     p, x = 0.3, torch.ones(40, 500, dtype=torch.float64)
-    one, two = KeyedDropout(p, 0), KeyedDropout(p, 1)
     key = torch.tensor(keys.key(0, 1, 2, "order 0"))
-    assert one(x) is x
-    one.during["key"] = two.during["key"] = key
-    y = one(x)
+
+    def twice(k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two layers of one forward pass."""
+        with TrainingForward(TrainingStep(k)):
+            return F.dropout(x, p), F.dropout(x, p)
+
+    y, other = twice(key)
     off = int((y == 0).sum())
     assert abs(off - p * x.numel()) < 4.5 * (x.numel() * p * (1 - p)) ** 0.5  # 1 in 150 000
     assert set(y.unique().tolist()) == {0.0, 1 / (1 - p)}
     columns = (y == 0).double().mean(0)
     assert columns.std() == pytest.approx((p * (1 - p) / 40) ** 0.5, rel=0.15)  # neither rows nor columns go together
-    assert torch.equal(one(x), y) and not torch.equal(two(x), y)
+    assert torch.equal(twice(key)[0], y) and not torch.equal(other, y)
     at_steps = torch.vmap(keys.fold, (None, 0))(key, torch.arange(3))
-
-    def under(k: torch.Tensor) -> torch.Tensor:
-        one.during["key"] = k
-        return one(x)
-
-    together = torch.vmap(under)(at_steps)
-    alone = [under(k) for k in at_steps]
-    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    at_once = torch.vmap(lambda k: twice(k)[0], randomness="different")(at_steps)
+    alone = [twice(k)[0] for k in at_steps]
+    assert all(torch.equal(a, b) for a, b in zip(at_once, alone, strict=True))
     agree = float(((alone[0] == 0) == (alone[1] == 0)).double().mean())
     assert agree == pytest.approx(p**2 + (1 - p) ** 2, abs=0.02)  # as independent masks do
 

@@ -53,4 +53,5 @@ class Adaptive(OneModel):
         m = tree.add(tree.scale(state["m"], s.beta1), delta, 1 - s.beta1)
         v = tree.map(lambda v, d: self.second(v, d * d), state["v"], delta)
         step = tree.map(lambda m, v: m / (v.sqrt() + s.tau), m, v)
-        return {"model": tree.add(state["model"], step, s.server_lr), "m": m, "v": v}
+        model = tree.add(state["model"], step, s.server_lr)
+        return {"model": task.keep_averages(model, state["model"], delta), "m": m, "v": v}

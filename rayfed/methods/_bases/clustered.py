@@ -25,7 +25,7 @@ def losses(task: Task) -> Phase:
 
     def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
         k = len(carry["sum"]["loss"])
-        rows = torch.stack([task.loss(tree.pick(carry["experts"], i), batch, key) for i in range(k)], -1)
+        rows = torch.stack([task.loss(tree.pick(carry["experts"], i), batch) for i in range(k)], -1)
         return {"experts": carry["experts"], **accumulate(carry, {"loss": rows}, batch["w"])}
 
     return Phase(once("train"), step, enter, counts=False)

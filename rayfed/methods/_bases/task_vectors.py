@@ -105,6 +105,7 @@ class TaskVectors(Method):
             s = cosines(self._inner(before, tau, names))
             p = shares(s, self.settings)
             after |= tree.add({n: before[n] for n in names}, tree.combine(p, {n: tau[n] for n in names}))
+            after |= {n: before[n] + tau[n].mean(0) for n in names if n in task.buffers}
             sums.append(divisors(s, self.settings))
             log_pairs(fed, "similarity/task_vectors", s, group)
         log_pairs(fed, "similarity/models", cosines(gram(before, list(tau))), group)

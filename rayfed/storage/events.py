@@ -1,0 +1,24 @@
+"""What happened in a run, as its folder's `events.jsonl` tells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a run folder's `events.jsonl`, oldest first; torn lines are left out."""
+    found = []
+    try:
+        lines = (path / "events.jsonl").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("kind"):
+            found.append(event)
+    return found
