@@ -17,9 +17,9 @@ class FedBN(Method):
 
     The entries of layers with running statistics (weight, bias, mean, variance, counter) are the client's own, FedAvg on the rest:
     client i trains x^r with its own b_i, keeps the trained b_i and sends the update u_i of the rest; server: x^{r+1} = x^r +
-    sum_i (n_i / n) u_i. Down and up: the model without b (P - B floats), n_i. Kept at client i: b_i (B), how often it trained. At
-    the server: x, and b of the initial model, which a client has that was never asked and by which `global` is scored. Without
-    such layers: FedAvg.
+    sum_i (n_i / n) u_i. Without such layers: FedAvg.
+    Down: the model without b (P - B floats). Up: u_i (P - B), n_i. Kept at client i: b_i (B), how often it trained.
+    At the server: x, and b of the initial model, which a client has that was never asked and by which `global` is scored.
     """
 
     wire = Wire(

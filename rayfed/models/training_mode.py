@@ -25,7 +25,9 @@ from torch.overrides import TorchFunctionMode
 from rayfed import keys
 
 PURPOSE = 0x64726F70  # apart from what a method draws from the same key
-NORMS = (nn.modules.batchnorm._NormBase,)  # batch and instance normalisation, synchronised or not
+NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
+)  # fmt: skip
 SELU_ALPHA = -1.7580993408473766  # what dropped activations become in alpha dropout (Klambauer et al. 2017)
 
 

@@ -135,10 +135,12 @@ class Task:
         self.params_like: dict[str, Tensor] = {
             n: torch.zeros_like(p, device=device) for n, p in self._module.named_parameters() if n in trained
         }
+        from rayfed.models import training_mode
+
         own = dict(self._module.named_buffers())
         self.params_like |= {n: torch.zeros(own[n].shape, dtype=self.dtype, device=device) for n in self.buffers}
         self._own_buffers = {n: own[n] for n in self.buffers}
-        layers = {n for n, m in self._module.named_modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)}
+        layers = {n for n, m in self._module.named_modules() if isinstance(m, training_mode.NORMS)}
         self.norms = tuple(n for n in self.params_like if n.rpartition(".")[0] in layers)
         head = getattr(module, "head_names", None)
         self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
