@@ -106,69 +106,84 @@ def rendered(made: Layout, record: Sequence[str]) -> tuple[str, str, str]:
 
 
 def tokenised(dataset: Dataset, config: Config) -> Dataset:
-    """The data set with x (n, 2, L) int32, ids (-1 on padding) and targets (-1 but on answer tokens); at most `task.data.length`.
+    """Return the data set with x (n, 2, L) int32: ids (-1 on padding) and targets (-1 but on answer tokens); L <= `task.data.length`.
 
     A record that is longer: `too_long: truncate` cuts the right end of the prompt, in front of the words that lead into the
     answer, but never so little that a quarter of the length is not left for the answer, then the answer's end; `drop` leaves
     the record out; `error` refuses the data. Records without an answer are refused, or left out under `drop`.
     ConfigError where the model has no tokenizer or is too short for the sequences.
     """
-    o = config.task.data.options
+    options = config.task.data.options
     where, length = tokens.tokenizer_folder(dataset, config, LENGTH)
     if "head" in config.task.model.options:
         raise ConfigError(
             f"task.model.head: {config.task.model.options['head']!r} found, {dataset.name} holds instructions, whose model keeps "
             "its own head; leave it out"
         )
-    made, mode = layout(o.get("template", TEMPLATE)), o.get("too_long", TOO_LONG[0])
-    parts = (dataset.train, dataset.test)
-    records = [rendered(made, r) for p in parts for r in p.x]
-    empty = np.array([not str(r[2]).strip() for p in parts for r in p.x], bool)
+    pieces, mode = layout(options.get("template", TEMPLATE)), options.get("too_long", TOO_LONG[0])
+    answers = [str(r[2]).strip() for part in (dataset.train, dataset.test) for r in part.x]
+    empty = np.array([not a for a in answers], bool)
     if empty.any() and mode != "drop":
         raise ConfigError(
             f"task.data: {int(empty.sum())} records of {dataset.name} have an empty response; fill them, or leave them out with "
             "too_long: drop"
         )
-    found = tokens.cached(
-        where,
-        {"prompt": [p + lead for p, lead, _ in records], "answer": [a for _, _, a in records]},
-        "",
-        "instruct",
-    )
-    leads = np.array([len(lead) for _, lead, _ in records])
-    rows, kept, over = [], [], 0
-    for i, (ids, ends) in enumerate(zip(found["ids"], found["ends"], strict=True)):
-        size = len(records[i][0]) + len(records[i][1])
-        prompt = int((ends <= size).sum())  # a token over the border belongs to the answer
-        lead = int((ends[:prompt] > size - leads[i]).sum())
-        long = len(ids) > length
-        over += long and not empty[i]
-        if not empty[i] and not (long and mode == "drop"):
-            kept.append(i)
-            rows.append(cut(ids, prompt, lead, length))
+    records = [rendered(pieces, r) for part in (dataset.train, dataset.test) for r in part.x]
+    rows, kept, over = _cut_all(records, empty, where, length, drop=mode == "drop")
     if over and mode == "error":
         raise ConfigError(
             f"task.data.length: {over} of {len(records)} records of {dataset.name} have more than {length} tokens; allowed: a longer "
             "length, or too_long: truncate or drop"
         )
+    _check_vocabulary(rows, where)
+    x = np.full((len(rows), 2, max((len(ids) for ids, _ in rows), default=1)), -1, np.int32)
+    for row, (ids, prompt) in zip(x, rows, strict=True):
+        row[0, : len(ids)] = ids
+        row[1, prompt : len(ids)] = ids[prompt:]
+    n = len(dataset.train.y)
+    train = _part(dataset.train, x[kept < n], kept[kept < n])
+    test = _part(dataset.test, x[kept >= n], kept[kept >= n] - n)
+    if not len(train.y):
+        raise ConfigError(f"task.data.length: no record of {dataset.name} has at most {length} tokens and an answer")
+    so = "left out (task.data.too_long: drop)" if mode == "drop" else "cut (task.data.length)"
+    happened = {
+        f"have more than {length} tokens and were {so}": over,
+        f"have an empty response and were {so}": int(empty.sum()),
+    }
+    notes = [f"{m:,} of {len(records):,} records of {dataset.name} {what}" for what, m in happened.items() if m]
+    return replace(dataset, train=train, test=test, notes=(*dataset.notes, *notes))
+
+
+def _cut_all(
+    records: Sequence[tuple[str, str, str]], empty: np.ndarray, where: Path, length: int, drop: bool
+) -> tuple[list[tuple[np.ndarray, int]], np.ndarray, int]:
+    """Return (`cut`'s ids and prompt length of the records that stay, their numbers, how many were too long).
+
+    records: as by `rendered`; empty: mask of those without an answer, which do not stay; drop: those too long neither.
+    """
+    texts = {"prompt": [p + lead for p, lead, _ in records], "answer": [a for _, _, a in records]}
+    found = tokens.cached(where, texts, "", "instruct")
+    rows, kept, over = [], [], 0
+    for i, (ids, ends) in enumerate(zip(found["ids"], found["ends"], strict=True)):
+        before, leading = len(records[i][0]), len(records[i][1])
+        prompt = int((ends <= before + leading).sum())  # a token over the border belongs to the answer
+        lead = int((ends[:prompt] > before).sum())
+        long = len(ids) > length
+        over += long and not empty[i]
+        if not empty[i] and not (long and drop):
+            kept.append(i)
+            rows.append(cut(ids, prompt, lead, length))
+    return rows, np.array(kept, np.int64), over
+
+
+def _check_vocabulary(rows: Sequence[tuple[np.ndarray, int]], where: Path) -> None:
+    """Raise ConfigError for a token that the model in `where` does not know."""
     size = int(folder.architecture(where).get("vocab_size") or 0)
-    most = max((int(r.max()) for r, _ in rows), default=-1)
+    most = max((int(ids.max()) for ids, _ in rows), default=-1)
     if size and most >= size:
         raise ConfigError(
             f"task.model: the tokenizer of {where} gives token {most}, the model knows {size}; they do not belong together"
         )
-    n, at = len(dataset.train.y), np.array(kept, np.int64)
-    x = np.full((len(rows), 2, max((len(r) for r, _ in rows), default=1)), -1, np.int32)
-    for row, (ids, prompt) in zip(x, rows, strict=True):
-        row[0, : len(ids)] = ids
-        row[1, prompt : len(ids)] = ids[prompt:]
-    train, test = _part(dataset.train, x[at < n], at[at < n]), _part(dataset.test, x[at >= n], at[at >= n] - n)
-    if not len(train.y):
-        raise ConfigError(f"task.data.length: no record of {dataset.name} has at most {length} tokens and an answer")
-    so = "left out (task.data.too_long: drop)" if mode == "drop" else "cut (task.data.length)"
-    told = {f"have more than {length} tokens and were {so}": over, f"have an empty response and were {so}": empty.sum()}
-    notes = tuple(f"{n:,} of {len(records):,} records of {dataset.name} {what}" for what, n in told.items() if n)
-    return replace(dataset, train=train, test=test, notes=(*dataset.notes, *notes))
 
 
 def _part(part: Part, x: np.ndarray, rows: np.ndarray) -> Part:

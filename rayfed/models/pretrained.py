@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,96 +168,160 @@ def _ours(name: str) -> str:
 
 
 def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_shape: tuple[int, ...] = ()) -> Any:
-    """A module from inputs to logits around the base's arrays; its trainable parameters require gradients.
+    """Return a module from inputs to logits around the base's arrays; its trainable parameters require gradients.
 
     kind: of the data, text | image | instruct (logits of tokens). `redraw()` draws what is not pretrained anew from torch's
     global generator; `head_names` are the classifier's parameters; `vectorize`: True, or why only one client at a time can be run.
+    ConfigError where the model or its adapter cannot be what the config asks for.
     """
-    from transformers import CONFIG_MAPPING
-    from transformers.utils import logging
-
-    from rayfed import adapters, tree
     from rayfed.models import checkpoint, pixels
-    from rayfed.models.wrapped import Wrapped, is_head, looks_back, sees_ahead, without_padding
+    from rayfed.models.wrapped import Wrapped, without_padding
 
     spec = config.task.model
-    o = {**OPTIONS, **spec.options}
-    if base["about"]["model_type"] not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"task.model: {spec.name} is a {base['about']['model_type']!r}, which transformers does not know"
-        )
-    known = {k: v for k, v in base["about"].items() if k not in ("id2label", "label2id")}  # names of its own classes
-    about = CONFIG_MAPPING[base["about"]["model_type"]].from_dict({**known, "num_labels": classes})
-    auto = _auto(kind, o["head"])
-    if type(about) not in auto._model_mapping:
-        raise ConfigError(
-            f"task.model: {spec.name} ({about.model_type}) has no {auto.__name__.removeprefix('Auto')} in transformers"
-        )
-    about._name_or_path = str(Path(spec.name.removeprefix("hf:")).expanduser())
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            network, loaded = auto._model_mapping[type(about)].from_pretrained(
-                None,
-                config=about,
-                state_dict=tree.from_numpy(base["arrays"]),
-                attn_implementation=o["attention"],
-                dtype=_dtype(config),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a classifier of other classes is drawn anew anyway
-            )
-            if wrong := sorted(str(k[0]) for k in loaded["mismatched_keys"] if not is_head(str(k[0]))):
-                raise ConfigError(f"task.model: {wrong[0]} of {spec.name} has not the shape that its config.json says")
-            if lacks := sorted(n for n in map(str, loaded["missing_keys"]) if _pretrained(n) and not is_head(n)):
-                raise ConfigError(f"task.model: {spec.name} is incomplete: it lacks {lacks[0]} ({len(lacks)} in all)")
-            pad = without_padding(network) if kind != "image" else 0
-            causal = looks_back(network, pad) if kind != "image" else False
-            alone = "" if causal is not None else (
-                f"{spec.name} ({about.model_type}) does not take a ready 4-D attention mask, as models of the BERT, GPT-2 and "
-                "Llama families do"
-            )  # fmt: skip
-            if alone and config.resources.executor == "vmap":
-                raise ConfigError(
-                    f"resources.executor: vmap found, task.model: {alone}, which vmap needs; allowed: auto, loop, debug"
-                )
-            if causal is None:
-                causal = not sees_ahead(network, pad)
-            if kind == "instruct" and (loaded["missing_keys"] or causal is False):
-                why = (
-                    "lets a token see what comes after it"
-                    if causal is False
-                    else f"lacks {sorted(loaded['missing_keys'])[0]} in its file"
-                )
-                raise ConfigError(
-                    f"task.model: {spec.name} ({about.model_type}) {why}; instructions need a causal language model with its head"
-                )
-            try:
-                task_type = (
-                    "CAUSAL_LM" if kind == "instruct" else "SEQ_CLS" if o["head"] == "auto" else "FEATURE_EXTRACTION"
-                )
-                network = adapters.attach(network, config.adapter, task_type, causal, base.get("words"))
-            except ValueError as e:  # PEFT's sentences: no default targets for this model, nothing matched
-                raise ConfigError(f"adapter.targets: {e}") from None
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+    options = {**OPTIONS, **spec.options}
+    auto = _auto(kind, options["head"])
+    about = _about(spec.name, base["about"], classes, auto)
+    with _quiet():
+        network, loaded = _network(auto, about, base["arrays"], options["attention"], config)
+        pad, causal, alone = 0, False, ""
+        if kind != "image":
+            pad = without_padding(network)
+            causal, alone = _attention(network, pad, about.model_type, config)
+        if kind == "instruct":
+            _check_causal(spec.name, about.model_type, causal, loaded["missing_keys"])
+        network = _with_adapter(network, config, kind, options["head"], causal, base.get("words"))
     drawn = {str(n) for n in loaded["missing_keys"]} | {str(k[0]) for k in loaded["mismatched_keys"]}
-    made = Wrapped(network, about, classes, kind, o["head"], config.adapter, causal, pad, drawn, alone)
+    made = Wrapped(network, about, classes, kind, options["head"], config.adapter, causal, pad, drawn, alone)
     if kind == "image":
         made.pixels = pixels.build(about, base.get("images", {}), input_shape, spec.name)
     if not made.trained:
         raise ConfigError(
             f"adapter.kind: {config.adapter.kind} found, {spec.name} has no such parameters; allowed: lora, ia3"
         )
-    if o["checkpointing"] and not checkpoint.install(made, made.trained):
+    if options["checkpointing"] and not checkpoint.install(made, made.trained):
         raise ConfigError(
             f"task.model.checkpointing: true found, {spec.name} has no layers that are known; allowed: false"
         )
     return made
+
+
+def _auto(kind: str, head: str) -> Any:
+    """Return transformers' Auto class for data of a kind; head: mean for a network without one."""
+    import transformers
+
+    if head == "mean":
+        return transformers.AutoModel
+    return {
+        "instruct": transformers.AutoModelForCausalLM,
+        "text": transformers.AutoModelForSequenceClassification,
+        "image": transformers.AutoModelForImageClassification,
+    }[kind]
+
+
+def _about(name: str, found: dict[str, Any], classes: int, auto: Any) -> Any:
+    """Return transformers' config for a config.json and so many classes. ConfigError where transformers has no such model."""
+    from transformers import CONFIG_MAPPING
+
+    if found["model_type"] not in CONFIG_MAPPING:
+        raise ConfigError(f"task.model: {name} is a {found['model_type']!r}, which transformers does not know")
+    known = {k: v for k, v in found.items() if k not in ("id2label", "label2id")}  # names of its own classes
+    about = CONFIG_MAPPING[found["model_type"]].from_dict({**known, "num_labels": classes})
+    if type(about) not in auto._model_mapping:
+        raise ConfigError(
+            f"task.model: {name} ({about.model_type}) has no {auto.__name__.removeprefix('Auto')} in transformers"
+        )
+    about._name_or_path = str(Path(name.removeprefix("hf:")).expanduser())
+    return about
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing and warning; what was set before is set again."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _network(auto: Any, about: Any, arrays: Any, attention: str, config: Config) -> tuple[Any, dict[str, Any]]:
+    """Return (transformers' network around the arrays, what it says of loading them). ConfigError where arrays lack or misfit."""
+    from rayfed import tree
+    from rayfed.models.wrapped import is_head
+
+    network, loaded = auto._model_mapping[type(about)].from_pretrained(
+        None,
+        config=about,
+        state_dict=tree.from_numpy(arrays),
+        attn_implementation=attention,
+        dtype=_dtype(config),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # a classifier of other classes is drawn anew anyway
+    )
+    name = config.task.model.name
+    if wrong := sorted(str(k[0]) for k in loaded["mismatched_keys"] if not is_head(str(k[0]))):
+        raise ConfigError(f"task.model: {wrong[0]} of {name} has not the shape that its config.json says")
+    if lacks := sorted(n for n in map(str, loaded["missing_keys"]) if _pretrained(n) and not is_head(n)):
+        raise ConfigError(f"task.model: {name} is incomplete: it lacks {lacks[0]} ({len(lacks)} in all)")
+    return network, loaded
+
+
+def _pretrained(name: str) -> bool:
+    """Return whether a parameter is of a block or a table, which no task adds to a network."""
+    return "embed" in name or any(p.isdigit() for p in name.split("."))
+
+
+def _attention(network: Any, pad: int, model_type: str, config: Config) -> tuple[bool, str]:
+    """Return (whether tokens see only what came before them, "" or why only one client at a time can be run).
+
+    ConfigError where that does not go with the executor.
+    """
+    from rayfed.models.wrapped import is_causal, sees_ahead
+
+    causal = is_causal(network, pad)
+    if causal is not None:
+        return causal, ""
+    alone = (
+        f"{config.task.model.name} ({model_type}) does not take a ready 4-D attention mask, as models of the BERT, GPT-2 and "
+        "Llama families do"
+    )
+    if config.resources.executor == "vmap":
+        raise ConfigError(
+            f"resources.executor: vmap found, task.model: {alone}, which vmap needs; allowed: auto, loop, debug"
+        )
+    return not sees_ahead(network, pad), alone
+
+
+def _check_causal(name: str, model_type: str, causal: bool, missing: Iterable[str]) -> None:
+    """Raise ConfigError unless it is a causal language model with its head; missing: names that its file lacks."""
+    lacks = sorted(missing)
+    if causal and not lacks:
+        return
+    why = f"lacks {lacks[0]} in its file" if causal else "lets a token see what comes after it"
+    raise ConfigError(
+        f"task.model: {name} ({model_type}) {why}; instructions need a causal language model with its head"
+    )
+
+
+def _with_adapter(network: Any, config: Config, kind: str, head: str, causal: bool, words: Any) -> Any:
+    """Return the network with the config's adapter in it; words: token ids of a prompt's text."""
+    from rayfed import adapters
+
+    task_type = "SEQ_CLS" if head == "auto" else "FEATURE_EXTRACTION"
+    if kind == "instruct":
+        task_type = "CAUSAL_LM"
+    try:
+        return adapters.attach(network, config.adapter, task_type, causal, words)
+    except ValueError as e:  # PEFT's sentences: no default targets for this model, nothing matched
+        raise ConfigError(f"adapter.targets: {e}") from None
 
 
 def placed(module: Any, how: Any, device: str) -> tuple[Any, dict[str, Any]]:
@@ -289,20 +354,3 @@ def placed(module: Any, how: Any, device: str) -> tuple[Any, dict[str, Any]]:
     except ValueError as e:
         raise ConfigError(f"task.model.device_map: {e}") from None
     return made, {n: p.device for n, p in made.named_parameters()}
-
-
-def _pretrained(name: str) -> bool:
-    """Whether a parameter is of a block or a table, which no task adds to a network."""
-    return "embed" in name or any(p.isdigit() for p in name.split("."))
-
-
-def _auto(kind: str, head: str) -> Any:
-    import transformers
-
-    if head == "mean":
-        return transformers.AutoModel
-    return {
-        "instruct": transformers.AutoModelForCausalLM,
-        "text": transformers.AutoModelForSequenceClassification,
-        "image": transformers.AutoModelForImageClassification,
-    }[kind]

@@ -224,7 +224,7 @@ def ready_mask(keep: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def looks_back(network: Any, pad: int) -> bool | None:
+def is_causal(network: Any, pad: int) -> bool | None:
     """Whether a text network's tokens see only what came before them; None if a ready 4-D mask does not do what its own does.
 
     Found by asking: hidden states of two short texts, one of them padded, under the network's own mask and under ours.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,13 +10,16 @@ from rayfed.errors import ConfigError
 from rayfed.partition import SHARED, TEST, VAL, Names, Owned
 from rayfed.partition import groups as planted
 
+if TYPE_CHECKING:
+    from rayfed.data import Dataset
 
-def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """`clients` ids drawn by seed.
+
+def split(f: Any, dataset: Dataset, group: np.ndarray, held: int, draw: Any) -> Owned:
+    """Return who holds each row: `clients` ids drawn by seed.
 
     Held-out clients are ids without training rows (split `test_unseen`) where the data has them: their rows are split for
     personalisation like anybody's. Elsewhere they are some of the drawn ids. Under groups of kind domain, a client's group is
-    the domain of most of its rows, and its rows of other domains are nobody's.
+    the domain of most of its rows, and its rows of other domains are nobody's. ConfigError where there are too few ids.
     """
     train, test = dataset.train, dataset.test
     if train.client is None:
@@ -34,28 +37,13 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
     rows_to_train = part == "train"
     rows_to_train[n_train:] = False
     examples = np.bincount(number[rows_to_train], minlength=len(ids))
-    strangers = np.bincount(number[part == "test_unseen"], minlength=len(ids))
+    unseen_rows = np.bincount(number[part == "test_unseen"], minlength=len(ids))
     named, least = ids != "", f.partition.min_examples
     known = np.flatnonzero(named & (examples >= least))
-    unseen = np.flatnonzero(named & (examples == 0) & (strangers >= least))
+    unseen = np.flatnonzero(named & (examples == 0) & (unseen_rows >= least))
 
-    n, train_n = len(group), len(group) - held
-    from_unseen = held > 0 and len(unseen) > 0
-    need = train_n if from_unseen else n
-    if need > len(known):
-        kept_back = f" beside {held} unseen ones" if from_unseen else f" ({held} of them held out)" if held else ""
-        raise ConfigError(
-            f"federation.clients: {need} natural clients asked for{kept_back}, {dataset.name} has {len(known)} "
-            f"with at least {least} training examples"
-        )
-    if from_unseen and held > len(unseen):
-        raise ConfigError(
-            f"federation.holdout.fraction: {held} held-out clients asked for, {dataset.name} has {len(unseen)} without training rows"
-        )
-    rng = draw("natural ids")
-    chosen = rng.permutation(known)[:need]
-    if from_unseen:
-        chosen = np.concatenate([chosen, rng.permutation(unseen)[:held]])
+    n = len(group)
+    chosen = _draw_ids(dataset.name, n, held, known, unseen, least, draw("natural ids"))
     client_of = np.full(len(ids), -1, np.int64)
     client_of[chosen] = np.arange(n)
     owner = client_of[number]
@@ -68,12 +56,38 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
     names = Names(n, ids[chosen])
     if f.groups.kind != "domain":
         return Owned(owner, role, names)
+    owner, group = _by_domain(dataset, owner, n, f.groups.count)
+    return Owned(owner, role, names, group)
+
+
+def _draw_ids(
+    name: str, n: int, held: int, known: np.ndarray, unseen: np.ndarray, least: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the numbers of n ids, the held-out ones last: from `unseen` if it has any, else from `known` too."""
+    from_unseen = held > 0 and len(unseen) > 0
+    need = n - held if from_unseen else n
+    if need > len(known):
+        beside = f" beside {held} unseen ones" if from_unseen else f" ({held} of them held out)" if held else ""
+        raise ConfigError(
+            f"federation.clients: {need} natural clients asked for{beside}, {name} has {len(known)} "
+            f"with at least {least} training examples"
+        )
+    if from_unseen and held > len(unseen):
+        raise ConfigError(
+            f"federation.holdout.fraction: {held} held-out clients asked for, {name} has {len(unseen)} without training rows"
+        )
+    chosen = rng.permutation(known)[:need]
+    return np.concatenate([chosen, rng.permutation(unseen)[:held]]) if from_unseen else chosen
+
+
+def _by_domain(dataset: Dataset, owner: np.ndarray, n: int, domains: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (the owners without rows of another domain than most of their owner's, the domain of each of n clients)."""
     domain = np.concatenate(planted.domains(dataset, "federation.groups.kind")[1:])
     has = (owner >= 0) & (domain >= 0)
-    votes = np.zeros((n, f.groups.count), np.int64)
+    votes = np.zeros((n, domains), np.int64)
     np.add.at(votes, (owner[has], domain[has]), 1)
     of_client = np.where(votes.any(1), votes.argmax(1), -1)
-    strange = (owner >= 0) & (domain != of_client[owner])
-    if test.domain is None:
-        strange[n_train:] = False  # test rows that do not say theirs
-    return Owned(np.where(strange, -1, owner), role, names, of_client)
+    other = (owner >= 0) & (domain != of_client[owner])
+    if dataset.test.domain is None:
+        other[len(dataset.train.y) :] = False  # test rows that do not say theirs
+    return np.where(other, -1, owner), of_client

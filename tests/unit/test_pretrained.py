@@ -23,7 +23,7 @@ from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
 from rayfed.models import folder, pretrained
 from rayfed.models.start import start_from
-from rayfed.models.wrapped import looks_back, sees_ahead
+from rayfed.models.wrapped import is_causal, sees_ahead
 from rayfed.storage import cache
 from tests import toy
 from tests.tiny import KINDS, changes, make_places, make_tokenizer, pefts
@@ -175,7 +175,7 @@ def test_which_way_tokens_look_is_found_by_asking(family: str) -> None:
     about = cls.config_class(**{k: v for k, v in small.items() if k in known or k == "num_hidden_layers"})
     about._attn_implementation = "eager"
     network = cls(about).eval()
-    assert looks_back(network, 1) is FAMILIES[family]
+    assert is_causal(network, 1) is FAMILIES[family]
     assert sees_ahead(network, 1) is (family == "DebertaV2Model" if FAMILIES[family] is None else not FAMILIES[family])
 
 
