@@ -3,28 +3,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rayfed.config.schema import Adapter, Config
+    from rayfed.config.schema import Adapter
 
 IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
-PEFT_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}  # its word -> ours
-NOT_OURS = ("use_dora", "rank_pattern", "alpha_pattern")  # what a LoRA of PEFT can have besides
-PEFTS = {"r": 8, "lora_alpha": 8, "use_rslora": False}  # a LoRA's scale by PEFT's defaults
 INSIDE = ("bottleneck", "ssf", "vpt")  # saved in our own, see rayfed.adapters.inside
 TABLES = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "shared")  # and whatever ends in `embeddings`
 
 
 def peft_config(adapter: Adapter, task_type: str | None, modules: list[str] | None = None) -> Any:
-    """PEFT's config of an adapter that PEFT knows, None for the others. modules: those that are trained whole, if PEFT does not
-    know from the task type."""
+    """Return PEFT's config of an adapter that PEFT knows, None for the others. modules: those that are trained whole, if PEFT does
+
+    modules: those that are trained whole, where PEFT does not know them from the task type.
+    """
     import peft
 
     if adapter.kind == "lora":
@@ -54,9 +50,9 @@ def peft_config(adapter: Adapter, task_type: str | None, modules: list[str] | No
 def attach(
     network: Any, adapter: Adapter, task_type: str, causal: bool = False, words: Sequence[int] | None = None
 ) -> Any:
-    """The network with the adapter in it; what is trained requires gradients, the head among it.
+    """Return the network with the adapter in it; what is trained requires gradients, the head among it.
 
-    task_type: PEFT's word for what the network gives, SEQ_CLS | FEATURE_EXTRACTION | CAUSAL_LM; causal: tokens look back only;
+    task_type: PEFT's word for what the network gives, SEQ_CLS | FEATURE_EXTRACTION | CAUSAL_LM; causal: tokens see only what came before;
     words: token ids of a prompt's `text`. ConfigError if the network cannot have this adapter.
     """
     import peft
@@ -94,7 +90,7 @@ def attach(
 
 
 def redraw(network: Any, adapter: Adapter) -> None:
-    """A fresh adapter, as PEFT initialises it, from torch's global generator."""
+    """Draw a fresh adapter, as PEFT initialises it, from torch's global generator."""
     if adapter.kind in ("prompt", "prefix"):
         from rayfed.adapters import prompt
 
@@ -116,67 +112,19 @@ def redraw(network: Any, adapter: Adapter) -> None:
 
 
 def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]], about: Mapping[str, Any]) -> list[str]:
-    """Targets that match nothing, ranks above the layers', prompts that the model's inputs have no place for; from the checkpoint's
-    names and shapes and its config.json."""
+    """Return problems seen in the checkpoint's names and shapes and its config.json: targets that match nothing, ranks above the
+    above the layers', prompts that the model's inputs have no place for."""
     texts = "vocab_size" in about or "text_config" in about
     if adapter.kind in ("prompt", "prefix") and not texts:
         return [f"adapter.kind: {adapter.kind} found, a {about['model_type']} takes no texts; allowed for images: vpt"]
     if adapter.kind == "vpt" and texts:
         return [f"adapter.kind: vpt found, a {about['model_type']} takes no images; allowed for texts: prompt, prefix"]
-    # Image models have other names in memory than in files: `attach` looks.
+    # Image models have other names in memory than in files: `attach` sees them.
     return _targets(adapter, shapes) if texts else []
 
 
-def start_problems(config: Config) -> list[str]:
-    """What sets the adapter that `init.from` names apart from the run's own, besides names and shapes of tensors: its kind, rank
-    and scale, from PEFT's adapter_config.json, or the config.yaml of a run that has none."""
-    from rayfed.config.schema import LoRA
-    from rayfed.storage.text_files import read_yaml
-
-    where, mine = Path(str(config.init.from_)), config.adapter
-    folder = where / "model" if (where / "model").is_dir() else where
-    peft, run = folder / "adapter_config.json", (where if folder != where else where.parent) / "config.yaml"
-    if peft.is_file():
-        try:
-            said = dict(json.loads(peft.read_text()))
-        except (ValueError, TypeError) as e:
-            return [f"init.from: {peft} is not readable: {e}"]
-        kind = PEFT_TYPES.get(found := str(said.get("peft_type")))
-        if kind != mine.kind:
-            allowed = f"--set adapter.kind={kind}" if kind else f"adapters of {', '.join(PEFT_TYPES)}"
-            near = "" if kind else nearest(found, PEFT_TYPES)
-            return [
-                f"adapter.kind: {mine.kind} found, init.from: {folder} holds one of PEFT's type {found}{near}; allowed: {allowed}"
-            ]
-        rank, alpha, root = (said.get(n, default) for n, default in PEFTS.items())
-        if other := [f"{n}: {json.dumps(said[n])}" for n in NOT_OURS if said.get(n)]:
-            return [f"init.from: {folder} holds a LoRA with {other[0]} found; allowed: none of {', '.join(NOT_OURS)}"]
-    elif run.is_file() and (folder != where or where.name == "model"):
-        try:
-            theirs = LoRA.model_validate(read_yaml(run).get("adapter"))
-        except ValueError:  # another kind
-            return []
-        rank, alpha, root = theirs.largest, theirs.strength(theirs.largest), theirs.rslora
-    else:
-        return []
-    if not isinstance(mine, LoRA):
-        return []
-    if not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in (rank, alpha)):
-        return [f"init.from: {peft} says r: {rank!r} and lora_alpha: {alpha!r}, allowed: numbers above 0"]
-    scale, ours, strength = alpha / (rank**0.5 if root else rank), mine.scale(mine.largest), mine.strength(mine.largest)
-    if rank == mine.largest and math.isclose(scale, ours):
-        return []
-    key, here = ("rank", mine.largest) if rank != mine.largest else ("alpha", strength)
-    sets = [f"--set adapter.rank={rank}"] if key == "rank" else []
-    sets += [f"--set adapter.rslora={str(bool(root)).lower()}"] if root != mine.rslora else []
-    return [
-        f"adapter.{key}: {here:g} found, init.from: {folder} holds a LoRA of rank {rank} and alpha {alpha:g}: B A counts "
-        f"{scale:g} times there, {ours:g} times here; allowed: " + " ".join([*sets, f"--set adapter.alpha={alpha:g}"])
-    ]
-
-
 def _targets(adapter: Adapter, shapes: Mapping[str, Sequence[int]], tables: Container[str] = ()) -> list[str]:
-    """tables: names of embedding layers, beside those that are told by how they end."""
+    """Return what is wrong with targets and rank. tables: names of embedding layers beside those that end as such do."""
     targets = getattr(adapter, "targets", None)
     layers = {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight") and len(s) == 2}
     linear = {n: s for n, s in layers.items() if not (_is_table(n) or n in tables)}

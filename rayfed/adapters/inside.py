@@ -97,14 +97,14 @@ def attach(network: Any, adapter: Adapter) -> None:
 
 
 def redraw(network: Any) -> None:
-    """All of them as at the start, from torch's global generator."""
+    """Draw all of these modules anew from torch's global generator."""
     for m in network.modules():
         if isinstance(m, Bottleneck | ScaleShift | VisualPrompt):
             m.redraw()
 
 
 def save(adapter: Adapter, base: str, params: Tree, where: Path) -> None:
-    """`model.safetensors` (the trained tree, the classifier with it) and `adapter.json` ({base, adapter's settings}) in `where`,
+    """Write `model.safetensors` (the trained tree with the classifier) and `adapter.json` (base, adapter's settings) into `where`,
     which `init.from` takes."""
     where.mkdir(parents=True, exist_ok=True)
     save_tree(where, "model", tree.to_numpy(params))
@@ -112,7 +112,7 @@ def save(adapter: Adapter, base: str, params: Tree, where: Path) -> None:
 
 
 def blocks(network: Any) -> list[nn.Module]:
-    """The transformer's blocks, in their order. ConfigError if there is no list of as many as its config has layers."""
+    """Return the transformer's blocks, in their order. ConfigError if there is no list of as many as its config has layers."""
     n = getattr(network.config, "num_hidden_layers", None)
     lists = [m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
     if not lists:
@@ -163,13 +163,13 @@ def _leave(tokens: int, module: nn.Module, args: Any, out: Any) -> Any:
 
 
 def _named(network: Any, targets: list[str] | None) -> list[nn.Module]:
-    """The modules whose names end in one of the targets."""
+    """Return the modules whose names end in one of the targets."""
     wanted = targets or []
     return [m for n, m in network.named_modules() if any(n == t or n.endswith(f".{t}") for t in wanted)]
 
 
 def _layers(network: Any) -> list[nn.Module]:
-    """Linear layers and normalisations (of a last dimension), the classifier's apart."""
+    """Return the linear layers and normalisations (of a last dimension) but the classifier's."""
     return [
         m
         for n, m in network.named_modules()
@@ -180,7 +180,7 @@ def _layers(network: Any) -> list[nn.Module]:
 
 
 def _example(network: Any) -> dict[str, Tensor]:
-    """The smallest input that a network takes."""
+    """Return the smallest input that a network takes."""
     c = network.config
     if network.main_input_name != "pixel_values":
         return {"input_ids": torch.zeros(1, 2, dtype=torch.int64)}
@@ -191,7 +191,7 @@ def _example(network: Any) -> dict[str, Tensor]:
 
 
 def _widths(network: Any, modules: list[nn.Module]) -> list[tuple[nn.Module, int]]:
-    """Each module that a forward pass calls, and the last dimension of what it gives (features; 2 or 3 dimensions).
+    """Return each module that a forward pass calls, and the last dimension of what it gives (features; 2 or 3 dimensions).
 
     ConfigError for one that gives anything else.
     """

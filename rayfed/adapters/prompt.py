@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def attach(network: Any, made: Any, adapter: Prompt | Prefix, causal: bool, words: Sequence[int] | None) -> Any:
-    """The network in PEFT's wrapper for its config `made`. words: token ids of `adapter.text`.
+    """Return the network in PEFT's wrapper for its config `made`. words: token ids of `adapter.text`.
 
     ConfigError if the network takes no texts, or, for a prefix, no past keys and values.
     """
@@ -42,7 +42,7 @@ def attach(network: Any, made: Any, adapter: Prompt | Prefix, causal: bool, word
 
 
 def past_argument(network: Any) -> str | None:
-    """Finds the argument in which a decoder in PEFT's wrapper reads past keys and values; None if it reads none.
+    """Return the argument in which a decoder in PEFT's wrapper reads past keys and values; None if it reads none.
 
     Releases of transformers spell it differently, and `**kwargs` swallows any name: with the right one, and no other, what
     the network gives has a gradient in the virtual tokens.
@@ -67,7 +67,7 @@ def past_argument(network: Any) -> str | None:
 
 
 def redraw(network: Any, adapter: Prompt | Prefix) -> None:
-    """Fresh virtual tokens: N(0, 1) as PEFT draws them, word embeddings drawn from the vocabulary, or those of a text."""
+    """Draw virtual tokens anew: N(0, 1) as PEFT draws them, word embeddings drawn from the vocabulary, or those of a text."""
     encoder = network.prompt_encoder["default"]
     with torch.no_grad():
         if adapter.kind == "prefix" or adapter.init == "random":
@@ -78,10 +78,10 @@ def redraw(network: Any, adapter: Prompt | Prefix) -> None:
         encoder.embedding.weight.copy_(table[ids])
 
 
-def run(
+def forward(
     network: Any, adapter: Prompt | Prefix, ids: Tensor, keep: Tensor, mask: Callable[[Tensor], Tensor], **more: Any
 ) -> tuple[Any, Tensor]:
-    """(what the network gives, which of its last hidden states count (B, T + L) or (B, L)) for token ids (B, L).
+    """Return (what the network gives, which of its last hidden states count (B, T + L) or (B, L)) for token ids (B, L).
 
     mask: (B, 1, n, n) or (B, n) of the kept tokens (B, n), here with the T virtual ones in front. A prompt's hidden states count, as
     sentence encoders pool PEFT's models; a prefix has none.
@@ -102,7 +102,7 @@ def run(
 
 @contextmanager
 def inserted(embeddings: Any, rows: Tensor, at: int = 0) -> Iterator[None]:
-    """Within it the layer `embeddings` gives `rows`, (T, d) or one for each text (B, T, d), from place `at` on."""
+    """Let the layer `embeddings` give `rows`, (T, d) or one for each text (B, T, d), from place `at` on."""
 
     def replaced(module: Any, args: Any, out: Tensor) -> Tensor:
         mine = rows.to(out.dtype).expand(len(out), -1, -1)

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def is_a(name: str) -> bool:
-    """Whether a trained parameter is a factor A (r, n)."""
+    """Return whether a trained parameter is a factor A (r, n)."""
     return "lora_A" in name.split(".")
 
 
 def is_b(name: str) -> bool:
-    """Whether a trained parameter is a factor B (m, r)."""
+    """Return whether a trained parameter is a factor B (m, r)."""
     return "lora_B" in name.split(".")
 
 
@@ -43,22 +43,22 @@ def is_b(name: str) -> bool:
 
 
 def largest(config: Config) -> int:
-    """The rank of the trained tree; 0 without LoRA."""
+    """Return the rank of the trained tree; 0 without LoRA."""
     return config.adapter.largest if config.adapter.kind == "lora" else 0
 
 
 def unequal(config: Config) -> bool:
-    """Whether clients have different ranks."""
+    """Return whether clients have different ranks."""
     return config.adapter.kind == "lora" and len(config.adapter.shares) > 1
 
 
 def kept(config: Config, wire: Wire) -> bool:
-    """Whether a client's state says its present rank, at most the drawn one: the kept part `rank`, an int64 scalar."""
+    """Return whether a client's state says its present rank, at most the drawn one: the kept part `rank`, an int64 scalar."""
     return config.adapter.kind == "lora" and "rank" in wire.keep and wire.keep["rank"].shape == tensor(dtype="int64")
 
 
 def drawn(config: Config, population: int, clients: int) -> np.ndarray:
-    """(N,) int64, each client's rank from the seed alone; exact counts, by the largest remainders, among the clients that
+    """Return (N,) int64, each client's rank from the seed alone; exact counts, by the largest remainders, among the clients that
     take part and among the held-out ones."""
     if config.adapter.kind != "lora":
         return np.zeros(clients, np.int64)
@@ -71,7 +71,7 @@ def drawn(config: Config, population: int, clients: int) -> np.ndarray:
 
 
 def problems(config: Config, population: int) -> list[str]:
-    """Ranks whose share of the clients that take part comes to none of them."""
+    """Return a sentence for every rank whose share of the clients that take part comes to none of them."""
     if config.adapter.kind != "lora" or not unequal(config):
         return []
     nobody = set(config.adapter.shares) - set(drawn(config, population, population).tolist())
@@ -85,7 +85,7 @@ def problems(config: Config, population: int) -> list[str]:
 
 
 def cut(t: Tree, rank: Any, b: Any = None) -> Tree:
-    """A tree whose factors A (.., r, n) and B (.., m, r) are zero beyond `rank`, a number, a 0-d tensor, or (K,) for leaves
+    """Return a tree whose factors A (.., r, n) and B (.., m, r) are zero beyond `rank`, a number, a 0-d tensor, or (K,) for leaves
     (K, ..); `b`: what B is multiplied by, alike."""
     return _named(t, lambda name, x: _cut(name, x, rank, b))
 
@@ -111,7 +111,10 @@ def _cut(name: str, x: Tensor, rank: Any, b: Any) -> Tensor:
 
 
 def factor(config: Config, rank: Any) -> Any:
-    """A client's scale over the largest rank's, r / r_i with one alpha: of a number or an integer tensor; None where all are equal."""
+    """Return a client's scale over the largest rank's, r / r_i with one alpha; None where all are equal.
+
+    rank: a number or an integer tensor.
+    """
     c = config.adapter
     if c.kind != "lora" or (c.alpha is None and not c.rslora):
         return None
@@ -120,12 +123,12 @@ def factor(config: Config, rank: Any) -> Any:
 
 
 def trim(t: Tree, rank: int) -> Tree:
-    """A tree whose factors have only the rows and columns of `rank`: what a client of that rank really sends or holds."""
+    """Return a tree whose factors have only the rows and columns of `rank`: what a client of that rank really sends or holds."""
     return _named(t, lambda name, x: x[..., :rank, :] if is_a(name) else x[..., :rank])
 
 
 def cost(price: Callable[[str, Tree], int], parts: Tree, of: Sequence[int] | None) -> int:
-    """Bytes of parts with leaves (k, ...) by a method's `cost`, without what the clients' ranks `of` leave out."""
+    """Return bytes of parts with leaves (k, ...) by a method's `cost`, without what the clients' ranks `of` leave out."""
     if of is None:
         return sum(price(n, p) for n, p in parts.items())
     total = 0
@@ -136,7 +139,7 @@ def cost(price: Callable[[str, Tree], int], parts: Tree, of: Sequence[int] | Non
 
 
 def kinds(of: Sequence[int] | None, n: int) -> list[tuple[int, list[int] | None]]:
-    """(how many of n clients, [their rank]) for every rank among them; one kind, of rank None, where `of` is None."""
+    """Return (how many of n clients, [their rank]) for every rank among them; one kind, of rank None, where `of` is None."""
     return [(n, None)] if of is None else [(list(of).count(r), [r]) for r in sorted(set(of))]
 
 
@@ -144,7 +147,7 @@ def kinds(of: Sequence[int] | None, n: int) -> list[tuple[int, list[int] | None]
 
 
 def at_rank(inner: Visit, task: Task, kept: bool) -> Visit:
-    """A visit of clients that hold only their own rank: `info.rank`, or with `kept` the part `rank` of the client's state.
+    """Return a visit of clients that hold only their own rank: `info.rank`, or with `kept` the part `rank` of the client's state.
 
     Cut to it: shared, mine, own, what `begin` and `enter` make, what is sent and kept. Functions of the task use alpha / r_i.
     """

@@ -276,7 +276,7 @@ def _config(raw: Mapping[str, Any], judge: Judge | None, problems: list[str]) ->
 
 
 def _without_wrong(raw: Mapping[str, Any], error: ValidationError) -> tuple[Config | None, set[str], list[str]]:
-    """Return what is right in a wrong config, so that rules across keys are told too.
+    """Return what is right in a wrong config, so that rules across keys are checked too.
 
     That is the config with wrong keys at their defaults (None if it does not stand without them), the names of those keys,
     and what else the rest has wrong.
@@ -293,8 +293,8 @@ def _without_wrong(raw: Mapping[str, Any], error: ValidationError) -> tuple[Conf
         try:
             return Config.model_validate(rest), wrong, problems
         except ValidationError as again:
-            told = [s for s in sentences(again, Config) if not s.endswith(": missing")]
-            problems += [s for s in told if not blames(s, wrong)]
+            found = [s for s in sentences(again, Config) if not s.endswith(": missing")]
+            problems += [s for s in found if not blames(s, wrong)]
             error = again
     return None, wrong, problems
 

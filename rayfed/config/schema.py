@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 def _types(annotation: Any) -> set[Any]:
-    """The plain types of a field, bool aside where it is one of them."""
+    """Return the plain types of a field, bool aside where it is one of them."""
     found = {annotation} if isinstance(annotation, type) else set()
     if not isinstance(annotation, type):
         found = set().union(*(_types(a) for a in get_args(annotation)))
@@ -308,20 +308,20 @@ class LoRA(Section):
 
     @property
     def shares(self) -> dict[int, float]:
-        """Rank -> share of the clients that have it."""
+        """Return rank -> share of the clients that have it."""
         return self.rank if isinstance(self.rank, dict) else {self.rank: 1.0}
 
     @property
     def largest(self) -> int:
-        """The largest rank, which is that of the trained tree."""
+        """Return the largest rank, which is that of the trained tree."""
         return max(self.shares)
 
     def strength(self, rank: int) -> float:
-        """alpha of a client of that rank."""
+        """Return alpha of a client of that rank."""
         return 2 * rank if self.alpha is None else self.alpha
 
     def scale(self, rank: int) -> float:
-        """What B A counts at a client of that rank: alpha / rank, or with `rslora` alpha / sqrt(rank)."""
+        """Return what B A counts at a client of that rank: alpha / rank, or with `rslora` alpha / sqrt(rank)."""
         return self.strength(rank) / (rank**0.5 if self.rslora else rank)
 
 
@@ -507,29 +507,29 @@ class Config(Section):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` reads back."""
+        """Return plain values that `from_dict` reads back."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """A config that was valid before; raises pydantic's ValidationError otherwise (users' files go through `rayfed.config.load`)."""
+        """Return a config that was valid before. pydantic's ValidationError otherwise (users' files go through `config.load`)."""
         return cls.model_validate(values)
 
     def training_clients(self) -> int:
-        """Clients that can take part: all but the held-out ones."""
+        """Return the number of clients that can take part: all but the held-out ones."""
         f = self.federation
         held = max(1, round(f.holdout.fraction * f.clients)) if f.holdout.kind == "clients" else 0
         return f.clients - held
 
     def per_round(self) -> int:
-        """Clients per round as a number."""
+        """Return the number of clients per round."""
         asked, n = self.federation.per_round, self.training_clients()
         if asked is None:
             return n
         return max(1, round(asked * n)) if isinstance(asked, float) else asked
 
     def with_resources(self, **changes: Any) -> Config:
-        """The same config with other `resources`."""
+        """Return the same config with other `resources`."""
         return self.model_copy(update={"resources": self.resources.model_copy(update=changes)})
 
 
@@ -568,11 +568,11 @@ class Study(BaseModel):
 
     @property
     def claim(self) -> Claim | None:
-        """The first claim."""
+        """Return the first claim."""
         return self.claims[0] if self.claims else None
 
     def runs(self) -> list[tuple[str, int, Config]]:
-        """(arm, seed, config) of every run."""
+        """Return (arm, seed, config) of every run."""
         named = [
             (a, s, c.model_copy(update={"seed": s, "name": f"{self.base.name}-{a}"}))
             for a, c in self.arms.items()
@@ -581,5 +581,5 @@ class Study(BaseModel):
         return named
 
     def to_dict(self) -> dict[str, Any]:
-        """The study's own file: base config, seeds, arms as written, claim."""
+        """Return the study's own file: base config, seeds, arms as written, claim."""
         return self.raw

@@ -36,7 +36,7 @@ _texts: dict[str, bytes] = {}  # path as in a config -> content, of files that n
 
 
 def content(file: str | Path) -> bytes | None:
-    """What stands behind the path of `path/to/file.py:Name`; None if there is no such file."""
+    """Return what stands behind the path of `path/to/file.py:Name`; None if there is no such file."""
     known = _texts.get(str(file))
     if known is not None:
         return known
@@ -45,7 +45,7 @@ def content(file: str | Path) -> bytes | None:
 
 
 def used(config: Any) -> dict[str, bytes]:
-    """Path -> content of all own code that a config (plain values) names."""
+    """Return path -> content of all own code that a config (plain values) names."""
     if isinstance(config, Mapping | list | tuple):
         inner = config.values() if isinstance(config, Mapping) else config
         return {path: text for value in inner for path, text in used(value).items()}
@@ -55,7 +55,7 @@ def used(config: Any) -> dict[str, bytes]:
 
 
 def written(config: Any) -> dict[str, bytes]:
-    """The part of `used` that is in no file of the user's and belongs into the run's folder."""
+    """Return the part of `used` that is in no file of the user's and belongs into the run's folder."""
     return {path: text for path, text in used(config).items() if WRITTEN.fullmatch(path)}
 
 
@@ -65,7 +65,7 @@ def install(texts: Mapping[str, bytes]) -> None:
 
 
 def adopt(folder: Path) -> None:
-    """Know what lies in the `code/` of a run's or a study's folder. ConfigError if a file is not what it was."""
+    """Know what stands in the `code/` of a run's or a study's folder. ConfigError if a file is not what it was."""
     for file in sorted((folder / FOLDER).glob("*.py")):
         name = f"{FOLDER}/{file.name}"
         if (found := WRITTEN.fullmatch(name)) is None:
@@ -87,7 +87,7 @@ def _digest(text: bytes) -> str:
 
 
 def named(config: Any, where: str = "") -> Any:
-    """A config whose classes and functions are replaced by their names. ConfigError lists those that cannot be."""
+    """Return a config whose classes and functions are replaced by their names. ConfigError lists those that cannot be."""
     problems: list[str] = []
     made = _named(config, where, problems)
     if problems:
@@ -110,7 +110,7 @@ def _named(value: Any, where: str, problems: list[str]) -> Any:
 
 
 def name_of(thing: type | FunctionType, setting: str) -> str:
-    """The config's name of a class or function: `fedavg`, `/path/file.py:Name`, or `code/Name-DIGEST.py:Name` for one of the
+    """Return the config's name of a class or function: `fedavg`, `/path/file.py:Name`, or `code/Name-DIGEST.py:Name` for one of the
     session, whose text is known from then on. ConfigError naming what cannot be written down."""
     name = thing.__name__
     if name == "<lambda>" or thing.__qualname__ != name:
@@ -129,7 +129,7 @@ def name_of(thing: type | FunctionType, setting: str) -> str:
 
 
 def named_text(stem: str, text: bytes) -> str:
-    """The path of code that lies in no file of the user's: `code/STEM-DIGEST.py`."""
+    """Return the path of code that is in no file of the user's: `code/STEM-DIGEST.py`."""
     return f"{FOLDER}/{stem}-{_digest(text)}.py"
 
 
@@ -206,12 +206,12 @@ class _Writer:
 
 
 def _has(module: str, name: str, value: Any) -> bool:
-    """Whether `from module import name` gives this very object."""
+    """Return whether `from module import name` gives this very object."""
     return module != "__main__" and getattr(sys.modules.get(module), "__dict__", {}).get(name) is value
 
 
 def _literal(value: Any) -> str | None:
-    """The value as Python text that means the same; None if there is none."""
+    """Return the value as Python text that means the same; None if there is none."""
     text = (
         repr(value) if isinstance(value, int | float | complex | str | bytes | tuple | list | set | dict | None) else ""
     )
@@ -223,7 +223,7 @@ def _literal(value: Any) -> str | None:
 
 
 def _codes(thing: Any) -> Iterator[tuple[CodeType, Mapping[str, Any]]]:
-    """(code, globals) of a function, or of what a class defines itself."""
+    """Yield (code, globals) of a function, or of what a class defines itself."""
     if isinstance(thing, FunctionType):
         yield thing.__code__, thing.__globals__
         return
@@ -237,7 +237,7 @@ def _codes(thing: Any) -> Iterator[tuple[CodeType, Mapping[str, Any]]]:
 
 
 def _source(thing: Any, codes: list[CodeType]) -> str | None:
-    """The statement that defines it, from the cell or file in which Python compiled it."""
+    """Return the statement that defines it, from the cell or file in which Python compiled it."""
     line = min((c.co_firstlineno for c in codes), default=None)
     if codes:
         files = [codes[0].co_filename]
@@ -261,7 +261,7 @@ def _source(thing: Any, codes: list[CodeType]) -> str | None:
 
 
 def _globals(table: symtable.SymbolTable) -> set[str]:
-    """Names that a text reads from its module."""
+    """Return names that a text reads from its module."""
     top = table.get_type() == "module"
     found = {
         s.get_name()
@@ -274,7 +274,7 @@ def _globals(table: symtable.SymbolTable) -> set[str]:
 
 
 def _chains(module: ast.Module, name: str) -> set[str]:
-    """`b` and `b.c` of every `name.b.c` in a text."""
+    """Return `b` and `b.c` of every `name.b.c` in a text."""
     found: set[str] = set()
     for node in ast.walk(module):
         path: list[str] = []

@@ -34,7 +34,7 @@ class Part:
     split: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> Part:
-        """These rows."""
+        """Return these rows."""
         rest = (None if a is None else a[rows] for a in (self.client, self.domain, self.split))
         return Part(self.x[rows], self.y[rows], *rest)
 
@@ -53,12 +53,12 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one example: (C, H, W) or (features,)."""
+        """Return the shape of one example: (C, H, W) or (features,)."""
         return tuple(self.train.x.shape[1:])
 
 
 def names() -> list[tuple[str, str]]:
-    """(name, one sentence) of every source, for `rayfed tasks`."""
+    """Return (name, one sentence) of every source, for `rayfed tasks`."""
     return [
         ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
         (
@@ -91,7 +91,7 @@ def _source(spec: Named) -> Any:
 
 
 def check(spec: Named) -> list[str]:
-    """What is wrong with `task.data`, without loading it."""
+    """Return what is wrong with `task.data`, without loading it."""
     try:
         with _refusing(spec):
             return list(_source(spec).check(spec))
@@ -100,7 +100,7 @@ def check(spec: Named) -> list[str]:
 
 
 def load(spec: Named, seed: int) -> Dataset:
-    """The data set. ConfigError if it cannot be had as described."""
+    """Return the data set. ConfigError if it cannot be had as described."""
     with _refusing(spec):
         source = _source(spec)
         problems = list(source.check(spec))
@@ -124,7 +124,7 @@ def _refusing(spec: Named) -> Iterator[None]:
 
 
 def unknown_options(spec: Named, known: tuple[str, ...]) -> list[str]:
-    """A sentence for every option that the source does not have."""
+    """Return a sentence for every option that the source does not have."""
     return [
         f"task.data.{o}: unknown option of {spec.name}{nearest(o, known)}; known: {', '.join(known) or 'none'}"
         for o in spec.options if o not in known
@@ -132,7 +132,7 @@ def unknown_options(spec: Named, known: tuple[str, ...]) -> list[str]:
 
 
 def stratified(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """A mask (n,) of about `fraction` of the rows: the same share of every class, at least one row of each that has two."""
+    """Return a mask (n,) of about `fraction` of the rows: the same share of every class, at least one row of each that has two."""
     mask = np.zeros(len(y), bool)
     for c in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == c))

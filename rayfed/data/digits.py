@@ -20,7 +20,7 @@ def check(spec: Named) -> list[str]:
 
 
 def load(spec: Named, seed: int) -> Dataset:
-    """1,797 images (1, 8, 8); the 360 test images are the same for every seed."""
+    """Return 1,797 images (1, 8, 8); the 360 test images are the same for every seed."""
     from sklearn.datasets import load_digits
 
     found = load_digits()

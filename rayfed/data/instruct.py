@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
 
 def option_problems(o: dict[str, Any]) -> list[str]:
-    """What is wrong with the options of a set of instructions."""
+    """Return what is wrong with the options of a set of instructions."""
     out = [
         f"task.data.{n}: {o[n]!r} found, allowed: the name of a column"
         for n in FIELDS
@@ -71,7 +71,7 @@ def option_problems(o: dict[str, Any]) -> list[str]:
 
 
 def layout(template: Any) -> Layout:
-    """The template in its three pieces. ConfigError for unknown fields, or an answer that is not the last of them."""
+    """Return the template in its three pieces. ConfigError for unknown fields, or an answer that is not the last of them."""
     where = f"task.data.template: {template!r} found"
     fields = ", ".join(f"{{{f}}}" for f in FIELDS)
     if not isinstance(template, str):
@@ -94,7 +94,7 @@ def layout(template: Any) -> Layout:
 
 
 def rendered(made: Layout, record: Sequence[str]) -> tuple[str, str, str]:
-    """(prompt, lead, answer) of a record's instruction, input and response.
+    """Return (prompt, lead, answer) of a record's instruction, input and response.
 
     A paragraph of the prompt that holds {input}, and not {instruction}, is left out where the record has none.
     """
@@ -191,7 +191,10 @@ def _part(part: Part, x: np.ndarray, rows: np.ndarray) -> Part:
 
 
 def cut(ids: np.ndarray, prompt: int, lead: int, length: int) -> tuple[np.ndarray, int]:
-    """(at most `length` of the ids, how many of them are the prompt's); the last `lead` tokens of the prompt stay with its start."""
+    """Return (at most `length` of the ids, how many of them are the prompt's).
+
+    The last `lead` tokens of the prompt stay with its start.
+    """
     answer = len(ids) - prompt
     room = min(prompt, length - min(answer, max(1, length // 4)))
     head = max(room - lead, 0)

@@ -24,7 +24,7 @@ def check(spec: Named) -> list[str]:
 
 
 def load(spec: Named, seed: int) -> Dataset:
-    """What the function returns, with its arrays checked. An error inside it stays the cause of the ConfigError."""
+    """Return what the function returns, with its arrays checked. An error inside it stays the cause of the ConfigError."""
     call = load_function(spec.name, "task.data")
     try:
         made = call(seed, **spec.options)

@@ -22,7 +22,7 @@ LEAST = {"classes": 2, "test": 0, "noise": 0, "separation": 0, "alpha": 0, "beta
 
 
 def check(spec: Named) -> list[str]:
-    """Names, types and ranges of the options."""
+    """Return what is wrong with the options' names, types and ranges."""
     kind = spec.name.partition(":")[2]
     if kind not in OPTIONS:
         known = [f"synthetic:{k}" for k in OPTIONS]
@@ -39,7 +39,7 @@ def check(spec: Named) -> list[str]:
 
 
 def load(spec: Named, seed: int) -> Dataset:
-    """The set drawn from `seed`."""
+    """Return the set drawn from `seed`."""
     kind = spec.name.partition(":")[2]
     o = {**OPTIONS[kind], **spec.options}
     rng = keys.numpy(keys.key(seed, 0, -1, f"synthetic/{kind}"))
@@ -57,7 +57,7 @@ def _set(name: str, x: np.ndarray, y: np.ndarray, test: int, classes: int, kind:
 
 
 def _blobs(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
-    """Class c: Normal(separation mu_c, noise^2 I) with mu_c ~ Normal(0, I)."""
+    """Return the set whose class c is Normal(separation mu_c, noise^2 I) with mu_c ~ Normal(0, I)."""
     n, test, classes, d = int(o["examples"]), int(o["test"]), int(o["classes"]), int(o["features"])
     y = _labels(n + test, classes, rng)
     centres = rng.normal(size=(classes, d))
@@ -66,7 +66,7 @@ def _blobs(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
 
 
 def _images(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
-    """Class c: a smooth random pattern in [0, 1] (a sum of nine cosines) plus pixel noise, clipped to [0, 1]."""
+    """Return the set whose class c is a smooth random pattern (a sum of nine cosines) plus pixel noise, in [0, 1]."""
     n, test, classes, size, ch = (int(o[k]) for k in ("examples", "test", "classes", "size", "channels"))
     y = _labels(n + test, classes, rng)
     basis = np.cos(np.pi * np.arange(3)[:, None] * np.linspace(0, 1, size))
@@ -79,7 +79,7 @@ def _images(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
 
 
 def _logistic(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
-    """synthetic(alpha, beta) of FedProx (Li et al. 2020, 1812.06127), natural clients k = 0, 1, ...
+    """Return synthetic(alpha, beta) of FedProx (Li et al. 2020, 1812.06127), natural clients k = 0, 1, ...
 
     y = argmax(W_k x + b_k), W_k, b_k ~ N(u_k, 1), u_k ~ N(0, alpha), x ~ N(v_k, diag(j^-1.2)), v_k ~ N(B_k, 1),
     B_k ~ N(0, beta); alpha and beta are variances. Sizes are log-normal and sum to about `examples`, at least 10; a tenth of

@@ -35,7 +35,7 @@ class Federations:
     def checked(self, config: Config) -> Federation:
         """Return what `of` returns. ConfigError also where the model cannot be built."""
         made = self.of(config)
-        if wrong := model_check.answers({"": model_check.question(config, made)}):
+        if wrong := model_check.find_problems({"": model_check.question(config, made)}):
             raise ConfigError(wrong[""])
         return made
 
@@ -50,7 +50,7 @@ class Federations:
             except ConfigError as e:
                 for p in e.problems:
                     found.setdefault(p, []).append(arm)
-        for arm, problems in model_check.answers(questions).items():
+        for arm, problems in model_check.find_problems(questions).items():
             for p in problems:
                 found.setdefault(p, []).append(arm)
         if found:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -35,9 +36,17 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 ROWS = 4  # of the data, on which an own network is tried
-Question = dict[
-    str, Any
-]  # config, what a task reads of the federation, and the key under which a good answer is remembered
+
+
+@dataclass(frozen=True)
+class Question:
+    """Plain values: a config, what a task reads of its federation, some rows of its inputs, and the key under which a good answer
+    is remembered."""
+
+    config: dict[str, Any]
+    federation: dict[str, Any]
+    rows: list[Any]
+    key: str
 
 
 def question(config: Config, federation: Federation) -> Question | None:
@@ -63,31 +72,33 @@ def question(config: Config, federation: Federation) -> Question | None:
     if _known(key).exists():
         return None
     rows = federation.arrays["x"][federation.train.rows[:ROWS]]
-    return {"config": values, "federation": about, "key": key, "rows": np.asarray(rows).tolist()}
+    return Question(values, about, np.asarray(rows).tolist(), key)
 
 
-def answers(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
-    """Return name -> what is wrong, for the questions where something is."""
+def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
+    """Return name -> what is wrong, of the questions where something is; remember those where nothing is."""
     asked = {n: q for n, q in questions.items() if q is not None}
     if not asked:
         return {}
-    if "torch" in sys.modules:
-        found = check_models(asked)
-    else:
-        with tempfile.TemporaryDirectory() as tmp:
-            file = Path(tmp) / "questions.json"
-            file.write_text(json.dumps(asked, default=str))
-            done = subprocess.run(
-                [sys.executable, "-m", "rayfed.launch.model_check", str(file)], capture_output=True, text=True
-            )
-        # A process that died (of memory, say) says nothing about the request.
-        found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
+    found = check_models(asked) if "torch" in sys.modules else _check_elsewhere(asked)
     for name, problems in found.items():
         if not problems:
-            file = _known(asked[name]["key"])
+            file = _known(asked[name].key)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
     return {name: problems for name, problems in found.items() if problems}
+
+
+def _check_elsewhere(asked: Mapping[str, Question]) -> dict[str, list[str]]:
+    """Return what `check_models` finds in a process of its own; nothing if that process dies."""
+    with tempfile.TemporaryDirectory() as tmp:
+        file = Path(tmp) / "questions.json"
+        file.write_text(json.dumps({n: asdict(q) for n, q in asked.items()}, default=str))
+        command = [sys.executable, "-m", "rayfed.launch.model_check", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    # A process that died (of memory, say) says nothing about the request.
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
+    return found
 
 
 def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
@@ -100,18 +111,18 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
     from rayfed.models.start import start_from
 
     by_key: dict[str, list[str]] = {}
-    for q in {q["key"]: q for q in asked.values()}.values():
-        config, about = Config.from_dict(q["config"]), cast("Federation", SimpleNamespace(**q["federation"]))
+    for q in {q.key: q for q in asked.values()}.values():
+        config, about = Config.from_dict(q.config), cast("Federation", SimpleNamespace(**q.federation))
         try:
             built = task.of(about.kind)(config, about, "cpu", start_from(config))
             built.init_params(0)  # what `init.from` holds must fit
             own = not config.task.model.name.startswith("hf:")
-            by_key[q["key"]] = built.check_network(built.rows(q["rows"])) if own and built.per_class else []
+            by_key[q.key] = built.check_network(built.rows(q.rows)) if own and built.per_class else []
         except ConfigError as e:
-            by_key[q["key"]] = e.problems
+            by_key[q.key] = e.problems
         except Exception:
             continue
-    return {name: by_key[q["key"]] for name, q in asked.items() if q["key"] in by_key}
+    return {name: by_key[q.key] for name, q in asked.items() if q.key in by_key}
 
 
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:
@@ -133,4 +144,5 @@ def _known(key: str) -> Path:
 
 
 if __name__ == "__main__":
-    print(json.dumps(check_models(json.loads(Path(sys.argv[1]).read_text()))))
+    given = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps(check_models({n: Question(**q) for n, q in given.items()})))

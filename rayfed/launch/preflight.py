@@ -1,6 +1,6 @@
 """A config judged before anything starts: whether the parts that it names exist, and whether they fit one another.
 
-All that is wrong is told at once, what the schema finds beside what data, models, adapters, the method and the trackers find.
+All that is wrong is reported at once, what the schema finds beside what data, models, adapters, the method and the trackers find.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from rayfed import adapters, data, methods, models, track
 from rayfed.adapters import ranks
+from rayfed.adapters.start import start_problems
 from rayfed.config.load import VARIABLE, load_config
 from rayfed.config.problems import blames, sentences
 from rayfed.config.schema import Named
@@ -43,7 +44,7 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     """Return what is wrong with a config beyond the schema.
 
     raw: as it is written, since data, model and method are judged also where the rest is wrong; config: None where it has no
-    valid form; wrong: keys whose defaults stand for wrong values in it, and of which nothing more is told.
+    valid form; wrong: keys whose defaults stand for wrong values in it, and about which nothing more is said.
     """
     make_method, problems = check_method(raw)
     problems = check_task(raw) + problems
@@ -63,8 +64,8 @@ def check_task(raw: Mapping[str, Any]) -> list[str]:
         try:
             named = Named.model_validate(spec)
         except ValidationError:
-            continue  # the schema's to tell
-        if not VARIABLE.search(named.name):  # a variable that is not set is told already
+            continue  # the schema reports it
+        if not VARIABLE.search(named.name):  # a variable that is not set is reported already
             problems += check(named)
     return problems
 
@@ -73,7 +74,7 @@ def check_method(raw: Mapping[str, Any]) -> tuple[Callable[[Config], Method] | N
     """Return what makes the method for a config, None if its name or its settings are wrong, and what is wrong with them."""
     spec = raw.get("method")
     if not (isinstance(spec, Mapping) and isinstance(spec.get("name"), str)):
-        return None, []  # the schema's to tell
+        return None, []  # the schema reports it
     try:
         cls = methods.get(spec["name"])
     except ConfigError as e:
@@ -86,7 +87,7 @@ def check_method(raw: Mapping[str, Any]) -> tuple[Callable[[Config], Method] | N
 
 
 def check_rules(config: Config) -> list[str]:
-    """Return what does not fit together across the keys of a config."""
+    """Return what is wrong across the keys of a config."""
     n = config.training_clients()
     return [
         *_check_clients(config, n),
@@ -114,7 +115,7 @@ def _check_adapter(config: Config) -> list[str]:
     model, kind = config.task.model.name, config.adapter.kind
     problems: list[str] = []
     if model.startswith("hf:"):
-        with contextlib.suppress(ConfigError):  # the model's own check has told
+        with contextlib.suppress(ConfigError):  # the model's own check reports it
             problems += pretrained.check_config(config)
             where = folder.locate(model)
             problems += adapters.check(config.adapter, folder.shapes(where), folder.architecture(where))
@@ -131,7 +132,7 @@ def _check_start(config: Config) -> list[str]:
         return [
             f"init.from: {config.init.from_!r} holds no model.safetensors (a run folder has it in model/ once the run has ended)"
         ]
-    return adapters.start_problems(config) if config.task.model.name.startswith("hf:") else []
+    return start_problems(config) if config.task.model.name.startswith("hf:") else []
 
 
 def _check_places(config: Config) -> list[str]:

@@ -26,7 +26,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
 
 
 def names() -> list[tuple[str, str]]:
-    """(name, one sentence) of every model, for `rayfed tasks`."""
+    """Return (name, one sentence) of every model, for `rayfed tasks`."""
     return [(n, s) for n, (s, _) in KNOWN.items()] + [
         ("hf:NAME_OR_DIR", "a pretrained transformer (texts, images), whole or with an adapter"),
         ("path/to/file.py:function", "your own (classes, input_shape, **options) -> nn.Module"),
@@ -38,7 +38,7 @@ def _own(spec: Named) -> bool:
 
 
 def check(spec: Named) -> list[str]:
-    """What is wrong with `task.model`, before the data is known and without importing torch."""
+    """Return what is wrong with `task.model`, before the data is known and without importing torch."""
     if _own(spec):
         return check_function(spec.name, "task.model", spec.options, 2)
     if spec.name.startswith("hf:"):
@@ -71,7 +71,7 @@ def _whole(value: Any) -> bool:
 
 
 def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
-    """Why a model of this module cannot take examples of `input_shape`; without torch. A user's own model is not judged."""
+    """Return why a model of this module cannot take examples of `input_shape`; without torch. A user's own model is not judged."""
     if spec.name not in ("cnn", "resnet", "vit-tiny"):
         return []
     shape = "x".join(map(str, input_shape))
@@ -92,12 +92,12 @@ def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
 
 
 def imports(spec: Named) -> tuple[str, ...]:
-    """Modules that `build` imports and that take their time: whoever will build can begin with them."""
+    """Return modules that `build` imports and that take their time: whoever will build can begin with them."""
     return ("peft",) if spec.name.startswith("hf:") else ()
 
 
 def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """A module from (B, *input_shape) float to logits (B, classes), freshly drawn from torch's global generator.
+    """Return a module from (B, *input_shape) float to logits (B, classes), freshly drawn from torch's global generator.
 
     ConfigError if there is no such model, or it cannot take these inputs.
     """

@@ -20,7 +20,7 @@ Run = Callable[..., tuple[Tensor, ...]]
 
 
 def layers(network: nn.Module) -> list[nn.Module]:
-    """The layers that transformers would checkpoint."""
+    """Return the layers that transformers would checkpoint."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]

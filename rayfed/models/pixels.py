@@ -44,7 +44,7 @@ class Pixels(nn.Module):
 
 
 def build(about: Any, says: dict[str, Any], shape: tuple[int, ...], name: str) -> Pixels:
-    """For images (C, H, W) and a model with config `about`, whose preprocessor_config.json `says`.
+    """Return the module for images (C, H, W) and a model with config `about`, whose preprocessor_config.json `says`.
 
     Without one: the model's own size, mean and deviation 0.5. Of one channel where the model takes more, it is repeated.
     ConfigError if channels or sizes cannot be reconciled.
@@ -77,7 +77,7 @@ def build(about: Any, says: dict[str, Any], shape: tuple[int, ...], name: str) -
 
 
 def _matrices(says: dict[str, Any], have: tuple[int, int], own: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """(h, H) and (w, W) of resizing and then cropping at the centre."""
+    """Return (h, H) and (w, W) of resizing and then cropping at the centre."""
     rule = says.get("size") if says.get("do_resize", True) else None
     if isinstance(rule, int):
         rule = {"height": rule, "width": rule}
@@ -93,8 +93,8 @@ def _matrices(says: dict[str, Any], have: tuple[int, int], own: tuple[int, int] 
         to = have
     resample = says.get("resample", 2)
     if to != have and resample not in FILTERS:
-        told = ", ".join(f"{k} ({v})" for k, v in FILTERS.items())
-        raise ConfigError(f"task.model: {FILE}: resample {resample} found, allowed: {told}")
+        allowed = ", ".join(f"{k} ({v})" for k, v in FILTERS.items())
+        raise ConfigError(f"task.model: {FILE}: resample {resample} found, allowed: {allowed}")
     made = [_resize(n, m, FILTERS.get(resample, "bilinear")) for n, m in zip(have, to, strict=True)]
     crop = says.get("crop_size") if says.get("do_center_crop") else None
     if crop is None:
@@ -110,7 +110,7 @@ def _matrices(says: dict[str, Any], have: tuple[int, int], own: tuple[int, int] 
 
 
 def _resize(n: int, m: int, how: str) -> Tensor:
-    """(m, n) matrix of an antialiased resize from n to m, as Pillow's filters weigh pixels."""
+    """Return (m, n) matrix of an antialiased resize from n to m, as Pillow's filters weigh pixels."""
     if n == m:
         return torch.eye(n, dtype=torch.float64)
     eye = torch.eye(n, dtype=torch.float64)[None, None]

@@ -40,7 +40,7 @@ PIXELS = "preprocessor_config.json"
 
 
 def check(spec: Named) -> list[str]:
-    """Options, and that the folder is a complete model."""
+    """Return what is wrong with the options and with the folder of the model."""
     problems = []
     for n, v in spec.options.items():
         if n not in OPTIONS:
@@ -59,7 +59,7 @@ def check(spec: Named) -> list[str]:
 
 
 def _layers_missing(where: Path, about: dict[str, Any], known: Iterable[str]) -> list[str]:
-    """Fewer layers in a text model's files than config.json has; `build` sees the rest of what a file may lack."""
+    """Return a sentence where the files of a text model have fewer layers than config.json; `build` sees what else they lack."""
     said = about.get("num_hidden_layers") or about.get("n_layer") or about.get("n_layers")
     there = 1 + max((int(p) for n in known for p in n.split(".") if p.isdigit()), default=-1)
     shared = "num_hidden_groups" in about  # ALBERT's layers share their weights
@@ -80,7 +80,7 @@ def _map_problems(v: Any) -> list[str]:
 
 
 def check_config(config: Config) -> list[str]:
-    """Return what does not fit together in the model's options and the rest of the config."""
+    """Return what in the model's options does not go with the rest of the config."""
     if config.adapter.kind == "prefix" and config.task.model.options.get("checkpointing"):
         # A layer appends to the past keys and values: computed again, it would append twice.
         return ["task.model.checkpointing: true found, allowed with adapter.kind: prefix: false"]
@@ -96,7 +96,7 @@ def check_config(config: Config) -> list[str]:
 
 
 def base(config: Config) -> dict[str, Any] | None:
-    """The frozen base: `arrays` (NumPy, by the checkpoint's names) and `about` (its config.json); None for other models.
+    """Return the frozen base: `arrays` (NumPy, by the checkpoint's names) and `about` (its config.json); None for other models.
 
     Under `task.dtype: bf16` the arrays are bfloat16 already, so that they are half as many bytes wherever they lie.
     """
@@ -126,7 +126,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _words(where: Path, text: str, tokens: int) -> list[int]:
-    """A prompt's text as token ids, repeated or cut to so many, as PEFT does. ConfigError if it has none."""
+    """Return a prompt's text as token ids, repeated or cut to so many, as PEFT does. ConfigError if it has none."""
     ids = [int(i) for i in folder.tokenizer(where)(text)["input_ids"]]
     if not ids:
         raise ConfigError(f"adapter.text: {text!r} has no tokens")
@@ -134,7 +134,7 @@ def _words(where: Path, text: str, tokens: int) -> list[int]:
 
 
 def _dtype(config: Config) -> Any:
-    """Of the base: bfloat16 where that is asked for and something of it is frozen."""
+    """Return the base's type: bfloat16 where that is asked for and something of it is frozen."""
     import torch
 
     half = config.task.dtype == "bf16" and config.adapter.kind not in ("none", "full")
@@ -142,8 +142,10 @@ def _dtype(config: Config) -> Any:
 
 
 def adapter_arrays(where: Path) -> Tree:
-    """A PEFT adapter's tensors as NumPy arrays, by the names a trained tree has, and the classifier that lies beside it under
-    `head: mean`; either may be missing."""
+    """Return the tensors of a PEFT adapter in a folder as NumPy arrays, by the names that a trained tree has.
+
+    With them those of head.safetensors, the classifier under `head: mean`; either may be missing.
+    """
     from safetensors.torch import load_file
 
     from rayfed import tree
@@ -156,7 +158,7 @@ def adapter_arrays(where: Path) -> Tree:
 
 
 def _ours(name: str) -> str:
-    """PEFT leaves the adapter's name, `default`, and the wrapper of whole modules out of its files."""
+    """Return a trained tree's name of a tensor in PEFT's files, which leave out `default` and the wrapper of whole modules."""
     if name == "prompt_embeddings":
         return "prompt_encoder.default.embedding.weight"
     *above, last = name.split(".")
@@ -325,7 +327,7 @@ def _with_adapter(network: Any, config: Config, kind: str, head: str, causal: bo
 
 
 def placed(module: Any, how: Any, device: str) -> tuple[Any, dict[str, Any]]:
-    """(the module spread over devices by accelerate, the device of each of its parameters). ConfigError if it does not fit.
+    """Return (the module spread over devices by accelerate, the device of each of its parameters). ConfigError if it does not fit.
 
     how: `auto`, or {a layer's name in transformers: device}. A process without GPUs (the server's) has all of it on the CPU.
     """

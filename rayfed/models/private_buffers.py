@@ -34,7 +34,7 @@ def keep(method: Method, task: Task) -> None:
 
 
 def at_client(inner: Visit, method: Method, task: Task) -> Visit:
-    """A visit of clients that hold their own buffers."""
+    """Return a visit of clients that hold their own buffers."""
     names = task.buffers
     updates = {n for n, part in method.wire.up.items() if part.update}
 
@@ -60,7 +60,7 @@ def at_client(inner: Visit, method: Method, task: Task) -> Visit:
 
 
 def _put(t: Tree, buffers: Tree) -> Tree:
-    """The buffers in every model within a tree, in stacks of models too."""
+    """Return a tree with these buffers in every model in it, in stacks of models too."""
     if not isinstance(t, Mapping):
         return t
     return {
@@ -75,7 +75,7 @@ def _zero(part: Tree, names: tuple[str, ...]) -> Tree:
 
 
 def problems(method: Any) -> list[str]:
-    """What speaks against it: a method whose clients send whole models."""
+    """Return what speaks against it: a method whose clients send whole models."""
     whole = sorted(n for n, p in method.wire.up.items() if not p.update and str(p.shape) == "params")
     said = (
         f"local.buffers: private found, but clients of {method.__name__} send whole models ({', '.join(whole)}); "

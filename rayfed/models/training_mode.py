@@ -55,20 +55,20 @@ class TrainingStep:
         self.key, self.w, self.draws = key, w, draws
 
     def on(self, real: Tensor) -> TrainingStep:
-        """The step for some of its rows, all of them real."""
+        """Return the step for some of its rows, all of them real."""
         return TrainingStep(self.key, draws=self.draws)
 
     def next_key(self) -> Tensor:
-        """The key of the next draw."""
+        """Return the key of the next draw."""
         self.draws += 1
         return keys.fold(keys.fold(self.key, PURPOSE), self.draws - 1)
 
     def uniform(self, shape: Any) -> Tensor:
-        """The next draw: uniform float32 numbers in [0, 1)."""
+        """Return the next draw: uniform float32 numbers in [0, 1)."""
         return keys.uniform(self.next_key(), tuple(shape), torch.float32)
 
     def rows(self, x: Tensor) -> Tensor:
-        """The weights of an input's rows, shaped to multiply it."""
+        """Return the weights of an input's rows, shaped to multiply it."""
         here = self.w is not None and self.w.shape[0] == x.shape[0]
         w = (
             self.w.to(x.dtype)
@@ -106,14 +106,14 @@ def _feature_dropout(
 
 
 def _dropped(step: TrainingStep, x: Tensor, p: float, shape: Any) -> Tensor:
-    """Inverted dropout (Srivastava et al. 2014) by a mask of `shape`: zero with probability p, otherwise times 1 / (1 - p)."""
+    """Return inverted dropout (Srivastava et al. 2014) by a mask of `shape`: zero with probability p, otherwise times 1 / (1 - p)."""
     if p >= 1:
         return torch.zeros_like(x)
     return x * (step.uniform(shape) >= p).to(x.dtype) / (1 - p)
 
 
 def _features(func: Any, x: Tensor) -> tuple[int, ...]:
-    """The shape of a mask over whole channels: (N, C, 1, ...), or (C, 1, ...) of an input without a batch axis."""
+    """Return the shape of a mask over whole channels: (N, C, 1, ...), or (C, 1, ...) of an input without a batch axis."""
     alone = x.dim() == {F.dropout1d: 2, F.dropout3d: 4}.get(func, 0)
     kept = 1 if alone else 2
     return (*x.shape[:kept], *[1] * (x.dim() - kept))
@@ -158,7 +158,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Scaled dot-product attention whose weights are dropped by key; without dropout torch's own."""
+    """Return scaled dot-product attention whose weights are dropped by key; without dropout torch's own."""
     if not dropout_p:
         return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
@@ -175,7 +175,7 @@ def _attention(
 
 
 def _multi_head(step: TrainingStep, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """torch's own, which is written in Python: the functions that it calls by name are answered while it runs."""
+    """Call torch's own, which is written in Python: the functions that it calls by name are answered while it runs."""
     own = F.dropout, F.scaled_dot_product_attention
     F.dropout = lambda *a, **k: _dropout(step, own[0], *a, **k)
     F.scaled_dot_product_attention = lambda *a, **k: _attention(step, own[1], *a, **k)
@@ -234,7 +234,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Each row by its own statistics; the running ones are means over the real rows."""
+    """Normalise each row by its own statistics; the running ones are means over the real rows."""
     if running_mean is None or running_var is None or not use_input_stats:
         return func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     axes, size = list(range(2, input.dim())), input[0, 0].numel()
@@ -255,7 +255,7 @@ def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[i
 
 
 def _draw(like: bool, normal: bool) -> Callable[..., Tensor]:
-    """`torch.rand`, `randn` and their `_like` forms by key."""
+    """Answer `torch.rand`, `randn` and their `_like` forms by key."""
 
     def answer(step: TrainingStep, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("generator") is not None:
@@ -279,7 +279,7 @@ def _refused(step: TrainingStep, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _recurrent(step: TrainingStep, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """torch's own kernel, unless it would drop between layers."""
+    """Call torch's own kernel, unless it would drop between layers."""
     dropout, training = (args[5], args[6]) if isinstance(args[4], int) else (args[6], args[7])
     if dropout and training:
         raise UnkeyedDraw(f"torch.nn's {func.__name__} with dropout between layers")
@@ -319,7 +319,7 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def standing_in(module: nn.Module, buffers: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Within it these tensors are the module's buffers; afterwards the mapping holds what the forward pass left in their places."""
+    """Let these tensors be the module's buffers; afterwards the mapping holds what the forward pass left in their places."""
     places = [(n, module.get_submodule(n.rpartition(".")[0])._buffers, n.rpartition(".")[2]) for n in buffers]
     before = [owner[last] for _, owner, last in places]
     try:

@@ -71,13 +71,13 @@ class Wrapped(nn.Module):
 
     @property
     def words(self) -> nn.Module:
-        """The layer of word embeddings."""
+        """Return the layer of word embeddings."""
         inner = self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
         found: nn.Module = inner.get_input_embeddings()
         return found
 
     def spread(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation over the vocabulary of what the layer of word embeddings gives, (d,) each."""
+        """Return mean and standard deviation over the vocabulary of what the layer of word embeddings gives, (d,) each."""
         layer = self.words
         weight = next(layer.parameters())
         given = [
@@ -92,7 +92,9 @@ class Wrapped(nn.Module):
         more = {"use_cache": False} if self.causal else {}
         ids = torch.where(keep, x, self.pad)
         if self.adapter.kind in ("prompt", "prefix"):
-            out, keep = prompt.run(self.network, self.adapter, ids, keep, lambda k: self.mask(k, self.dtype), **more)
+            out, keep = prompt.forward(
+                self.network, self.adapter, ids, keep, lambda k: self.mask(k, self.dtype), **more
+            )
         else:
             out = self.network(input_ids=ids, attention_mask=self.mask(keep, self.dtype), **more)
         if not self.pooled:
@@ -105,18 +107,18 @@ class Wrapped(nn.Module):
         return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
 
     def mask(self, keep: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, 1, L, L) for tokens `keep` (B, L), see `ready_mask`; `keep` as numbers where the network takes no such mask."""
+        """Return (B, 1, L, L) for tokens `keep` (B, L), see `ready_mask`; `keep` as numbers where the network takes no such mask."""
         if self.vectorize is not True:
             return keep.to(torch.int64)
         return ready_mask(keep, self.causal, dtype)
 
     def publish(self, params: Any, where: Path, rank: int | None = None) -> None:
-        """An adapter in PEFT's format in `where` itself, one that PEFT has no format of in `where`/adapter (see
+        """Write an adapter in PEFT's format into `where` itself, one that PEFT has no format of into `where`/adapter (see
         `rayfed.adapters.inside`), a whole model in transformers' in `where`/hf.
 
         rank: of a LoRA whose factors are zero beyond it and written without that; its alpha is the adapter's, for that rank.
         An adapter beside a base that has moved (`params` names frozen weights) is merged into it: a whole model.
-        The classifier of `head: mean` is no part of the network: it lies beside it, in `where`/head.safetensors.
+        The classifier of `head: mean` is no part of the network: it is written beside it, into `where`/head.safetensors.
         """
         head = {n: p.detach() for n, p in params.items() if n.startswith("head.")}
         if head and self.adapter.kind not in adapters.INSIDE:
@@ -162,7 +164,7 @@ class Wrapped(nn.Module):
         _sort_sets(where / "adapter_config.json", about)
 
     def redraw(self, everything: bool = False) -> None:
-        """What is not pretrained, anew from torch's global generator: adapters, then the head; everything: a head that came with
+        """Draw what is not pretrained anew from torch's global generator: adapters, then the head; everything: a head that came with
         the checkpoint too, whose values are overwritten."""
         adapters.redraw(self.network, self.adapter)
         drawn = {n for n in self.head_names if everything or n not in self.kept}
@@ -179,13 +181,13 @@ def _sort_sets(file: Path, about: Any) -> None:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter is of the classifier."""
+    """Return whether a parameter is of the classifier."""
     parts = name.split(".")
     return bool({"head", *inside.HEADS} & set(parts)) and "original_module" not in parts
 
 
 def without_padding(network: Any) -> int:
-    """The network's padding token; one that has none is made to take NO_TOKEN, by which it finds each text's last token.
+    """Return the network's padding token; one that has none is made to take NO_TOKEN, by which it finds each text's last token.
 
     Any token of the vocabulary in its place could also be a text's last.
     """
@@ -202,7 +204,7 @@ def _within(embeddings: nn.Module, args: Any) -> Any:
 
 
 def _save_whole(network: Any, where: Path) -> None:
-    """In transformers' format; a padding token that is none is not said."""
+    """Write the network in transformers' format; a padding token that is none is left out."""
     about = network.config.get_text_config()
     pad = getattr(about, "pad_token_id", None)
     if pad == NO_TOKEN:
@@ -215,7 +217,7 @@ def _save_whole(network: Any, where: Path) -> None:
 
 
 def ready_mask(keep: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
-    """(B, 1, L, L): 0 where attention is allowed, the type's least value elsewhere; every row sees itself."""
+    """Return (B, 1, L, L): 0 where attention is allowed, the type's least value elsewhere; every row sees itself."""
     n = keep.shape[1]
     seen = keep[:, None, None, :].expand(-1, 1, n, -1)
     if causal:
@@ -225,7 +227,7 @@ def ready_mask(keep: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
 
 
 def is_causal(network: Any, pad: int) -> bool | None:
-    """Whether a text network's tokens see only what came before them; None if a ready 4-D mask does not do what its own does.
+    """Return whether a text network's tokens see only what came before them; None if a ready 4-D mask does not do what its own does.
 
     Found by asking: hidden states of two short texts, one of them padded, under the network's own mask and under ours.
     """
@@ -249,12 +251,12 @@ def is_causal(network: Any, pad: int) -> bool | None:
             apart = [float((hidden(ready_mask(keep, causal, dtype)) - own).abs().max()) for causal in (False, True)]
         except (RuntimeError, ValueError, TypeError, IndexError):  # it takes no 4-D mask
             return None
-    near = max(1e-4, 4 * torch.finfo(dtype).eps)
-    return apart[1] < apart[0] if min(apart) <= near * float(own.abs().max()) else None
+    rounding = max(1e-4, 4 * torch.finfo(dtype).eps)
+    return apart[1] < apart[0] if min(apart) <= rounding * float(own.abs().max()) else None
 
 
 def sees_ahead(network: Any, pad: int) -> bool:
-    """Whether what comes after a token changes its hidden state, under the network's own mask."""
+    """Return whether what comes after a token changes its hidden state, under the network's own mask."""
     size = int(network.config.get_text_config().vocab_size)
     one, other, *_ = [i for i in range(min(size, 8)) if i != pad]
     ids = torch.tensor([[one, other, one, other], [one, other, one, one]])

@@ -43,16 +43,16 @@ class Index:
         return len(self.offsets) - 1
 
     def sizes(self) -> np.ndarray:
-        """Examples per client, (n,)."""
+        """Return examples per client, (n,)."""
         return np.diff(self.offsets)
 
     def owners(self) -> np.ndarray:
-        """The client of each entry of `rows`."""
+        """Return the client of each entry of `rows`."""
         return np.repeat(np.arange(len(self)), self.sizes())
 
     @classmethod
     def of(cls, client: np.ndarray, rows: np.ndarray, clients: int) -> Index:
-        """From the client of each row; every client's rows come out sorted."""
+        """Return an index from the client of each row; every client's rows come out sorted."""
         order = np.lexsort((rows, client))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=clients))])
         return cls(offsets.astype(np.int64), np.ascontiguousarray(rows[order], np.int64))
@@ -120,11 +120,11 @@ class Federation:
 
     @property
     def clients(self) -> int:
-        """N, held-out clients included."""
+        """Return N, held-out clients included."""
         return len(self.group)
 
     def numpy(self) -> dict[str, Any]:
-        """A flat dict of arrays (so that an object store shares them without copies) and `meta`, plain values."""
+        """Return a flat dict of arrays (so that an object store shares them without copies) and `meta`, plain values."""
         flat: dict[str, Any] = {f"arrays/{n}": a for n, a in self.arrays.items()}
         for n in ("train", "val", "test"):
             index = getattr(self, n)
@@ -140,7 +140,7 @@ class Federation:
 
     @classmethod
     def from_numpy(cls, flat: Mapping[str, Any]) -> Federation:
-        """What `numpy` gave; the arrays are used as they are, not copied."""
+        """Return what `numpy` gave; the arrays are used as they are, not copied."""
         meta = dict(flat["meta"])
         meta |= {n: tuple(meta[n]) for n in ("input_shape", "label_names", "notes")}
         made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts", "probe")}
@@ -150,12 +150,12 @@ class Federation:
 
 
 def draws(seed: int) -> Draw:
-    """What decides every split of a seed."""
+    """Return what decides every split of a seed."""
     return lambda purpose: keys.numpy(keys.key(seed, 0, -1, f"partition/{purpose}"))
 
 
 def split_key(config: Mapping[str, Any]) -> str:
-    """What decides a run's `Federation`, as text: of two configs (as `Config.to_dict`) that agree in it, one serves both. Of a
+    """Return what decides a run's `Federation`, as text: of two configs (as `Config.to_dict`) that agree in it, one serves both. Of a
     pretrained model too, since texts are kept as its tokenizer's ids, and cut to the places that a prompt leaves."""
     task, model = config["task"], config["task"]["model"]["name"]
     words = [model, config["adapter"].get("tokens")] if ":" in model else []
@@ -163,7 +163,7 @@ def split_key(config: Mapping[str, Any]) -> str:
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Federation:
-    """The federation of a config. ConfigError if the data cannot be split as asked.
+    """Return the federation of a config. ConfigError if the data cannot be split as asked.
 
     Only `seed`, `federation` and the data decide. Clients hold every training row, and each only once, except the rows of
     natural ids that were not drawn, of classes that no group of `groups.sets` holds, without a domain where domains decide,
@@ -224,7 +224,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
 
 
 def without_probe(size: int, dataset: Dataset, rng: np.random.Generator) -> tuple[np.ndarray, Dataset]:
-    """The inputs of `size` training rows, (size, ...), and the data set without these rows."""
+    """Return the inputs of `size` training rows, (size, ...), and the data set without these rows."""
     n = len(dataset.train.y)
     if size >= n:
         raise ConfigError(f"federation.probe: {size} found, allowed: less than the {n} training rows of {dataset.name}")
@@ -235,7 +235,7 @@ def without_probe(size: int, dataset: Dataset, rng: np.random.Generator) -> tupl
 
 
 def _client_splits(owned: Owned, n: int, split: Any, rng: np.random.Generator) -> tuple[Index, Index, Index]:
-    """(train, val, test). A client's own valid or test rows are used as such; else a share of its rows, rounded to the
+    """Return (train, val, test). A client's own valid or test rows are used as such; else a share of its rows, rounded to the
     nearest, leaving at least one to train on."""
     rows = np.flatnonzero((owned.client >= 0) & (owned.role == SHARED))
     size = np.bincount(owned.client[rows], minlength=n)
@@ -270,7 +270,7 @@ def _client_splits(owned: Owned, n: int, split: Any, rng: np.random.Generator) -
 
 
 def _domain_rows(f: Any, dataset: Dataset, clients: int) -> np.ndarray:
-    """Training rows of each domain, (D,)."""
+    """Return training rows of each domain, (D,)."""
     names, code, _ = planted.domains(dataset, "federation.groups.kind")
     if clients < len(names) and f.partition.kind != "natural":
         raise ConfigError(
@@ -281,7 +281,7 @@ def _domain_rows(f: Any, dataset: Dataset, clients: int) -> np.ndarray:
 
 
 def _pooled_test(f: Any, dataset: Dataset, y: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
-    """Rows of the pooled test set: all test rows, of the classes or domains that some group holds.
+    """Return the rows of the pooled test set: all test rows, of the classes or domains that some group holds.
 
     Under `natural`, rows of clients without training rows are left out where there are others: they are the unseen clients'.
     """
@@ -310,7 +310,7 @@ def within_groups(
     rows: np.ndarray | None = None,
     held: int | None = None,
 ) -> Owned:
-    """Deal the training rows group by group, so that class-subset groups see only their classes.
+    """Return who holds which training rows, dealt group by group, so that class-subset groups see only their classes.
 
     deal(y (m,), clients, rng) -> (m,) the number 0..clients-1 that gets each row, or -1. The clients of one group are
     exchangeable, so the held-out ones are simply the last. of: (n,) what `deal` sees instead of the labels; rows: the
@@ -340,7 +340,7 @@ def within_groups(
 
 
 def top_up(client: np.ndarray, n: int, least: int, rng: np.random.Generator) -> np.ndarray:
-    """The same dealing (m,) after moving single rows, always from the client that is largest then, until all n have `least`."""
+    """Return the same dealing (m,) after moving single rows, always from the client that is largest then, until all n have `least`."""
     size = np.bincount(client, minlength=n)
     lack = np.maximum(least - size, 0)
     need = int(lack.sum())

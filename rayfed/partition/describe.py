@@ -41,7 +41,7 @@ class Description:
     arms: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, and what was split and how; plain values."""
+        """Return the numbers, and what was split and how; plain values."""
         f = self.config.federation
         return {
             "arms": list(self.arms), "seed": self.config.seed, "data": self.data,
@@ -49,7 +49,7 @@ class Description:
         }  # fmt: skip
 
     def text(self) -> str:
-        """For people: a heading and a line per number."""
+        """Return it for people: a heading and a line per number."""
         n = self.numbers
         rows, sizes, classes = n["rows"], n["sizes"], n["classes_per_client"]
         unseen = f" ({n['unseen']} of them held out)" if n["unseen"] else ""
@@ -68,25 +68,25 @@ class Description:
             ("label", "Jensen-Shannon, 0 to 1"),
             ("embedding", "in root mean square deviations of an example"),
         ):
-            if (told := n[f"{what}_distance"]) is not None:
+            if (distance := n[f"{what}_distance"]) is not None:
                 at_random = f"{n[f'{what}_distance_at_random']:.3f} with rows at random"
-                lines += [f"  {what + ' distance':18}  {told:.3f} ({at_random}; {about}; mean over pairs{few})"]
+                lines += [f"  {what + ' distance':18}  {distance:.3f} ({at_random}; {about}; mean over pairs{few})"]
         if n["group_sizes"]:
             lines += [f"  planted groups      {', '.join(map(str, n['group_sizes']))} clients"]
         return "\n".join(lines)
 
     def title(self) -> str:
-        """Arms, data and partition in a line."""
+        """Return arms, data and partition in a line."""
         f = self.config.federation
         settings = f.partition.model_dump(mode="json", exclude={"kind", "min_examples"})
-        told = ", ".join(f"{k} {v:g}" if isinstance(v, int | float) else f"{k} {v}" for k, v in settings.items())
+        words = ", ".join(f"{k} {v:g}" if isinstance(v, int | float) else f"{k} {v}" for k, v in settings.items())
         groups = f", groups by {f.groups.kind}" if f.groups.kind != "none" else ""
         arms = f"{', '.join(self.arms)}: " if self.arms else ""
-        return f"{arms}{self.data}, {f.partition.kind}{f' ({told})' if told else ''}{groups}"
+        return f"{arms}{self.data}, {f.partition.kind}{f' ({words})' if words else ''}{groups}"
 
 
 def describe(request: Config | Study, seed: int | None = None) -> list[Description]:
-    """A config's split, or every split that a study's arms have; seed: default the config's, or the study's first.
+    """Return a config's split, or every split that a study's arms have; seed: default the config's, or the study's first.
 
     ConfigError if the data cannot be had or split, as `rayfed.partition.build` says.
     """
@@ -122,13 +122,13 @@ def describe(request: Config | Study, seed: int | None = None) -> list[Descripti
 
 
 def _split_of(config: Config) -> str:
-    """What decides a split beside the seed: equal for configs that share theirs."""
+    """Return what decides a split beside the seed: equal for configs that share theirs."""
     f = config.federation.model_dump(mode="json", exclude={"per_round", "participation"})
     return json.dumps([config.task.data.model_dump(mode="json"), f], sort_keys=True, default=str)
 
 
 def _embedder(dataset: Dataset, seed: int) -> embed.Embed | None:
-    """The task embedding, the same that a partition of kind embedding clusters; None for data of one class."""
+    """Return the task embedding, the same that a partition of kind embedding clusters; None for data of one class."""
     train = dataset.train
     if len(np.unique(train.y)) < 2:
         return None
@@ -136,7 +136,7 @@ def _embedder(dataset: Dataset, seed: int) -> embed.Embed | None:
 
 
 def _one(config: Config, dataset: Dataset, embedder: embed.Embed | None, arms: tuple[str, ...]) -> Description:
-    """dataset: without the probe's rows."""
+    """Return the description of one split; dataset: without the probe's rows."""
     federation = config.federation.model_copy(update={"probe": 0})
     f = partition.build(config.model_copy(update={"federation": federation}), dataset)
     draw = partition.draws(config.seed)
@@ -170,7 +170,7 @@ def _one(config: Config, dataset: Dataset, embedder: embed.Embed | None, arms: t
 def _distances(
     f: Federation, embedder: embed.Embed | None, compared: np.ndarray, rng: np.random.Generator
 ) -> dict[str, float | None]:
-    """Both distances, and what they would be if clients of these sizes held these rows at random."""
+    """Return both distances, and what they would be if clients of these sizes held these rows at random."""
     client, rows = f.train.owners(), f.train.rows
     mine = np.isin(client, compared)
     client, rows = np.searchsorted(compared, client[mine]), rows[mine]
@@ -191,25 +191,25 @@ def _distances(
 
 
 def gini(sizes: np.ndarray) -> float:
-    """Of client sizes (N,): mean |a - b| over all ordered pairs, itself included, by twice the mean; 0 all equal, to 1."""
+    """Return the Gini coefficient of client sizes (N,): mean |a - b| over all ordered pairs by twice the mean; 0 all equal, to 1."""
     ordered = np.sort(np.asarray(sizes, float))
     n, total = len(ordered), ordered.sum()
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total)) if total > 0 else 0.0
 
 
 def label_distance(counts: np.ndarray) -> float | None:
-    """Mean Jensen-Shannon distance (the root of the divergence in bits) over all pairs of rows of counts (N, C); None if N < 2."""
+    """Return the mean Jensen-Shannon distance (root of the divergence in bits) over all pairs of rows of counts (N, C); None if N < 2."""
     from scipy.spatial.distance import pdist
 
     if len(counts) < 2:
         return None
     nats = pdist(counts / counts.sum(1, keepdims=True), "jensenshannon")
-    # rounding may make the divergence of near-equal rows negative, and its root no number
+    # rounding may make the divergence of almost equal rows negative, and its root no number
     return float(np.nan_to_num(nats).mean() / np.sqrt(np.log(2)))
 
 
 def embedding_distance(e: np.ndarray, client: np.ndarray) -> float | None:
-    """Mean Euclidean distance over all pairs of clients' mean embeddings, by the root mean square distance of an embedding
+    """Return the mean Euclidean distance over all pairs of clients' mean embeddings, by the root mean square distance of an embedding
     from the mean of all: e (m, d), client (m,); None for one client."""
     from scipy.spatial.distance import pdist
 
@@ -236,7 +236,7 @@ def _views(config: Config, f: Federation, dataset: Dataset) -> tuple[View, ...]:
 
 
 def _count(f: Federation, code: np.ndarray, k: int) -> np.ndarray:
-    """(N, k) training examples of each code 0..k-1; code (rows,) or -1."""
+    """Return (N, k) training examples of each code 0..k-1; code (rows,) or -1."""
     of_row = code[f.train.rows]
     known = of_row >= 0
     return np.bincount(f.train.owners()[known] * k + of_row[known], minlength=f.clients * k).reshape(f.clients, k)

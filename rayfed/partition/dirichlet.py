@@ -19,7 +19,7 @@ Deal = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """Every training row is dealt. Over clients: who is below `min_examples` gets single examples moved over from the largest
+    """Return who holds each row: all are dealt. Over clients: who is below `min_examples` gets single examples of the largest
     ones; nothing is drawn again. Over labels: see `label_counts`."""
     p = f.partition
     deal = over_clients(p.alpha, p.min_examples) if p.over == "clients" else over_labels(p.alpha)
@@ -27,7 +27,7 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
 
 
 def over_clients(alpha: float, least: int) -> Deal:
-    """deal(y, clients, rng) of `within_groups`: each class shared out by its own Dir(alpha) over the clients."""
+    """Return deal(y, clients, rng) of `within_groups`: each class shared out by its own Dir(alpha) over the clients."""
 
     def deal(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         client = np.empty(len(y), np.int64)
@@ -41,7 +41,7 @@ def over_clients(alpha: float, least: int) -> Deal:
 
 
 def over_labels(alpha: float) -> Deal:
-    """deal(y, clients, rng) of `within_groups`: one label distribution per client, sizes that differ by at most one."""
+    """Return deal(y, clients, rng) of `within_groups`: one label distribution per client, sizes that differ by at most one."""
 
     def deal(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         _, code, have = np.unique(y, return_inverse=True, return_counts=True)
@@ -53,7 +53,7 @@ def over_labels(alpha: float) -> Deal:
 
 
 def label_counts(q: np.ndarray, sizes: np.ndarray, have: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n, C) examples of each class per client: rows sum to `sizes` (n,), columns to `have` (C,).
+    """Return (n, C) examples of each class per client: rows sum to `sizes` (n,), columns to `have` (C,).
 
     Every client draws its examples from its q (n, C), without replacement over all clients: a class that more ask for than
     there are gives all it has to a random choice of the askers, who draw again among the classes that are left (by what is
@@ -75,7 +75,7 @@ def label_counts(q: np.ndarray, sizes: np.ndarray, have: np.ndarray, rng: np.ran
 
 
 def hand_out(code: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The client of each row (m,), -1 for the rest: of code c, client i gets counts[i, c] rows at random; code (m,) 0..C-1."""
+    """Return the client of each row (m,), -1 for the rest: of code c, client i gets counts[i, c] rows at random; code (m,) 0..C-1."""
     client = np.full(len(code), -1, np.int64)
     for c in range(counts.shape[1]):
         rows = rng.permutation(np.flatnonzero(code == c))[: counts[:, c].sum()]

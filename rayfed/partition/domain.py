@@ -12,7 +12,7 @@ from rayfed.partition import groups as planted
 
 
 def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """Clients are spread over the domains in proportion to the rows, those that take part over all domains, at least one each.
+    """Return who holds each row: clients are spread over the domains in proportion to the rows, at least one in each.
 
     Sizes differ by at most one inside a domain. A share `mixed` of every domain's rows is dealt evenly over all clients
     instead. Rows without a domain are nobody's. Under groups of kind domain, the groups decide.

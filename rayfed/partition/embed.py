@@ -42,7 +42,7 @@ def _by_chunks(apply: Embed, x: np.ndarray) -> np.ndarray:
 
 
 def pca(x: np.ndarray, components: int = COMPONENTS) -> np.ndarray:
-    """(n, e) principal components of the flattened inputs x (n, ...), e at most `components`; columns in order of variance."""
+    """Return (n, e) principal components of the flattened inputs x (n, ...), e at most `components`; columns in order of variance."""
     from sklearn.decomposition import PCA
 
     flat = _flat(x[_some(len(x))])
@@ -52,7 +52,7 @@ def pca(x: np.ndarray, components: int = COMPONENTS) -> np.ndarray:
 
 
 def task(x: np.ndarray, y: np.ndarray, kind: str, rng: np.random.Generator) -> Embed:
-    """x (n, ...) -> (n, 64) hidden units of scikit-learn's MLPClassifier trained on (x, y), each standardised.
+    """Return x (n, ...) -> (n, 64) hidden units of scikit-learn's MLPClassifier trained on (x, y), each standardised.
 
     Inputs are centred and divided by the deviation of each column (kind tabular) or of all pixels (kind image). ConfigError
     for rows of one class.
@@ -81,7 +81,7 @@ def _positive(deviation: np.ndarray) -> np.ndarray:
 
 
 def clusters(e: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """The k-means++ cluster of each row, (n,) 0..k-1. ConfigError for more clusters than distinct rows."""
+    """Return the k-means++ cluster of each row, (n,) 0..k-1. ConfigError for more clusters than distinct rows."""
     from sklearn.cluster import KMeans
 
     if k > len(e):

@@ -18,8 +18,9 @@ from rayfed.partition.dirichlet import hand_out
 
 
 def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """Rows left over by rounding and by the least-squares sizes are nobody's; `fallback: columns` leaves none.
+    """Return who holds each row; those left over by rounding and by the least-squares sizes are nobody's.
 
+    `fallback: columns` leaves none over.
     `embedding: task` is the hidden layer of a small network trained centrally on the task, `pca` principal components of the
     inputs, `labels` the class itself (the class-based variant, without k-means). Planted groups transform the rows afterwards.
     """
@@ -43,7 +44,7 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
 
 
 def clusters(p: Any, dataset: Any, draw: Any) -> np.ndarray:
-    """The cluster of each training row, (n,) int64."""
+    """Return the cluster of each training row, (n,) int64."""
     train = dataset.train
     if p.embedding == "labels":
         return np.asarray(train.y)
@@ -57,7 +58,7 @@ def clusters(p: Any, dataset: Any, draw: Any) -> np.ndarray:
 def allocate(
     s: np.ndarray, n: int, alpha: float, least: int, tries: int, rng: np.random.Generator
 ) -> np.ndarray | None:
-    """(n, K) rows per client and cluster for cluster sizes s (K,), or None if no draw of `tries` was accepted.
+    """Return (n, K) rows per client and cluster for cluster sizes s (K,), or None if no draw of `tries` was accepted.
 
     A draw is accepted if every client gets at least `least` rows, also after rounding down, and no cluster is overdrawn.
     """
@@ -74,7 +75,7 @@ def allocate(
 
 
 def columns(code: np.ndarray, s: np.ndarray, n: int, alpha: float, least: int, rng: np.random.Generator) -> np.ndarray:
-    """The client of each row: every cluster shared out over the clients in proportion to its column of Q; then `top_up`."""
+    """Return the client of each row: every cluster shared out in proportion to its column of Q over the clients; then `top_up`."""
     q = rng.dirichlet(alpha * s / s.sum(), size=n)
     total = q.sum(0)
     q = np.where(total > 0, q / np.where(total > 0, total, 1.0), 1.0 / n)  # a cluster that no client wants goes to all

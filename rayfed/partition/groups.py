@@ -15,13 +15,13 @@ _WHOLE = re.compile(r"-?\d+")
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Classes in words: the ends of a range, or their names."""
+    """Return classes in words: the ends of a range, or their names."""
     counted = tuple(names) == tuple(map(str, range(len(names))))
     return f"0 to {len(names) - 1}" if counted else ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def domains(dataset: Any, setting: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """(sorted names of the training rows' domains, domain number of each training row, of each test row).
+    """Return (sorted names of the training rows' domains, domain number of each training row, of each test row).
 
     -1: a row without a domain (an empty name), and a test row of a domain that no training row has. ConfigError naming
     `setting` if the data carries no domains.
@@ -45,7 +45,7 @@ def domains(dataset: Any, setting: str) -> tuple[tuple[str, ...], np.ndarray, np
 
 
 def spread(rows: np.ndarray, clients: int) -> np.ndarray:
-    """The domain of each client, (clients,) int64: in proportion to the domains' rows (D,), one for each domain first.
+    """Return the domain of each client, (clients,) int64: in proportion to the domains' rows (D,), one for each domain first.
 
     Huntington and Hill's divisors: the next client goes where rows / sqrt(s (s + 1)) is largest, s being the clients a domain
     has; so every beginning of the list is spread in proportion too.
@@ -59,7 +59,7 @@ def spread(rows: np.ndarray, clients: int) -> np.ndarray:
 
 
 def counted(groups: Any, dataset: Any) -> Any:
-    """The same groups with what the data decides: the count under kind domain, and which classes the labels of `sets` are.
+    """Return the same groups with what the data decides: the count under kind domain, and which classes the labels of `sets` are.
 
     Where classes are named by whole numbers (0, 500, 90000), `sets` holds these; else it counts classes from 0.
     """
@@ -76,7 +76,7 @@ def counted(groups: Any, dataset: Any) -> Any:
 
 
 def problems(groups: Any, dataset: Any) -> list[str]:
-    """Why this data cannot be grouped as asked."""
+    """Return why this data cannot be grouped as asked."""
     k, classes, shape = groups.count, dataset.classes, dataset.input_shape
     if groups.kind == "rotation" and k > 1:
         if dataset.kind != "image":
@@ -112,7 +112,7 @@ def problems(groups: Any, dataset: Any) -> list[str]:
 
 
 def too_many(groups: Any, training: int) -> list[str]:
-    """Why `training` clients are too few: an unseen client's group should be one that trained."""
+    """Return why `training` clients are too few: an unseen client's group should be one that trained."""
     if groups.kind in ("none", "domain") or groups.count <= training:
         return []
     return [f"federation.groups.count: {groups.count} found, allowed: at most {training} (the clients that train)"]
@@ -121,9 +121,9 @@ def too_many(groups: Any, training: int) -> list[str]:
 def assign(
     groups: Any, clients: int, first: int, rng: np.random.Generator, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """The group of each client, (clients,) int64; sizes differ by at most one; -1 without groups.
+    """Return the group of each client, (clients,) int64; sizes differ by at most one; -1 without groups.
 
-    first: number of the first client, so that several calls together differ by at most one too; rows: the domains' rows, to
+    first: number of the first client, so that the sizes of several calls differ by at most one too; rows: the domains' rows, to
     which the sizes of groups of kind domain are in proportion.
     """
     if groups.kind == "none":
@@ -134,7 +134,7 @@ def assign(
 
 
 def class_sets(groups: Any, classes: int) -> list[list[int]]:
-    """The classes of each group: as given, or runs around the circle, each sharing its last class with the next group's
+    """Return the classes of each group: as given, or runs around the circle, each sharing its last class with the next group's
     first (two classes where a group has four or more of its own)."""
     if groups.sets is not None:
         return [list(s) for s in groups.sets]
@@ -147,7 +147,7 @@ def class_sets(groups: Any, classes: int) -> list[list[int]]:
 
 
 def holds(groups: Any, classes: int) -> np.ndarray:
-    """(count, C) bool: whether a group has a class."""
+    """Return (count, C) bool: whether a group has a class."""
     table = np.zeros((groups.count, classes), bool)
     for g, mine in enumerate(class_sets(groups, classes)):
         table[g, mine] = True
@@ -162,7 +162,7 @@ def rows_of(
     rng: np.random.Generator,
     domain: np.ndarray | None = None,
 ) -> dict[int, np.ndarray]:
-    """Training rows that each group deals to its clients: its share of the classes it holds, or its domain; no row twice."""
+    """Return training rows that each group deals to its clients: its share of the classes it holds, or its domain; no row twice."""
     ids = [int(g) for g in np.unique(group)]
     if domain is not None:
         return {g: np.flatnonzero(domain == g) for g in ids}
@@ -181,11 +181,11 @@ def rows_of(
 
 
 def permutations(groups: Any, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, C): group g's new label of each class; group 0 keeps its labels, and no two groups have the same."""
+    """Return (count, C): group g's new label of each class; group 0 keeps its labels, and no two groups have the same."""
     table = [tuple(range(classes))]
     while len(table) < groups.count:
         p = tuple(int(c) for c in rng.permutation(classes))
-        if p not in table:  # with few classes a draw can be an old one: two groups that are one could not be told apart
+        if p not in table:  # with few classes a draw can be an old one: two equal groups could not be distinguished
             table.append(p)
     return np.array(table, np.int64)
 
@@ -193,7 +193,7 @@ def permutations(groups: Any, classes: int, rng: np.random.Generator) -> np.ndar
 def transform(
     groups: Any, x: np.ndarray, y: np.ndarray, row_group: np.ndarray, classes: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x and y after each row's group's transform (group g: g quarter turns, or its permutation); rows without a group
+    """Return x and y after each row's group's transform (group g: g quarter turns, or its permutation); rows without a group
     stay as they are. `x` is written to."""
     if groups.kind == "rotation":
         for g in range(1, groups.count):

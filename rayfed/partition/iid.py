@@ -10,7 +10,7 @@ from rayfed.partition import Owned, within_groups
 
 
 def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """Sizes differ by at most one inside a group."""
+    """Return who holds each row: sizes differ by at most one inside a group."""
 
     def deal(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         return rng.permutation(np.arange(len(y)) % n)

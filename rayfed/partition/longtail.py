@@ -16,7 +16,7 @@ from rayfed.partition.dirichlet import over_clients
 
 
 def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """Training rows beyond n_c are nobody's. n_max is the largest for which every class has its n_c rows (class 0's rows in a
+    """Return who holds each row: those beyond n_c are nobody's. n_max is the largest for which every class has n_c rows (class 0's in a
     balanced set). `test: tail` cuts the pooled test rows in the same way, `balanced` leaves all of them."""
     p = f.partition
     rows = tail(dataset.train.y, dataset.classes, p.imbalance, draw("tail"))
@@ -29,7 +29,7 @@ def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owne
 
 
 def tail(y: np.ndarray, classes: int, imbalance: float, rng: np.random.Generator) -> np.ndarray:
-    """Rows kept, sorted: round(n_c) random ones of class c, at least one; classes without rows stay so."""
+    """Return the rows kept, sorted: round(n_c) random ones of class c, at least one; classes without rows stay so."""
     have = np.bincount(y, minlength=classes)
     factor = imbalance ** (-np.arange(classes) / max(classes - 1, 1))
     some = have > 0

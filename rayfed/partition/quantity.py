@@ -10,8 +10,8 @@ from rayfed.partition import Owned, top_up, within_groups
 
 
 def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """A shuffle cut by one draw of Dir(alpha) over the clients of a group; those below `min_examples` get single examples
-    moved over from the largest ones."""
+    """Return who holds each row: a shuffle cut by one draw of Dir(alpha) over a group's clients; those below `min_examples` get
+    single examples of the largest ones."""
     p = f.partition
 
     def deal(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

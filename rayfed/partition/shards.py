@@ -11,7 +11,7 @@ from rayfed.partition import Owned, within_groups
 
 
 def split(f: Any, dataset: Any, group: np.ndarray, held: int, draw: Any) -> Owned:
-    """`per_client` shards each; shard sizes differ by at most one."""
+    """Return who holds each row: `per_client` shards each, whose sizes differ by at most one."""
     k = f.partition.per_client
 
     def deal(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -32,7 +32,7 @@ KINDS = {"instruct": ("rayfed.task.instruct", "Instruct")}  # kind of the data -
 
 
 def of(kind: str) -> type[Task]:
-    """The task of data of a kind."""
+    """Return the task of data of a kind."""
     if kind not in KINDS:
         return Task
     module, name = KINDS[kind]
@@ -41,7 +41,7 @@ def of(kind: str) -> type[Task]:
 
 
 def needs_classes(federation: Federation, why: str) -> list[str]:
-    """What a method's `fits` says where it reads logits of classes, (B, C), and the task's are of tokens; why: for what."""
+    """Return what a method's `fits` says where it reads logits of classes, (B, C), and the task's are of tokens; why: for what."""
     if of(federation.kind).per_class:
         return []
     return [f"method.name: {why}; task.data holds instructions, for which a model gives probabilities of tokens"]
@@ -192,13 +192,13 @@ class Task:
 
     @property
     def initial(self) -> Tree:
-        """The run's initial parameters: from the seed, or from `init.from`."""
+        """Return the run's initial parameters: from the seed, or from `init.from`."""
         if self._initial is None:
             self._initial = self.init_params(keys.key(self.config.seed, 0, -1, "init"))
         return self._initial
 
     def init_params(self, key: int) -> Tree:
-        """Fresh parameters drawn from `key` (PyTorch's own initialisation), or those of `init.from`; a pretrained model's own
+        """Return fresh parameters drawn from `key` (PyTorch's own initialisation), or those of `init.from`; a pretrained model's own
         classifier where it fits."""
         if self._start is None:
             return self._drawn(key, False)
@@ -217,7 +217,7 @@ class Task:
         return {**(self._drawn(key, False) if len(given) < len(self.params_like) else {}), **given}
 
     def fresh_params(self, key: int) -> Tree:
-        """Fresh parameters drawn from `key`, whatever `init.from` or a pretrained model's classifier is (IFCA's other experts)."""
+        """Return fresh parameters drawn from `key`, whatever `init.from` or a pretrained model's classifier is (IFCA's other experts)."""
         return self._drawn(key, True)
 
     def _drawn(self, key: int, everything: bool) -> Tree:
@@ -247,19 +247,19 @@ class Task:
 
     @cached_property
     def frozen(self) -> Tree:
-        """What is not trained, {name of a parameter: tensor}; never written to, since actors share it."""
+        """Return what is not trained, {name of a parameter: tensor}; never written to, since actors share it."""
         return {n: p for n, p in self._module.named_parameters() if n not in self.params_like}
 
     def module(self) -> Any:
-        """A copy of the network, what is frozen in it included; what is trained has the values it was built with."""
+        """Return a copy of the network, what is frozen in it included; what is trained has the values it was built with."""
         return copy.deepcopy(self._module)
 
     def layer(self, name: str) -> Any:
-        """The network's module of that name, to look at."""
+        """Return the network's module of that name, to be read."""
         return self._module.get_submodule(name)
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
-        """Logits (B, C) of inputs (B, *input_shape). What `params` names of `frozen` stands in its place.
+        """Return logits (B, C) of inputs (B, *input_shape). What `params` names of `frozen` stands in its place.
 
         Texts may be word embeddings (B, L, d) instead of token ids.
         """
@@ -301,7 +301,7 @@ class Task:
 
     @cached_property
     def word_spread(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each dimension of a text model's word embeddings over its vocabulary, (d,) each."""
+        """Return mean and standard deviation of each dimension of a text model's word embeddings over its vocabulary, (d,) each."""
         with torch.no_grad():
             mean, deviation = self._module.spread()
         return mean.to(self.device, self.dtype), deviation.to(self.device, self.dtype)
@@ -312,11 +312,11 @@ class Task:
         return torch.autocast(kind, torch.bfloat16, enabled=self.half, cache_enabled=False)
 
     def scaled(self, factor: Any) -> Any:
-        """Within it B A counts `factor` (0-d tensor) times, None for once: a client's own alpha / r_i."""
+        """Return Within it B A counts `factor` (0-d tensor) times, None for once: a client's own alpha / r_i."""
         return self._while(scale=factor)
 
     def rows(self, x: Any) -> Tensor:
-        """Inputs (B, *input_shape) as this task's networks take them, of an array or nested lists."""
+        """Return inputs (B, *input_shape) as this task's networks take them, of an array or nested lists."""
         made = torch.as_tensor(x, device=self.device)
         return made.to(self.dtype) if made.is_floating_point() or self.kind != "text" else made
 
@@ -362,7 +362,7 @@ class Task:
         return []
 
     def training(self, batch: Any, key: Any) -> Any:
-        """Within it forward passes are those of a training step: in train mode, with randomness from the step's key (0-d int64),
+        """Return Within it forward passes are those of a training step: in train mode, with randomness from the step's key (0-d int64),
         batch statistics of the rows of weight 1 and running ones written (`rayfed.training.grad` has them). None as the key: in eval
         mode, as everywhere else.
         """
@@ -371,7 +371,7 @@ class Task:
         return self._while(step=None if key is None else TrainingStep(key, batch.get("w")))
 
     def keep_averages(self, model: Tree, before: Tree, mean_update: Tree) -> Tree:
-        """A server's new model with its buffers as the plain average has them, before + mean_update: server optimizers and
+        """Return a server's new model with its buffers as the plain average has them, before + mean_update: server optimizers and
         steps other than 1 are for what gradients move."""
         return {**model, **{n: before[n] + mean_update[n] for n in self.buffers}} if self.buffers else model
 
@@ -385,7 +385,7 @@ class Task:
             self._during.update(before)
 
     def read_by(self, logits: Callable[[Tree, Tensor], Tensor]) -> Task:
-        """This task with other logits(model, x) in place of `apply`, for models that are not one network's parameters."""
+        """Return this task with other logits(model, x) in place of `apply`, for models that are not one network's parameters."""
         made = copy.copy(self)
         made.apply = logits  # type: ignore[method-assign, assignment]
         return made
@@ -394,7 +394,7 @@ class Task:
 
     @cached_property
     def _classifier(self) -> tuple[str, Any]:
-        """Name and module of the linear layer that makes logits (B, C) of features (B, d); ConfigError without one."""
+        """Return name and module of the linear layer that makes logits (B, C) of features (B, d); ConfigError without one."""
         calls: list[tuple[str, Any, Any, Any]] = [("", None, torch.empty(()), None)]
         hooks = [
             m.register_forward_hook(lambda m, args, out, n=n: calls.append((n, m, args[0], out)))
@@ -419,11 +419,11 @@ class Task:
 
     @property
     def feature_size(self) -> int:
-        """d, the size of the penultimate representation. ConfigError if the model does not end in a linear layer."""
+        """Return d, the size of the penultimate representation. ConfigError if the model does not end in a linear layer."""
         return int(self._classifier[1].in_features)
 
     def features(self, params: Tree, x: Tensor) -> Tensor:
-        """The penultimate representation (B, d) of inputs: what the model's last linear layer is given."""
+        """Return the penultimate representation (B, d) of inputs: what the model's last linear layer is given."""
         seen: list[Tensor] = []
         hook = self._classifier[1].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
         try:
@@ -433,40 +433,40 @@ class Task:
         return seen[-1].to(self.dtype)
 
     def classifier(self, params: Tree) -> Tree:
-        """The last linear layer's own parameters: {"weight": (C, d)}, and "bias": (C,) if it has one."""
+        """Return the last linear layer's own parameters: {"weight": (C, d)}, and "bias": (C,) if it has one."""
         return {n.rpartition(".")[2]: params[n] for n in self.classifier_names}
 
     @property
     def classifier_names(self) -> tuple[str, ...]:
-        """Names of the last linear layer's parameters."""
+        """Return names of the last linear layer's parameters."""
         name = self._classifier[0]
         return tuple(n for n in (f"{name}.weight", f"{name}.bias") if n in self.params_like)
 
     def classify(self, classifier: Tree, h: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, d): `classify(classifier(params), features(params, x))` is `apply(params, x)`."""
+        """Return logits (B, C) of features (B, d): `classify(classifier(params), features(params, x))` is `apply(params, x)`."""
         return F.linear(h, classifier["weight"], classifier.get("bias"))
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
-        """Cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training."""
+        """Return cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training."""
         with self.training(batch, key):
             logp = torch.log_softmax(self.apply(params, batch["x"]), -1)
         # F.cross_entropy's bits; vmap takes that one apart in Python
         return -logp.gather(-1, batch["y"][:, None])[:, 0]
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
-        """Class probabilities (B, C)."""
+        """Return class probabilities (B, C)."""
         return torch.softmax(self.apply(params, batch["x"]), -1)
 
     def metrics(self, params: Tree, batch: Any) -> dict[str, Tensor]:
-        """loss and accuracy of each example, (B,)."""
+        """Return loss and accuracy of each example, (B,)."""
         return self.judge(torch.log_softmax(self.apply(params, batch["x"]), -1), batch["y"])
 
     def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
-        """loss and accuracy of each example, (B,), of a weighted mean of `predict`s."""
+        """Return loss and accuracy of each example, (B,), of a weighted mean of `predict`s."""
         return self.judge(torch.log(p.clamp(min=1e-12)), batch["y"])
 
     def judge(self, log_probs: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """loss and accuracy of log probabilities (B, C) against labels (B,)."""
+        """Return loss and accuracy of log probabilities (B, C) against labels (B,)."""
         return {
             "loss": -log_probs.gather(-1, y[..., None])[..., 0],
             "accuracy": (log_probs.argmax(-1) == y).to(log_probs.dtype),

@@ -36,11 +36,11 @@ class Instruct(Task):
     )
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
-        """Logits (B, L, V) of records (B, 2, L): at each place, of the token that comes next."""
+        """Return logits (B, L, V) of records (B, 2, L): at each place, of the token that comes next."""
         return super().apply(params, x[:, 0])
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
-        """Mean negative log-likelihood of each record's answer tokens, or of all but its first, (B,)."""
+        """Return mean negative log-likelihood of each record's answer tokens, or of all but its first, (B,)."""
         with self.training(batch, key):
             logits, target, counts = self._next(params, batch["x"])
         if self.config.task.data.options.get("loss_on") == "all":
@@ -50,7 +50,7 @@ class Instruct(Task):
         return _mean(_nll(logits, target), counts)
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
-        """(B, L - 1, 3): the probability of each target token, 1 where it is the most probable one, and 1 where all of its
+        """Return (B, L - 1, 3): the probability of each target token, 1 where it is the most probable one, and 1 where all of its
         record's are; 0 off the answer."""
 
         def one(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Instruct(Task):
         return self._in_pieces(one, batch["x"])
 
     def metrics(self, params: Tree, batch: Any) -> dict[str, Tensor]:
-        """loss, accuracy and exact of each record, (B,)."""
+        """Return loss, accuracy and exact of each record, (B,)."""
 
         def one(x: Tensor) -> Tensor:
             logits, target, answer = self._next(params, x)
@@ -73,20 +73,20 @@ class Instruct(Task):
         return dict(zip(self.measures, got.unbind(-1), strict=True))
 
     def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
-        """loss, accuracy and exact (B,) of a weighted mean of `predict`s, (B, L - 1, 3)."""
+        """Return loss, accuracy and exact (B,) of a weighted mean of `predict`s, (B, L - 1, 3)."""
         answer = (batch["x"][:, 1, 1:] >= 0).to(p.dtype)
         found = (-torch.log(p[..., 0].clamp(min=1e-12)), p[..., 1], p[..., 2])
         return {n: _mean(x, answer) for n, x in zip(self.measures, found, strict=True)}
 
     def _next(self, params: Tree, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(logits (B, L - 1, V), the tokens they are of (B, L - 1), 1 on answer tokens and 0 elsewhere)."""
+        """Return (logits (B, L - 1, V), the tokens they are of (B, L - 1), 1 on answer tokens and 0 elsewhere)."""
         target = x[:, 1, 1:]
         answer = target >= 0
         logits = self.apply(params, x)[:, :-1]
         return logits, target.clamp(min=0).to(torch.int64), answer.to(logits.dtype)
 
     def _in_pieces(self, f: Any, x: Tensor) -> Tensor:
-        """f(x) row by row in pieces whose logits fit into `AT_ONCE`."""
+        """Return f(x) row by row in pieces whose logits fit into `AT_ONCE`."""
         rows = max(1, AT_ONCE // (x.shape[-1] * self.vocabulary))
         return torch.cat([f(piece) for piece in x.split(rows)]) if len(x) > rows else f(x)
 
@@ -99,20 +99,20 @@ class Instruct(Task):
 
     @property
     def vocabulary(self) -> int:
-        """V, tokens of the model."""
+        """Return V, the number of tokens of the model."""
         return int(self._module.vocabulary)
 
 
 def _nll(logits: Tensor, target: Tensor) -> Tensor:
-    """-log softmax(logits)[target], (B, L - 1)."""
+    """Return -log softmax(logits)[target], (B, L - 1)."""
     return torch.logsumexp(logits, -1) - logits.gather(-1, target[..., None])[..., 0]
 
 
 def _all(hit: Tensor, w: Tensor) -> Tensor:
-    """1 for each row that hits wherever w is 1, (B,)."""
+    """Return 1 for each row that hits wherever w is 1, (B,)."""
     return (hit >= w).all(-1).to(hit.dtype)
 
 
 def _mean(x: Tensor, w: Tensor) -> Tensor:
-    """Mean of each row where w is 1, (B,)."""
+    """Return mean of each row where w is 1, (B,)."""
     return (x * w).sum(-1) / w.sum(-1).clamp(min=1)
