@@ -312,7 +312,7 @@ class Task:
         return torch.autocast(kind, torch.bfloat16, enabled=self.half, cache_enabled=False)
 
     def scaled(self, factor: Any) -> Any:
-        """Return Within it B A counts `factor` (0-d tensor) times, None for once: a client's own alpha / r_i."""
+        """Let B A count `factor` (0-d tensor) times, None for once: a client's own alpha / r_i."""
         return self._while(scale=factor)
 
     def rows(self, x: Any) -> Tensor:
@@ -362,7 +362,7 @@ class Task:
         return []
 
     def training(self, batch: Any, key: Any) -> Any:
-        """Return Within it forward passes are those of a training step: in train mode, with randomness from the step's key (0-d int64),
+        """Let forward passes be those of a training step: in train mode, with randomness from the step's key (0-d int64),
         batch statistics of the rows of weight 1 and running ones written (`rayfed.training.grad` has them). None as the key: in eval
         mode, as everywhere else.
         """
