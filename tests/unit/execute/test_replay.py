@@ -509,6 +509,24 @@ def test_an_error_of_the_recorder_switches_one_recording_off(
     assert calls(f, torch.ones(7))[1] == 3, "another shape is recorded"
 
 
+def test_an_error_of_the_recorder_is_not_raised_among_the_pieces_own_code(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which might catch it and go another way."""
+
+    def piece(x: torch.Tensor) -> torch.Tensor:
+        try:
+            return x * 2
+        except AttributeError:
+            return x * 7
+
+    assert not replay.unusable()
+    call(piece, piece, torch.ones(1))
+    no_kernel(monkeypatch)
+    out, ran = calls(piece, torch.ones(1), n=1)
+    assert out[0].tolist() == [2] and ran == 1 and "_op" in notes[0]
+
+
 def test_an_error_while_playing_switches_the_recording_off(notes: list[str]) -> None:
     x = torch.tensor([1.0, 2.0])
     for before in (2, 5, replay.FIRST_CHECK + 2):  # compared, played, checked
