@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import io
@@ -12,14 +13,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+import yaml
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from rayfed.cli import main
 from rayfed.config.user_code import load_file
 from rayfed.data import Dataset, Part
 from rayfed.errors import ConfigError
@@ -43,7 +47,9 @@ def judged(asked: dict[str, Any], broken: bool = False) -> None:
     except ConfigError as e:
         assert e.problems and all(SENTENCE.match(p) for p in e.problems), e.problems
         assert broken or not any(FORESEEN.match(p) for p in e.problems), e.problems
+        event("refused")
         return
+    event("split")
     x, y = made.arrays["x"], made.arrays["y"]
     assert len(x) == len(y) and x.dtype == np.float32 and np.isfinite(x).all()
     labelled = np.setdiff1d(np.arange(len(y)), made.probe)
@@ -60,9 +66,7 @@ WHOLE = st.one_of(
     st.integers(0, 2), st.integers(-3, 9), st.sampled_from([0, 500, 90000]), st.integers(-(2**63), 2**63 - 1)
 )
 REAL = st.one_of(st.floats(-9, 9), st.floats(allow_nan=True, allow_infinity=True))
-TEXT = st.one_of(
-    st.sampled_from(["a", "b", "c", ""]), st.text(max_size=5).filter(lambda t: max(t, default="") < "\ud800")
-)
+TEXT = st.one_of(st.sampled_from(["a", "b", "c", ""]), st.text(st.characters(codec="utf-8"), max_size=5))
 VALUES: dict[str, tuple[Any, pa.DataType]] = {  # what a column may hold
     "few": (st.integers(0, 2), pa.int64()),
     "small": (st.integers(-5, 100), pa.int8()),
@@ -84,45 +88,52 @@ VALUES: dict[str, tuple[Any, pa.DataType]] = {  # what a column may hold
     "nothing": (st.none(), pa.null()),
 }
 SPLITS = (st.sampled_from(["train", "valid", "test", "test_unseen"]), pa.string())
-ROLES = {  # the usual types of a role come more often
-    "label": ["few", "few", "few", "text", "truth", *VALUES],
-    "a": ["real", "few", "single", *VALUES],
-    "b": ["few", *VALUES],
-    "client": ["text", "few", *VALUES],
-    "domain": ["text", *VALUES],
+USUAL = {
+    "label": ["few", "text", "truth", "whole", "category", "small", "unsigned"],
+    "a": ["single", "few", "small", "truth"],
+    "b": ["few", "half"],
+    "client": ["few", "text"],
+    "domain": ["text"],
+    "split": ["split"],
 }
+ROLES = {n: [*USUAL[n], *USUAL[n], *VALUES] for n in USUAL}  # the usual types of a role come more often
 
 
 @st.composite
-def columns(draw: Callable[..., Any], rows: int, kinds: dict[str, str]) -> pa.Table:
-    """Return a table of these kinds; a column in five has missing values, text in ten is not UTF-8."""
+def columns(draw: Callable[..., Any], rows: int, kinds: dict[str, str], odd: bool) -> pa.Table:
+    """Return a table of these kinds; an odd one may have missing values, text that is not UTF-8, and names twice."""
     arrays, names = [], []
     for name, kind in kinds.items():
         values, of = SPLITS if kind == "split" else VALUES[kind]
-        values = st.none() | values if draw(st.integers(0, 4)) == 0 else values
+        values = st.none() | values if odd and draw(st.integers(0, 5)) == 0 else values
+        if kind == "single" and not odd:
+            values = st.floats(-9, 9, width=32)
         array = pa.array(draw(st.lists(values, min_size=rows, max_size=rows)), of)
-        if kind == "text" and rows and draw(st.integers(0, 9)) == 0:
+        if odd and kind == "text" and rows and draw(st.integers(0, 9)) == 0:
             raw = pa.array(draw(st.lists(st.binary(max_size=4), min_size=rows, max_size=rows)), pa.binary())
             array = pa.Array.from_buffers(pa.string(), rows, raw.buffers())
         arrays.append(array)
-        names.append(draw(st.sampled_from([*kinds])) if draw(st.integers(0, 24)) == 0 else name)
+        names.append(draw(st.sampled_from([*kinds])) if odd and draw(st.integers(0, 24)) == 0 else name)
     return pa.Table.from_arrays(arrays, names=names)
 
 
 @st.composite
-def tables(draw: Callable[..., Any]) -> tuple[pa.Table, pa.Table | None]:
-    """Return training rows, and maybe test rows of the same types or of others."""
-    chosen = {n: draw(st.sampled_from(k)) for n, k in ROLES.items() if n in ("label", "a") or draw(st.booleans())}
-    if draw(st.integers(0, 3)) == 0:
-        chosen["split"] = draw(st.sampled_from(["split", "split", "text"]))
-    train = draw(columns(draw(st.sampled_from([12, 12, 24, 3, 1, 0])), chosen))
-    if draw(st.integers(0, 4)) == 0:
+def tables(draw: Callable[..., Any], odd: bool = True) -> tuple[pa.Table, pa.Table | None]:
+    """Return training rows, and maybe test rows of the same types; odd: of any type, or of others than the training rows."""
+    known = ROLES if odd else USUAL
+    chosen = {
+        n: draw(st.sampled_from(k))
+        for n, k in known.items()
+        if n in ("label", "a", "b") or draw(st.integers(0, 3)) == 0
+    }
+    train = draw(columns(draw(st.sampled_from([24, 24, 12, 3, 1, 0] if odd else [24])), chosen, odd))
+    if odd and draw(st.integers(0, 4)) == 0:
         train = train.replace_schema_metadata({"shelf": draw(metadata())})
     if draw(st.booleans()):
         return train, None
-    if draw(st.integers(0, 2)) == 0:
-        chosen = {n: draw(st.sampled_from(ROLES.get(n, ["split"]))) for n in chosen if draw(st.integers(0, 5))}
-    return train, draw(columns(draw(st.integers(0, 6)), chosen))
+    if odd and draw(st.integers(0, 2)) == 0:
+        chosen = {n: draw(st.sampled_from(ROLES[n])) for n in chosen if draw(st.integers(0, 5))}
+    return train, draw(columns(draw(st.integers(0, 6)), chosen, odd))
 
 
 def metadata() -> st.SearchStrategy[bytes]:
@@ -133,8 +144,12 @@ def metadata() -> st.SearchStrategy[bytes]:
     return st.one_of(st.binary(max_size=9), known.map(lambda v: json.dumps(v).encode()))
 
 
-def federations() -> st.SearchStrategy[dict[str, Any]]:
-    """Return settings of who holds what."""
+def federations(odd: bool = True) -> st.SearchStrategy[dict[str, Any]]:
+    """Return settings of who holds what; odd: also such as do not fit most data."""
+    if not odd:
+        return st.fixed_dictionaries(
+            {"clients": st.integers(1, 2)}, optional={"partition": st.just({"kind": "iid"}), "probe": st.just(2)}
+        )
     return st.fixed_dictionaries(
         {"clients": st.integers(1, 3)},
         optional={
@@ -162,8 +177,12 @@ def federations() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-def options() -> st.SearchStrategy[dict[str, Any]]:
-    """Return options of `task.data`."""
+def options(odd: bool = True) -> st.SearchStrategy[dict[str, Any]]:
+    """Return options of `task.data`; odd: also such as do not fit."""
+    if not odd:
+        return st.fixed_dictionaries(
+            {"features": st.sampled_from([["a"], ["a", "b"]])}, optional={"test": st.just(0.3)}
+        )
     return st.fixed_dictionaries(
         {"features": st.sampled_from([["a"], ["a"], ["a", "b"], ["b"], ["q"], None])},
         optional={
@@ -206,13 +225,13 @@ def harmed(draw: Callable[..., Any], file: Path) -> bool:
 
 def check_parquet(draw: Callable[..., Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        broken = False
-        for name, table in zip(("train", "test"), draw(tables()), strict=True):
+        broken, odd = False, draw(st.booleans())
+        for name, table in zip(("train", "test"), draw(tables(odd)), strict=True):
             if table is not None:
                 file = Path(folder) / f"{name}.parquet"
                 pq.write_table(table, file)
-                broken = harmed(draw, file) or broken
-        judged(request(f"parquet:{folder}", draw(options()), draw(federations())), broken)
+                broken = (odd and harmed(draw, file)) or broken
+        judged(request(f"parquet:{folder}", draw(options(odd)), draw(federations(odd))), broken)
 
 
 @QUICK
@@ -222,6 +241,7 @@ def test_parquet(data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @LONG
 @given(st.data())
 def test_much_parquet(data: Any) -> None:
@@ -295,7 +315,14 @@ def check_pictures(draw: Callable[..., Any]) -> None:
                 "shape": st.just([2, 2, 1]),
             },
         )
-        judged(request(f"parquet:{folder}", draw(o), draw(federations()), draw(st.sampled_from(["mlp", "cnn"]))))
+        judged(
+            request(
+                f"parquet:{folder}",
+                draw(o),
+                draw(federations(draw(st.booleans()))),
+                draw(st.sampled_from(["mlp", "cnn"])),
+            )
+        )
 
 
 @QUICK
@@ -305,6 +332,7 @@ def test_pictures(data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @LONG
 @given(st.data())
 def test_many_pictures(data: Any) -> None:
@@ -326,7 +354,8 @@ def check_folder(draw: Callable[..., Any]) -> None:
     import datasets
 
     kind = draw(st.sampled_from(["csv", "json", "disk"]))
-    train, test = draw(tables())
+    odd = draw(st.booleans())
+    train, test = draw(tables(odd))
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where) / "set"
         try:  # what the library itself refuses to write is nobody's file
@@ -340,14 +369,14 @@ def check_folder(draw: Callable[..., Any]) -> None:
                     if table is not None:
                         frame, file = table.to_pandas(), folder / f"{name}.{kind}"
                         if kind == "csv":
-                            frame.to_csv(file, index=False, sep=draw(st.sampled_from([",", ",", ";", "\t"])))
+                            frame.to_csv(file, index=False, sep=draw(st.sampled_from([",", ";", "\t"])) if odd else ",")
                         else:
                             frame.to_json(file, orient="records", lines=True)
         except Exception:
             return
         files = sorted(f for f in folder.rglob("*") if f.is_file())
-        broken = any([harmed(draw, f) for f in files if kind != "disk" or f.suffix == ".json"])
-        judged(request(f"hf:{folder}", draw(options()), draw(federations())), broken)
+        broken = odd and any([harmed(draw, f) for f in files])
+        judged(request(f"hf:{folder}", draw(options(odd)), draw(federations(odd))), broken)
 
 
 @settings(QUICK, max_examples=20)
@@ -357,6 +386,7 @@ def test_folders_of_datasets(data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @settings(LONG, max_examples=400)
 @given(st.data())
 def test_many_folders_of_datasets(data: Any) -> None:
@@ -396,24 +426,40 @@ def own_labels(draw: Callable[..., Any], rows: int) -> Any:
     return np.array(values).astype(kind)
 
 
-def check_own(draw: Callable[..., Any]) -> None:
-    def part(rows: int) -> Any:
-        names = st.none() | st.lists(TEXT | st.integers(0, 3) | st.none(), min_size=rows, max_size=rows)
-        split = st.none() | st.lists(st.sampled_from(["train", "valid", "best"]), min_size=rows, max_size=rows)
-        found = [draw(own_arrays(rows)), draw(own_labels(rows)), draw(names), draw(names), draw(split)]
-        return Part(*found) if draw(st.integers(0, 9)) else tuple(found)
+def usual_part(draw: Callable[..., Any], rows: int, shape: tuple[int, ...], kind: str) -> Part:
+    """Return rows that a run can take."""
+    x = np.random.default_rng(rows).integers(0, 9, (rows, *shape)).astype(kind)
+    client = draw(st.none() | st.lists(TEXT | st.integers(0, 3), min_size=rows, max_size=rows))
+    return Part(x, np.array(draw(st.lists(st.integers(0, 2), min_size=rows, max_size=rows)), np.int64), client)
 
-    kind = draw(st.sampled_from(["tabular", "tabular", "image", "text", "instruct", "graph"]))
-    classes = draw(st.sampled_from([3, 3, 3, 2, 0, 2.5, "3"]))
-    names = draw(st.sampled_from([("a", "b", "c"), ("a", "b", "c"), (0, 1), None]))
-    made = Dataset("own", part(12), part(draw(st.integers(0, 4))), classes, names, kind)
+
+def odd_part(draw: Callable[..., Any], rows: int) -> Any:
+    """Return rows in which anything may be wrong."""
+    names = st.none() | st.lists(TEXT | st.integers(0, 3) | st.none(), min_size=rows, max_size=rows)
+    split = st.none() | st.lists(st.sampled_from(["train", "valid", "best"]), min_size=rows, max_size=rows)
+    found = [draw(own_arrays(rows)), draw(own_labels(rows)), draw(names), draw(names), draw(split)]
+    return Part(*found) if draw(st.integers(0, 9)) else tuple(found)
+
+
+def check_own(draw: Callable[..., Any]) -> None:
+    odd, small = draw(st.booleans()), draw(st.integers(0, 4))
+    if odd:
+        kind = draw(st.sampled_from(["tabular", "tabular", "image", "text", "instruct", "graph"]))
+        classes = draw(st.sampled_from([3, 3, 3, 2, 0, 2.5, "3"]))
+        names = draw(st.sampled_from([("a", "b", "c"), ("a", "b", "c"), (0, 1), None]))
+        made = Dataset("own", odd_part(draw, 12), odd_part(draw, small), classes, names, kind)
+    else:
+        kind, shape = draw(st.sampled_from([("tabular", (3,)), ("tabular", (2, 2)), ("image", (1, 4, 4))]))
+        of = draw(st.sampled_from(["f8", "f4", "f2", "u1", "u2", "i8", "?"]))
+        train, test = (usual_part(draw, n, shape, of) for n in (12, small))
+        made = Dataset("own", train, test, 3, ("a", "b", "c"), kind)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mine.py"
         file.write_text("made = []\n\ndef make(seed):\n    return made[0]\n")
         before = set(sys.modules)
         try:
             load_file(str(file)).made.append(made)
-            judged(request(f"{file}:make", {}, draw(federations()), "mlp"))
+            judged(request(f"{file}:make", {}, draw(federations(odd)), "mlp"))
         finally:
             for n in set(sys.modules) - before:
                 if n.startswith("rayfed_user_"):
@@ -427,7 +473,45 @@ def test_own_functions(data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @LONG
 @given(st.data())
 def test_many_own_functions(data: Any) -> None:
     check_own(data.draw)
+
+
+# -- whole commands ----------------------------------------------------------------------------------------------------
+
+
+def check_command(draw: Callable[..., Any]) -> None:
+    """Run a command on a table: it ends with an exit code of the README and a sentence; what is refused leaves nothing behind."""
+    with tempfile.TemporaryDirectory() as where:
+        folder, odd = Path(where), draw(st.integers(0, 3)) == 0
+        for name, table in zip(("train", "test"), draw(tables(odd)), strict=True):
+            if table is not None:
+                pq.write_table(table, folder / f"{name}.parquet")
+                if odd:
+                    harmed(draw, folder / f"{name}.parquet")
+        asked = request(
+            f"parquet:{folder}", draw(options(odd)), draw(federations(odd)), draw(st.sampled_from(["linear", "mlp"]))
+        )
+        more = {"rounds": 1, "storage": {"path": f"{folder}/runs"}, "resources": {"executor": "loop"}, "track": []}
+        (folder / "c.yaml").write_text(yaml.safe_dump({**asked, **more}))
+        out, err = io.StringIO(), io.StringIO()
+        words = ["rayfed", "run", f"{folder}/c.yaml", "--local"]
+        quiet = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with mock.patch.object(sys, "argv", words), quiet[0], quiet[1], pytest.raises(SystemExit) as ended:
+            main()
+        event(f"exit code {ended.value.code}")
+        said = err.getvalue()
+        assert ended.value.code in (0, 2, 3, 4) and "Traceback" not in said, said
+        assert ended.value.code == 0 or "rayfed:" in said
+        assert ended.value.code != 2 or not (folder / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@settings(LONG, max_examples=80)
+@given(st.data())
+def test_whole_commands(data: Any) -> None:
+    check_command(data.draw)
