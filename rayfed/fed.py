@@ -269,7 +269,7 @@ class Fed:
             >>> got.folded["delta"].keys() == state["model"].keys()
             True
         """
-        name, arguments = visits.require(visit, self.method).call
+        name, arguments = visits.require_visit(visit, self.method).call
         folds = (fold,) if isinstance(fold, Fold) else tuple(fold)
         if len({f.part for f in folds}) < len(folds):
             raise ValueError(f"{name}: a part is folded twice in one ask: {', '.join(f.part for f in folds)}")

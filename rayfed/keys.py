@@ -28,13 +28,13 @@ _MIX2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def key(seed: int, dispatch: int, client: int, purpose: str) -> int:
-    """The 63-bit key of one purpose of one client in one dispatch; `client` -1 is the server."""
+    """Return the 63-bit key of one purpose of one client in one dispatch; `client` -1 is the server."""
     h = hashlib.blake2b(f"{seed}/{dispatch}/{client}/{purpose}".encode(), digest_size=8)
     return int.from_bytes(h.digest(), "little") >> 1
 
 
 def numpy(k: int) -> np.random.Generator:
-    """A NumPy generator for key `k` (Philox, counter-based)."""
+    """Return a NumPy generator for key `k` (Philox, counter-based)."""
     return np.random.Generator(np.random.Philox(key=k))
 
 
@@ -69,14 +69,14 @@ def numpy_again(k: int) -> np.random.Generator:
 
 
 def torch_generator(k: int, device: str = "cpu") -> torch.Generator:
-    """A torch generator for key `k`, for server-side draws."""
+    """Return a torch generator for key `k`, for server-side draws."""
     g = torch.Generator(device=device)
     g.manual_seed(k)
     return g
 
 
 def _shift(x: X, n: int) -> X:
-    """Logical right shift of int64 (torch's is arithmetic)."""
+    """Return the logical right shift of int64 (torch's is arithmetic)."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 
@@ -87,14 +87,14 @@ def _mix(x: X) -> X:
 
 
 def fold(k: X, n: int | X) -> X:
-    """A new key from key `k` (0-d int64, or many) and a number."""
+    """Return a new key from key `k` (0-d int64, or many) and a number."""
     if isinstance(n, int):  # wrapped by hand: a Python product can leave 64 bits
         return _mix(_mix(k + _GOLDEN) + ((n * _GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)))
     return _mix(_mix(k + _GOLDEN) + n * _GOLDEN)
 
 
 def uniform(k: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Uniform numbers in [0, 1) of `shape` from key `k`; 24 random bits each."""
+    """Return uniform numbers in [0, 1) of `shape` from key `k`; 24 random bits each."""
     n = math.prod(shape)
     counter = torch.arange(1, n + 1, dtype=torch.int64, device=k.device)
     bits = _shift(_mix(_mix(k) + counter * _GOLDEN), 40)
@@ -102,7 +102,7 @@ def uniform(k: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -
 
 
 def normal(k: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Standard normal numbers of `shape` from key `k` (Box-Muller)."""
+    """Return standard normal numbers of `shape` from key `k` (Box-Muller)."""
     u = uniform(k, (2, *shape), dtype)
     radius = torch.sqrt(-2.0 * torch.log1p(-u[0]))
     return radius * torch.cos(2.0 * math.pi * u[1])

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 
-def start(local: Local, lr: Any, steps: Any) -> Tree:
+def start_rate(local: Local, lr: Any, steps: Any) -> Tree:
     """Return what a carry holds for the rate within a visit: `lr` (0-d) of the coming step, and with `local.schedule.within: linear` also
     `left`, the steps to come out of `steps` (0-d)."""
     return {"lr": lr, "left": steps.to(lr.dtype)} if local.schedule.within == "linear" else {"lr": lr}
 
 
-def advance(carry: Tree) -> Tree:
-    """Return `start`'s part of a carry after one step: as it was, or lr_t = lr (T - t) / T, as transformers' linear schedule has it."""
+def advance_rate(carry: Tree) -> Tree:
+    """Return `start_rate`'s part of a carry after one step: as it was, or lr_t = lr (T - t) / T, as in transformers' linear schedule."""
     if "left" not in carry:
         return {}
     left = carry["left"]

@@ -103,7 +103,7 @@ def sgd_visit(
         return dict(start(client)) if start else {train: client.shared["model"]}
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
-        rate = schedules.start(local, client.info.lr, client.info.ahead)
+        rate = schedules.start_rate(local, client.info.lr, client.info.ahead)
         return {**carry, "opt": opt.init(carry[train]), **rate}
 
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
@@ -116,7 +116,7 @@ def sgd_visit(
             if moves:
                 params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
             params = {**params, **written}  # statistics follow the data, never a gradient
-            return {**carry, train: params, "opt": state, **schedules.advance(carry)}
+            return {**carry, train: params, "opt": state, **schedules.advance_rate(carry)}
 
         return step
 

@@ -24,13 +24,13 @@ T = TypeVar("T", bound="Tree | Tensor")  # a tree, or a leaf alone
 
 
 class BF16(NamedTuple):
-    """The bits of a bfloat16 array."""
+    """Hold the bits of a bfloat16 array."""
 
     bits: np.ndarray
 
 
 def map(f: Callable[..., Any], *trees: Any) -> Any:
-    """`f` on each leaf of trees of one structure."""
+    """Return the tree of `f` of each leaf, of trees of one structure. ValueError where they differ."""
     first = trees[0]
     if not _nested(first):
         return f(*trees)
@@ -56,7 +56,7 @@ def _keys(tree: Tree | Leaf) -> str:
 
 
 def leaves(tree: Tree | Leaf, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, leaf) in the order of the keys as written."""
+    """Yield (path, leaf) in the order of the keys as written."""
     if _nested(tree):
         for k, v in tree.items():
             yield from leaves(v, (*prefix, k))
@@ -65,12 +65,12 @@ def leaves(tree: Tree | Leaf, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def values(tree: Tree | Leaf) -> list[Any]:
-    """The leaves."""
+    """Return the leaves."""
     return [x for v in tree.values() for x in values(v)] if _nested(tree) else [tree]
 
 
 def add(a: T, b: T, scale: Any = 1.0) -> T:
-    """a + scale * b; `scale` a number or a 0-d tensor."""
+    """Return a + scale * b; `scale` a number or a 0-d tensor."""
     if isinstance(scale, float) and scale == 1.0:
         return map(lambda x, y: x + y, a, b)
     if isinstance(scale, torch.Tensor):
@@ -79,75 +79,75 @@ def add(a: T, b: T, scale: Any = 1.0) -> T:
 
 
 def sub(a: T, b: T) -> T:
-    """a - b."""
+    """Return a - b."""
     return map(lambda x, y: x - y, a, b)
 
 
 def scale(a: T, s: Any) -> T:
-    """s * a."""
+    """Return s * a."""
     return map(lambda x: x * s, a)
 
 
 def zeros(a: T) -> T:
-    """Zeros of the same shapes."""
+    """Return zeros of the same shapes."""
     return map(lambda x: torch.zeros_like(x), a)
 
 
 def where(mask: Tensor, a: T, b: T) -> T:
-    """a where `mask` (0-d bool, or (k,) against leaves (k, ...)), else b."""
+    """Return a where `mask` (0-d bool, or (k,) against leaves (k, ...)), else b."""
     return map(lambda x, y: torch.where(mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())), x, y), a, b)
 
 
 def stack(trees: Sequence[T]) -> T:
-    """n trees -> one tree with leaves (n, ...)."""
+    """Stack n trees into one with leaves (n, ...)."""
     return map(lambda *xs: torch.stack([torch.as_tensor(x) for x in xs]), *trees)
 
 
 def pick(stacked: T, i: Any) -> T:
-    """Entry `i` (int or 0-d int64 tensor, also under vmap) of a stacked tree."""
+    """Return entry `i` (int or 0-d int64 tensor, also under vmap) of a stacked tree."""
     return map(lambda x: x[i], stacked)
 
 
 def row(stacked: Tree | Leaf, i: int) -> Any:
-    """Entry `i` of a stacked tree of NumPy arrays, as stored: bfloat16 stays its bits."""
+    """Return entry `i` of a stacked tree of NumPy arrays, as stored: bfloat16 stays its bits."""
     return _walk(lambda x: BF16(x.bits[i]) if isinstance(x, BF16) else x[i], stacked)
 
 
 def unstack(stacked: T) -> list[T]:
-    """One tree with leaves (n, ...) -> n trees."""
+    """Split a tree with leaves (n, ...) into n trees."""
     n = next(iter(values(stacked))).shape[0]
     return [pick(stacked, i) for i in range(n)]
 
 
 def combine(weights: Tensor, stacked: T) -> T:
-    """weights (K, n) times leaves (n, ...) -> leaves (K, ...)."""
+    """Return weights (K, n) times leaves (n, ...), a tree with leaves (K, ...)."""
     return map(
         lambda x: (weights.to(x.dtype) @ x.reshape(x.shape[0], -1)).reshape(weights.shape[0], *x.shape[1:]), stacked
     )
 
 
 def flatten(tree: Tree | Leaf) -> Tensor:
-    """All leaves as one vector, in the order of the keys."""
+    """Return all leaves as one vector, in the order of the keys."""
     return torch.cat([x.reshape(-1) for x in values(tree)])
 
 
 def dot(a: Tree | Leaf, b: Tree | Leaf) -> Tensor:
-    """Inner product over all leaves, 0-d."""
+    """Return the inner product over all leaves, 0-d."""
     return sum((x * y).sum() for x, y in zip(values(a), values(b), strict=True))
 
 
 def norm(a: Tree | Leaf) -> Tensor:
-    """Euclidean norm over all leaves, 0-d."""
+    """Return the Euclidean norm over all leaves, 0-d."""
     return torch.sqrt(dot(a, a))
 
 
 def detach(a: T) -> T:
-    """Without gradient history."""
+    """Return the tree without gradient history."""
     return map(lambda x: x.detach(), a)
 
 
 def nbytes(tree: Tree | Leaf) -> int:
-    """Bytes of all leaves (tensors, arrays, numbers count 8)."""
+    """Return the bytes of all leaves (tensors, arrays, numbers count 8)."""
     total = 0
     for x in values(tree):
         if isinstance(x, BF16):
@@ -160,12 +160,12 @@ def nbytes(tree: Tree | Leaf) -> int:
 
 
 def finite(tree: Tree | Leaf) -> bool:
-    """No NaN and no infinity in any floating leaf."""
+    """Return whether no floating leaf has a NaN or an infinity."""
     return all(bool(torch.isfinite(x).all()) for x in values(tree) if x.is_floating_point())
 
 
 def to_numpy(tree: Tree | Leaf) -> Any:
-    """Tensor leaves -> NumPy arrays without a copy where the memory allows (CPU, contiguous)."""
+    """Turn tensor leaves into NumPy arrays, without a copy where the memory allows (CPU, contiguous)."""
 
     def leaf(x: Any) -> Any:
         if not hasattr(x, "detach"):
@@ -177,7 +177,7 @@ def to_numpy(tree: Tree | Leaf) -> Any:
 
 
 def from_numpy(tree: Tree | Leaf, device: str = "cpu") -> Any:
-    """NumPy leaves -> tensors. Memory may be shared with a read-only store: results must never be written in place."""
+    """Turn NumPy leaves into tensors. Memory may be shared with a read-only store: results must never be written in place."""
 
     def leaf(x: Any) -> Any:
         if isinstance(x, BF16):
@@ -210,7 +210,7 @@ def _walk(f: Callable[[Any], Any], tree: Tree | Leaf) -> Any:
 
 
 def same(a: Tree | Leaf, b: Tree | Leaf) -> bool:
-    """Equal structure, dtypes and bits."""
+    """Return whether two trees have equal structure, dtypes and bits."""
     if isinstance(a, Mapping) or isinstance(b, Mapping):
         return (
             isinstance(a, Mapping)

@@ -310,7 +310,7 @@ def _place(method: Method, name: str) -> str:
     return f"{type(method).__name__}.{name}"
 
 
-def require(asked: Any, method: Method) -> BoundVisit:
+def require_visit(asked: Any, method: Method) -> BoundVisit:
     """Return what was given to `fed.ask`, if it is a visit of this method with all its arguments; TypeError otherwise."""
     if not isinstance(asked, BoundVisit):
         asked = asked.make if isinstance(asked, VisitMethod) else asked
@@ -331,7 +331,7 @@ def require(asked: Any, method: Method) -> BoundVisit:
     return asked
 
 
-def registered(cls: type) -> dict[str, VisitMethod]:
+def visits_of(cls: type) -> dict[str, VisitMethod]:
     """Return the visits of a method's class by name, its bases' included."""
     found = {n: getattr(cls, n, None) for n in dir(cls)}
     return {n: v for n, v in found.items() if isinstance(v, VisitMethod)}
@@ -340,7 +340,7 @@ def registered(cls: type) -> dict[str, VisitMethod]:
 def refusals(method: Method, task: Task) -> dict[str, str]:
     """Return name -> why `vmap` cannot run it, of `view` and each visit that can be made without arguments."""
     makers: dict[str, Callable[[Task], Visit]] = {"view": method.view}
-    for name, made_by in registered(type(method)).items():
+    for name, made_by in visits_of(type(method)).items():
         if all(p.default is not p.empty for p in list(made_by.signature.parameters.values())[2:]):
             makers[name] = getattr(method, name)
     reasons = {name: makers[name](task).vectorize for name in sorted(makers)}

@@ -74,7 +74,7 @@ class FedPuReL(Method):
             return {
                 **carry,
                 "opt": opt.init(carry["model"]),
-                **schedules.start(self.local, client.info.lr, client.info.ahead),
+                **schedules.start_rate(self.local, client.info.lr, client.info.ahead),
             }
 
         def align(params: Tree, batch: Batch, key: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class FedPuReL(Method):
             g = purified(g_t, g_a, s.strength, s.projection)
             model, state = opt.update(g, carry["opt"], here, carry["lr"])
             model = {**model, **written}
-            return {**carry, "model": model, "opt": state, **schedules.advance(carry)}
+            return {**carry, "model": model, "opt": state, **schedules.advance_rate(carry)}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             return {"delta": tree.sub(carry["model"], client.shared["model"])}, client.own

@@ -58,13 +58,13 @@ def test_default_training_is_plain_torch() -> None:
             p.copy_(q)
     opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     d = data()
-    plan = drawn.phases[0]
-    for rows, weights in zip(plan.rows[0, :, 0], plan.w[0, :, 0], strict=True):
+    batches = drawn.phases[0]
+    for rows, weights in zip(batches.rows[0, :, 0], batches.w[0, :, 0], strict=True):
         real = rows[weights > 0]
         opt.zero_grad()
         torch.nn.functional.cross_entropy(net(d["x"][real]), d["y"][real]).backward()
         opt.step()
-    assert int(taken) == plan.rows.shape[1] > 1
+    assert int(taken) == batches.rows.shape[1] > 1
     for delta, p, q in zip(parts["delta"].values(), net.parameters(), before, strict=True):
         assert float((delta[0] - (p.detach() - q)).abs().max()) < 1e-12
 

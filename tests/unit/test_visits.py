@@ -80,12 +80,12 @@ def fed_of(monkeypatch: pytest.MonkeyPatch, cls: type = Counting, pool: Any = No
 
 
 def test_visits_are_found_by_their_decorator() -> None:
-    found = visits.registered(Counting)
+    found = visits.visits_of(Counting)
     assert set(found) == {"train", "count", "typed", "plain"} and all(
         isinstance(v, VisitMethod) for v in found.values()
     )
     assert found["count"].__doc__ == "How many examples of class k." and found["train"] is FedAvg.train
-    assert set(visits.registered(Redefined)) == {"count", "typed", "plain"}
+    assert set(visits.visits_of(Redefined)) == {"count", "typed", "plain"}
 
 
 def test_a_visit_is_its_methods(monkeypatch: pytest.MonkeyPatch) -> None:
