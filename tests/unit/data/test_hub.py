@@ -13,6 +13,7 @@ from PIL import Image
 from rayfed import data
 from rayfed.config.schema import Named
 from rayfed.errors import ConfigError
+from tests.unit.data import sets
 
 datasets = pytest.importorskip("datasets")
 
@@ -113,3 +114,141 @@ def test_a_damaged_set_is_told_by_its_folder(folder: Path) -> None:
     (folder / "s" / "state.json").write_text("{")
     (text,) = check(folder / "s", features=["a"])
     assert text.startswith(f"task.data: hf:{folder}/s cannot be loaded: JSONDecodeError")
+
+
+# -- saved with `save_to_disk` ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub() -> Any:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    yield datasets
+    datasets.enable_progress_bars()
+
+
+def image_set(hub: Any, x: np.ndarray, y: list[int], names: list[str], **more: Any) -> Any:
+    from PIL import Image
+
+    features = hub.Features({
+        "img": hub.Image(), "label": hub.ClassLabel(names=names), **{n: hub.Value("string") for n in more}
+    })  # fmt: skip
+    shown = [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in x]
+    return hub.Dataset.from_dict({"img": shown, "label": y, **more}, features=features)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_saved_dict_of_pictures(hub: Any, tmp_path: Path, channels: int) -> None:
+    a, b = sets.pictures(4, 4, 6, channels), sets.pictures(2, 4, 6, channels, seed=1)
+    where = tmp_path / "set"
+    hub.DatasetDict({
+        "train": image_set(hub, a, [0, 1, 1, 0], ["cat", "dog"], who=["x", "y", "x", None]),
+        "test": image_set(hub, b, [1, 0], ["cat", "dog"], who=["x", "z"]),
+    }).save_to_disk(where)  # fmt: skip
+    assert sets.check(f"hf:{where}") == []
+    d = sets.load(f"hf:{where}", client="who")
+    assert (d.kind, d.label_names, d.classes, d.input_shape) == ("image", ("cat", "dog"), 2, (channels, 4, 6))
+    assert np.array_equal(d.train.x, a.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+    assert np.array_equal(d.test.x, b.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+    assert d.train.y.tolist() == [0, 1, 1, 0] and d.test.y.tolist() == [1, 0]
+    assert d.train.client.tolist() == ["x", "y", "x", ""] and d.test.client.tolist() == ["x", "z"]
+
+
+def test_saved_texts_and_instructions(hub: Any, tmp_path: Path) -> None:
+    features = hub.Features({"text": hub.Value("string"), "label": hub.ClassLabel(names=["no", "yes"])})
+    rows = {"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10}
+    hub.DatasetDict({"train": hub.Dataset.from_dict(rows, features=features)}).save_to_disk(tmp_path / "texts")
+    assert sets.check(f"hf:{tmp_path / 'texts'}", length=8) == []
+    d = sets.load(f"hf:{tmp_path / 'texts'}", length=8, test=0.5)
+    assert (d.kind, d.label_names, len(d.train.x), len(d.test.x)) == ("text", ("no", "yes"), 10, 10)
+    assert {*d.train.x, *d.test.x} == set(rows["text"])
+    assert all(d.label_names[y] == ("yes" if int(t[1:]) % 2 else "no") for t, y in zip(d.train.x, d.train.y))
+    records = {"instruction": ["add"] * 6, "context": ["1 2"] * 6, "response": ["3"] * 6, "category": ["sum", "qa"] * 3}
+    hub.Dataset.from_dict(records).save_to_disk(tmp_path / "records")
+    d = sets.load(f"hf:{tmp_path / 'records'}", client="category")
+    assert (d.kind, d.label_names) == ("instruct", ("qa", "sum"))
+    assert d.train.x[0].tolist() == ["add", "1 2", "3"] and set(d.train.client) == {"sum", "qa"}
+    assert "has no column 'txt' (did you mean 'text'?)" in sets.refused(f"hf:{tmp_path / 'texts'}", text="txt")
+
+
+def test_a_saved_table_of_numbers_without_a_test_split(hub: Any, tmp_path: Path) -> None:
+    where, y = tmp_path / "set", np.repeat([0, 1], [30, 10])
+    a = np.arange(40.0)
+    hub.Dataset.from_dict({"a": a, "b": a[::-1] * 2, "kind": y}).save_to_disk(where)
+    d = sets.load(f"hf:{where}", label="kind", features=["a", "b"])
+    assert (d.kind, d.input_shape, d.label_names) == ("tabular", (2,), ("0", "1"))
+    assert np.bincount(d.train.y).tolist() == [24, 8] and np.bincount(d.test.y).tolist() == [6, 2]
+    assert d.train.x.mean(0) == pytest.approx([0, 0], abs=1e-6) and d.train.x.std(0) == pytest.approx([1, 1], rel=1e-5)
+    every = np.concatenate([d.train.x, d.test.x])[:, 0]
+    assert np.diff(np.sort(every)) == pytest.approx(np.full(39, np.diff(np.sort(every))[0]), rel=1e-4)  # each row once
+    again = sets.load(f"hf:{where}", 5, label="kind", features=["a", "b"])
+    assert sets.same(d.train, again.train) and sets.same(d.test, again.test)
+    half = sets.load(f"hf:{where}", label="kind", features=["a", "b"], test=0.5)
+    assert np.bincount(half.test.y).tolist() == [15, 5]
+
+
+def test_splits_can_have_other_names(hub: Any, tmp_path: Path) -> None:
+    def table(values: list[float], y: list[str]) -> Any:
+        return hub.Dataset.from_dict({"a": values, "label": y})
+
+    splits = {"fit": table([1.0, 3.0], ["b", "a"]), "validation": table([5.0], ["a"]), "test": table([9.0], ["b"])}
+    hub.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    name = f"hf:{tmp_path / 'set'}"
+    d = sets.load(name, train="fit", test="validation", features=["a"])
+    assert d.train.x.tolist() == [[-1], [1]] and d.test.x.tolist() == [[3]]
+    assert d.label_names == ("a", "b") and d.train.y.tolist() == [1, 0] and d.test.y.tolist() == [0]
+    assert sets.load(name, train="fit", features=["a"]).test.x.tolist() == [[7]]
+    assert "has no split 'train'; splits: fit, validation, test (train: NAME)" in sets.refused(name, features=["a"])
+    text = sets.refused(name, train="fit", test="valid", features=["a"])
+    assert "has no split 'valid' (did you mean 'validation'?)" in text
+
+
+def test_numbers_in_0_to_1_are_pictures_already(hub: Any, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((4, 3, 2)).astype(np.float32)
+    hub.Dataset.from_dict({"image": x.tolist(), "label": [0, 1, 0, 1]}).save_to_disk(tmp_path / "set")
+    d = sets.load(f"hf:{tmp_path / 'set'}", test=0.5)
+    assert d.input_shape == (1, 3, 2)
+    got = np.concatenate([d.train.x, d.test.x])
+    assert sorted(got[:, 0].tolist()) == sorted(x.tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"features": ["a"], "label": "lable"},
+            "has no column 'lable' (did you mean 'label'?); columns: a, label, t, u",
+        ),
+        ({"features": ["aa"]}, "has no column 'aa' (did you mean 'a'?)"),
+        ({}, "has no column 'image'; name it (image: COLUMN)"),
+        ({"features": ["t"]}, "task.data.features: column 't' of "),
+        ({"features": ["a"], "label": "u"}, "task.data.test: every label of "),
+        ({"features": ["a"], "clients": "t"}, "unknown option of hf:"),
+        ({"features": ["a"], "test": 2.0}, "task.data.test: 2.0 found, allowed: a share"),
+        ({"features": ["a"], "train": 1}, "task.data.train: 1 found, allowed: a name"),
+        ({"features": "a"}, "task.data.features: 'a' found, allowed: a list of numeric columns"),
+    ],
+)
+def test_wrong_settings_of_a_saved_set(hub: Any, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    columns = {"a": [1.0, 2, 3, 4], "label": [0, 1, 0, 1], "t": list("pqrs"), "u": [-1, -1, -1, -1]}
+    hub.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
+    text = sets.refused(f"hf:{tmp_path / 'set'}", **options)
+    assert says in text
+    if options.get("label") != "u":  # whose rows have to be read
+        assert sets.check(f"hf:{tmp_path / 'set'}", **options) == text.split("\n")
+
+
+def test_pictures_of_several_sizes_are_refused(hub: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    shown = [Image.fromarray(np.zeros(s, np.uint8)) for s in ((4, 4), (4, 5))]
+    features = hub.Features({"image": hub.Image(), "label": hub.Value("int64")})
+    hub.Dataset.from_dict({"image": shown, "label": [0, 1]}, features=features).save_to_disk(tmp_path / "set")
+    assert "must have one size; found 2: 4x4, 4x5" in sets.refused(f"hf:{tmp_path / 'set'}")
+
+
+def test_an_absent_or_empty_folder_is_seen_before_anything_is_asked(tmp_path: Path) -> None:
+    assert sets.check(f"hf:{tmp_path}/gone") == [f"task.data: folder '{tmp_path}/gone' does not exist"]
+    assert sets.check("hf:./gone") == ["task.data: folder './gone' does not exist"]
+    assert sets.check(f"hf:{tmp_path}") == [f"task.data: folder '{tmp_path}' is empty"]
+    assert sets.check("hf:owner/name") == []

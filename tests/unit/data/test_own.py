@@ -17,6 +17,7 @@ from rayfed.data.own import checked
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.launch.preflight import load_request
+from tests.unit.data import sets
 
 Y = np.array([0, 1, 2] * 4)
 NAMES = ("a", "b", "c")
@@ -128,9 +129,9 @@ def own(tmp_path: Path) -> Iterator[Any]:
     """Writes a file and gives the name of its function; forgets the modules afterwards."""
     before = set(sys.modules)
 
-    def write(text: str) -> str:
+    def write(text: str, function: str = "make") -> str:
         (tmp_path / "mine.py").write_text(text)
-        return f"{tmp_path / 'mine.py'}:make"
+        return f"{tmp_path / 'mine.py'}:{function}"
 
     yield write
     for n in set(sys.modules) - before:
@@ -199,3 +200,124 @@ def make(seed):
 def test_no_test_rows_are_a_note(own: Any) -> None:
     d = data.load(Named.model_validate(own(EMPTY)), 0)
     assert d.notes == ("m has no test rows: no score of one pooled test set",)
+
+
+# -- its file and its arguments -------------------------------------------------------------------------------------------
+
+OWN = """
+import numpy as np
+from rayfed.data import Dataset, Part
+
+def make(seed, rows=4, *, scale=1.0):
+    x = np.full((rows, 3), scale * seed)
+    return Dataset("mine", Part(x, np.arange(rows) % 2), Part(x[:2], np.array([0, 1])), 2, (0, 1), "tabular")
+"""
+
+
+def test_a_users_function_is_called_with_seed_and_options(own: Any) -> None:
+    name = own(OWN)
+    assert sets.check(name, rows=6, scale=0.5) == []
+    d = sets.load(name, 8, rows=6, scale=0.5)
+    assert d.name == "mine" and d.input_shape == (3,) and d.label_names == ("0", "1")
+    assert np.array_equal(d.train.x, np.full((6, 3), 4.0, np.float32)) and d.train.x.dtype == np.float32
+    assert d.train.y.tolist() == [0, 1] * 3 and d.train.y.dtype == np.int64
+    assert len(sets.load(name, 1).train.y) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"row": 3}, ".row: unknown option of {} (did you mean 'rows'?); known: rows, scale"),
+        ({"seed": 3}, ".seed: unknown option of {}; known: rows, scale"),
+    ],
+)
+def test_options_are_held_against_the_signature(own: Any, options: dict[str, Any], says: str) -> None:
+    name = own(OWN)
+    assert sets.check(name, **options) == ["task.data" + says.format(name)]
+
+
+def test_a_file_is_checked_without_being_run(own: Any, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    body = f"open({str(ran)!r}, 'w')\nraise OSError('no such disk')\ndef make(seed, *, rows): pass\n"
+    name = own(body)
+    assert sets.check(name, rows=3) == []
+    assert sets.check(name) == [f"task.data.rows: missing, {name} needs it"]
+    assert "has no function 'mak' (did you mean 'make'?); it has: make" in sets.check(own(body, "mak"))[0]
+    assert not ran.exists()
+    text = sets.refused(name, rows=3)
+    assert ran.exists() and "mine.py cannot be imported: OSError: no such disk" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def make(): pass", "takes 0 arguments, it is called with 1 and the options"),
+        ("def make(seed: pass", "mine.py is not readable as Python"),
+        ("x = 1", "has no function 'make'; it has: none"),
+    ],
+)
+def test_files_without_a_fitting_function(own: Any, text: str, says: str) -> None:
+    (problem,) = sets.check(own(text))
+    assert says in problem
+
+
+def test_functions_made_in_another_way_are_left_to_the_call(own: Any) -> None:
+    assert sets.check(own("make = lambda seed: None")) == []
+    assert sets.check(own("from numpy import zeros as make")) == []
+    assert sets.check(own("def make(*args, **more): pass"), anything=1) == []
+    assert "has no function 'make'" in sets.refused(own("make = 3"))
+
+
+def test_a_name_needs_a_file_and_a_function(tmp_path: Path) -> None:
+    assert sets.check(f"{tmp_path}/gone.py:make") == [f"task.data: file '{tmp_path}/gone.py' does not exist"]
+    assert "needed: path/to/file.py:function" in sets.check(f"{tmp_path}/gone.py")[0]
+
+
+def test_an_error_inside_the_function_stays_the_cause(own: Any) -> None:
+    name = own("def make(seed):\n    return {}['colour']\n")
+    with pytest.raises(ConfigError, match="raised KeyError: 'colour'") as e:
+        sets.load(name)
+    assert isinstance(e.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ("None", "returned NoneType, needed: rayfed.data.Dataset"),
+        ("D(P(x[:0], y[:0]), P(x, y))", "it has no training rows"),
+        ("D(P(x, y[:3]), P(x, y))", "train: x float64 (4, 2) and y int64 (3,) found"),
+        ("D(P(x, y * 1.0), P(x, y))", "train: x float64 (4, 2) and y float64 (4,) found"),
+        ("D(P(x.astype(str), y), P(x, y))", "needed: numbers (n, ...) and whole numbers (n,)"),
+        ("D(P(x, y), P(x[:, :1], y))", "test: x of shape (4, 1) found"),
+        ("D(P(x[:, 0], y), P(x[:, 0], y))", "train: x of shape (4,) found"),
+        ("D(P(x, y), P(x, y), 'image')", "needed: (n, C, H, W) for images"),
+        ("D(P(x, y), P(x, y), 'graph')", "kind 'graph' found, allowed: image, tabular"),
+        ("D(P(x, y + 1), P(x, y))", "train: labels 1 to 2 found, allowed: 0 to 1"),
+        ("D(P(x, y), P(x, y - 1))", "test: labels -1 to 0 found, allowed: 0 to 1"),
+        ("D(P(x, y, np.array(['a'])), P(x, y))", "train.client: 1 values for 4 rows"),
+        ("Dataset('m', P(x, y), P(x, y), 2, ('a',), 'tabular')", "1 label names for 2 classes"),
+    ],
+)
+def test_what_a_function_returns_is_looked_at(own: Any, made: str, says: str) -> None:
+    head = "import numpy as np\nfrom rayfed.data import Dataset, Part as P\n"
+    body = "def D(a, b, kind='tabular'): return Dataset('m', a, b, 2, ('a', 'b'), kind)\n"
+    body += f"def make(seed):\n    x, y = np.ones((4, 2)), np.array([0, 1, 0, 1])\n    return {made}\n"
+    text = sets.refused(own(head + body))
+    assert text.startswith("task.data: ") and says in text
+
+
+def test_notes_of_a_function_are_kept(own: Any) -> None:
+    body = "from rayfed.data import Dataset, Part\nimport numpy as np\ndef make(seed):\n    p = Part(np.eye(2, dtype='f4'), np.arange(2))\n"
+    d = sets.load(own(body + "    return Dataset('m', p, p, 2, ('a', 'b'), 'tabular', ['three rows were empty'])"))
+    assert d.notes == ("three rows were empty",)
+
+
+def test_lists_are_taken_as_arrays_or_refused_in_a_sentence(own: Any) -> None:
+    head = "from rayfed.data import Dataset, Part\n"
+    body = "def make(seed):\n    p = Part([[1, 2], [3, 4]], [0, 1])\n    return Dataset('m', p, p, 2, ('a', 'b'), 'tabular')"
+    try:
+        d = sets.load(own(head + body))
+    except ConfigError as e:
+        assert "train" in str(e)
+    else:
+        assert d.train.x.tolist() == [[1, 2], [3, 4]] and d.train.x.dtype == np.float32

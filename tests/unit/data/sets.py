@@ -1,0 +1,42 @@
+"""Data sets by name, as tests ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayfed import data
+from rayfed.config.schema import Named
+from rayfed.data import Dataset, Part
+from rayfed.errors import ConfigError
+
+
+def load(name: str, seed: int = 0, /, **options: Any) -> Dataset:
+    return data.load(Named.model_validate({"name": name, **options}), seed)
+
+
+def check(name: str, /, **options: Any) -> list[str]:
+    return data.check(Named.model_validate({"name": name, **options}))
+
+
+def refused(name: str, /, **options: Any) -> str:
+    """The text of the ConfigError that loading ends with."""
+    with pytest.raises(ConfigError) as e:
+        load(name, **options)
+    return str(e.value)
+
+
+def same(a: Part, b: Part) -> bool:
+    return all(
+        (u is None and v is None) or (u is not None and v is not None and u.dtype == v.dtype and np.array_equal(u, v))
+        for u, v in ((getattr(a, n), getattr(b, n)) for n in ("x", "y", "client", "domain", "split"))
+    )
+
+
+def pictures(n: int, h: int = 2, w: int = 3, c: int = 1, seed: int = 0) -> np.ndarray:
+    """Bytes (n, H, W, C), 255 among them."""
+    x = np.random.default_rng(seed).integers(0, 256, (n, h, w, c), dtype=np.uint8)
+    x[0, 0, 0] = 255
+    return x
