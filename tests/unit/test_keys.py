@@ -142,3 +142,12 @@ def test_generators_repeat_and_leave_the_global_ones_alone() -> None:
     largest = (1 << 63) - 1
     assert keys.numpy(largest).random() != keys.numpy(largest - 1).random()
     torch.rand(1, generator=keys.torch_generator(largest))
+
+
+@pytest.mark.parametrize(
+    ("weights", "n", "by_hand"),
+    [([1, 1], 4, [2, 2]), ([3, 1], 10, [8, 2]), ([5, 3, 2], 10, [5, 3, 2]), ([1, 1, 1], 4, [2, 1, 1]), ([2, 0], 3, [3, 0])],
+)  # fmt: skip
+def test_sharing_out_by_largest_remainders(weights: list[int], n: int, by_hand: list[int]) -> None:
+    got = keys.proportional(np.array(weights, float), n, np.random.default_rng(0))
+    assert np.bincount(got, minlength=len(weights)).tolist() == by_hand

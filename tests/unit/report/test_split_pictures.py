@@ -7,10 +7,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from rayfed.errors import ConfigError
+from rayfed.report import split_pictures
 from rayfed.report.picture import Picture
 from rayfed.report.split_pictures import check, split_picture
 from rayfed.report.subject import read_run
 from rayfed.storage.run_folder import RunFolder
+from tests.unit.partition import small
 from tests.unit.report.folders import ME
 
 SPLIT = {
@@ -37,3 +39,29 @@ def test_a_file_is_checked_before_anything_is_computed(tmp_path, file, says):
     with pytest.raises(ConfigError, match=says):
         check(tmp_path / file)
     check(tmp_path / "p.PNG")
+
+
+def test_columns_are_by_group_then_by_what_clients_hold_most_of() -> None:
+    told = small.one(
+        clients=20, groups={"kind": "label_permutation", "count": 2}, holdout={"kind": "clients", "fraction": 0.2}
+    )
+    c = split_pictures._columns(told)
+    assert sorted(c.order.tolist()) == list(range(20))
+    assert [(w, b - a) for w, a, b in c.blocks] == [("group 0", 8), ("group 1", 8), ("unseen", 4)]
+    assert c.sizes.tolist() == told.federation.train.sizes()[c.order].tolist()
+    for _, a, b in c.blocks:
+        main = told.federation.class_counts[c.order[a:b]].argmax(1)
+        assert (np.diff(main) >= 0).all()
+    by_size = split_pictures._columns(small.one(partition={"kind": "quantity", "alpha": 0.5}))
+    assert (np.diff(by_size.sizes) <= 0).all() and by_size.blocks == [("", 0, 9)]
+
+
+def test_more_clients_than_columns_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_pictures, "MAX_COLUMNS", 10)
+    c = split_pictures._columns(small.one(clients=100, partition={"kind": "quantity", "alpha": 2}))
+    assert (
+        len(c.order) == len(set(c.order)) == 10
+        and c.sizes[0]
+        == small.one(clients=100, partition={"kind": "quantity", "alpha": 2}).federation.train.sizes().max()
+    )
+    assert small.size(split_pictures.png([small.one(clients=100)]))[0] > 500

@@ -1,11 +1,9 @@
-"""`rayfed partition`: its numbers against independent computations, what it prints and writes, and the page that quotes it."""
+"""`rayfed partition`: its numbers against independent computations, what it prints and writes."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,23 +21,7 @@ from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
 from rayfed.partition import describe as d
 from rayfed.partition import embedding
-from rayfed.report import split_pictures
-
-ROOT = Path(__file__).parents[2]
-BLOBS = {"name": "synthetic:blobs", "examples": 300, "classes": 4, "features": 5, "test": 40}
-
-
-def raw(**federation: Any) -> dict[str, Any]:
-    f = {"clients": 9, "partition": {"kind": "dirichlet", "alpha": 0.4}, **federation}
-    return {"name": "small", "seed": 2, "task": {"data": BLOBS, "model": "linear"}, "method": "fedavg", "federation": f}
-
-
-def one(**federation: Any) -> d.Description:
-    (found,) = d.describe(load_request(raw(**federation)))
-    return found
-
-
-# -- numbers -----------------------------------------------------------------------------------------------------------
+from tests.unit.partition.small import ROOT, one, raw, size
 
 
 def test_label_distance_is_the_mean_over_pairs_of_scipys() -> None:
@@ -148,8 +130,6 @@ def test_clusters_and_domains_are_counted_beside_classes() -> None:
     )
 
 
-# -- studies -----------------------------------------------------------------------------------------------------------
-
 STUDY = {
     **{k: v for k, v in raw().items() if k != "seed"},
     "seeds": [5, 6],
@@ -178,9 +158,6 @@ def test_an_arm_that_cannot_be_split_is_named() -> None:
     assert [p.partition(": federation")[0] for p in e.value.problems] == ["arms.c"]
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 def call(
     args: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
@@ -196,11 +173,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(json.dumps(STUDY))
     return "study.yaml"
-
-
-def size(png: bytes) -> tuple[int, int]:
-    assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    return struct.unpack(">II", png[16:24])  # type: ignore[return-value]
 
 
 def test_it_prints_numbers_and_draws(file: str, monkeypatch: Any, capsys: Any) -> None:
@@ -255,60 +227,3 @@ def test_neither_torch_nor_ray_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-# -- the drawing -------------------------------------------------------------------------------------------------------
-
-
-def test_columns_are_by_group_then_by_what_clients_hold_most_of() -> None:
-    told = one(
-        clients=20, groups={"kind": "label_permutation", "count": 2}, holdout={"kind": "clients", "fraction": 0.2}
-    )
-    c = split_pictures._columns(told)
-    assert sorted(c.order.tolist()) == list(range(20))
-    assert [(w, b - a) for w, a, b in c.blocks] == [("group 0", 8), ("group 1", 8), ("unseen", 4)]
-    assert c.sizes.tolist() == told.federation.train.sizes()[c.order].tolist()
-    for _, a, b in c.blocks:
-        main = told.federation.class_counts[c.order[a:b]].argmax(1)
-        assert (np.diff(main) >= 0).all()
-    by_size = split_pictures._columns(one(partition={"kind": "quantity", "alpha": 0.5}))
-    assert (np.diff(by_size.sizes) <= 0).all() and by_size.blocks == [("", 0, 9)]
-
-
-def test_more_clients_than_columns_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_pictures, "MAX_COLUMNS", 10)
-    c = split_pictures._columns(one(clients=100, partition={"kind": "quantity", "alpha": 2}))
-    assert (
-        len(c.order) == len(set(c.order)) == 10
-        and c.sizes[0] == one(clients=100, partition={"kind": "quantity", "alpha": 2}).federation.train.sizes().max()
-    )
-    assert size(split_pictures.png([one(clients=100)]))[0] > 500
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_pages_table_is_what_its_script_measures() -> None:
-    """Label distance and Gini of the cheap kinds, of every alpha; the rest of the table comes from the same call."""
-    spec = importlib.util.spec_from_file_location("make", ROOT / "docs/pictures/make.py")
-    assert spec is not None and spec.loader is not None
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
-    page = (ROOT / "docs/heterogeneity.md").read_text()
-    rows = [[x.strip() for x in r.strip("|").split("|")] for r in page.splitlines() if r.startswith("| ")][1:]
-    assert [r[0] for r in rows] == [k for k in make.KINDS for _ in make.ALPHAS]
-    assert [float(r[1]) for r in rows] == list(make.ALPHAS) * len(make.KINDS)
-    for name, alpha, label, *_, gini, _, _ in rows:
-        if make.KINDS[name]["kind"] != "embedding":
-            kind = {**make.KINDS[name], "alpha": float(alpha)}
-            made = [partition.build(load_request(make.config(kind)).model_copy(update={"seed": s})) for s in make.SEEDS]
-            distances = [d.label_distance(f.class_counts) for f in made]
-            assert label == f"{np.mean(distances):.2f} ± {np.std(distances, ddof=1):.2f}"
-            assert gini == f"{np.mean([d.gini(f.train.sizes()) for f in made]):.2f}"
-
-
-def test_the_pages_pictures_are_there_small_and_all_used() -> None:
-    page = (ROOT / "docs/heterogeneity.md").read_text()
-    files = {f.name for f in (ROOT / "docs/pictures").glob("*.png")}
-    assert set(re.findall(r"\(pictures/([\w-]+\.png)\)", page)) == files
-    assert all((ROOT / "docs/pictures" / f).stat().st_size < 60_000 for f in files)
