@@ -124,11 +124,17 @@ def _check_labels(y: np.ndarray, which: str, classes: int) -> None:
         )
 
 
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _check_columns(part: Part, which: str) -> None:
     problems = []
     for n, a in (("client", part.client), ("domain", part.domain), ("split", part.split)):
         if a is not None and (a.ndim != 1 or len(a) != len(part.y)):
             problems.append(f"{which}.{n}: {len(a) if a.ndim else 1} values for {len(part.y)} rows")
+        elif a is not None and not all(map(_is_utf8, np.unique(a))):
+            problems.append(f"{which}.{n}: it holds text that UTF-8 cannot write (a lone surrogate)")
         elif n == "split" and a is not None and (unknown := sorted({*a.tolist()} - {*SPLITS})):
             problems.append(
                 f"{which}.split: {unknown[0]!r} found{nearest(unknown[0], SPLITS)}, allowed: {', '.join(SPLITS)}"
@@ -143,6 +149,9 @@ def _check_values(x: np.ndarray, which: str, kind: str) -> None:
         bad = next(((r, v) for r, row in enumerate(x) for v in np.atleast_1d(row) if not isinstance(v, str)), None)
         if bad:
             raise ConfigError(f"{which}: row {bad[0]} holds {type(bad[1]).__name__}, needed: texts")
+        broken = next((r for r, row in enumerate(x) for v in np.atleast_1d(row) if not _is_utf8(v)), None)
+        if broken is not None:
+            raise ConfigError(f"{which}: row {broken} holds text that UTF-8 cannot write (a lone surrogate)")
         return
     if kind == "text":
         wrong, allowed = (x < -1) | (x >= 2**31), "token ids from 0, and -1 for padding"

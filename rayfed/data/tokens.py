@@ -7,6 +7,7 @@ is how the process that reads configs has it done: tokenizers load torch, and th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import subprocess
@@ -71,17 +72,27 @@ def cached(where: Path, texts: Mapping[str, list[str]], length: str, module: str
     import pyarrow as pa
 
     kept = cache_folder() / "tokens" / f"{_digest(where, texts, length, module)[:32]}.arrow"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as tmp:
-            file = Path(tmp) / "ids.arrow"
-            if "torch" in sys.modules:
-                _write(file, _encode(module, where, texts, length))
-            else:
-                _encode_elsewhere(module, where, texts, length, file)
-            file.replace(kept)
-    with pa.memory_map(str(kept)) as source:
+    if kept.is_file():
+        with contextlib.suppress(pa.ArrowException, OSError):  # a damaged file is written anew
+            return _read(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as tmp:
+        file = Path(tmp) / "ids.arrow"
+        if "torch" in sys.modules:
+            _write(file, _encode(module, where, texts, length))
+        else:
+            _encode_elsewhere(module, where, texts, length, file)
+        file.replace(kept)
+    return _read(kept)
+
+
+def _read(file: Path) -> dict[str, list[Any]]:
+    """Return arrays by name. An Arrow error where the file is damaged."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
         table = pa.ipc.open_file(source).read_all()
+        table.validate(full=True)
         return {n: [np.asarray(i) for i in table[n].to_numpy(zero_copy_only=False)] for n in table.column_names}
 
 

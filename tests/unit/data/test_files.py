@@ -404,7 +404,9 @@ def own_arrays(draw: Callable[..., Any], rows: int) -> Any:
     if kind == "none":
         return None
     if kind == "text":
-        return np.array([draw(TEXT) for _ in range(rows)], dtype=draw(st.sampled_from([object, str])))
+        return np.array(
+            [draw(TEXT | st.text(max_size=3)) for _ in range(rows)], dtype=draw(st.sampled_from([object, str]))
+        )
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     x = rng.normal(size=(rows, *shape)) * draw(st.sampled_from([1, 1, 50, 1e30, 1e300]))
     if x.size and draw(st.integers(0, 4)) == 0:
@@ -435,7 +437,8 @@ def usual_part(draw: Callable[..., Any], rows: int, shape: tuple[int, ...], kind
 
 def odd_part(draw: Callable[..., Any], rows: int) -> Any:
     """Return rows in which anything may be wrong."""
-    names = st.none() | st.lists(TEXT | st.integers(0, 3) | st.none(), min_size=rows, max_size=rows)
+    any_text = TEXT | st.text(max_size=2)
+    names = st.none() | st.lists(any_text | st.integers(0, 3) | st.none(), min_size=rows, max_size=rows)
     split = st.none() | st.lists(st.sampled_from(["train", "valid", "best"]), min_size=rows, max_size=rows)
     found = [draw(own_arrays(rows)), draw(own_labels(rows)), draw(names), draw(names), draw(split)]
     return Part(*found) if draw(st.integers(0, 9)) else tuple(found)

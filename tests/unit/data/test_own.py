@@ -98,6 +98,8 @@ def test_token_ids_are_texts_already() -> None:
     [
         (made(np.zeros((12, 2)), [[0, 1]] * 12), "train: y int64 (12, 2) holds lists, one label a row is needed"),
         (made(np.zeros((12, 2)), np.array([[0], [0, 1]] * 6, object)), "holds lists, one label a row is needed"),
+        (made(np.array(["a", "b\ud800"] * 6), kind="text"), "train: row 1 holds text that UTF-8 cannot write"),
+        (made(np.zeros((12, 2)), client=["\udfff"] * 12), "train.client: it holds text that UTF-8 cannot write"),
         (made(None), "train: x object () and y int64 (12,) found, needed: numbers"),
         (made([[1], [1, 2]] * 6), "train.x: list is no array: ValueError"),
         (made(np.zeros((12, 0))), "train: x of shape (12, 0) found"),

@@ -51,3 +51,13 @@ def test_token_ids_are_held_against_vocabulary_and_places(config: Config) -> Non
         split(config, ids)
     with pytest.raises(ConfigError, match=r"mine holds 25 tokens a text, hf:.* takes at most 24 tokens"):
         split(config, np.zeros((24, 25), np.int32))
+
+
+def test_damaged_ids_in_the_cache_are_made_anew(config: Config, tmp_path: Path) -> None:
+    texts = np.array(["the w00", "w10", "w20"] * 8, object)
+    right = split(config, texts).arrays["x"]
+    (file,) = tmp_path.glob("tokens/*.arrow")
+    whole = file.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], b"ARROW1" + bytes(len(whole))):
+        file.write_bytes(broken)
+        assert np.array_equal(split(config, texts).arrays["x"], right) and file.read_bytes() == whole
