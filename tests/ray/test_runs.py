@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 from tests.ray.conftest import numbers, only_run
@@ -47,14 +48,44 @@ def test_a_pretrained_model_gives_the_same_numbers_in_actors(rayfed, config, tmp
     assert len(found["ray"][0]) == 4 and found["ray"] == found["local"]
 
 
+COUNTING = '''
+    import torch
+
+    from rayfed import SCALAR, Part, Phase, Visit, total, visit
+    from rayfed.methods.fedavg import FedAvg
+    from rayfed.visits import once
+
+    class Counting(FedAvg):
+        """FedAvg that also asks how many examples of a class its clients have."""
+        wire = FedAvg.wire._replace(up={**FedAvg.wire.up, "n": Part(SCALAR)})
+
+        @visit
+        def count(self, task, k):
+            def step(carry, batch, key):
+                return {"n": carry["n"] + ((batch["y"] == k) * batch["w"]).sum()}
+            zero = torch.zeros((), dtype=task.dtype, device=task.device)
+            return Visit(lambda client: {"n": zero}, [Phase(once(), step, counts=False)], lambda client, carry: (carry, {}))
+
+        def round(self, state, fed, task):
+            for k in (1, 3):
+                got = fed.ask(self.count.with_(k=k), range(fed.population), fold=total("n"))
+                fed.log(f"examples/{k}", float(got.folded["n"]))
+                fed.log(f"right/{k}", float(got.folded["n"] == fed.federation.class_counts[: fed.population, k].sum()))
+            return super().round(state, fed, task)
+'''
+
+
 def test_one_and_two_actors_agree(rayfed, config, tmp_path):
+    """Also on visits that take arguments."""
+    method = tmp_path / "counting.py"
+    method.write_text(textwrap.dedent(COUNTING))
     for n in (1, 2):
-        code, out = rayfed(
-            "run", config(resources={"actors": n}), "--out", tmp_path / str(n), "--address", "local"
-        ).wait()
+        file = config(resources={"actors": n}, method={"name": f"{method}:Counting"})
+        code, out = rayfed("run", file, "--out", tmp_path / str(n), "--address", "local").wait()
         assert code == 0, out
     one, two = (numbers(only_run(tmp_path / str(n))) for n in (1, 2))
-    assert one == two
+    assert one == two and all(row["right/1"] == row["right/3"] == 1 for row in one)
+    assert one[0]["examples/1"] != one[0]["examples/3"]
 
 
 def test_an_impossible_plan_is_refused_before_ray_starts(rayfed, config, env, tmp_path):
