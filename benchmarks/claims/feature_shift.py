@@ -1,0 +1,40 @@
+"""Handwritten digits in four looks, and a small network with BatchNorm: what the claim about FedBN runs on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from rayfed import data
+from rayfed.config.schema import Named
+from rayfed.data import Dataset, Part
+
+LOOKS = ("plain", "inverted", "dim", "pale")
+
+
+def look(x: np.ndarray, name: str) -> np.ndarray:
+    """Return images in [0, 1] as one look shows them."""
+    changed = {"plain": x, "inverted": 1 - x, "dim": 0.3 * x, "pale": 0.6 + 0.4 * x}
+    return changed[name].astype(np.float32)
+
+
+def looks(seed: int) -> Dataset:
+    """Return the digits with each row in one look, which is its domain."""
+    plain = data.load(Named(name="digits"), seed)
+    rng = np.random.default_rng(seed)
+    parts = []
+    for part in (plain.train, plain.test):
+        domain = rng.integers(len(LOOKS), size=len(part.y))
+        x = np.stack([look(image, LOOKS[d]) for image, d in zip(part.x, domain, strict=True)])
+        parts.append(Part(x, part.y, domain=np.array(LOOKS)[domain]))
+    return Dataset("digits in four looks", *parts, plain.classes, plain.label_names, "image")
+
+
+def network(classes: int, input_shape: tuple[int, ...], **options: Any) -> nn.Module:
+    """Return two convolutions with BatchNorm and a linear layer, for images (B, 1, 8, 8)."""
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, classes),
+    )  # fmt: skip
