@@ -205,6 +205,7 @@ def unusable() -> str:
         return torch.func.grad(lambda w: torch.relu((w * x).sum()) ** 2)(w)  # 2 relu(w x) x
 
     recording, piece, found = Recording(), Piece(gradient), []
+    piece.name = "a known function"
     notes: list[str] = []
     try:
         with using("auto", notes):
