@@ -52,9 +52,6 @@ def refused(places: dict[str, Path], where: Path, **more: Any) -> str:
     return str(told.value)
 
 
-# -- another adapter -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("theirs", "says"),
     [
@@ -133,8 +130,6 @@ def test_a_run_of_another_scale_is_refused(places: dict[str, Path], tmp_path: Pa
         assert told.startswith("adapter.rank: 4 found") and "--set adapter.rank=2 --set adapter.alpha=8" in told
         (path / "model" / "adapter_config.json").unlink(missing_ok=True)  # as after a method that moves the base
 
-
-# -- a client's own --------------------------------------------------------------------------------------------------------
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": KINDS["lora"],

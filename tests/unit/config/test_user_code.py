@@ -1,4 +1,4 @@
-"""Classes and functions of a session as part of a config: what is written down, what is refused, and where it travels."""
+"""Classes and functions of a Python session as names in a config."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class Mine(Method):
         return {"model": move(state["model"], got.folded["delta"])}
 """
 
+
 numbers = itertools.count()
+
+
 Cell = Callable[[str], dict[str, Any]]
 
 
@@ -74,9 +77,6 @@ def refused(thing: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         user_code.name_of(thing, "method.name")
     return caught.value.problems
-
-
-# -- what is written -----------------------------------------------------------------------------------------------------
 
 
 def test_a_function_with_all_that_it_uses(cell: Cell) -> None:
@@ -149,9 +149,6 @@ def test_a_class_of_a_file_goes_by_its_file(tmp_path: Path, monkeypatch: pytest.
     assert user_code.name_of(FedAvg, "x") == "fedavg"
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------------
-
-
 def test_what_cannot_be_written_is_named(cell: Cell) -> None:
     names = cell("""
 import numpy as np
@@ -187,9 +184,6 @@ def test_a_config_tells_all_of_them(cell: Cell) -> None:
 def test_a_class_that_is_no_method(cell: Cell) -> None:
     with pytest.raises(ConfigError, match=r"method\.name: code/Other-\w+\.py has no Method named 'Other'"):
         load_request({**toy.TOY, "method": cell("class Other:\n    pass")["Other"]})
-
-
-# -- runs ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -245,8 +239,6 @@ def test_a_script_is_a_session_too(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").iterdir()  # the script ran once: it was not run again to find the class
     assert rayfed.load(folder).summary["status"] == "done"
 
-
-# -- other machines ------------------------------------------------------------------------------------------------------
 
 ACTOR = """
 import pickle, sys

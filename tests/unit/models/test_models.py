@@ -1,4 +1,4 @@
-"""The networks: sizes by hand, gradients under `vmap`, what they refuse, and where their first parameters come from."""
+"""The networks: sizes by hand, gradients under `vmap`, what they refuse."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from rayfed import keys, models
+from rayfed import models
 from rayfed.config.schema import Named
 from rayfed.errors import ConfigError
-from rayfed.task import Task
-from tests import toy
+from tests.unit.models.networks import IMAGE, OWN, inputs
 
-IMAGE = (1, 8, 8)
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {},
     "mlp": {"hidden": [7, 5]},
@@ -45,13 +43,6 @@ def build(name: str, classes: int = 10, shape: tuple[int, ...] = IMAGE, seed: in
 
 def size(m: nn.Module) -> int:
     return sum(p.numel() for p in m.parameters())
-
-
-def inputs(n: int, shape: tuple[int, ...] = IMAGE, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).random((n, *shape)))
-
-
-# -- sizes -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,9 +93,6 @@ def test_resnet_halves_the_image_twice_and_repeats_blocks() -> None:
     x = m.stem(inputs(2))
     sizes = [tuple((x := block(x)).shape[1:]) for block in m.stages]
     assert sizes == [(4, 8, 8)] * 3 + [(8, 4, 4)] * 3 + [(16, 2, 2)] * 3
-
-
-# -- what all of them promise ------------------------------------------------------------------------------------------
 
 
 def by_one(m: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -161,9 +149,6 @@ def test_all_state_is_parameters_and_the_classifier_comes_last(name: str) -> Non
     assert [n for n, _ in m.named_children()][-1] == "head"
 
 
-# -- against independent computations ----------------------------------------------------------------------------------
-
-
 def test_linear_and_mlp_equal_numpy() -> None:
     x = inputs(6)
     flat = x.reshape(6, 64).numpy()
@@ -206,9 +191,6 @@ def test_the_cnn_is_two_convolutions_with_pooling_and_two_layers() -> None:
     same.load_state_dict(dict(zip(same.state_dict(), m.state_dict().values())))
     x = inputs(3, (2, 6, 9))
     torch.testing.assert_close(m(x), same(x), rtol=1e-12, atol=1e-12)
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,37 +272,6 @@ def test_checking_does_not_load_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# -- a user's own model ------------------------------------------------------------------------------------------------
-
-OWN = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, classes, inputs, width):
-        super().__init__()
-        self.body, self.head = nn.Linear(inputs, width), nn.Linear(width, classes)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.body(x.flatten(1))))
-
-def net(classes, input_shape, width=4):
-    assert isinstance(input_shape, tuple)
-    n = 1
-    for s in input_shape:
-        n *= s
-    return Net(classes, n, width)
-
-def raises(classes, input_shape):
-    raise ZeroDivisionError("no width")
-
-def bare(classes, input_shape):
-    return lambda x: x
-
-broken = 3
-"""
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Any]:
     before = set(sys.modules)
@@ -369,86 +320,6 @@ def test_a_users_model_is_checked_without_being_run(own: Any) -> None:
 def test_what_is_no_module_is_refused(own: Any, function: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         models.build(spec(own(function)), 2, (3,))
-
-
-# -- through the task --------------------------------------------------------------------------------------------------
-
-
-def task(model: Any = None, seed: int = 1, dtype: str = "float32", **more: Any) -> Task:
-    c = toy.config(seed=seed, dtype=dtype, task={"model": model or {"name": "mlp", "hidden": [16]}})
-    return Task(c, toy.federation(c), **more)
-
-
-def same(a: Any, b: Any) -> bool:
-    return list(a) == list(b) and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
-
-
-def test_the_seed_alone_decides_the_first_parameters() -> None:
-    torch.manual_seed(5)
-    first = task().initial
-    torch.manual_seed(6)
-    torch.rand(3)
-    second = task()
-    assert same(first, second.initial) and same(first, second.initial)
-    assert not same(first, task(seed=2).initial)
-    assert same(first, second.init_params(keys.key(1, 0, -1, "init")))
-    assert not same(first, second.init_params(keys.key(1, 0, -1, "other")))
-    double = task(dtype="float64").initial
-    assert {p.dtype for p in double.values()} == {torch.float64}
-    assert same({n: p.double() for n, p in first.items()}, double)
-
-
-def test_building_a_task_does_not_move_torchs_generator() -> None:
-    torch.manual_seed(3)
-    before = torch.random.get_rng_state()
-    t = task()
-    _ = t.initial, t.fresh_params(7)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_the_first_parameters_are_torchs_own() -> None:
-    t = task()
-    with torch.random.fork_rng():
-        torch.manual_seed(keys.key(1, 0, -1, "init"))
-        plain = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
-    want = dict(zip(("body.0.weight", "body.0.bias", "head.weight", "head.bias"), plain.state_dict().values()))
-    assert same(t.initial, want)
-    assert t.head == ("head.weight", "head.bias")
-    assert list(t.params_like) == list(want) and not any(p.any() for p in t.params_like.values())
-
-
-def test_a_start_replaces_the_drawn_parameters_but_not_fresh_ones() -> None:
-    drawn = task()
-    start = {n: np.full(p.shape, 0.5, np.float64) for n, p in drawn.initial.items()}
-    t = task(start={"params": start})
-    assert all((p == 0.5).all() and p.dtype == torch.float32 for p in t.initial.values())
-    assert same(t.fresh_params(keys.key(1, 0, -1, "init")), drawn.initial)
-
-
-def test_loss_probabilities_and_metrics_equal_numpy() -> None:
-    t = task(dtype="float64")
-    x, y = inputs(9, (8,)), torch.arange(9) % 4
-    p, batch = t.initial, {"x": x, "y": y}
-    w = {n: v.numpy() for n, v in p.items()}
-    hidden = np.maximum(x.numpy() @ w["body.0.weight"].T + w["body.0.bias"], 0)
-    z = hidden @ w["head.weight"].T + w["head.bias"]
-    probs = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    nll = -np.log(probs[np.arange(9), y.numpy()])
-    assert t.apply(p, x).numpy() == pytest.approx(z, abs=1e-12)
-    assert t.loss(p, batch).numpy() == pytest.approx(nll, abs=1e-12)
-    assert t.predict(p, batch).numpy() == pytest.approx(probs, abs=1e-12)
-    m = t.metrics(p, batch)
-    assert m["loss"].numpy() == pytest.approx(nll, abs=1e-12)
-    assert m["accuracy"].tolist() == (z.argmax(1) == y.numpy()).astype(float).tolist()
-
-
-def test_a_task_says_what_the_data_and_the_model_are(own: Any) -> None:
-    t = task({"name": own("net"), "width": 5})
-    assert (t.classes, t.input_shape, t.population) == (4, (8,), 12)
-    assert {n: tuple(p.shape) for n, p in t.params_like.items()} == {
-        "body.weight": (5, 8), "body.bias": (5,), "head.weight": (4, 5), "head.bias": (4,)
-    }  # fmt: skip
-    assert same(t.initial, task({"name": own("net"), "width": 5}).initial)
 
 
 def test_what_takes_long_to_import_is_told_beforehand() -> None:

@@ -1,0 +1,109 @@
+"""A task: its first parameters, loss and metrics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rayfed import keys
+from rayfed.task import Task
+from tests import toy
+from tests.unit.models.networks import OWN, inputs
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Any]:
+    before = set(sys.modules)
+
+    def made(function: str, text: str = OWN) -> str:
+        (tmp_path / "mine.py").write_text(text)
+        return f"{tmp_path / 'mine.py'}:{function}"
+
+    yield made
+    for n in set(sys.modules) - before:
+        if n.startswith("rayfed_user_"):
+            del sys.modules[n]
+
+
+def task(model: Any = None, seed: int = 1, dtype: str = "float32", **more: Any) -> Task:
+    c = toy.config(seed=seed, dtype=dtype, task={"model": model or {"name": "mlp", "hidden": [16]}})
+    return Task(c, toy.federation(c), **more)
+
+
+def same(a: Any, b: Any) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+
+
+def test_the_seed_alone_decides_the_first_parameters() -> None:
+    torch.manual_seed(5)
+    first = task().initial
+    torch.manual_seed(6)
+    torch.rand(3)
+    second = task()
+    assert same(first, second.initial) and same(first, second.initial)
+    assert not same(first, task(seed=2).initial)
+    assert same(first, second.init_params(keys.key(1, 0, -1, "init")))
+    assert not same(first, second.init_params(keys.key(1, 0, -1, "other")))
+    double = task(dtype="float64").initial
+    assert {p.dtype for p in double.values()} == {torch.float64}
+    assert same({n: p.double() for n, p in first.items()}, double)
+
+
+def test_building_a_task_does_not_move_torchs_generator() -> None:
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    t = task()
+    _ = t.initial, t.fresh_params(7)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_first_parameters_are_torchs_own() -> None:
+    t = task()
+    with torch.random.fork_rng():
+        torch.manual_seed(keys.key(1, 0, -1, "init"))
+        plain = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    want = dict(zip(("body.0.weight", "body.0.bias", "head.weight", "head.bias"), plain.state_dict().values()))
+    assert same(t.initial, want)
+    assert t.head == ("head.weight", "head.bias")
+    assert list(t.params_like) == list(want) and not any(p.any() for p in t.params_like.values())
+
+
+def test_a_start_replaces_the_drawn_parameters_but_not_fresh_ones() -> None:
+    drawn = task()
+    start = {n: np.full(p.shape, 0.5, np.float64) for n, p in drawn.initial.items()}
+    t = task(start={"params": start})
+    assert all((p == 0.5).all() and p.dtype == torch.float32 for p in t.initial.values())
+    assert same(t.fresh_params(keys.key(1, 0, -1, "init")), drawn.initial)
+
+
+def test_loss_probabilities_and_metrics_equal_numpy() -> None:
+    t = task(dtype="float64")
+    x, y = inputs(9, (8,)), torch.arange(9) % 4
+    p, batch = t.initial, {"x": x, "y": y}
+    w = {n: v.numpy() for n, v in p.items()}
+    hidden = np.maximum(x.numpy() @ w["body.0.weight"].T + w["body.0.bias"], 0)
+    z = hidden @ w["head.weight"].T + w["head.bias"]
+    probs = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    nll = -np.log(probs[np.arange(9), y.numpy()])
+    assert t.apply(p, x).numpy() == pytest.approx(z, abs=1e-12)
+    assert t.loss(p, batch).numpy() == pytest.approx(nll, abs=1e-12)
+    assert t.predict(p, batch).numpy() == pytest.approx(probs, abs=1e-12)
+    m = t.metrics(p, batch)
+    assert m["loss"].numpy() == pytest.approx(nll, abs=1e-12)
+    assert m["accuracy"].tolist() == (z.argmax(1) == y.numpy()).astype(float).tolist()
+
+
+def test_a_task_says_what_the_data_and_the_model_are(own: Any) -> None:
+    t = task({"name": own("net"), "width": 5})
+    assert (t.classes, t.input_shape, t.population) == (4, (8,), 12)
+    assert {n: tuple(p.shape) for n, p in t.params_like.items()} == {
+        "body.weight": (5, 8), "body.bias": (5,), "head.weight": (4, 5), "head.bias": (4,)
+    }  # fmt: skip
+    assert same(t.initial, task({"name": own("net"), "width": 5}).initial)
