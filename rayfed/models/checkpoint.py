@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rayfed.models.training_mode import TrainingForward, TrainingStep
 
-Run = Callable[..., tuple[Tensor, ...]]
+Forward = Callable[..., tuple[Tensor, ...]]
 
 
 def layers(network: nn.Module) -> list[nn.Module]:
@@ -51,7 +51,7 @@ def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any
     kind = given[0].device.type
     half, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
         inputs = iter(tensors)
         a, k = _map(lambda x: next(inputs), (args, kwargs))
         params = {f"layer.{n}": p for n, p in zip(names, tensors[len(given) :])}
@@ -68,7 +68,7 @@ def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any
         return tuple(leaves)
 
     tensors = given + [now[n] for n in names] + drawn
-    made = iter(_Layer.apply(run, *tensors))
+    made = iter(_Layer.apply(forward, *tensors))
     return _map(lambda hole: next(made), form[0], _Hole)
 
 
@@ -104,12 +104,12 @@ class _Layer(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(run: Run, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return run(*tensors)
+    def forward(function: Forward, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return function(*tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.run = inputs[0]
+        ctx.function = inputs[0]
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
@@ -121,7 +121,7 @@ class _Layer(torch.autograd.Function):
             every = list(tensors)
             for i, x in zip(wanted, some):
                 every[i] = x
-            return ctx.run(*every)
+            return ctx.function(*every)
 
         pull = torch.func.vjp(of, *(tensors[i] for i in wanted))[1]
         found = dict(zip(wanted, pull(grads)))

@@ -84,6 +84,7 @@ class Task:
 
     def __init__(self, config: Config, federation: Federation, device: str = "cpu", start: Any = None):
         from rayfed import models
+        from rayfed.models import pretrained, training_mode
 
         self.config, self.device = config, device
         self.classes, self.input_shape = federation.classes, tuple(federation.input_shape)
@@ -91,31 +92,18 @@ class Task:
         self.ranks = ranks.drawn(config, federation.population, federation.clients)
         self.dtype = torch.float64 if config.task.dtype == "float64" else torch.float32
         start = start or {}
+        base = start.get("base")
         self._build = lambda: models.build(config.task.model, self.classes, self.input_shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(keys.key(config.seed, 0, -1, "what is not trained"))
-            if start.get("base") is not None:
-                from rayfed.models import pretrained
-
-                module = pretrained.build(config, self.classes, federation.kind, start["base"], self.input_shape)
-            else:
-                module = self._build()
+        module = self._network(base)
         trained = {n for n, p in module.named_parameters() if p.requires_grad}
         self.half = config.task.dtype == "bf16"
-        self._places: dict[str, Any] | None = None
         self._halved: set[str] = set()
-        if (
-            self.half
-        ):  # what is frozen stays in bfloat16; what is trained beside it in one layer is cast for the forward pass
-            for n in sorted(trained):
-                layer = module.get_submodule(n.rpartition(".")[0])
-                if any(not q.requires_grad for q in layer.parameters(recurse=False)):
-                    self._halved.add(n)
-            for n, p in module.named_parameters():
-                p.data = p.data.to(self.dtype) if n in trained else p.data
+        if self.half:
+            self._halved = self._with_halves(module, trained)
         else:
             module = module.to(dtype=self.dtype)
-        if config.task.model.options.get("device_map") is not None and start.get("base") is not None:
+        self._places: dict[str, Any] | None = None
+        if config.task.model.options.get("device_map") is not None and base is not None:
             module, self._places = pretrained.placed(module, config.task.model.options["device_map"], device)
         else:
             module = module.to(device=device)
@@ -128,15 +116,13 @@ class Task:
                 m.during = self._during
         self._own_buffers: dict[str, Tensor] = {}
         self._mixes_rows = False  # whether a row's answer in training depends on the other rows, normalisation aside
-        self._switched, self._is_training = self._with_modes(start.get("base") is not None), False
-        self.buffers: tuple[str, ...] = self._written_buffers(start.get("base") is not None)
+        self._switched, self._is_training = self._with_modes(base is not None), False
+        self.buffers: tuple[str, ...] = self._written_buffers(base is not None)
         if self._mixes_rows:
             self.vectorize = "rows of a batch depend on each other in task.model, so padding must be left out"
         self.params_like: dict[str, Tensor] = {
             n: torch.zeros_like(p, device=device) for n, p in self._module.named_parameters() if n in trained
         }
-        from rayfed.models import training_mode
-
         own = dict(self._module.named_buffers())
         self.params_like |= {n: torch.zeros(own[n].shape, dtype=self.dtype, device=device) for n in self.buffers}
         self._own_buffers = {n: own[n] for n in self.buffers}
@@ -146,6 +132,29 @@ class Task:
         self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
         self._start = start.get("params")
         self._initial: Tree | None = None
+
+    def _network(self, base: Any) -> Any:
+        """Return the network with what is not trained drawn from the seed; base: of a pretrained one, else None."""
+        from rayfed.models import pretrained
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keys.key(self.config.seed, 0, -1, "what is not trained"))
+            if base is None:
+                return self._build()
+            return pretrained.build(self.config, self.classes, self.kind, base, self.input_shape)
+
+    def _with_halves(self, module: Any, trained: set[str]) -> set[str]:
+        """Leave what is frozen in bfloat16, give what is trained the task's type, and return the names of trained parameters beside
+        frozen ones in one layer, which are cast for the forward pass."""
+        beside = set()
+        for n in trained:
+            layer = module.get_submodule(n.rpartition(".")[0])
+            if any(not q.requires_grad for q in layer.parameters(recurse=False)):
+                beside.add(n)
+        for n, p in module.named_parameters():
+            if n in trained:
+                p.data = p.data.to(self.dtype)
+        return beside
 
     def _with_modes(self, pretrained: bool) -> list[Any]:
         """Return the modules that are put into train mode for training steps: all of an own or a pretrained network, of the latter
