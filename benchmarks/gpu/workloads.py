@@ -70,6 +70,7 @@ def settings(
         seed=0,
         task=TaskSection(dtype=dtype, data="random", model={"name": model, **options}),
         adapter=LoRA(kind="lora", rank=rank, targets=list(targets)) if rank else Whole(),
+        local=Local(),
     )
 
 
