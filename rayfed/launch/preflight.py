@@ -19,7 +19,7 @@ from rayfed.config.load import VARIABLE, load_config
 from rayfed.config.problems import blames, sentences
 from rayfed.config.schema import Named
 from rayfed.errors import ConfigError
-from rayfed.models import folder, pretrained
+from rayfed.models import folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
 
@@ -51,6 +51,8 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     if config is None:
         return problems
     rules = make_method(config).check(config) if make_method is not None else []
+    if make_method is not None and config.local.buffers == "private":
+        rules = rules + private_buffers.problems(methods.get(config.method.name))
     rules = rules + check_rules(config)
     return problems + [p for p in rules if not blames(p, wrong)]
 

@@ -64,7 +64,8 @@ def _put(t: Tree, buffers: Tree) -> Tree:
     if not isinstance(t, Mapping):
         return t
     return {
-        n: x * 0 + buffers[n] if n in buffers and not isinstance(x, Mapping) else _put(x, buffers) for n, x in t.items()
+        n: buffers[n].expand_as(x) if n in buffers and not isinstance(x, Mapping) else _put(x, buffers)
+        for n, x in t.items()
     }
 
 
@@ -74,11 +75,12 @@ def _zero(part: Tree, names: tuple[str, ...]) -> Tree:
     return {n: torch.zeros_like(x) if n in names else x for n, x in part.items()}
 
 
-def problems(method: Any) -> list[str]:
-    """Return what speaks against it: a method whose clients send whole models."""
+def problems(method: type[Method]) -> list[str]:
+    """Return what speaks against it: a method whose clients send entries of the model that are not updates, buffers among them."""
     whole = sorted(n for n, p in method.wire.up.items() if not p.update and str(p.shape) == "params")
     said = (
-        f"local.buffers: private found, but clients of {method.__name__} send whole models ({', '.join(whole)}); "
+        f"local.buffers: private found, but clients of {method.__name__} send whole trees of the model that are no updates "
+        f"({', '.join(whole)}), their buffers with them; "
         "allowed: average, frozen"
     )
     return [said] if whole else []

@@ -212,6 +212,14 @@ def test_private_buffers_stay_at_the_client(nets: Any, executor: str) -> None:
     assert len({r["loss"] for r in scores if r["client"] < 12}) > 6
 
 
+def test_private_buffers_are_refused_where_a_method_would_send_them(nets: Any) -> None:
+    """SCAFFOLD sends control variates, which hold what moved, buffers too."""
+    from rayfed.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"local.buffers: private found, .* no updates \(dc\)"):
+        toy.config("scaffold", **{**nets("batchnorm"), "local": {"buffers": "private"}})
+
+
 def test_frozen_buffers_are_no_part_of_the_model(nets: Any) -> None:
     done = toy.simulate("fedavg", executor="vmap", **{**nets("batchnorm"), "local": {"buffers": "frozen"}})
     assert done.fed.task.buffers == () and not [n for n in done.state["model"] if "running" in n]
