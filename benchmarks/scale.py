@@ -362,18 +362,20 @@ def _beyond(run: Path, round: int) -> bool:
 
 def until(condition: Callable[[], Any], what: str, command: Command, seconds: float) -> Any:
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > end or command.process.poll() is not None:
+    while True:
+        ended = command.process.poll() is not None  # asked first: what it did last counts
+        if found := condition():
+            return found
+        if ended or time.monotonic() > end:
             sys.exit(f"did not happen: {what}\n{command.log.read_text()[-3000:]}")
         time.sleep(0.05)
-    return found
 
 
 def by_state(tiny: bool) -> dict[str, Any]:
     """The run with all clients stateful: killed on the way and resumed, then resumed once more for further rounds."""
     from rayfed.storage.run_folder import read_metrics
 
-    clients, per_round, sizes = (600, 30, (5,)) if tiny else (100_000, 1000, (10, 100))
+    clients, per_round, sizes = (6000, 30, (5,)) if tiny else (100_000, 1000, (10, 100))
     rounds, more = clients // per_round, 2 if tiny else 5
     touched = by_touched(clients, sizes, tiny)
     with folder() as where:

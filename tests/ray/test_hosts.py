@@ -17,7 +17,7 @@ from tests.ray.hosts import ROOT, Machines, missing
 
 pytestmark = pytest.mark.slow  # a cluster of its own: minutes on two cores
 
-SHIPPED = ROOT / "rayfed" / "configs" / "clusters" / "local.yaml"
+SHIPPED = ROOT / "rayfed" / "config" / "ready" / "clusters" / "local.yaml"
 ADDRESS = "--address http://127.0.0.1:8265"
 WHAT = {
     "rounds": 120, "method": {"name": "fedavg"}, "evaluate": {"every": 40}, "storage": {"snapshot_every": 20},
