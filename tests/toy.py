@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,9 +240,13 @@ def run_folder(
     pool: Any = None,
     stop_after: int | None = None,
     resume: bool = False,
+    committed: Callable[[int], None] = lambda round: None,
     **changes: Any,
 ) -> Ran:
-    """Run a method through the engine in a folder under `where`, or continue (`resume`) the one that is there."""
+    """Run a method through the engine in a folder under `where`, or continue (`resume`) the one that is there.
+
+    committed: is called with the number of each round that has been committed.
+    """
     c = config(method, executor=executor, dtype=dtype, rounds=rounds, **changes)
     if resume:
         (path,) = [p for p in where.iterdir() if not p.name.startswith(".")]
@@ -251,6 +255,7 @@ def run_folder(
         folder = RunFolder.create(where, c.to_dict(), owner=Owner.me())
 
     def watch(status: dict[str, Any]) -> None:
+        committed(status["round"])
         if status["round"] == stop_after:
             runner.stop()
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from rayfed import tree
 from rayfed.engine.pool import Pool
+from rayfed.storage.atomic import make_folder
 from rayfed.storage.tree_files import count_rows, load_rows, load_tree, save_tree
 from rayfed.tree import Tree
 
@@ -150,7 +151,7 @@ class ClientStates:
         dirty = self.dirty | self.pending.keys()  # the round that is being committed belongs to it
         self._rewritten = self._clients_to_rewrite(dirty)
         if to_write := sorted([*dirty, *self._rewritten]):
-            segments.mkdir(exist_ok=True)
+            make_folder(segments)
             states = self._stacked(to_write)
             self._state_bytes = tree.nbytes(states) / len(to_write)
             save_tree(segments, name, states)

@@ -29,6 +29,15 @@ def sync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder, if it is not there, and make its name durable. OSError if that is not possible."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return
+    sync_dir(path.parent)
+
+
 def durable_write(path: Path, *parts: Any, sync: bool = True) -> None:
     """Replace a file by `parts` (bytes-like) in one step: a reader sees the old file or the new one, also after a crash.
 

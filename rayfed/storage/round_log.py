@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.storage.atomic import durable_write, sync_dir, write_all
+from rayfed.storage.atomic import durable_write, make_folder, sync_dir, write_all
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,7 +100,7 @@ def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: b
     try:
         fd, fresh = os.open(path, os.O_RDWR), False
     except FileNotFoundError:
-        (folder / "parts").mkdir(exist_ok=True)
+        make_folder(folder / "parts")
         fd, fresh = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), True
     try:
         end = _cut_torn_line(fd)
@@ -149,7 +149,7 @@ def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mappin
     columns: dict[str, Any] = {"round": pa.array([round] * len(clients), pa.int64())}
     for name in names:
         columns[name] = pa.array(_column([row.get(name) for row in clients]), from_pandas=False)
-    (folder / "parts").mkdir(exist_ok=True)
+    make_folder(folder / "parts")
     durable_write(folder / "parts" / f"clients-{round:06d}-{fence}.parquet", _parquet(pa.table(columns)))
 
 
@@ -218,7 +218,7 @@ def compact(folder: Path) -> dict[int, Row]:
     rows = read(folder)
     durable_write(folder / "metrics.parquet", _parquet(table(list(rows.values()))))
     clients = folder / "clients"
-    clients.mkdir(exist_ok=True)
+    make_folder(clients)
     for round, path in client_files(folder).items():
         if round in rows and path.parent != clients:
             os.replace(path, clients / f"round-{round:06d}.parquet")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from rayfed.storage.atomic import durable_write, remove, sync_dir
+from rayfed.storage.atomic import durable_write, make_folder, remove, sync_dir
 
 
 def folder_name(round: int) -> str:
@@ -22,7 +22,7 @@ def folder_name(round: int) -> str:
 
 def stage(snapshots: Path, round: int, fence: int, fill: Callable[[Path], None]) -> Path:
     """Let `fill` write a snapshot into a hidden folder and add the manifest; returns the folder, durable but not yet a snapshot."""
-    snapshots.mkdir(exist_ok=True)
+    make_folder(snapshots)
     hidden = snapshots / f".{folder_name(round)}-{fence}"
     remove(hidden)
     hidden.mkdir()

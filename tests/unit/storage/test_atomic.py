@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rayfed.storage.atomic import durable_write, os_error_text, remove_leftovers
+from rayfed.storage.atomic import durable_write, make_folder, os_error_text, remove_leftovers
+from tests.disk import Disk, Op
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
@@ -25,6 +26,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.json"]
     durable_write(file, b"ne", b"w")
     assert file.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_new_folders_name_outlives_the_machine(tmp_path: Path) -> None:
+    with Disk(tmp_path) as seen:
+        make_folder(tmp_path / "a")
+        make_folder(tmp_path / "a")
+        with pytest.raises(FileNotFoundError):
+            make_folder(tmp_path / "b" / "c")
+    assert seen.ops == [Op("mkdir", "a"), Op("sync", "")]
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""Deaths of process and machine, and faults of the disk, at every disk operation of a run: a resume gives the uninterrupted run's bits.
+
+The run has three rounds and snapshots after the second and the third, of which one is kept. Where a resume goes on from
+is held to what was committed; rows, client rows, states and exported models to the uninterrupted run's. Methods with state of
+their clients (by their wire: `keep`, or `mine`) are tried one by one, in `slow` at every operation.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rayfed import methods, tree
+from rayfed.errors import RayfedError
+from rayfed.method import Method
+from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder
+from tests import disk, toy
+from tests.conformance.checks import Case
+from tests.conformance.test_conformance import cases, fit  # noqa: F401
+from tests.disk import Disk, Failing, State, read_in, states, write_out
+
+SHORT = {"storage": {"snapshot_every": 2, "keep": 1}, "evaluate": {"every": 2}}
+LIVE = ("events.jsonl", "state.json", "lock.json")  # times of the clock, numbers of processes
+FAULTS = (errno.ENOSPC, errno.EIO)
+SAMPLE = 12  # operations that are tried of methods whose clients keep nothing
+
+
+def stateful(name: str) -> bool:
+    """Whether clients of a method keep something, or are served something of their own."""
+    method = methods.get(name)
+    return bool(method.wire.keep) or method.mine is not Method.mine
+
+
+STATEFUL = [n for n in methods.names() if stateful(n)]
+OTHERS = [n for n in methods.names() if not stateful(n)]
+
+
+def play(case: Case, where: Path, **how: Any) -> toy.Ran:
+    return toy.run_folder(case.method, where, executor="vmap", rounds=3, **how, **toy.merge(case.changes, SHORT))
+
+
+def snapshotted(committed: int) -> int:
+    """The last round with a snapshot where `committed` is the last round."""
+    return committed if committed > 1 else 0
+
+
+def visible(where: Path) -> Path | None:
+    """The run folder under `where`, if there is one."""
+    return next((p for p in where.iterdir() if not p.name.startswith(".")), None)
+
+
+class Whole(NamedTuple):
+    """The uninterrupted run: its numbers, its exported models, its disk operations, and how many of them made the folder."""
+
+    ran: toy.Ran
+    model: disk.Content
+    ops: list[disk.Op]
+    made: int
+
+
+def record(case: Case, where: Path) -> Whole:
+    """Run a case to its end on a disk that writes its operations down; checks that they account for the folder."""
+    where.mkdir()
+    with Disk(where) as seen:
+        ran = play(case, where, committed=seen.mark)
+    model = disk.Model()
+    for op in seen.ops:
+        model.apply(op)
+    by_ops, found = model.content(), read_in(where)
+    unseen = [p for p in found if found[p] != by_ops.get(p, ...) and "/model/" not in p]
+    assert not unseen and by_ops.keys() <= found.keys(), f"written past the disk: {unseen}"
+    made = next(i for i, op in enumerate(seen.ops) if op.path.startswith(ran.folder.path.name))
+    return Whole(ran, read_in(ran.folder.path / "model"), seen.ops, made)
+
+
+def go_on(case: Case, where: Path, whole: Whole, least: int, known: set[str] | None = None) -> bool:
+    """Resume what a death left under `where`, or start anew if there is no run; the numbers are the uninterrupted run's.
+
+    least: the last round with a snapshot that was committed before; known: what earlier resumes began with; False if this one would
+    begin with the same.
+    """
+    path = visible(where)
+    if path is not None:
+        folder = RunFolder.open(path, owner=Owner.me())
+        first, _ = folder.rewind()
+        folder.close()
+        assert first >= least, f"round {least} had been committed, the resume goes on from round {first}"
+        files = {p: data for p, data in read_in(path).items() if p not in LIVE}
+        begins = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+        if known is not None and begins in known:
+            return False
+        known is None or known.add(begins)
+    again = play(case, where, resume=path is not None)
+    assert again.ending == whole.ran.ending
+    for what in ("rows", "client_rows"):
+        assert getattr(again, what) == getattr(whole.ran, what), what
+    assert tree.same(again.state, whole.ran.state) and tree.same(again.clients, whole.ran.clients)
+    assert read_in(again.folder.path / "model") == whole.model
+    return True
+
+
+def after_death(case: Case, whole: Whole, dead: State, where: Path, known: set[str] | None = None) -> bool:
+    """`go_on` with the folder of a state."""
+    write_out(dead.content, where)
+    try:
+        assert dead.n <= whole.made or visible(where), "the run folder is gone"
+        return go_on(case, where, whole, snapshotted(dead.mark), known)
+    except (Exception, AssertionError) as error:
+        op = whole.ops[dead.n] if dead.n < len(whole.ops) else "the end"
+        raise AssertionError(f"{case.name}, {dead.view!r} before operation {dead.n} ({op}): {error}") from error
+    finally:
+        shutil.rmtree(where)
+
+
+def with_fault(case: Case, whole: Whole, code: int, n: int, where: Path) -> bool:
+    """Run with a fault at operation n: the end of the run or a sentence, then a resume. False if there was no such operation."""
+    where.mkdir()
+    failed = None
+    with Failing(where, n, code) as bad:
+        try:
+            play(case, where, committed=bad.mark)
+        except RayfedError as error:
+            failed = error
+    least = snapshotted(max((op.at for op in bad.ops if op.kind == "mark"), default=0))
+    try:
+        if failed is not None:
+            assert bad.failed and disk.os.strerror(code) in str(failed) and "Traceback" not in str(failed), failed
+        go_on(case, where, whole, least)
+    except (Exception, AssertionError) as error:
+        raise AssertionError(f"{case.name}, {errno.errorcode[code]} in {bad.failed[:1]}: {error}") from error
+    finally:
+        shutil.rmtree(where)
+    return bool(bad.failed)
+
+
+def distinct(found: Iterable[State]) -> list[State]:
+    """States of different contents, each with the highest mark that it must stand for."""
+    out: dict[str, State] = {}
+    for s in found:
+        key = hashlib.sha256(repr(sorted(s.content.items())).encode()).hexdigest()
+        out[key] = max(s, out.get(key, s), key=lambda s: s.mark)
+    return list(out.values())
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_some_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
+    """A death in each view and each fault, at operations drawn by the method's name; a process that is really killed."""
+    case = fit(cases(name)[0])
+    whole, draw = record(case, tmp_path / "whole"), random.Random(name)
+    found = list(states(whole.ops))
+    for view in ("torn", "power", "power, some"):
+        after_death(
+            case, whole, draw.choice([s for s in found if s.view == view and s.n > whole.made]), tmp_path / "dead"
+        )
+    assert with_fault(case, whole, draw.choice(FAULTS), draw.randrange(1, len(whole.ops) // 2), tmp_path / "fault")
+    (tmp_path / "killed").mkdir()
+    n, mark = draw.randrange(whole.made + 1, len(whole.ops) * 2 // 3), tmp_path / "mark"
+    mark.write_text("0")
+    act = partial(play, case, tmp_path / "killed", committed=lambda r: mark.write_text(str(r)))
+    assert disk.killed(tmp_path / "killed", n, draw.random() < 0.5, act)
+    go_on(case, tmp_path / "killed", whole, snapshotted(int(mark.read_text())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*STATEFUL, *OTHERS])
+def test_all_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
+    """Every operation, in each view and with each fault; some of them where clients keep nothing. With `-s`, says how many."""
+    case = fit(cases(name)[0])
+    whole, draw, known = record(case, tmp_path / "whole"), random.Random(name), set[str]()
+    found = list(states(whole.ops))
+    deaths = distinct(found if name in STATEFUL else draw.sample(found, SAMPLE))
+    resumed = sum(after_death(case, whole, dead, tmp_path / "dead", known) for dead in deaths)
+    points: Iterable[int] = range(1, 10_000) if name in STATEFUL else draw.sample(range(1, 50), SAMPLE // 2)
+    faults = {
+        code: len(list(takewhile(bool, (with_fault(case, whole, code, n, tmp_path / "fault") for n in points))))
+        for code in FAULTS
+    }
+    by_view = ", ".join(f"{view} {sum(s.view == view for s in found)}" for view in disk.VIEWS)
+    print(
+        f"\n{name}: {len(whole.ops)} operations; deaths {by_view}; {len(deaths)} different folders, {resumed} runs to the end; faults "
+        + ", ".join(f"{errno.errorcode[c]} {n}" for c, n in faults.items())
+    )
+
+
+@pytest.mark.slow
+def test_all_points_of_a_resume(tmp_path: Path) -> None:
+    """A death at every operation of a resume, which itself follows a death."""
+    case = Case("scaffold")
+    whole = record(case, tmp_path / "whole")
+    after_two = [s for s in states(whole.ops) if s.mark == 2 and s.view == "kill"]
+    write_out(after_two[len(after_two) // 2].content, tmp_path / "resumed")
+    write_out(after_two[len(after_two) // 2].content, tmp_path / "start")
+    with Disk(tmp_path / "resumed") as seen:
+        seen.mark(2)
+        play(case, tmp_path / "resumed", resume=True, committed=seen.mark)
+    again, known = whole._replace(ops=seen.ops, made=0), set[str]()
+    found = distinct(states(seen.ops, tmp_path / "start"))
+    resumed = sum(after_death(case, again, dead, tmp_path / "dead", known) for dead in found if dead.mark)
+    print(
+        f"\nscaffold, a resume: {len(seen.ops)} operations, {len(found)} different folders, {resumed} runs to the end"
+    )
+    assert resumed > 3
