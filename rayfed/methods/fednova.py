@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
+from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Wire, mean, schedules, sgd_visit, tree, visit
 
 if TYPE_CHECKING:
     from typing import Any
@@ -24,7 +24,9 @@ class FedNova(Method):
     [tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho) with momentum rho, (1 - (1 - lr mu)^tau) / (lr mu) with a proximal
     term mu. Sends u_i / |a_i| and its norm.
     Server, p_i = n_i / n over the round: x <- x + tau_eff sum_i p_i u_i / |a_i|; tau_eff = sum_i p_i |a_i|, with mu > 0
-    sum_i p_i tau_i. With `server_momentum` beta: v <- beta v + that step; x <- x + v.
+    sum_i p_i tau_i. With `server_momentum` beta: v <- beta v + that step; x <- x + v. The published code gathers steps over
+    the local rate eta and multiplies by today's, m <- beta m + step / eta; x <- x + eta m: so v is held in units of the
+    round's rate, and where `local.schedule` moves it, v <- (eta_r / eta_{r-1}) v first.
     Down: the model (P floats). Up: P floats and one number. Kept at clients: nothing. At the server: x, v.
     Local momentum starts anew in every visit.
     """
@@ -39,7 +41,7 @@ class FedNova(Method):
             "delta": Part(PARAMS, update=True, note="u_i / |a_i|"),
             "tau": Part(SCALAR, note="|a_i|, or with mu > 0 the number of steps"),
         },
-        server={"model": Part(PARAMS), "v": Part(PARAMS)},
+        server={"model": Part(PARAMS), "v": Part(PARAMS, note="in units of the round's rate")},
     )
 
     def check(self, config: Config) -> list[str]:
@@ -79,10 +81,13 @@ class FedNova(Method):
             self.train, fed.sample(), shared={"model": state["model"]},
             fold=(mean("delta", weight="examples"), mean("tau", weight="examples")),
         )  # fmt: skip
+        now, before = (schedules.round_rate(self.local, max(1, r), fed.rounds) for r in (fed.round, fed.round - 1))
+        v = tree.scale(
+            state["v"], now / before if before else 0.0
+        )  # also where nobody replied: it is in this round's units
         if not got.ids:
-            return state
-        step = tree.scale(got.folded["delta"], got.folded["tau"])
-        v = tree.add(step, state["v"], self.settings.server_momentum)
+            return {**state, "v": v}
+        v = tree.add(tree.scale(got.folded["delta"], got.folded["tau"]), v, self.settings.server_momentum)
         return {"model": task.keep_averages(tree.add(state["model"], v), state["model"], got.folded["delta"]), "v": v}
 
 
