@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "cellm": ({}, EXACT),
     "disue": ({"inputs": "embeddings", "clusters": 2, **SHORT}, EXACT),
     "fedftg": ({"inputs": "embeddings", **SHORT}, EXACT),
-    "lora_fair": ({"steps": 5}, EXACT),
+    "lora_fair": ({"distance": "cosine", "steps": 5}, EXACT),
     "feddf": ({"steps": 2, "batch": 4}, {**EXACT, "federation": {"probe": 8}}),
     "fedgen": ({"generator_steps": 2, "batch": 4, "noise": 4, "hidden": 8}, {}),
     "fedpurel": ({}, EXACT),
