@@ -70,10 +70,20 @@ class Wrapped(nn.Module):
         return self._read(x)
 
     @property
+    def _inner(self) -> Any:
+        """Return transformers' own network, within PEFT's."""
+        return self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Return what gives the last layer's states (B, L, d) first: the network without its head."""
+        found: nn.Module = self._inner.base_model
+        return found
+
+    @property
     def words(self) -> nn.Module:
         """Return the layer of word embeddings."""
-        inner = self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
-        found: nn.Module = inner.get_input_embeddings()
+        found: nn.Module = self._inner.get_input_embeddings()
         return found
 
     def spread(self) -> tuple[Tensor, Tensor]:

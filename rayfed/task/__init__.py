@@ -443,6 +443,19 @@ class Task:
             hook.remove()
         return seen[-1].to(self.dtype)
 
+    def last_token(self, params: Tree, x: Tensor) -> Tensor:
+        """Return the last layer's state (B, d) at the last token of each text; of a pretrained network (`hf:`) on token ids."""
+        seen: list[Tensor] = []
+        hook = self._module.encoder.register_forward_hook(lambda m, args, out: seen.append(out[0]))
+        try:
+            self.apply(params, x)
+        finally:
+            hook.remove()
+        ids = x[:, 0] if self.kind == "instruct" else x
+        h = seen[-1][:, -ids.shape[1] :]  # of the text, not of a prompt before it
+        last = (torch.arange(ids.shape[1], device=ids.device) * (ids >= 0)).amax(1)
+        return h.gather(1, last[:, None, None].expand(-1, 1, h.shape[2]))[:, 0].to(self.dtype)
+
     def classifier(self, params: Tree) -> Tree:
         """Return the last linear layer's own parameters: {"weight": (C, d)}, and "bias": (C,) if it has one."""
         return {n.rpartition(".")[2]: params[n] for n in self.classifier_names}

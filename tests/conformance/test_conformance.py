@@ -75,7 +75,15 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "fedoa": [
         {"pooled": True},
-        {"gap": "class_means", "personal_first": False, "start": "initial", "personal_epochs": 1, "weight": "one"},
+        {
+            "gap": "class_means",
+            "personal_first": False,
+            "start": "received",
+            "personal_from": 1,
+            "personal_epochs": 1,
+            "weight": "examples",
+        },
+        {"gap": "squared", "personal_from": 1},
         {"gap": "cosine"},
         {"gap": "weights"},
     ],
@@ -89,7 +97,7 @@ VARIANTS: dict[str, list[Any]] = {
         ({"gamma": 0.5, "lam": 0.1, "least": 1, "pad": "rank_wise"}, {**RANKS, "local": ADAM}),
         ({"gamma": 1.0, "pad": "rank_wise", "weight": "examples"}, RANKS),
     ],
-    "lora_fair": [{"steps": 5}, {"distance": "squares"}],
+    "lora_fair": [{"distance": "cosine", "steps": 5}, {}],
     "pacfl": [
         {},
         {"angles": "principal", "basis": 1, "threshold": 0.9, "relative": True, "linkage": "average", "weight": "one"},

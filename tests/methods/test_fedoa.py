@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from rayfed import tree
 from rayfed.engine.evaluation import Evaluation
+from rayfed.errors import ConfigError
+from rayfed.launch.federations import Federations
 from rayfed.methods.fedoa import GAPS
 from tests import toy
 from tests.conformance.checks import Case, loop_is_vmap, payload_is_the_wires
@@ -30,7 +32,7 @@ def forward(p: dict[str, torch.Tensor], x: torch.Tensor) -> tuple[torch.Tensor, 
 def descend(
     fed: Any, client: int, params: tree.Tree, reference: tree.Tree | None, lam: float, kind: str, steps: int = 2
 ) -> tree.Tree:
-    """Whole-batch steps on cross-entropy + lam / 2 gap, by torch's own autograd."""
+    """Whole-batch steps on cross-entropy + lam norm, or + lam / 2 of another gap, by torch's own autograd."""
     rows = fed.federation.train[client]
     x, y = torch.as_tensor(fed.federation.arrays["x"][rows]).double(), torch.as_tensor(fed.federation.arrays["y"][rows])
     here = {n: p.clone().requires_grad_() for n, p in params.items()}
@@ -39,7 +41,9 @@ def descend(
         loss = F.cross_entropy(logits, y)
         if reference is not None:
             other = forward(reference, x)[0]
-            if kind == "squared":
+            if kind == "norm":
+                loss = loss + lam * (h - other).norm() if bool((h != other).any()) else loss
+            elif kind == "squared":
                 loss = loss + lam / 2 * ((h - other) ** 2).sum(1).mean() / h.shape[1]
             elif kind == "cosine":
                 loss = loss + lam / 2 * (1 - (h * other).sum(1) / h.norm(dim=1) / other.norm(dim=1)).mean()
@@ -59,8 +63,8 @@ def descend(
 @pytest.mark.parametrize("executor", ["loop", "vmap"])
 def test_the_global_half_is_fedavg_to_the_bit(lam: float, executor: str) -> None:
     average = toy.simulate("fedavg", executor=executor)
-    for more in ({}, {"personal_first": False, "pooled": True}):
-        mine = toy.simulate({"name": "fedoa", "lam": lam, **more}, executor=executor)
+    for more in ({}, {"personal_first": False, "pooled": True, "gap": "squared", "personal_from": 1}):
+        mine = toy.simulate({"name": "fedoa", "lam": lam, "weight": "examples", **more}, executor=executor)
         assert tree.same(mine.state["model"], average.state["model"])
         for a, b in zip(mine.rows, average.rows, strict=True):
             assert {k: a[k] for k in ("bytes/up", "bytes/down", "visits")} == {
@@ -69,15 +73,18 @@ def test_the_global_half_is_fedavg_to_the_bit(lam: float, executor: str) -> None
 
 
 def test_the_global_half_is_fedit_to_the_bit(on_bert: OnBert) -> None:
-    mine, it = (toy.simulate(m, **on_bert({})) for m in ({"name": "fedoa", "lam": 1.0}, "fedit"))
+    mine, it = (toy.simulate(m, **on_bert({})) for m in ({"name": "fedoa", "lam": 1.0, "weight": "examples"}, "fedit"))
     assert tree.same(mine.state["model"], it.state["model"])
 
 
-@pytest.mark.parametrize("kind", ["squared", "cosine", "class_means", "weights"])
+@pytest.mark.parametrize("kind", ["norm", "squared", "cosine", "class_means", "weights"])
 @pytest.mark.parametrize("first", [True, False])
 def test_rounds_by_autograd(kind: str, first: bool) -> None:
     """Partial participation: a personal model starts as the first global model its client received and is kept."""
-    method = {"name": "fedoa", "gap": kind, "lam": 2.0, "personal_first": first}
+    method = {
+        "name": "fedoa", "gap": kind, "lam": 2.0, "personal_first": first, "start": "received", "personal_from": 1,
+        "weight": "examples",
+    }  # fmt: skip
     done = toy.simulate(method, rounds=3, **WHOLE)
     fed, phi, theta = done.fed, done.initial["model"], {}
     for draw in fed.drawn:
@@ -92,10 +99,29 @@ def test_rounds_by_autograd(kind: str, first: bool) -> None:
         torch.testing.assert_close(kept["personal"], theta[int(c)], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("gap", ["squared", "weights"])
+def test_by_default_it_is_the_published_method() -> None:
+    """By autograd: equal weights; no personal model in round 1; from round 2 on from the run's first model, towards phi as
+    received, by half the norm of the whole batch's difference."""
+    done = toy.simulate("fedoa", rounds=3, **toy.merge(WHOLE, {"federation": {"per_round": 4}}))
+    fed, first, theta = done.fed, done.initial["model"], {}
+    phi = first
+    for r, draw in enumerate(fed.drawn, 1):
+        for c in draw.ids if r > 1 else ():
+            theta[c] = descend(fed, c, theta.get(c, first), phi, 0.5, "norm")
+        trained = [descend(fed, c, phi, None, 0, "") for c in draw.ids]
+        phi = {k: sum(t[k] for t in trained) / len(trained) for k in phi}
+    torch.testing.assert_close(done.state["model"], phi, rtol=0, atol=1e-11)
+    once = {c for d in fed.drawn for c in d.ids} - set(theta)
+    assert once, "nobody took part in round 1 alone"
+    for c, kept in done.clients().items():
+        assert kept["visited"] == (int(c) in theta)
+        torch.testing.assert_close(kept["personal"], theta.get(int(c), first), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("gap", ["norm", "squared", "weights"])
 def test_lam_zero_is_training_alone(gap: str) -> None:
     """From the initial model a personal model then depends on no other client, though the rounds' global models do."""
-    method = {"name": "fedoa", "lam": 0.0, "start": "initial", "gap": gap}
+    method = {"name": "fedoa", "lam": 0.0, "gap": gap, "personal_from": 1}
     done = toy.simulate(method, rounds=3, **WHOLE)
     for c, kept in done.clients().items():
         steps = 2 * sum(int(c) in d.ids for d in done.fed.drawn)
@@ -129,8 +155,19 @@ def test_features_count_per_entry() -> None:
     assert GAPS["squared"](h.repeat(1, 2), other.repeat(1, 2), {}).tolist() == [12.5]
 
 
+def test_the_norm_is_of_the_whole_batch() -> None:
+    """By hand: H = (3, 0; 0, 0) and H' = (0, 0; 0, 4) are 5 apart, not 3 + 4 and not 3.5, with gradient (0.6, 0; 0, -0.8); a row
+    that pads does not count."""
+    h = torch.tensor([[3.0, 0.0], [0.0, 0.0], [9.0, 9.0]], requires_grad=True)
+    other, w = torch.tensor([[0.0, 0.0], [0.0, 4.0], [0.0, 0.0]]), torch.tensor([1.0, 1.0, 0.0])
+    found = GAPS["norm"](h, other, {"w": w})
+    assert found.tolist() == [5.0] * 3
+    ((found * w).sum() / w.sum()).backward()
+    torch.testing.assert_close(h.grad, torch.tensor([[0.6, 0.0], [0.0, -0.8], [0.0, 0.0]]))
+
+
 def test_what_is_served() -> None:
-    done = toy.simulate("fedoa", rounds=2, **WHOLE)
+    done = toy.simulate({"name": "fedoa", "personal_from": 1}, rounds=2, **WHOLE)
     fed, kept = done.fed, done.clients()
     everyone = list(range(14))
     served = fed.dispatch.ask(Evaluation.SERVED, everyone, shared=fed.method.serve(done.state), mine={}).gather("model")
@@ -141,7 +178,7 @@ def test_what_is_served() -> None:
 
 
 def test_personal_epochs_are_the_personal_models_alone() -> None:
-    method = {"name": "fedoa", "lam": 0.0, "personal_epochs": 5}
+    method = {"name": "fedoa", "lam": 0.0, "personal_epochs": 5, "personal_from": 1}
     done = toy.simulate(method, rounds=1, **WHOLE)
     for c, kept in done.clients().items():
         want = descend(done.fed, int(c), done.initial["model"], None, 0, "", 5)
@@ -174,6 +211,25 @@ def test_clients_of_two_ranks(on_bert: OnBert) -> None:
         if "lora_A" in n
     }
     assert held == {2, 8} and all(tree.finite(k) for k in done.clients().values())
+
+
+def test_texts_are_compared_by_their_last_token(on_bert: OnBert) -> None:
+    """The last layer's state at the last token, as transformers gives it to each text alone; with `pool: head` the classifier's
+    input. On other data there is no token to read."""
+    from transformers import AutoModel
+
+    fed = toy.make_fed(toy.config("fedoa", **on_bert({})))
+    x = torch.as_tensor(fed.federation.arrays["x"][:8])
+    plain = AutoModel.from_pretrained(fed.config.task.model.name.removeprefix("hf:")).eval()
+    found = fed.task.last_token(fed.task.initial, x)
+    for h, row in zip(found, x.long(), strict=True):
+        with torch.no_grad():
+            states = plain(input_ids=row[row >= 0][None]).last_hidden_state
+        torch.testing.assert_close(h, states[0, -1], rtol=1e-5, atol=1e-5)
+    runs = [toy.simulate({"name": "fedoa", "lam": 5.0, "pool": p}, **on_bert({})) for p in (None, "last", "head")]
+    assert tree.same(runs[0].clients(), runs[1].clients()) and not tree.same(runs[0].clients(), runs[2].clients())
+    with pytest.raises(ConfigError, match=r"method.pool: last found, .* allowed here: head"):
+        Federations().of(toy.config({"name": "fedoa", "pool": "last"}))
 
 
 @pytest.mark.parametrize("check", [loop_is_vmap, payload_is_the_wires], ids=lambda c: c.__name__)

@@ -232,13 +232,43 @@ def test_the_mixture_of_models_is_scored_token_by_token(places: dict[str, Any]) 
         ({"name": "disue", "signature": "counts", "distill": False, "clusterer": "subspace"}, "spans of inputs"),
         ("pacfl", "task.data holds instructions"),
         ("feddpa", "penultimate features"),
-        ("fedoa", "penultimate features"),
+        ({"name": "fedoa", "pool": "head"}, "penultimate features"),
         ("fedpurel", "logits of classes"),
     ],
 )
 def test_methods_that_need_classes_are_refused(places: dict[str, Any], method: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Federations().of(toy.config(method, **changes(places, federation={"probe": 6})))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_last_token_of_a_record_is_its_answers_end(places: dict[str, Any], kind: str) -> None:
+    """Its state in the last layer, as transformers gives it to the record alone, without padding."""
+    from transformers import AutoModelForCausalLM
+
+    res = resident(toy.config(**changes(places, kind)))
+    plain = AutoModelForCausalLM.from_pretrained(places[kind]).eval()
+    x = res.data["x"][:6]
+    found = res.task.last_token(res.task.initial, x)  # a fresh adapter: B is 0
+    lengths = {int((row[0] >= 0).sum()) for row in x}
+    assert len(lengths) > 1
+    for h, row in zip(found, x.long(), strict=True):
+        ids = row[0, : int((row[0] >= 0).sum())]
+        with torch.no_grad():
+            states = plain(input_ids=ids[None], output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(h, states[0, -1], rtol=1e-5, atol=1e-5)
+    moved = res.task.last_token(stirred(res.task), x)
+    assert float((moved - found).abs().max()) > 1e-3
+
+
+def test_fedoa_compares_the_ends_of_answers(places: dict[str, Any]) -> None:
+    """The published setting: instructions, a personal adapter from the second round on, which the tie changes."""
+    states = {}
+    for lam in (0.0, 5.0):
+        _, fed = simulate(toy.config({"name": "fedoa", "lam": lam}, **changes(places, "llama")))
+        states[lam] = toy.states(fed.states)
+    assert states[0.0].keys() == states[5.0].keys() and not tree.same(states[0.0], states[5.0])
+    assert any(bool(own["visited"]) for own in states[5.0].values())
 
 
 def test_there_are_no_features_of_a_record(places: dict[str, Any]) -> None:
