@@ -48,7 +48,10 @@ LOGS = {
 
 
 class DataFree(Section):
-    """Settings of the loop. Defaults are the desk-scale ones of the DisUE card; FedFTG's code has 10, 1, 5 iterations."""
+    """Settings of the loop. Defaults are the desk-scale ones of the DisUE card; FedFTG's code has 10, 1, 5 iterations.
+
+    The student's loss is a mean over examples and classes, as in FedFTG's code: its gradient is 1 / C of a KL divergence's.
+    """
 
     iterations: int = Field(
         20, ge=0, description="Outer iterations per round, I_out; 0 leaves the student as it starts."
@@ -89,7 +92,9 @@ class DataFree(Section):
     )
     noise: int = Field(32, ge=1, description="Noise size, d_z.")
     generator_lr: float = Field(1e-3, gt=0, description="Adam's rate for the generator.")
-    student_lr: float = Field(0.05, gt=0, description="SGD's rate for the student.")
+    student_lr: float = Field(
+        0.5, gt=0, description="SGD's rate for the student, whose loss is the mean over examples and classes."
+    )
     student_decay: float = Field(1.0, gt=0, le=1, description="Factor of the student's rate per round.")
     generator_ema: float = Field(
         0.0, ge=0, lt=1, description="Decay of an averaged generator that also feeds the student; 0 none."
@@ -157,7 +162,7 @@ def distill(
     student: parameters; experts: K parameter trees; counts: (K, C) examples of each expert's classes.
 
     Per iteration: generator steps on L_fid + L_adv + L_div through frozen experts and student, then student steps on
-    tau^2 KL(ensemble || student) with the generator frozen. Experts are only read. probe: (n, *input_shape), for
+    tau^2 KL(ensemble || student) / C with the generator frozen. Experts are only read. probe: (n, *input_shape), for
     `inputs: probe`. Without labels, each class's probability is mixed by its own weights (`ensemble.by_class`).
     """
     if s.classes == "shared":
@@ -170,7 +175,7 @@ def distill(
     shape, generate, place = _generates(task, s)
     alpha = ensemble.class_weights(counts, s.gamma)
     frozen = tree.stack(experts)
-    adam, lr = optimizers.adam(), s.student_lr * s.student_decay ** (round - 1)
+    adam, lr = optimizers.adam(), s.student_lr * s.student_decay ** (round - 1) / task.classes
     losses: dict[str, float] = {}
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -234,7 +239,7 @@ def distill(
 
 def _against(s: DataFree, qbar: Tensor, logits: Tensor, f: Tensor, alpha: Tensor, y: Tensor) -> Any:
     if s.adversary == "l1":
-        return -(alpha[:, y].to(f.dtype)[..., None] * (f[None] - logits).abs()).sum(0).mean()
+        return -(alpha[:, y].to(f.dtype)[..., None] * (f[None] - logits.detach()).abs()).sum(0).mean()
     apart = ensemble.kl(qbar, f, s.tau)
     if s.adversary == "selective":
         apart = apart * ((qbar.argmax(-1) == y) & (f.argmax(-1) != y)).to(f.dtype)

@@ -49,7 +49,8 @@ class DisUE(Method):
     map that only the clients know, which leaves all inner products as they are (h_i and the update itself go in the clear).
     C-phase, server: clusters of the round's clients (any of `rayfed.cluster`); omega_k = example-weighted mean of members.
     D-phase, server: alpha_{k,c} = n_{k,c}^gamma / sum_k' n_{k',c}^gamma; theta starts at the plain average and learns from
-    the class-weighted experts on inputs of a generator that is kept between rounds (`rayfed.distill`) [inferred].
+    the class-weighted experts on inputs of a generator that is kept between rounds (`rayfed.distill`) [inferred]. As in FedFTG's
+    code the student's loss is a mean over examples and classes: a step at rate r is one of r / C down the KL divergence.
     Broadcast: theta, to every client of the next round.
     `distill: false` is the control arm: theta is FedAvg's to the bit, clusters and experts are found all the same.
     The paper generates images. `inputs: embeddings` has the generator make texts as sequences of `length` word embeddings,

@@ -22,7 +22,7 @@ from rayfed.metrics import ari
 from rayfed.visits import ClientContext, VisitMethod
 from tests import toy
 
-SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}
+SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4, "student_lr": 0.2}
 DOUBLE = {"executor": "vmap", "dtype": "float64"}
 needs_fedavg = pytest.mark.skipif("fedavg" not in methods.names(), reason="compared with fedavg, which is not there")
 
@@ -396,7 +396,7 @@ def test_who_does_not_reply_when_asked_again(kind: str, visit: str, monkeypatch:
 def test_theta_is_what_the_loop_teaches_the_average(init: str, mix: float) -> None:
     """Planted groups as clusters; experts, counts and average by hand; theta = (1 - mix) average + mix distilled."""
     done = toy.simulate(
-        disue(clusterer="oracle", student_init=init, distill_mix=mix, student_lr=0.5), rounds=1, **DOUBLE
+        disue(clusterer="oracle", student_init=init, distill_mix=mix, student_lr=2.0), rounds=1, **DOUBLE
     )
     ids, group = done.fed.drawn[0].ids, done.fed.federation.group
     members = [[c for c in ids if group[c] == g] for g in dict.fromkeys(group[list(ids)].tolist())]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rayfed import keys, methods, tree
-from rayfed.distill import datafree, ensemble
+from rayfed.distill import datafree, ensemble, generator
 from tests import toy
 
 SHORT = {"name": "fedftg", "iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}
@@ -71,9 +71,36 @@ def test_each_teacher_answers_for_its_share_of_a_class() -> None:
     assert float(got) == pytest.approx(want / 3, abs=1e-12)
 
 
+def test_a_student_step_is_the_published_codes() -> None:
+    """At the same rate: SGD on the mean over examples and classes of -log softmax(student) times the teachers' mixture, by
+    torch's autograd; a KL's step would be C = 4 times as long."""
+    fed = toy.make_fed(toy.config({**SHORT, "iterations": 1, "generator_steps": 0, "student_steps": 1}, **DOUBLE))
+    task, s = fed.task, fed.method.settings
+    student, teachers = task.fresh_params(1), [task.fresh_params(2), task.fresh_params(3)]
+    counts, state = torch.tensor([[6, 2, 0, 1], [2, 2, 5, 1]]), datafree.init(task, 1, s)
+    assert task.classes == 4 and s.student_lr == 0.1
+    taught = datafree.distill(task, student, teachers, counts, state, s, 3, round=2)[0]
+
+    rng = keys.torch_generator(3)
+    y = ensemble.draw_labels(counts, s.batch, rng)
+    z = torch.randn(s.batch, s.noise, generator=rng, dtype=torch.float64)
+    x = generator.generate(state["g"], z, y, 4, task.input_shape)
+    share = counts[:, y] / counts.sum(0)[y]
+    mixture = sum(w[:, None] * torch.softmax(task.apply(t, x), 1) for w, t in zip(share, teachers))
+    free = {n: p.clone().requires_grad_() for n, p in student.items()}
+    sgd = torch.optim.SGD(free.values(), lr=0.1 * 0.998)
+    (-torch.log_softmax(task.apply(free, x), 1) * mixture).mean().backward()
+    sgd.step()
+    want = {n: p.detach() for n, p in free.items()}
+    torch.testing.assert_close(taught, want, rtol=0, atol=1e-13)
+    assert float(tree.norm(tree.sub(want, student))) > 1e-4
+
+
 def test_one_teacher_pulls_the_student_towards_it() -> None:
     """On inputs that neither has seen before, after 200 student steps."""
-    fed = toy.make_fed(toy.config({**SHORT, "iterations": 10, "student_steps": 20, "batch": 64}, **DOUBLE))
+    fed = toy.make_fed(
+        toy.config({**SHORT, "iterations": 10, "student_steps": 20, "batch": 64, "student_lr": 0.4}, **DOUBLE)
+    )
     task, s = fed.task, fed.method.settings
     student, teacher = task.fresh_params(1), tree.scale(task.fresh_params(2), 2.0)
     x = torch.rand(200, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -130,7 +130,7 @@ def test_the_universal_expert_comes_nearer_to_the_ensemble_on_real_texts(
         return float(ensemble.kl(teacher, task.apply(student, x), 1.0).mean())
 
     s = datafree.DataFree(
-        inputs="embeddings", length=6, iterations=10, batch=32, noise=8, student_lr=0.1, tau=1.0, generator_lr=0.01
+        inputs="embeddings", length=6, iterations=10, batch=32, noise=8, student_lr=0.3, tau=1.0, generator_lr=0.01
     )
     first = datafree.init(task, 0, s)
     after, state, _ = datafree.distill(task, average, experts, torch.stack(counts), first, s, 7, 1)
