@@ -29,11 +29,15 @@ class FedDPA(OverLoRA):
     Each layer has a global pair g and a private pair l: W x + (1 - a) s B_g A_g x + a s B_l A_l x, which is one pair of twice
     the rank, B = [(1 - a) B_g, a B_l], A = [A_g; A_l]. g and the head train as in FedIT, without l. l trains with g held and
     a = 1/2, from the first A and B = 0:
-      T: within the visit, after g, on the g just trained (inferred: not the mean), and is kept;
+      T: within the visit, after g, on the g just trained [ours: not the mean, nor g as received], and is kept;
       F: when all rounds of g are over: whenever a client's model is assembled, with the g of that round, `own_epochs` long.
-    At test a(x) = most max(0, mean over the S instances of cos(f(x), f(x_s))), f the last features of the model as it
-    started, x_s drawn from the client's training data; that the scaling is by the constant 1/2 is inferred. The mean of
-    cosines is one product with the mean of the unit features, so that is what is held. A client without an l has a = 0.
+    At test a(x) = most max(0, mean over the S instances of cos(f(x), f(x_s))), most 1/2 [code], f the last features of the model
+    as it started, x_s drawn from the client's training data. The mean of cosines is one product with the mean of the unit
+    features, so that is what is held. A client without an l has a = 0.
+    Differences to the published code: in every round from the second on it trains l first, with g as received, and then g,
+    where here T trains g first and l on the g just trained, from the first round on; its l starts afresh where a client was
+    not picked in the round before, here it is kept; its f is the last layer's state at the prompt's last token with l alone in
+    the layers; its S is 5, drawn anew for every input, and a negative mean makes a negative a.
     In T `local` scores the mixture at a = `most`, what an input most like the client's own is served; in F g alone.
 
     Down: A (r, n), B (m, r) of each layer, head. Up: their update, n_i with `weight: examples`. Kept at client i: in T l and

@@ -33,8 +33,12 @@ class FedGen(Method):
         min_G  sum_i alpha_i^y CE(h_i(G(y, e)), y) + diversity L_div,   alpha_i^y = n_i^y / sum_j n_j^y.
     Labels are drawn uniformly over the classes reported so far (the code; `rho: 1`: the pooled distribution [paper]).
     Until a generator was trained (round 1) clients train plainly; `alpha: 0, beta: 0` is FedAvg to the bit.
-    [ours] The generator has no batch normalisation, whose running statistics do not belong to one client; alpha and beta
-    are 1, the paper's weight of the generated term (its code's 10 kept digits from being learned at a local rate of 0.1).
+    Differences to the published code, all [ours]: its generator has batch normalisation (whose running statistics would not be
+    one client's), weight decay 0.01 and a rate that falls by 0.98 per round, and learns on batches of the local size; its
+    n_i^y count the examples of the batches that a client drew in the round, plus one of each class, where here they are the
+    client's examples; it draws y for G among the classes of which some client of the round has two, and y' at clients among
+    all classes of the data. alpha and beta are 1, the paper's weight of the generated term (its code's 10 kept digits from
+    being learned at a local rate of 0.1).
     Down: w (P), G, label distribution (C). Up: update (P), n_i^y (C ints); of the update the server reads h_i alone before
     averaging. Kept at clients: nothing. At the server: w, G and its Adam state, class counts.
     """

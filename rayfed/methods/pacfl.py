@@ -28,8 +28,10 @@ class PACFL(Clustered):
     Server: A_ij = smallest principal angle between U_i and U_j, or the sum of all, degrees; hierarchical clustering.
     Every round: FedAvg in each cluster. Clusters never change; a newcomer (held out, or not reached by the first exchange)
     sends its basis and joins the cluster nearest by the linkage.
-    `angles: entries` is what the authors' code computes, arccos of the entries of U_i' U_j, which are no principal angles
-    and depend on the order of the columns: here class by class, so that like is compared with like.
+    `angles: entries` takes arccos of the entries of U_i' U_j, which are no principal angles and depend on the order of the
+    columns: here class by class, so that like is compared with like. The authors' code does so with `measure: smallest`, the
+    least of all entries, and a threshold; it keeps the columns of a client's own classes alone, and under Dirichlet 20 in all,
+    by class share. What the measures find: docs/heterogeneity.md.
     Down: one model (P). Up: update (P), n_i; once, U_i. Kept at clients: nothing. At the server: one model per cluster, ids.
     With one cluster it is FedAvg up to the order of batches. The bases reveal something of raw data before any training.
     """
