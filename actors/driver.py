@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class RayLauncher:
         self.server: Any = None
         self.group: Any = None
         self.connected = self.ours = False
+        self.live: Mapping[str, Any] = {}  # the newest status of the current run
         self.shared: tuple[Federation, Any] | None = None  # the newest split and its object
 
     def warm_up(self, configs: Sequence[Config]) -> None:
@@ -119,6 +120,7 @@ class RayLauncher:
             try:
                 ready, _ = ray.wait([done], timeout=POLL_S)
                 state = ray.get(self.server.state.remote())
+                self.live = state.live
                 watch(state.live)
                 if ready:
                     return ray.get(done)
@@ -145,6 +147,10 @@ class RayLauncher:
         """Ask the current run to end after committing its round."""
         if self.server is not None:
             self.server.stop.remote()
+
+    def status(self) -> Mapping[str, Any]:
+        """Return the newest status of the current run."""
+        return self.live
 
     def close(self) -> None:
         """End the actors, and the Ray of this process."""

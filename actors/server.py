@@ -81,7 +81,7 @@ class ServerActor:
 
     def state(self) -> ServerState:
         """Return how the current run stands."""
-        return ServerState.of(self.runner.status) if self.runner is not None else ServerState()
+        return ServerState.of(self.runner.live()) if self.runner is not None else ServerState()
 
     def wait_for_round(self, run: str, until: int) -> None:
         """Return once this run's round `until` is committed, or the run ends. The call's name tells Ray's pages what goes on."""

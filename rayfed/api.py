@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -245,4 +246,6 @@ def resume(
 
 
 def _folder(finished: Finished) -> Run | Study:
+    for sentence in finished.given_up:
+        warnings.warn(sentence, stacklevel=3)
     return load(finished.path)

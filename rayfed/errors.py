@@ -7,15 +7,20 @@ from collections.abc import Iterable, Sequence
 
 
 class RayfedError(Exception):
-    """An error that the user can act on; the command line prints its text without a traceback."""
+    """An error that the user can act on; the command line prints its text without a traceback.
+
+    certain: whether the same request ends in it again, however often it is tried.
+    """
 
     exit_code = 4
+    certain = False
 
 
 class ConfigError(RayfedError):
     """The request is wrong; `problems` lists everything that is wrong with it, not only the first problem."""
 
     exit_code = 2
+    certain = True
 
     def __init__(self, problems: str | Sequence[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -32,9 +37,13 @@ class PlacementError(RayfedError):
 
 
 class RunFailed(RayfedError):
-    """A run failed after it had started; `hint` says how to resume."""
+    """A run failed after it had started.
+
+    hint: how to resume; diverged: the round in which training left the finite numbers, where that is what happened.
+    """
 
     hint = ""
+    diverged: int | None = None
 
     def __str__(self) -> str:
         return super().__str__() + (f"\n{self.hint}" if self.hint else "")

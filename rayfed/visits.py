@@ -11,9 +11,12 @@ calls may depend on shapes and settings alone: from the fourth call of a piece o
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from rayfed import tree
@@ -337,11 +340,54 @@ def visits_of(cls: type) -> dict[str, VisitMethod]:
     return {n: v for n, v in found.items() if isinstance(v, VisitMethod)}
 
 
-def refusals(method: Method, task: Task) -> dict[str, str]:
-    """Return name -> why `vmap` cannot run it, of `view` and each visit that can be made without arguments."""
+def undecorated(cls: type) -> dict[str, str]:
+    """Return name -> why it has to be a visit, of the functions of a method's class that lack `@visit`: they stand in the place of a
+    base's visit, or the class asks for them."""
+    found: dict[str, str] = {}
+    for name in dir(cls):
+        if inspect.isfunction(getattr(cls, name, None)):
+            base = next((b for b in cls.__mro__ if isinstance(vars(b).get(name), VisitMethod)), None)
+            if base is not None:
+                found[name] = f"it stands in the place of {base.__name__}.{name}, which is one"
+            elif any(name in _asked_for(b) for b in cls.__mro__[:-1]):
+                found[name] = "`ask` is given it"
+    return found
+
+
+@cache
+def _asked_for(cls: type) -> frozenset[str]:
+    """Return the names X of every `....ask(self.X, ...)` and `....ask(self.X.with_(...), ...)` in a class's text."""
+    try:
+        text = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):  # no text to be had: the first round will tell
+        return frozenset()
+    names = set()
+    for call in ast.walk(text):
+        if not (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr == "ask"
+            and call.args
+        ):
+            continue
+        asked = call.args[0]
+        if isinstance(asked, ast.Call) and isinstance(asked.func, ast.Attribute) and asked.func.attr == "with_":
+            asked = asked.func.value
+        if isinstance(asked, ast.Attribute) and isinstance(asked.value, ast.Name) and asked.value.id == "self":
+            names.add(asked.attr)
+    return frozenset(names)
+
+
+def without_arguments(method: Method) -> dict[str, Callable[[Task], Visit]]:
+    """Return name -> what makes it, of `view` and each visit that can be made without arguments."""
     makers: dict[str, Callable[[Task], Visit]] = {"view": method.view}
     for name, made_by in visits_of(type(method)).items():
         if all(p.default is not p.empty for p in list(made_by.signature.parameters.values())[2:]):
             makers[name] = getattr(method, name)
-    reasons = {name: makers[name](task).vectorize for name in sorted(makers)}
+    return dict(sorted(makers.items()))
+
+
+def refusals(method: Method, task: Task) -> dict[str, str]:
+    """Return name -> why `vmap` cannot run it, of the visits of `without_arguments`."""
+    reasons = {name: make(task).vectorize for name, make in without_arguments(method).items()}
     return {name: reason for name, reason in reasons.items() if isinstance(reason, str)}

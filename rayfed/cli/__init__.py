@@ -7,6 +7,8 @@ import sys
 import typer
 
 from rayfed.cli import catalogue, cluster, experiments, results
+from rayfed.cli.output import keep_writable
+from rayfed.config.own_errors import OwnCodeExit, contained
 from rayfed.errors import RayfedError
 
 __all__ = ["app", "main"]
@@ -41,8 +43,12 @@ app.add_typer(cluster.submit, name="submit")
 
 def main() -> None:
     """Run the command of `sys.argv` and exit with a code of the README; errors that a user can act on are printed without traceback."""
+    work = sys.argv[1:2] in (["run"], ["resume"], ["sweep"], ["claims"])
+    keep_writable(_say_lost if work else lambda text: None)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        with contained():
+            code = app(standalone_mode=False) or 0
+        sys.exit(code)
     except RayfedError as e:
         typer.echo(f"rayfed: {e}" if "\n" not in str(e) else f"rayfed:\n{e}", err=True)
         sys.exit(e.exit_code)
@@ -50,8 +56,15 @@ def main() -> None:
         sys.exit(e.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except OwnCodeExit as e:
+        typer.echo(f"rayfed: own code ended the command: {e}", err=True)
+        sys.exit(4)
     except Exception as e:
         if not hasattr(e, "format_message"):  # anything but a wrong command line
             raise
         typer.echo(f"rayfed: {e.format_message()}\nSee: rayfed --help", err=True)
         sys.exit(2)
+
+
+def _say_lost(reason: str) -> None:
+    typer.echo(f"rayfed: standard output cannot be written to ({reason}); the work goes on without it", err=True)

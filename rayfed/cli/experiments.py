@@ -185,6 +185,8 @@ def _print_finished(done: Any, as_json: bool) -> None:
     """Print the result of a run, a study or a sweep: a table, or JSON."""
     from rayfed.storage import object_store
 
+    for sentence in done.given_up:
+        typer.echo(f"rayfed: {sentence}", err=True)
     stored = object_store.mirror_of(done.path)
     where = {"path": str(done.path), **({"stored": stored.uri} if stored else {})}
     if as_json:

@@ -477,6 +477,9 @@ class Failures(Section):
     client_error: Literal["raise", "drop", "retry"] = Field(
         "raise", description="A client that raises: end the run, drop it, or try once more and then drop it."
     )
+    client_timeout_s: float | None = Field(
+        None, gt=0, description="Seconds that a client's visit may take; one that takes longer fails. null: no limit."
+    )
     actor_death: ActorDeath = ActorDeath()
 
 

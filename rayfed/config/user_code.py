@@ -22,6 +22,8 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from rayfed.config.own_errors import contained
+from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError
 
 FOLDER = "code"  # within a run's or a study's folder
@@ -288,12 +290,16 @@ def _chains(module: ast.Module, name: str) -> set[str]:
 
 
 def load_file(file: str | Path) -> ModuleType:
-    """Import a user's file under a name of its own, once per content. FileNotFoundError; what the file raises."""
+    """Import a user's file under a name of its own, once per content. FileNotFoundError; what the file raises, see `contained`."""
     path = Path(file).expanduser()
     text = content(file)
     if text is None:
         raise FileNotFoundError(f"{file} does not exist")
-    name = f"rayfed_user_{path.stem}_{_digest(text + str(path.resolve()).encode())}"
+    try:
+        where = path.resolve()
+    except FileNotFoundError:  # the working directory was removed
+        where = path
+    name = f"rayfed_user_{path.stem}_{_digest(text + str(where).encode())}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -305,7 +311,8 @@ def load_file(file: str | Path) -> ModuleType:
         linecache.cache[str(path)] = (len(text), None, text.decode().splitlines(keepends=True), str(path))
     sys.modules[name] = module
     try:
-        exec(code, vars(module))
+        with contained(), say_if_slow(f"the import of {path}"):
+            exec(code, vars(module))
     except BaseException:
         del sys.modules[name]
         raise

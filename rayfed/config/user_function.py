@@ -6,6 +6,7 @@ import ast
 from collections.abc import Collection
 from typing import Any
 
+from rayfed.config.own_errors import describe
 from rayfed.config.user_code import content, load_file
 from rayfed.errors import ConfigError, nearest
 
@@ -59,7 +60,7 @@ def load_function(name: str, setting: str) -> Any:
     try:
         module = load_file(file)
     except Exception as e:
-        raise ConfigError(f"{setting}: {file} cannot be imported: {type(e).__name__}: {e}") from e
+        raise ConfigError(f"{setting}: {file} cannot be imported: {describe(e)}") from e
     found = vars(module).get(attribute)
     if not callable(found):
         known = [

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rayfed.config.own_errors import contained, describe
 from rayfed.config.user_function import check_function, load_function
+from rayfed.config.watchdog import say_if_slow
 from rayfed.data import Dataset, Part, pictures
 from rayfed.data.columns import EXACT
 from rayfed.data.table import SPLITS
@@ -27,11 +29,12 @@ def load(spec: Named, seed: int) -> Dataset:
     """Return what the function returns, with its arrays checked. An error inside it stays the cause of the ConfigError."""
     call = load_function(spec.name, "task.data")
     try:
-        made = call(seed, **spec.options)
+        with contained(), say_if_slow(f"task.data: {spec.name}"):
+            made = call(seed, **spec.options)
     except ConfigError:
         raise
-    except (Exception, SystemExit) as e:
-        raise ConfigError(f"task.data: {spec.name} raised {type(e).__name__}: {e}") from e
+    except Exception as e:
+        raise ConfigError(f"task.data: {spec.name} raised {describe(e)}") from e
     if not isinstance(made, Dataset):
         raise ConfigError(f"task.data: {spec.name} returned {type(made).__name__}, needed: rayfed.data.Dataset")
     try:

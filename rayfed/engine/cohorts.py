@@ -66,7 +66,9 @@ def choose_calls(config: Config, federation: Federation, task: Task, step: float
     if one_call and config.resources.cohort == "auto":
         size = asked
     if where == "auto":
-        where = "server" if one_call and size >= asked and in_server else "actors"
+        # The server's process has no limit on time.
+        here = one_call and size >= asked and in_server and config.failures.client_timeout_s is None
+        where = "server" if here else "actors"
     return size, where
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from rayfed.visits import Arguments
 
 
+NAMED = 8  # clients at work that are named
+
+
 class Dispatch:
     """The engine behind `Fed.ask` (see `rayfed.fed.Dispatcher`), for one run on one pool.
 
@@ -50,6 +54,8 @@ class Dispatch:
         self.meter = ByteMeter(method, (lambda client: int(task.ranks[client])) if ranked else None)
         self.watch: Callable[[int], None] = lambda visits: None
         self.note: Callable[[str], None] = lambda sentence: None
+        self.active = time.monotonic()  # when an ask or a job began or ended last
+        self._left: dict[int, Job] = {}  # jobs of the present ask that have not ended
         self.begin(0, score_local=False)
 
     def begin(self, round: int, score_local: bool) -> None:
@@ -210,7 +216,21 @@ class Dispatch:
 
     def _execute_jobs(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """Yield (number, outcome) of jobs as they end, and pass on what workers note beside them."""
+        self._left, self.active = dict(enumerate(jobs)), time.monotonic()
         for number, outcome in self.pool.execute(jobs):
+            self.active = time.monotonic()
+            self._left.pop(number, None)
             for sentence in outcome.result.notes:
                 self.note(sentence)
             yield number, outcome
+
+    def at_work(self) -> str:
+        """Return who has not replied yet, in words; "" where nobody is asked. May be called from another thread."""
+        calls = [job.request for job in list(self._left.values()) if isinstance(job.request, VisitCall)]
+        if not calls:
+            return ""
+        ids = [c for call in calls for c in call.clients]
+        named = ", ".join(map(str, ids[:NAMED])) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+        if calls[0].visit is Evaluation.GLOBAL:
+            return f"pieces of the pooled test set at work: {named}"
+        return f"clients at work: {named}; visit {str(calls[0].visit)!r}"

@@ -11,6 +11,8 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rayfed.config.own_errors import describe
+from rayfed.engine.time_limit import TimedOut
 from rayfed.errors import RunFailed
 from rayfed.execute.debug import PieceFailed
 
@@ -28,7 +30,8 @@ class Failure:
     """Why a client's reply is missing.
 
     reason: a sentence; trace: its traceback, where its code raised; arguments: under `debug`, what its code was given;
-    attempts: how often its code was executed; repeatable: whether another attempt could end otherwise.
+    attempts: how often its code was executed; repeatable: whether another attempt could end otherwise; diverged: whether it sent
+    NaN or infinity.
     """
 
     reason: str
@@ -36,14 +39,17 @@ class Failure:
     arguments: Tree | None = None
     attempts: int = 1
     repeatable: bool = True
+    diverged: bool = False
 
     @classmethod
     def of(cls, error: Exception, attempts: int) -> Failure:
-        """Describe an exception of the client's code; attempts: how often that was executed."""
+        """Describe an exception of the client's code, or TimedOut; attempts: how often that was executed."""
+        if isinstance(error, TimedOut):
+            return cls(str(error), attempts=attempts, repeatable=False)
         cause = error.__cause__ if isinstance(error, PieceFailed) and error.__cause__ is not None else error
         trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
         arguments = error.arguments if isinstance(error, PieceFailed) else None
-        return cls(f"{type(cause).__name__}: {cause}", trace, arguments, attempts)
+        return cls(describe(cause), trace, arguments, attempts)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ class ClientFailed(RunFailed):
 
     def __init__(self, client: int, round: int, visit: str, failure: Failure):
         self.client, self.round, self.visit, self.failure = client, round, visit, failure
+        self.diverged = round if failure.diverged else None
+        self.certain = failure.diverged or bool(failure.trace)
         trace = f"\n{failure.trace.rstrip()}" if failure.trace else ""
         super().__init__(f"client {client} failed in round {round}, visit {visit!r}: {failure.reason}{trace}")
 

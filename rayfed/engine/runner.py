@@ -7,12 +7,16 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from rayfed import keys, tree, visits
+from rayfed.config.own_errors import contained, describe
+from rayfed.config.watchdog import Watchdog
 from rayfed.engine import cohorts
 from rayfed.engine.client_states import collect_segments
 from rayfed.engine.dispatch import Dispatch
@@ -28,6 +32,7 @@ from rayfed.fed import Fed
 from rayfed.lazy import torch
 from rayfed.metrics import lower_is_better
 from rayfed.models.start import start_from
+from rayfed.storage.atomic import os_error_text, remove
 from rayfed.storage.events import read_events
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.run_status import RunStatus
@@ -113,11 +118,14 @@ class Runner:
         }
         self.sinks = Sinks(config.track, folder.event)
         self.notes: list[str] = []  # of the workers, for the summary
+        self._given_up: dict[str, str] = {}  # what could not be written -> a sentence
         self._prepared: PreparedRun | None = None
         self._stop_asked = False
         self._seconds = 0.0  # of work so far
         self._began = 0.0  # the clock's reading when the work began, without the pauses since
         self._status_written = -math.inf
+        self._active = time.monotonic()  # when a piece of work began or a round was committed
+        self._watchdog = Watchdog(self._active_at, self._say_waiting)
 
     @property
     def prepared(self) -> PreparedRun:
@@ -168,14 +176,15 @@ class Runner:
         """Count the time as this run's; an error is written into the folder and closes the sinks."""
         began = time.perf_counter()
         try:
-            self._began = began - self._seconds
-            with kernels.using(kernels.from_resources(self.config.resources)):
+            self._began, self._active = began - self._seconds, time.monotonic()
+            with kernels.using(kernels.from_resources(self.config.resources)), contained(), self._watchdog.watching():
                 yield
         except BaseException as error:
             self.status["status"] = RunStatus.FAILED
             reported: BaseException = error
             if isinstance(error, Exception) and not isinstance(error, RayfedError):  # a method's own, or ours
-                reported = RunFailed(f"{type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
+                reported = RunFailed(f"{describe(error)}\n{traceback.format_exc().rstrip()}")
+                reported.certain = not isinstance(error, OSError | MemoryError)
             self._write_failure(reported)
             self.sinks.close(self.status["status"])
             if reported is error:
@@ -183,6 +192,23 @@ class Runner:
             raise reported from error
         finally:
             self._seconds += time.perf_counter() - began
+
+    def live(self) -> dict[str, Any]:
+        """Return the live status and who is at work. May be called from another thread."""
+        return {**self.status, "at_work": self._prepared.dispatch.at_work() if self._prepared else ""}
+
+    def _active_at(self) -> float:
+        return max(self._active, self._prepared.dispatch.active if self._prepared else 0.0)
+
+    def _say_waiting(self, idle: float, where: str) -> None:
+        """Report that nothing has ended for a while; called by the watchdog's thread."""
+        live = self.live()
+        round = f"in round {live['round'] + 1}" if self._prepared else "while the run is set up"
+        about = "; ".join(t for t in (live["at_work"], where) if t)
+        text = f"nothing has ended for {idle:.0f} s {round}" + (f" ({about})" if about else "")
+        self.status["waiting"] = text
+        self.progress({**live, "waiting": text})
+        self.folder.event("waiting", text=text)
 
     def _write_failure(self, error: BaseException) -> None:
         """Write an error into the folder, and into the error how to go on."""
@@ -366,7 +392,8 @@ class Runner:
         if early:
             run.early = True
             metric = str(self.config.stop.metric)
-            self.folder.event("early stop", round=r, metric=metric, value=result.row[metric])
+            with suppress(RunFailed):  # the round is committed
+                self.folder.event("early stop", round=r, metric=metric, value=result.row[metric])
 
     def _check_state(self, state: Tree, r: int) -> None:
         """Raise RunFailed where a new server state is not what was declared, or not finite."""
@@ -378,9 +405,11 @@ class Runner:
         floats = [(path, x) for path, x in tree.leaves(state) if x.is_floating_point()]
         bad = ["/".join(path) for path, x in floats if not bool(torch.isfinite(x).all())]
         if bad:
-            raise RunFailed(
+            error = RunFailed(
                 f"round {r}: the new server state has NaN or infinity in {', '.join(bad[:3])}; the state of round {r - 1} is kept"
             )
+            error.diverged, error.certain = r, True
+            raise error
 
     def _stops_early(self, row: dict[str, Any]) -> bool:
         stop = self.config.stop
@@ -399,7 +428,8 @@ class Runner:
 
     def _publish(self, r: int, row: dict[str, Any]) -> None:
         """Make a committed round the live status."""
-        spent = time.perf_counter() - self._began
+        spent, self._active = time.perf_counter() - self._began, time.monotonic()
+        self.status.pop("waiting", None)
         left = (spent / max(1, r - self.prepared.first)) * (self.config.rounds - r)
         known = {**self.status.get("metrics", {}), **{n: v for n, v in row.items() if "/" in n and v is not None}}
         self.status.update(
@@ -411,8 +441,11 @@ class Runner:
     def _write_status(self) -> None:
         """Report the live status; into its file not more often than someone would read it."""
         if self.status["status"] != RunStatus.RUNNING or time.perf_counter() > self._status_written + LIVE_S:
-            self.folder.state(**self.status)
             self._status_written = time.perf_counter()
+            try:
+                self.folder.state(**self.status)
+            except RunFailed as error:  # what is committed stands
+                self._give_up("the live status", error)
         self.progress(dict(self.status))
 
     # -- endings -------------------------------------------------------------------------------------------------------
@@ -438,7 +471,13 @@ class Runner:
             notes += [run.task.mixture] if run.task.mixture else []
         repeat = Choice.in_effect(config, run.dispatch.cohort_size).as_options()
         notes += [f"to repeat: {repeat}", *self.sinks.notes, *self.notes]
-        self._save_models()
+        try:
+            self._save_models()
+        except (OSError, SafetensorError) as error:
+            remove(self.folder.path / "model")
+            text = os_error_text(error, self.folder.path) if isinstance(error, OSError) else str(error)
+            self._give_up("the models", text, f"; write them with: rayfed resume {self.folder.path}")
+        notes += self._given_up.values()
         self.status["status"] = RunStatus.DONE
         summary = {
             "rounds": run.reached,
@@ -452,6 +491,13 @@ class Runner:
         self._write_status()
         self.folder.finish(RunStatus.DONE, summary)
         return Ending(RunStatus.DONE, run.reached)
+
+    def _give_up(self, what: str, reason: object, remedy: str = "") -> None:
+        """Note, once, that something beside the rounds cannot be written, which ends no run."""
+        if what not in self._given_up:
+            self._given_up[what] = f"{what} could not be written: {reason}{remedy}"
+            with suppress(RunFailed):
+                self.folder.event("given up", text=self._given_up[what])
 
     def _save_models(self) -> None:
         run, where = self.prepared, self.folder.path / "model"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayfed import execute, keys, schedules, tree
 from rayfed.adapters import ranks
+from rayfed.config.own_errors import contained
 from rayfed.engine.evaluation import LOCAL_SCORES, Evaluation
 from rayfed.engine.failures import Failure, Retry, TooLarge, VectorizeError
 from rayfed.engine.messages import (
@@ -29,6 +30,7 @@ from rayfed.engine.messages import (
     VisitCall,
 )
 from rayfed.engine.resident import Resident, data_key
+from rayfed.engine.time_limit import TimedOut, time_limit
 from rayfed.execute.tuning import autotune, kernels, replay
 from rayfed.fold import Folded, partial
 from rayfed.fold import to_numpy as fold_to_numpy
@@ -68,7 +70,8 @@ class Worker:
         """Make a run resident; `start`: see `rayfed.models.start.start_from`."""
         key = data_key(config)
         like = next((r for r in self.runs.values() if r.data_key == key), None)
-        self.adopt(run, Resident(config, federation, start, self.device, like))
+        with contained():
+            self.adopt(run, Resident(config, federation, start, self.device, like))
 
     def adopt(self, run: str, resident: Resident) -> None:
         """Take in a run that was made resident elsewhere in this process."""
@@ -86,6 +89,7 @@ class Worker:
             kernels.full_precision(self.device),
             kernels.deterministic(resources.deterministic),
             replay.using(resources.replay, notes),
+            contained(),
         ):
             answer = self._handlers[type(job.request)](res, job.request, values)
         return answer._replace(result=replace(answer.result, notes=tuple(notes))) if notes else answer
@@ -253,6 +257,9 @@ class CohortVisit:
             piece = [self._execute("vmap", self.cohort, self.mine, self.own)]
         except torch.OutOfMemoryError:  # no client's fault
             short = True
+        except TimedOut as error:  # at once means for all
+            self.failures.update(dict.fromkeys(self.cohort.clients, Failure.of(error, attempts=1)))
+            return
         except Exception:  # out of here, for the error holds on to what was made
             pass
         if piece:
@@ -289,8 +296,10 @@ class CohortVisit:
 
     def _execute(self, executor: str, cohort: Cohort, mine: Tree, own: Tree) -> Executed:
         """Execute the visit of a cohort in one go: what its clients send, keep, and how many steps they took."""
-        made = execute.execute_visit(executor, self.visit, cohort, self.shared, mine, own, self.resident.data)
-        ((_, parts, after, steps),) = made
+        seconds = self.resident.config.failures.client_timeout_s
+        with time_limit(seconds and seconds * len(cohort.clients), "failures.client_timeout_s"), contained():
+            made = execute.execute_visit(executor, self.visit, cohort, self.shared, mine, own, self.resident.data)
+            ((_, parts, after, steps),) = made
         return parts, after, steps
 
     def _finite_positions(self, positions: list[int], parts: Tree, after: Tree) -> list[int]:
@@ -307,7 +316,7 @@ class CohortVisit:
                 for i in bad.nonzero()[:, 0].tolist():
                     reasons.setdefault(i, f"NaN or infinity in {kind} {'/'.join(path)}")
         for i, reason in reasons.items():
-            self.failures[self.cohort.clients[positions[i]]] = Failure(reason, repeatable=False)
+            self.failures[self.cohort.clients[positions[i]]] = Failure(reason, repeatable=False, diverged=True)
         return [p for i, p in enumerate(positions) if i not in reasons]
 
     def _stack_states(self, blocks: Sequence[Any]) -> Tree:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rayfed import tree
+from rayfed.config.own_errors import contained
 from rayfed.execute import loop
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def execute(
             last.update(stage=stage, arguments=arguments)
 
         try:
-            parts, after, steps = loop.execute_client(
-                visit, cohort.one(i), shared, tree.pick(mine, i), tree.pick(own, i), data, watch
-            )
+            with contained():
+                parts, after, steps = loop.execute_client(
+                    visit, cohort.one(i), shared, tree.pick(mine, i), tree.pick(own, i), data, watch
+                )
         except Exception as e:
             raise PieceFailed(i, last.get("stage", "begin"), _as_tree(last.get("arguments", {}))) from e
         yield slice(i, i + 1), *(tree.map(lambda x: x[None], t) for t in (parts, after)), steps[None]

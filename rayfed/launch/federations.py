@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rayfed import methods, models, partition
 from rayfed.errors import ConfigError
 from rayfed.launch import model_check
+from rayfed.launch.preflight import asked
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -25,9 +26,10 @@ class Federations:
         k = partition.split_key(config.to_dict())
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
-        cls = methods.get(config.method.name)
-        method = cls(cls.Settings(**config.method.options), config)
-        problems = models.fits(config.task.model, self.known[k].input_shape) or method.fits(self.known[k])
+        cls, made = methods.get(config.method.name), self.known[k]
+        problems = models.fits(config.task.model, made.input_shape) or asked(
+            config.method.name, "fits", lambda: cls(cls.Settings(**config.method.options), config).fits(made)
+        )
         if problems:
             raise ConfigError(problems)
         return self.known[k]

@@ -10,6 +10,7 @@ What can be built is remembered in the user's cache.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.metadata
 import json
@@ -27,6 +28,7 @@ import numpy as np
 
 from rayfed import models
 from rayfed.config import user_code
+from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError
 from rayfed.models import folder
 from rayfed.storage.cache import cache_folder
@@ -51,7 +53,7 @@ class Question:
 
 def question(config: Config, federation: Federation) -> Question | None:
     """Return what has to be checked; None for rayfed's own models, and for what was checked before."""
-    if config.task.model.name in models.KNOWN:
+    if config.task.model.name in models.KNOWN and not _needs_vmap(config):
         return None
     values = config.to_dict()
     about = {n: getattr(federation, n) for n in ("classes", "kind", "population", "clients")}
@@ -65,6 +67,7 @@ def question(config: Config, federation: Federation) -> Question | None:
         values["local"]["buffers"],
         values["adapter"],
         values["init"],
+        [values["method"], values["local"], _crc(config.method.name)] if _needs_vmap(config) else None,
         versions,
         list(_files(config)),
     ]
@@ -95,9 +98,15 @@ def _check_elsewhere(asked: Mapping[str, Question]) -> dict[str, list[str]]:
         file = Path(tmp) / "questions.json"
         file.write_text(json.dumps({n: asdict(q) for n, q in asked.items()}, default=str))
         command = [sys.executable, "-m", "rayfed.launch.model_check", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        atexit.register(process.kill)  # Ctrl-C does not wait for the thread that this runs in
+        with say_if_slow(
+            f"the trial of {', '.join(sorted({q.config['task']['model']['name'] for q in asked.values()}))}"
+        ):
+            lines = process.communicate()[0].splitlines()
+        atexit.unregister(process.kill)
     # A process that died (of memory, say) says nothing about the request.
-    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {}
+    found: dict[str, list[str]] = json.loads(lines[-1]) if lines and not process.returncode else {}
     return found
 
 
@@ -108,6 +117,7 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
     """
     from rayfed import task
     from rayfed.config.schema import Config
+    from rayfed.launch import vmap_check
     from rayfed.models.start import start_from
 
     by_key: dict[str, list[str]] = {}
@@ -116,8 +126,10 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
         try:
             built = task.of(about.kind)(config, about, "cpu", start_from(config))
             built.init_params(0)  # what `init.from` holds must fit
-            own = not config.task.model.name.startswith("hf:")
+            own = not config.task.model.name.startswith("hf:") and config.task.model.name not in models.KNOWN
             by_key[q.key] = built.check_network(built.rows(q.rows)) if own and built.per_class else []
+            if _needs_vmap(config) and built.per_class and not by_key[q.key]:
+                by_key[q.key] = vmap_check.problems(config, built, built.rows(q.rows))
         except ConfigError as e:
             by_key[q.key] = e.problems
         except Exception:
@@ -125,17 +137,28 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
     return {name: by_key[q.key] for name, q in asked.items() if q.key in by_key}
 
 
+def _crc(name: str) -> int:
+    """Return a checksum of the file of path/to/file.py:NAME."""
+    return zlib.crc32(user_code.content(name.rpartition(":")[0]) or b"")
+
+
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:
     """Yield (path, size, time) of the files that the model and its start are read from."""
     name = config.task.model.name
     folders = [folder.locate(name)] if name.startswith("hf:") else []
     if not folders:
-        yield name, 0, zlib.crc32(user_code.content(name.rpartition(":")[0]) or b"")
+        yield name, 0, _crc(name)
     if config.init.from_ is not None:
         folders += [Path(config.init.from_), Path(config.init.from_) / "model"]
     for file in sorted(f for where in folders if where.is_dir() for f in where.iterdir() if f.is_file()):
         about = file.stat()
         yield str(file), about.st_size, about.st_mtime_ns
+
+
+def _needs_vmap(config: Config) -> bool:
+    """Return whether own code has to run under `vmap`: the method's visits are then tried too."""
+    own = ".py:" in config.method.name or config.task.model.name not in models.KNOWN
+    return config.resources.executor == "vmap" and own and config.adapter.kind == "none"
 
 
 def _known(key: str) -> Path:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rayfed import adapters, data, methods, models, track
+from rayfed import adapters, data, methods, models, track, visits
 from rayfed.adapters import ranks
 from rayfed.adapters.start import start_problems
 from rayfed.config.load import VARIABLE, load_config
+from rayfed.config.own_errors import contained, describe
 from rayfed.config.problems import blames, sentences
 from rayfed.config.schema import Named
+from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError
 from rayfed.models import folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
@@ -50,7 +52,9 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     problems = check_task(raw) + problems
     if config is None:
         return problems
-    rules = make_method(config).check(config) if make_method is not None else []
+    rules = []
+    if make_method is not None:
+        rules = asked(raw["method"]["name"], "check", lambda: make_method(config).check(config))
     if make_method is not None and config.local.buffers == "private":
         rules = rules + private_buffers.problems(methods.get(config.method.name))
     rules = rules + check_rules(config)
@@ -81,11 +85,33 @@ def check_method(raw: Mapping[str, Any]) -> tuple[Callable[[Config], Method] | N
         cls = methods.get(spec["name"])
     except ConfigError as e:
         return None, e.problems
+    if lacking := visits.undecorated(cls):
+        return None, [
+            f"method.name: {cls.__name__}.{n} has to be a visit ({why}); decorate it with @visit"
+            for n, why in lacking.items()
+        ]
     try:
-        settings = cls.Settings(**{k: v for k, v in spec.items() if k != "name"})
+        with contained():
+            settings = cls.Settings(**{k: v for k, v in spec.items() if k != "name"})
     except ValidationError as e:
         return None, sentences(e, cls.Settings, "method")
+    except Exception as e:
+        return None, [f"method: the settings of {spec['name']} raised {describe(e)}"]
     return lambda config: cls(settings, config), []
+
+
+def asked(method: str, what: str, ask: Callable[[], list[str]]) -> list[str]:
+    """Return what a method's `check` or `fits` finds wrong, and, where it raises, that.
+
+    method: its name in the config; what: which of them; ask: calls it.
+    """
+    try:
+        with contained(), say_if_slow(f"{what} of {method}"):
+            return ask()
+    except ConfigError as e:
+        return e.problems
+    except Exception as e:
+        return [f"method.name: {what} of {method} raised {describe(e)}"]
 
 
 def check_rules(config: Config) -> list[str]:
@@ -141,6 +167,8 @@ def _check_places(config: Config) -> list[str]:
     """Return what is wrong with where the server works and where the run is stored."""
     server, path = config.resources.server, config.storage.path
     problems = []
+    if config.resources.visits == "server" and config.failures.client_timeout_s is not None:
+        problems.append("resources.visits: server found, allowed with failures.client_timeout_s: actors, auto")
     if server.place == "any" and not server.gpus:
         problems.append("resources.server.place: any needs resources.server.gpus > 0")
     if object_store.is_uri(path) and (wrong := object_store.uri_problem(path)):

@@ -37,6 +37,7 @@ def line(state: dict[str, Any]) -> str:
         parts.append(state.get("status", "starting"))
     metrics = state.get("metrics", {})
     parts += [state["score"]] if "score" in state else []
+    parts += [state["waiting"]] if state.get("waiting") else []
     parts += [f"{n} {metrics[n]:.3f}" for n in SHOWN if metrics.get(n) is not None]
     if state.get("clients_per_s"):
         parts.append(f"{state['clients_per_s']:.0f} clients/s")
@@ -91,7 +92,8 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
         _print_study(path, summary)
     else:
         _print_run(summary)
-    print(f"report: {path / 'report.html'}")
+    if (path / "report.html").exists():
+        print(f"report: {path / 'report.html'}")
 
 
 def _print_study(path: Path, summary: dict[str, Any]) -> None:
@@ -139,6 +141,7 @@ def print_sweep(path: Path, summary: dict[str, Any]) -> None:
 
     trials, several = summary["trials"], any(len(b["seeds"]) > 1 for b in summary["best"])
     counts = f"best of {trials['begun']} trials, {trials['complete']} complete"
+    counts += "".join(f", {trials[n]} {n}" for n in ("diverged", "failed") if trials.get(n))
     table = Table(title=f"{counts}; {summary['rounds']:,} rounds in all")
     for column in ("point", summary["metric"], *(["minus the best"] if several else []), "round"):
         table.add_column(column, justify="left" if column == "point" else "right")
@@ -146,6 +149,9 @@ def print_sweep(path: Path, summary: dict[str, Any]) -> None:
         value = _mean_sd({"mean": best["value"], "sd": best["sd"]})
         gap = [_difference(best["difference"] or {})] if several else []
         table.add_row(point_text(best["point"]), value, *gap, str(best["round"]))
+    for ended in [*summary["diverged"], *summary["errors"]]:
+        what = "failed" if ended["diverged"] is None else f"diverged in round {ended['diverged']}"
+        table.add_row(point_text(ended["point"]), what, *(["-"] if several else []), "-")
     Console().print(table)
     print(f"report: {path / 'sweep.html'}")
 

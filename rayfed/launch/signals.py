@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,23 +21,36 @@ class Stoppable(Protocol):
         """Ask to stop; called from a signal handler."""
 
 
+class Received(list[int]):
+    """Numbers of the signals that came so far. done: the folder of what has ended well, once that is so: nothing is left to stop."""
+
+    done: Path | None = None
+
+
 class _EndAtOnce(BaseException):
     """A second signal. Not an Exception: handlers of a client's exceptions must not catch it."""
 
 
 @contextmanager
-def stop_on_signals(running: Stoppable) -> Iterator[list[int]]:
-    """Call `running.stop()` at the first signal; yields a list that receives the numbers of the signals.
+def stop_on_signals(
+    running: Stoppable, waits_for: Callable[[], str] = lambda: "the current round"
+) -> Iterator[Received]:
+    """Call `running.stop()` at the first signal and say what is waited for; yields the numbers of the signals.
 
-    Interrupted at a second signal. Outside of the main thread, where Python handles no signals, nothing is changed.
+    waits_for: says what has to end first. Interrupted at a second signal. Outside of the main thread, where Python handles no
+    signals, nothing is changed.
     """
-    received: list[int] = []
+    received = Received()
 
     def handle(signum: int, frame: Any) -> None:
         received.append(signum)
         if len(received) > 1:
             raise _EndAtOnce
+        if received.done:
+            _say(f"{received.done} is done; its report is being written. Once more: end at once, without it")
+            return
         running.stop()
+        _say(f"stopping; waiting for {waits_for()}. Once more: end at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -44,12 +59,23 @@ def stop_on_signals(running: Stoppable) -> Iterator[list[int]]:
     try:
         yield received
     except _EndAtOnce:
-        error = Interrupted("interrupted at once; continue with `rayfed resume` from the last snapshot")
+        text = "interrupted at once; continue with `rayfed resume` from the last snapshot"
+        if received.done:
+            text = (
+                f"interrupted; {received.done} is done, without a report. Write it with: rayfed report {received.done}"
+            )
+        error = Interrupted(text)
         error.exit_code = 128 + received[-1]
         raise error from None
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error, past its buffer, in which the signal may have come."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"rayfed: {text}\n".encode())
 
 
 def stopped_error(received: list[int], path: Path) -> RunFailed | Interrupted:

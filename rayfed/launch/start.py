@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from rayfed.launch.federations import Federations
 from rayfed.launch.preflight import load_request
 from rayfed.launch.signals import stop_on_signals, stopped_error
 from rayfed.storage import object_store
+from rayfed.storage.atomic import os_error_text
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
@@ -53,17 +55,21 @@ class Launcher(Protocol):
     def stop(self) -> None:
         """Ask the current run to stop after committing its round; may be called from a signal handler."""
 
+    def status(self) -> Mapping[str, Any]:
+        """Return the newest live status; {} before there is one."""
+
     def close(self) -> None:
         """Release what `start` took. May be called again."""
 
 
 @dataclass
 class Finished:
-    """A run's or a study's folder, how it ended, and its summary.json."""
+    """A run's or a study's folder, how it ended, its summary.json, and sentences for what could not be written beside that."""
 
     path: Path
     status: str
     summary: dict[str, Any]
+    given_up: list[str] = field(default_factory=list)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
@@ -134,15 +140,29 @@ def _check_resumable(sets: Sequence[str]) -> None:
 
 def _split_and_warm_up(launcher: Launcher, configs: Sequence[Config], split: Callable[[], T]) -> T:
     """Return what `split` returns; the launcher warms up meanwhile, if no error was found within HEAD_START."""
-    with ThreadPoolExecutor(1) as thread:  # Ray's processes end with the thread that started them: that is this one
-        task = thread.submit(split)
-        wait([task], timeout=HEAD_START)
+    task = _in_background(split)  # Ray's processes end with the thread that started them: that is this one
+    wait([task], timeout=HEAD_START)
+    try:
+        if not task.done():
+            launcher.warm_up(configs)
+    except Exception:
+        task.result()  # errors of the request come before the launcher's
+        raise
+    return task.result()
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """Begin some work in a thread that Ctrl-C need not wait for: it ends with the process."""
+    made: Future[T] = Future()
+
+    def do() -> None:
         try:
-            if not task.done():
-                launcher.warm_up(configs)
-        finally:
-            result = task.result()  # errors of the request come before the launcher's
-        return result
+            made.set_result(work())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return made
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -152,16 +172,40 @@ def _execute_run(
     config: Config, federation: Federation, folder: RunFolder, launcher: Launcher, watch: Watch
 ) -> Finished:
     """Execute a run and write its report, while the launcher closes."""
-    with stop_on_signals(launcher) as received:
+    with stop_on_signals(launcher, lambda: waited_for(launcher.status())) as received:
         ending = launcher.execute(config, federation, folder, watch)
-    if ending.status == RunStatus.STOPPED:
-        raise stopped_error(received, folder.path)
-    with ThreadPoolExecutor(1) as thread:
-        written = thread.submit(report.write_report, folder.path)
+        if ending.status == RunStatus.STOPPED:
+            raise stopped_error(received, folder.path)
+        received.done = folder.path
+        written = _in_background(lambda: write_report(folder.path))
         launcher.close()
-        written.result()
-    folder.upload(plain=True)
-    return Finished(folder.path, ending.status, json.loads((folder.path / "summary.json").read_text()))
+        given_up = written.result()
+        folder.upload(plain=True)
+    return Finished(folder.path, ending.status, json.loads((folder.path / "summary.json").read_text()), given_up)
+
+
+def waited_for(status: Mapping[str, Any]) -> str:
+    """Return what has to end before a run stops, in words. status: the live one."""
+    round, rounds = status.get("round", 0), status.get("rounds", 0)
+    if not status or (status.get("status") == RunStatus.STARTING and not status.get("at_work")):
+        return "the run to be ready"
+    if round >= rounds:
+        return "the run's models and summary: its last round is committed, so it ends as done"
+    run = f" of {status['arm']}, seed {status['seed']}" if "arm" in status else ""
+    work = f" ({status['at_work']})" if status.get("at_work") else ""
+    return f"round {round + 1} of {rounds}{run}{work}, which is then committed"
+
+
+def write_report(path: Path) -> list[str]:
+    """Write the report of a run or a study that is done; return a sentence where that is not possible, which changes nothing of it."""
+    try:
+        report.write_report(path)
+    except Exception as error:
+        text = os_error_text(error, path) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        return [
+            f"the report was not written: {text}. Everything else of {path} stands; try again with: rayfed report {path}"
+        ]
+    return []
 
 
 def _execute_study(study: Study, path: Path, federations: Federations, launcher: Launcher, watch: Watch) -> Finished:
@@ -175,9 +219,10 @@ def _execute_study(study: Study, path: Path, federations: Federations, launcher:
     runs = sorted(
         study.runs(), key=lambda r: study.seeds.index(r[1])
     )  # arms of a seed in sequence: they share its split
-    reports: list[threading.Thread] = []
+    reports: list[Future[list[str]]] = []
     done: list[RunFolder] = []
-    with stop_on_signals(launcher) as received:
+    now: dict[str, Any] = {}  # which run
+    with stop_on_signals(launcher, lambda: waited_for({**launcher.status(), **now})) as received:
         for k, (arm, seed, config) in enumerate(runs):
             where = path / arm / f"seed-{seed}"
             if has_ended(where, config.rounds):
@@ -188,22 +233,21 @@ def _execute_study(study: Study, path: Path, federations: Federations, launcher:
             else:
                 stored = object_store.join_uri(mirror.uri, arm, f"seed-{seed}") if mirror else None
                 folder = RunFolder.create(where, config.to_dict(), owner=Owner.me(), exact=True, stored=stored)
-            about = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
-            ending = launcher.execute(config, federations.of(config), folder, _add_to_status(watch, about))
+            now = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
+            ending = launcher.execute(config, federations.of(config), folder, _add_to_status(watch, now))
             if ending.status == RunStatus.STOPPED:
                 raise stopped_error(received, path)
-            reports.append(threading.Thread(target=report.write_report, args=(where,)))
-            reports[-1].start()
+            reports.append(_in_background(partial(write_report, where)))
             done.append(folder)
-    for thread in reports:
-        thread.join()
-    for folder in done:
-        folder.upload(plain=True)
-    summary = report.study_summary(path)
-    report.write_report(path)
-    if mirror:
-        mirror.push(0, plain=True)
-    return Finished(path, summary["status"], summary)
+        summary = report.study_summary(path)
+        received.done = path
+        given_up = [sentence for written in reports for sentence in written.result()]
+        for folder in done:
+            folder.upload(plain=True)
+        given_up += write_report(path)
+        if mirror:
+            mirror.push(0, plain=True)
+    return Finished(path, summary["status"], summary, given_up)
 
 
 def _add_to_status(watch: Watch, about: dict[str, Any]) -> Watch:
@@ -268,6 +312,10 @@ class LocalLauncher:
         self.stopping = True
         if self.runner is not None:
             self.runner.stop()
+
+    def status(self) -> Mapping[str, Any]:
+        """Return the runner's status."""
+        return self.runner.live() if self.runner is not None else {}
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

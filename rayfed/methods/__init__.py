@@ -7,6 +7,7 @@ import pkgutil
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from rayfed.config.own_errors import contained, describe
 from rayfed.config.user_code import content, load_file
 from rayfed.errors import ConfigError, nearest
 from rayfed.method import Method
@@ -33,7 +34,13 @@ def get(name: str) -> type[Method]:
         return _only_method(importlib.import_module(f"{__name__}.{name}"), name)
     for entry in entry_points(group="rayfed.methods"):
         if entry.name == name:
-            found = entry.load()
+            try:
+                with contained():
+                    found = entry.load()
+            except Exception as e:
+                raise ConfigError(
+                    f"method.name: {name!r} of package {entry.dist} cannot be imported: {describe(e)}"
+                ) from e
             if isinstance(found, type) and issubclass(found, Method):
                 return found
             raise ConfigError(f"method.name: {name!r} of package {entry.dist} is not a rayfed.Method")
@@ -60,7 +67,7 @@ def _from_file(name: str) -> type[Method]:
     try:
         module = load_file(file)
     except Exception as e:
-        raise ConfigError(f"method.name: {file} cannot be imported: {type(e).__name__}: {e}") from e
+        raise ConfigError(f"method.name: {file} cannot be imported: {describe(e)}") from e
     known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method]
     found = vars(module).get(cls)
     if cls not in known or not isinstance(found, type):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rayfed.config.own_errors import contained, describe
 from rayfed.config.user_function import check_function, load_function
 from rayfed.errors import ConfigError, nearest
 
@@ -110,12 +111,13 @@ def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
         make = load_function(spec.name, "task.model")
         try:
-            made = make(classes, tuple(input_shape), **spec.options)
-            if isinstance(made, nn.Module) and any(nn.parameter.is_lazy(p) for _, p in made.named_parameters()):
-                with torch.no_grad():  # lazy layers take their sizes from a first input
-                    made.eval()(torch.zeros(1, *input_shape))
+            with contained():
+                made = make(classes, tuple(input_shape), **spec.options)
+                if isinstance(made, nn.Module) and any(nn.parameter.is_lazy(p) for _, p in made.named_parameters()):
+                    with torch.no_grad():  # lazy layers take their sizes from a first input
+                        made.eval()(torch.zeros(1, *input_shape))
         except Exception as e:
-            raise ConfigError(f"task.model: {spec.name} raised {type(e).__name__}: {e}") from e
+            raise ConfigError(f"task.model: {spec.name} raised {describe(e)}") from e
         if not isinstance(made, nn.Module):
             raise ConfigError(f"task.model: {spec.name} returned {type(made).__name__}, needed: torch.nn.Module")
         return made

@@ -16,6 +16,7 @@ from rayfed.storage import round_log
 from rayfed.storage.events import read_events
 from rayfed.storage.listing import started, status, sweep_entry
 from rayfed.storage.saved_config import method_name
+from rayfed.storage.sweep_folder import OUTCOME, ROWS
 from rayfed.storage.text_files import read_json, read_yaml
 from rayfed.track.prometheus import Series, labels_of, readings
 
@@ -69,7 +70,11 @@ class Board:
             path = self.folder / name
             if not (path / "sweep.yaml").is_file():
                 continue
-            files = [path / "summary.json", path / "driver.json", *sorted((path / "trials").glob("*/rows.jsonl"))]
+            files = [
+                path / "summary.json",
+                path / "driver.json",
+                *sorted(p for p in (path / "trials").glob("*/*") if p.name in (ROWS, OUTCOME)),
+            ]
             stamp = tuple(map(details.mtime, files))
             known = self._sweeps.get(name)
             try:

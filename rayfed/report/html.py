@@ -118,7 +118,10 @@ def headline(name: str, kind: str, facts: Mapping[str, str]) -> str:
 
 def path_text(path: Path) -> str:
     """Return a path as one would type it in the current folder."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return str(path)
     return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.report.point_text import value_text
 from rayfed.report.statistics import mean_interval, paired_difference
 from rayfed.storage.atomic import durable_write
-from rayfed.storage.sweep_folder import Sweep, counts, load_sweep
+from rayfed.storage.sweep_folder import Sweep, Trial, counts, load_sweep
 from rayfed.storage.text_files import json_bytes
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ def write_sweep(path: Path | str, ended: bool = True, failed: int = 0) -> dict[s
 def results(sweep: Sweep) -> pa.Table:
     """Return a table with a row per trial and evaluated round.
 
-    Columns: trial, round, folder, the point's settings, n seeds, and of every metric its mean over the seeds, NAME_sd and
-    NAME_ci95 (half the width of its 95 % interval; null with one seed).
+    Columns: trial, round, folder, the point's settings, n seeds, whether the trial diverged in that round, and of every metric its
+    mean over the seeds, NAME_sd and NAME_ci95 (half the width of its 95 % interval; null with one seed). The round in which a
+    trial diverged has a row without metrics.
     """
     import pyarrow as pa
 
-    rows = [(t, row) for t in sweep.trials for _, row in sorted(t.rows.items())]
+    rows = [(t, row) for t in sweep.trials for row in _rows(t)]
     columns: dict[str, Any] = {
         "trial": pa.array([t.name for t, _ in rows], pa.string()),
         "round": pa.array([row["round"] for _, row in rows], pa.int64()),
@@ -61,6 +62,7 @@ def results(sweep: Sweep) -> pa.Table:
         values = [row["point"].get(setting) for _, row in rows]
         columns[setting] = pa.array(values if _same_kind(values) else [value_text(v) for v in values])
     columns["n"] = pa.array([len(row["seeds"]) for _, row in rows], pa.int64())
+    columns["diverged"] = pa.array([bool(row.get("diverged")) for _, row in rows])
     for metric in dict.fromkeys(m for _, row in rows for seed in row["seeds"].values() for m in seed):
         intervals = [_interval(row, metric) for _, row in rows]
         for suffix, column in zip(("", "_sd", "_ci95"), zip(*intervals, strict=True), strict=True):
@@ -68,10 +70,17 @@ def results(sweep: Sweep) -> pa.Table:
     return pa.table(columns)
 
 
+def _rows(trial: Trial) -> Iterator[Mapping[str, Any]]:
+    """Yield a trial's rows by round, and one for the round in which it diverged."""
+    yield from (row for _, row in sorted(trial.rows.items()))
+    if trial.outcome and trial.outcome.diverged is not None:
+        yield {**trial.last, "round": trial.outcome.diverged, "seeds": {}, "diverged": True}
+
+
 def _interval(row: Mapping[str, Any], metric: str) -> tuple[float | None, float | None, float | None]:
     """Return a metric's mean, standard deviation and half interval over a row's seeds; None unless all have it."""
     values = [seed.get(metric) for seed in row["seeds"].values()]
-    return (None, None, None) if any(v is None for v in values) else mean_interval(values)
+    return (None, None, None) if not values or any(v is None for v in values) else mean_interval(values)
 
 
 def _same_kind(values: Iterable[Any]) -> bool:
@@ -92,10 +101,15 @@ def summarise(sweep: Sweep, ended: bool, failed: int = 0) -> dict[str, Any]:
             "value": mean, "sd": sd, "ci95": half, "seeds": t.by_seed(metric),
             "difference": None if t is sweep.ranked[0] else paired_difference(t.by_seed(metric), reference),
         })  # fmt: skip
+    unsound = [{"trial": t.name, "folder": t.last["folder"], "point": t.point, "error": o.reason, "diverged": o.diverged}
+               for t in sweep.unsound if (o := t.outcome)]  # fmt: skip
     stopped_early = sweep.about["options"]["scheduler"] == "asha"  # its trials need not be complete
-    whole = ended and not failed and trials["planned"] == trials["begun" if stopped_early else "complete"]
+    failed = max(failed, trials["failed"])
+    results = trials["begun"] if stopped_early else trials["complete"] + trials["diverged"]
+    whole = ended and not failed and trials["planned"] == results
     return {
         "kind": "sweep", "status": "done" if whole else "incomplete", "metric": metric, "mode": sweep.about["mode"],
         "trials": trials, "failed": failed,
-        "rounds": sum(max(t.rows) * len(t.last["seeds"]) for t in sweep.trials), "best": best,
+        "rounds": sum(t.round * len(t.last["seeds"]) for t in sweep.trials), "best": best,
+        "diverged": [u for u in unsound if u["diverged"] is not None], "errors": [u for u in unsound if u["diverged"] is None],
     }  # fmt: skip

@@ -25,7 +25,7 @@ def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]
         "spaces": ", ".join(sweep.about["spaces"]),
         "search": options["search"],
         "scheduler": options["scheduler"],
-        "trials": f"{trials['complete']} complete, {trials['begun']} begun of {trials['planned']}",
+        "trials": trials_text(trials),
         "seeds": ", ".join(map(str, options["seeds"])),
         "metric": f"{sweep.metric} ({'more' if sweep.sign > 0 else 'less'} is better)",
         "rounds": str(sweep.about["rounds"]),
@@ -51,11 +51,18 @@ def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]
     return html, [p for p in (*maps, parallel, *curves) if p]
 
 
+def trials_text(trials: Mapping[str, int]) -> str:
+    """Return the numbers of trials in words. trials: as `rayfed.storage.sweep_folder.counts` gives them."""
+    ends = "".join(f", {trials[n]} {n}" for n in ("diverged", "failed") if trials.get(n))
+    return f"{trials['complete']} complete{ends}, {trials['begun']} begun of {trials['planned']}"
+
+
 def _maps_caption(sweep: Sweep) -> str:
-    complete = all(t.complete for t in sweep.trials)
+    complete = all(t.complete for t in sweep.ranked)
     star = "" if complete else " *: with trials that have fewer rounds, at their last."
     rounds = sweep.about["rounds"]
-    text = f"Mean over the trials with both values, after {rounds} rounds; one scale of colours for all.{star}"
+    without = " Without trials that diverged or failed." if sweep.unsound else ""
+    text = f"Mean over the trials with both values, after {rounds} rounds; one scale of colours for all.{star}{without}"
     return f'<p class="caption">{text}</p>'
 
 
@@ -63,15 +70,19 @@ def _trials(sweep: Sweep) -> str:
     """Return the table of trials, best first."""
     if not sweep.trials:
         return "<p>No trial has been evaluated yet.</p>"
-    names, best, body = short_names(sweep.settings), sweep.ranked[0], []
-    reference = best.by_seed(sweep.metric)
+    names, body = short_names(sweep.settings), []
+    best = sweep.ranked[0] if sweep.ranked else None
+    reference = best.by_seed(sweep.metric) if best else {}
     for i, t in enumerate(sweep.ranked):
         mean, _, half = mean_interval(list(t.by_seed(sweep.metric).values()))
         value = number(mean) + ("" if half is None else f' <span class="sd">± {number(half)}</span>')
         gap = "–" if t is best else _difference(paired_difference(t.by_seed(sweep.metric), reference))
-        rounds = str(max(t.rows)) + ("" if t.complete else ' <span class="sd">stopped</span>')
+        rounds = str(t.round) + ("" if t.complete else ' <span class="sd">stopped</span>')
         settings = [escape(value_text(t.point.get(s))) for s in sweep.settings]
         body.append([str(i + 1), *settings, f"<b>{value}</b>" if t is best else value, gap, rounds, escape(t.name)])
+    for t in sweep.unsound:
+        settings = [escape(value_text(t.point.get(s))) for s in sweep.settings]
+        body.append(["–", *settings, escape(str(t.outcome)), "–", str(t.round), escape(t.name)])
     head = ["", *(escape(names[s]) for s in sweep.settings), escape(sweep.metric), "minus the best", "rounds", "trial"]
     about = (
         "Mean over the seeds ± half the 95 % interval of the mean; the difference from the best trial is paired by seed, with its "

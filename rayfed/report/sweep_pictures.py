@@ -59,12 +59,13 @@ class _Drawn(NamedTuple):
 
 def pictures(sweep: Sweep) -> tuple[list[Picture], Picture | None, list[Picture]]:
     """Return (a heat map per pair of settings, parallel coordinates, curves by each setting)."""
-    if not sweep.trials:
+    if not sweep.ranked:
         return [], None, []
     axes = {s: SettingAxis(sweep, s) for s in sweep.settings}
     varied = {s: axis for s, axis in axes.items() if len(axis.labels) > 1}
-    final = {t.name: fmean(v) for t in sweep.trials if (v := list(t.by_seed(sweep.metric).values()))}
-    scored = [t for t in sweep.trials if t.name in final]
+    sound = [t for t in sweep.trials if t.rows and not t.outcome]
+    final = {t.name: fmean(v) for t in sound if (v := list(t.by_seed(sweep.metric).values()))}
+    scored = [t for t in sound if t.name in final]
     drawn = _Drawn(sweep, varied, short_names(sweep.settings), scored, final)
     return _heat_maps(drawn), _parallel_coordinates(drawn), [_curves(drawn, s) for s in varied]
 

@@ -24,7 +24,7 @@ def list_runs(folder: Path | str) -> list[dict[str, Any]]:
 
     Each has name, kind (run | study | sweep), method, status, round, rounds, started (local time, ISO) and path. A study's
     rounds are the sum over its arms and seeds, a sweep's over its trials and seeds; a sweep also has trials ({planned, begun,
-    complete}), metric and best (that of its best trial). A run counts as running only if its owner is alive.
+    complete, diverged, failed}), metric and best (that of its best trial). A run counts as running only if its owner is alive.
     """
     found = []
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
@@ -128,18 +128,20 @@ def _study_status(path: Path, runs: list[str]) -> str:
 def sweep_entry(path: Path) -> dict[str, Any]:
     """Return a sweep's entry in the list."""
     sweep, summary = load_sweep(path), read_json(path / "summary.json")
-    values = list(sweep.ranked[0].by_seed(sweep.metric).values()) if sweep.trials else []
+    values = list(sweep.ranked[0].by_seed(sweep.metric).values()) if sweep.ranked else []
     driver = read_json(path / "driver.json")  # {} after the driver has ended
     hint = f"(resume with: rayfed sweep --resume {path})"
     known = _owned_status("running", driver)
     if known is None and not driver and summary.get("status") == "done":
         known = "done"
+    again = not sweep.unsound or any(t.outcome and not t.outcome.certain for t in sweep.unsound)
+    failed = f"failed {hint}" if again else "failed"
     entry = _entry(
         path,
         "sweep",
         method=method_name(sweep.about["config"]),
-        status=known or (f"failed {hint}" if summary.get("failed") else f"interrupted {hint}"),
-        round=sum(max(t.rows) * len(t.last["seeds"]) for t in sweep.trials),
+        status=known or (failed if summary.get("failed") else f"interrupted {hint}"),
+        round=sum(t.round * len(t.last["seeds"]) for t in sweep.trials),
         rounds=int(sweep.about["trials"]) * len(sweep.about["options"]["seeds"]) * int(sweep.about["rounds"]),
     )
     best = fmean(values) if values else None

@@ -264,7 +264,11 @@ class RunFolder(FencedFolder):
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """End the run: compact its rows, write `summary.json` (completed from config and rows), release the lock."""
         with self.locked("finish the run"):
-            config, rows = self.config, round_log.compact(self.path)
+            config = self.config
+            try:
+                rows = round_log.compact(self.path)
+            except OSError:  # a full disk: readers take the parts too
+                rows = round_log.read(self.path)
             method = config.get("method")
             defaults: dict[str, Any] = {
                 "status": status,
@@ -278,8 +282,9 @@ class RunFolder(FencedFolder):
                 "notes": [],
             }
             durable_write(self.path / "summary.json", json_bytes({**defaults, **summary, "status": status}, 1))
-            self._event("finished", status=status, rounds=defaults["rounds"])
-            self.write_lock(owner=None)
+            with contextlib.suppress(OSError):  # the summary says it
+                self._event("finished", status=status, rounds=defaults["rounds"])
+                self.write_lock(owner=None)
         self.upload(plain=True)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,34 @@ from rayfed.errors import ConfigError
 from rayfed.storage.text_files import read_json, read_yaml
 
 ROWS = "rows.jsonl"  # of a trial, one line per evaluated round
+POINT = "point.json"  # of a trial, and of each of its clones: its settings
+OUTCOME = "outcome.json"  # of a trial that has diverged or failed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended that is not complete.
+
+    reason: its error's first line; seed: of the run that it comes from, None where it comes from no run; diverged: the round in
+    which training left the finite numbers, None where something failed; certain: whether it would fail again; session: of the
+    driver under which it failed.
+    """
+
+    reason: str
+    seed: int | None = None
+    diverged: int | None = None
+    certain: bool = True
+    session: str = ""
+
+    @classmethod
+    def read(cls, trial: Path) -> Outcome | None:
+        """Read it from a trial's folder; None where there is none."""
+        found = read_json(trial / OUTCOME)
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in found.items() if k in known}) if "reason" in found else None
+
+    def __str__(self) -> str:
+        return f"failed: {self.reason}" if self.diverged is None else f"diverged in round {self.diverged}"
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -32,16 +60,27 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial with rows by round (of a round written twice the last one); complete: whether all of its runs are done."""
+    """A trial with rows by round (of a round written twice the last one).
+
+    complete: whether all of its runs are done; begun: its folder and settings before there are rows; outcome: where it has diverged
+    or failed.
+    """
 
     name: str
     rows: Mapping[int, Mapping[str, Any]]
     complete: bool
+    begun: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+    @property
+    def round(self) -> int:
+        """The last round that has a row, 0 before there is one."""
+        return max(self.rows, default=0)
 
     @property
     def last(self) -> Mapping[str, Any]:
-        """The row of the last round."""
-        return self.rows[max(self.rows)]
+        """The row of the last round; without one, a row without seeds."""
+        return self.rows[self.round] if self.rows else {"round": 0, "seeds": {}, **self.begun}
 
     @property
     def point(self) -> Mapping[str, Any]:
@@ -60,7 +99,7 @@ class Sweep:
 
     path: Path
     about: Mapping[str, Any]  # sweep.yaml
-    trials: Sequence[Trial]  # those that have rows
+    trials: Sequence[Trial]  # those that have rows, have diverged or have failed
 
     @property
     def metric(self) -> str:
@@ -79,13 +118,19 @@ class Sweep:
 
     @cached_property
     def ranked(self) -> list[Trial]:
-        """Trials, best first; those that were stopped early come after those that are complete."""
+        """Trials that have results and have neither diverged nor failed, best first; those that were stopped early come last."""
 
         def key(t: Trial) -> tuple[bool, float]:
             values = list(t.by_seed(self.metric).values())
             return (not t.complete, -self.sign * fmean(values) if values else math.inf)
 
-        return sorted(self.trials, key=key)
+        return sorted((t for t in self.trials if t.rows and not t.outcome), key=key)
+
+    @cached_property
+    def unsound(self) -> list[Trial]:
+        """Trials that have diverged, then those that have failed."""
+        found = [t for t in self.trials if t.outcome]
+        return sorted(found, key=lambda t: t.outcome is None or t.outcome.diverged is None)
 
 
 def load_sweep(path: Path | str) -> Sweep:
@@ -93,17 +138,29 @@ def load_sweep(path: Path | str) -> Sweep:
     path = Path(path)
     if not (path / "sweep.yaml").is_file():
         raise ConfigError(f"{path} is not a sweep's folder: it has no sweep.yaml")
-    trials = []
+    about, trials = read_yaml(path / "sweep.yaml"), []
+    seeds = about["options"]["seeds"]
     for folder in sorted((path / "trials").glob("*")):
-        if rows := read_rows(folder):
-            by_round = {row["round"]: row for row in sorted(rows, key=lambda r: r["round"])}
-            runs = path / by_round[max(by_round)]["folder"]
-            statuses = [read_json(runs / f"seed-{s}" / "summary.json").get("status") for s in rows[-1]["seeds"]]
-            trials.append(Trial(folder.name, by_round, all(s == "done" for s in statuses)))
-    return Sweep(path, read_yaml(path / "sweep.yaml"), trials)
+        rows, outcome = read_rows(folder), Outcome.read(folder)
+        if not rows and not outcome:
+            continue
+        by_round = {row["round"]: row for row in sorted(rows, key=lambda r: r["round"])}
+        runs = path / by_round[max(by_round)]["folder"] if rows else folder
+        statuses = [read_json(runs / f"seed-{s}" / "summary.json").get("status") for s in seeds]
+        complete = not outcome and all(s == "done" for s in statuses)
+        begun = {"folder": str(folder.relative_to(path)), "point": read_json(folder / POINT).get("point") or {}}
+        trials.append(Trial(folder.name, by_round, complete, begun, outcome))
+    return Sweep(path, about, trials)
 
 
 def counts(sweep: Sweep) -> dict[str, int]:
-    """Return the numbers of trials: planned, begun, complete."""
-    complete = sum(t.complete for t in sweep.trials)
-    return {"planned": int(sweep.about["trials"]), "begun": len(sweep.trials), "complete": complete}
+    """Return the numbers of trials: planned, begun, complete, diverged, failed."""
+    ends = [t.outcome for t in sweep.trials if t.outcome]
+    diverged = sum(o.diverged is not None for o in ends)
+    return {
+        "planned": int(sweep.about["trials"]),
+        "begun": len(sweep.trials),
+        "complete": sum(t.complete for t in sweep.trials),
+        "diverged": diverged,
+        "failed": len(ends) - diverged,
+    }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayfed import keys
 from rayfed.adapters import ranks
+from rayfed.config.own_errors import contained, describe
 from rayfed.errors import ConfigError
 from rayfed.execute.tuning import kernels
 from rayfed.lazy import F, torch
@@ -336,12 +337,12 @@ class Task:
         # The first row beside others than before; token ids stay such as the data holds.
         beside = torch.cat([x[:1], 1 - x[1:]]) if x.is_floating_point() else x[:1].expand_as(x)
         try:
-            with torch.no_grad():
+            with contained(), torch.no_grad():
                 out = self._forward(self.initial, x, None)
                 again = self._forward(self.initial, x, None)
                 other = self._forward(self.initial, beside, None) if len(x) > 1 else again
         except Exception as e:
-            return [f"{name} raised on inputs {shape}: {type(e).__name__}: {e}"]
+            return [f"{name} raised on inputs {shape}: {describe(e)}"]
         wanted = (len(x), self.classes)
         if not isinstance(out, torch.Tensor):
             return [f"{name} returned {type(out).__name__} found, needed: logits, a tensor {wanted}, (rows, classes)"]
@@ -360,11 +361,12 @@ class Task:
             "w": torch.ones_like(out[:, 0]),
         }
         try:
-            slopes, _ = grad(lambda p: mean_loss(self.loss, p, batch, torch.tensor(1, device=self.device)))(
-                self.initial
-            )
+            with contained():
+                slopes, _ = grad(lambda p: mean_loss(self.loss, p, batch, torch.tensor(1, device=self.device)))(
+                    self.initial
+                )
         except Exception as e:
-            return [f"{name} raised in a training step on inputs {shape}: {type(e).__name__}: {e}"]
+            return [f"{name} raised in a training step on inputs {shape}: {describe(e)}"]
         bad = [n for n, g in slopes.items() if not bool(torch.isfinite(g).all())]
         if bad:
             return [f"{name}: the gradient of {bad[0]} on the first rows of task.data is not finite"]

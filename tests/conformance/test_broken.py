@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayfed.errors import RunFailed
+from rayfed.errors import ConfigError, RunFailed
 from tests.conformance import checks
 from tests.conformance.checks import CHECKS, Case, every_part_is_seen
 
@@ -59,10 +59,15 @@ def test_every_check_has_been_red() -> None:
     [
         ("AsksALambda", "function AsksALambda.round.<locals>.<lambda>"),
         ("AsksAFunction", "function altered"),
-        ("Undecorated", "method Undecorated.train"),
     ],
 )
 def test_what_is_no_visit_of_the_method_is_named(name: str, found: str, tmp_path: Path) -> None:
     says = f"ask: {found} found; what is asked for is a method of {name} decorated with @visit"
     with pytest.raises(RunFailed, match=re.escape(says)):
         checks.two_rounds_run(case(name), tmp_path)
+
+
+def test_a_visit_that_lost_its_decorator_is_refused_before_the_start(tmp_path: Path) -> None:
+    says = "method.name: Undecorated.train has to be a visit (it stands in the place of FedAvg.train, which is one); decorate it"
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        checks.two_rounds_run(case("Undecorated"), tmp_path)

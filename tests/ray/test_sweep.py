@@ -100,7 +100,13 @@ def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
     (resumed,) = [e["round"] for e in events if e["kind"] == "resumed"]
     assert resumed >= max(before) - 5, "at most the current rounds are lost"
     summary = json.loads((path / "summary.json").read_text())
-    assert summary["status"] == "done" and summary["trials"] == {"planned": 2, "begun": 2, "complete": 2}
+    assert summary["status"] == "done" and summary["trials"] == {
+        "planned": 2,
+        "begun": 2,
+        "complete": 2,
+        "diverged": 0,
+        "failed": 0,
+    }
     assert (path / "sweep.html").is_file()
     line = listed(rayfed, tmp_path / "o")
     assert (line["kind"], line["status"], line["round"], line["rounds"]) == ("sweep", "done", 240, 240)
@@ -159,17 +165,53 @@ def test_ctrl_c(rayfed, config, space, tmp_path):
     assert table(only_run(tmp_path / "o")), "what there is has been written"
 
 
-def test_a_failing_trial_is_reported(rayfed, config, tmp_path):
-    file = tmp_path / "s.py"
-    file.write_text("from ray import tune\nspace = {'local.optimizer.lr': tune.grid_search([0.1, 1e30])}\n")
-    code, out = rayfed("sweep", file, config(**SMALL), "--out", tmp_path / "o", "--address", "local").wait()
-    assert code == 4, out
-    assert (
-        "1 of 2 trials failed; the first: trials/00001/seed-3: " in out
-        and "client" in out
-        and "rayfed sweep --resume" in out
+RAISES = """
+from rayfed import visit
+from rayfed.methods.fedavg import FedAvg
+
+class Raises(FedAvg):
+    @visit
+    def train(self, task):
+        if self.local.optimizer.lr == 0.7:
+            raise KeyError("no such rate")
+        return super().train(task)
+"""
+
+
+def test_trials_that_diverge_and_trials_that_fail(rayfed, config, tmp_path):
+    """The first are results; the others are named, and nobody is sent to try again what must fail again."""
+    file, own = tmp_path / "s.py", tmp_path / "own.py"
+    own.write_text(RAISES)
+    file.write_text(
+        "from ray import tune\n"
+        "space = {'local.optimizer.lr': tune.grid_search([0.1, 1e30])}\n"
+        "fails = {'local.optimizer.lr': tune.grid_search([0.1, 1e30, 0.7])}\n"
     )
-    assert by_trial(only_run(tmp_path / "o")) == {"00000": [2, 4, 6]}, "the other one has ended"
+    made = config(**SMALL, method={"name": f"{own}:Raises"})
+    code, out = rayfed("sweep", file, made, "--out", tmp_path / "o", "--address", "local").wait()
+    assert code == 0, out
+    assert "[2/2 done]" in out and "2 trials, 1 complete, 1 diverged" in out and "diverged in round 1" in out
+    path = only_run(tmp_path / "o")
+    assert by_trial(path) == {"00000": [2, 4, 6], "00001": [1]}
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "done" and [d["diverged"] for d in summary["diverged"]] == [1]
+    events = [json.loads(line) for line in (path / "trials/00001/seed-3/events.jsonl").read_text().splitlines()]
+    assert [e["kind"] for e in events].count("failed") == 1, "it was tried once"
+    before = contents(path / "trials")
+    shutil.rmtree(path / "tune")  # Tune forgets everything
+    code, out = rayfed("sweep", "--resume", path, "--address", "local").wait()
+    assert code == 0 and contents(path / "trials") == before, out
+
+    code, out = rayfed("sweep", f"{file}:fails", made, "--out", tmp_path / "f", "--address", "local").wait()
+    assert code == 4, out
+    path = only_run(tmp_path / "f")
+    assert "1 of 3 trials failed; the first: trials/00002" in out and "KeyError: 'no such rate'" in out, out
+    assert "would fail again" in out and "--resume" not in out
+    assert "3 trials, 1 complete, 1 diverged, 1 failed" in out or "KeyError" in (path / "sweep.html").read_text()
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "incomplete" and summary["failed"] == 1
+    assert summary["trials"] == {"planned": 3, "begun": 3, "complete": 1, "diverged": 1, "failed": 1}
+    assert listed(rayfed, tmp_path / "f")["status"] == "failed"
 
 
 def test_asha_stops_and_its_runs_can_go_on(rayfed, config, tmp_path):

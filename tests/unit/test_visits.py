@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import execute, tree, visits
+from rayfed import execute, methods, tree, visits
 from rayfed.execute.batches import BatchSampler
 from rayfed.methods.fedavg import FedAvg
 from rayfed.visits import BoundVisit, Phase, Visit, VisitMethod, model_of, once, visit
@@ -171,11 +171,36 @@ def test_a_visit_of_another_class_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     fed = fed_of(monkeypatch, Overriding)
     with pytest.raises(TypeError, match=r"^ask: FedAvg\.train found, which is not Overriding\.train"):
         fed.ask(fed.method.parent(), [0])
-    fed = fed_of(monkeypatch, Redefined)
+    redefined = Redefined(fed.method.settings, fed.method.config)
     with pytest.raises(
         TypeError, match=r"^ask: method Redefined\.train found; what is asked for is a method of Redefined"
     ):
-        fed.ask(fed.method.train, [0])
+        visits.require_visit(redefined.train, redefined)
+
+
+class Forgot(FedAvg):
+    """Asks for visits and for what is none."""
+
+    def helper(self, task: Any) -> Visit:
+        return model_of(lambda client: client.shared["model"])
+
+    def score(self, task: Any, k: int) -> Visit:
+        return model_of(lambda client: client.shared["model"])
+
+    def unused(self, task: Any) -> Visit:
+        return model_of(lambda client: client.shared["model"])
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        fed.ask(self.train, [0])
+        fed.ask(self.score.with_(k=3), [0])  # type: ignore[attr-defined]
+        return fed.ask(self.helper, [0])
+
+
+def test_functions_that_lack_the_decorator_are_found() -> None:
+    assert visits.undecorated(Counting) == visits.undecorated(Overriding) == visits.undecorated(FedAvg) == {}
+    assert visits.undecorated(Redefined) == {"train": "it stands in the place of FedAvg.train, which is one"}
+    assert visits.undecorated(Forgot) == {"helper": "`ask` is given it", "score": "`ask` is given it"}
+    assert not [n for n in methods.ready() if visits.undecorated(methods.get(n))]
 
 
 def test_which_visits_cannot_be_vectorised(monkeypatch: pytest.MonkeyPatch) -> None:

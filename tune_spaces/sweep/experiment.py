@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tune_spaces.sweep.domains import clip_point, listed_values, pack_domain
 from tune_spaces.sweep.folder import TUNE
 from tune_spaces.sweep.messages import TrialRequest
 from tune_spaces.sweep.request import SweepRequest
+from tune_spaces.sweep.summary import note_failure
 from tune_spaces.sweep.trial_placement import TrialPlacement, trial_bundles
 
 QUIET = {  # variables for Tune
@@ -67,12 +70,13 @@ class Experiment:
         else:
             self._tuner = _make_tuner(request, path, placement, name, trainable)
         progress_callback.listeners[:] = listeners
+        progress_callback.on_failure[:] = [partial(note_failure, path)]
 
-    def fit(self) -> list[str]:
-        """Run the trials to their end; return the errors of those that failed."""
+    def fit(self) -> int:
+        """Run the trials to their end; return how many failed. Why is in their folders."""
         results = self._tuner.fit()
         self._broker = None  # it ends with its last handle
-        return [str(e) for e in results.errors]
+        return len(results.errors)
 
     def stop(self) -> None:
         """Ask Tune to end: it saves its state, and the trials stay as they are for `--resume`. For a signal handler."""
@@ -87,10 +91,12 @@ def _trial_request(request: SweepRequest, path: Path, placement: TrialPlacement)
         fixed=request.space.fixed,
         seeds=request.options.seeds,
         metric=request.options.metric,
+        mode=request.options.mode,
         plan=placement.trial,
         keep_snapshots=request.options.scheduler == "pbt",
         environment=track.environment(),
         code=user_code.used([values, [c.to_dict() for c in request.configs]]),
+        session=secrets.token_hex(8),
     )
 
 

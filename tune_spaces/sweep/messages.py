@@ -15,8 +15,9 @@ class TrialRequest:
     """What all trials of a sweep share.
 
     home: the sweep's folder; base: the config that points change, as plain values; fixed: settings that all points share; seeds:
-    of every point; metric: NAME/SCOPE that trials are judged by; plan: placement of a trial; keep_snapshots: all of them, since
-    PBT may clone any; environment: the driver's variables for sinks; code: the user's own files by their names in the config.
+    of every point; metric, mode: NAME/SCOPE that trials are judged by, and whether max or min is best; plan: placement of a trial;
+    keep_snapshots: all of them, since PBT may clone any; environment: the driver's variables for sinks; code: the user's own
+    files by their names in the config; session: of this start of the driver.
     """
 
     home: str
@@ -24,22 +25,26 @@ class TrialRequest:
     fixed: dict[str, Any]
     seeds: tuple[int, ...]
     metric: str
+    mode: str
     plan: Plan
     keep_snapshots: bool
     environment: dict[str, str]
     code: dict[str, bytes]
+    session: str
 
 
 @dataclass(frozen=True)
 class TrialReport:
     """What a trial reports to Tune after a round: the metric's mean over the seeds as `score`, and its values; rounds: of how
-    many; done: nothing more comes. Tune reads `round`, `score` and `done` by these names."""
+    many; done: nothing more comes; diverged: whether that is because training left the finite numbers. Tune reads `round`,
+    `score` and `done` by these names."""
 
     round: int
     rounds: int
     score: float
     values: list[float]
     done: bool
+    diverged: bool = False
 
     def to_tune(self) -> dict[str, Any]:
         """Write it as Tune takes it."""

@@ -13,6 +13,7 @@ from tune_spaces.sweep.domains import unpack_point
 from tune_spaces.sweep.messages import TrialReport
 
 listeners: list[Callable[[dict[str, Any]], None]] = []  # apart from the callback, which Tune saves
+on_failure: list[Callable[[str, str], None]] = []  # called with a failed trial's name and its error
 
 
 class ProgressCallback(tune.Callback):
@@ -30,14 +31,20 @@ class ProgressCallback(tune.Callback):
         """Take a trial's report; Tune calls this."""
         report = TrialReport.from_tune(result)
         spread = f" ± {stdev(report.values):.3f}" if len(report.values) > 1 else ""
-        others = sum(t.status in ("TERMINATED", "ERROR") for t in trials if t is not trial)
+        others = [t.status for t in trials if t is not trial]
+        failed = f", {n} failed" if (n := others.count("ERROR")) else ""
         point = point_text(unpack_point(trial.config["point"]), self.names)
         state = {
-            "about": f"[{others + report.done}/{self.total} done] {point}",
+            "about": f"[{others.count('TERMINATED') + report.done}/{self.total} done{failed}] {point}",
             "round": report.round,
             "rounds": report.rounds,
             "status": "done" if report.done else "running",
-            "score": f"{self.metric} {report.score:.3f}{spread}",
+            "score": "diverged" if report.diverged else f"{self.metric} {report.score:.3f}{spread}",
         }
         for listener in listeners:
             listener(state)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Take a trial that is not tried again; Tune calls this."""
+        for listener in on_failure:
+            listener(trial.trial_id.rpartition("_")[2], str(trial.get_error() or "unknown"))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.config import user_code
+from rayfed.config.own_errors import contained, describe
+from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import nearest
 from tune_spaces.sweep.domains import Domain, is_domain, listed_values
 
@@ -109,7 +111,7 @@ def _load_part(name: str, config: Config, out: Space, problems: list[str]) -> Ma
     try:
         module = user_code.load_file(file if own is not None else path)
     except Exception as error:
-        problems.append(f"space {name!r}: {path} cannot be loaded: {type(error).__name__}: {error}")
+        problems.append(f"space {name!r}: {path} cannot be loaded: {describe(error)}")
         return None
     parts = [n for n, v in vars(module).items() if not n.startswith("_") and _is_part(v, module.__name__)]
     if part not in parts:
@@ -125,9 +127,10 @@ def _load_part(name: str, config: Config, out: Space, problems: list[str]) -> Ma
         out.texts[file] = own.decode()
     made = getattr(module, part)
     try:
-        made = made(config) if callable(made) else made
+        with contained(), say_if_slow(f"space {name!r}"):
+            made = made(config) if callable(made) else made
     except Exception as error:
-        problems.append(f"space {name!r}: {part} raised {type(error).__name__}: {error}")
+        problems.append(f"space {name!r}: {part} raised {describe(error)}")
         return None
     if not isinstance(made, Mapping) or not all(isinstance(k, str) for k in made):
         problems.append(

@@ -108,20 +108,20 @@ def _finish(request: SweepRequest, path: Path, placement: TrialPlacement, watch:
     experiment = Experiment(request, path, placement, [*([watch] if watch else []), upload])
     try:
         upload.commit()
-        with stop_on_signals(experiment) as signals:
-            errors = experiment.fit()
+        with stop_on_signals(experiment, lambda: "Tune to write its state; the trials stay as they are") as signals:
+            failed = experiment.fit()
         prune_snapshots(path, request.base.storage.keep)
         if signals:
-            errors = []
-        finished = write_summary(path, interrupted=bool(signals), failed=len(errors))
+            failed = 0
+        finished = write_summary(path, interrupted=bool(signals), failed=failed)
     finally:
         release(path)
     upload.commit(plain=True)
     resume = resume_command(path, upload.uri)
     if signals:
         raise interruption(signals[0], resume)
-    if errors:
-        raise failure(path, errors, request.trials, resume)
+    if failed:
+        raise failure(path, failed, request.trials, resume)
     return finished
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from rayfed.errors import Interrupted, RunFailed
 from rayfed.launch.start import Finished
+from rayfed.report.html import path_text
 from rayfed.storage import snapshots
+from rayfed.storage.sweep_folder import Outcome, load_sweep
 from tune_spaces.sweep.folder import TRIALS
+from tune_spaces.sweep.trial_folder import TrialFolder
 
 
 def prune_snapshots(path: Path, keep: int) -> None:
@@ -39,25 +40,29 @@ def interruption(signum: int, resume: str) -> Interrupted:
     return error
 
 
-def failure(path: Path, errors: Sequence[str], trials: int, resume: str) -> RunFailed:
-    """Return the error of a sweep with failed trials. errors: what Tune says of them."""
-    reason = _first_reason(path, errors)
-    return RunFailed(f"{len(errors)} of {trials} trials failed; the first: {reason}\nTry them again with: {resume}")
+def failure(path: Path, failed: int, trials: int, resume: str) -> RunFailed:
+    """Return the error of a sweep with failed trials."""
+    ends = [(t, o) for t in load_sweep(path).unsound if (o := t.outcome) and o.diverged is None]
+    what = f"{failed} of {trials} trials failed"
+    if ends:
+        trial, first = ends[0]
+        seed = "" if first.seed is None else f", seed {first.seed}"
+        what += f"; the first: {trial.last['folder']}{seed}: {first.reason}"
+    what += f"\nEach is named with its error in {path / 'sweep.html'}."
+    if all(o.certain for _, o in ends) and len(ends) == failed:
+        return RunFailed(f"{what} The same code and settings would fail again.")
+    return RunFailed(f"{what} Try again what may end otherwise with: {resume}")
+
+
+def note_failure(path: Path, trial: str, error: str) -> None:
+    """Note what Tune says of a trial that failed, where its own process could not."""
+    folder = TrialFolder(path, trial)
+    if folder.outcome() is None:
+        lines = error.strip().splitlines() or ["unknown"]
+        reason = next((line for line in lines if line.startswith("rayfed.errors.")), lines[-1])
+        folder.write_outcome(Outcome(reason, certain=False))
 
 
 def resume_command(path: Path, uri: str | None) -> str:
     """Return the command that continues a sweep, as one would type it here."""
-    here = Path.cwd()
-    shown = shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
-    return f"rayfed sweep --resume {uri or shown}"
-
-
-def _first_reason(path: Path, errors: Sequence[str]) -> str:
-    """Return why the first failed trial did, as its run has noted it; else the last line of what Tune says."""
-    for file in sorted((path / TRIALS).glob("**/events.jsonl")):
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
-        endings = [e for e in lines if e["kind"] in ("failed", "finished")]
-        if endings and endings[-1]["kind"] == "failed":
-            return f"{file.parent.relative_to(path)}: {str(endings[-1]['error']).splitlines()[0]}"
-    lines = errors[0].strip().splitlines()
-    return next((line for line in lines if line.startswith("rayfed.errors.")), lines[-1])
+    return f"rayfed sweep --resume {uri or shlex.quote(path_text(path))}"

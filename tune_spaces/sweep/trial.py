@@ -19,6 +19,7 @@ from rayfed.execute.choice import Choice
 from rayfed.partition import split_key
 from rayfed.report.point_text import point_text
 from rayfed.storage.run_status import RunStatus
+from rayfed.storage.sweep_folder import Outcome
 from rayfed.storage.text_files import json_bytes, read_yaml
 from tune_spaces.sweep.domains import unpack_point
 from tune_spaces.sweep.folder import SETTINGS
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 POINTER = "pointer.json"
 ALL_SNAPSHOTS = 10**6
+WORST = 1e30  # score of what diverged: finite, for schedulers interpolate between scores
 
 
 class SweepTrial(tune.Trainable):
@@ -77,9 +79,37 @@ class SweepTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Report the next round: one of an earlier start that Tune does not know, or the next evaluated one. Tune calls this."""
+        """Report the next round: one of an earlier start that Tune does not know, or the next evaluated one. Tune calls this.
+
+        A trial that diverges has ended, with the worst of scores. RunFailed and whatever else its runs raise are noted in its folder.
+        """
+        folder = TrialFolder(self.home, self.trial_id.rpartition("_")[2])
+        known = folder.outcome()
+        if known and known.diverged is not None:  # tried once, whatever Tune knows of it
+            self.config_here = config_at(self.request.base, self.request.fixed, self.point)
+            return self._report_diverged(known.diverged)
+        if known and known.certain and known.session == self.request.session:  # Tune tries once more
+            raise RunFailed(known.reason)
+        try:
+            return self._step()
+        except Exception as error:
+            diverged = getattr(error, "diverged", None)
+            seed = next((s for s, r in (self.runners or {}).items() if r.status["status"] == RunStatus.FAILED), None)
+            certain, reason = (
+                getattr(error, "certain", False),
+                str(error).strip().splitlines() or [type(error).__name__],
+            )
+            folder.write_outcome(Outcome(reason[0], seed, diverged, certain, self.request.session))
+            if diverged is None:
+                raise
+            self._end_runs()
+            self.runners = None
+            return self._report_diverged(diverged)
+
+    def _step(self) -> dict[str, Any]:
         if self.folder is None:
             self.folder = self._open_folder()
+            self.folder.write_outcome(None)
         if self.unreported:
             row = self.unreported.pop(0)
             return self._report(row, done=not self.unreported and self._complete)
@@ -100,6 +130,11 @@ class SweepTrial(tune.Trainable):
             self._end_runs()
         return self._report(row, done)
 
+    def _report_diverged(self, round: int) -> dict[str, Any]:
+        """Return what Tune is told of a trial that diverged in a round."""
+        score = WORST if self.request.mode == "min" else -WORST
+        return TrialReport(round, self.config_here.rounds, score, [], done=True, diverged=True).to_tune()
+
     def _report(self, row: TrialRow, done: bool) -> dict[str, Any]:
         """Return a row as Tune takes it. Raises RunFailed where the metric was not measured, or is not finite."""
         values = {m: row.values(m) for m in row.metrics()}
@@ -110,7 +145,10 @@ class SweepTrial(tune.Trainable):
             found = (
                 "is not finite" if metric in values else f"was not measured{nearest(metric, mean)}; there is {known}"
             )
-            raise RunFailed(f"--metric {metric}: {found}")
+            error = RunFailed(f"--metric {metric}: {found} in round {row.round}")
+            error.certain = True
+            error.diverged = row.round if metric in values else None
+            raise error
         return TrialReport(row.round, self.config_here.rounds, mean[metric], values[metric], done).to_tune()
 
     # -- runs ----------------------------------------------------------------------------------------------------------
@@ -143,6 +181,7 @@ class SweepTrial(tune.Trainable):
         config = self.config_here
         if self.request.keep_snapshots:
             config = config.model_copy(update={"storage": config.storage.model_copy(update={"keep": ALL_SNAPSHOTS})})
+        folder.write_record(self.point)
         self._start_pool()
         self.pool.policy = FailurePolicy.of(config.failures)
         out = {s: self._open_run(folder, config, s) for s in self.request.seeds if s not in self.ended}
@@ -150,7 +189,6 @@ class SweepTrial(tune.Trainable):
             runner.prepare()
             if folder.origin:
                 self._check_state_form(folder.origin, runner)
-        folder.write_record(self.point)
         reached = min([r.prepared.reached for r in out.values()], default=self.config_here.rounds)
         folder.write_missing_rows(reached, self.point, self.request.seeds, self.request.metric)
         return out

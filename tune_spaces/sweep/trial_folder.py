@@ -13,13 +13,11 @@ from rayfed.errors import RunFailed
 from rayfed.launch.start import has_ended
 from rayfed.storage import round_log
 from rayfed.storage.atomic import durable_write, write_all
-from rayfed.storage.sweep_folder import ROWS, read_rows
+from rayfed.storage.sweep_folder import OUTCOME, POINT, ROWS, Outcome, read_rows
 from rayfed.storage.text_files import json_bytes
 from tune_spaces.sweep.domains import Point
 from tune_spaces.sweep.folder import TRIALS
 from tune_spaces.sweep.messages import TrialPointer, TrialRow
-
-RECORD = "point.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class TrialFolder:
         point's runs are in the way.
         """
         self.place.mkdir(parents=True, exist_ok=True)
-        files = [*self.place.glob(RECORD), *self.place.glob(f"*/{RECORD}")]
+        files = [*self.place.glob(POINT), *self.place.glob(f"*/{POINT}")]
         known = {file.parent: TrialRecord.read(file) for file in files}
         mine = str(self.place.relative_to(self.home))
         self.runs, self.origin = self.place, None
@@ -95,7 +93,21 @@ class TrialFolder:
 
     def write_record(self, point: Point) -> None:
         """Note the point and the origin of the runs."""
-        durable_write(self.runs / RECORD, json_bytes(asdict(TrialRecord(self.name, point, self.origin))))
+        durable_write(self.runs / POINT, json_bytes(asdict(TrialRecord(self.name, point, self.origin))))
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+
+    def outcome(self) -> Outcome | None:
+        """Return how the trial ended, where it diverged or failed."""
+        return Outcome.read(self.place)
+
+    def write_outcome(self, outcome: Outcome | None) -> None:
+        """Note how the trial ended, or that it is tried again."""
+        if outcome is None:
+            (self.place / OUTCOME).unlink(missing_ok=True)
+            return
+        self.place.mkdir(parents=True, exist_ok=True)
+        durable_write(self.place / OUTCOME, json_bytes(asdict(outcome)))
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

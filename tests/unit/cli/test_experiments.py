@@ -334,3 +334,70 @@ def test_a_run_that_breaks_ends_with_4_and_says_how_to_go_on(call: Call, tmp_pat
     assert said.code == 4 and "seven is not eight" in said.err and f"rayfed resume out/{path.name}" in said.err
     assert rayfed.load(path).metrics()["round"].to_pylist() == [1]
     assert not (path / "summary.json").exists()
+
+
+LEAVES = """
+import sys
+import rayfed
+from rayfed import visit
+from rayfed.methods.fedavg import FedAvg
+
+def data(seed):
+    sys.exit(0)
+
+def net(classes, shape):
+    raise KeyboardInterrupt
+
+class Checks(FedAvg):
+    def check(self, config):
+        sys.exit(0)
+
+class Fits(FedAvg):
+    def fits(self, federation):
+        raise KeyboardInterrupt
+
+class Starts(FedAvg):
+    def __init__(self, settings, config):
+        sys.exit(0)
+
+class Rounds(FedAvg):
+    def round(self, state, fed, task):
+        sys.exit(0)
+
+class Visits(FedAvg):
+    @visit
+    def train(self, task):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "named"),
+    [
+        (
+            {"task": {**TINY["task"], "data": "own.py:data"}},
+            2,
+            "task.data: own.py:data raised SystemExit: 0 (own.py, line 8)",
+        ),
+        (
+            {"task": {**TINY["task"], "model": "own.py:net"}},
+            2,
+            "task.model: own.py:net raised KeyboardInterrupt (own.py, line 11)",
+        ),
+        ({"method": "own.py:Checks"}, 2, "method.name: check of own.py:Checks raised SystemExit: 0 (own.py, line 15)"),
+        ({"method": "own.py:Fits"}, 2, "method.name: fits of own.py:Fits raised KeyboardInterrupt (own.py, line 19)"),
+        ({"method": "own.py:Starts"}, 2, "check of own.py:Starts raised SystemExit: 0 (own.py, line 23)"),
+        ({"method": "own.py:Rounds"}, 4, "SystemExit: 0 (own.py, line 27)"),
+        ({"method": "own.py:Visits"}, 4, "SystemExit: 0 (own.py, line 32)"),
+        ({"method": "gone.py:Gone"}, 2, "method.name: gone.py cannot be imported: SystemExit: 0 (gone.py, line 2)"),
+    ],
+)
+def test_an_exit_of_own_code_is_its_error(
+    call: Call, no_pictures: None, tmp_path: Path, change: dict[str, object], code: int, named: str
+) -> None:
+    (tmp_path / "own.py").write_text(LEAVES)
+    (tmp_path / "gone.py").write_text("import sys\nsys.exit(0)\n")
+    write(tmp_path / "c.yaml", {**TINY, "method": "fedavg", **change})
+    said = call("run", "c.yaml", "--local")
+    assert said.code == code and named in said.err, said.err
+    assert (tmp_path / "out").exists() == (code == 4)

@@ -1,5 +1,6 @@
 """A method whose client `bad` misbehaves as `how` says; its state counts visits, its reply has parts of several kinds."""
 
+import time
 import weakref
 
 import numpy as np
@@ -55,6 +56,11 @@ class Odd(Method):
 
             def hurt(x):
                 return torch.where(info.client == bad, torch.full_like(x, poison), x) if poison else x
+
+            if how in ("exit", "ctrl-c", "hang") and int(info.client) == bad:
+                if how == "hang":
+                    time.sleep(60)
+                raise SystemExit(0) if how == "exit" else KeyboardInterrupt
 
             where = how.split()[-1]
             delta = tree.sub(carry["model"], shared["model"])

@@ -8,12 +8,13 @@ import pickle
 import pytest
 
 from rayfed.engine.failures import ActorDeath, ClientFailed, Drop, Failure, FailurePolicy, Raise, Retry, TooLarge
+from rayfed.engine.time_limit import TimedOut
 from rayfed.execute.debug import PieceFailed
 from tests import toy
 
 ERROR = Failure("ValueError: bad luck", "Traceback ...", attempts=1)
 AGAIN = Failure("ValueError: bad luck", "Traceback ...", attempts=2)
-NAN = Failure("NaN or infinity in part delta", repeatable=False)
+NAN = Failure("NaN or infinity in part delta", repeatable=False, diverged=True)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,18 @@ def test_a_failure_of_a_debugged_client_keeps_what_its_code_was_given() -> None:
             raise PieceFailed(0, "end", {"x": 1}) from e
     except PieceFailed as error:
         found = Failure.of(error, 1)
-    assert found.reason == "ValueError: bad luck" and "in test_a_failure_of" in found.trace
+    assert found.reason.startswith("ValueError: bad luck (") and "test_failures.py, line" in found.reason
+    assert "in test_a_failure_of" in found.trace
     assert found.arguments == {"x": 1} and Failure.of(ValueError("x"), 2).arguments is None
+
+
+def test_what_would_happen_again_is_known() -> None:
+    """Also in another process: a sweep asks for it."""
+    slow = Failure.of(TimedOut("still at work"), 1)
+    assert not slow.repeatable and slow.reason == "still at work"
+    found = {f: pickle.loads(pickle.dumps(ClientFailed(3, 2, "train", f))) for f in (ERROR, NAN, slow)}
+    assert [found[f].certain for f in (ERROR, NAN, slow)] == [True, True, False]
+    assert [found[f].diverged for f in (ERROR, NAN, slow)] == [None, 2, None]
 
 
 def test_errors_survive_pickling() -> None:

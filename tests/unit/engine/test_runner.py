@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import pytest
 
 from rayfed import tree
+from rayfed.config import watchdog
 from rayfed.engine import runner as runner_module
 from rayfed.engine.client_states import ClientStates
 from rayfed.engine.failures import ClientFailed
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.runner import Runner
 from rayfed.errors import RunFailed
+from rayfed.storage.events import read_events
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.tree_files import load_tree
@@ -176,3 +180,50 @@ def test_the_state_file_is_written_a_few_times_a_second_and_at_the_end(still: An
     publish(still, "running", 5)
     publish(still, "done", 5)
     assert still.written == [("running", 1), ("running", 4), ("done", 5)]
+
+
+# -- what ends no run --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_fails_no_committed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the live status nor the models nor a tracker can be written; rounds and summary can."""
+    from rayfed.storage import run_folder
+
+    write = run_folder.durable_write
+
+    def full(path: Path, *parts: Any, **more: Any) -> None:
+        if path.name in ("state.json", "metrics.parquet"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *parts, **more)
+
+    def models(self: Runner) -> None:
+        (self.folder.path / "model").mkdir()
+        (self.folder.path / "model" / "half.safetensors").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "durable_write", full)
+    monkeypatch.setattr(run_folder.round_log, "durable_write", full)
+    monkeypatch.setattr(Runner, "_save_models", models)
+    ran = toy.run_folder("fedavg", tmp_path)
+    path = ran.folder.path
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "done" and len(ran.rows) == 2 and not (path / "model").exists()
+    told = [n for n in summary["notes"] if "could not be written" in n]
+    assert [n.partition(" could")[0] for n in told] == ["the live status", "the models"]
+    assert f"rayfed resume {path}" in told[1] and all("No space left" in n for n in told)
+    assert [e["text"] for e in read_events(path) if e["kind"] == "given up"] == told
+
+
+def test_what_a_run_waits_for_is_said(odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "PATIENCE_S", 0.1)
+    c = toy.config(
+        {"name": odd, "how": "hang", "bad": BAD}, failures={"client_error": "drop", "client_timeout_s": 1}, rounds=1
+    )
+    folder = RunFolder.create(tmp_path, c.to_dict(), owner=Owner.me())
+    live: list[dict[str, Any]] = []
+    Runner(c, toy.federation(c), LocalPool(), folder, progress=live.append).execute()
+    told = [e["text"] for e in read_events(folder.path) if e["kind"] == "waiting"]
+    assert told and re.match(
+        rf"nothing has ended for \d s in round 1 \(clients at work: .*\b{BAD}\b.*; visit 'train'; .*odd", told[-1]
+    )
+    assert told[0] in [s.get("waiting") for s in live] and "waiting" not in live[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -39,9 +40,9 @@ def test_raise_ends_the_run_and_says_why(odd: str, executor: str) -> None:
         toy.simulate({"name": odd, "how": "raise", "bad": BAD}, executor=executor)
     e = pickle.loads(pickle.dumps(raised.value))
     assert (e.client, e.round, e.visit) == (BAD, 1, "train") and isinstance(e, RunFailed)
-    assert e.failure.reason == f"ValueError: client {BAD} has bad luck"
+    assert re.fullmatch(rf"ValueError: client {BAD} has bad luck \(.*odd\.py, line \d+\)", e.failure.reason)
     assert "in end" in e.failure.trace and "odd.py" in e.failure.trace
-    assert f"client {BAD} failed in round 1, visit 'train': ValueError: client {BAD} has bad luck\nTraceback" in str(e)
+    assert f"client {BAD} failed in round 1, visit 'train': {e.failure.reason}\nTraceback" in str(e)
     assert (e.failure.arguments is None) == (executor == "loop")
 
 
@@ -54,7 +55,7 @@ def test_drop_is_as_if_the_client_had_not_been_asked(odd: str, executor: str) ->
     gap = tree.norm(tree.sub(broken.state["model"], without.state["model"]))
     assert float(gap) < 1e-12 < float(tree.norm(tree.sub(broken.state["model"], broken.initial["model"])))
     got = broken.fed.method.last
-    assert got.failures == {BAD: f"ValueError: client {BAD} has bad luck"}
+    assert list(got.failures) == [BAD] and got.failures[BAD].startswith(f"ValueError: client {BAD} has bad luck (")
     assert got.ids == without.fed.method.last.ids and BAD not in got.ids and len(got) == 6
     assert got.weight == without.fed.method.last.weight
     (row,) = broken.rows
@@ -74,6 +75,27 @@ def test_retry_tries_once_more(odd: str) -> None:
     never = toy.simulate({"name": odd, "how": "raise", "bad": BAD}, rounds=1, resources=plain, **policy("retry"))
     assert seen(never.fed).count(BAD) == 2 and never.rows[0]["dropped"] == 1
     assert list(never.fed.method.last.failures) == [BAD]
+
+
+@pytest.mark.parametrize(("how", "named"), [("exit", "SystemExit: 0"), ("ctrl-c", "KeyboardInterrupt")])
+@pytest.mark.parametrize("executor", ["loop", "debug"])
+def test_an_exit_of_a_clients_code_is_its_failure(odd: str, how: str, named: str, executor: str) -> None:
+    spec = {"name": odd, "how": how, "bad": BAD}
+    with pytest.raises(ClientFailed, match=rf"client {BAD} failed .*: {named} \(.*odd\.py, line \d+\)"):
+        toy.simulate(spec, executor=executor, rounds=1)
+    dropped = toy.simulate(spec, executor=executor, rounds=1, **policy("drop"))
+    assert dropped.rows[0]["dropped"] == 1
+
+
+def test_a_client_that_hangs_is_ended(odd: str) -> None:
+    """The others have their replies; a second attempt would hang too."""
+    failures = {"client_error": "retry", "client_timeout_s": 0.3}
+    ran = toy.simulate({"name": odd, "how": "hang", "bad": BAD}, rounds=1, failures=failures)
+    got = ran.fed.method.last
+    assert list(got.failures) == [BAD] and len(got.ids) == 6
+    assert re.match(
+        r"still at work after 0\.3 s at .*odd\.py, line \d+ \(failures\.client_timeout_s\)", got.failures[BAD]
+    )
 
 
 def test_drop_and_raise_do_not_try_again(odd: str) -> None:

@@ -50,17 +50,20 @@ def test_lines_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) 
 def test_the_table_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = {"point": {"method.clusters": 3}, "value": 0.5, "sd": 0.25, "seeds": {"0": 0.25, "1": 0.75}, "round": 4}
     second = {**best, "value": 0.25, "sd": None, "difference": {"mean": -0.25, "ci95": [-0.5, 0.0], "n": 2}}
-    trials = {"planned": 2, "begun": 2, "complete": 1}
+    trials = {"planned": 4, "begun": 4, "complete": 1, "diverged": 1, "failed": 1}
     summary = {
         "trials": trials,
         "rounds": 16,
         "metric": "accuracy/global",
         "best": [{**best, "difference": None}, second],
+        "diverged": [{"point": {"method.clusters": 9}, "diverged": 3}],
+        "errors": [{"point": {"method.clusters": 8}, "diverged": None}],
     }
     print_sweep(tmp_path, summary)
     out = capsys.readouterr().out
     for piece in (
-        "best of 2 trials, 1 complete; 16 rounds in all",
+        "best of 4 trials, 1 complete, 1 diverged, 1 failed; 16 rounds in all",
+        "diverged in round 3",
         "minus the best",
         "0.500 ± 0.250",
         "-0.250 [-0.500, +0.000]",

@@ -40,6 +40,27 @@ def test_the_first_signal_asks_and_the_second_ends(number: int) -> None:
     assert ended.value.exit_code == 128 + number and signal.getsignal(number) is before
 
 
+def test_what_is_waited_for_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signals(Running(), lambda: "round 3 of 9"):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == "rayfed: stopping; waiting for round 3 of 9. Once more: end at once\n"
+
+
+def test_what_is_done_is_not_stopped(capfd: pytest.CaptureFixture[str]) -> None:
+    """The first signal only says so, and the report is written; a second one leaves that out."""
+    running = Running()
+    with stop_on_signals(running) as received:
+        received.done = Path("runs/x")
+        os.kill(os.getpid(), signal.SIGINT)
+    assert running.asked == 0 and "runs/x is done; its report is being written" in capfd.readouterr().err
+    says = "runs/x is done, without a report. Write it with: rayfed report runs/x"
+    with pytest.raises(Interrupted, match=says) as ended, stop_on_signals(running) as received:
+        received.done = Path("runs/x")
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.exit_code == 143
+
+
 def test_a_stop_without_a_signal_is_a_failure() -> None:
     assert isinstance(stopped_error([], Path("x")), RunFailed)
 

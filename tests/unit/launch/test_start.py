@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rayfed import report
-from rayfed.errors import RunFailed
+from rayfed import api, report
+from rayfed.errors import ConfigError, PlacementError, RunFailed
 from rayfed.launch import start
+from rayfed.launch.preflight import load_request
 from tests import toy
 
 TINY = {"rounds": 2, "resources": {"gpus_per_actor": 0}}
@@ -23,16 +27,74 @@ def test_a_signal_before_a_run_begins_is_not_lost(tmp_path: Path) -> None:
     assert not (path / "summary.json").exists()
 
 
-def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is written while the launcher closes, in another thread, whose error must not be lost."""
 
     def full(path: Path) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     closed: list[bool] = []
     launcher = start.LocalLauncher()
     monkeypatch.setattr(launcher, "close", lambda: closed.append(True))
     monkeypatch.setattr(report, "write_report", full)
-    with pytest.raises(OSError, match="no space left"):
-        start.start_request(toy.config(**TINY), launcher, out=tmp_path)
-    assert closed == [True]
+    done = start.start_request(toy.config(**TINY), launcher, out=tmp_path)
+    assert closed == [True] and done.status == "done" and done.summary["rounds"] == 2
+    (sentence,) = done.given_up
+    assert "report was not written: No space left" in sentence and f"rayfed report {done.path}" in sentence
+    monkeypatch.setattr(report, "write_report", lambda path: path)
+    with pytest.warns(UserWarning, match="No space left"):
+        api._folder(done)
+
+
+def test_reports_of_a_study_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report, "write_report", full)
+    study = load_request({**toy.TOY, **TINY, "method": "fedavg", "rounds": 1, "seeds": [0, 1], "arms": {"a": {}}})
+    done = start.start_request(study, start.LocalLauncher(), out=tmp_path)
+    assert done.status == "done" and len(done.given_up) == 3, "of two runs and the study"
+
+
+def test_ctrl_c_does_not_wait_for_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does an error of the launcher hide one of the request."""
+    begun, over = threading.Event(), threading.Event()
+
+    def split() -> None:
+        begun.set()
+        over.wait(60)
+        raise ConfigError("no such data")
+
+    class Interrupting(start.LocalLauncher):
+        raises: type[BaseException] = KeyboardInterrupt
+
+        def warm_up(self, configs: object) -> None:
+            assert begun.wait(10)
+            if self.raises is PlacementError:
+                over.set()
+            raise self.raises("no place")
+
+    monkeypatch.setattr(start, "HEAD_START", 0.01)
+    launcher = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        start._split_and_warm_up(launcher, [], split)
+    launcher.raises = PlacementError
+    with pytest.raises(ConfigError, match="no such data"):
+        start._split_and_warm_up(launcher, [], split)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({}, "the run to be ready"),
+        ({"status": "starting", "round": 0, "rounds": 9}, "the run to be ready"),
+        ({"status": "running", "round": 2, "rounds": 9, "at_work": ""}, "round 3 of 9, which is then committed"),
+        (
+            {"status": "starting", "round": 0, "rounds": 9, "at_work": "clients at work: 3", "arm": "a", "seed": 1},
+            "round 1 of 9 of a, seed 1 (clients at work: 3), which is then committed",
+        ),
+        ({"status": "running", "round": 9, "rounds": 9}, "its last round is committed, so it ends as done"),
+    ],
+)
+def test_what_a_stop_waits_for(status: dict[str, Any], said: str) -> None:
+    assert said in start.waited_for(status)

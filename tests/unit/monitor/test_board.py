@@ -103,7 +103,13 @@ def test_a_sweep_has_a_line_of_its_own(sweep: Path, monkeypatch: pytest.MonkeyPa
     assert {r["id"] for r in board.runs()} == {"alone", "s/trials/00000/seed-1", "s/trials/00001/seed-1"}
     (found,) = board.sweeps()
     assert (found["id"], found["status"], found["round"], found["rounds"]) == ("s", "interrupted", 6, 12)
-    assert found["best"] == 0.5 and found["trials"] == {"planned": 3, "begun": 2, "complete": 1}  # of what is complete
+    assert found["best"] == 0.5 and found["trials"] == {
+        "planned": 3,
+        "begun": 2,
+        "complete": 1,
+        "diverged": 0,
+        "failed": 0,
+    }
     assert "rayfed sweep --resume" in found["note"]
     (inside,) = Board(sweep / "s").sweeps()
     assert inside["id"] == "." and inside["best"] == 0.5

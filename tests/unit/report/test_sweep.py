@@ -23,7 +23,10 @@ def test_results(tmp_path: Path) -> None:
     assert row["accuracy/global_sd"] == pytest.approx(0.02 / np.sqrt(2)) and row[
         "accuracy/global_ci95"
     ] == pytest.approx(half)
-    assert summary["trials"] == {"planned": 6, "begun": 6, "complete": 5} and summary["status"] == "incomplete"
+    assert (
+        summary["trials"] == {"planned": 6, "begun": 6, "complete": 5, "diverged": 0, "failed": 0}
+        and summary["status"] == "incomplete"
+    )
     best = summary["best"]
     assert [b["trial"] for b in best] == ["00004", "00003", "00002", "00001", "00000", "00005"], "stopped ones last"
     assert best[1]["difference"]["mean"] == pytest.approx(-0.1) and best[1]["difference"]["n"] == 2

@@ -47,7 +47,7 @@ def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
     line = list_runs(tmp_path / "out")[0]
     assert len(list_runs(tmp_path / "out")) == 1 and line["kind"] == "sweep" and line["method"] == "ifca"
     assert (line["round"], line["rounds"]) == (5 * 4 * 2 + 2 * 2, 6 * 4 * 2)
-    assert line["trials"] == {"planned": 6, "begun": 6, "complete": 5}
+    assert line["trials"] == {"planned": 6, "begun": 6, "complete": 5, "diverged": 0, "failed": 0}
     assert line["metric"] == "accuracy/global" and line["best"] == pytest.approx(0.45)
     again = f"(resume with: rayfed sweep --resume {path})"
     me = Owner.me()
