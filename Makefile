@@ -34,8 +34,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A page per method from what its file says; a test holds docs/methods/ to it.
+# Pages that are made from code: one per method, and benchmarks/CLAIMS.md; tests hold them to it.
 docs: setup
+	$(BIN)/python -m rayfed.launch.claims
 	$(BIN)/python -m rayfed.launch.method_pages
 
 # Environments of their own, built anew each time: the lowest versions that pyproject.toml allows, and the newest there are.

@@ -131,11 +131,15 @@ def claims(
     out: Annotated[
         Path, typer.Option("--out", help="Folder of their study folders; what is done there is kept.")
     ] = Path("runs/claims"),
+    reproduce: Annotated[
+        bool,
+        typer.Option("--reproduce", help="Keep the shipped verdicts, and add whether this machine finds the same."),
+    ] = False,
     address: Address = None,
     local: Local = False,
     as_json: Json = False,
 ) -> None:
-    """Run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
+    """Tune, run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
     from rayfed.launch.claims import find_study, judge_claims
     from rayfed.launch.claims_page import evidence
 
@@ -156,7 +160,9 @@ def claims(
             done = proceed(before, watch=watch) if before else start(study, out=folder, watch=watch)
         return done.path, done.summary
 
-    judged = judge_claims(names or (), run_study, out=out, shelf=shelf, log=lambda line: typer.echo(line, err=True))
+    judged = judge_claims(
+        names or (), run_study, out=out, shelf=shelf, reproduce=reproduce, log=lambda line: typer.echo(line, err=True)
+    )
     if as_json:
         typer.echo(json.dumps(judged, indent=1))
         return

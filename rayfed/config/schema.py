@@ -392,6 +392,11 @@ Adapter = Whole | LoRA | IA3 | Bias | Head | Prompt | Prefix | Bottleneck | SSF 
 class Evaluate(Section):
     every: int = Field(5, ge=1, description="Rounds between two evaluations; the last round is always evaluated.")
     clients: Literal["all"] | int | float = Field("all", description="Clients scored: all, a number, or a fraction.")
+    split: Literal["test", "val"] = Field(
+        "test",
+        description="Rows that are scored; val: each client's validation rows (federation.split.val), and all of them together in "
+        "the place of the pooled test set, to choose settings by.",
+    )
     finetune_epochs: int = Field(0, ge=0, description="Epochs of local fine-tuning before `local` is scored.")
 
     @field_validator("clients")
@@ -543,6 +548,14 @@ class Claim(Section):
     than: str
     margin: float = Field(
         0.0, description="Least improvement; below 0: how much worse may still pass (see rayfed.report.study.judge)."
+    )
+    equal_within: float | None = Field(
+        None,
+        gt=0,
+        description="Difference below which two one-sided tests call the arms equal; default: a point for shares.",
+    )
+    kind: Literal["difference", "bytes", "known"] = Field(
+        "difference", description="bytes: a count that needs no test; known: an answer that is known, as a check."
     )
     about: str = Field("", description="What is claimed, in a sentence.")
     method: str | None = Field(

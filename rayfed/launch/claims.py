@@ -1,12 +1,13 @@
 """Claims: studies under `benchmarks/claims/` whose verdicts come from numbers.
 
-A file there is a study with one claim or several (`claim:`). `rayfed claims` runs them, writes `benchmarks/CLAIMS.md`, and
-keeps the verdicts in `rayfed/launch/claims.json`, which is part of the package and read by `rayfed methods NAME`.
+A file there is a study with one claim or several (`claim:`) and its registration (`claim_file`). `rayfed claims` tunes its arms,
+runs them, checks that they are stable, judges, writes `benchmarks/CLAIMS.md`, and keeps the verdicts with all that they rest on
+in `rayfed/launch/claims.json`, which is part of the package and read by `rayfed methods NAME`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import datetime
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,11 @@ from typing import Any
 import yaml
 
 from rayfed.config.schema import Config, Study
-from rayfed.errors import ConfigError, nearest
-from rayfed.launch import claims_page
-from rayfed.launch.preflight import load_request
-from rayfed.report.statistics import mean_sd
-from rayfed.report.study import judge
+from rayfed.errors import ConfigError, RunFailed, nearest
+from rayfed.launch import claims_page, provenance
+from rayfed.launch.claim_file import ClaimFile, at_edge, best_trial, drawn_seeds, nested, read_claim_file, trials
+from rayfed.report.statistics import mean_sd, spent_alpha
+from rayfed.report.study import POINT, SHARES, judge
 from rayfed.report.subject import RunRecord, load_study
 from rayfed.storage.atomic import durable_write
 from rayfed.storage.cache import cache_folder
@@ -34,10 +35,13 @@ PRETRAINED_BY = {  # model -> the command that trains it
     "tiny-vit-digits": "python benchmarks/pretrain_vit.py",
     "tiny-lm-tasks": "python benchmarks/pretrain_tasks.py",
 }
+AS_LOOP: dict[str, Any] = {"resources": {"executor": "loop"}}
+AS_DOUBLE: dict[str, Any] = {"task": {"dtype": "float64"}}
+OPEN = ("undecided", "incomplete", "unstable")  # verdicts that decide nothing
 
-RunStudy = Callable[
-    [Study, Path], tuple[Path, dict[str, Any]]
-]  # (study, folder of studies) -> (its folder, its summary)
+# (study, folder of studies) -> (its folder, its summary)
+RunStudy = Callable[[Study, Path], tuple[Path, dict[str, Any]]]
+Log = Callable[[str], None]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -61,26 +65,18 @@ def claim_files(names: Sequence[str] = ()) -> list[Path]:
     return [known[n] for n in names] if names else list(known.values())
 
 
-def settings_digest(file: Path) -> str:
-    """Return a digest of a claim's settings, which does not depend on comments."""
-    return hashlib.sha256(json.dumps(yaml.safe_load(file.read_text()), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_claim(file: Path, shelf: Path | None = None) -> Study:
-    """Read a claim's study. ConfigError if it is not a study with claims, or if its data is missing."""
+def read_claim(file: Path, shelf: Path | None = None) -> ClaimFile:
+    """Read a claim's file with the variables that it needs. ConfigError if it is wrong, or if its data is missing."""
     if shelf is not None:
         os.environ[SHELF] = str(shelf)
-    if MODELS in file.read_text():
+    if MODELS in file.read_text(encoding="utf-8"):
         os.environ.setdefault(MODELS, str(models_folder()))
-    request = load_request(file)
-    if not isinstance(request, Study) or not request.claims:
-        raise ConfigError(f"{file}: a claim is a study (seeds, arms) with `claim:`")
-    return request
+    return read_claim_file(file)
 
 
 def missing_data(file: Path, shelf: Path | None = None) -> str | None:
     """Return why a claim cannot be run here, None if it can: the data shelf or a model that it starts from is missing."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     if SHELF in text and shelf is None and SHELF not in os.environ:
         return f"its data is on the data shelf: --shelf DIR, or {SHELF}=DIR"
     for name, command in PRETRAINED_BY.items():
@@ -99,28 +95,53 @@ def models_folder() -> Path:
 
 def shipped_verdicts() -> dict[str, dict[str, Any]]:
     """Return the verdicts of the package: claim file -> {title, digest, results, ...}; empty if nothing was judged yet."""
-    return json.loads(VERDICTS.read_text()) if VERDICTS.is_file() else {}
+    return json.loads(VERDICTS.read_text(encoding="utf-8")) if VERDICTS.is_file() else {}
 
 
 def verdicts_about(method: str) -> list[dict[str, Any]]:
-    """Return the shipped verdicts about a method, each with the file's name as `study`."""
-    entries = shipped_verdicts().items()
+    """Return the shipped verdicts about a method that were not withdrawn, each with the file's name as `study`."""
+    entries = [(n, e) for n, e in shipped_verdicts().items() if not e.get("withdrawn")]
     return [{"study": name, **r} for name, entry in entries for r in entry["results"] if r["method"] == method]
 
 
 def write_verdicts(new: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write new verdicts into `rayfed/launch/claims.json`, and `benchmarks/CLAIMS.md` from it; drop claims without a file."""
+    """Write new verdicts into `rayfed/launch/claims.json`, and `benchmarks/CLAIMS.md` from it.
+
+    An entry whose file is gone, or withdrawn in it, stays listed as withdrawn.
+    """
     files = {f.stem: f for f in claim_files()}
     known = {**shipped_verdicts(), **new}
-    verdicts = {name: known[name] for name in files if name in known}
+    order = [*(n for n in files if n in known), *(n for n in known if n not in files)]
+    verdicts = {name: _withdrawn(known[name], files.get(name)) for name in order}
     durable_write(VERDICTS, json_bytes(verdicts, 1))
     durable_write(benchmarks_folder() / "CLAIMS.md", claims_table(verdicts, files).encode())
 
 
+def _withdrawn(entry: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """Return an entry with the reason why it was withdrawn, if it was."""
+    if file is None:
+        return {**entry, "withdrawn": entry.get("withdrawn") or "its file was removed"}
+    registered = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("registered") or {}
+    kept = {k: v for k, v in entry.items() if k != "withdrawn"}
+    return {**kept, "withdrawn": registered["withdrawn"]} if registered.get("withdrawn") else kept
+
+
 def claims_table(verdicts: Mapping[str, Mapping[str, Any]], files: Mapping[str, Path]) -> str:
     """Return the content of `benchmarks/CLAIMS.md`: verdicts by claim, and the claims' files."""
-    changed = {name for name, entry in verdicts.items() if settings_digest(files[name]) != entry["digest"]}
+    changed = {name: whats_changed(files[name], entry) for name, entry in verdicts.items() if name in files}
     return claims_page.render(verdicts, files, changed)
+
+
+def whats_changed(file: Path, entry: Mapping[str, Any]) -> list[str]:
+    """Return what has changed since an entry was judged: its file's settings, the code behind it."""
+    if missing_data(file):  # the file cannot be read without the variables that it names
+        os.environ.setdefault(SHELF, "/")
+        os.environ.setdefault(MODELS, str(models_folder()))
+    try:
+        claim = read_claim_file(file)
+    except ConfigError:
+        return ["settings"]
+    return provenance.changed(entry, claim.digest, provenance.code_digest(claim.study))
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------
@@ -132,56 +153,109 @@ def judge_claims(
     *,
     out: Path,
     shelf: Path | None = None,
-    log: Callable[[str], None] = print,
+    reproduce: bool = False,
+    log: Log = print,
 ) -> dict[str, dict[str, Any]]:
-    """Run and judge the named claims (default: all), writing the tables after each; returns the verdicts of those that ran.
+    """Run and judge the named claims (default: all), writing the tables after each; returns the entries of those that ran.
 
-    run_study: runs a study in the folder `out`; shelf: folder of data sets; log: is called with a line per claim. Claims whose
-    data is missing keep their verdicts. Every file is read before the first one runs. ConfigError for an unknown name, or for
-    a claim that is named but cannot be run.
+    run_study: runs a study in the folder `out`; shelf: folder of data sets; reproduce: the shipped verdicts stay, and whether
+    this machine finds the same is added to them; log: is called with a line per step. Claims whose data is missing, and those
+    withdrawn, keep their verdicts. Every file is read before the first one runs. ConfigError for an unknown name, or for a
+    claim that is named but cannot be run.
     """
     chosen = claim_files(names)
     absent = {f: reason for f in chosen if (reason := missing_data(f, shelf))}
     if names and absent:
         raise ConfigError([f"claims: {f.stem}: {reason}" for f, reason in absent.items()])
-    studies = {f: read_claim(f, shelf) for f in chosen if f not in absent}
+    files = [read_claim(f, shelf) for f in chosen if f not in absent]
     for f, reason in absent.items():
         log(f"{f.stem}: left as it is, {reason}")
     judged = {}
-    for f, study in studies.items():
-        log(f"{f.stem}: {len(study.arms)} arms x {len(study.seeds)} seeds")
-        path, summary = run_study(study, out)
-        judged[f.stem] = judge_study(f, study, path, summary)
+    for file in files:
+        if file.registered and file.registered.withdrawn:
+            log(f"{file.name}: withdrawn: {file.registered.withdrawn}")
+            continue
+        entry = judge_file(file, run_study, out, log)
+        if reproduce:
+            entry = claims_page.with_reproduction(shipped_verdicts()[file.name], entry)
+        judged[file.name] = entry
         write_verdicts(judged)
     return judged
+
+
+def judge_file(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> dict[str, Any]:
+    """Tune, run, check and judge one claim file; returns its entry of claims.json."""
+    tuned = tune(file, run_study, out, log)
+    changes = {arm: nested(found["chosen"]) for arm, found in tuned.items()}
+    seeds, status, results = list(file.study.seeds), "done", []
+    runs: dict[str, list[RunRecord]] = {}
+    levels = spent_alpha(file.looks)
+    for seen, until, alpha in zip([0, *file.looks], file.looks, levels, strict=False):
+        log(f"{file.name}: {len(file.study.arms)} arms x seeds {seen + 1} to {until}")
+        path, summary = run_study(file.part(seeds[seen:until], changes), out)
+        status = summary["status"] if status == "done" else status
+        for arm, found in load_study(path).arms.items():
+            runs.setdefault(arm, []).extend(found)
+        results = [_judged(file.study, c, runs, seeds[:until], alpha) for c in file.study.claims]
+        if all(r["verdict"] not in OPEN for r in results):
+            break
+    unstable = stability(file, runs, changes, run_study, out, log)
+    for r in results:
+        shaken = [arm for arm in (r["better"], r["than"]) if unstable.get(arm, {}).get("unstable")]
+        if shaken and r["kind"] == "difference":
+            r |= {"verdict": "unstable", "holds": None, "unstable": shaken}
+    return _entry(file, runs, seeds[: len(next(iter(runs.values())))], status, results, tuned, unstable)
+
+
+def _judged(
+    study: Study, claim: Any, runs: Mapping[str, Sequence[RunRecord]], seeds: Sequence[int], alpha: float
+) -> dict[str, Any]:
+    """Return a claim's verdict with the values that it rests on."""
+    verdict = judge(claim.model_dump(), runs, seeds=seeds, alpha=alpha)
+    kind = "bytes" if claim.metric.startswith("bytes/") else claim.kind
+    values = {arm: _values_at(found, claim.metric, claim.at) for arm, found in runs.items()}
+    means = {
+        arm: dict(zip(("mean", "sd"), mean_sd(list(v.values())), strict=True), n=len(v)) for arm, v in values.items()
+    }
+    return {
+        "about": claim.about, "method": claim.method or _subject(study.arms[claim.better], study.arms[claim.than]),
+        "kind": kind, **{k: v for k, v in verdict.items() if k != "differences"}, "arms": means, "values": values,
+    }  # fmt: skip
+
+
+def _entry(
+    file: ClaimFile,
+    runs: Mapping[str, Sequence[RunRecord]],
+    seeds: Sequence[int],
+    status: str,
+    results: Sequence[Mapping[str, Any]],
+    tuned: Mapping[str, Any],
+    unstable: Mapping[str, Any],
+) -> dict[str, Any]:
+    first = next(iter(runs.values()))[0]
+    walls = [float(r.summary.get("wall_s") or 0.0) for found in runs.values() for r in found]
+    execution = {arm: found[0].repeat_options for arm, found in runs.items()}
+    return {
+        "title": claims_page.head_comment(file.path)[0], "digest": file.digest,
+        "code": provenance.code_digest(file.study),
+        "registered": str(file.registered.date) if file.registered else None,
+        "judged": datetime.date.today().isoformat(), "commit": provenance.commit(benchmarks_folder()),
+        "machine": provenance.machine(), "execution": execution, "versions": first.summary.get("versions", {}),
+        "seeds": list(seeds), "looks": file.looks, "status": status, "results": list(results),
+        "tuned": dict(tuned), "stability": dict(unstable),
+        "cost": {arm: _cost(file.study, found) for arm, found in runs.items()}, "wall_s": round(sum(walls), 1),
+    }  # fmt: skip
 
 
 def find_study(study: Study, out: Path) -> Path | None:
     """Return the newest folder in `out` of a study with the same settings; None if there is none."""
     wanted = json.loads(json.dumps(study.to_dict()))  # as files hold it: shares of ranks have text keys
-    same = [p.parent for p in out.glob(f"{study.base.name}-*/study.yaml") if yaml.safe_load(p.read_text()) == wanted]
+    same = [
+        p.parent
+        for p in out.glob(f"{study.base.name}-*/study.yaml")
+        if yaml.safe_load(p.read_text(encoding="utf-8")) == wanted
+    ]
     return max(same, key=lambda p: p.stat().st_mtime, default=None)
-
-
-def judge_study(file: Path, study: Study, path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the verdicts' entry of a claim's file, from the folder and the summary of its study."""
-    runs = load_study(path).arms
-    first = next(iter(runs.values()))[0]
-    results = []
-    for claim in study.claims:
-        verdict = judge(claim.model_dump(), runs)
-        means = {arm: _mean_at(found, claim.metric, claim.at) for arm, found in runs.items()}
-        results.append({
-            "about": claim.about, "method": claim.method or _subject(study.arms[claim.better], study.arms[claim.than]),
-            **{k: v for k, v in verdict.items() if k != "differences"}, "arms": means,
-        })  # fmt: skip
-    cost = {arm: _cost(study, found) for arm, found in runs.items()}
-    walls = [float(r.summary.get("wall_s") or 0.0) for found in runs.values() for r in found]
-    return {
-        "title": claims_page.head_comment(file)[0], "digest": settings_digest(file), "seeds": list(study.seeds),
-        "status": summary["status"], "results": results, "cost": cost, "wall_s": round(sum(walls), 1),
-        "versions": first.summary.get("versions", {}),
-    }  # fmt: skip
 
 
 def _subject(better: Config, than: Config) -> str | None:
@@ -189,11 +263,93 @@ def _subject(better: Config, than: Config) -> str | None:
     return None if better.method == than.method else better.method.name
 
 
-def _mean_at(runs: Sequence[RunRecord], metric: str, at: int) -> dict[str, Any]:
-    """Return a metric's mean, standard deviation and number of values over runs at a round."""
-    values = [v for r in runs if (v := dict(r.series(metric)).get(at)) is not None]
-    mean, sd = mean_sd(values)
-    return {"mean": mean, "sd": sd, "n": len(values)}
+def _values_at(runs: Sequence[RunRecord], metric: str, at: int) -> dict[str, float]:
+    """Return seed -> a metric's value at a round."""
+    return {str(r.seed): v for r in runs if (v := dict(r.series(metric)).get(at)) is not None}
+
+
+# -- tuning and stability ----------------------------------------------------------------------------------------------
+
+
+def tune(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> dict[str, dict[str, Any]]:
+    """Choose settings for every arm by the file's `tune` block; returns arm -> {chosen, edge, trials}; empty without a block.
+
+    The runs hold out a validation part of the training data, which alone is scored, and have seeds of their own. A trial that
+    fails (it diverges) has no score.
+    """
+    block = file.registered.tune if file.registered else None
+    if block is None:
+        return {}
+    seeds = drawn_seeds(file.name, file.digest, block.seeds, "tune")
+    found = {}
+    for arm, config in file.study.arms.items():
+        tried = trials(block, arm)
+        if not tried[0]:
+            continue
+        log(f"{file.name}: tuning {arm}: {len(tried)} trials x {block.seeds} seeds")
+        scores = []
+        for settings in tried:
+            held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": config.rounds}}
+            study = file.alone(arm, seeds, [nested(settings), held])
+            scores.append(_score(study, arm, block.metric, run_study, out))
+        best = best_trial(scores, block.metric)
+        found[arm] = {
+            "chosen": tried[best], "edge": at_edge(block, arm, tried[best]),
+            "trials": [{"settings": t, "score": s} for t, s in zip(tried, scores, strict=True)],
+        }  # fmt: skip
+    return found
+
+
+def _score(study: Study, arm: str, metric: str, run_study: RunStudy, out: Path) -> float | None:
+    """Return the mean over seeds of a metric at the last round; None where a run failed or has no value."""
+    try:
+        path, _ = run_study(study, out)
+    except RunFailed:
+        return None
+    runs = load_study(path).arms[arm]
+    values = [v for r in runs if (v := r.final(metric)) is not None]
+    return mean_sd(values)[0] if len(values) == len(study.seeds) else None
+
+
+def stability(
+    file: ClaimFile,
+    runs: Mapping[str, Sequence[RunRecord]],
+    changes: Mapping[str, Mapping[str, Any]],
+    run_study: RunStudy,
+    out: Path,
+    log: Log = print,
+) -> dict[str, dict[str, Any]]:
+    """Run one seed of every claimed arm again under `loop` and in float64; returns arm -> {values, spread, unstable, why}.
+
+    An arm is unstable if a claimed share (accuracy ...) differs by more than a point between them, or if a run fell to
+    chance after having been above it, which events say.
+    """
+    claims = [c for c in file.study.claims if c.metric.partition("/")[0] in SHARES and c.kind == "difference"]
+    found: dict[str, dict[str, Any]] = {}
+    for arm in dict.fromkeys(a for c in claims for a in (c.better, c.than)):
+        log(f"{file.name}: stability of {arm}")
+        metrics = {f"{c.metric} @{c.at}": (c.metric, c.at) for c in claims if arm in (c.better, c.than)}
+        first = runs[arm][0]
+        values = {"judged": {k: dict(first.series(m)).get(at) for k, (m, at) in metrics.items()}}
+        problems = [f"seed {r.seed} fell to chance" for r in runs[arm] if r.summary.get("collapsed")]
+        for name, change in (("loop", AS_LOOP), ("float64", AS_DOUBLE)):
+            try:
+                path, _ = run_study(file.alone(arm, [first.seed], [changes.get(arm, {}), change]), out)
+            except (ConfigError, RunFailed) as e:
+                values[name] = {k: None for k in metrics}
+                if isinstance(e, RunFailed):
+                    problems.append(f"it fails in {name}")
+                continue
+            again = load_study(path).arms[arm][0]
+            values[name] = {k: dict(again.series(m)).get(at) for k, (m, at) in metrics.items()}
+        spreads = [
+            max(v) - min(v) for k in metrics if len(v := [x for n in values if (x := values[n][k]) is not None]) > 1
+        ]
+        spread = max(spreads, default=None)
+        if spread is not None and spread > POINT + 1e-12:
+            problems.append(f"loop, vmap and float64 are {spread:.4f} apart")
+        found[arm] = {"values": values, "spread": spread, "unstable": bool(problems), "why": problems}
+    return found
 
 
 def _cost(study: Study, runs: Sequence[RunRecord]) -> dict[str, float | None]:
@@ -211,3 +367,7 @@ def _cost(study: Study, runs: Sequence[RunRecord]) -> dict[str, float | None]:
             if accuracy is not None and sent:
                 per_mb.append(accuracy / sent * 1e6)
     return {"up": up, "down": down, "accuracy_per_mb": mean_sd(per_mb)[0]}
+
+
+if __name__ == "__main__":
+    write_verdicts({})

@@ -159,15 +159,18 @@ def split_key(config: Mapping[str, Any]) -> str:
     pretrained model too, since texts are kept as its tokenizer's ids, and cut to the places that a prompt leaves."""
     task, model = config["task"], config["task"]["model"]["name"]
     words = [model, config["adapter"].get("tokens")] if ":" in model else []
-    return json.dumps([config["seed"], task["data"], config["federation"], words], sort_keys=True, default=str)
+    scored = config["evaluate"].get("split")
+    return json.dumps([config["seed"], task["data"], config["federation"], words, scored], sort_keys=True, default=str)
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Federation:
     """Return the federation of a config. ConfigError if the data cannot be split as asked.
 
-    Only `seed`, `federation` and the data decide. Clients hold every training row, and each only once, except the rows of
-    natural ids that were not drawn, of classes that no group of `groups.sets` holds, without a domain where domains decide,
-    what `embedding` and `longtail` say they leave out, and the `probe` rows, which are taken out before anything is dealt.
+    Only `seed`, `federation`, `evaluate.split` and the data decide; with `split: val` validation splits stand in the place of
+    test splits, and those of the clients that take part are the pooled test set. Clients hold every training row, and each only
+    once, except the rows of natural ids that were not drawn, of classes that no group of `groups.sets` holds, without a domain
+    where domains decide, what `embedding` and `longtail` say they leave out, and the `probe` rows, which are taken out before
+    anything is dealt.
     """
     if dataset is None:
         from rayfed import data
@@ -216,6 +219,12 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     x, y = planted.transform(f.groups, x, y, row_group, dataset.classes, draw("transforms"))
     y[probe] = -1
     counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
+    if config.evaluate.split == "val":
+        test, pooled = val, np.sort(val.rows[val.owners() < n - held])
+        if not len(pooled):
+            raise ConfigError(
+                "evaluate.split: val found, and no client has validation rows; federation.split.val gives them a share"
+            )
     return Federation(
         {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,

@@ -55,6 +55,9 @@ def _verdict(claim: Mapping[str, Any], about: str) -> str:
     else:
         text = f"{better} beats {than} in {metric} {at}" + (f" by more than {number(margin)}" if margin else "")
     text = f"<b>Claim:</b> {text} — <b>{escape(claim['verdict'])}</b>"
+    if margin and claim["verdict"] != "incomplete":
+        shown = {True: "shown", False: "refuted", None: "open"}[claim["holds"]]
+        text += f", the margin is {shown}"
     if claim["ci95"] is None:
         few = f"it needs two seeds or more with both values; {claim['n']} found"
         text += f": {few if claim['n'] < 2 else 'a value is not finite'}."
@@ -66,7 +69,7 @@ def _verdict(claim: Mapping[str, Any], about: str) -> str:
         )
     if about:
         text = f"<em>{escape(about)}</em><br>{text}"
-    kind = {"holds": "holds", "does not hold here": "not"}.get(claim["verdict"], "open")
+    kind = {True: "holds", False: "not", None: "open"}[claim["holds"]]
     return f'<p class="verdict {kind}">{text}</p>'
 
 

@@ -1,10 +1,11 @@
-"""Statistics of reports: means over seeds with their intervals, and the worst clients."""
+"""Statistics of reports and claims: means over seeds with their intervals, paired tests, and the worst clients."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -28,6 +29,82 @@ def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None, 
     from scipy.stats import t
 
     return mean, sd, float(t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A paired comparison: n differences, their mean and sample standard deviation, the mean's two-sided confidence interval,
+    p of a two-sided t-test against 0, and the effect size mean / sd (Cohen's d_z); None where undefined."""
+
+    n: int
+    mean: float | None
+    sd: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+    effect: float | None
+
+
+def compare_pairs(differences: Sequence[float], alpha: float = 0.05) -> Paired:
+    """Return the paired comparison with the interval of confidence 1 - alpha, by Student's t.
+
+    Differences that are all equal have an interval of no width, p 0 (1 where they are 0) and no effect size.
+    """
+    n = len(differences)
+    if not all(math.isfinite(v) for v in differences):
+        return Paired(n, None, None, None, None, None)
+    mean, sd = mean_sd(differences)
+    if mean is None or sd is None:
+        return Paired(n, mean, None, None, None, None)
+    if sd == 0:
+        return Paired(n, mean, 0.0, (mean, mean), 0.0 if mean else 1.0, None)
+    from scipy.stats import t
+
+    error = sd / math.sqrt(n)
+    half = float(t.ppf(1 - alpha / 2, n - 1)) * error
+    return Paired(n, mean, sd, (mean - half, mean + half), float(2 * t.sf(abs(mean) / error, n - 1)), mean / sd)
+
+
+def equal_within(differences: Sequence[float], bound: float, alpha: float = 0.05) -> bool:
+    """Return whether two one-sided tests at `alpha` both reject a mean difference of `bound` or more (Schuirmann 1987)."""
+    interval = compare_pairs(differences, 2 * alpha).interval
+    return interval is not None and -bound < interval[0] and interval[1] < bound
+
+
+def detectable(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the least mean difference that a paired two-sided t-test of n differences finds with this power."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    critical = float(t.ppf(1 - alpha / 2, n - 1))
+
+    def missing(noncentrality: float) -> float:
+        return power - float(nct.sf(critical, n - 1, noncentrality))  # the other tail is next to nothing
+
+    most = 1.0
+    while missing(most) > 0:
+        most *= 2
+    return float(brentq(missing, 0.0, most)) * sd / math.sqrt(n)
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Return p-values corrected for their number by Holm (1979); None stays None and is not counted."""
+    known = sorted((v, i) for i, v in enumerate(p) if v is not None)
+    out: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (v, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * v))
+        out[i] = largest
+    return out
+
+
+def spent_alpha(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
+    """Return the level of each look at a growing number of seeds, so that all looks together err with probability <= alpha.
+
+    What may be spent until a share t of the seeds is alpha ln(1 + (e - 1) t) (Lan and DeMets 1983, after Pocock); each look's
+    level is what it adds, which needs no joint distribution (Bonferroni).
+    """
+    spent = [alpha * math.log(1 + (math.e - 1) * n / looks[-1]) for n in looks]
+    return [b - a for a, b in zip([0.0, *spent], spent, strict=False)]
 
 
 def paired_difference(values: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, Any]:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.metrics import lower_is_better
-from rayfed.report.statistics import mean_interval, mean_sd
+from rayfed.report.statistics import compare_pairs, equal_within, mean_sd
 from rayfed.report.subject import RunRecord, Subject, load_study
 from rayfed.storage.atomic import durable_write
 from rayfed.storage.text_files import json_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+SHARES = ("accuracy", "exact")  # metrics between 0 and 1
+POINT = 0.01  # how near two such means must be to be called equal, where a claim says nothing
 
 
 def study_summary(path: Path | str) -> dict[str, Any]:
@@ -41,10 +44,11 @@ def summarise(subject: Subject) -> dict[str, Any]:
                 arms[arm][metric] = {"mean": mean, "sd": sd, "n": len(values)}
     done = sum(len(runs) for runs in subject.done.values())
     claim = (subject.study or {}).get("claim")  # one mapping, or a list of them; judged in the same form
+    seeds = (subject.study or {}).get("seeds")
     if isinstance(claim, list):
-        judged: Any = [judge(c, subject.arms) for c in claim]
+        judged: Any = [judge(c, subject.arms, seeds=seeds) for c in claim]
     else:
-        judged = judge(claim, subject.arms) if claim else None
+        judged = judge(claim, subject.arms, seeds=seeds) if claim else None
     return {
         "status": "done" if done == subject.planned_runs else "incomplete",
         "runs": {"done": done, "planned": subject.planned_runs},
@@ -53,35 +57,70 @@ def summarise(subject: Subject) -> dict[str, Any]:
     }
 
 
-def judge(claim: Mapping[str, Any], arms: Mapping[str, Sequence[RunRecord]]) -> dict[str, Any]:
-    """Judge a claim `{metric, at, better, than, margin}` over the seeds that both arms have.
+def judge(
+    claim: Mapping[str, Any],
+    arms: Mapping[str, Sequence[RunRecord]],
+    *,
+    seeds: Sequence[int] | None = None,
+    alpha: float = 0.05,
+) -> dict[str, Any]:
+    """Judge a claim `{metric, at, better, than, margin, equal_within}` by a paired comparison over seeds.
 
-    at: a round; null for the final values. Returns the claim with `n` seeds, `differences` by seed, their mean
-    `mean_difference`, its 95 % interval `ci95` (paired, two-sided, Student's t) and a `verdict`. Differences are in the
-    direction of improvement: positive where `better` is better, also for metrics that are better when they are lower.
-    With the interval [low, high]:
-    - margin >= 0, "better by more than the margin": holds if low > margin, does not hold here if high <= margin;
-    - margin < 0, "worse by at most -margin" (non-inferiority): holds if low >= margin, does not hold here if high < margin;
-    - undecided if the interval spans the margin, and without an interval (`ci95` null): fewer than two seeds, or a value
-      that is not finite.
+    at: a round; null for the final values; seeds: those that both arms must have, default: those that they share; alpha: level
+    of the two-sided tests. Differences are in the direction of improvement: positive where `better` is better, also for
+    metrics that are better when they are lower. Returns the claim with `differences` by seed, their number `n`,
+    `mean_difference`, `sd`, 95 % interval `ci95`, `p` (two-sided, against 0), `effect` (mean / sd), `alpha`, and
+
+    - `verdict`: `incomplete` where a seed has no value; `better` or `worse` where the interval at `alpha` excludes 0;
+      `equal within D` where two one-sided tests exclude a difference of D = `equal_within` (default: -margin of a margin below 0,
+      a point for shares such as accuracies, else nothing) or where all differences are 0; else `undecided`, also for fewer
+      than two seeds and for values that are not finite;
+    - `holds`: true or false where the interval at `alpha` lies beyond the margin, else null. With a margin >= 0 the claim is
+      "better by more than the margin", below 0 "worse by at most -margin" (non-inferiority).
     """
     metric, at, margin = str(claim["metric"]), claim.get("at"), float(claim.get("margin") or 0.0)
     better, than = (_values(arms.get(claim[side], ()), metric, at) for side in ("better", "than"))
     sign = -1.0 if lower_is_better(metric) else 1.0
     pairs = {str(seed): sign * (better[seed] - than[seed]) for seed in better if seed in than}
-    mean, _, half = mean_interval(list(pairs.values()))
-    interval, verdict = None, "undecided"
-    if mean is not None and half is not None:
-        low, high = mean - half, mean + half
-        interval = [low, high]
-        if low > margin or (margin < 0 and low == margin):
-            verdict = "holds"
-        elif high < margin or (margin >= 0 and high == margin):
-            verdict = "does not hold here"
+    found = compare_pairs(list(pairs.values()), alpha)
+    bound = claim.get("equal_within")
+    if bound is None:
+        bound = -margin if margin < 0 else POINT if metric.partition("/")[0] in SHARES else None
+    if seeds is not None and any(str(s) not in pairs for s in seeds):
+        verdict, holds = "incomplete", None
+    else:
+        verdict = _relation(list(pairs.values()), found.interval, bound, alpha)
+        holds = _holds(found.interval, margin)
+    interval = compare_pairs(list(pairs.values())).interval
     return {
-        "metric": metric, "at": at, "better": claim["better"], "than": claim["than"], "margin": margin, "n": len(pairs),
-        "differences": pairs, "mean_difference": mean, "ci95": interval, "verdict": verdict,
+        "metric": metric, "at": at, "better": claim["better"], "than": claim["than"], "margin": margin, "equal_within": bound,
+        "n": len(pairs), "differences": pairs, "mean_difference": found.mean, "sd": found.sd,
+        "ci95": None if interval is None else list(interval), "p": found.p, "effect": found.effect, "alpha": alpha,
+        "verdict": verdict, "holds": holds,
     }  # fmt: skip
+
+
+def _relation(differences: Sequence[float], interval: Any, bound: float | None, alpha: float) -> str:
+    """Return how the arms relate: better, worse, equal within a bound, or undecided."""
+    if interval is None:
+        return "undecided"
+    if not any(differences):
+        return "equal within 0"
+    if interval[0] > 0:
+        return "better"
+    if interval[1] < 0:
+        return "worse"
+    return f"equal within {bound:g}" if bound and equal_within(differences, bound, alpha) else "undecided"
+
+
+def _holds(interval: Any, margin: float) -> bool | None:
+    """Return whether a difference beyond the margin is shown, excluded, or open (None)."""
+    if interval is None:
+        return None
+    low, high = interval
+    if low > margin or (margin < 0 and low == margin):
+        return True
+    return False if high < margin else None
 
 
 def differences(subject: Subject) -> dict[str, dict[str, dict[str, Any]]]:

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from typer.testing import CliRunner
 from rayfed import cli, methods
 from rayfed.errors import ConfigError
 from rayfed.launch import claims, claims_page
+from rayfed.launch.claim_file import settings_digest
+from rayfed.report.subject import RunRecord
 from rayfed.storage.round_log import read
+from rayfed.storage.text_files import read_yaml
 from tests import toy
 from tests.conftest import ROOT
 
@@ -30,9 +34,8 @@ federation: {clients: 6, partition: {kind: dirichlet, alpha: 0.5}}
 local: {epochs: 1, batch_size: 8, optimizer: {lr: 0.1}}
 method: fedavg
 evaluate: {every: 1}
-resources: {executor: vmap}
 track: []
-seeds: [5, 6, 7]
+registered: {date: 2026-11-30, seeds: 3}
 arms:
   plain: {}
   slow: {local: {optimizer: {lr: 0.001}}}
@@ -63,39 +66,144 @@ def test_from_a_file_to_the_table(checkout: Path) -> None:
     assert said.exit_code == 0, said.output
     entry = json.loads((checkout / "claims.json").read_text())["small"]
     assert json.loads(said.stdout) == {"small": entry}
-    (study,) = (checkout / "runs" / "claims").iterdir()
-    loss = {a: [read(study / a / f"seed-{s}")[2]["loss/global"] for s in (5, 6, 7)] for a in ("plain", "slow")}
+    seeds = entry["seeds"]
+    assert len(set(seeds)) == 3
+    studies = {frozenset(read_yaml(p / "study.yaml")["arms"]): p for p in (checkout / "runs" / "claims").iterdir()}
+    study = studies[frozenset({"plain", "slow"})]
+    loss = {a: [read(study / a / f"seed-{s}")[2]["loss/global"] for s in seeds] for a in ("plain", "slow")}
     gains = [b - a for a, b in zip(loss["plain"], loss["slow"], strict=True)]
     first, second = entry["results"]
     assert first["mean_difference"] == pytest.approx(statistics.fmean(gains))
     half = 4.302652729911275 * statistics.stdev(gains) / math.sqrt(3)  # t, 97.5 %, two degrees of freedom
     assert first["ci95"] == pytest.approx([statistics.fmean(gains) - half, statistics.fmean(gains) + half])
+    assert first["values"]["slow"] == dict(zip(map(str, seeds), loss["slow"], strict=True))
     assert first["arms"]["slow"] == {
         "mean": pytest.approx(statistics.fmean(loss["slow"])), "sd": pytest.approx(statistics.stdev(loss["slow"])), "n": 3,
     }  # fmt: skip
-    assert (first["verdict"], first["method"], first["n"]) == ("holds", None, 3)  # the arms differ in their rate
-    assert (second["verdict"], second["method"], second["margin"]) == ("holds", "fedavg", -2)
-    rows = [read(study / "slow" / f"seed-{s}") for s in (5, 6, 7)]
+    assert (first["verdict"], first["holds"], first["method"], first["n"]) == ("better", True, None, 3)
+    assert (second["holds"], second["method"], second["margin"]) == (True, "fedavg", -2)
+    assert set(entry["stability"]) == {"plain", "slow"} and not entry["stability"]["plain"]["unstable"]
+    assert set(entry["stability"]["plain"]["values"]) == {"judged", "loop", "float64"}
+    assert "resources.executor=vmap" in entry["execution"]["plain"] and entry["registered"] == "2026-11-30"
+    rows = [read(study / "slow" / f"seed-{s}") for s in seeds]
     sent = [[r[t][f"bytes/{way}"] for r in rows for t in (1, 2)] for way in ("up", "down")]
     per_mb = [1e6 * r[1]["accuracy/global"] / (r[1]["bytes/up"] + r[1]["bytes/down"]) for r in rows]
     means = dict(zip(("up", "down", "accuracy_per_mb"), map(statistics.fmean, [*sent, per_mb]), strict=True))
     assert entry["cost"]["slow"] == pytest.approx(means) and means["up"] > 0
     page = (checkout / "benchmarks" / "CLAIMS.md").read_text()
-    assert f"{statistics.fmean(gains):+.4f}" in page and "Said in full here." in page and "seeds 5 to 7" in page
-    assert page.count("*holds*") == 3  # twice in the table, once where the words are explained
+    assert f"{statistics.fmean(gains):+.4f}" in page and "Said in full here." in page and "*better*" in page
 
-    when = (study / "plain" / "seed-5" / "summary.json").stat().st_mtime_ns
-    again = call("claims", "small", "--local")  # what is done is not run again
-    assert again.exit_code == 0 and "holds" in again.stdout
-    assert (study / "plain" / "seed-5" / "summary.json").stat().st_mtime_ns == when
-    assert len(list((checkout / "runs" / "claims").iterdir())) == 1
+    folders = sorted((checkout / "runs" / "claims").iterdir())
+    when = (study / "plain" / f"seed-{seeds[0]}" / "summary.json").stat().st_mtime_ns
+    again = call("claims", "small", "--local", "--reproduce")  # what is done is not run again
+    assert again.exit_code == 0 and "better" in again.stdout
+    assert (study / "plain" / f"seed-{seeds[0]}" / "summary.json").stat().st_mtime_ns == when
+    assert sorted((checkout / "runs" / "claims").iterdir()) == folders
+    (found,) = claims.shipped_verdicts()["small"]["reproductions"]
+    assert [r["same"] for r in found["results"]] == [True, True]
+    assert "within the interval): 2 of 2" in (checkout / "benchmarks" / "CLAIMS.md").read_text()
 
     (checkout / "benchmarks" / "claims" / "small.yaml").write_text(SMALL.replace("rounds: 2", "rounds: 3"))
     claims.write_verdicts({})
-    assert "The settings have changed since" in (checkout / "benchmarks" / "CLAIMS.md").read_text()
+    assert "Stale: the settings changed" in (checkout / "benchmarks" / "CLAIMS.md").read_text()
     (checkout / "benchmarks" / "claims" / "small.yaml").rename(checkout / "benchmarks" / "claims" / "other.yaml")
     claims.write_verdicts({})
-    assert claims.shipped_verdicts() == {}
+    assert claims.shipped_verdicts()["small"]["withdrawn"] == "its file was removed"
+    assert (
+        "## Withdrawn" in (checkout / "benchmarks" / "CLAIMS.md").read_text() and claims.verdicts_about("fedavg") == []
+    )
+
+
+class Studies:
+    """Stands for execution: writes no folder, and gives runs whose values are a function of arm, seed and settings."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+        self.value, self.made = value, []
+        monkeypatch.setattr(claims, "load_study", self.load)
+
+    def __call__(self, study: Any, out: Path) -> tuple[Path, dict[str, Any]]:
+        self.made.append(study)
+        return out / str(len(self.made) - 1), {"status": "done"}
+
+    def load(self, path: Path) -> Any:
+        study = self.made[int(path.name)]
+        arms = {
+            arm: [
+                RunRecord(
+                    path, arm, seed, {}, {"versions": {}, "wall_s": 1.0, "notes": []}, "done",
+                    [{"round": t, **self.value(arm, seed, config)} for t in range(1, config.rounds + 1)],
+                )
+                for seed in study.seeds
+            ]
+            for arm, config in study.arms.items()
+        }  # fmt: skip
+        return SimpleNamespace(arms=arms)
+
+
+def test_arms_are_tuned_alike_on_validation_rows(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = "{grid: {local.optimizer.lr: [0.05, 0.2, 0.8]}, seeds: 2, metric: accuracy/global}"
+    text = SMALL.replace("seeds: 3}", f"seeds: 3, tune: {tune}}}").replace(
+        "slow: {local: {optimizer: {lr: 0.001}}}", "slow: {}"
+    )
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    file.write_text(text)
+    best = {"plain": 0.2, "slow": 0.8}
+
+    def value(arm: str, seed: int, config: Any) -> dict[str, float]:
+        near = -abs(config.local.optimizer.lr - best[arm])
+        return {"accuracy/global": near + (seed % 7) / 1000, "loss/global": -near + 0.1 * (arm == "slow")}
+
+    studies = Studies(monkeypatch, value)
+    entry = claims.judge_file(claims.read_claim(file), studies, checkout)
+    assert {arm: t["chosen"] for arm, t in entry["tuned"].items()} == {
+        "plain": {"local.optimizer.lr": 0.2}, "slow": {"local.optimizer.lr": 0.8},
+    }  # fmt: skip
+    assert (entry["tuned"]["plain"]["edge"], entry["tuned"]["slow"]["edge"]) == ([], ["local.optimizer.lr"])
+    trials = [s for s in studies.made if next(iter(s.arms.values())).evaluate.split == "val"]
+    assert len(trials) == 6 and all(next(iter(s.arms.values())).federation.split.val == 0.2 for s in trials)
+    judged = next(s for s in studies.made if len(s.arms) == 2)
+    assert {a: c.local.optimizer.lr for a, c in judged.arms.items()} == best
+    assert all(c.evaluate.split == "test" and c.federation.split.val == 0 for c in judged.arms.values())
+    assert not set(trials[0].seeds) & set(judged.seeds)
+    page = claims_page.render({"small": entry}, {"small": file}, {})
+    assert "- slow: local.optimizer.lr 0.8 of 3 tried; **at the edge of the grid: local.optimizer.lr**" in page
+
+
+def test_what_depends_on_rounding_has_no_verdict(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SMALL.replace("metric: loss/global, at: 2", "metric: accuracy/global, at: 2")
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    file.write_text(text)
+
+    def value(arm: str, seed: int, config: Any) -> dict[str, float]:
+        chance = arm == "plain" and config.task.dtype == "float64"
+        return {"accuracy/global": 0.1 if chance else 0.9 + (seed % 5) / 1000 - 0.1 * (arm == "slow")}
+
+    entry = claims.judge_file(claims.read_claim(file), Studies(monkeypatch, value), checkout)
+    assert [r["verdict"] for r in entry["results"]] == ["unstable"] * 2 and entry["results"][0]["holds"] is None
+    assert entry["stability"]["plain"]["unstable"] and not entry["stability"]["slow"]["unstable"]
+    assert "plain is unstable: loop, vmap and float64 are 0.8" in claims_page.render(
+        {"small": entry}, {"small": file}, {}
+    )
+
+
+def test_seeds_grow_until_all_is_decided(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    file.write_text(SMALL.replace("seeds: 3}", "seeds: [4, 8, 16]}"))
+    noise: dict[int, float] = {}
+
+    def value(arm: str, seed: int, config: Any) -> dict[str, float]:
+        place = noise.setdefault(seed, len(noise))
+        wide = (-1) ** place * (0.3 if place < 4 else 0.01)
+        return {"loss/global": 1 + (arm == "slow") * (0.1 + wide), "accuracy/global": 0.5 + 0.2 * (arm == "plain")}
+
+    studies = Studies(monkeypatch, value)
+    entry = claims.judge_file(claims.read_claim(file), studies, checkout)
+    assert entry["looks"] == [4, 8, 16] and len(entry["seeds"]) in (8, 16)
+    parts = [s.seeds for s in studies.made if len(s.arms) == 2]
+    assert [len(p) for p in parts] == [4, 4, 8][: len(parts)] and len({s for p in parts for s in p}) == len(
+        entry["seeds"]
+    )
+    assert entry["results"][0]["alpha"] < 0.05 and entry["results"][0]["n"] == len(entry["seeds"])
 
 
 def test_a_claim_without_its_data_keeps_its_verdict(checkout: Path) -> None:
@@ -128,7 +236,7 @@ def test_a_claim_without_its_data_keeps_its_verdict(checkout: Path) -> None:
 def test_wrong_names_and_files_are_refused(checkout: Path) -> None:
     with pytest.raises(ConfigError, match=r"'smal' is unknown \(did you mean 'small'\?\)"):
         claims.claim_files(["smal"])
-    (checkout / "benchmarks" / "claims" / "plain.yaml").write_text(SMALL.split("seeds:")[0])
+    (checkout / "benchmarks" / "claims" / "plain.yaml").write_text(SMALL.split("registered:")[0])
     with pytest.raises(ConfigError, match="a claim is a study"):
         claims.judge_claims([], lambda study, out: (out, {}), out=checkout)
     (checkout / "benchmarks" / "claims").rename(checkout / "elsewhere")
@@ -139,11 +247,11 @@ def test_wrong_names_and_files_are_refused(checkout: Path) -> None:
 def test_methods_shows_its_verdicts(checkout: Path) -> None:
     result = {
         "about": "it is good", "method": "scaffold", "metric": "accuracy/global", "at": 3, "better": "a", "than": "b",
-        "margin": 0.0, "n": 8, "mean_difference": 0.125, "ci95": [0.1, 0.15], "verdict": "holds", "arms": {},
+        "margin": 0.0, "n": 8, "mean_difference": 0.125, "ci95": [0.1, 0.15], "verdict": "better", "holds": True, "arms": {},
     }  # fmt: skip
     (checkout / "claims.json").write_text(json.dumps({"x": {"results": [result]}}))
     shown = call("methods", "scaffold").output
-    assert "holds (x)\n      it is good; " in shown and "+0.1250 (95 % +0.1000 to +0.1500, 8 seeds)" in shown
+    assert "better (x)\n      it is good; " in shown and "+0.1250 (95 % +0.1000 to +0.1500, 8 seeds)" in shown
     assert json.loads(call("methods", "scaffold", "--json").output)["claims"][0]["study"] == "x"
     assert "it is good" not in call("methods", "fedavg").output
 
@@ -164,24 +272,26 @@ FILES = sorted((ROOT / "benchmarks" / "claims").glob("*.yaml"))
 def test_shipped_claims_are_studies_of_fresh_seeds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(claims.SHELF, "/nowhere")
     raw = yaml.safe_load(file.read_text())
-    assert raw["name"] == file.stem and len(raw["seeds"]) >= 5 and min(raw["seeds"]) >= 100  # settings: seeds below
+    assert raw["name"] == file.stem
+    if "registered" not in raw:
+        assert len(raw["seeds"]) >= 5 and min(raw["seeds"]) >= 100  # settings: seeds below
     assert claims_page.head_comment(file)[0].endswith(".")
     if claims.SHELF not in file.read_text() and claims.missing_data(file) is None:
-        study = claims.read_claim(file)
-        assert all(c.about for c in study.claims)
+        assert all(c.about for c in claims.read_claim(file).study.claims)
 
 
 def test_shipped_verdicts_belong_to_the_files_as_they_are() -> None:
     table = claims.shipped_verdicts()
-    assert set(table) == {f.stem for f in FILES}
+    assert {n for n, e in table.items() if not e.get("withdrawn")} == {f.stem for f in FILES}
     for file in FILES:
         entry = table[file.stem]
-        assert entry["digest"] == claims.settings_digest(file), (
-            f"{file.stem} has changed: run `rayfed claims {file.stem}`"
-        )
+        assert entry["digest"] == settings_digest(file), f"{file.stem} has changed: run `rayfed claims {file.stem}`"
         assert entry["status"] == "done" and all(r["n"] == len(entry["seeds"]) for r in entry["results"])
     known = {f.stem: f for f in FILES}
-    assert claims.claims_table(table, known) == (FILES[0].parents[1] / "CLAIMS.md").read_text()
+    page = (FILES[0].parents[1] / "CLAIMS.md").read_text()
+    assert claims.claims_table(table, known) == page, (
+        "the page is not that of the verdicts and the code: run `make docs`"
+    )
 
 
 def needs_an_adapter(name: str) -> bool:

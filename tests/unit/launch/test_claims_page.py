@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayfed.launch.claims_page import evidence, head_comment, render
+from rayfed.launch.claims_page import evidence, head_comment, render, with_reproduction
 
 RESULT: dict[str, Any] = {
     "metric": "accuracy/global", "at": 10, "better": "a", "than": "b", "margin": 0.0, "n": 5, "mean_difference": 0.05,
-    "ci95": [0.01, 0.09], "verdict": "holds", "about": "A is better", "method": "a",
+    "ci95": [0.01, 0.09], "verdict": "better", "holds": True, "p": 0.02, "effect": 1.5, "about": "A is better", "method": "a",
     "arms": {"a": {"mean": 0.9, "sd": 0.01, "n": 5}, "b": {"mean": 0.85, "sd": None, "n": 1}},
 }  # fmt: skip
 ENTRY: dict[str, Any] = {
-    "seeds": [100, 101, 102], "wall_s": 120.0, "versions": {"torch": "2"}, "results": [RESULT],
+    "registered": "2026-11-30", "seeds": [100, 101, 102], "wall_s": 120.0, "versions": {"torch": "2"}, "results": [RESULT],
     "cost": {"a": {"up": 1500.0, "down": 2e6, "accuracy_per_mb": 0.125}},
 }  # fmt: skip
 
@@ -22,14 +22,53 @@ def test_the_page_has_a_line_per_claim_and_a_table_per_file(tmp_path: Path) -> N
     file = tmp_path / "small.yaml"
     file.write_text("# What it is.\n# More.\nname: small\n# not this\n")
     assert head_comment(file) == ["What it is.", "More."]
-    page = render({"small": ENTRY}, {"small": file}, ())
+    page = render({"small": ENTRY}, {"small": file}, {})
     assert (
-        "| [small](#small): A is better (a against b, accuracy/global at round 10, 5 seeds) | +0.0500 [+0.0100, +0.0900] | *holds* |"
+        "| [small](#small): A is better (a against b, accuracy/global at round 10, 5 seeds) | +0.0500 [+0.0100, +0.0900] "
+        "| 0.020 | +1.5 | *better* |" in page
+    )
+    assert "`rayfed claims small`, seeds 100 to 102; 2 minutes of runs; torch 2; registered 2026-11-30." in page
+    assert "| a | 0.9000 ± 0.0100 | 1.5 kB | 2.0 MB | 0.125 |" in page and "| b | 0.8500 | – | – | – |" in page
+    assert "Stale" not in page
+    stale = render({"small": ENTRY}, {"small": file}, {"small": ["settings", "code"]})
+    assert "**Stale: the settings and the code changed after it was judged.**" in stale and "*better* (stale)" in stale
+
+
+def test_margins_power_counts_and_withdrawals(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("# What it is.\n")
+    open_ = {
+        **RESULT,
+        "verdict": "undecided",
+        "sd": 0.05,
+        "n": 8,
+        "margin": -0.02,
+        "holds": None,
+        "ci95": [-0.03, 0.05],
+    }
+    sent = {**RESULT, "kind": "bytes", "metric": "bytes/up", "mean_difference": 4e6, "ci95": [4e6, 4e6], "margin": 3e6}
+    entry = {**ENTRY, "results": [RESULT, open_, sent]}
+    page = render(
+        {"small": entry, "gone": {**ENTRY, "withdrawn": "it was unstable", "title": "Gone"}}, {"small": file}, {}
+    )
+    assert "*undecided*, margin -0.02 open (sees 0.058)" in page and "2 tested claims: 1 better, 1 undecided" in page
+    assert (
+        "| [small](#small): A is better (a against b, bytes/up at round 10, margin 3,000,000) | +4,000,000 | yes |"
         in page
     )
-    assert "`rayfed claims small`, seeds 100 to 102; 2 minutes of runs; torch 2." in page
-    assert "| a | 0.9000 ± 0.0100 | 1.5 kB | 2.0 MB | 0.125 |" in page and "| b | 0.8500 | – | – | – |" in page
-    assert "have changed" not in page and "have changed" in render({"small": ENTRY}, {"small": file}, {"small"})
+    assert "- gone (Gone): it was unstable" in page and "## gone" not in page
+    assert "| 0.040 | +1.5 | *better* |" in page  # Holm: 0.02 times the two tests of the page
+
+
+def test_a_reproduction_is_the_same_word_within_the_interval(tmp_path: Path) -> None:
+    again = {**ENTRY, "machine": "m", "commit": "c", "execution": {}, "results": [{**RESULT, "mean_difference": 0.08}]}
+    first = with_reproduction(ENTRY, again)
+    far = with_reproduction(first, {**again, "results": [{**RESULT, "mean_difference": 0.1}]})
+    other = with_reproduction(far, {**again, "results": [{**RESULT, "verdict": "undecided"}]})
+    assert [f["results"][0]["same"] for f in other["reproductions"]] == [True, False, False]
+    file = tmp_path / "small.yaml"
+    file.write_text("# What it is.\n")
+    assert "within the interval): 1 of 3" in render({"small": other}, {"small": file}, {})
 
 
 def test_evidence_without_an_interval_and_with_a_margin() -> None:

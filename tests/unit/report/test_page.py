@@ -59,14 +59,14 @@ def test_report_and_summary_of_a_study(tmp_path):
     low, high = stats.ttest_1samp(pairs, 0.0).confidence_interval(0.95)
     assert out["claim"]["mean_difference"] == pytest.approx(np.mean(pairs))
     assert out["claim"]["ci95"] == pytest.approx([low, high])
-    assert out["claim"]["verdict"] == "holds" and out["claim"]["n"] == 3
+    assert out["claim"]["verdict"] == "better" and out["claim"]["n"] == 3
 
     page = page_of(path)
     assert page.tags.count("figure") == 8  # accuracy, loss, own, clients, clusters, partition, worth, cost
     text = " ".join(page.text.split())
     for needed in (
         "disue beats fedavg in accuracy/global at round 10",
-        "holds",
+        "— better",
         f"{got['mean']:.4f} ± {got['sd']:.4f}",
     ):
         assert needed in text, needed
@@ -89,4 +89,4 @@ def test_a_study_that_has_not_begun(tmp_path, undrawn):
     study["claim"] = {"metric": "accuracy/global", "at": 5, "better": "a", "than": "b"}
     path = new_folder(tmp_path, "compare", {"study.yaml": yaml_bytes(study)})
     text = " ".join(page_of(path).text.split())
-    assert "0 of 2" in text and "undecided: it needs two seeds or more with both values; 0 found" in text
+    assert "0 of 2" in text and "incomplete: it needs two seeds or more with both values; 0 found" in text

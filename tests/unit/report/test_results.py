@@ -19,14 +19,18 @@ def test_several_claims_on_one_page(tmp_path, undrawn):
     ]
     path = make_study(tmp_path, claim=claims)
     out = study_summary(path)
-    assert [c["verdict"] for c in out["claim"]] == ["holds", "does not hold here", "holds"]
+    assert [c["verdict"] for c in out["claim"]] == ["better", "worse", "worse"]
     text = " ".join(page_of(path).text.split())
     first, second, third = out["claim"]
     low, high = (number(x, sign=True) for x in first["ci95"])
-    assert f"Experts <pay>Claim: disue beats fedavg in accuracy/global at round 10 — holds. Mean improvement "\
+    assert f"Experts <pay>Claim: disue beats fedavg in accuracy/global at round 10 — better. Mean improvement "\
         f"{number(first['mean_difference'], sign=True)}, 95 % interval {low} to {high}, 3 seeds, paired." in text  # fmt: skip
-    assert "fedavg beats disue in accuracy/global at round 10 by more than 0.0100 — does not hold here" in text
-    assert "in loss/global at round 10, fedavg is worse than disue by at most 9.0000 — holds" in text
+    assert (
+        "fedavg beats disue in accuracy/global at round 10 by more than 0.0100 — worse, the margin is refuted" in text
+    )
+    assert (
+        "in loss/global at round 10, fedavg is worse than disue by at most 9.0000 — worse, the margin is shown" in text
+    )
     assert third["mean_difference"] < 0 and second["n"] == 3
 
 

@@ -1,0 +1,218 @@
+"""A claim's file: a study with `claim:`, and how it was registered before anything was run.
+
+    registered:
+      date: 2026-11-30
+      seeds: 8                     # or [8, 16, 32]: looks at a growing number of seeds, with spent alpha
+      tune: {grid: {local.optimizer.lr: [0.03, 0.1, 0.3, 1.0]}, seeds: 3, metric: accuracy/global,
+             arms: {fedprox: {method.mu: [0.01, 0.1, 1.0]}}}
+      withdrawn: why               # stays listed, is run no more
+
+Seeds come from a hash of the file's settings and the date, so that they cannot be chosen, and a changed file has others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from rayfed.config.load import Loader, merge
+from rayfed.config.problems import sentences
+from rayfed.config.schema import Section, Study
+from rayfed.errors import ConfigError, nearest
+from rayfed.launch.preflight import load_request
+from rayfed.metrics import lower_is_better
+
+SEEDS = 2**31  # seeds are below
+FIXED: dict[str, Any] = {  # how runs of claims execute where the file does not say it: not by timing
+    "executor": "vmap", "matmul": "torch", "channels_last": False,
+}  # fmt: skip
+
+
+class Tune(Section):
+    """How settings are chosen: the same grid, seeds and metric for every arm, on a validation part of the training data."""
+
+    grid: dict[str, list[Any]] = Field({}, description="Setting -> values that every arm tries, all combinations.")
+    arms: dict[str, dict[str, list[Any]]] = Field({}, description="Arm -> settings that it alone tries as well.")
+    seeds: int = Field(3, ge=1, description="Seeds of each trial, other ones than those of the verdict.")
+    metric: str = Field("accuracy/global", description="The mean over seeds at the last round decides.")
+    val: float = Field(
+        0.2, gt=0, lt=1, description="Share of each client's examples that is scored and not trained on."
+    )
+
+    @model_validator(mode="after")
+    def _values(self) -> Tune:
+        for name, values in [*self.grid.items(), *(x for g in self.arms.values() for x in g.items())]:
+            if not values or any(isinstance(v, Mapping | list) for v in values):
+                raise ValueError(f"{name}: {values!r} found, allowed: a list of plain values")
+        if not self.grid and not self.arms:
+            raise ValueError("neither grid nor arms names a setting")
+        return self
+
+
+class Registered(Section):
+    """What was fixed before a claim was run."""
+
+    date: datetime.date
+    seeds: int | list[int] = Field(8, description="Number of seeds, or numbers at which the claims are looked at.")
+    tune: Tune | None = None
+    withdrawn: str | None = Field(None, description="Why the claim is run no more.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _growing(cls, v: Any) -> Any:
+        looks = v if isinstance(v, list) else [v]
+        if not looks or looks[0] < 2 or any(b <= a for a, b in itertools.pairwise(looks)):
+            raise ValueError(f"{v} found, allowed: a number >= 2, or growing numbers such as [8, 16, 32]")
+        return v
+
+    @property
+    def looks(self) -> list[int]:
+        """The numbers of seeds at which the claims are judged."""
+        return self.seeds if isinstance(self.seeds, list) else [self.seeds]
+
+
+@dataclass(frozen=True)
+class ClaimFile:
+    """A claim's file as read: its study with the seeds of the last look, its registration (None: none), and its digest."""
+
+    path: Path
+    study: Study
+    registered: Registered | None
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+    @property
+    def looks(self) -> list[int]:
+        """The numbers of seeds at which its claims are judged."""
+        return self.registered.looks if self.registered else [len(self.study.seeds)]
+
+    def part(self, seeds: Sequence[int], changes: Mapping[str, Mapping[str, Any]] | None = None) -> Study:
+        """Return the study with some of its seeds and with changes of its arms, as a request of its own."""
+        raw = json.loads(json.dumps(self.study.raw))
+        arms = {arm: merge(raw["arms"].get(arm) or {}, change) for arm, change in (changes or {}).items()}
+        return _study({**raw, "seeds": list(seeds), "arms": {**raw["arms"], **arms}}, self.path)
+
+    def alone(self, arm: str, seeds: Sequence[int], changes: Sequence[Mapping[str, Any]]) -> Study:
+        """Return a study of one arm under changes, without claims."""
+        raw = json.loads(json.dumps(self.study.raw))
+        change = raw["arms"].get(arm) or {}
+        for more in changes:
+            change = merge(change, more)
+        kept = {k: v for k, v in raw.items() if k != "claim"}
+        return _study({**kept, "seeds": list(seeds), "arms": {arm: change}}, self.path)
+
+
+def read_claim_file(path: Path) -> ClaimFile:
+    """Read a claim's file. ConfigError if it is not a study with claims, or wrongly registered."""
+    raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path}: a claim is a mapping of keys, found {type(raw).__name__}")
+    raw, registered = dict(raw), None
+    digest = settings_digest(path)
+    if "registered" in raw:
+        registered = _registered(raw.pop("registered"), path)
+        if "seeds" in raw:
+            raise ConfigError(f"{path}: seeds: a registered claim draws its seeds; leave the list out")
+        raw["seeds"] = drawn_seeds(path.stem, digest, registered.looks[-1], "judge")
+    raw["resources"] = {**FIXED, **(raw.get("resources") or {})}
+    study = _study(raw, path)
+    if not study.claims:
+        raise ConfigError(f"{path}: a claim is a study (seeds, arms) with `claim:`")
+    problems = _differing(study)
+    if registered and registered.tune:
+        problems += [
+            f"registered.tune.arms: {arm!r} is not an arm{nearest(arm, study.arms)}; arms: {', '.join(study.arms)}"
+            for arm in registered.tune.arms if arm not in study.arms
+        ]  # fmt: skip
+    if problems:
+        raise ConfigError([f"{path}: {p}" for p in problems])
+    return ClaimFile(path, study, registered, digest)
+
+
+def settings_digest(path: Path) -> str:
+    """Return a digest of a claim's settings, which does not depend on comments."""
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def drawn_seeds(name: str, digest: str, n: int, purpose: str) -> list[int]:
+    """Return n different seeds that follow from a claim's name, settings and date (which is among the settings)."""
+    seeds: dict[int, None] = {}
+    for k in itertools.count():
+        drawn = hashlib.sha256(f"{name} {digest} {purpose} {k}".encode()).digest()
+        seeds[int.from_bytes(drawn[:8], "big") % SEEDS] = None
+        if len(seeds) == n:
+            return list(seeds)
+    raise AssertionError
+
+
+def trials(tune: Tune, arm: str) -> list[dict[str, Any]]:
+    """Return the combinations of values that an arm tries, setting -> value, in the grid's order."""
+    grid = {**tune.grid, **tune.arms.get(arm, {})}
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def best_trial(scores: Sequence[float | None], metric: str) -> int:
+    """Return the index of the best score, the first among equals; None is worst. ConfigError if all are None."""
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    known = [(sign * s, -i) for i, s in enumerate(scores) if s is not None]
+    if not known:
+        raise ConfigError(f"registered.tune: no trial has a value of {metric}")
+    return -max(known)[1]
+
+
+def at_edge(tune: Tune, arm: str, chosen: Mapping[str, Any]) -> list[str]:
+    """Return the settings whose chosen value is the least or largest of three or more numbers tried."""
+    grid = {**tune.grid, **tune.arms.get(arm, {})}
+    numbers = {k: [v for v in values if isinstance(v, int | float)] for k, values in grid.items()}
+    return [k for k, v in chosen.items() if len(set(numbers[k])) > 2 and v in (min(numbers[k]), max(numbers[k]))]
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"a.b": c} as {"a": {"b": c}}."""
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        out = merge(out, value)
+    return out
+
+
+def _study(raw: Mapping[str, Any], path: Path) -> Study:
+    try:
+        request = load_request(raw)
+    except ConfigError as e:
+        raise ConfigError([f"{path}: {p}" for p in e.problems]) from None
+    if not isinstance(request, Study):
+        raise ConfigError(f"{path}: a claim is a study (seeds, arms) with `claim:`")
+    return request
+
+
+def _registered(raw: Any, path: Path) -> Registered:
+    try:
+        return Registered.model_validate(raw)
+    except ValidationError as e:
+        raise ConfigError([f"{path}: {p}" for p in sentences(e, Registered, "registered")]) from None
+
+
+def _differing(study: Study) -> list[str]:
+    """Return a problem for each setting of execution in which arms differ: verdicts compare like with like."""
+    problems = []
+    for name in ("executor", "matmul", "channels_last"):
+        found = {arm: getattr(c.resources, name) for arm, c in study.arms.items()}
+        if len(set(found.values())) > 1:
+            problems.append(f"resources.{name}: arms differ ({', '.join(f'{a}: {v}' for a, v in found.items())})")
+    return problems

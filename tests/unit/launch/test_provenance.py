@@ -1,0 +1,60 @@
+"""What a verdict was made with."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rayfed.config.load import load_config
+from rayfed.config.schema import Study
+from rayfed.launch import provenance
+
+CONFIG = {"task": {"data": "digits", "model": "linear"}, "method": "fedavg", "seeds": [1], "arms": {"a": {}}}
+
+
+def study(**changes: object) -> Study:
+    made = load_config({**CONFIG, **changes})
+    assert isinstance(made, Study)
+    return made
+
+
+def test_code_counts_and_comments_do_not(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    name = {"task": {"data": "digits", "model": f"{own}:net"}}
+    own.write_text("def net(shape, classes):\n    return 1\n")
+    first = provenance.code_digest(study(**name))
+    own.write_text('def net(shape, classes):\n    """Return one."""  # as before\n    return (1)\n')
+    assert provenance.code_digest(study(**name)) == first
+    own.write_text("def net(shape, classes):\n    return 2\n")
+    assert provenance.code_digest(study(**name)) != first
+    assert provenance.code_digest(study()) != provenance.code_digest(study(method="scaffold"))
+
+
+def test_imports_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = provenance._closure(["rayfed.methods.disue"])
+    assert "rayfed.distill.datafree" in found and "rayfed.training" in found
+    assert not any(name.startswith(("rayfed.engine", "rayfed.report")) for name in found)
+
+
+def test_a_checkout_and_its_changes(tmp_path: Path) -> None:
+    assert provenance.commit(tmp_path) is None
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    git("init", "-q")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    clean = provenance.commit(tmp_path)
+    assert clean is not None and len(clean) == 12
+    (tmp_path / "file").write_text("2")
+    assert provenance.commit(tmp_path) == clean + "+changes"
+
+
+def test_what_changed_since_a_verdict() -> None:
+    entry = {"digest": "a", "code": "b"}
+    assert provenance.changed(entry, "a", "b") == [] and provenance.changed(entry, "x", "y") == ["settings", "code"]
+    assert provenance.changed({"digest": "a"}, "a", "b") == ["code"]  # judged before code was counted
