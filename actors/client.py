@@ -52,7 +52,7 @@ class ClientActor:
         return ActorInfo(os.getpid(), node, self.worker.device, torch.get_num_threads())
 
     def ping(self) -> None:
-        """Do nothing; an actor that is gone cannot even do that."""
+        """Do nothing; a call of this fails where the actor is gone."""
 
     def measure_memory(self) -> Memory:
         """Measure what this process holds, in RAM and on its GPU."""
@@ -64,7 +64,7 @@ class ClientActor:
         """Make a run resident and return this actor's node.
 
         federation: `Federation.numpy()`, shared by all actors of the node; start: what the run starts from, see
-        `rayfed.engine.runner.start_from`.
+        `rayfed.models.start.start_from`.
         """
         from rayfed.config import user_code
         from rayfed.config.schema import Config

@@ -17,7 +17,7 @@ MOST_NAMES = 100  # of rounds per run: Ray's pages group tasks by name
 
 
 def job_metadata(configs: Sequence[Config]) -> dict[str, str]:
-    """Describe a request for the dashboard's job page; `job_name` is the list's name column."""
+    """Describe a request for the dashboard's job page; `job_name` fills the list's name column."""
     first = configs[0]
 
     def each(values: Sequence[Any]) -> str:

@@ -29,7 +29,7 @@ POLL_S = 0.3  # between two questions for the server's status
 
 
 class RayLauncher:
-    """Starts a local Ray of its own, or joins a cluster; one server and one pool of actors for all runs of a request."""
+    """Starts a local Ray, or joins a cluster; one server and one pool of actors serve all runs of a request."""
 
     def __init__(self, address: str | None = None, scale_up: float = 0.0):
         """address: "local", "auto" or a cluster's; scale_up: seconds that the cluster's autoscaler has for what is missing, 0: it

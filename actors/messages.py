@@ -1,4 +1,4 @@
-"""What the driver, the server and the client actors send each other, beside the engine's jobs (`rayfed.engine.messages`)."""
+"""What the driver, the server and the client actors send each other, besides the engine's jobs (`rayfed.engine.messages`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class ServerState:
-    """How the server's current run stands. run: its id, None before there is one; live: the content of its `state.json`."""
+    """The state of the server's current run. run: its id, None before there is one; live: the content of its `state.json`."""
 
     status: RunStatus = RunStatus.STARTING
     run: str | None = None

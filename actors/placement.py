@@ -47,7 +47,7 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> Plan:
     rooms = [Room.of(n) for n in nodes]
 
     def share(free: Sequence[Room]) -> float:
-        """The GPU share of an actor where these rooms are free."""
+        """Return the GPU share of an actor where these rooms are free."""
         if r.gpus_per_actor != "auto":
             return float(r.gpus_per_actor)
         whole = sum(card > 1 - SLACK for n in free for card in n.cards)
@@ -80,7 +80,7 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> Plan:
         )
     if actors > fitting:
         raise PlacementError(
-            f"resources.server={{cpus: {server.cpus:g}, gpus: {server.gpus:g}}} does not fit beside {actors} client actors of "
+            f"resources.server={{cpus: {server.cpus:g}, gpus: {server.gpus:g}}} does not fit next to {actors} client actors of "
             f"{cpus:g} CPU and {gpus:g} GPU on {have}. Lower resources.actors or resources.server."
         )
     return Plan(actors, cpus, gpus, max(1, int(cpus)), server.cpus, server.gpus, server.place == "any")
@@ -99,7 +99,7 @@ class Room(NamedTuple):
 
     @classmethod
     def of(cls, node: Node) -> Room:
-        """Return the room of a node on which nothing runs."""
+        """Return the room on a node on which nothing runs."""
         return cls(node.get("CPU", 0), (1.0,) * int(node.get("GPU", 0)))
 
     def fits(self, cpus: float, gpus: float) -> int:
@@ -126,7 +126,7 @@ class Room(NamedTuple):
 
 
 def _advise_smaller(gpus: float, nodes: Sequence[Node]) -> str:
-    """Say what to change where not one actor fits."""
+    """Return what to change where not one actor fits."""
     if gpus and not any(n.get("GPU", 0) for n in nodes):
         return "There is no GPU: set resources.gpus_per_actor=0 (or auto)."
     return "Not one fits: lower resources.cpus_per_actor or resources.gpus_per_actor."

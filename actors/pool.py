@@ -52,7 +52,7 @@ class _SharedSetup(NamedTuple):
 
 
 class _CallInFlight(NamedTuple):
-    """A call under way: its job's number, its actor, and references of what it gives beside its result."""
+    """A call under way: its job's number, its actor, and references of what it returns in addition to its result."""
 
     job: int
     actor: int
@@ -125,7 +125,7 @@ class RayPool:
         return made.remote(i, self.plan.threads, self.plan.gpus, self.keep, self.imports)
 
     def setup(self, run: str, config: Config, federation: Federation, start: Any) -> None:
-        """Make a run resident in every actor. start: what it starts from, see `rayfed.engine.runner.start_from`."""
+        """Make a run resident in every actor. start: what it starts from, see `rayfed.models.start.start_from`."""
         values = config.to_dict()
         split = split_key(values)
         # The data goes to the store once, whatever the number of setups, actors and runs on the same split.
@@ -218,13 +218,13 @@ class RayPool:
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def adopt(self, run: str, resident: Resident) -> None:
-        """As `rayfed.engine.pool.Pool.adopt`; not where actors have GPUs, which this process does not see."""
+        """Adopt a run as `rayfed.engine.pool.Pool.adopt` says; not where actors have GPUs, which this process does not see."""
         if self.adopts:
             process.keep_freed_memory()
             self.local_worker.adopt(run, resident)
 
     def put(self, value: Tree) -> Any:
-        """Return a handle. What is small travels with each call: to put it into the store and to get it out takes longer."""
+        """Return a handle. What is small travels with each call: putting it into the store and getting it out takes longer."""
         return value if tree.nbytes(value) <= INLINE_BYTES else ray.put(value)
 
     def get(self, handle: Any) -> Tree:
@@ -232,7 +232,7 @@ class RayPool:
         return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
 
     def execute(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """As `rayfed.engine.pool.Pool.execute`. Raises RunFailed where a job lost more actors than the policy allows.
+        """Execute jobs as `rayfed.engine.pool.Pool.execute` says. Raises RunFailed where a job lost more actors than the policy allows.
 
         The actors that live do the work of those that wait for a place.
         """
@@ -309,7 +309,7 @@ class RayPool:
     # -- folds on several nodes ----------------------------------------------------------------------------------------
 
     def merging(self) -> Merging:
-        """As `rayfed.engine.pool.Pool.merging`; on several nodes, folds are merged on each of them before they travel."""
+        """Begin to merge as `rayfed.engine.pool.Pool.merging` says; on several nodes, folds are merged on each before they travel."""
         self._check_starting()
         self._on_nodes = len(set(self.nodes.values())) > 1
         return NodeMerging(self._merge_on) if self._on_nodes else Merging()

@@ -68,7 +68,7 @@ class RayMetrics:
 
     def _sample_all(self) -> None:
         while not self._over.is_set():
-            with contextlib.suppress(Exception):  # monitoring must not end a run, nor itself
+            with contextlib.suppress(Exception):  # monitoring must end neither a run nor itself
                 self.put("rayfed_queue_depth", float(self.pool.queued))
                 self.put("rayfed_memory_bytes", measure_memory().resident, part="server")
                 self._sample_actors()

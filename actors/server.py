@@ -84,7 +84,7 @@ class ServerActor:
         return ServerState.of(self.runner.live()) if self.runner is not None else ServerState()
 
     def wait_for_round(self, run: str, until: int) -> None:
-        """Return once this run's round `until` is committed, or the run ends. The call's name tells Ray's pages what goes on."""
+        """Return once this run's round `until` is committed, or the run ends. Ray's pages show the call's name while it waits."""
         while (now := self.state()).run == run and not now.status.ended and now.round < until:
             time.sleep(WAIT_S)
 

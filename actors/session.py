@@ -1,4 +1,4 @@
-"""The Ray session of a command: a local Ray of its own, or a cluster that is joined."""
+"""The Ray session of a command: a local Ray that it starts, or a cluster that it joins."""
 
 from __future__ import annotations
 

@@ -133,11 +133,11 @@ class Connection:
                     time.sleep(POLL_S)
 
     def has_ended(self, name: str) -> bool:
-        """Whether a job runs no more."""
+        """Return whether a job has ended."""
         return self.read_job(name).status.ended
 
     def wait_for_end(self, name: str, seconds: float) -> bool:
-        """Wait for a job's end; whether it came in that time."""
+        """Wait for a job's end; return whether it came in that time."""
         end = time.monotonic() + seconds
         while not self.has_ended(name):
             if time.monotonic() > end:

@@ -152,7 +152,7 @@ def run_folder(out: str, run: str) -> Path:
 def read_state(folder: Path) -> dict[str, Any]:
     """Read a run's `state.json`; {} where there is none.
 
-    Of a study or a sweep it is that of the run written to last, with `arm` (or `trial`) and `seed` beside its own keys.
+    Of a study or a sweep it is that of the run written to last, with `arm` (or `trial`) and `seed` added.
     """
     found = {}
     inner = ("*/seed-*", "trials/*/seed-*", "trials/*/clone-*/seed-*")

@@ -24,7 +24,7 @@ class JobStatus(str, Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether the job's command runs no more."""
+        """Whether the job's command has ended."""
         return self in (JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED)
 
 

@@ -15,13 +15,13 @@ OPENING = re.compile(r"Running entrypoint for job |\S+ \S+\s+INFO job_manager\.p
 
 
 def last_round(log: str) -> int:
-    """Return the round that a job's log speaks of last; 0 where it speaks of none."""
+    """Return the last round that a job's log mentions; 0 where it mentions none."""
     rounds = [int(found[1]) for found in PROGRESS.finditer(log) if found[1]]
     return rounds[-1] if rounds else 0
 
 
 async def stream_log(connection: Connection, name: str) -> AsyncIterator[str]:
-    """Yield a job's log in pieces as it grows, to the job's end; a broken connection is taken up again where it broke."""
+    """Yield a job's log in pieces as it grows, to the job's end; after a broken connection it continues where that broke."""
     queue: asyncio.Queue[str] = asyncio.Queue(maxsize=64)
     sent = seen = 0
 

@@ -49,7 +49,7 @@ class Package:
                 shutil.copyfile(path, target / name)
 
     def add_folder(self, path: Path) -> str:
-        """Take a folder or file along, once; return its name in the package."""
+        """Add a folder or file to the package, once; return its name there."""
         for known, there in self.folders.items():
             if there == path:
                 return known
@@ -61,8 +61,8 @@ class Package:
 def pack(request: Config | Study, *, files: Sequence[str | Path] = (), shared: Sequence[Path] = ()) -> Package:
     """Make the package of a checked request.
 
-    files: the user's own that the command names beside it (search spaces); shared: folders that every node of the cluster sees
-    under the same path, from which nothing is taken along. Raises ConfigError naming `storage` where the data are too large to
+    files: the user's own that the command names besides it (search spaces); shared: folders that every node of the cluster sees
+    under the same path, from which nothing is packed. Raises ConfigError naming `storage` where the data are too large to
     travel.
     """
     package = Package({})

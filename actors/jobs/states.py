@@ -1,4 +1,4 @@
-"""`rayfed status`: how this project's jobs stand."""
+"""`rayfed status`: the states of this project's jobs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def list_states(connection: Connection) -> list[JobRow]:
 
 
 def read_state(connection: Connection, name: str) -> JobState:
-    """Read how one job stands, where its run folder is, and the run's live state. Raises ConfigError where there is no such job."""
+    """Read a job's status, where its run folder is, and the run's live state. Raises ConfigError where there is no such job."""
     job = connection.find_job(name)
     there = read_run_state(connection, job.metadata.out, job.metadata.run)
     return JobState(

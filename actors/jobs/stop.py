@@ -10,7 +10,7 @@ from rayfed.errors import Interrupted
 
 
 def stop_job(connection: Connection, name: str, *, now: bool = False) -> str:
-    """End a job and wait for its end; return a sentence that says what became of it.
+    """End a job and wait for its end; return a sentence that says how it ended.
 
     now: at once, not after the current round has been committed. Raises ConfigError where there is no such job, Interrupted on
     Ctrl-C; the job then still stops.
@@ -29,4 +29,4 @@ def stop_job(connection: Connection, name: str, *, now: bool = False) -> str:
             f"{name} is still stopping: its current round is being committed; at once: rayfed stop --now {name}"
         ) from None
     how = "at once; its last snapshot counts" if now else "its last round is committed"
-    return f"{name} has stopped: {how}. Bring it home with: rayfed fetch {name}"
+    return f"{name} has stopped: {how}. Fetch it with: rayfed fetch {name}"

@@ -94,7 +94,7 @@ def submit_resume(
         sets: overrides of what may change, as `rayfed resume` takes them.
 
     Returns the connection and the new job's name. Raises ConfigError where there is no such job, where it is still at work, or
-    where data that travelled with it, which travel once more from where they were, are not there any more.
+    where data that was sent with it, and is sent again from where it was, is not there any more.
     """
     connection = Connection(address)
     known, package = connection.list_jobs(), Package({})
@@ -163,7 +163,7 @@ def _start_job(connection: Connection, name: str, package: Package, entry: str, 
 
 
 def needs_project(there: Environment, where: str) -> bool:
-    """Whether the head lacks exactly these sources. Raises PlacementError where its Python cannot run the project.
+    """Return whether the head lacks exactly these sources. Raises PlacementError where its Python cannot run the project.
 
     where: the head's URL, for messages.
     """

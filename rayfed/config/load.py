@@ -276,10 +276,10 @@ def _config(raw: Mapping[str, Any], judge: Judge | None, problems: list[str]) ->
 
 
 def _without_wrong(raw: Mapping[str, Any], error: ValidationError) -> tuple[Config | None, set[str], list[str]]:
-    """Return what is right in a wrong config, so that rules across keys are checked too.
+    """Return what is right in a wrong config, so that rules across keys are checked as well.
 
-    That is the config with wrong keys at their defaults (None if it does not stand without them), the names of those keys,
-    and what else the rest has wrong.
+    That is the config with wrong keys at their defaults (None if it is not valid without them), the names of those keys, and
+    what else is wrong in the rest.
     """
     rest = copy.deepcopy(dict(raw))
     wrong: set[str] = set()
@@ -300,7 +300,7 @@ def _without_wrong(raw: Mapping[str, Any], error: ValidationError) -> tuple[Conf
 
 
 def _delete(rest: dict[str, Any], path: Sequence[Any]) -> bool:
-    """Delete what stands at a path of keys; return whether something stood there."""
+    """Delete the value at a path of keys; return whether there was one."""
     node: Any = rest
     for p in path[:-1]:
         node = node.get(p, node) if isinstance(node, Mapping) else node  # tags of unions are no keys

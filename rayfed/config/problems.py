@@ -36,7 +36,7 @@ def kinds(where: str) -> list[str]:
 
 
 def blames(problem: str, wrong: Collection[str]) -> bool:
-    """Return whether a problem may only come from the default that stands for a wrong key."""
+    """Return whether a problem may come only from the default that stands for a wrong key."""
     return any(re.search(rf"\b{re.escape(w)}\b", problem) for w in wrong)
 
 

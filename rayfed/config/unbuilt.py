@@ -1,4 +1,4 @@
-"""Words of the config that have no part behind them yet: refused by name, so that nobody takes them for misspelt.
+"""Words of the config whose part is not built yet: refused by name, so that nobody thinks that they are misspelt.
 
 The value that asks for nothing, `attacks: []`, is accepted and left out of the resolved config.
 """
@@ -32,9 +32,9 @@ def sections_to_come(where: str) -> list[str]:
 
 
 def take_out(raw: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """Return a config without what has no part yet, and a sentence for everything in it that was asked for.
+    """Return a config without the words whose part is not built yet, and a sentence for each of them that asks for something.
 
-    kinds: of the sections that the schema has, the kinds that are there.
+    kinds: the kinds that are built, of the sections that the schema has.
     """
     out, problems = dict(raw), []
     for where in dict.fromkeys((*REFUSED, *EMPTY)):

@@ -38,7 +38,7 @@ _texts: dict[str, bytes] = {}  # path as in a config -> content, of files that n
 
 
 def content(file: str | Path) -> bytes | None:
-    """Return what stands behind the path of `path/to/file.py:Name`; None if there is no such file."""
+    """Return the content of the file of `path/to/file.py:Name`; None if there is no such file."""
     known = _texts.get(str(file))
     if known is not None:
         return known
@@ -62,12 +62,12 @@ def written(config: Any) -> dict[str, bytes]:
 
 
 def install(texts: Mapping[str, bytes]) -> None:
-    """Know this content from now on in this process (what `used` gave in another one)."""
+    """Register this content in this process (what `used` returned in another one)."""
     _texts.update(texts)
 
 
 def adopt(folder: Path) -> None:
-    """Know what stands in the `code/` of a run's or a study's folder. ConfigError if a file is not what it was."""
+    """Register what is in the `code/` of a run's or a study's folder. ConfigError if a file is not what it was."""
     for file in sorted((folder / FOLDER).glob("*.py")):
         name = f"{FOLDER}/{file.name}"
         if (found := WRITTEN.fullmatch(name)) is None:
@@ -157,7 +157,7 @@ class _Writer:
     def _define(self, name: str, thing: Any, around: Mapping[str, Any]) -> None:
         thing = inspect.unwrap(thing)
         codes = list(_codes(thing))
-        around = next((g for _, g in codes), around)  # a session's names, also where it is no module of its own
+        around = next((g for _, g in codes), around)  # a session's names, also where it is not a module itself
         source = _source(thing, [c for c, _ in codes])
         if source is None:
             self.problems.append(
@@ -167,7 +167,7 @@ class _Writer:
             return
         # CO_FUTURE_ANNOTATIONS: the names in annotations are the same, but they are not evaluated
         self.future |= any(c.co_flags & 0x1000000 for c, _ in codes)
-        self.parts[name] = ""  # its place is after what it uses
+        self.parts[name] = ""  # it comes after what it uses
         module = ast.parse(source)
         for used in sorted(_globals(symtable.symtable(source, name, "exec"))):
             if used in self.parts or used not in around or used == "__name__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ByteMeter:
     """Counts what goes down to clients and comes up from them, by each client's LoRA rank where ranks differ.
 
-    A shared part is paid once a round by each client that gets it, however often it is asked with. up, down: on the wire;
+    A client that gets a shared part is charged for it once a round, however many asks carry it. up, down: on the wire;
     moved_up, moved_down: between processes.
     """
 
@@ -54,7 +54,7 @@ class ByteMeter:
     def count_down(
         self, shared: Mapping[str, Tree], new: Mapping[str, Sequence[int]], calls: Sequence[VisitCall]
     ) -> None:
-        """Count shared parts for their new holders, and what went to each client alone, by the ranks held when it came."""
+        """Count shared parts for their new holders, and what went to each client alone, by the ranks that they had at the time."""
         for part, clients in new.items():
             rows = tree.values(shared[part])[0].shape[0] if self.method.wire.down[part].routed else 1
             one = {part: tree.map(lambda x: x[None], shared[part])}

@@ -3,7 +3,7 @@
 A row is a place in a block: what one call returned, leaves (k, ...), or a segment on disk. Rows written in a round are
 provisional until it commits. Segments are append-only; a snapshot writes only rows touched since the last one, some others
 to make room, and a manifest of where every client's row is. Where states take more than `memory_limit`, blocks whose rows are
-all on disk are let go, the oldest first; their rows are read from the segments when their clients are asked.
+all on disk are dropped, the oldest first; their rows are read from the segments when their clients are asked.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ClientStates:
         return self._next
 
     def _move(self, places: dict[int, Place]) -> None:
-        """Note that these clients' committed states are there from now on."""
+        """Note where these clients' committed states are from now on."""
         for c, p in places.items():
             if c in self.places:
                 self._live[self.places[c].block].discard(c)
@@ -101,7 +101,7 @@ class ClientStates:
         self.places.update(places)
 
     def commit(self) -> None:
-        """Make the round's rows the states; blocks that nothing points to are let go."""
+        """Make the round's rows the states, and drop blocks that nothing points to."""
         self._move(self.pending)
         self.dirty |= self.pending.keys()
         self.pending = {}
@@ -162,8 +162,8 @@ class ClientStates:
         self._places_written = places
 
     def _clients_to_rewrite(self, dirty: set[int]) -> list[int]:
-        """Choose clients outside of `dirty` whose segments hold so few live rows that they are better written again: such segments,
-        until there are at most twice as many rows on disk as clients."""
+        """Choose clients outside of `dirty` whose segments have so few live rows that it is better to write these again: segments,
+        emptiest first, until there are at most twice as many rows on disk as clients."""
         live: dict[str, list[int]] = {}
         for c, (segment, _) in self.saved.items():
             if c not in dirty:
@@ -199,7 +199,7 @@ class ClientStates:
         return MEMORY_SHARE * psutil.virtual_memory().total if self.memory_limit is None else self.memory_limit
 
     def _evict(self, clients: Sequence[int]) -> None:
-        """Leave the states of these clients where they were saved, and not in memory."""
+        """Keep the states of these clients only where they were saved, no longer in memory."""
         known = {h.name: b for b, h in self.blocks.items() if isinstance(h, Segment)}
         moved = {}
         for c in clients:
@@ -210,7 +210,7 @@ class ClientStates:
         self._move(moved)
 
     def load(self, snapshot: Path, segments: Path) -> None:
-        """Take up the states that a snapshot's manifest names."""
+        """Load the states that a snapshot's manifest names."""
         self._empty()
         manifest = snapshot / "clients.json"
         places = json.loads(manifest.read_text()) if manifest.exists() else {}

@@ -1,6 +1,6 @@
-"""How the clients of an ask become calls: how many go into one, which ones, and what that says of useful actors.
+"""How the clients of an ask are cut into calls: how many go into one, which ones, and how many actors that can keep busy.
 
-The size of cohorts follows from the config and the model's size alone, never from the number of actors: so changing the
+The size of cohorts follows from the config and the model's size alone, never from the number of actors, so that another
 number of actors changes nothing but the time.
 """
 
@@ -48,7 +48,7 @@ def cohort_size(config: Config, task: Task) -> int:
 
 
 def fits_one_call(config: Config, federation: Federation, step: float) -> bool:
-    """Say whether a round's clients had better be one call, where a client's local step takes `step` seconds."""
+    """Return whether a round's clients are better asked in one call, where a client's local step takes `step` seconds."""
     local, asked = config.local, config.per_round()
     mean = float(federation.class_counts[: federation.population].sum(1).mean())
     steps = local.steps or (local.epochs or 1) * math.ceil(mean / local.batch_size)
@@ -73,7 +73,7 @@ def choose_calls(config: Config, federation: Federation, task: Task, step: float
 
 
 def useful_actors(config: Config) -> int:
-    """Count the client actors that a round can keep at work; more would only wait. The model's size is not known yet."""
+    """Count the client actors that a round can keep busy; more would only wait. The model's size is not known yet."""
     asked, size = max(1, config.per_round()), config.resources.cohort
     return calls_per_round(asked) if size == "auto" else math.ceil(asked / int(size))
 

@@ -40,7 +40,7 @@ class Dispatch:
     """The engine behind `Fed.ask` (see `rayfed.fed.Dispatcher`), for one run on one pool.
 
     states: of the clients; meter, visits, dropped, local_scores, seconds: of this round, the last two by client; watch: is called
-    with the number of visits so far whenever a call has ended; note: with each sentence that a worker notes beside its results.
+    with the number of visits so far whenever a call has ended; note: with each sentence that a worker notes about its process.
     """
 
     def __init__(self, config: Config, federation: Federation, method: Method, task: Task, pool: Pool, run: str):
@@ -59,7 +59,7 @@ class Dispatch:
         self.begin(0, score_local=False)
 
     def begin(self, round: int, score_local: bool) -> None:
-        """Begin a round: numbers of asks and counts start anew, and shared parts are put into the pool again."""
+        """Begin a round: asks and counts start at 0 again, and shared parts are put into the pool again."""
         self.round, self.score_local = round, score_local
         self._asks = 0
         self._handles: dict[
@@ -120,7 +120,7 @@ class Dispatch:
         return cohorts.cut(clients, self.federation, self.cohort_size)
 
     def _shared_handle(self, value: Tree) -> Any:
-        """Put a shared part into the pool, once a round however often it is asked with."""
+        """Put a shared part into the pool, once a round however many asks carry it."""
         if id(value) not in self._handles:
             self._handles[id(value)] = value, self._put(value)
         return self._handles[id(value)][1]
@@ -202,7 +202,7 @@ class Dispatch:
         try:
             return shape.zeros(self.task)
         except RunFailed as unknown:
-            message = f"nobody replied and part {part!r}, declared {str(shape)!r}, has no zero to stand for it"
+            message = f"no client replied, and part {part!r}, declared {str(shape)!r}, has no zero to stand for it"
             raise RunFailed(message) from unknown
 
     def _reduce(self, jobs: Sequence[tuple[Request, tuple[Any, ...]]]) -> list[Any]:

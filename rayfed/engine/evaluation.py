@@ -1,5 +1,5 @@
-"""Evaluation: what the engine asks clients for itself, as visits that run where training runs, vectorised alike, and the scores
-of a round that come of it.
+"""Evaluation: what the engine itself asks clients for, as visits that run where training runs and are vectorised alike, and the
+scores of a round that follow from it.
 
 `local` is also scored inside training visits: see `with_local_score`.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Scores = Mapping[str, float]  # of one client: sums over its examples by measure, and `n`, how many these are
 
-LOCAL_SCORES = "scores of the local model"  # the part that a training visit sends beside its method's
+LOCAL_SCORES = "scores of the local model"  # the part that a training visit sends in addition to its method's
 
 
 class Evaluation(Enum):
@@ -275,13 +275,13 @@ class Evaluator:
 
 
 class EvaluationPayload(NamedTuple):
-    """What clients get to be scored: parts for everyone, and for some of them a small tree of their own."""
+    """What clients are sent for scoring: parts for everyone, and for some clients a small tree of their own."""
 
     shared: Tree
     mine: Mapping[int, Tree | None]
 
     def groups(self, clients: Sequence[int]) -> Iterator[tuple[list[int], dict[int, Tree]]]:
-        """Yield (clients, what is theirs alone): those with and those without such a tree, for their payloads differ."""
+        """Yield (clients, each one's own tree): those with one and those without, since their payloads differ."""
         own = {c: mine for c in clients if (mine := self.mine.get(c))}
         for group, theirs in (([c for c in clients if c in own], own), ([c for c in clients if c not in own], {})):
             if group:

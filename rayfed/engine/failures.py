@@ -1,4 +1,4 @@
-"""What becomes of a client that fails and of a call whose actor died: a status goes in, a decision comes out.
+"""What follows when a client fails or a call's actor dies: a status goes in, a decision comes out.
 
 `failures.client_error` says what a client's failure leads to: `raise` ends the run, `drop` leaves the client out, `retry` lets
 its code try once more and then leaves it out. `failures.actor_death.retries` says how often one call may lose its actor.
@@ -98,7 +98,7 @@ class FailurePolicy:
         return cls(failures.client_error, failures.actor_death.retries)
 
     def decide(self, status: Failure | ActorDeath) -> Decision:
-        """Say what follows from a status; the decision and its reason are logged."""
+        """Return what follows from a status; the decision and its reason are logged."""
         decision = self._decide_actor(status) if isinstance(status, ActorDeath) else self._decide_client(status)
         log.info("%s: %s", type(decision).__name__, decision.reason)
         return decision
@@ -112,8 +112,8 @@ class FailurePolicy:
 
     def _decide_actor(self, status: ActorDeath) -> Decision:
         times = f"an actor died {status.deaths} times {status.during}"
-        said = f"{times} (failures.actor_death.retries={self.actor_retries}): {status.cause}"
-        return Retry(said) if status.deaths <= self.actor_retries else Raise(said)
+        reason = f"{times} (failures.actor_death.retries={self.actor_retries}): {status.cause}"
+        return Retry(reason) if status.deaths <= self.actor_retries else Raise(reason)
 
 
 class ClientFailed(RunFailed):

@@ -1,4 +1,4 @@
-"""What crosses the border between the server and the workers: a job with its request, and what the job gives.
+"""What server and workers send each other: a job with its request, and the job's answer.
 
 Everything here is frozen and small: names, numbers, ids and NumPy arrays. Payloads stay behind handles, which the pool
 resolves to values before a worker sees them. No closure travels.

@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 class Merging:
     """Merges the folds of one ask, call by call, along the tree that is fixed by the calls' numbers; here in the calling process.
 
-    moved: bytes that travelled to this process beside the outcomes themselves.
+    moved: bytes that travelled to this process in addition to the outcomes themselves.
     """
 
     moved = 0
@@ -59,7 +59,7 @@ class Pool(Protocol):
     """Puts payloads where workers can reach them and runs jobs, repeating those whose actor died."""
 
     restarts: int  # actors replaced so far
-    adopts: bool  # whether `adopt` has a use: actors compute on CPUs, as the calling process does
+    adopts: bool  # whether `adopt` is of use: actors compute on CPUs, as the calling process does
     timings: dict[str, Timing]  # what timing the executors gave, by model and local work
 
     def setup(self, run: str, config: Any, federation: Federation, start: Any) -> None:
@@ -67,7 +67,7 @@ class Pool(Protocol):
         ...
 
     def adopt(self, run: str, resident: Resident) -> None:
-        """Take in a run that is resident in the calling process: where its jobs come one at a time they may be done there."""
+        """Adopt a run that is resident in the calling process: jobs of it that come one at a time may be done there."""
         ...
 
     def put(self, value: Tree) -> Any:

@@ -35,7 +35,7 @@ class CallParts:
 
 
 class UnfoldedParts:
-    """What `rayfed.fed.Replies` asks for; everything it gives has a row for each reply, in the order of client ids.
+    """The unfolded parts behind `rayfed.fed.Replies`; all that it returns has a row for each reply, in the order of client ids.
 
     calls: in the order of their numbers; reduce: executes jobs and gives their values; put: a handle of a tree of the server.
     """
@@ -106,7 +106,5 @@ class UnfoldedParts:
             return self._pool.put({part: call.small[part]})
         if part not in call.names:
             have = sorted({*call.small, *call.names})
-            raise KeyError(
-                f"part {part!r} was not kept (folded away, or not sent); at hand: {', '.join(have) or 'none'}"
-            )
+            raise KeyError(f"part {part!r} was not kept (folded away, or not sent); kept: {', '.join(have) or 'none'}")
         return call.large

@@ -57,7 +57,7 @@ class Resident:
         self.private_buffers = config.local.buffers == "private" and bool(self.task.buffers)
         if self.private_buffers:
             private_buffers.keep(self.method, self.task)
-        self.checks_each_reply = False  # for NaN by itself; from the first call on whose fold has one
+        self.checks_each_reply = False  # each reply by itself for NaN; from the first call on whose fold has one
         self.keeps_rank = ranks.kept(config, self.method.wire)
         self.ranked = self.keeps_rank or ranks.unequal(config)
         self._visits: dict[tuple[str | Evaluation, str, bool], Visit] = {}
@@ -71,7 +71,7 @@ class Resident:
 
         score_local: whether it also scores its locally trained model, where it has one; arguments: the visit's own.
         """
-        key = name, repr(arguments), score_local  # as text, for 1, 1.0 and True are equal
+        key = name, repr(arguments), score_local  # as text, since 1, 1.0 and True are equal
         if key not in self._visits:
             while len(self._visits) >= KEPT:  # arguments that change from round to round must not pile up
                 del self._visits[next(iter(self._visits))]
@@ -97,6 +97,6 @@ class Resident:
 
 
 def data_key(config: Config) -> str:
-    """Return what decides a run's task and data, as text: of two runs that agree in it, one set serves both."""
+    """Return what decides a run's task and data, as text: runs that agree in it share one set."""
     d = config.to_dict()
     return json.dumps([d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")], sort_keys=True)

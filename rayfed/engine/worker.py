@@ -74,7 +74,7 @@ class Worker:
             self.adopt(run, Resident(config, federation, start, self.device, like))
 
     def adopt(self, run: str, resident: Resident) -> None:
-        """Take in a run that was made resident elsewhere in this process."""
+        """Adopt a run that was made resident elsewhere in this process."""
         self.runs[run] = resident
         while len(self.runs) > self.keep:
             self.runs.popitem(last=False)
@@ -147,7 +147,7 @@ class CohortVisit:
             rounds=call.rounds,
             lr=schedules.round_rate(resident.config.local, call.round, call.rounds),
         )
-        # Payloads are copied out of the store: a method's in-place write must never reach another client.
+        # Payloads are copied out of the store: an in-place write of a method must never reach another client.
         self.shared = {
             n: tree.map(torch.clone, tree.from_numpy(v, self.device)) for n, v in zip(call.shared, values, strict=False)
         }
@@ -250,9 +250,9 @@ class CohortVisit:
                 yield [i], *piece.pop()  # and this frame holds it no longer
 
     def _execute_cohort(self) -> Iterator[Piece]:
-        """Execute the whole cohort at once; where that fails, without the clients that fail alone too."""
+        """Execute the whole cohort at once; where that fails, without the clients that fail when executed alone."""
         everyone = list(range(len(self.cohort.clients)))
-        piece, short = [], False
+        piece, out_of_memory = [], False
         try:
             piece = [self._execute("vmap", self.cohort, self.mine, self.own)]
         except torch.OutOfMemoryError:  # no client's fault
@@ -265,9 +265,9 @@ class CohortVisit:
         if piece:
             yield everyone, *piece.pop()
             return
-        if short:
+        if out_of_memory:
             raise TooLarge(len(everyone), self.resident.config.resources.gpus_per_actor)
-        # Only alone can a client be told from what vmap cannot run; what passed alone is then tried once more.
+        # Only clients executed alone show whether one of them fails or vmap cannot run the visit; those that pass are tried again.
         rest, passed = self.cohort.without([i for i in everyone if not self._execute_client("loop", i)])
         if not passed:
             return
@@ -280,7 +280,7 @@ class CohortVisit:
         yield passed, *piece.pop()
 
     def _execute_client(self, executor: str, i: int) -> list[Executed]:
-        """Execute one client's visit, again where the policy says so: in a list of one, which is empty where it failed."""
+        """Execute one client's visit, again where the policy says so; returns a list of one, which is empty where it failed."""
         one = self.cohort.one(i)
         mine, own = (tree.map(lambda x: x[i : i + 1], t) for t in (self.mine, self.own))
         attempts = 0

@@ -22,7 +22,7 @@ class Federations:
     known: dict[str, Federation] = field(default_factory=dict)
 
     def of(self, config: Config) -> Federation:
-        """Return the config's split. ConfigError where the data cannot be had or split, or model or method cannot take it."""
+        """Return the config's split. ConfigError where the data cannot be read or split, or model or method cannot take it."""
         k = partition.split_key(config.to_dict())
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time

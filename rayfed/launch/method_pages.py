@@ -106,7 +106,7 @@ def pages() -> dict[str, str]:
 
 
 def write(folder: Path = FOLDER) -> None:
-    """Write all pages, and take away those of methods that are no more."""
+    """Write all pages, and delete those of methods that no longer exist."""
     made = pages()
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):

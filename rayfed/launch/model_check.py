@@ -1,4 +1,4 @@
-"""Whether pretrained models can be built as configs want them, and users' own networks train, found out before anything starts.
+"""Checks before anything starts: can pretrained models be built as configs want them, and do users' own networks train?
 
 Each is built once, and an own network tried on some rows of the data. Building loads torch, which the process that reads
 configs never does: it starts another one,
@@ -93,7 +93,7 @@ def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[st
 
 
 def _check_elsewhere(asked: Mapping[str, Question]) -> dict[str, list[str]]:
-    """Return what `check_models` finds in a process of its own; nothing if that process dies."""
+    """Return what `check_models` finds in another process; nothing if that process dies."""
     with tempfile.TemporaryDirectory() as tmp:
         file = Path(tmp) / "questions.json"
         file.write_text(json.dumps({n: asdict(q) for n, q in asked.items()}, default=str))

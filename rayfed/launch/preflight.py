@@ -1,6 +1,6 @@
 """A config judged before anything starts: whether the parts that it names exist, and whether they fit one another.
 
-All that is wrong is reported at once, what the schema finds beside what data, models, adapters, the method and the trackers find.
+All that is wrong is reported at once: what the schema finds, and what data, models, adapters, the method and the trackers find.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load_request(
 def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str]) -> list[str]:
     """Return what is wrong with a config beyond the schema.
 
-    raw: as it is written, since data, model and method are judged also where the rest is wrong; config: None where it has no
+    raw: as it is written, since data, model and method are judged even where the rest is wrong; config: None where it has no
     valid form; wrong: keys whose defaults stand for wrong values in it, and about which nothing more is said.
     """
     make_method, problems = check_method(raw)

@@ -1,4 +1,4 @@
-"""Live progress of a command, and the table it ends with."""
+"""Live progress of a command, and the table that it prints at the end."""
 
 from __future__ import annotations
 

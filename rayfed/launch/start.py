@@ -44,7 +44,7 @@ class Launcher(Protocol):
     """Executes prepared runs, on Ray or in this process."""
 
     def warm_up(self, configs: Sequence[Config]) -> None:
-        """Begin with what takes long, while the data is still being split. PlacementError as `start`."""
+        """Begin with what takes long while the data is still being split. PlacementError as in `start`."""
 
     def start(self, configs: Sequence[Config]) -> None:
         """Get ready for these runs. PlacementError if they cannot be placed."""
@@ -129,7 +129,7 @@ def resume_request(
 
 
 def _check_resumable(sets: Sequence[str]) -> None:
-    """ConfigError for an override that would change what has been computed already."""
+    """Raise ConfigError for an override that would change what has been computed already."""
     for s in sets:
         name = s.partition("=")[0].strip()
         if not any(name == r or name.startswith(r + ".") for r in RESUMABLE):

@@ -1,4 +1,4 @@
-"""The user's cache: what can be made again, and is kept because that takes its time."""
+"""The user's cache: files that can be made again, kept because making them takes time."""
 
 from __future__ import annotations
 

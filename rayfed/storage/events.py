@@ -1,4 +1,4 @@
-"""What happened in a run, as its folder's `events.jsonl` tells."""
+"""What happened in a run: its folder's `events.jsonl`."""
 
 from __future__ import annotations
 

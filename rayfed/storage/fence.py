@@ -1,4 +1,4 @@
-"""The lock of a run folder: one writer at a time, and a writer that was taken over can write nothing more.
+"""The lock of a run folder: one writer at a time, and a writer whose folder was taken over can write nothing more.
 
 The writer holds a number, the fence. Whoever opens the folder raises it; every write checks it under a file lock.
 """

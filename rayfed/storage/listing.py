@@ -55,7 +55,7 @@ def status(path: Path) -> str:
 
 
 def _owned_status(known: str, owner: Mapping[str, Any] | None) -> str | None:
-    """Return the status of what an owner works on; None if it does not run any more."""
+    """Return the status of what an owner works on; None if the owner does not run any more."""
     if not owner or not Owner(**owner).alive():
         return None
     return known if Owner(**owner).here() else f"{known} (owner on {owner['host']}, not checked)"

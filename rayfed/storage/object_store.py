@@ -256,7 +256,7 @@ def _put(fs: Any, key: str, content: Any, size: int) -> None:
                 stream.write(block)
         info = fs.get_file_info(key)
         if info.type != FileType.File or info.size != size:
-            raise OSError(f"{key} was written, but is not there whole")
+            raise OSError(f"{key} was written, but is not there completely")
 
     _retry(once)
 
@@ -309,7 +309,7 @@ def download(uri: str, target: Path | None = None) -> Path:
 
 
 def _stored_trials(uri: str) -> list[tuple[str, ...]]:
-    """Return the places of the runs of a sweep's trials below it, ("trials", "00003", "seed-0")."""
+    """Return where the runs of a sweep's trials are below it, ("trials", "00003", "seed-0")."""
     from pyarrow.fs import FileSelector
 
     fs, base = open_filesystem(uri)

@@ -23,7 +23,7 @@ class Owner:
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def here(self) -> bool:
-        """Return whether it is a process of this machine, where it can be looked up."""
+        """Return whether it is a process of this machine, which alone can be looked up."""
         return self.host == socket.gethostname()
 
     def alive(self) -> bool:

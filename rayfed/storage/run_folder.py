@@ -74,7 +74,7 @@ class RunFolder(FencedFolder):
 
     @classmethod
     def open(cls, path: Path, *, owner: Owner) -> RunFolder:
-        """Take a run over, to continue it. ConfigError if it is not a run folder, or if its owner is alive.
+        """Open a run to continue it. ConfigError if it is not a run folder, or if its owner is alive.
 
         An owner on another machine cannot be looked up; RAYFED_TAKE_OVER=1 in the environment says that it is gone.
         """
@@ -105,7 +105,7 @@ class RunFolder(FencedFolder):
         owner: Owner,
         stored: str | None = None,
     ) -> RunFolder:
-        """Create a run at PATH that continues another one after `round`, under a config of its own.
+        """Create a run at PATH that continues another one after `round`, under its own config.
 
         It has the source's rows up to there and its snapshot of that round. stored: as in `create`. RunFailed if there is no
         such snapshot.
@@ -146,7 +146,7 @@ class RunFolder(FencedFolder):
 
     @cached_property
     def run_id(self) -> str:
-        """A name of the run that no other run has."""
+        """The name of the run, which no other run has."""
         return self.read_lock().get("run") or self.path.name
 
     @cached_property
@@ -329,7 +329,7 @@ def _check_gone(path: Path, previous: Owner, owner: Owner) -> None:
 
 
 def _check_run_folder(path: Path) -> None:
-    """ConfigError if a folder is not a run's."""
+    """Raise ConfigError if a folder is not a run's."""
     for name in ("config.yaml", "lock.json"):
         if not (path / name).is_file():
             if path.is_dir():

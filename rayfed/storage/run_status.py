@@ -1,4 +1,4 @@
-"""The status of a run, as `state.json` and `summary.json` say it."""
+"""The status of a run, as written in `state.json` and `summary.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class RunStatus(str, Enum):
-    """How a run stands; each is its word in the files.
+    """The status of a run; each value is its word in the files.
 
     STARTING: until the first round is committed; RUNNING; STOPPED: asked to, after a committed round, and can be resumed; DONE:
     all rounds, or an early stop; FAILED: an error ended it, and it can be resumed from its last snapshot.
@@ -20,7 +20,7 @@ class RunStatus(str, Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether no further round comes without a resume."""
+        """Whether no further round follows without a resume."""
         return self in (RunStatus.STOPPED, RunStatus.DONE, RunStatus.FAILED)
 
     def __str__(self) -> str:

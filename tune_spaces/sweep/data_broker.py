@@ -1,7 +1,7 @@
-"""The data broker: one actor beside the driver that trials ask for their request, data splits and run folders.
+"""The data broker: one actor on the driver's node that trials ask for their request, data splits and run folders.
 
 Data is split once per sweep and kept in the object store; only the driver's node must have it. Run folders are opened in the
-driver's name, as `rayfed run` does, so that a resumed sweep can take them over and what is left of the old one is fenced off.
+driver's name, as `rayfed run` does, so that a resumed sweep can take them over and fence off what is left of the old one.
 """
 
 from __future__ import annotations

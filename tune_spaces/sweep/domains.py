@@ -13,7 +13,7 @@ PACKED = "json:"
 
 
 def is_domain(value: Any) -> bool:
-    """Whether a setting's value is swept, not fixed."""
+    """Return whether a setting's value is swept, not fixed."""
     from ray.tune.search import sample
 
     return isinstance(value, sample.Domain) or (isinstance(value, Mapping) and set(value) == {"grid_search"})
@@ -36,7 +36,7 @@ def describe_domain(domain: Domain) -> Any:
 
 
 def plain_number(value: Any) -> Any:
-    """Return a drawn number as Python's own; other values as they are."""
+    """Return a drawn number as a plain Python number; other values as they are."""
     return value.item() if hasattr(value, "item") else value
 
 

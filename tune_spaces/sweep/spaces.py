@@ -141,7 +141,7 @@ def _load_part(name: str, config: Config, out: Space, problems: list[str]) -> Ma
 
 
 def _is_part(value: Any, module: str) -> bool:
-    """Whether a name of a space's file is a part: a mapping, or a function of that file's own."""
+    """Return whether a name in a space's file is a part: a mapping, or a function that is defined there."""
     return isinstance(value, Mapping) or (
         callable(value) and getattr(value, "__module__", "") == module and not isinstance(value, type)
     )

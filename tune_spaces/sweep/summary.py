@@ -1,4 +1,4 @@
-"""How a sweep ends: snapshots that nobody needs any more go, and its summary, its tables and its page are written."""
+"""The end of a sweep: snapshots that nobody needs any more are removed, and summary, tables and page are written."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ class SweepTrial(tune.Trainable):
             (Path(checkpoint_dir) / POINTER).write_text(json.dumps(asdict(pointer)))
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        """Read the pointer that the trial shall continue from. Tune calls this."""
+        """Read the pointer that the trial continues from. Tune calls this."""
         file = Path(checkpoint_dir) / POINTER
         self.pointer = TrialPointer(**json.loads(file.read_text())) if file.is_file() else None
 

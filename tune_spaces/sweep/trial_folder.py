@@ -1,4 +1,4 @@
-"""A trial's folder: its runs, what they are a clone of, and the rows that it has reported."""
+"""A trial's folder: its runs, what they were cloned from, and the rows that it has reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tune_spaces.sweep.messages import TrialPointer, TrialRow
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """The content of point.json beside a trial's runs. origin: the runs that they are a clone of, None if they are none."""
+    """The content of point.json, next to a trial's runs. origin: the runs that they were cloned from, None if they are no clones."""
 
     trial: str
     point: Point
@@ -50,10 +50,10 @@ class TrialFolder:
         self.origin: TrialPointer | None = None
 
     def find_runs(self, point: Point, pointer: TrialPointer | None) -> None:
-        """Set `runs`, where the runs are or will be, and `origin`, what they are a clone of.
+        """Set `runs`, where the runs are or will be, and `origin`, what they were cloned from.
 
-        pointer: where the trial shall continue: at runs of its own, or at another trial's. Raises RunFailed where another
-        point's runs are in the way.
+        pointer: where the trial continues: at its own runs, or at another trial's. Raises RunFailed where another point's runs
+        are in the way.
         """
         self.place.mkdir(parents=True, exist_ok=True)
         files = [*self.place.glob(POINT), *self.place.glob(f"*/{POINT}")]
@@ -83,7 +83,7 @@ class TrialFolder:
         return self.runs / f"seed-{seed}"
 
     def origin_run(self, seed: int) -> Path:
-        """Return the run folder that a seed's is a clone of."""
+        """Return the run folder that a seed's run was cloned from."""
         assert self.origin is not None
         return self.home / self.origin.folder / f"seed-{seed}"
 
