@@ -25,7 +25,7 @@ Watch = Callable[[dict[str, Any]], None]  # is called with the live status
 
 @dataclass(frozen=True)
 class Run:
-    """Read a run folder, finished or not; what `rayfed.run`, `resume` and `load` return. Files are read when they are asked for.
+    """Read a run folder, finished or not; `rayfed.run`, `resume` and `load` return one. Files are read when they are asked for.
 
     path: the folder.
 

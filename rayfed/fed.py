@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Reply(NamedTuple):
-    """Name one client's answer: its id, its train examples, the real steps it took, its LoRA rank (0 without an adapter)."""
+    """Describe one client's reply: its id, its train examples, the real steps it took, its LoRA rank (0 without an adapter)."""
 
     client: int
     examples: int
@@ -68,8 +68,8 @@ class Replies(Sequence[Reply]):
         weight: part -> the fold's sum of weights, likewise.
         failures: client -> reason, for clients that were dropped.
 
-    Parts that were not folded, or are named in `keep`, come by `stacked` and `gather` to the server, which small ones may; large
-    ones stay where the clients ran, and `gram`, `dot` and `linear` compute with them there. KeyError names a part that is
+    Parts that were not folded, or are named in `keep`, are brought to the server by `stacked` and `gather`, which suits small
+    ones; large ones stay where the clients ran, and `gram`, `dot` and `linear` compute with them there. KeyError names a part that is
     neither.
 
     Example: `fed` and `state` as `Method.round` is given them.
@@ -150,7 +150,7 @@ class Dispatcher(Protocol):
     """What brings visits to clients and their replies back: the engine's is `rayfed.engine.dispatch.Dispatch`."""
 
     def begin(self, round: int, score_local: bool) -> None:
-        """Begin a round: numbers of asks and counts of bytes start anew."""
+        """Begin a round: numbers of asks and counts of bytes start at 0 again."""
         ...
 
     def ask(
@@ -180,7 +180,7 @@ class Fed:
         self.begin(0)
 
     def begin(self, round: int, score_local: bool = False) -> None:
-        """Begin a round: numbers of asks, draws and records start anew, so a round depends on nothing but its number.
+        """Begin a round: numbers of asks, draws and records start afresh, so a round depends on nothing but its number.
 
         score_local: whether training visits also score their locally trained models.
         """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Fold(NamedTuple):
-    """Say what becomes of a part of many replies; made by `mean` and `total`.
+    """Describe how a part of many replies is aggregated; made by `mean` and `total`.
 
     kind: mean | sum; weight: "examples", "one", or the name of a scalar part of the reply; by: the name of an integer
     part (of the reply or of `mine`) that sorts replies into separate folds; denominator: fixed instead of the weights' sum.
@@ -95,7 +95,7 @@ def partial(
 
 
 def _weighted(w: Tensor, part: Tree, onto: Partial | None) -> Partial:
-    """The weighted sum over the first axis, added to `onto` in one pass over memory."""
+    """Return the weighted sum over the first axis, added to `onto` in one pass over memory."""
 
     def first(x: Tensor) -> Tensor:
         x = x if x.is_floating_point() else x.to(torch.float64)

@@ -51,8 +51,8 @@ _here = threading.local()
 
 
 def numpy_again(k: int) -> np.random.Generator:
-    """As `numpy`, for many keys one after the other: the thread's one generator, set to `k`, at a fifth of the cost. It draws for
-    `k` only until the next call."""
+    """Return what `numpy` returns, for many keys one after the other: the thread's one generator, set to `k`, at a fifth of the
+    cost. It draws for `k` only until the next call."""
     try:
         generator, state, first = _here.known
     except AttributeError:

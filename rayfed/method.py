@@ -103,7 +103,7 @@ class Method:
         return {"model": state["model"]}
 
     def mine(self, state: Tree, client: int) -> Tree | None:
-        """Return a small tree for one client beside `serve`, with the same names for all clients, also one never seen; or None."""
+        """Return a small tree for one client in addition to `serve`, with the same names for all clients, even one never seen; or None."""
         return None
 
     def view(self, task: Task) -> Visit:

@@ -86,7 +86,7 @@ class Model(dict[str, Any]):
 
 
 def list_models(folder: Path) -> list[str]:
-    """List the models of the run's `model/`, whose files may have a pretrained one's adapter and classifier beside them."""
+    """List the models of the run's `model/`, which may also hold files of a pretrained model's adapter and classifier."""
     found = {f.name.split(".")[0] for f in (folder / "model").glob("*.safetensors")}
     return sorted(n for n in found if n == "model" or n.startswith("expert-"))
 

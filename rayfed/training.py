@@ -39,7 +39,7 @@ def grad(f: Callable[..., Tensor]) -> Callable[..., tuple[Tree, Tree]]:
 
 
 def note_written(buffers: Mapping[str, Tensor]) -> None:
-    """Hand the innermost `grad` what a training forward pass wrote; a task does."""
+    """Give the innermost `grad` what a training forward pass wrote; tasks call this."""
     if _written and not _written[-1]:
         _written[-1].update(buffers)
 
@@ -68,7 +68,7 @@ def sgd_visit(
     objective: Callable[[Tree, Tree, Batch, Any], Any] | None = None,
     vectorize: bool | str = True,
 ) -> Visit:
-    """Return a visit that trains carry[`train`] by minibatches with the config's optimizer: the visit of nine methods of ten.
+    """Return a visit that trains carry[`train`] by minibatches with the config's optimizer: the visit of nine methods in ten.
 
     Arguments:
         loss: loss(params, batch, key) -> (B,), one number per example; mostly `task.loss`.

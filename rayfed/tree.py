@@ -47,7 +47,7 @@ def _nested(tree: Tree | Leaf) -> bool:
 
 @cache
 def _mapping(kind: type) -> bool:
-    """Once per type: an abstract class is slow to say no."""
+    """Return whether a type is a mapping; kept per type, since an abstract class is slow to say no."""
     return issubclass(kind, Mapping)
 
 
@@ -188,14 +188,14 @@ def from_numpy(tree: Tree | Leaf, device: str = "cpu") -> Any:
 
 
 def _shared(x: np.ndarray) -> Tensor:
-    _said_once()
+    _warn_once()
     return torch.from_numpy(np.ascontiguousarray(x)) if x.ndim else torch.as_tensor(x[()])
 
 
 @cache
-def _said_once() -> None:
-    """Fetched payloads are read-only views of shared memory, and visits are pure, so nothing writes to them. torch warns of the
-    first such array of a process: here."""
+def _warn_once() -> None:
+    """Let torch give its warning of read-only arrays here, once a process: fetched payloads are read-only views of shared memory,
+    and visits are pure, so nothing writes to them."""
     x = np.zeros(1)
     x.flags.writeable = False
     with warnings.catch_warnings():

@@ -56,7 +56,7 @@ class Info(NamedTuple):
 
 
 class ClientContext(NamedTuple):
-    """What one client has in hand in a visit.
+    """What a visit is given for its client.
 
     info: of the client and its round; shared: the parts that went to everyone; mine: the parts for this client alone; own: its
     private state.
@@ -79,7 +79,7 @@ class Over:
 
 
 def epochs(n: int, split: str = "train", batches: int = 1) -> Over:
-    """Run over n passes in a fresh order each; `batches` > 1 hands every step a tuple of that many consecutive batches."""
+    """Run over n passes, each in a fresh order; `batches` > 1 gives every step a tuple of that many consecutive batches."""
     return Over("epochs", n, split, batches)
 
 
@@ -126,7 +126,7 @@ class Phase(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """Say what one client does in three pieces, pure functions of tensors that any executor can call.
+    """Describe what one client does, in three pieces: pure functions of tensors that any executor can call.
 
     Arguments:
         begin: begin(client) -> carry, from what the client was sent and what it keeps (a `ClientContext`).

@@ -7,7 +7,7 @@ A shape is an object that checks a tree, makes its zero and prints itself:
     SCALAR, CLASSES               one number, (C,) numbers
     tensor("N", 3, dtype="int64") a tensor: letters and numbers are its axes, C the classes
     stack("K", PARAMS)            K of a shape along a first axis
-    ANY                           whatever tree, unchecked
+    ANY                           any tree, unchecked
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Params(Shape):
-    """Mean the entries of the model, {name: tensor}; with `words` those whose names have one of them between their dots, `head`
+    """Describe the entries of the model, {name: tensor}; with `words` those whose names have one of them between their dots, `head`
     taking the classifier's, `norm` the normalisation layers', `buffers` what training writes; others: all but those."""
 
     words: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Params(Shape):
 
 @dataclass(frozen=True)
 class Array(Shape):
-    """Mean one tensor. axes: numbers are sizes, "C" is the number of classes, other letters stand for any size."""
+    """Describe one tensor. axes: numbers are sizes, "C" is the number of classes, other letters stand for any size."""
 
     axes: tuple[str | int, ...] = ()
     dtype: str | None = None
@@ -104,7 +104,7 @@ class Array(Shape):
 
 @dataclass(frozen=True)
 class Stack(Shape):
-    """Mean `count` (a letter: any number) of a shape along a first axis of every leaf."""
+    """Describe `count` (a letter: any number) of a shape along a first axis of every leaf."""
 
     count: str
     shape: Shape
@@ -118,7 +118,7 @@ class Stack(Shape):
 
 @dataclass(frozen=True)
 class Anything(Shape):
-    """Mean whatever tree."""
+    """Describe any tree."""
 
     def __str__(self) -> str:
         return "any"
@@ -131,7 +131,7 @@ def params_of(*words: str) -> Params:
 
 
 def params_but(*words: str) -> Params:
-    """The entries that `params_of(*words)` leaves out."""
+    """Return the shape of the entries that `params_of(*words)` leaves out."""
     return Params(words, others=True)
 
 

@@ -17,7 +17,7 @@ TABLES = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "shared")
 
 
 def peft_config(adapter: Adapter, task_type: str | None, modules: list[str] | None = None) -> Any:
-    """Return PEFT's config of an adapter that PEFT knows, None for the others. modules: those that are trained whole, if PEFT does
+    """Return PEFT's config of an adapter that PEFT knows, None for the others.
 
     modules: those that are trained whole, where PEFT does not know them from the task type.
     """
@@ -112,8 +112,8 @@ def redraw(network: Any, adapter: Adapter) -> None:
 
 
 def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]], about: Mapping[str, Any]) -> list[str]:
-    """Return problems seen in the checkpoint's names and shapes and its config.json: targets that match nothing, ranks above the
-    above the layers', prompts that the model's inputs have no place for."""
+    """Return problems seen in the checkpoint's names and shapes and its config.json: targets that match nothing, ranks above
+    the layers', prompts that the model's inputs have no place for."""
     texts = "vocab_size" in about or "text_config" in about
     if adapter.kind in ("prompt", "prefix") and not texts:
         return [f"adapter.kind: {adapter.kind} found, a {about['model_type']} takes no texts; allowed for images: vpt"]
@@ -124,7 +124,7 @@ def check(adapter: Adapter, shapes: dict[str, tuple[int, ...]], about: Mapping[s
 
 
 def _targets(adapter: Adapter, shapes: Mapping[str, Sequence[int]], tables: Container[str] = ()) -> list[str]:
-    """Return what is wrong with targets and rank. tables: names of embedding layers beside those that end as such do."""
+    """Return what is wrong with targets and rank. tables: names of embedding layers, besides those that end in a usual name."""
     targets = getattr(adapter, "targets", None)
     layers = {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight") and len(s) == 2}
     linear = {n: s for n, s in layers.items() if not (_is_table(n) or n in tables)}

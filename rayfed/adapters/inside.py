@@ -1,7 +1,7 @@
 """Adapters that PEFT has no format of: small modules inside a network, called by forward hooks.
 
 Each is a submodule of the module that it changes, under its kind's name, so that all other names stay the checkpoint's. They
-are saved as a tree of tensors (safetensors) beside a small JSON file, in a run's `model/adapter/`.
+are saved as a tree of tensors (safetensors) with a small JSON file, in a run's `model/adapter/`.
 """
 
 from __future__ import annotations

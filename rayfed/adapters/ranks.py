@@ -101,13 +101,13 @@ def _cut(name: str, x: Tensor, rank: Any, b: Any) -> Tensor:
     shape = [1] * x.dim()
     shape[axis] = x.shape[axis]
 
-    def beside(v: Any, dtype: Any) -> Tensor:
+    def broadcast(v: Any, dtype: Any) -> Tensor:
         v = torch.as_tensor(v, device=x.device).to(dtype)
         return v.reshape(v.shape + (1,) * (x.dim() - v.dim())) if v.dim() else v
 
-    there = torch.arange(x.shape[axis], device=x.device).reshape(shape) < beside(rank, torch.int64)
+    there = torch.arange(x.shape[axis], device=x.device).reshape(shape) < broadcast(rank, torch.int64)
     out = torch.where(there, x, torch.zeros((), dtype=x.dtype, device=x.device))
-    return out if b is None or is_a(name) else out * beside(b, x.dtype)
+    return out if b is None or is_a(name) else out * broadcast(b, x.dtype)
 
 
 def factor(config: Config, rank: Any) -> Any:

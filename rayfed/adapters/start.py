@@ -40,12 +40,12 @@ def start_problems(config: Config) -> list[str]:
     file, run_config = folder / "adapter_config.json", (where if folder != where else where.parent) / "config.yaml"
     if file.is_file():
         try:
-            said = dict(json.loads(file.read_text()))
+            about = dict(json.loads(file.read_text()))
         except (ValueError, TypeError) as e:
             return [f"init.from: {file} is not readable: {e}"]
-        if problems := _kind_problems(said, folder, config.adapter.kind):
+        if problems := _kind_problems(about, folder, config.adapter.kind):
             return problems
-        scale = Scale(said.get("r", 8), said.get("lora_alpha", 8), said.get("use_rslora", False))  # PEFT's defaults
+        scale = Scale(about.get("r", 8), about.get("lora_alpha", 8), about.get("use_rslora", False))  # PEFT's defaults
     elif run_config.is_file() and (folder != where or where.name == "model"):
         try:
             theirs = LoRA.model_validate(read_yaml(run_config).get("adapter"))
@@ -65,9 +65,9 @@ def _is_positive(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and x > 0
 
 
-def _kind_problems(said: Mapping[str, Any], folder: Path, kind: str) -> list[str]:
-    """Return why an adapter of PEFT's is not of the run's kind; said: its adapter_config.json."""
-    found = str(said.get("peft_type"))
+def _kind_problems(about: Mapping[str, Any], folder: Path, kind: str) -> list[str]:
+    """Return why an adapter of PEFT's is not of the run's kind; about: its adapter_config.json."""
+    found = str(about.get("peft_type"))
     theirs = PEFT_TYPES.get(found)
     if theirs != kind:
         allowed = f"--set adapter.kind={theirs}" if theirs else f"adapters of {', '.join(PEFT_TYPES)}"
@@ -75,7 +75,7 @@ def _kind_problems(said: Mapping[str, Any], folder: Path, kind: str) -> list[str
         return [
             f"adapter.kind: {kind} found, init.from: {folder} holds one of PEFT's type {found}{hint}; allowed: {allowed}"
         ]
-    other = [f"{n}: {json.dumps(said[n])}" for n in UNSUPPORTED if said.get(n)]
+    other = [f"{n}: {json.dumps(about[n])}" for n in UNSUPPORTED if about.get(n)]
     if other:
         return [f"init.from: {folder} holds a LoRA with {other[0]} found; allowed: none of {', '.join(UNSUPPORTED)}"]
     return []

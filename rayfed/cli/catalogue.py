@@ -1,4 +1,4 @@
-"""Commands that say what there is to run: validate, partition, cp, methods and tasks."""
+"""Commands that show what can be run: validate, partition, cp, methods and tasks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def partition(
 
 
 def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False) -> None:
-    """Copy a ready config to a file of your own."""
+    """Copy a ready config to a file, to be edited."""
     from rayfed.config.load import READY, ready
 
     if name not in ready():

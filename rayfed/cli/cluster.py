@@ -79,7 +79,7 @@ def _follow(connection: Connection, job: str, no_wait: bool, as_json: bool) -> N
 
     about = {"job": job, "address": connection.url}
     if no_wait:
-        hint = f"{job} is submitted. Follow it with: rayfed logs -f {job}; bring it home with: rayfed fetch {job}"
+        hint = f"{job} is submitted. Follow it with: rayfed logs -f {job}; fetch its folder with: rayfed fetch {job}"
         typer.echo(json.dumps({**about, "status": "pending"}) if as_json else hint)
         return
     if not as_json:
@@ -88,7 +88,7 @@ def _follow(connection: Connection, job: str, no_wait: bool, as_json: bool) -> N
     if as_json:
         typer.echo(json.dumps({**about, "status": connection.read_job(job).standing, "exit_code": code}))
     elif not code:
-        typer.echo(f"bring it home with: rayfed fetch {job}")
+        typer.echo(f"fetch its folder with: rayfed fetch {job}")
     raise typer.Exit(code)
 
 
@@ -166,7 +166,7 @@ def fetch(
     address: Dashboard = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a job's run folder home, whole or not at all."""
+    """Copy a job's run folder to this machine, completely or not at all."""
     from actors.jobs.connection import Connection
     from actors.jobs.fetch import fetch_folder
 

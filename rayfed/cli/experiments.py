@@ -172,7 +172,7 @@ def claims(
 
 
 def _is_sweep(where: str) -> bool:
-    """Whether a folder, or a URI in object storage, holds a sweep."""
+    """Return whether a folder, or a URI in object storage, holds a sweep."""
     from rayfed.storage import object_store
 
     if not object_store.is_uri(where) or object_store.uri_problem(where):

@@ -11,7 +11,7 @@ from rayfed.cluster import Clusterer, ClustererSettings, Evidence
 
 
 class Agglomerative(Clusterer):
-    """Distance 1 - <s_i, s_j>; merges until `clusters` are left, or, with a threshold, until no two are nearer than it."""
+    """Distance 1 - <s_i, s_j>; merges until `clusters` are left, or, with a threshold, until no two are closer than that."""
 
     class Settings(ClustererSettings):
         linkage: Literal["average", "complete", "single"] = Field(

@@ -48,7 +48,7 @@ class Bipartition(Clusterer):
 
 
 def bipartition(gram: Tensor | np.ndarray, settings: Any, scale: float, weight: Any = None) -> np.ndarray | None:
-    """Return halves (m,) of 0 and 1 of a cluster whose members' updates have inner products `gram` (m, m), or None.
+    """Return halves (m,), 0 or 1, of a cluster whose members' updates have inner products `gram` (m, m), or None.
 
     Cut iff ||mean update|| < eps_1, max ||update|| > eps_2 and m > 2, by complete linkage on 1 - cosine (Sattler et al.
     2020, algorithm 1). scale: largest update norm so far, for `relative`; weight: (m,) weights of the mean.

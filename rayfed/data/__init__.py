@@ -114,7 +114,7 @@ def load(spec: Named, seed: int) -> Dataset:
 
 @contextmanager
 def _refusing(spec: Named) -> Iterator[None]:
-    """Make of any error while data is read a sentence: what is in a file is the user's, and so is what it makes of its readers."""
+    """Turn any error while data is read into a sentence: what is in a file is the user's, and so are errors of its reader."""
     try:
         yield
     except ConfigError:

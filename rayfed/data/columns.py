@@ -1,4 +1,4 @@
-"""Columns of an Arrow table as arrays: labels, features, texts and names. What a sentence refuses it names by file and column."""
+"""Columns of an Arrow table as arrays: labels, features, texts and names. Sentences name what they refuse by file and column."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def labels(
             raise ConfigError(problem)
     if any(len(c) and kind_of(c.type) == "text" for c in columns):
         return _text_labels([np.array([*c.to_pylist(), None], object)[:-1] for c in columns], name, files, label_names)
-    if any(pa.types.is_uint64(c.type) for c in columns):  # beside int64 NumPy would make floats of them
+    if any(pa.types.is_uint64(c.type) for c in columns):  # together with int64 NumPy would make floats of them
         arrays = [np.array([*c.to_pylist(), None], object)[:-1] for c in columns]
     else:
         arrays = [np.asarray(c.cast("int64").to_numpy(), np.int64) for c in columns]

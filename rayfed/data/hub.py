@@ -140,7 +140,7 @@ def _local(path: Path, config: str | None, name: str, stamp: object) -> Mapping[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's bars and logged errors off the terminal: what went wrong is told once, by us."""
+    """Keep the library's bars and logged errors off the terminal: we report once what went wrong."""
     import datasets
     from datasets.utils.logging import CRITICAL
 
@@ -156,7 +156,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _failure(name: str, e: BaseException) -> str:
-    """Return what went wrong at the bottom of it."""
+    """Return a sentence about the root cause of an error."""
     while e.__cause__ is not None:
         e = e.__cause__
     return f"task.data: {name} cannot be loaded: {type(e).__name__}: {e}"

@@ -206,7 +206,7 @@ def encode(where: Path, texts: Mapping[str, list[str]], length: str) -> dict[str
     """Return `ids` of each record, its end token among them, and `ends`: where in the text each token ends. Nothing is cut."""
     tokenizer = folder.tokenizer(where)
     if not tokenizer.is_fast:
-        raise ConfigError(f"task.model: {where} has a tokenizer that does not tell where in a text its tokens are")
+        raise ConfigError(f"task.model: {where} has a tokenizer that does not say where in a text its tokens are")
     end = tokenizer.eos_token_id
     if end is None:
         end = folder.architecture(where).get("eos_token_id")

@@ -185,5 +185,5 @@ def _typed(xs: list[np.ndarray], kind: str, name: str) -> tuple[list[np.ndarray]
     if kind != "image":
         return [np.ascontiguousarray(x, np.float32) for x in xs], []
     made, of = pictures.scaled(xs, name), xs[0].dtype.name
-    said = [f"the images of {name} are uint8 and were divided by 255"] if of == "uint8" else []
-    return made, said or pictures.type_notes(made, of, name)
+    notes = [f"the images of {name} are uint8 and were divided by 255"] if of == "uint8" else []
+    return made, notes or pictures.type_notes(made, of, name)

@@ -59,7 +59,7 @@ def _opened(file: Path) -> Any:
 
     try:
         return pq.ParquetFile(file)
-    except Exception as e:  # whatever a broken header makes of its reader
+    except Exception as e:  # with a broken header the reader raises errors of any kind
         raise ConfigError(f"task.data: {file} is not readable as Parquet: {e}") from None
 
 

@@ -73,7 +73,7 @@ def of_files(column: pa.ChunkedArray, file: str) -> tuple[Pictures, list[str]]:
                 data = Path(str(path)).read_bytes()
             with Image.open(io.BytesIO(data)) as image:
                 out.append(_values(image))
-        except Exception as e:  # Pillow's readers raise whatever a broken file makes of them
+        except Exception as e:  # with a broken file Pillow's readers raise errors of any kind
             raise ConfigError(
                 f"task.data.image: {name} cannot be read as a picture: {type(e).__name__}: {_line(e)}{raw}"
             ) from None
@@ -176,7 +176,7 @@ def unified(parts: Sequence[Pictures], name: str, o: dict[str, Any]) -> tuple[li
     """Return ([(n, C, H, W) float32 per part], notes) in one form.
 
     name: of the data set; o: the options `size`, `channels`, `scale`. ConfigError for several sizes without `size`, for whole
-    numbers beside fractions, and for values that are not finite.
+    numbers mixed with fractions, and for values that are not finite.
     """
     every = [p for part in parts for p in part]
     found, notes = {p.shape[0] for p in every}, []
@@ -192,7 +192,7 @@ def unified(parts: Sequence[Pictures], name: str, o: dict[str, Any]) -> tuple[li
     kinds = {p.dtype.name for p in every}
     if len(kinds) > 1 and any(k.startswith("float") for k in kinds):
         raise ConfigError(f"task.data.image: the images of {name} are {' and '.join(sorted(kinds))}; allowed: one type")
-    if len(kinds) > 1:  # 8 bits beside 16: each divided by its own
+    if len(kinds) > 1:  # 8 bits and 16 bits: each divided by its own
         notes.append(f"the images of {name} are {' and '.join(sorted(kinds))}, each divided by what its type says")
     kind, scale = kinds.pop() if len(kinds) == 1 else "", o.get("scale")
     shapes = sorted({p.shape for part in parts for p in part})

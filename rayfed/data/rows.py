@@ -41,7 +41,7 @@ def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "
     for option, name in (("client", use.client), ("domain", use.domain)):
         has = [f for f in files if name in f.table.column_names]
         columns.same_kind([f.table[name] for f in has], str(name), [f.name for f in has], option)
-    xs, said = _images(files, use, spec) if use.image else (_rows(files, use), [])
+    xs, about = _images(files, use, spec) if use.image else (_rows(files, use), [])
     parts = []
     for x, y, f, missing in zip(xs, ys, files, ("train", "test"), strict=False):
         client, domain = _names(f, use.client, "client", ""), _names(f, use.domain, "domain", "")
@@ -53,7 +53,7 @@ def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "
     if use.features:
         a, b = columns.standardised(train.x, test.x, use.features, folder)
         train, test = (Part(x, p.y, p.client, p.domain, p.split) for x, p in ((a, train), (b, test)))
-    return Dataset(spec.name, train, test, len(names), names, use.kind, (*notes, *said))
+    return Dataset(spec.name, train, test, len(names), names, use.kind, (*notes, *about))
 
 
 def _labels(files: Sequence[File], use: Columns) -> tuple[list[np.ndarray], tuple[str, ...], list[str]]:
@@ -111,13 +111,13 @@ def _images(files: Sequence[File], use: Columns, spec: Named) -> tuple[list[np.n
         if pictures.is_bytes(column.type) and use.shape:
             found.append(list(pictures.of_bytes(column, use.shape, name)))
         elif pictures.is_bytes(column.type) or pictures.is_file(column.type):
-            more, said = pictures.of_files(column, name)
+            more, about = pictures.of_files(column, name)
             found.append(more)
-            notes += said
+            notes += about
         else:
             found.append(pictures.of_arrays(column, image, name))
-    made, said = pictures.unified(found, spec.name, spec.options)
-    return made, notes + said
+    made, about = pictures.unified(found, spec.name, spec.options)
+    return made, notes + about
 
 
 def _rows(files: Sequence[File], use: Columns) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
     python -m rayfed.data.tokens text|instruct FOLDER LENGTH TEXTS.arrow IDS.arrow
 
-is how the process that reads configs has it done: tokenizers load torch, and that process never does.
+is what the process that reads configs starts: tokenizers load torch, which that process never does.
 """
 
 from __future__ import annotations
@@ -45,23 +45,22 @@ def tokenizer_folder(dataset: Dataset, config: Config, length: int) -> tuple[Pat
     if not spec.name.startswith("hf:"):
         raise ConfigError(f"task.model: {spec.name!r} found, {dataset.name} holds {holds}; allowed: hf:NAME_OR_DIR")
     where = folder.locate(spec.name)
-    said = config.task.data.options.get("length")
+    asked = config.task.data.options.get("length")
     for most, of in folder.limits(config):
         if most < 1:
             assert config.adapter.kind in ("prompt", "prefix")
             ahead = config.adapter.tokens
             raise ConfigError(
-                f"adapter.tokens: {ahead} found, {spec.name} takes {most + ahead} tokens{of.partition(' beside')[0]}; "
-                "allowed: fewer than that"
+                f"adapter.tokens: {ahead} found, {spec.name} takes {most + ahead} tokens; allowed: fewer than that"
             )
-        if said is not None and int(said) > most:
-            raise ConfigError(f"task.data.length: {said} found, {spec.name} takes at most {most} tokens{of}")
+        if asked is not None and int(asked) > most:
+            raise ConfigError(f"task.data.length: {asked} found, {spec.name} takes at most {most} tokens{of}")
         length = min(length, most)
     if not any((where / n).is_file() for n in TOKENIZERS):
         raise ConfigError(
             f"task.model: {where} holds no tokenizer ({', '.join(TOKENIZERS)}), and {dataset.name} holds {holds}"
         )
-    return where, int(said) if said is not None else length
+    return where, int(asked) if asked is not None else length
 
 
 def cached(where: Path, texts: Mapping[str, list[str]], length: str, module: str) -> dict[str, list[Any]]:

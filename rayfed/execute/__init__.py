@@ -27,5 +27,5 @@ def execute_visit(
 
 
 def choose_executor(executor: str, visit: Visit) -> str:
-    """Return what executes a visit in a run under `executor`: `loop` in the place of `vmap` where the visit says why it needs to."""
+    """Return the executor of a visit in a run under `executor`: `loop` instead of `vmap` where the visit says why it needs that."""
     return "loop" if executor == "vmap" and isinstance(visit.vectorize, str) else executor

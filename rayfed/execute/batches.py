@@ -219,7 +219,7 @@ def _order_names(visit: Visit) -> list[str]:
 def gather(drawn: PhaseBatches, data: Tree) -> Callable[..., Any]:
     """Return a function (t, i=0) -> step t's batch for the clients from number i on.
 
-    A batch has leaves (k - i, B, ...), `w` beside the columns of `data`; it is a tuple of such where the phase asks for several.
+    A batch has leaves (k - i, B, ...), the columns of `data` and `w`; it is a tuple of such where the phase asks for several.
     Where all batches together take little memory they are gathered at once.
     """
     # Step by step in memory: a batch then has the same strides whatever the number of steps.

@@ -34,7 +34,7 @@ class Choice:
 
     @classmethod
     def in_effect(cls, config: Config, cohort: int) -> Choice:
-        """Return what a run computes on, in cohorts of `cohort` clients, also where its config leaves that open."""
+        """Return what a run computes on, in cohorts of `cohort` clients, even where its config leaves that open."""
         r = config.resources
         chosen = kernels.from_resources(r)
         return cls(r.executor, cohort, r.visits, chosen.matmul, chosen.channels_last)

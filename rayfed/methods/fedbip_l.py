@@ -1,4 +1,4 @@
-"""FedBip-L: FedBip with similarities of its own in every layer."""
+"""FedBip-L: FedBip with separate similarities in every layer."""
 
 from __future__ import annotations
 

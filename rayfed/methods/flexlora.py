@@ -19,7 +19,7 @@ class FlexLoRA(OverLoRA):
     (2402.11505).
 
     Client i: (A_i, B_i) <- local training from (A, B); sends their change, and the head's.
-    Server, layer by layer: D* = sum_i p_i B_i A_i = U S V^T;  B <- U_r S_r, A <- V_r^T: no pair of rank r is nearer to D*.
+    Server, layer by layer: D* = sum_i p_i B_i A_i = U S V^T;  B <- U_r S_r, A <- V_r^T: no pair of rank r is closer to D*.
     Directions that D* lacks keep their row of A, with B = 0. D* has rank at most K r over K clients, so it is decomposed
     through its factors and never formed. A client of rank r_i is sent the first r_i columns of B and rows of A, which are the
     best pair of that rank.

@@ -23,7 +23,7 @@ class SLoRA(OverLoRA):
     """Babakniya et al. 2023, "SLoRA: Federated Parameter Efficient Fine-Tuning of Language Models" (2308.06522).
 
     Stage 1, `sparse_rounds` rounds (20 % of all): in each adapted layer a random set M of W's entries, drawn from the seed and
-    common to all, is trained beside the head; v_i <- local training of W0 + v on M, the server takes v <- sum_i p_i v_i.
+    common to all, is trained together with the head; v_i <- local training of W0 + v on M, the server takes v <- sum_i p_i v_i.
     Between: v as a matrix, over alpha / r, is U S V^T; B <- U_r S_r, A <- V_r^T, and W is W0 again.
     Stage 2: A, B and head by the mean of each, p_i = n_i / n (FedIT). With `sparse_rounds: 0` all of it is stage 2.
     Down and up: in stage 1 v (|M| numbers of each adapted layer) and the head, in stage 2 A (r, n), B (m, r) and the head;

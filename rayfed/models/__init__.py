@@ -93,7 +93,7 @@ def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
 
 
 def imports(spec: Named) -> tuple[str, ...]:
-    """Return modules that `build` imports and that take their time: whoever will build can begin with them."""
+    """Return modules that `build` imports and that take long: whoever will build can import them first."""
     return ("peft",) if spec.name.startswith("hf:") else ()
 
 

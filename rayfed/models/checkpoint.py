@@ -27,7 +27,7 @@ def layers(network: nn.Module) -> list[nn.Module]:
 
 
 def install(network: nn.Module, trained: Sequence[str]) -> int:
-    """Checkpoint every such layer of the network, whose parameters `trained` move; how many there are."""
+    """Checkpoint every such layer of the network, of which `trained` parameters move; return how many there are."""
     found = layers(network)
     moving = {id(p) for n, p in network.named_parameters() if n in set(trained)}
     for layer in found:
@@ -55,7 +55,7 @@ def _forward(layer: nn.Module, names: tuple[str, ...], *args: Any, **kwargs: Any
         inputs = iter(tensors)
         a, k = _map(lambda x: next(inputs), (args, kwargs))
         params = {f"layer.{n}": p for n, p in zip(names, tensors[len(given) :])}
-        # Whenever it is computed, with the draws of the forward pass.
+        # Whenever it is computed, it has the draws of the forward pass.
         again = TrainingStep(tensors[-1], draws=first) if step is not None else None
         mode = TrainingForward(again) if again is not None else contextlib.nullcontext()
         with torch.autocast(kind, dtype, enabled=half, cache_enabled=False), mode:

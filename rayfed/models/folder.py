@@ -72,8 +72,8 @@ def weights(where: Path) -> list[Path]:
         try:
             names = sorted(set(map(str, json.loads((where / INDEX).read_text())["weight_map"].values())))
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            said = "has no weight_map" if not isinstance(e, ValueError) else f"is not readable: {e}"
-            raise ConfigError(f"task.model: {where / INDEX} {said}") from None
+            problem = "has no weight_map" if not isinstance(e, ValueError) else f"is not readable: {e}"
+            raise ConfigError(f"task.model: {where / INDEX} {problem}") from None
         missing = [n for n in names if not (where / n).is_file()]
         if missing:
             raise ConfigError(f"task.model: {where} is incomplete: {', '.join(missing)} of {INDEX} missing")
@@ -114,8 +114,8 @@ def limits(config: Config) -> list[tuple[int, str]]:
         pad = about.get("pad_token_id")
         positions = int(positions) - (1 if pad is None else int(pad)) - 1
     ahead = config.adapter.tokens if config.adapter.kind in ("prompt", "prefix") else 0
-    beside = f" beside {ahead} of the adapter" if ahead else ""
-    known = ((positions, beside), (window, f" in its attention's window{beside}"))
+    shared = f" next to {ahead} of the adapter" if ahead else ""
+    known = ((positions, shared), (window, f" in its attention's window{shared}"))
     return [(int(most) - ahead, of) for most, of in known if most]
 
 

@@ -60,13 +60,13 @@ def check(spec: Named) -> list[str]:
 
 def _layers_missing(where: Path, about: dict[str, Any], known: Iterable[str]) -> list[str]:
     """Return a sentence where the files of a text model have fewer layers than config.json; `build` sees what else they lack."""
-    said = about.get("num_hidden_layers") or about.get("n_layer") or about.get("n_layers")
+    layers = about.get("num_hidden_layers") or about.get("n_layer") or about.get("n_layers")
     there = 1 + max((int(p) for n in known for p in n.split(".") if p.isdigit()), default=-1)
     shared = "num_hidden_groups" in about  # ALBERT's layers share their weights
     texts = "vocab_size" in about or "text_config" in about  # an image model may count something else
-    if not isinstance(said, int) or shared or not texts or there >= said:
+    if not isinstance(layers, int) or shared or not texts or there >= layers:
         return []
-    return [f"task.model: {where} is incomplete: config.json has {said} layers, its safetensors {there}"]
+    return [f"task.model: {where} is incomplete: config.json has {layers} layers, its safetensors {there}"]
 
 
 def _map_problems(v: Any) -> list[str]:
@@ -98,7 +98,7 @@ def check_config(config: Config) -> list[str]:
 def base(config: Config) -> dict[str, Any] | None:
     """Return the frozen base: `arrays` (NumPy, by the checkpoint's names) and `about` (its config.json); None for other models.
 
-    Under `task.dtype: bf16` the arrays are bfloat16 already, so that they are half as many bytes wherever they lie.
+    Under `task.dtype: bf16` the arrays are bfloat16 already, so that they are half as many bytes wherever they are kept.
     """
     if not config.task.model.name.startswith("hf:"):
         return None
@@ -226,7 +226,9 @@ def _about(name: str, found: dict[str, Any], classes: int, auto: Any) -> Any:
 
     if found["model_type"] not in CONFIG_MAPPING:
         raise ConfigError(f"task.model: {name} is a {found['model_type']!r}, which transformers does not know")
-    known = {k: v for k, v in found.items() if k not in ("id2label", "label2id")}  # names of its own classes
+    known = {
+        k: v for k, v in found.items() if k not in ("id2label", "label2id")
+    }  # names of the checkpoint's own classes
     about = CONFIG_MAPPING[found["model_type"]].from_dict({**known, "num_labels": classes})
     if type(about) not in auto._model_mapping:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""`local.buffers: private`: what training writes beside parameters stays at the client, under every method.
+"""`local.buffers: private`: the buffers that training writes stay at the client, under every method.
 
 A visit gets each model with the client's own buffers in it, and sends updates that are zero there, so the server's keep their
-initial values. The client state has a part more, `buffers`.
+initial values. The client state has one more part, `buffers`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PART = "buffers"
 
 
 def keep(method: Method, task: Task) -> None:
-    """Give a method the part of the client state, with the initial model's values."""
+    """Add the part `buffers` to a method's client state, with the initial model's values."""
     kept = Part(params_of("buffers"), private=True, note="local.buffers: private")
     own_init = method.own_init
     method.wire = method.wire._replace(keep={**method.wire.keep, PART: kept})  # type: ignore[misc]
@@ -76,11 +76,11 @@ def _zero(part: Tree, names: tuple[str, ...]) -> Tree:
 
 
 def problems(method: type[Method]) -> list[str]:
-    """Return what speaks against it: a method whose clients send entries of the model that are not updates, buffers among them."""
+    """Return why a method cannot have it: its clients send entries of the model that are not updates, buffers among them."""
     whole = sorted(n for n, p in method.wire.up.items() if not p.update and str(p.shape) == "params")
-    said = (
+    problem = (
         f"local.buffers: private found, but clients of {method.__name__} send whole trees of the model that are no updates "
         f"({', '.join(whole)}), their buffers with them; "
         "allowed: average, frozen"
     )
-    return [said] if whole else []
+    return [problem] if whole else []

@@ -1,13 +1,13 @@
 """Forward passes of a training step: what a network does in train mode, as functions of the step's key and its real rows.
 
-PyTorch's own would draw dropout from a global generator and normalise over padding. Around a training forward a
-`TorchFunctionMode` stands that hears every call of a torch function, in modules and in a user's own code alike, and answers
+PyTorch's own would draw dropout from a global generator and normalise over padding. A training forward pass runs inside a
+`TorchFunctionMode` that intercepts every call of a torch function, in modules and in a user's own code alike, and replaces
 
-- dropout of all kinds, randomised slopes, attention with dropout, `torch.rand` and its kin: drawn from the step's key;
-- batch and instance normalisation: statistics of the rows with weight 1, running statistics written to the buffers they stand in;
+- dropout of all kinds, randomised slopes, attention with dropout, `torch.rand` and the like: drawn from the step's key;
+- batch and instance normalisation: statistics of the rows with weight 1, running statistics written to their buffers;
 - other draws from global generators: `UnkeyedDraw`, which names the function.
 
-The n-th draw of a forward pass has a key of its own, so `loop`, `vmap` and a resumed run draw the same.
+The n-th draw of a forward pass has its own key, so `loop`, `vmap` and a resumed run draw the same.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ class Wrapped(nn.Module):
         `rayfed.adapters.inside`), a whole model in transformers' in `where`/hf.
 
         rank: of a LoRA whose factors are zero beyond it and written without that; its alpha is the adapter's, for that rank.
-        An adapter beside a base that has moved (`params` names frozen weights) is merged into it: a whole model.
-        The classifier of `head: mean` is no part of the network: it is written beside it, into `where`/head.safetensors.
+        An adapter whose base has moved (`params` names frozen weights) is merged into it: a whole model.
+        The classifier of `head: mean` is no part of the network: it has its own file, `where`/head.safetensors.
         """
         head = {n: p.detach() for n, p in params.items() if n.startswith("head.")}
         if head and self.adapter.kind not in adapters.INSIDE:

@@ -122,7 +122,7 @@ def describe(request: Config | Study, seed: int | None = None) -> list[Descripti
 
 
 def _split_of(config: Config) -> str:
-    """Return what decides a split beside the seed: equal for configs that share theirs."""
+    """Return what decides a split besides the seed: equal for configs that share theirs."""
     f = config.federation.model_dump(mode="json", exclude={"per_round", "participation"})
     return json.dumps([config.task.data.model_dump(mode="json"), f], sort_keys=True, default=str)
 

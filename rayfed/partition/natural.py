@@ -67,9 +67,11 @@ def _draw_ids(
     from_unseen = held > 0 and len(unseen) > 0
     need = n - held if from_unseen else n
     if need > len(known):
-        beside = f" beside {held} unseen ones" if from_unseen else f" ({held} of them held out)" if held else ""
+        unseen_too = (
+            f" in addition to {held} unseen ones" if from_unseen else f" ({held} of them held out)" if held else ""
+        )
         raise ConfigError(
-            f"federation.clients: {need} natural clients asked for{beside}, {name} has {len(known)} "
+            f"federation.clients: {need} natural clients asked for{unseen_too}, {name} has {len(known)} "
             f"with at least {least} training examples"
         )
     if from_unseen and held > len(unseen):

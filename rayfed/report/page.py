@@ -184,7 +184,7 @@ def _meanings(subject: Subject) -> str:
 
 
 def _logs(subject: Subject) -> dict[str, tuple[str, str]]:
-    """Return what the methods of the runs say of the names that they log; nothing of a method that is not here any more."""
+    """Return what the methods of the runs say of the names that they log; nothing of a method that no longer exists."""
     found: dict[str, tuple[str, str]] = {}
     for name in dict.fromkeys(method_name(run.config) for run in subject.runs):
         with contextlib.suppress(ConfigError):

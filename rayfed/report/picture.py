@@ -177,7 +177,7 @@ def line_width(i: int, n: int) -> float:
 
 
 def shorten(text: str, length: int = 18) -> str:
-    """Cut a text to what fits beside an axis."""
+    """Cut a text to what fits next to an axis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

@@ -59,7 +59,7 @@ def split_picture(run: RunRecord, name: str = "partition", about: str = "") -> P
     split = data_split(run)
     if isinstance(split, str):
         return split
-    unseen = int(split.group.max()) + 1  # a group of its own
+    unseen = int(split.group.max()) + 1  # as a separate group
     group = np.where(split.unseen, unseen, split.group)
     order = np.lexsort((-split.counts.max(1), np.argmax(split.counts, 1), group))
     counts, group = split.counts[order], group[order]

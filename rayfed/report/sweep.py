@@ -84,7 +84,7 @@ def _interval(row: Mapping[str, Any], metric: str) -> tuple[float | None, float 
 
 
 def _same_kind(values: Iterable[Any]) -> bool:
-    """Return whether values fit into one column: all numbers, all text or all bools, beside None."""
+    """Return whether values fit into one column: all numbers, all text or all bools, apart from None."""
     kinds = {float if isinstance(v, int) and not isinstance(v, bool) else type(v) for v in values if v is not None}
     return len(kinds) <= 1 and kinds <= {float, str, bool}
 

@@ -59,7 +59,7 @@ class Task:
         buffers: names of what a training forward pass writes (running statistics, counters): entries of every model that the
             data moves and no gradient.
         norms: names of the entries of normalisation layers with running statistics.
-        dtype, device: of tensors that are made beside the parameters.
+        dtype, device: of tensors that are made to go with the parameters.
 
     Every function is pure in `params` and works under `torch.func` transforms, under `vmap` where `vectorize` is True and no
     reason against it. Batches are {"x": (B, *input_shape), "y": (B,), "w": (B,) 1 or 0 on padding}; losses and metrics are of
@@ -145,17 +145,17 @@ class Task:
             return pretrained.build(self.config, self.classes, self.kind, base, self.input_shape)
 
     def _with_halves(self, module: Any, trained: set[str]) -> set[str]:
-        """Leave what is frozen in bfloat16, give what is trained the task's type, and return the names of trained parameters beside
-        frozen ones in one layer, which are cast for the forward pass."""
-        beside = set()
+        """Leave what is frozen in bfloat16, give what is trained the task's type, and return the names of trained parameters that
+        share a layer with frozen ones, which are cast for the forward pass."""
+        mixed = set()
         for n in trained:
             layer = module.get_submodule(n.rpartition(".")[0])
             if any(not q.requires_grad for q in layer.parameters(recurse=False)):
-                beside.add(n)
+                mixed.add(n)
         for n, p in module.named_parameters():
             if n in trained:
                 p.data = p.data.to(self.dtype)
-        return beside
+        return mixed
 
     def _with_modes(self, pretrained: bool) -> list[Any]:
         """Return the modules that are put into train mode for training steps: all of an own or a pretrained network, of the latter
@@ -188,7 +188,7 @@ class Task:
             with (
                 torch.no_grad(),
                 contextlib.suppress(Exception),
-            ):  # what is wrong with the network is told by `check_network`
+            ):  # `check_network` reports what is wrong with the network
                 answers = []
                 for last in (rows[2:], rows[:1] + 1):
                     x = torch.cat([rows[:2], last])
@@ -334,13 +334,13 @@ class Task:
         """Return what is wrong with a user's own network, tried on some rows (B, *input_shape): one forward pass in eval mode, one
         forward and backward pass in train mode."""
         name, shape = f"task.model: {self.config.task.model.name}", tuple(x.shape)
-        # The first row beside others than before; token ids stay such as the data holds.
-        beside = torch.cat([x[:1], 1 - x[1:]]) if x.is_floating_point() else x[:1].expand_as(x)
+        # The first row in a batch of other rows than before; token ids stay among those of the data.
+        among_others = torch.cat([x[:1], 1 - x[1:]]) if x.is_floating_point() else x[:1].expand_as(x)
         try:
             with contained(), torch.no_grad():
                 out = self._forward(self.initial, x, None)
                 again = self._forward(self.initial, x, None)
-                other = self._forward(self.initial, beside, None) if len(x) > 1 else again
+                other = self._forward(self.initial, among_others, None) if len(x) > 1 else again
         except Exception as e:
             return [f"{name} raised on inputs {shape}: {describe(e)}"]
         wanted = (len(x), self.classes)

@@ -25,7 +25,7 @@ PREFIXES = ("MLFLOW_", "WANDB_")  # of environment variables that configure sink
 
 
 class Sink(Protocol):
-    """A receiver of rows. Each method may raise; in the run folder a sink changes only files of its own."""
+    """A receiver of rows. Each method may raise; in the run folder a sink changes only its own files."""
 
     def open(self, run: str, config: Mapping[str, Any], folder: Path) -> dict[str, str]:
         """Start the run with this id, or continue it after an earlier process. Returns where its rows can be found."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rayfed.engine.resident import Resident
 
 BUDGET_S = 0.25  # seconds of `loop` that one timing is worth
-WARM_UP = 8  # calls at most until recordings are played or off; two or three do
+WARM_UP = 8  # most calls until recordings are played or off; two or three are enough
 
 Timer = Callable[[Kernels], float]  # the seconds of a client's step on some kernels
 
@@ -35,14 +35,14 @@ class Timing:
 
     @property
     def faster(self) -> str:
-        """The executor to take: `loop` unless the other one is clearly faster, for it takes less memory."""
+        """The executor to take: `loop` unless the other one is clearly faster, since that takes less memory."""
         return "vmap" if self.seconds["vmap"] < 0.9 * self.seconds["loop"] else "loop"
 
 
 def time_executors(res: Resident, cohort: int) -> Timing:
     """Time a client's local step under each executor, on the kernels that the config leaves open.
 
-    `loop` is timed on one client, `vmap` on as many of the cohort as BUDGET_S seconds of the loop's would do, four at least: a
+    `loop` is timed on one client, `vmap` on as many of the cohort as the loop manages in BUDGET_S seconds, four at least: a
     model with so much work in a step gains little from more of them.
     """
     cohort = min(cohort, len(res.sampler.fed.class_counts))

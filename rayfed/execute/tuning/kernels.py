@@ -1,6 +1,6 @@
 """Which kernels a CPU's or GPU's products and convolutions run on: choices that change speed and last bits, nothing else.
 
-Matrix products: torch's own choice on x86, MKL, makes little of the AVX-512 of AMD's processors; oneDNN makes more of it. torch
+Matrix products: torch's own choice on x86, MKL, makes little use of AVX-512 on AMD's processors; oneDNN makes more of it. torch
 hands it float32 products once they may be rounded to bfloat16, which oneDNN does with AMX only: where products keep float32's
 precision all the same, it can be taken.
 
@@ -60,7 +60,7 @@ def using(kernels: Kernels) -> Iterator[None]:
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Where `on`, compute with kernels that give the same bits at every call; torch raises where an operation has none."""
+    """Compute, where `on`, with kernels that give the same bits at every call; torch raises where an operation has none."""
     before = torch.are_deterministic_algorithms_enabled()
     if on == before:
         yield
@@ -79,7 +79,7 @@ def deterministic(on: bool) -> Iterator[None]:
 
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
-    """On a GPU, compute with convolutions that keep float32's precision, as products do; nothing changes on a CPU."""
+    """Compute, on a GPU, with convolutions that keep float32's precision, as products do; nothing changes on a CPU."""
     cudnn = torch.backends.cudnn
     try:
         rounds = device != "cpu" and cudnn.allow_tf32

@@ -1,4 +1,4 @@
-"""Settings of a process that computes: it keeps freed memory, and does without torch's compiler until someone wants it.
+"""Settings of a process that computes: it keeps freed memory, and imports torch's compiler only when it is needed.
 
 All of them last as long as the process. They are for processes of the project's own: actors, and the command's own.
 """

@@ -1,8 +1,8 @@
-"""A piece of a visit recorded as the kernels it calls, and played again without what stood around them.
+"""A piece of a visit recorded as the kernels that it calls, and played again without the Python around them.
 
-`vmap`, `grad` and modules end at the same few kernels call after call, and for a small model what stands around them costs
+`vmap`, `grad` and modules end at the same few kernels call after call, and for a small model the Python around them costs
 several times what they do. Of the calls with the same shapes the first runs plainly, the second is recorded, the third must
-give the recording's very bits; those after it are played, and now and then one of them is compared with a plain call.
+give the recording's exact bits; those after it are played, and now and then one of them is compared with a plain call.
 
 A recording may fail without harm: whatever goes wrong in here switches it off with a note, and the piece runs plainly. `using`
 says where notes go; ../README.md says what is tricky.
@@ -134,7 +134,7 @@ class Recording:
             return self._check(f, args, inputs, piece)
         try:
             return self.play(inputs)
-        except torch.OutOfMemoryError:  # a plain call needs no less
+        except torch.OutOfMemoryError:  # a plain call needs as much
             raise
         except Exception as error:
             failure = _describe(error)
@@ -153,7 +153,7 @@ class Recording:
             self.off = self.play is None
         except torch.OutOfMemoryError:  # maybe the recording's
             self.off = again = True
-        except Exception as error:  # out of here before `f` is called again, for the error holds on to what was made
+        except Exception as error:  # `f` is called again outside of this block: the error keeps alive what was made
             again, failure = True, _describe(error)
         finally:
             if tape is not None:

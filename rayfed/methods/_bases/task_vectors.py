@@ -154,7 +154,7 @@ def product_gram(before: Tree, tau: Tree, n: lora.Names) -> Tensor:
 
 
 def cosines(g: Tensor) -> Tensor:
-    """Return cosine similarities from a Gram matrix (n, n); 1 on the diagonal, 0 beside it where a vector is 0."""
+    """Return cosine similarities from a Gram matrix (n, n); 1 on the diagonal, 0 off it where a vector is 0."""
     d = g.diagonal().clamp(min=0).sqrt()
     scale = torch.where(d > 0, 1 / d, torch.zeros_like(d))
     return (g * scale[:, None] * scale).clamp(-1, 1).fill_diagonal_(1.0)

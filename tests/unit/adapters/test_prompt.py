@@ -86,6 +86,6 @@ def test_a_prefix_is_not_computed_twice(places: dict[str, Path]) -> None:
 def test_virtual_tokens_take_places_of_the_text(places: dict[str, Path]) -> None:
     long = {"task": {"data": {"length": 22}}}
     said = refused(places, "bert", {"kind": "prompt", "tokens": 3}, **long)
-    assert "task.data.length: 22 found" in said and "takes at most 21 tokens beside 3 of the adapter" in said
+    assert "task.data.length: 22 found" in said and "takes at most 21 tokens next to 3 of the adapter" in said
     assert "adapter.tokens: 24 found" in refused(places, "bert", {"kind": "prompt", "tokens": 24})
     assert resident(places, "bert", {"kind": "prompt", "tokens": 2}, **long).task.input_shape[0] <= 22

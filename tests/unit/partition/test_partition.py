@@ -251,7 +251,7 @@ WIDE = Dataset(
         ),
         (
             DATA, {"clients": 20, "partition": "natural", "holdout": {"kind": "clients", "fraction": 0.1}},
-            "18 natural clients asked for beside 2 unseen ones, marked has 12",
+            "18 natural clients asked for in addition to 2 unseen ones, marked has 12",
         ),
         (
             table([0, 0, 0, 1, 1, 1], clients=list("aaabbb")),
