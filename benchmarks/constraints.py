@@ -27,7 +27,7 @@ OLDEST = """\
 
 
 def tested() -> list[str]:
-    """Pins what this environment holds but the project itself, without local labels such as +cpu."""
+    """Pin what this environment holds but the project itself, without local labels such as +cpu."""
     found = {canonicalize_name(d.metadata["Name"]): d for d in metadata.distributions()}
     return [
         f"{name}=={d.version.partition('+')[0]}{_since(d.metadata['Requires-Python'])}"
@@ -37,13 +37,13 @@ def tested() -> list[str]:
 
 
 def _since(requires: str | None) -> str:
-    """A marker for a version that leaves Pythons out which the project supports."""
+    """Return a marker for a version that leaves out Pythons which the project supports."""
     least = next(m for m in range(LEAST, 100) if SpecifierSet(requires or "").contains(f"3.{m}.99"))
     return f' ; python_version >= "3.{least}"' if least > LEAST else ""
 
 
 def oldest(project: dict[str, Any]) -> list[str]:
-    """Pins the direct dependencies of the engine and of its tests at their lower bounds, from pyproject's table `project`."""
+    """Pin the direct dependencies of the engine and of its tests at their lower bounds, from pyproject's table `project`."""
     pins = []
     for line in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
         wanted = Requirement(line)
@@ -53,7 +53,7 @@ def oldest(project: dict[str, Any]) -> list[str]:
 
 
 def pins(text: str) -> list[str]:
-    """The lines of a constraints file that are no comments."""
+    """Return the lines of a constraints file that are no comments."""
     return [line for line in text.splitlines() if not re.match(r"\s*(#|$)", line)]
 
 

@@ -1,5 +1,5 @@
 """A tiny causal language model with its own tokenizer, trained on the records of a Parquet file: for trying instruction tuning
-where no pretrained model is at hand.
+where no pretrained model is available.
 
     python benchmarks/pretrain_lm.py $RAYFED_SHELF/dolly_tasks/train.parquet
     python benchmarks/pretrain_lm.py FILE --out DIR --minutes 2 --layers 4
@@ -27,7 +27,7 @@ END = "<|end|>"
 
 
 def texts(file: Path) -> list[str]:
-    """Each row's texts (columns of strings, but for names of clients and splits), as a record where it is one."""
+    """Return each row's texts (columns of strings, but for names of clients and splits), as a record where it is one."""
     table = pq.read_table(file)
     names = {f: next((c for c in known if c in table.column_names), None) for f, known in instruct.COLUMNS.items()}
     rows = table.to_pylist()
@@ -42,7 +42,7 @@ def texts(file: Path) -> list[str]:
 
 
 def tokenizer(of: list[str], size: int) -> Any:
-    """A byte-level BPE tokenizer of `size` tokens trained on the texts, whose only special token ends a text."""
+    """Train a byte-level BPE tokenizer of `size` tokens on the texts; its only special token ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -107,7 +107,7 @@ def main() -> None:
             return float(np.mean([float(model(input_ids=x, labels=x).loss) for x in pieces[:64]]))
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
-    began, step, told = time.monotonic(), 0, -20.0
+    began, step, printed = time.monotonic(), 0, -20.0
     while (spent := time.monotonic() - began) < 60 * a.minutes:
         share = spent / (60 * a.minutes)
         for g in optimizer.param_groups:  # a short warm-up, then a cosine over the time there is
@@ -121,8 +121,8 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if spent - told >= 20:
-            told = spent
+        if spent - printed >= 20:
+            printed = spent
             print(f"{spent:5.0f} s  step {step}  loss {float(loss.detach()):.3f}", flush=True)
     model.eval()
     print(

@@ -3,7 +3,7 @@ what the claim about federated instruction tuning starts from.
 
     python benchmarks/pretrain_tasks.py [FOLDER]
 
-FOLDER: where the model is written in transformers' format, the records beside it in FOLDER/tasks; default
+FOLDER: where the model is written in transformers' format, with the records in FOLDER/tasks; default
 $RAYFED_MODELS/tiny-lm-tasks, or ~/.cache/rayfed/models/tiny-lm-tasks. It takes about a minute on one core, and gives the same
 weights each time on one machine. A record is one instruction about 3 to 6 letters, `reverse: c a f = f a c`. The model (300,000
 parameters) is trained on endless records of sixteen kinds; the records on disk are of eight others, 250 each to train and 40 to test.

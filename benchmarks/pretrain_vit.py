@@ -38,7 +38,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shifted(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """Each image moved by at most one pixel in each direction."""
+    """Return each image moved by at most one pixel in each direction."""
     at = torch.randint(0, 3, (2, len(x), 1), generator=draw) + torch.arange(x.shape[-1])
     return F.pad(x, (1, 1, 1, 1))[torch.arange(len(x))[:, None, None], 0, at[0][:, :, None], at[1][:, None, :]][:, None]
 

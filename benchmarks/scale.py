@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--curves clients,population,size,actors,nodes,state,soak] [--tiny] [--out DIR]
 
-Every point is a `rayfed run` of its own, two client actors of one thread where nothing else is said. Writes benchmarks/scale.json,
+Every point is a separate `rayfed run`, two client actors of one thread where nothing else is said. Writes benchmarks/scale.json,
 benchmarks/SCALE.md and benchmarks/soak.png, unless `--tiny` (sizes that only show that all of it works) or `--out DIR`.
 Curves that are not asked for keep what a scale.json in the output folder has of them.
 
@@ -45,7 +45,7 @@ FEATURES, CLASSES = 16, 10
 
 
 def rows(seed: int, *, examples: int) -> Any:
-    """The data of every run: Gaussian blobs, drawn in float32 and in place, since the set is large."""
+    """Return the data of every run: Gaussian blobs, drawn in float32 and in place, since the set is large."""
     from rayfed.data import Dataset, Part
 
     rng = np.random.default_rng(seed)
@@ -61,13 +61,13 @@ def rows(seed: int, *, examples: int) -> Any:
 
 
 def parameters(hidden: Sequence[int]) -> int:
-    """Of the MLP with these hidden layers."""
+    """Count the parameters of the MLP with these hidden layers."""
     sizes = [FEATURES, *hidden, CLASSES]
     return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
 
 
 def width(wanted: float) -> int:
-    """Two hidden layers of this width have about `wanted` parameters."""
+    """Return the width of two hidden layers that have about `wanted` parameters."""
     return max(1, round(np.sqrt((FEATURES + CLASSES + 2) ** 2 / 4 + wanted) - (FEATURES + CLASSES + 2) / 2))
 
 
@@ -82,7 +82,7 @@ def config(
     actors: int = 2,
     **more: Any,
 ) -> dict[str, Any]:
-    """A run of the benchmark; more: whole sections, or parts of `federation` and `resources`."""
+    """Return the config of one run; more: whole sections, or parts of `federation` and `resources`."""
     made = {
         "name": "scale", "rounds": rounds,
         "task": {
@@ -135,7 +135,7 @@ class Command:
 
 
 class ObjectStore:
-    """Bytes in the object stores of a command's Ray and spilled from them, as the raylets tell."""
+    """Bytes in the object stores of a command's Ray and spilled from them, as its raylets report."""
 
     def __init__(self) -> None:
         self._at: list[tuple[str, int]] = []
@@ -145,12 +145,12 @@ class ObjectStore:
             from ray._private.internal_api import node_stats
 
             self._at = self._at or _raylets(pids)
-            told = [node_stats(host, port, include_memory_info=False).store_stats for host, port in self._at]
+            stats = [node_stats(host, port, include_memory_info=False).store_stats for host, port in self._at]
         except Exception:  # not up yet, or down again
             return {}
         return {
-            "store": float(sum(t.object_store_bytes_used for t in told)),
-            "spilled": float(sum(t.spilled_bytes_total for t in told)),
+            "store": float(sum(t.object_store_bytes_used for t in stats)),
+            "spilled": float(sum(t.spilled_bytes_total for t in stats)),
         }
 
 
@@ -164,7 +164,7 @@ def _raylets(pids: list[int]) -> list[tuple[str, int]]:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A short path: sockets' are limited."""
+    """Yield a new folder with a short path: sockets' paths are limited."""
     where = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))
     try:
         yield where
@@ -185,7 +185,7 @@ def only_run(where: Path) -> Path:
 
 
 def measured(command: Command, run: Path) -> dict[str, Any]:
-    """Of a run that has ended: seconds of a round, CPU seconds of the whole command, the start, the most memory at once."""
+    """Return what a run that has ended took: seconds of a round, CPU seconds of the whole command, the start, the most memory at once."""
     from rayfed.storage.run_folder import read_metrics
 
     found = read_metrics(run).to_pylist()
@@ -208,7 +208,7 @@ def point(x: float, made: Mapping[str, Any], *args: str) -> dict[str, Any]:
 
 
 def curve(title: str, points: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """With the slopes of log seconds a round against log x: least squares over all points, and of the last two."""
+    """Return the points with the slopes of log seconds a round against log x: least squares over all points, and of the last two."""
     at = np.log([[p["x"], p["round_s"]] for p in points])
     slope = float(np.polyfit(at[:, 0], at[:, 1], 1)[0]) if len(at) > 1 else 0.0
     last = float((at[-1, 1] - at[-2, 1]) / (at[-1, 0] - at[-2, 0])) if len(at) > 1 else 0.0
@@ -225,7 +225,7 @@ def by_clients(tiny: bool) -> dict[str, Any]:
 
 
 def by_population(tiny: bool) -> dict[str, Any]:
-    """Two repetitions there and back, since the bounds compare two of the points; the better of each counts."""
+    """Measure all populations twice, upwards and downwards, since the bounds compare two of the points; the better of each counts."""
     sizes, per_round, rounds = ((50, 500), 20, 4) if tiny else ((1000, 10_000, 100_000, 1_000_000), 1000, 22)
     order = sizes if tiny else (*sizes, *sizes[::-1])
     runs = [point(n, config(n, per_round, rounds, examples=2 * sizes[-1])) for n in order]
@@ -277,7 +277,7 @@ cluster.shutdown()
 
 @contextlib.contextmanager
 def cluster(nodes: int) -> Iterator[str]:
-    """The address of a Ray of several nodes of one CPU on this machine."""
+    """Yield the address of a Ray of several nodes of one CPU on this machine."""
     with folder() as where:
         environment = {**os.environ, "RAY_TMPDIR": str(where), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
@@ -313,7 +313,7 @@ def by_nodes(tiny: bool) -> dict[str, Any]:
 
 
 def stateful(clients: int, per_round: int, rounds: int, tiny: bool, keep: int) -> dict[str, Any]:
-    """SCAFFOLD on about 25,000 parameters, cyclic: every `clients / per_round` rounds each client has its turn once."""
+    """Return the config of SCAFFOLD on about 25,000 parameters, cyclic: in `clients / per_round` rounds each client has one turn."""
     hidden = [width(500 if tiny else 25_000)] * 2
     return config(
         clients, per_round, rounds, examples=2 * clients, hidden=hidden, method="scaffold",
@@ -322,13 +322,14 @@ def stateful(clients: int, per_round: int, rounds: int, tiny: bool, keep: int) -
 
 
 def written(run: Path, touched: int) -> dict[str, Any]:
-    """What the run's last snapshot wrote, and the median seconds of the commits between its kept snapshots."""
+    """Return what the run's last snapshot wrote, and the median seconds of the commits between its kept snapshots."""
     from rayfed.storage.run_folder import read_metrics
 
     rows = {r["round"]: r for r in read_metrics(run).to_pylist()}
     kept = sorted((run / "snapshots").glob("round-*"))
-    ended = {int((told := json.loads((s / "manifest.json").read_text()))["round"]): told["time"] for s in kept}
-    # From one snapshot to the next lie a round, maybe its evaluation, and its commit.
+    manifests = [json.loads((s / "manifest.json").read_text()) for s in kept]
+    ended = {int(m["round"]): m["time"] for m in manifests}
+    # Between two snapshots there are a round, maybe its evaluation, and its commit.
     spent = {r: rows[r]["time/round"] + (rows[r].get("time/evaluate") or 0.0) for r in ended}
     commits = [t - ended[r - 1] - spent[r] for r, t in ended.items() if r - 1 in ended]
     (segment,) = (run / "segments").glob(f"{kept[-1].name}-*")
@@ -340,7 +341,7 @@ def written(run: Path, touched: int) -> dict[str, Any]:
 
 
 def by_touched(clients: int, sizes: Sequence[int], tiny: bool) -> list[dict[str, Any]]:
-    """What the snapshot of a round writes and takes, by how many clients the round touched."""
+    """Measure what the snapshot of a round writes and takes, by how many clients the round touched."""
     made = []
     for n in sizes:
         with folder() as where:
@@ -372,7 +373,7 @@ def until(condition: Callable[[], Any], what: str, command: Command, seconds: fl
 
 
 def by_state(tiny: bool) -> dict[str, Any]:
-    """The run with all clients stateful: killed on the way and resumed, then resumed once more for further rounds."""
+    """Measure a run with all clients stateful: killed on the way and resumed, then resumed once more for further rounds."""
     from rayfed.storage.run_folder import read_metrics
 
     clients, per_round, sizes = (6000, 30, (5,)) if tiny else (100_000, 1000, (10, 100))
@@ -426,8 +427,8 @@ def by_state(tiny: bool) -> dict[str, Any]:
 
 
 def by_time(tiny: bool) -> dict[str, Any]:
-    """What is held at each look, by the round it was in, and its growth per 100 rounds once every client had its turn."""
-    clients, per_round, rounds = (40, 10, 150) if tiny else (1000, 200, 500)  # tiny: long enough for some looks
+    """Measure what processes hold over the rounds, and its growth per 100 rounds once every client had its turn."""
+    clients, per_round, rounds = (40, 10, 150) if tiny else (1000, 200, 500)  # tiny: long enough for some samples
     made = config(
         clients, per_round, rounds, examples=20 * clients, method="scaffold",
         evaluate={"every": max(1, rounds // 10), "clients": min(100, clients)},
@@ -489,8 +490,8 @@ def main() -> None:
     found = before.get("curves", {})
     packages = {n: version(n) for n in ("torch", "ray", "numpy")}
     for name in asked:
-        told = {**about(), **packages, "command": " ".join(["python", *sys.argv])}
-        found[name] = {"about": told, **MEASURE[name](a.tiny)}
+        machine = {**about(), **packages, "command": " ".join(["python", *sys.argv])}
+        found[name] = {"about": machine, **MEASURE[name](a.tiny)}
         ordered = {n: found[n] for n in CURVES if n in found}
         if out is not None and file is not None:  # after each curve: the later ones take long
             out.mkdir(parents=True, exist_ok=True)

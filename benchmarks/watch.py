@@ -17,7 +17,7 @@ MARK = "PEERS_MARK"  # environment variable by which a run's processes are known
 
 
 class Sample(NamedTuple):
-    """One look: seconds since the epoch, bytes of PSS of all, resident bytes by role, open files by role, `also`'s numbers."""
+    """One sample: seconds since the epoch, bytes of PSS of all, resident bytes by role, open files by role, `also`'s numbers."""
 
     time: float
     pss: int
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
 
 class Watch(threading.Thread):
-    """All processes with a mark in their environment, while they run. `every`: seconds between two looks at memory and files;
+    """All processes with a mark in their environment, while they run. `every`: seconds between two samples of memory and files;
     `also`: further numbers to sample then, called with the pids."""
 
     def __init__(self, mark: str, every: float = 0.5, also: Callable[[list[int]], dict[str, float]] | None = None):
@@ -45,11 +45,11 @@ class Watch(threading.Thread):
             whole = time.monotonic() >= due
             if whole:
                 due = time.monotonic() + self.every
-            self._look(whole)
+            self._take(whole)
 
-    def _look(self, whole: bool) -> None:
+    def _take(self, whole: bool) -> None:
         pss, rss, files, pids = 0, dict[str, int](), dict[str, int](), []
-        # a look at every process costs some 10 ms of a core, which is one of those that are measured
+        # a sample of every process costs some 10 ms of a core, which is one of those that are measured
         for pid in psutil.pids() if whole else [p for p, mine in self._mine.items() if mine]:
             try:
                 if pid not in self._mine:
@@ -80,19 +80,19 @@ class Watch(threading.Thread):
         return max((s.pss for s in self.samples), default=0)
 
     def end(self) -> list[int]:
-        """Stops looking; processes that are still there."""
+        """Stop sampling; return the processes that are still there."""
         self.over.set()
         self.join()
         return [p for p, mine in self._mine.items() if mine and psutil.pid_exists(p)]
 
     def between(self, a: float, b: float) -> float:
-        """CPU seconds spent between two times."""
+        """Return the CPU seconds spent between two times."""
         at, spent = zip(*self.cpu, strict=True)
         return float(np.interp(b, at, spent) - np.interp(a, at, spent))
 
 
 def role(process: psutil.Process) -> str:
-    """server | clients | driver | ray: Ray names its workers after the actor that they hold, and after the visit they make."""
+    """Return server | clients | driver | ray: Ray names its workers after the actor that they hold, and after the visit they make."""
     words = process.cmdline()
     title = words[0] if words else ""
     if title.startswith("ray::ServerActor"):
@@ -103,7 +103,7 @@ def role(process: psutil.Process) -> str:
 
 
 def end_processes(left: list[int], mark: str) -> None:
-    """End what is left of a command, after a last look that each is still of this mark."""
+    """End what is left of a command, after checking once more that each process has this mark."""
     for pid in left:
         try:
             if f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
@@ -113,18 +113,18 @@ def end_processes(left: list[int], mark: str) -> None:
 
 
 def processor() -> str:
-    """Its kind, and where the system tells it its name and the units that decide how fast products are."""
+    """Describe the processor: its kind, and where the system gives them its name and the units that decide how fast products are."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         return platform.machine()
-    said = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    units = [u for u in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if u in said.get("flags", "").split()]
-    return " ".join(filter(None, (platform.machine(), said.get("model name"), *units)))
+    entries = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    units = [u for u in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if u in entries.get("flags", "").split()]
+    return " ".join(filter(None, (platform.machine(), entries.get("model name"), *units)))
 
 
 def about() -> dict[str, Any]:
-    """The machine, in words."""
+    """Describe the machine."""
     return {
         "machine": f"{processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Handwritten digits in four looks, and a small network with BatchNorm: what the claim about FedBN runs on."""
+"""Handwritten digits in four styles, and a small network with BatchNorm: what the claim about FedBN runs on."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from rayfed import data
 from rayfed.config.schema import Named
 from rayfed.data import Dataset, Part
 
-LOOKS = ("plain", "inverted", "dim", "pale")
+STYLES = ("plain", "inverted", "dim", "pale")
 
 
-def look(x: np.ndarray, name: str) -> np.ndarray:
-    """Return images in [0, 1] as one look shows them."""
+def in_style(x: np.ndarray, name: str) -> np.ndarray:
+    """Return images in [0, 1] in one style."""
     changed = {"plain": x, "inverted": 1 - x, "dim": 0.3 * x, "pale": 0.6 + 0.4 * x}
     return changed[name].astype(np.float32)
 
 
 def looks(seed: int) -> Dataset:
-    """Return the digits with each row in one look, which is its domain."""
+    """Return the digits with each row in one style, which is its domain."""
     plain = data.load(Named(name="digits"), seed)
     rng = np.random.default_rng(seed)
     parts = []
     for part in (plain.train, plain.test):
-        domain = rng.integers(len(LOOKS), size=len(part.y))
-        x = np.stack([look(image, LOOKS[d]) for image, d in zip(part.x, domain, strict=True)])
-        parts.append(Part(x, part.y, domain=np.array(LOOKS)[domain]))
-    return Dataset("digits in four looks", *parts, plain.classes, plain.label_names, "image")
+        domain = rng.integers(len(STYLES), size=len(part.y))
+        x = np.stack([in_style(image, STYLES[d]) for image, d in zip(part.x, domain, strict=True)])
+        parts.append(Part(x, part.y, domain=np.array(STYLES)[domain]))
+    return Dataset("digits in four styles", *parts, plain.classes, plain.label_names, "image")
 
 
 def network(classes: int, input_shape: tuple[int, ...], **options: Any) -> nn.Module:

@@ -25,7 +25,7 @@ COLUMNS = (  # key, head, format
 
 
 def write(found: dict[str, Any]) -> str:
-    """The page: verdicts on the two targets, and a table per part."""
+    """Return the page: verdicts on the two targets, and a table per part."""
     about, rows = found["about"], found["rows"]
     lines = [
         "# On a GPU",
@@ -57,7 +57,7 @@ def write(found: dict[str, Any]) -> str:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """What came of the targets."""
+    """Return the verdicts on the targets."""
     decoder = [
         r for r in rows if r["part"] == "decoder" and r["row"] == "vmap" and "model" not in r and "failed" not in r
     ]
@@ -85,7 +85,7 @@ def at(r: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The columns that any of the rows has."""
+    """Return the table of the columns that any of the rows has."""
     used = [c for c in COLUMNS if any(c[0] in r for r in rows)]
     out = ["| " + " | ".join(head for _, head, _ in used) + " |", "|" + "---|" * len(used)]
     for r in rows:

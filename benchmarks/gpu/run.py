@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/run.py [--device cuda|cpu] [--tiny] [--parts ceiling,w1,w2,w3,decoder,fractions] [--minutes 8] [--out FILE.json]
 
-Needs torch; w3, decoder and fractions also transformers and peft; nothing else beside this checkout, no Ray. The results file
+Needs torch; w3, decoder and fractions also transformers and peft; nothing else besides this checkout, no Ray. The results file
 (default benchmarks/gpu.json, none with --tiny) is written after every row; no row is begun once the minutes are used.
 `python benchmarks/gpu/page.py` makes benchmarks/GPU.md of it.
 
@@ -69,7 +69,7 @@ class Run:
         return time.perf_counter() - self.began
 
     def late(self, what: str) -> bool:
-        """Whether the minutes are used, so that `what` is not begun."""
+        """Return whether the minutes are used up, so that `what` is not begun."""
         if self.used < 60 * self.a.minutes * self.until:
             return False
         self.skipped.append(what)
@@ -89,7 +89,7 @@ class Run:
             part.replace(self.a.out)
 
     def share(self, rate: float, kind: str) -> dict[str, float]:
-        """A rate in TFLOP/s, beside the ceiling if that was measured."""
+        """Return a rate in TFLOP/s, and as a share of the ceiling if that was measured."""
         top = self.ceiling.get(kind, {}).get("tflops")
         return {"tflops": rate, **({"of_ceiling": rate / top} if top else {})}
 
@@ -104,7 +104,7 @@ def version(package: str) -> str | None:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table that is printed."""
+    """Return a row of the table that is printed."""
     sizes = " ".join(f"{n}={row[n]}" for n in ("rank", "batch", "length", "k", "processes") if n in row)
     head = f"{row['part']:9} {row['row']:18} {sizes:42}"
     if "failed" in row:
@@ -135,7 +135,7 @@ def free(device: str) -> None:
 
 
 def timed(work: Callable[[], Any], device: str, repeat: int) -> tuple[Any, dict[str, Any]]:
-    """What `work` gives, its median seconds and the peak of memory: PyTorch's on a GPU, else the process's.
+    """Return what `work` gives, its median seconds and the peak of memory: PyTorch's on a GPU, else the process's.
 
     fallback: the operations that vmap has no rule for, so that it calls them client by client.
     """
@@ -166,20 +166,20 @@ def timed(work: Callable[[], Any], device: str, repeat: int) -> tuple[Any, dict[
 
 @contextmanager
 def caught(row: dict[str, Any], run: Run) -> Iterator[None]:
-    """What fails becomes a row that says so; the run goes on."""
+    """Turn a failure into a row that says so; the run goes on."""
     import torch
 
     try:
         yield
     except Exception as e:
-        short = isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
-        said = "out of memory" if short else f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
-        run.add({**row, "failed": said})
+        out_of_memory = isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
+        reason = "out of memory" if out_of_memory else f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
+        run.add({**row, "failed": reason})
     free(run.device)
 
 
 def ceiling(run: Run) -> None:
-    """The largest rate of a square matmul over a few sizes, each for about 0.3 s after a warm-up; random normal numbers."""
+    """Measure the largest rate of a square matmul over a few sizes, each for about 0.3 s after a warm-up, on random normal numbers."""
     import torch
 
     torch.set_float32_matmul_precision("highest")
@@ -212,7 +212,7 @@ def ceiling(run: Run) -> None:
 
 
 def compare(run: Run, part: str, s: Any, rows: list[tuple[str, int, str]], about: dict[str, Any]) -> None:
-    """Rows (executor, k, attention) of one setup, after `plain`'s, which is what they are compared with."""
+    """Measure rows (executor, k, attention) of one setup, after `plain`'s, with which they are compared."""
     import workloads
 
     base, per_client = None, None
@@ -254,7 +254,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 def real_tokens(s: Any, cohort: Any) -> Any:
-    """Tokens of a cohort's planned examples, padding left out."""
+    """Count the tokens of a cohort's planned examples, padding left out."""
     plan = cohort.phases[0]
     x = s.data["x"][plan.rows]
     ids = x[..., 0, :] if x.dim() == 6 else x
@@ -262,7 +262,7 @@ def real_tokens(s: Any, cohort: Any) -> Any:
 
 
 def small(run: Run, part: str) -> None:
-    """w1 and w2."""
+    """Measure w1 or w2."""
     import workloads
 
     s = getattr(workloads, part)(run.device, run.a.tiny)
@@ -281,14 +281,14 @@ def w3(run: Run) -> None:
 
 
 def minilm(a: argparse.Namespace) -> Path | None:
-    """The folder of all-MiniLM-L6-v2 if it is at hand; never with --tiny."""
+    """Return the folder of all-MiniLM-L6-v2 if it is installed; None with --tiny."""
     import cohorts  # type: ignore[import-not-found]
 
     return None if a.tiny else a.minilm or cohorts.installed()
 
 
 def decoder(run: Run) -> None:
-    """The decoder's points, the most telling ones first."""
+    """Measure the decoder's points, the most informative ones first."""
     import workloads
 
     tiny = run.a.tiny
@@ -330,7 +330,7 @@ def decoder(run: Run) -> None:
 
 
 def fractions(run: Run) -> None:
-    """The same clients by n processes at once, k per call in each; processes start their timed work together."""
+    """Train the same clients in n processes at once, k per call in each; processes start their timed work at the same time."""
     import workloads
 
     tiny = run.a.tiny
@@ -343,16 +343,16 @@ def fractions(run: Run) -> None:
             if run.late(f"fractions {what} processes={n}"):
                 continue
             with tempfile.TemporaryDirectory(prefix="gpu-fractions-") as tmp, caught({**label, "k": ks[0]}, run):
-                for row, found in together(run, what, n, ks, clients, Path(tmp)):
+                for row, found in side_by_side(run, what, n, ks, clients, Path(tmp)):
                     away = {} if base is None else {"apart": workloads.apart(found, base)}
                     base = found if base is None else base
                     run.add({**label, **row, **away})
 
 
-def together(
+def side_by_side(
     run: Run, what: str, n: int, ks: list[int], clients: int, tmp: Path
 ) -> Iterator[tuple[dict[str, Any], Any]]:
-    """(row, updates of all clients) for each k."""
+    """Yield (row, updates of all clients) for each k."""
     import numpy as np
     import torch
 
@@ -374,12 +374,12 @@ def together(
             jobs.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True))
         for k in ks:
             for i, job in enumerate(jobs):
-                said(job, tmp, i)  # ready
+                next_answer(job, tmp, i)  # ready
             for job in jobs:
                 assert job.stdin
                 job.stdin.write("go\n")
                 job.stdin.flush()
-            got = [said(job, tmp, i) for i, job in enumerate(jobs)]
+            got = [next_answer(job, tmp, i) for i, job in enumerate(jobs)]
             seconds = (max(g["ended"] for g in got) - min(g["began"] for g in got)) / got[0]["calls"]
             tokens = sum(g["tokens"] for g in got) / seconds
             row = {"k": k, "clients": clients, "seconds": seconds, "clients_per_s": clients / seconds, "tokens_per_s": tokens,
@@ -398,8 +398,8 @@ def together(
                     pipe.close()
 
 
-def said(job: subprocess.Popen[str], tmp: Path, i: int) -> Any:
-    """The next line of a process as JSON; RuntimeError with the end of its log if it has ended."""
+def next_answer(job: subprocess.Popen[str], tmp: Path, i: int) -> Any:
+    """Return the next line of a process as JSON; RuntimeError with the end of its log if it has ended."""
     assert job.stdout
     for text in job.stdout:
         if text.startswith("{"):
@@ -412,14 +412,14 @@ def said(job: subprocess.Popen[str], tmp: Path, i: int) -> Any:
 
 
 def worker(a: argparse.Namespace, job: dict[str, Any]) -> None:
-    """One of the processes: its share of the clients, k per call, when told to go."""
+    """Work as one of the processes: train its share of the clients, k per call, at each `go`."""
     import numpy as np
     import torch
     import workloads
 
     n, i = job["of"], job["process"]
     if a.device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(0.94 / n)  # contexts and libraries lie outside of it
+        torch.cuda.set_per_process_memory_fraction(0.94 / n)  # contexts and libraries are outside of it
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // n))
     try:

@@ -56,7 +56,7 @@ class Setup:
         self.visit = self.fresh()
 
     def cohorts(self, k: int, of: range | None = None) -> list[Cohort]:
-        """All clients, or some of them, k per call."""
+        """Return all clients, or some of them, k per call."""
         of = range(self.clients) if of is None else of
         calls = [of[i : i + k] for i in range(0, len(of), k)]
         return [self.sampler.cohort(self.visit, ids, dispatch=1, round=1, rounds=1, lr=LR) for ids in calls]
@@ -65,7 +65,7 @@ class Setup:
 def settings(
     model: str, options: dict[str, Any], dtype: str = "float32", rank: int = 0, targets: tuple[str, ...] = ()
 ) -> Any:
-    """What a task reads of a run's config."""
+    """Return what a task reads of a run's config."""
     return SimpleNamespace(
         seed=0,
         task=TaskSection(dtype=dtype, data="random", model={"name": model, **options}),
@@ -75,12 +75,12 @@ def settings(
 
 
 def local(*, epochs: int | None = None, steps: int | None = None) -> Any:
-    """What a visit reads of `local`: plain SGD."""
+    """Return what a visit reads of `local`: plain SGD."""
     return Local(epochs=epochs, steps=steps, optimizer={"name": "sgd", "lr": LR})
 
 
 def federation(x: np.ndarray, y: np.ndarray, owner: np.ndarray, kind: str, classes: int) -> Federation:
-    """Rows x, y (n, ...) of clients `owner` (n,); only training splits."""
+    """Return the federation of rows x, y (n, ...) of clients `owner` (n,); only training splits."""
     n = int(owner.max()) + 1
     none = Index.of(np.zeros(0, np.int64), np.zeros(0, np.int64), n)
     counts = np.zeros((n, classes), np.int64)
@@ -93,7 +93,7 @@ def federation(x: np.ndarray, y: np.ndarray, owner: np.ndarray, kind: str, class
 
 
 def setup(made: Any, fed: Federation, batch: int, work: Any, device: str, plain_loss: Any) -> Setup:
-    """A task with data; see `rayfed.engine.resident.Resident`, which does the same from a config."""
+    """Return a task with data; see `rayfed.engine.resident.Resident`, which does the same from a config."""
     arrays = {n: torch.as_tensor(x) for n, x in fed.arrays.items()}
     data = {n: x.to(device, made.dtype if x.is_floating_point() else x.dtype) for n, x in arrays.items()}
     ranks = np.full(fed.population, made.ranks[0])
@@ -169,7 +169,7 @@ def text_loss(module: Any, batch: Any) -> torch.Tensor:
 def decoder_task(
     about: dict[str, Any], device: str, rank: int, dtype: str = "bf16", checkpointing: bool = False
 ) -> Any:
-    """A Llama-like decoder with random weights and LoRA on the attention's query and value projections."""
+    """Return a Llama-like decoder with random weights and LoRA on the attention's query and value projections."""
     base = random_base(about, "AutoModelForCausalLM", torch.bfloat16 if dtype == "bf16" else torch.float32, device)
     options = {"attention": "sdpa", "checkpointing": checkpointing, "dropout": False}
     c = settings("hf:random", options, dtype, rank, ("q_proj", "v_proj"))
@@ -183,7 +183,7 @@ def decoder(made: Any, device: str, clients: int, batch: int, length: int, steps
 
 
 def records(clients: int, each: int, length: int, vocabulary: int) -> Federation:
-    """Random token ids (n, 2, L), their targets the same."""
+    """Return random token ids (n, 2, L), their targets the same."""
     owner = np.repeat(np.arange(clients), each)
     ids = np.random.default_rng(4).integers(1, vocabulary, (len(owner), 1, length)).astype(np.int32)
     return federation(np.repeat(ids, 2, 1), np.zeros(len(owner), np.int64), owner, "instruct", 1)
@@ -197,7 +197,7 @@ def causal_loss(module: Any, batch: Any) -> torch.Tensor:
 
 
 def random_base(about: dict[str, Any], auto: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """What `rayfed.models.pretrained.base` gives, with random weights drawn on the device; no file is written."""
+    """Return what `rayfed.models.pretrained.base` gives, with random weights drawn on the device; no file is written."""
     import transformers
 
     config = transformers.CONFIG_MAPPING[about["model_type"]].from_dict(about)
@@ -221,7 +221,7 @@ def random_base(about: dict[str, Any], auto: str, dtype: torch.dtype, device: st
 
 
 def ours(s: Setup, kind: str, cohorts: list[Cohort]) -> Any:
-    """All visits under one of rayfed's executors -> updates, leaves (n, ...)."""
+    """Execute all visits under one of rayfed's executors; return the updates, leaves (n, ...)."""
     shared = {"model": s.task.initial}
     with torch.no_grad():
         found = [
@@ -233,7 +233,7 @@ def ours(s: Setup, kind: str, cohorts: list[Cohort]) -> Any:
 
 
 def batches(s: Setup, cohorts: list[Cohort]) -> list[list[Any]]:
-    """Each client's batches, on the device, without padded rows: for `plain`, which is not charged for making them."""
+    """Return each client's batches, on the device, without padded rows: for `plain`, which is not charged for making them."""
     out = []
     for co in cohorts:
         for i in range(len(co.clients)):
@@ -245,7 +245,7 @@ def batches(s: Setup, cohorts: list[Cohort]) -> list[list[Any]]:
 
 
 def plain(s: Setup, clients: list[list[Any]]) -> Any:
-    """The same visits one client after another as anyone would write them: the module, autograd, torch.optim.SGD."""
+    """Train one client after another as anyone would write it: the module, autograd, torch.optim.SGD."""
     module, names, start = s.task._module, list(s.task.params_like), s.task.initial
     own = dict(module.named_parameters())
     mine = [own[n].requires_grad_(True) for n in names]
@@ -269,7 +269,7 @@ def plain(s: Setup, clients: list[list[Any]]) -> Any:
 
 
 def attention(s: Setup, how: str) -> None:
-    """Which of transformers' attention functions a task's network calls from now on: eager | sdpa."""
+    """Set which of transformers' attention functions a task's network calls from now on: eager | sdpa."""
     network = getattr(s.task._module, "network", None)
     if network is not None:
         network.get_base_model().set_attn_implementation(how)
@@ -277,14 +277,14 @@ def attention(s: Setup, how: str) -> None:
 
 
 def apart(a: Any, b: Any) -> float:
-    """Largest difference of two trees of updates as a share of b's largest entry, over the clients that both have."""
+    """Return the largest difference of two trees of updates as a share of b's largest entry, over the clients that both have."""
     rows = min(len(next(iter(t.values()))) for t in (a, b))
     gap = max(float((a[n][:rows] - b[n][:rows].to(a[n].device)).abs().max()) for n in b)
     return gap / max(float(b[n][:rows].abs().max()) for n in b)
 
 
 def flops(made: Any, length: int, causal: bool) -> float:
-    """Floating-point operations that one token of a sequence of `length` needs in a step of LoRA training.
+    """Count the floating-point operations that one token of a sequence of `length` needs in a step of LoRA training.
 
     A linear layer with p weights: 2p forward, 2p backward for dL/dx, and 2p for dL/dW only if it is trained. So frozen weights cost
     4p, LoRA's factors 6p; embeddings nothing. In the first layer nothing before the input of query, key and value moves: their

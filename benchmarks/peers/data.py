@@ -8,7 +8,7 @@ import numpy as np
 
 
 def images(seed: int, *, examples: int):
-    """The 8x8 digits of scikit-learn on 28x28, shifted and with noise, `examples` of them for training."""
+    """Return the 8x8 digits of scikit-learn on 28x28, shifted and with noise, `examples` of them for training."""
     from sklearn.datasets import load_digits
 
     from rayfed.data import Dataset, Part
@@ -29,7 +29,7 @@ def images(seed: int, *, examples: int):
 
 
 def texts(where: Path, clients: int, each: int) -> None:
-    """Four classes, told by which words are frequent; `each` training texts of some 30 words per client."""
+    """Write four classes of texts that differ in their frequent words; `each` training texts of some 30 words per client."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from cohorts import WORDS

@@ -13,7 +13,7 @@ SCALE = 1e-4
 
 @cache
 def stamps():
-    """The file of the times, open."""
+    """Open the file of the times."""
     return os.open(os.environ[STAMPS], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 

