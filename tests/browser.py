@@ -48,7 +48,7 @@ class Browser:
             async with http.put(f"{self.address}/json/new?about:blank") as answer:
                 where = (await answer.json())["webSocketDebuggerUrl"]
             async with http.ws_connect(where, max_msg_size=0) as ws:
-                number, told = 0, []
+                number, messages = 0, []
 
                 async def call(method: str, **params: Any) -> dict[str, Any]:
                     nonlocal number
@@ -60,7 +60,7 @@ class Browser:
                             assert "error" not in got, got
                             return got["result"]
                         if got.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                            told.append(got["params"])
+                            messages.append(got["params"])
 
                 async def value(script: str) -> Any:
                     got = await call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -76,18 +76,18 @@ class Browser:
                 await call("Page.navigate", url=url)
                 end = time.monotonic() + 60
                 while not await value("document.body && document.body.dataset.ready"):
-                    assert time.monotonic() < end, f"{url} was not ready: {told}"
+                    assert time.monotonic() < end, f"{url} was not ready: {messages}"
                     await asyncio.sleep(0.05)
                 found = [await value(s) for s in scripts]
                 if picture is not None:
                     shot = await call("Page.captureScreenshot", captureBeyondViewport=True, clip=await _whole(call))
                     picture.write_bytes(base64.b64decode(shot["data"]))
                 await call("Page.close")
-                entries = [t.get("entry", {"level": "error"}) for t in told]
+                entries = [t.get("entry", {"level": "error"}) for t in messages]
                 errors = [
                     e for e in entries if e["level"] == "error" and e.get("source") != "network"
                 ]  # a 404 is no bug
-                assert not errors, told
+                assert not errors, messages
                 return found
 
 

@@ -36,6 +36,6 @@ def simulate(places: dict[str, Path], executor: str, dtype: str = "float64", **m
 
 
 def refused(places: dict[str, Path], **more: Any) -> str:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         partition.build(toy.config(**changes(places, **more)))
-    return str(told.value)
+    return str(caught.value)

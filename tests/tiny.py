@@ -1,4 +1,4 @@
-"""Pretrained transformers small enough for every test: random weights, a tokenizer of 23 words, texts whose words tell the class."""
+"""Pretrained transformers small enough for every test: random weights, a tokenizer of 23 words, texts whose words give away the class."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def make_vit(where: Path, layers: int = 2, **more: Any) -> None:
 
 
 def make_places(root: Path, layers: int = 2, spread: float = 0.02) -> dict[str, Path]:
-    """`bert`, `gpt2`: model folders; `data`: texts whose words tell the class, 3 classes of 40 + 8."""
+    """`bert`, `gpt2`: model folders; `data`: texts whose words give away the class, 3 classes of 40 + 8."""
     for kind in ("bert", "gpt2"):
         make_model(root / kind, kind, layers, spread)
     make_texts(root / "data")
@@ -106,7 +106,7 @@ def make_places(root: Path, layers: int = 2, spread: float = 0.02) -> dict[str, 
 
 
 def make_texts(where: Path) -> None:
-    """Write texts whose words tell the class as Parquet: 3 classes of 40 train and 8 test rows."""
+    """Write texts whose words give away the class as Parquet: 3 classes of 40 train and 8 test rows."""
     rng = np.random.default_rng(0)
     where.mkdir()
     for name, n in (("train", 120), ("test", 24)):

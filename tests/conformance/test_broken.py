@@ -40,9 +40,9 @@ def case(name: str) -> Case:
 
 @pytest.mark.parametrize(("check", "name"), BROKEN, ids=[f"{c.__name__}-{n}" for c, n in BROKEN])
 def test_a_broken_method_is_caught(check: Callable[[Case, Path], None], name: str, tmp_path: Path) -> None:
-    with pytest.raises(Exception) as told:
+    with pytest.raises(Exception) as caught:
         check(case(name), tmp_path)
-    assert told.type not in (NameError, ImportError, TypeError), told.value  # broken as meant, not by a slip
+    assert caught.type not in (NameError, ImportError, TypeError), caught.value  # broken as meant, not by a slip
 
 
 def test_a_part_that_never_travels_is_caught() -> None:

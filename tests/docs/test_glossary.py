@@ -10,7 +10,7 @@ LINES = (ROOT / "docs" / "glossary.md").read_text().splitlines()
 ROWS = [[c.strip() for c in line.strip("|").split("|")] for line in LINES if line.startswith("| ") and "`" in line]
 
 
-def test_every_word_stands_where_the_glossary_says() -> None:
+def test_every_word_is_where_the_glossary_says() -> None:
     assert len(ROWS) > 30 and all(len(row) == 4 for row in ROWS)
     for word, _, meaning, where in ROWS:
         path, *names = re.findall(r"`([^`]+)`", where)

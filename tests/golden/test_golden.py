@@ -142,8 +142,8 @@ def update(to: Path = HERE, runs: Path | None = None) -> None:
 def differences(found: Any, golden: Any, at: str = "") -> list[str]:
     """Where two records differ by more than the tolerance, or in their keys."""
     if isinstance(golden, Mapping) and isinstance(found, Mapping):
-        told = [f"{at}{k}: only in one of the two" for k in sorted(found.keys() ^ golden.keys())]
-        return told + [d for k in golden if k in found for d in differences(found[k], golden[k], f"{at}{k}: ")]
+        missing = [f"{at}{k}: only in one of the two" for k in sorted(found.keys() ^ golden.keys())]
+        return missing + [d for k in golden if k in found for d in differences(found[k], golden[k], f"{at}{k}: ")]
     if isinstance(golden, list) and isinstance(found, list) and len(golden) == len(found):
         return [d for i, (f, g) in enumerate(zip(found, golden, strict=True)) for d in differences(f, g, f"{at}{i}: ")]
     if isinstance(golden, float) and isinstance(found, float):

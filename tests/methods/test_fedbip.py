@@ -219,7 +219,7 @@ def test_divisors_by_hand() -> None:
         np.testing.assert_allclose(divisors(s, settings(**changes)), want, atol=1e-12)
 
 
-def test_groups_that_conflict_are_told_apart_by_task_vectors_and_not_by_weights(split: Any) -> None:
+def test_conflicting_groups_are_separated_by_task_vectors_and_not_by_weights(split: Any) -> None:
     rng = np.random.default_rng(0)
     xs = [rng.normal(size=(40, 8)) for _ in range(6)]
     group = [0, 1, 0, 1, 0, 1]

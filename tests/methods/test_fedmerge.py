@@ -139,7 +139,7 @@ def test_one_model_goes_down_whatever_there_are() -> None:
         assert row["bytes/up"] == average["bytes/up"]  # an update and n_i
 
 
-def test_planted_groups_lean_to_models_of_their_own(split: Any) -> None:
+def test_planted_groups_prefer_different_models(split: Any) -> None:
     """Opposite labels on like inputs: one linear model cannot serve both."""
     rng = np.random.default_rng(0)
     xs = [rng.normal(size=(48, 8)) for _ in range(8)]

@@ -44,7 +44,7 @@ def test_planted_groups_are_found_in_round_1(planted: Any, angles: str, measure:
     assert toy.simulate(spec, rounds=1, executor="vmap", federation=PLANTED).state["assignment"].tolist() == GROUP
 
 
-def test_rotated_digits_are_told_apart() -> None:
+def test_rotated_digits_are_separated() -> None:
     c = {
         "task": {"data": "digits", "model": "linear"},
         "federation": {

@@ -111,7 +111,7 @@ def test_a_sweep_is_killed_and_goes_on(rayfed, config, space, tmp_path):
     line = listed(rayfed, tmp_path / "o")
     assert (line["kind"], line["status"], line["round"], line["rounds"]) == ("sweep", "done", 240, 240)
     assert line["trials"]["complete"] == 2 and line["best"] == summary["best"][0]["value"]
-    # Tune's memory lags behind a kill -9, at worst by all trials: each tells what its folder has, and nothing runs again.
+    # Tune's memory lags behind a kill -9, at worst by all trials: each reports what its folder has, and nothing runs again.
     shutil.rmtree(path / "tune")
     before = contents(path / "trials")
     code, out = rayfed("sweep", "--resume", path, "--address", "local").wait()

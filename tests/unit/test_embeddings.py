@@ -76,7 +76,7 @@ def test_a_texts_own_embeddings_give_its_logits(places: dict[str, Path], kind: s
     assert bool((slope.abs().amax((0, 2)) > 0).all())  # every place counts
 
 
-def test_where_words_lie(places: dict[str, Path]) -> None:
+def test_word_embeddings_start_where_the_words_are(places: dict[str, Path]) -> None:
     task = resident(places).task
     table = task._module.words.weight.detach().double()
     mean, deviation = task.word_spread
@@ -107,7 +107,7 @@ def trained(task: Any, start: Any, x: Any, y: Any, lr: float, steps: int = 60) -
 
 
 @pytest.mark.parametrize(("adapter", "lr", "share"), [("lora", 0.02, 0.9), ("full", 0.003, 0.6)])
-def test_the_universal_expert_comes_nearer_to_the_ensemble_on_real_texts(
+def test_the_universal_expert_comes_closer_to_the_ensemble_on_real_texts(
     places: dict[str, Path], adapter: str, lr: float, share: float
 ) -> None:
     """Two experts that know two of three classes each; their mean learns from them without a single text."""
@@ -181,25 +181,25 @@ def test_fedftg_too(places: dict[str, Path]) -> None:
     assert not tree.same(after["model"], simulate(places, {"name": "fedftg", "iterations": 0})["model"])
 
 
-# -- what is wrong is told -------------------------------------------------------------------------------------------------
+# -- what is wrong is refused -------------------------------------------------------------------------------------------------
 
 
 def test_refusals(places: dict[str, Path]) -> None:
-    def told(method: Any, **more: Any) -> str:
+    def problem(method: Any, **more: Any) -> str:
         with pytest.raises(ConfigError) as e:
             Federations().of(toy.config(method, **more))
         return str(e.value)
 
     texts = changes(places)
-    assert told({**DISUE, "inputs": "generator"}, **texts) == (
+    assert problem({**DISUE, "inputs": "generator"}, **texts) == (
         "method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe"
     )
     for method in (DISUE, {"name": "fedftg", "inputs": "embeddings"}):
-        assert told(method) == (
+        assert problem(method) == (
             "method.inputs: embeddings found, they are of texts, which task.data does not hold; allowed: generator, probe"
         )
-    assert "method.length: 25 found" in told({**DISUE, "length": 25}, **texts)
+    assert "method.length: 25 found" in problem({**DISUE, "length": 25}, **texts)
     prompt = changes(places, adapter=ADAPTERS["prompt"])
-    assert "takes at most 21 tokens beside 3 of the adapter" in told({**DISUE, "length": 22}, **prompt)
-    assert "method.inputs: 'embedding' found (did you mean 'embeddings'?)" in told({**DISUE, "inputs": "embedding"})
+    assert "takes at most 21 tokens next to 3 of the adapter" in problem({**DISUE, "length": 22}, **prompt)
+    assert "method.inputs: 'embedding' found (did you mean 'embeddings'?)" in problem({**DISUE, "inputs": "embedding"})
     assert Federations().of(toy.config({**DISUE, "distill": False})).kind != "text"  # nothing is generated

@@ -234,7 +234,7 @@ def test_fedbn_keeps_the_layers_and_is_fedavg_without_them(nets: Any) -> None:
     assert tree.same(same[0].state["model"], same[1].state["model"])
 
 
-# -- what cannot be trained is told before anything starts --------------------------------------------------------------
+# -- what cannot be trained is refused before anything starts --------------------------------------------------------------
 
 WRONG = """
 import torch
@@ -355,7 +355,7 @@ def wrong(tmp_path: Path) -> Any:
         ("no_statistics", "depends on the other rows"),
     ],
 )
-def test_what_cannot_be_trained_is_told_before_anything_starts(
+def test_what_cannot_be_trained_is_refused_before_anything_starts(
     wrong: Any, name: str, said: str, tmp_path: Path
 ) -> None:
     from rayfed.errors import ConfigError

@@ -58,6 +58,6 @@ def run(places: dict[str, Path], where: Path, model: str, adapter: Any, head: st
 
 
 def refused(places: dict[str, Path], model: str, adapter: Any, **more: Any) -> str:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         resident(places, model, adapter, **more)
-    return str(told.value)
+    return str(caught.value)

@@ -260,9 +260,9 @@ def test_half_precision_and_checkpointing_change_little(places: dict[str, Path],
     ],
 )
 def test_settings(places: dict[str, Path], adapter: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         toy.config(**spec(places, "bert", adapter))
-    assert says in str(told.value)
+    assert says in str(caught.value)
 
 
 def test_the_claim_about_adapters_says_how_its_model_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +270,12 @@ def test_the_claim_about_adapters_says_how_its_model_is_made(tmp_path: Path, mon
 
     file = claims.benchmarks_folder() / "claims" / "adapters_compared.yaml"
     monkeypatch.setenv(claims.MODELS, str(tmp_path))
-    told = claims.missing_data(file)
-    assert told is not None and told.endswith("to make it: python benchmarks/pretrain_vit.py") and str(tmp_path) in told
+    problem = claims.missing_data(file)
+    assert (
+        problem is not None
+        and problem.endswith("to make it: python benchmarks/pretrain_vit.py")
+        and str(tmp_path) in problem
+    )
     make_vit(tmp_path / "tiny-vit-digits", hidden_size=64, num_attention_heads=4)
     assert claims.missing_data(file) is None
     assert {c.adapter.kind for c in claims.read_claim(file).arms.values()} == {
@@ -303,8 +307,8 @@ def test_targets_and_ranks(places: dict[str, Path]) -> None:
 
 
 def test_default_targets_have_a_largest_rank_too(places: dict[str, Path]) -> None:
-    told = pretrained_runs.refused(places, adapter={"kind": "lora", "rank": 25, "targets": None})
-    assert told == "adapter.rank: 25 found, the model's layers allow at most 16"
+    problem = pretrained_runs.refused(places, adapter={"kind": "lora", "rank": 25, "targets": None})
+    assert problem == "adapter.rank: 25 found, the model's layers allow at most 16"
     query = pretrained_runs.resident(toy.config(**changes(places, adapter={"kind": "head"}))).task._module.network
     query.bert.encoder.layer[1].attention.self.value = torch.nn.Linear(16, 6)
     with pytest.raises(ConfigError, match=r"adapter.rank: 8 found, the smallest layer 'value' allows at most 6"):
@@ -318,8 +322,8 @@ def test_no_adapter_on_embedding_layers(places: dict[str, Path], model: str, tab
     """Whatever the method and the ranks: PEFT has A at zero and B at random there, under names of their own."""
     linear = {"bert": "dense, key, query, value", "gpt2": "c_attn, c_fc, c_proj"}[model]
     for kind, more in (("lora", {"rank": 2}), ("lora", {"rank": {1: 0.5, 2: 0.5}}), ("ia3", {"feedforward": []})):
-        told = pretrained_runs.refused(places, kind=model, adapter={"kind": kind, "targets": [table], **more})
-        assert told == f"adapter.targets: {table!r} found, an embedding layer; {kind} allows linear layers: {linear}"
+        problem = pretrained_runs.refused(places, kind=model, adapter={"kind": kind, "targets": [table], **more})
+        assert problem == f"adapter.targets: {table!r} found, an embedding layer; {kind} allows linear layers: {linear}"
 
 
 def test_an_embedding_layer_of_another_name_is_seen_in_the_network(places: dict[str, Path]) -> None:

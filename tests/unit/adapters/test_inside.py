@@ -37,7 +37,7 @@ def test_deep_prompts_take_the_place_of_those_before(places: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("adapter", ["vpt", "bottleneck", "ssf"])
-def test_what_peft_has_no_format_of_is_saved_beside_its_settings(
+def test_an_adapter_without_a_peft_format_is_saved_with_its_settings(
     places: dict[str, Path], tmp_path: Path, adapter: str
 ) -> None:
     done = run(places, tmp_path, "vit", IMAGE[adapter])

@@ -23,7 +23,7 @@ from tests.unit.adapters.unequal import MIXED, OnBert, mixed
 SCALES = [(None, False), (8.0, False), (None, True), (8.0, True)]  # alpha, rslora
 
 
-def told(on_bert: OnBert, rank: Any, **more: Any) -> str:  # noqa: F811
+def problem(on_bert: OnBert, rank: Any, **more: Any) -> str:  # noqa: F811
     with pytest.raises(ConfigError) as e:
         toy.config(**mixed(on_bert, rank=rank, **more))
     return str(e.value)
@@ -45,15 +45,17 @@ def test_ranks_are_drawn_with_exact_counts(on_bert: OnBert) -> None:  # noqa: F8
     assert again.adapter == c.adapter and again.adapter.largest == 4  # type: ignore[union-attr]
 
 
-def test_wrong_ranks_are_told(on_bert: OnBert) -> None:  # noqa: F811
-    assert "adapter.rank: the shares sum to 0.75, allowed: 1" in told(on_bert, {2: 0.5, 4: 0.25})
+def test_wrong_ranks_are_refused(on_bert: OnBert) -> None:  # noqa: F811
+    assert "adapter.rank: the shares sum to 0.75, allowed: 1" in problem(on_bert, {2: 0.5, 4: 0.25})
     for wrong in (0, -1, 2.5, "many", {0: 0.5, 4: 0.5}, {}, None):
-        assert "found, allowed: a whole number >= 1, or such numbers with their shares" in told(on_bert, wrong), wrong
-    assert "adapter.rank: -0.5 found as the share of rank 2, allowed: a number in (0, 1]" in told(
+        assert "found, allowed: a whole number >= 1, or such numbers with their shares" in problem(on_bert, wrong), (
+            wrong
+        )
+    assert "adapter.rank: -0.5 found as the share of rank 2, allowed: a number in (0, 1]" in problem(
         on_bert, {2: -0.5, 4: 1.5}
     )
-    assert "adapter.rank: 17 found, the smallest layer 'query' allows at most 16" in told(on_bert, {2: 0.5, 17: 0.5})
-    assert "adapter.rank: a share of 0.01 found for rank 8, none of the 12 clients that" in told(
+    assert "adapter.rank: 17 found, the smallest layer 'query' allows at most 16" in problem(on_bert, {2: 0.5, 17: 0.5})
+    assert "adapter.rank: a share of 0.01 found for rank 8, none of the 12 clients that" in problem(
         on_bert, {2: 0.99, 8: 0.01}
     )
     for name in ("fedex_lora", "lora_fair"):

@@ -47,9 +47,9 @@ def saved(places: dict[str, Path], where: Path, **settings: Any) -> Any:
 
 
 def refused(places: dict[str, Path], where: Path, **more: Any) -> str:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         toy.config(**changes(places, init={"from": str(where)}, **more))
-    return str(told.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_a_lora_of_another_scale_is_refused(
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_the_refusal_says_fits(places: dict[str, Path], tmp_path: Path, rslora: bool) -> None:
     plain = saved(places, tmp_path, r=4, lora_alpha=4, use_rslora=rslora)
-    told = refused(places, tmp_path)
+    problem = refused(places, tmp_path)
     adapter = {
         k.removeprefix("adapter."): yaml.safe_load(v)
-        for k, v in (s.split()[0].split("=") for s in told.split("--set ")[1:])
+        for k, v in (s.split()[0].split("=") for s in problem.split("--set ")[1:])
     }
     res = resident(toy.config(**changes(places, init={"from": str(tmp_path)}, adapter=adapter)))
     x = res.data["x"][:8]
@@ -102,8 +102,10 @@ def test_what_the_refusal_says_fits(places: dict[str, Path], tmp_path: Path, rsl
 def test_another_kind_and_files_that_are_none(places: dict[str, Path], tmp_path: Path) -> None:
     saved(places, tmp_path, lora_alpha=8)
     toy.config(**changes(places, init={"from": str(tmp_path)}))
-    told = refused(places, tmp_path, adapter=KINDS["ia3"])
-    assert "adapter.kind: ia3 found" in told and told.endswith("PEFT's type LORA; allowed: --set adapter.kind=lora")
+    problem = refused(places, tmp_path, adapter=KINDS["ia3"])
+    assert "adapter.kind: ia3 found" in problem and problem.endswith(
+        "PEFT's type LORA; allowed: --set adapter.kind=lora"
+    )
     file = tmp_path / "adapter_config.json"
     about = json.loads(file.read_text())
     for other, says in (
@@ -124,10 +126,10 @@ def test_a_run_of_another_scale_is_refused(places: dict[str, Path], tmp_path: Pa
     path = toy.run_folder("fedavg", tmp_path, rounds=1, **changes(places)).folder.path
     for _ in range(2):
         toy.config(**changes(places, init={"from": str(path / part)}))
-        told = refused(places, path / part, adapter={"alpha": None})
-        assert told.startswith("adapter.alpha: 4 found") and told.endswith("allowed: --set adapter.alpha=8")
-        told = refused(places, path / part, adapter={"rank": {2: 0.5, 4: 0.5}})
-        assert told.startswith("adapter.rank: 4 found") and "--set adapter.rank=2 --set adapter.alpha=8" in told
+        problem = refused(places, path / part, adapter={"alpha": None})
+        assert problem.startswith("adapter.alpha: 4 found") and problem.endswith("allowed: --set adapter.alpha=8")
+        problem = refused(places, path / part, adapter={"rank": {2: 0.5, 4: 0.5}})
+        assert problem.startswith("adapter.rank: 4 found") and "--set adapter.rank=2 --set adapter.alpha=8" in problem
         (path / "model" / "adapter_config.json").unlink(missing_ok=True)  # as after a method that moves the base
 
 

@@ -32,9 +32,9 @@ def test_variables_of_the_environment() -> None:
 def test_a_config_without_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("method: fedavg\ntask: {data: digits, model: {name: 'hf:${NOT_SET}/tiny-lm'}}\n")
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         load_config(file)
-    (problem,) = told.value.problems
+    (problem,) = caught.value.problems
     assert (
         problem == "task.model.name: 'hf:${NOT_SET}/tiny-lm' needs the environment variable NOT_SET, which is not set"
     )
@@ -158,7 +158,7 @@ def test_set_of_what_is_no_yaml() -> None:
 
 
 @pytest.mark.parametrize("change", ["task.model.hidden=[8]", "method.server_lr=0.5"])
-def test_set_beside_a_name_in_its_short_form(change: str) -> None:
+def test_set_of_an_option_next_to_a_name_in_its_short_form(change: str) -> None:
     assert isinstance(load_config(LEAST, [change]), Config)
 
 
@@ -229,7 +229,7 @@ def test_one_of_seeds_and_arms_makes_a_study() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "sentence"),
     [
         ({"seeds": [1, 2, 1]}, "seeds: [1, 2, 1] holds a seed twice"),
         ({"seeds": [1, -1]}, "seeds: [1, -1] found, allowed: a list of whole numbers >= 0"),
@@ -243,8 +243,8 @@ def test_one_of_seeds_and_arms_makes_a_study() -> None:
         ({"claim": {**CLAIM, "at": 31}, "arms": {"run": {}}}, "claim.at: 31 found, the study has 30 rounds"),
     ],
 )  # fmt: skip
-def test_a_wrong_study(keys: dict[str, Any], told: str) -> None:
-    assert the_problem(**keys).startswith(told)
+def test_a_wrong_study(keys: dict[str, Any], sentence: str) -> None:
+    assert the_problem(**keys).startswith(sentence)
 
 
 @pytest.mark.parametrize("arm", ["../../elsewhere", "a/b", "", ".."])

@@ -26,9 +26,9 @@ def test_a_misspelt_key_is_answered_with_the_nearest(path: tuple[str, ...]) -> N
     section[wrong] = section[path[-1]]
     with pytest.raises(ConfigError) as caught:
         load_request(raw)  # a method's settings are its own
-    told = [p for p in caught.value.problems if p.startswith(".".join([*path[:-1], wrong]) + ": unknown key")]
-    assert len(told) == 1, caught.value.problems
-    assert f"(did you mean {path[-1]!r}?)" in told[0]
+    unknown = [p for p in caught.value.problems if p.startswith(".".join([*path[:-1], wrong]) + ": unknown key")]
+    assert len(unknown) == 1, caught.value.problems
+    assert f"(did you mean {path[-1]!r}?)" in unknown[0]
 
 
 def test_a_misspelt_section() -> None:
@@ -38,7 +38,7 @@ def test_a_misspelt_section() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "sentence"),
     [
         ("rounds=0", "rounds: 0 found, should be greater than or equal to 1"),
         ("rounds=many", "rounds: 'many' found, should be a valid integer"),
@@ -75,8 +75,8 @@ def test_a_misspelt_section() -> None:
         ("method=null", "method: None found"),
     ],
 )  # fmt: skip
-def test_one_wrong_value_is_one_sentence(change: str, told: str) -> None:
-    assert told in the_problem(change)
+def test_one_wrong_value_is_one_sentence(change: str, sentence: str) -> None:
+    assert sentence in the_problem(change)
 
 
 @pytest.mark.parametrize("key", ["rounds", "seed", "federation.clients", "federation.per_round", "local.optimizer.lr"])
@@ -89,6 +89,6 @@ def test_values_that_no_run_survives(change: str) -> None:
     assert change.partition("=")[0] in the_problem(f"local.{change}")
 
 
-def test_a_partition_without_a_kind_is_told_the_kinds() -> None:
-    told = the_problem("federation.partition.alpha=0.1")
-    assert told.startswith("federation.partition.kind: missing") and "dirichlet" in told
+def test_a_partition_without_a_kind_gets_the_list_of_kinds() -> None:
+    sentence = the_problem("federation.partition.alpha=0.1")
+    assert sentence.startswith("federation.partition.kind: missing") and "dirichlet" in sentence

@@ -36,10 +36,10 @@ the_problem = partial(configs.the_problem, load=load_config)
     ],
 )
 def test_what_is_not_built_yet_is_refused_by_its_name(change: str, at: str) -> None:
-    told = the_problem(change)
-    assert told.startswith(f"{at}: ") and "not available yet" in told
+    sentence = the_problem(change)
+    assert sentence.startswith(f"{at}: ") and "not available yet" in sentence
     kind = re.search(r"kind: (\w+)|, (\w+)\]|=([\w:/-]+)$", change)
-    assert kind is not None and next(g for g in kind.groups() if g) in told
+    assert kind is not None and next(g for g in kind.groups() if g) in sentence
 
 
 @pytest.mark.parametrize("change", ["devices={profile: trace, file: x}", "aggregate={kind: krum, byzantine: 2}"])
@@ -53,7 +53,7 @@ def test_stragglers_are_refused_by_name(change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "sentence"),
     [
         ("aggregate=meen", "aggregate.kind: 'meen' found, allowed: 'mean'"),
         ("aggregate={kind: mean, x: 1}", "aggregate.x: unknown key; known: kind"),
@@ -66,8 +66,8 @@ def test_stragglers_are_refused_by_name(change: str) -> None:
         ("transform=[]", "transform: unknown key (did you mean 'transforms'?); known: name, seed, "),
     ],
 )
-def test_what_never_was_a_word_is_told_as_everywhere(change: str, told: str) -> None:
-    assert the_problem(change).startswith(told)
+def test_an_unknown_word_is_reported_as_in_other_sections(change: str, sentence: str) -> None:
+    assert the_problem(change).startswith(sentence)
 
 
 def test_what_asks_for_nothing_is_accepted_and_left_out() -> None:

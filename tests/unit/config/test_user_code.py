@@ -157,9 +157,9 @@ opened = open("/dev/null")
 def g(): return opened
 def f(): return table, g()
 """)
-    told = refused(names["f"])
-    assert len(told) == 2 and all(t.startswith("method.name: f uses ") for t in told)
-    assert "table (ndarray) of the session" in "\n".join(told) and "opened (TextIOWrapper)" in "\n".join(told)
+    problems = refused(names["f"])
+    assert len(problems) == 2 and all(t.startswith("method.name: f uses ") for t in problems)
+    assert "table (ndarray) of the session" in "\n".join(problems) and "opened (TextIOWrapper)" in "\n".join(problems)
 
 
 def test_no_name_and_no_source(cell: Cell) -> None:

@@ -99,7 +99,7 @@ def test_a_column_of_numbers_in_one_file_and_text_in_the_other(tmp_path: Path, c
     )
 
 
-def test_infinite_and_huge_features_are_told_by_column(tmp_path: Path) -> None:
+def test_infinite_and_huge_features_are_refused_by_column(tmp_path: Path) -> None:
     name = write(tmp_path, {"a": [1.0, float("inf"), 2, float("-inf")], "label": [0, 1] * 2})
     text = refused(name)
     assert f"column 'a' of {tmp_path}/train.parquet is infinite in 2 rows (first: row 1)" in text
@@ -121,7 +121,7 @@ def bad_text(values: list[bytes]) -> pa.Array:
 
 
 @pytest.mark.parametrize("column", ["label", "client", "text"])
-def test_text_that_is_not_utf8_is_told_with_its_row(tmp_path: Path, column: str) -> None:
+def test_text_that_is_not_utf8_is_refused_with_its_row(tmp_path: Path, column: str) -> None:
     rows = {"text": list("abcd"), "a": np.arange(4.0), "label": list("xyxy"), "client": list("pqpq")}
     name = write(tmp_path, {**rows, column: bad_text([b"abc", b"caf\xe9", b"x", b"y"])})
     text = refused(name, **({"features": None, "text": "text"} if column == "text" else {}))
@@ -129,14 +129,14 @@ def test_text_that_is_not_utf8_is_told_with_its_row(tmp_path: Path, column: str)
     assert text == f"{where} holds text that is not UTF-8 (row 1, byte 0xe9)"
 
 
-def test_columns_of_the_same_name_are_told(tmp_path: Path) -> None:
+def test_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1.0, 2]), pa.array([3.0, 4]), pa.array([0, 1])], names=["a", "a", "label"])
     name = write(tmp_path, table)
     assert f"task.data.features: {tmp_path}/train.parquet has 2 columns called 'a'; allowed: one" in refused(name)
     assert "allowed: each column once" in refused(name, features=["b", "b"])
 
 
-def test_a_file_where_a_folder_belongs_is_told_with_its_folder(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_refused_with_its_folder(tmp_path: Path) -> None:
     write(tmp_path, {"a": [1.0, 2], "label": [0, 1]})
     assert refused(f"parquet:{tmp_path}/train.parquet").endswith(f"parquet:DIR names its folder: parquet:{tmp_path}")
     assert f"hf:FOLDER names its folder: hf:{tmp_path}" in refused(f"hf:{tmp_path}/train.parquet")
@@ -144,7 +144,7 @@ def test_a_file_where_a_folder_belongs_is_told_with_its_folder(tmp_path: Path) -
     assert refused(f"parquet:{tmp_path}/mine.parquet").endswith("once mine.parquet is called train.parquet")
 
 
-def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
+def test_broken_files_are_refused_by_name(tmp_path: Path) -> None:
     name = write(tmp_path, {"a": np.arange(1000.0), "label": np.arange(1000) % 2})
     whole = (tmp_path / "train.parquet").read_bytes()
     for broken in (b"", whole[: len(whole) // 2], b"\0" * 40 + whole[40:], whole[:-8] + b"\xff\xff\xff\x7fPAR1"):

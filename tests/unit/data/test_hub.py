@@ -1,4 +1,4 @@
-"""Folders read through `datasets`: what stands in them is opened when a config is judged, and told by its true cause."""
+"""Folders read through `datasets`: their content is read when a config is judged, and errors name the true cause."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_csv_file_is_read_where_it_is_one(folder: Path) -> None:
     assert check(folder, **OF_ROWS) == [] and load(folder, **OF_ROWS).label_names == ("Adelie", "Gentoo")
 
 
-def test_latin_1_is_told_with_file_and_byte(folder: Path) -> None:
+def test_latin_1_is_refused_with_file_and_byte(folder: Path) -> None:
     (folder / "train.csv").write_bytes(ROWS.replace("Adelie", "Adélie").encode("latin1"))
     (text,) = check(folder, **OF_ROWS)
     assert text == (
@@ -57,7 +57,7 @@ def test_latin_1_is_told_with_file_and_byte(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
-def test_another_delimiter_is_told(folder: Path, mark: str) -> None:
+def test_another_delimiter_is_named(folder: Path, mark: str) -> None:
     (folder / "train.csv").write_text(ROWS.replace(",", mark))
     (text,) = check(folder, **OF_ROWS)
     assert f"has one column, {'species' + mark + 'bill'!r}: its values are divided by {mark!r}, needed: a comma" in text
@@ -73,14 +73,14 @@ def test_a_config_is_judged_by_the_columns_of_a_local_folder(folder: Path) -> No
     assert check(folder, label="specie", features=["bill"]) == []
 
 
-def test_list_labels_are_told_as_such(folder: Path) -> None:
+def test_list_labels_are_refused_as_such(folder: Path) -> None:
     datasets.Dataset.from_dict({"a": [1.0, 2.0], "label": [[0, 1], [1]]}).save_to_disk(folder / "s")
     (text,) = check(folder / "s", features=["a"])
     assert f"column 'label' of hf:{folder}/s, split 'train' holds lists" in text and "one label a row is needed" in text
     assert any("holds lists" in p for p in check(folder / "s"))  # whatever else is wrong
 
 
-def test_labels_without_a_class_are_told(folder: Path) -> None:
+def test_labels_without_a_class_are_refused(folder: Path) -> None:
     of = datasets.Features({"a": datasets.Value("float64"), "label": datasets.ClassLabel(names=["no", "yes"])})
     datasets.Dataset.from_dict({"a": [1.0, 2, 3], "label": [0, -1, 1]}, features=of).save_to_disk(folder / "s")
     with pytest.raises(ConfigError, match=r"1 rows of .* have label -1 in column 'label', which stands for none"):
@@ -97,7 +97,7 @@ def test_arrays_of_a_declared_type_stay_as_they_are(folder: Path) -> None:
     assert "are float32 from -" in d.notes[0]
 
 
-def test_a_broken_picture_is_told_by_its_file(folder: Path) -> None:
+def test_a_broken_picture_is_refused_by_its_file(folder: Path) -> None:
     for n in range(4):
         where = folder / "train" / "ab"[n % 2]
         where.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def test_a_broken_picture_is_told_by_its_file(folder: Path) -> None:
         load(folder)
 
 
-def test_a_damaged_set_is_told_by_its_folder(folder: Path) -> None:
+def test_a_damaged_set_is_refused_by_its_folder(folder: Path) -> None:
     datasets.Dataset.from_dict({"a": [1.0, 2.0], "label": [0, 1]}).save_to_disk(folder / "s")
     (folder / "s" / "state.json").write_text("{")
     (text,) = check(folder / "s", features=["a"])

@@ -95,9 +95,9 @@ def test_a_template_of_ones_own(places: dict[str, Any]) -> None:
     ],
 )
 def test_templates_that_cannot_be(places: dict[str, Any], template: str, says: str) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         toy.config(**changes(places, task={"data": {"template": template}}))
-    assert "task.data.template: " in str(told.value) and says in str(told.value)
+    assert "task.data.template: " in str(caught.value) and says in str(caught.value)
 
 
 def test_cutting_keeps_the_lead_and_a_part_of_the_answer() -> None:
@@ -160,14 +160,14 @@ def test_records_without_an_answer(places: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_columns_and_options_that_do_not_fit(places: dict[str, Any]) -> None:
-    def told(**data: Any) -> str:
+    def problem(**data: Any) -> str:
         with pytest.raises(ConfigError) as said:
             toy.config(**changes(places, task={"data": data}))
         return str(said.value)
 
-    assert "has no column 'respons' (did you mean 'response'?)" in told(response="respons")
-    assert "task.data.packing: True found, allowed: false" in told(packing=True)
-    assert "task.data.label: " in told(label="kategory") and "did you mean 'category'" in told(label="kategory")
+    assert "has no column 'respons' (did you mean 'response'?)" in problem(response="respons")
+    assert "task.data.packing: True found, allowed: false" in problem(packing=True)
+    assert "task.data.label: " in problem(label="kategory") and "did you mean 'category'" in problem(label="kategory")
     with pytest.raises(ConfigError, match=r"holds instructions; allowed: hf:NAME_OR_DIR"):
         partition.build(toy.config(**changes(places, task={"model": {"name": "mlp"}}, adapter={"kind": "none"})))
     with pytest.raises(ConfigError, match=r"label_permutation found"):

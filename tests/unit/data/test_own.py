@@ -37,7 +37,7 @@ def refused(d: Dataset) -> str:
 
 @pytest.mark.parametrize("where", ["train", "test"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
-def test_values_that_no_model_can_be_given_are_told_with_part_and_row(where: str, value: float) -> None:
+def test_values_that_no_model_can_take_are_refused_with_part_and_row(where: str, value: float) -> None:
     x = np.zeros((12, 4))
     bad = x.copy()
     bad[7, 2] = bad[9, 1] = value
@@ -46,7 +46,7 @@ def test_values_that_no_model_can_be_given_are_told_with_part_and_row(where: str
     assert text == f"{where}: row 7 holds {value} at 2 (2 such rows in all), allowed: finite numbers that float32 holds"
 
 
-def test_whole_numbers_that_would_be_rounded_are_told() -> None:
+def test_whole_numbers_that_would_be_rounded_are_refused() -> None:
     x = np.zeros((12, 2), np.int64)
     x[3, 1] = 2**53 + 1
     assert refused(made(x)).startswith(
@@ -117,7 +117,7 @@ def test_token_ids_are_texts_already() -> None:
         ),
     ],
 )
-def test_what_is_no_data_set_is_told(d: Dataset, says: str) -> None:
+def test_what_is_no_data_set_is_refused(d: Dataset, says: str) -> None:
     assert says in refused(d)
 
 

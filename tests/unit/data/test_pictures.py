@@ -186,12 +186,12 @@ def test_arrays_may_have_channels_first_or_last_and_several_sizes(tmp_path: Path
         ([b"abc", b"abd"], "raw bytes need shape: [height, width, channels]"),
     ],
 )
-def test_what_is_no_picture_is_told(tmp_path: Path, images: Any, says: str) -> None:
+def test_what_is_no_picture_is_refused(tmp_path: Path, images: Any, says: str) -> None:
     name = write(tmp_path, images)
     assert says.format(name, file=tmp_path / "train.parquet") in refused(name)
 
 
-def test_encoded_pictures_under_a_shape_are_told_as_such(tmp_path: Path) -> None:
+def test_encoded_pictures_under_a_shape_are_named_as_such(tmp_path: Path) -> None:
     name = write(tmp_path, [encoded(Image.fromarray(p)) for p in greys()])
     assert "they are encoded pictures: leave `shape` out" in refused(name, shape=[4, 6, 1])
 

@@ -75,7 +75,7 @@ def test_logistic_has_natural_clients_with_a_tenth_of_test_rows() -> None:
 
 
 def test_logistic_labels_are_the_best_of_one_linear_map_per_client() -> None:
-    """With two classes a hyperplane tells them apart inside every client, but not in all of them together."""
+    """With two classes a hyperplane separates them inside every client, but not in all of them together."""
     from sklearn.linear_model import LogisticRegression
 
     d = load("synthetic:logistic", 1, examples=1500, clients=5, classes=2, features=4)

@@ -78,7 +78,7 @@ def test_a_part_that_was_folded_away_is_named(odd: str) -> None:
             got.gather("row" if got.folded else "nothing")
 
 
-def test_gram_of_a_small_part_beside_a_large_one(odd: str) -> None:
+def test_gram_of_a_small_part_and_a_large_one(odd: str) -> None:
     got = asked(odd, SMALL + 1)
     k = np.array(sorted(ASKED)) + 1.0
     assert np.allclose(got.gram("k").numpy(), np.outer(k, k))

@@ -181,7 +181,7 @@ def test_what_only_vmap_cannot_do_is_no_clients_fault(odd: str) -> None:
         toy.simulate({"name": odd, "how": "raise"}, executor="vmap", **policy("drop"))  # it calls int() on a tensor
 
 
-def test_what_only_vmap_cannot_do_is_named_as_such_beside_a_bad_client(odd: str) -> None:
+def test_what_vmap_cannot_run_is_named_as_such_despite_a_bad_client(odd: str) -> None:
     with pytest.raises(VectorizeError):
         toy.simulate({"name": odd, "how": "raise", "bad": BAD}, executor="vmap", **policy("drop"))
 

@@ -111,7 +111,7 @@ def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.Mo
     assert out.seconds["vmap"] == float("inf") and out.refused == "RuntimeError: no rule"
 
 
-def test_one_look_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_measurement_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real trial: a long call that is far from the loop's is not warmed up any further."""
     calls = []
     res = resident()

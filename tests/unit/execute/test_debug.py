@@ -53,10 +53,10 @@ def breaking(where: str) -> Visit:
 def caught(where: str) -> PieceFailed:
     visit = breaking(where)
     shared = {"s": torch.arange(3.0)}
-    with pytest.raises(PieceFailed) as told:
+    with pytest.raises(PieceFailed) as caught:
         list(debug.execute(visit, cohort(visit), shared, {"m": torch.arange(6.0)}, {}, data()))
-    assert isinstance(told.value.__cause__, ArithmeticError)
-    return told.value
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+    return caught.value
 
 
 def test_debug_keeps_what_the_failing_piece_was_given() -> None:
@@ -86,7 +86,7 @@ def test_debug_keeps_a_tuple_of_batches_as_a_tree() -> None:
         raise ArithmeticError("boom")
 
     visit = Visit(lambda *a: {}, [Phase(v.steps(1, batches=2), step)], lambda *a: ({}, {}))
-    with pytest.raises(PieceFailed) as told:
+    with pytest.raises(PieceFailed) as caught:
         list(debug.execute(visit, cohort(visit), {}, {}, {}, data()))
-    assert set(told.value.arguments["batch"]) == {"0", "1"}
-    assert told.value.arguments["batch"]["1"]["w"].shape == (BATCH,)
+    assert set(caught.value.arguments["batch"]) == {"0", "1"}
+    assert caught.value.arguments["batch"]["1"]["w"].shape == (BATCH,)

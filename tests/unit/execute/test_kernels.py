@@ -68,14 +68,14 @@ def test_a_gpus_convolutions_are_in_float32_while_a_worker_computes(
     device: str, rounding: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    told = lambda: (torch.backends.cudnn.allow_tf32, os.environ.get("CUBLAS_WORKSPACE_CONFIG"))  # noqa: E731
-    monkeypatch.setattr(Worker, "_visit", lambda *a: seen.append(told()))
+    settings = lambda: (torch.backends.cudnn.allow_tf32, os.environ.get("CUBLAS_WORKSPACE_CONFIG"))  # noqa: E731
+    monkeypatch.setattr(Worker, "_visit", lambda *a: seen.append(settings()))
     worker = Worker(device)
     for on in (False, True):
         worker.runs["r"] = SimpleNamespace(config=toy.config("fedavg", resources={"deterministic": on}))  # type: ignore[assignment]
         worker.do(Job("r", VisitCall("train", (0,), 1, 1, 1)), [])
     assert seen == [(device == "cpu", None), (device == "cpu", ":4096:8")]
-    assert told() == (True, None)
+    assert settings() == (True, None)
 
 
 def test_an_error_leaves_convolutions_as_they_were(rounding: Any) -> None:
@@ -159,7 +159,7 @@ def test_a_gpu_keeps_its_own_products() -> None:
     assert kernels.from_resources(r) == BOTH and kernels.from_resources(r, "cuda") == LAST
 
 
-def test_weights_of_convolutions_are_laid_out_only_where_that_is_asked() -> None:
+def test_convolutions_weights_are_channels_last_only_where_that_is_asked() -> None:
     p = {"w": torch.randn(3, 4, 5, 5), "gray": torch.randn(3, 1, 5, 5), "b": torch.randn(3)}
     assert kernels.in_memory_format(p) is p
     with kernels.using(LAST):
@@ -171,7 +171,7 @@ def test_weights_of_convolutions_are_laid_out_only_where_that_is_asked() -> None
         )  # as it came: vmap cannot
 
 
-def test_models_are_called_with_weights_so_laid_out() -> None:
+def test_models_are_called_with_channels_last_weights() -> None:
     task, seen = resident("loop").task, []
     conv = next(m for m in task._module.modules() if isinstance(m, torch.nn.Conv2d))
     conv.register_forward_pre_hook(lambda m, args: seen.append(m.weight.stride()[1]))

@@ -373,7 +373,7 @@ def test_recordings_are_bounded_and_end_with_their_piece(monkeypatch):
     assert len(replay._pieces) < before
 
 
-def test_a_piece_that_raises_is_told_and_recorded_later():
+def test_a_piece_that_raises_is_reported_and_recorded_later():
     fails = [True]
 
     def f(x: torch.Tensor) -> torch.Tensor:
@@ -389,12 +389,12 @@ def test_a_piece_that_raises_is_told_and_recorded_later():
     assert ran == 2
 
 
-def test_a_visit_that_says_it_looks_at_values_is_not_recorded():
+def test_a_visit_that_says_it_reads_values_is_not_recorded():
     c = toy.config()
     res = Resident(c, toy.federation(c), None, "cpu")
 
     def step(carry: Any, batch: Any, key: Any) -> Any:
-        return {"n": carry["n"] + (2.0 if carry["n"].numpy() >= 3 else 1.0)}  # no kernel tells of this look
+        return {"n": carry["n"] + (2.0 if carry["n"].numpy() >= 3 else 1.0)}  # no kernel shows this read
 
     visit = Visit(
         lambda client: {"n": torch.zeros(())},
@@ -572,7 +572,7 @@ def test_what_the_client_raises_is_its_own_whenever_it_comes(notes: list[str]) -
     assert not notes
 
 
-def test_arguments_that_cannot_be_told_apart_run_plainly(notes: list[str]) -> None:
+def test_arguments_that_cannot_be_distinguished_run_plainly(notes: list[str]) -> None:
     got = [call(f, f, torch.ones(1), [1, 2]) for f in [lambda x, y: x + len(y)] for _ in range(5)]
     assert [float(x) for x in got] == [3] * 5 and len(notes) == 1 and "unhashable" in notes[0]
 
@@ -656,7 +656,7 @@ def test_a_kernel_without_the_private_name_is_played_by_its_public_one(notes: li
 # -- in a run ----------------------------------------------------------------------------------------------------------------
 
 
-def told(path: Path) -> list[str]:
+def reasons(path: Path) -> list[str]:
     """Reasons of the run's events about recordings."""
     events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
     return [e["reason"] for e in events if e["kind"] == "replay"]
@@ -670,7 +670,7 @@ def test_a_run_says_once_that_its_recorder_is_broken(
     for number in ("first", "second"):  # each run of the process says so
         ran = toy.run_folder("fedavg", tmp_path / number, executor=executor)
         assert ran.ending.status == "done"
-        (reason,) = told(ran.folder.path)
+        (reason,) = reasons(ran.folder.path)
         assert "recordings are off in this process" in reason and "TorchDispatchMode" in reason
         assert reason in json.loads((ran.folder.path / "summary.json").read_text())["notes"]
 
@@ -684,7 +684,7 @@ def test_a_run_without_replay_records_nothing(executor: str, notes: list[str], t
         for how in ("off", "auto")
     ]
     kept = [yaml.safe_load((r.folder.path / "config.yaml").read_text())["resources"]["replay"] for r in runs]
-    assert kept == ["off", "auto"] and not any(told(r.folder.path) for r in runs)
+    assert kept == ["off", "auto"] and not any(reasons(r.folder.path) for r in runs)
     assert tree.same(runs[0].state, runs[1].state) and runs[0].rows == runs[1].rows
     gc.collect()
     assert replay.count_recordings() >= before
@@ -723,7 +723,7 @@ def test_a_run_says_that_a_number_changed_under_a_recording(notes: list[str], tm
     file = tmp_path / "drifting.py"
     file.write_text(textwrap.dedent(DRIFTING))
     ran = toy.run_folder(f"{file}:Drifting", tmp_path / "o", rounds=3)
-    (reason,) = told(ran.folder.path)
+    (reason,) = reasons(ran.folder.path)
     assert "trainer.<locals>.step runs plainly from here on: after 64 played calls" in reason
     assert reason in json.loads((ran.folder.path / "summary.json").read_text())["notes"]
 

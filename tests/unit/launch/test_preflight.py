@@ -16,7 +16,7 @@ from tests.configs import good, problems, the_problem
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "sentence"),
     [
         ("task.data=digit", "task.data: 'digit' is unknown (did you mean 'digits'?)"),
         ("task.model=mpl", "task.model: 'mpl' is unknown (did you mean 'mlp'?)"),
@@ -35,8 +35,8 @@ from tests.configs import good, problems, the_problem
         ("method=nowhere.py:Mine", "method.name: file 'nowhere.py' does not exist"),
     ],
 )  # fmt: skip
-def test_what_a_part_or_a_rule_finds_is_one_sentence(change: str, told: str) -> None:
-    assert told in the_problem(change)
+def test_what_a_part_or_a_rule_finds_is_one_sentence(change: str, sentence: str) -> None:
+    assert sentence in the_problem(change)
 
 
 def test_all_problems_at_once() -> None:
@@ -74,10 +74,10 @@ def test_all_problems_at_once() -> None:
         "resources.executor": "'vmapp' found (did you mean 'vmap'?)",
         "track.0": "'promethus' found (did you mean 'prometheus'?)",
     }
-    told = {p.split(": ")[0]: p for p in found}
-    assert len(told) == len(found)
-    assert set(told) == set(expected)
-    assert not [k for k in told if expected[k] not in told[k]]
+    by_key = {p.split(": ")[0]: p for p in found}
+    assert len(by_key) == len(found)
+    assert set(by_key) == set(expected)
+    assert not [k for k in by_key if expected[k] not in by_key[k]]
     assert str(caught.value) == "\n".join(found)
 
 
@@ -89,7 +89,7 @@ def test_all_problems_at_once() -> None:
         {"seed": -1, "method": "scaffold", "local": {"optimizer": {"name": "adam"}}},
     ],
 )
-def test_rules_across_keys_are_told_beside_a_wrong_key(keys: dict[str, Any]) -> None:
+def test_rules_across_keys_are_reported_along_with_a_wrong_key(keys: dict[str, Any]) -> None:
     assert len(problems(**keys)) == 2
 
 
@@ -113,17 +113,17 @@ def test_all_problems_of_a_study_at_once_and_those_of_the_base_only_once() -> No
 def test_each_methods_settings_are_its_own(name: str) -> None:
     planted = {"groups": {"kind": "rotation", "count": 2}, "probe": 8}  # some methods need them
     if issubclass(methods.get(name), OverLoRA):
-        told = the_problem(method={"name": name}, federation=planted)
-        assert told == f"adapter.kind: none found, method.name: {name} needs lora"
+        sentence = the_problem(method={"name": name}, federation=planted)
+        assert sentence == f"adapter.kind: none found, method.name: {name} needs lora"
     else:
         assert good(method={"name": name}, federation=planted).method.name == name
-    told = the_problem(method={"name": name, "no_such_setting": 1}, federation=planted)
+    sentence = the_problem(method={"name": name, "no_such_setting": 1}, federation=planted)
     known = ", ".join(methods.get(name).Settings.model_fields)
-    assert told.startswith("method.no_such_setting: unknown key") and told.endswith(f"known: {known}")
+    assert sentence.startswith("method.no_such_setting: unknown key") and sentence.endswith(f"known: {known}")
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "sentence"),
     [
         ({"name": "fedavg", "server_lr": 0}, "method.server_lr: 0 found, should be greater than 0"),
         ({"name": "fedavg", "clusters": 3}, "method.clusters: unknown key"),
@@ -134,8 +134,8 @@ def test_each_methods_settings_are_its_own(name: str) -> None:
         ({"name": "disue", "clusterer": "kmeens"}, "method.clusterer: "),
     ],
 )
-def test_a_methods_wrong_setting(method: dict[str, Any], told: str) -> None:
-    assert the_problem(method=method).startswith(told)
+def test_a_methods_wrong_setting(method: dict[str, Any], sentence: str) -> None:
+    assert the_problem(method=method).startswith(sentence)
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "adam"}, {"momentum": 0.9}, {"weight_decay": 0.1}])

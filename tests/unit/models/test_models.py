@@ -322,7 +322,7 @@ def test_what_is_no_module_is_refused(own: Any, function: str, says: str) -> Non
         models.build(spec(own(function)), 2, (3,))
 
 
-def test_what_takes_long_to_import_is_told_beforehand() -> None:
+def test_what_takes_long_to_import_is_named_beforehand() -> None:
     """Actors begin with it; whatever it names must exist."""
     for name, modules in (("mlp", ()), ("hf:somewhere", ("peft",))):
         assert models.imports(spec(name)) == modules

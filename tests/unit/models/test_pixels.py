@@ -113,18 +113,18 @@ def test_logits_of_other_sizes_and_channels_are_transformers(tmp_path: Path, cha
 
 
 def test_images_that_cannot_be_reconciled(tmp_path: Path, places: dict[str, Path]) -> None:
-    def told(shape: tuple[int, ...], channels: int = 3, **says: Any) -> str:
+    def problem(shape: tuple[int, ...], channels: int = 3, **says: Any) -> str:
         with pytest.raises(ConfigError) as e:
             processed(tmp_path, channels, **says)(shape)
         return str(e.value)
 
-    assert "takes images of 3 channels, those of task.data have 2; allowed: 1 or 3" in told((2, 8, 8))
-    assert "takes images of 1 channel, those of task.data have 3; allowed: 1" in told((3, 8, 8), 1)
-    assert "makes images of 20x20, its config.json takes 12x12" in told((3, 8, 8), size={"height": 20, "width": 20})
-    assert "needs images, task.data has examples of shape (8,)" in told((8,))
-    assert "resample 1 found, allowed: 2 (bilinear), 3 (bicubic)" in told((3, 8, 8), resample=1)
-    assert "image_mean has 3 values, the model 1 channels" in told((1, 8, 8), 1)
-    assert "crop_size 12 found, the resized images have 10" in told(
+    assert "takes images of 3 channels, those of task.data have 2; allowed: 1 or 3" in problem((2, 8, 8))
+    assert "takes images of 1 channel, those of task.data have 3; allowed: 1" in problem((3, 8, 8), 1)
+    assert "makes images of 20x20, its config.json takes 12x12" in problem((3, 8, 8), size={"height": 20, "width": 20})
+    assert "needs images, task.data has examples of shape (8,)" in problem((8,))
+    assert "resample 1 found, allowed: 2 (bilinear), 3 (bicubic)" in problem((3, 8, 8), resample=1)
+    assert "image_mean has 3 values, the model 1 channels" in problem((1, 8, 8), 1)
+    assert "crop_size 12 found, the resized images have 10" in problem(
         (3, 8, 8), **{**CROP, "size": {"shortest_edge": 10}}
     )
     broken = tmp_path / "broken"

@@ -56,7 +56,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_which_way_tokens_look_is_found_by_asking(family: str) -> None:
+def test_whether_tokens_see_later_ones_is_found_by_trying(family: str) -> None:
     import transformers
 
     cls = getattr(transformers, family)
@@ -98,10 +98,10 @@ def test_a_model_without_a_4d_mask_runs_one_client_after_another(
     make_tokenizer(tmp_path / kind)
     there = {**places, kind: tmp_path / kind}
     adapter = {"kind": "lora", "rank": 2, "targets": ["query_proj"] if kind == "deberta" else ["q_proj"]}
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         resident(toy.config(executor="vmap", **changes(there, kind, adapter=adapter)))
-    assert str(told.value).startswith("resources.executor: vmap found, task.model: hf:")
-    assert "4-D attention mask" in str(told.value) and "allowed: auto, loop, debug" in str(told.value)
+    assert str(caught.value).startswith("resources.executor: vmap found, task.model: hf:")
+    assert "4-D attention mask" in str(caught.value) and "allowed: auto, loop, debug" in str(caught.value)
 
     first, state, _ = simulate(there, "loop", kind=kind, adapter=adapter)
     assert all((state["model"][n] != first["model"][n]).any() for n in state["model"])

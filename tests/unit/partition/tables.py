@@ -22,7 +22,7 @@ def conf(seed: int = 0, /, **f: Any) -> Config:
 
 
 def marked(n: int, first: int = 0) -> np.ndarray:
-    """Images (n, 1, 2, 2) whose pixels tell the row and the corner."""
+    """Images (n, 1, 2, 2) whose pixels encode the row and the corner."""
     return (np.arange(n * 4, dtype=np.float32) + 4 * first).reshape(n, 1, 2, 2)
 
 

@@ -49,13 +49,13 @@ def test_gini_is_half_the_relative_mean_difference(sizes: list[int]) -> None:
 
 
 def test_counts_are_those_of_the_split() -> None:
-    told = one(
+    described = one(
         holdout={"kind": "clients", "fraction": 0.2},
         groups={"kind": "classes", "count": 2},
         split={"val": 0.1, "test": 0.2},
     )
-    f, n = told.federation, told.numbers
-    assert f.train.rows.tolist() == partition.build(told.config).train.rows.tolist()
+    f, n = described.federation, described.numbers
+    assert f.train.rows.tolist() == partition.build(described.config).train.rows.tolist()
     per_client = [len(f.train[k]) for k in range(9)]
     assert n["sizes"] == {
         "min": min(per_client), "median": float(np.median(per_client)), "max": max(per_client), "gini": d.gini(np.array(per_client)),
@@ -95,37 +95,43 @@ def test_the_probes_rows_are_left_out_of_everything() -> None:
         **raw(partition={"kind": "domain"}, probe=237),
         "task": {"data": f"{ROOT}/docs/pictures/make.py:scanners", "model": "linear"},
     }
-    (told,) = d.describe(load_request(base))
-    built = partition.build(told.config)
-    assert told.federation.train.rows.tolist() == built.train.rows.tolist()
-    assert np.array_equal(told.federation.class_counts, built.class_counts) and len(built.probe) == 237
-    assert ((told.views[0].counts > 0).sum(1) == 1).all()
-    rows = told.numbers["rows"]
-    assert (rows["data"], rows["probe"], rows["nobody"]) == (1200, 237, 0) and "public probe set 237" in told.text()
+    (described,) = d.describe(load_request(base))
+    built = partition.build(described.config)
+    assert described.federation.train.rows.tolist() == built.train.rows.tolist()
+    assert np.array_equal(described.federation.class_counts, built.class_counts) and len(built.probe) == 237
+    assert ((described.views[0].counts > 0).sum(1) == 1).all()
+    rows = described.numbers["rows"]
+    assert (rows["data"], rows["probe"], rows["nobody"]) == (
+        1200,
+        237,
+        0,
+    ) and "public probe set 237" in described.text()
 
 
 def test_many_clients_are_compared_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(d, "MOST_CLIENTS", 30)
-    told = one(clients=100)
-    assert told.numbers["compared"] == 30 and "pairs of 30 clients drawn at random" in told.text()
+    described = one(clients=100)
+    assert described.numbers["compared"] == 30 and "pairs of 30 clients drawn at random" in described.text()
     monkeypatch.undo()
-    assert told.numbers["label_distance"] == pytest.approx(one(clients=100).numbers["label_distance"], abs=0.08)
+    assert described.numbers["label_distance"] == pytest.approx(one(clients=100).numbers["label_distance"], abs=0.08)
 
 
-def test_clusters_and_domains_are_counted_beside_classes() -> None:
+def test_clusters_and_domains_are_counted_as_well_as_classes() -> None:
     p = {"kind": "embedding", "alpha": 1, "clusters": 4, "fallback": "columns"}
-    told = one(partition=p)
-    code = embedding.clusters(told.config.federation.partition, data.load(told.config.task.data, 2), partition.draws(2))
-    by_hand = [np.bincount(code[told.federation.train[k]], minlength=4).tolist() for k in range(9)]
-    assert [v.by for v in told.views] == ["cluster", "class"] and told.views[0].counts.tolist() == by_hand
+    described = one(partition=p)
+    code = embedding.clusters(
+        described.config.federation.partition, data.load(described.config.task.data, 2), partition.draws(2)
+    )
+    by_hand = [np.bincount(code[described.federation.train[k]], minlength=4).tolist() for k in range(9)]
+    assert [v.by for v in described.views] == ["cluster", "class"] and described.views[0].counts.tolist() == by_hand
     scanned = {
         **raw(partition={"kind": "domain"}),
         "task": {"data": f"{ROOT}/docs/pictures/make.py:scanners", "model": "linear"},
     }
-    (told,) = d.describe(load_request(scanned))
-    assert (told.views[0].by, told.views[0].names) == ("domain", ("faint", "inverted", "plain"))
-    assert ((told.views[0].counts > 0).sum(1) == 1).all() and [v.by for v in told.views][1:] == ["class"]
-    assert told.views[0].counts.sum() == len(told.federation.train.rows) and told.text().startswith(
+    (described,) = d.describe(load_request(scanned))
+    assert (described.views[0].by, described.views[0].names) == ("domain", ("faint", "inverted", "plain"))
+    assert ((described.views[0].counts > 0).sum(1) == 1).all() and [v.by for v in described.views][1:] == ["class"]
+    assert described.views[0].counts.sum() == len(described.federation.train.rows) and described.text().startswith(
         "digits of three scanners, domain"
     )
 
@@ -139,7 +145,7 @@ STUDY = {
 }  # fmt: skip
 
 
-def test_arms_that_share_a_split_are_told_once() -> None:
+def test_arms_that_share_a_split_are_described_once() -> None:
     found = d.describe(load_request(STUDY))
     assert [f.arms for f in found] == [("a", "b"), ("c",)]
     assert [f.config.seed for f in found] == [5, 5] and [f.config.seed for f in d.describe(load_request(STUDY), 8)] == [
@@ -192,12 +198,12 @@ def test_it_prints_numbers_and_draws(file: str, monkeypatch: Any, capsys: Any) -
     assert one[0] == two[0] and one[1] < 0.7 * two[1]
 
 
-def test_json_has_the_same_numbers_and_draws_only_where_it_is_told(file: str, monkeypatch: Any, capsys: Any) -> None:
+def test_json_has_the_same_numbers_and_draws_only_on_request(file: str, monkeypatch: Any, capsys: Any) -> None:
     code, out, _ = call([file, "--json", "--seed", "6"], monkeypatch, capsys)
-    told = json.loads(out)
-    assert code == 0 and told["picture"] is None and sorted(Path().iterdir()) == [Path("study.yaml")]
-    assert told["splits"] == json.loads(json.dumps([f.to_dict() for f in d.describe(load_request(STUDY), 6)]))
-    assert told["splits"][0]["partition"]["kind"] == "dirichlet" and told["splits"][0]["seed"] == 6
+    printed = json.loads(out)
+    assert code == 0 and printed["picture"] is None and sorted(Path().iterdir()) == [Path("study.yaml")]
+    assert printed["splits"] == json.loads(json.dumps([f.to_dict() for f in d.describe(load_request(STUDY), 6)]))
+    assert printed["splits"][0]["partition"]["kind"] == "dirichlet" and printed["splits"][0]["seed"] == 6
     _, out, _ = call([file, "--json", "--out", "p.png"], monkeypatch, capsys)
     assert json.loads(out)["picture"] == "p.png" and size(Path("p.png").read_bytes())[0] > 500
 

@@ -42,15 +42,15 @@ def test_a_file_is_checked_before_anything_is_computed(tmp_path, file, says):
 
 
 def test_columns_are_by_group_then_by_what_clients_hold_most_of() -> None:
-    told = small.one(
+    described = small.one(
         clients=20, groups={"kind": "label_permutation", "count": 2}, holdout={"kind": "clients", "fraction": 0.2}
     )
-    c = split_pictures._columns(told)
+    c = split_pictures._columns(described)
     assert sorted(c.order.tolist()) == list(range(20))
     assert [(w, b - a) for w, a, b in c.blocks] == [("group 0", 8), ("group 1", 8), ("unseen", 4)]
-    assert c.sizes.tolist() == told.federation.train.sizes()[c.order].tolist()
+    assert c.sizes.tolist() == described.federation.train.sizes()[c.order].tolist()
     for _, a, b in c.blocks:
-        main = told.federation.class_counts[c.order[a:b]].argmax(1)
+        main = described.federation.class_counts[c.order[a:b]].argmax(1)
         assert (np.diff(main) >= 0).all()
     by_size = split_pictures._columns(small.one(partition={"kind": "quantity", "alpha": 0.5}))
     assert (np.diff(by_size.sizes) <= 0).all() and by_size.blocks == [("", 0, 9)]

@@ -51,7 +51,7 @@ def test_runs_that_differ_in_their_seed_are_one_arm(several):
     assert len(twice.arms) == 2 and twice.planned_runs == 2
 
 
-def test_a_study_beside_a_run(tmp_path, undrawn):
+def test_a_study_next_to_a_run(tmp_path, undrawn):
     path = make_study(tmp_path, seeds=(0, 1))
     alone = make_run(RunFolder.create(tmp_path, {**CONFIG, "seed": 0}, owner=ME), 20, 2.0, 5)
     subject = load_comparison([path, alone])

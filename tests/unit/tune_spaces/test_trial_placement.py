@@ -10,7 +10,7 @@ from tests import toy
 from tune_spaces.sweep.trial_placement import check_fits, count_fitting, place_trials, trial_bundles
 
 
-def test_trials_beside_each_other() -> None:
+def test_trials_at_the_same_time() -> None:
     eight = [{"CPU": 8.0, "GPU": 0.0}]
     configs = [toy.config("fedavg", resources={"actors": "auto", "cohort": 1})]
     alone = place_trials(configs, eight, None)
