@@ -24,7 +24,7 @@ class Browser:
     def __init__(self, port: int):
         self.address = f"http://127.0.0.1:{port}"
 
-    def look(
+    def evaluate(
         self,
         url: str,
         *scripts: str,
@@ -37,9 +37,9 @@ class Browser:
 
         picture: a PNG of the whole page. AssertionError if the page threw or broke its policy.
         """
-        return asyncio.run(self._look(url, scripts, width, height, dark, picture))
+        return asyncio.run(self._evaluate(url, scripts, width, height, dark, picture))
 
-    async def _look(
+    async def _evaluate(
         self, url: str, scripts: Any, width: int, height: int, dark: bool, picture: Path | None
     ) -> list[Any]:
         import aiohttp
@@ -98,7 +98,7 @@ async def _whole(call: Any) -> dict[str, Any]:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser with a profile of its own; it ends with the block."""
+    """A browser with a fresh profile; it ends with the block."""
     assert CHROMIUM, "no chromium"
     home = tempfile.mkdtemp(prefix="browser-")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0"]

@@ -66,7 +66,7 @@ def noisy(classes, input_shape):
 
 
 class Counting(nn.Module):
-    """Buffers of its own: one written in place, one replaced, one constant."""
+    """Own buffers: one written in place, one replaced, one constant."""
 
     def __init__(self, classes):
         super().__init__()

@@ -1,4 +1,4 @@
-"""FedAvg broken in one way each: what the checks are for."""
+"""FedAvg, broken in one way in each class: what the checks are for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NotFinite(FedAvg):
 
 
 class LogsSomething(FedAvg):
-    """A name in the rows that says nothing to anybody."""
+    """Logs a name without a meaning."""
 
     def round(self, state: Any, fed: Any, task: Any) -> Any:
         fed.log("own/thing", 1.0)
@@ -74,7 +74,7 @@ def doubled(x: Any) -> Any:
 
 
 class GrowingShapes(FedAvg):
-    """Works on another shape round after round, so that each is recorded anew."""
+    """Works on another shape in each round, so that each is recorded again."""
 
     def round(self, state: Any, fed: Any, task: Any) -> Any:
         new = super().round(state, fed, task)
@@ -138,7 +138,7 @@ class NumberInState(FedAvg):
 
 
 class OwnSampler(FedAvg):
-    """Asks whom it likes."""
+    """Asks clients of its own choice."""
 
     def round(self, state: Any, fed: Any, task: Any) -> Any:
         got = fed.ask(self.train, range(5), shared={"model": state["model"]}, fold=mean("delta"))
@@ -153,7 +153,7 @@ class GlobalGenerator(FedAvg):
 
 
 class ServesInPlace(FedAvg):
-    """Being looked at changes it."""
+    """Changes its state when it is served."""
 
     def serve(self, state: Any) -> Any:
         for x in state["model"].values():
@@ -176,7 +176,7 @@ class NeverSent(FedAvg):
 
 
 class AsksALambda(FedAvg):
-    """Asks for a function of its own making, which no worker could find."""
+    """Asks for a lambda, which no worker could find."""
 
     def round(self, state: Any, fed: Any, task: Any) -> Any:
         fed.ask(lambda task: sgd_visit(task.loss, self.local), fed.sample(), shared=state, fold=mean("delta"))
@@ -190,7 +190,7 @@ class AsksAFunction(FedAvg):
 
 
 class Undecorated(FedAvg):
-    """Takes a visit over without saying that it is one."""
+    """Overrides a visit without decorating it as one."""
 
     def train(self, task: Any) -> Visit:  # type: ignore[override]
         return sgd_visit(task.loss, self.local)

@@ -1,6 +1,6 @@
 """What every method must pass (DESIGN §6.2), each check a function of a `Case`.
 
-A method of one's own is checked by one row:
+Your own method is checked by one row:
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
     def test_mine(check, tmp_path):
@@ -64,7 +64,7 @@ def simulated(case: Case, executor: str, dtype: str = "float32") -> Result:
 
 
 def scored(case: Case, executor: str, dtype: str = "float32") -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """What the engine measures after these rounds. Once: a second evaluation in a round has keys of its own."""
+    """What the engine measures after these rounds. Once: a second evaluation in a round has other keys."""
     return once(case, f"scores {executor} {dtype}", lambda: simulated(case, executor, dtype).scores())
 
 
@@ -222,7 +222,7 @@ def states_survive_the_disk(case: Case, tmp_path: Path) -> None:
 
 
 def empty_rounds_pass(case: Case, tmp_path: Path) -> None:
-    """Nobody in both rounds; nobody in round 1, a single client in round 2."""
+    """No client in both rounds; none in round 1 and a single client in round 2."""
 
     class Nobody(ToyFed):
         def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
@@ -271,11 +271,11 @@ def later_rounds_add_nothing(case: Case, tmp_path: Path) -> None:
                 break
     finally:
         gc.unfreeze()
-    assert after[r] == after[r - 2], f"(recordings, tensors beside the server state, bytes) after each round: {after}"
+    assert after[r] == after[r - 2], f"(recordings, tensors besides the server state, bytes) after each round: {after}"
 
 
 def alive(state: tree.Tree) -> tuple[int, int, int]:
-    """Recordings begun in this process, and the tensors alive beside the server state: their number and bytes."""
+    """Recordings begun in this process, and the tensors alive besides the server state: their number and bytes."""
     gc.collect()
     known = {id(x) for x in tree.values(state)}
     tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and id(x) not in known]

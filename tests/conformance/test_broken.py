@@ -1,4 +1,4 @@
-"""Every check seen red: a method broken in the way that the check is for does not pass it."""
+"""Every check has been red: a method broken in the way that the check is for does not pass it."""
 
 from __future__ import annotations
 

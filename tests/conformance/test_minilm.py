@@ -229,13 +229,13 @@ def test_from_pefts_adapter_through_a_run_to_pefts_adapters(
 
     start = run._served.task.initial
     x = torch.as_tensor(np.asarray(run._served.federation.arrays["x"])[:9])
-    near = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(run._served.task.apply(start, x), plain(tmp_path / "before", x), **near)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(run._served.task.apply(start, x), plain(tmp_path / "before", x), **close)
     served = {}
     for client in (0, 3):
         where = run.save_adapter(client, tmp_path / f"client-{client}")
         served[client] = run.model(client=client)(x)
-        torch.testing.assert_close(served[client], plain(where, x), **near)
+        torch.testing.assert_close(served[client], plain(where, x), **close)
     assert float((served[0] - served[3]).abs().max()) > 1e-3  # B stays at the clients
 
     # The whole model of a run that averages both factors, started from client 3's adapter.
@@ -246,7 +246,7 @@ def test_from_pefts_adapter_through_a_run_to_pefts_adapters(
     again = rayfed.load(path)
     assert isinstance(again, Run)
     logits = again.model()(x)
-    torch.testing.assert_close(logits, plain(path / "model", x), **near)
+    torch.testing.assert_close(logits, plain(path / "model", x), **close)
     assert 1e-3 < float((logits - served[3]).abs().max()) < math.inf
     row = again.metrics().to_pylist()[-1]
     assert math.isfinite(row["loss/global"])

@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_t
 
 
 def run_cells(cells: list[str], where: str) -> dict[str, Any]:
-    """The names that the cells leave. Python knows each cell's text by a file name of its own, as under IPython."""
+    """The names that the cells leave. Python knows each cell's text under a unique file name, as under IPython."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for i, text in enumerate(cells):
         file = f"<{where}-{i}>"

@@ -39,7 +39,7 @@ def test_global_model_is_fedavgs(ditto: str) -> None:
 
 
 def test_without_pull_it_is_local_training(ditto: str) -> None:
-    """Of a client asked once, from the global model of that round; with a strong pull it stays nearer."""
+    """Of a client asked once, from the global model of that round; with a strong pull it stays closer."""
     everyone = {"federation": {"per_round": None}}
     free, pulled = (toy.simulate({"name": ditto, "lam": lam}, rounds=1, **everyone) for lam in (0.0, 3.0))
     w = free.initial["model"]

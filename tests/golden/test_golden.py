@@ -1,6 +1,6 @@
 """A dozen small runs whose numbers are written down: a change of any of them is seen, wanted or not.
 
-After a change that is wanted, write them anew, and say in the commit why they moved:
+After a change that is wanted, write them again, and say in the commit why they moved:
 
     python -m tests.golden.test_golden
 """

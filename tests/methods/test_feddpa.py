@@ -1,4 +1,4 @@
-"""FedDPA: a global and a private adapter in every layer, mixed by how centre an input is to the client's data."""
+"""FedDPA: a global and a private adapter in every layer, mixed by how close an input is to the client's data."""
 
 from __future__ import annotations
 

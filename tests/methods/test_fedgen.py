@@ -104,7 +104,7 @@ def test_a_model_without_a_classifier_is_refused_before_anything_starts(tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_of_ones_own_is_split_whatever_its_layers_are_called(tmp_path: Path) -> None:
+def test_an_own_model_is_split_whatever_its_layers_are_called(tmp_path: Path) -> None:
     done = start.run_local(own(tmp_path, "named", "nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, classes, bias=False)"))
     assert done.status == "done"
 

@@ -1,4 +1,4 @@
-"""FLoRA: what the clients learnt is in the base, exactly, and the adapter starts anew."""
+"""FLoRA: what the clients learnt is in the base, exactly, and the adapter starts afresh."""
 
 from __future__ import annotations
 

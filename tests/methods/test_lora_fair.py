@@ -52,7 +52,7 @@ def test_cosine_descends_the_dense_objective() -> None:
         free = free.clone().requires_grad_()
         cosine = torch.nn.functional.cosine_similarity(exact.flatten(), (free @ a).flatten(), 0)
         (slope,) = torch.autograd.grad(1 - cosine + lam * (free - b).norm() / b.norm(), free)
-        assert slope.norm() * b.norm() < 0.02  # a minimum, as near as Adam's last steps come
+        assert slope.norm() * b.norm() < 0.02  # a minimum, as close as Adam's last steps come
     stay = corrected(b, a, target, pair, LoRAFAIR.Settings(distance="cosine", steps=0))
     assert torch.equal(stay, b)
 
@@ -124,7 +124,7 @@ def test_one_client_keeps_its_factors(on_bert: OnBert) -> None:
 
 
 @pytest.mark.skipif("fedit" not in methods.names(), reason="compared with fedit, which is not there")
-def test_without_steps_it_is_fedit_and_with_them_nearer_to_the_mean_product(on_bert: OnBert) -> None:
+def test_without_steps_it_is_fedit_and_with_them_closer_to_the_mean_product(on_bert: OnBert) -> None:
     more = {"executor": "vmap", "rounds": 2, **on_bert({})}
     plain = toy.simulate({"name": "fedit", "gap": True}, **more)
     still = toy.simulate({"name": "lora_fair", "distance": "cosine", "steps": 0}, **more)

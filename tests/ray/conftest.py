@@ -77,7 +77,7 @@ def config(tmp_path: Path) -> Callable[..., Path]:
 
 
 class Command:
-    """`rayfed ...` as a user starts it, in a process of its own."""
+    """`rayfed ...` as a user starts it, in a separate process."""
 
     def __init__(self, env: dict[str, str], *args: str):
         code = (
@@ -180,7 +180,7 @@ cluster.shutdown()
 
 
 class Nodes:
-    """A Ray of several nodes on this machine, in a process of its own.
+    """A Ray of several nodes on this machine, in a separate process.
 
     It reports no metrics: while a placement group waits for the room of a node that is gone, Ray 2.60's GCS tries again without
     a pause (ray-project/ray#65007), and its agent would take the other core to sum the times of these tries.

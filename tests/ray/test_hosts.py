@@ -15,13 +15,13 @@ import pytest
 from tests.ray.conftest import numbers, only_run, placed, until
 from tests.ray.hosts import ROOT, Machines, missing
 
-pytestmark = pytest.mark.slow  # a cluster of its own: minutes on two cores
+pytestmark = pytest.mark.slow  # its own cluster: minutes on two cores
 
 SHIPPED = ROOT / "rayfed" / "config" / "ready" / "clusters" / "local.yaml"
 ADDRESS = "--address http://127.0.0.1:8265"
 WHAT = {
     "rounds": 120, "method": {"name": "fedavg"}, "evaluate": {"every": 40}, "storage": {"snapshot_every": 20},
-    "task": {  # sums too large for Ray to send with the answer: they lie on the node that made them, and die with it
+    "task": {  # sums too large for Ray to send with the answer: they are on the node that made them, and die with it
         "data": {"name": "synthetic:blobs", "examples": 1200, "classes": 4, "features": 8, "test": 100},
         "model": {"name": "mlp", "hidden": [192, 192]},
     },

@@ -18,7 +18,7 @@ import yaml
 
 from tests.ray.conftest import at_round, numbers, only_run, placed, until
 
-pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+pytestmark = pytest.mark.slow  # their own clusters: minutes on two cores
 
 BIG = {"data": {"name": "synthetic:blobs", "examples": 1200, "classes": 4, "features": 8, "test": 100}}
 BIG["model"] = {"name": "mlp", "hidden": [64, 64]}
@@ -75,7 +75,7 @@ def test_a_node_dies_in_mid_run(rayfed, config, nodes, tmp_path):
 def test_a_run_goes_on_without_the_node_that_is_gone(rayfed, config, nodes, tmp_path):
     """No place is left for its actor: the other one does all the work, also of the study's next run; no number changes."""
     cluster = nodes(1, 1)
-    large = {**BIG, "model": {"name": "mlp", "hidden": [192, 192]}}  # sums lie where they were made, and die there
+    large = {**BIG, "model": {"name": "mlp", "hidden": [192, 192]}}  # sums stay where they were made, and die there
     file = config(
         task=large, rounds=40, method={"name": "fedavg"}, evaluate={"every": 20}, seeds=[0, 1],
         resources={"actors": 2, "cohort": 1, "executor": "loop"}, storage={"snapshot_every": 5},

@@ -11,7 +11,7 @@ from tests.tiny import make_places
 
 
 def test_ray_gives_the_numbers_of_the_plain_process(rayfed, config, tmp_path):
-    """Two actors in processes of their own: the same bits as no Ray at all, and the driver stays free of torch."""
+    """Two actors in separate processes: the same bits as no Ray at all, and the driver stays free of torch."""
     file = config()
     code, out = rayfed("run", file, "--out", tmp_path / "ray", "--address", "local").wait()
     assert code == 0, out

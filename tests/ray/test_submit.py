@@ -21,7 +21,7 @@ import pytest
 
 from tests.ray.conftest import Command, numbers, until
 
-pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+pytestmark = pytest.mark.slow  # their own clusters: minutes on two cores
 
 TOKEN = "0123456789abcdef" * 2
 
@@ -38,7 +38,7 @@ def ports(n: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, Any]]:
-    """A head of its own: folder, ports, token, home. Ends with what it started."""
+    """A separate head: folder, ports, token, home. Ends with what it started."""
     where = Path(tempfile.mkdtemp(prefix="rfh-", dir="/tmp"))
     (where / "ray").mkdir()
     (where / "home").mkdir()

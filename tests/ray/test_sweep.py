@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     },
     "resources": {"executor": "vmap", "cohort": 6, "actors": 1},
 }
-pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+pytestmark = pytest.mark.slow  # their own clusters: minutes on two cores
 
 SPACE = """
 from ray import tune
@@ -283,7 +283,7 @@ def test_a_sweep_in_object_storage_goes_on_elsewhere(env, rayfed, config, space,
     assert "resumed" in kinds
     there = Path(uri.removeprefix("file://"))
     for name in ("summary.json", "sweep.html", "sweep.parquet", "trials/00001/seed-1/summary.json"):
-        assert (there / name).read_bytes() == (path / name).read_bytes(), "what has ended lies under plain names"
+        assert (there / name).read_bytes() == (path / name).read_bytes(), "what has ended is under plain names"
     code, out = rayfed(
         "run", config(**long), "--set", "local.optimizer.lr=0.2", "--set", "seed=1", "--out", tmp_path / "alone", "--local"
     ).wait()  # fmt: skip

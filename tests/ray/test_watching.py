@@ -22,7 +22,7 @@ from rayfed.monitor.board import Board
 from rayfed.monitor.files import panels
 from tests.ray.conftest import at_round, only_run, placed, until
 
-pytestmark = pytest.mark.slow  # clusters of their own: minutes on two cores
+pytestmark = pytest.mark.slow  # their own clusters: minutes on two cores
 
 
 def fetch(url: str) -> str:
@@ -107,12 +107,12 @@ def test_names_states_metrics_and_a_replaced_actor(running, env, tmp_path):
     }
     assert wanted.items() <= job["metadata"].items()
 
-    def in_hand() -> list[str]:
+    def current_rounds() -> list[str]:
         tasks = rows(dashboard(env, "/api/v0/tasks?detail=1&limit=10000"))
         named = re.compile(r"scaffold rounds \d+-\d+/5000, 16 of 40 clients")  # "scaffold starting" before the first
         return [t["name"] for t in tasks if t["state"] == "RUNNING" and named.fullmatch(t["name"])]
 
-    until(in_hand, "the rounds in hand as a running task")
+    until(current_rounds, "the current rounds as a running task")
     tasks = rows(dashboard(env, "/api/v0/tasks?detail=1&limit=10000"))
     assert [t for t in tasks if t["name"] == f"scaffold, 40 clients, 16 per round, 5000 rounds ({folder.name})"]
 

@@ -56,7 +56,7 @@ def test_distillation_goes_to_a_gpu_node_of_the_cloud_cluster() -> None:
     c = toy.config("fedavg", resources={"gpus_per_actor": 0.25, "server": {"gpus": 0.5, "place": "any"}})
     made = plan_placement(c, nodes)
     assert made.server_anywhere and made.gpus > 0 and {"GPU": 0.5} in made.bundles()
-    assert made.actors == 6  # two beside the server on the first card, four on the second
+    assert made.actors == 6  # two next to the server on the first card, four on the second
 
 
 def test_the_kubernetes_manifest() -> None:

@@ -99,7 +99,7 @@ def test_pieces_fold_to_the_whole(cut: list[int], one_call: bool) -> None:
         for x, y, k, q, n in pieces:
             given = {"p": {"x": x.clone(), "s": {"y": y}}, "k": k, "q": q}
             merged = partial(f, given, {}, n, merged) if one_call else merge(merged, partial(f, given, {}, n))
-            assert torch.equal(given["p"]["x"], x)  # a sum goes on in memory of its own
+            assert torch.equal(given["p"]["x"], x)  # a sum goes on in its own memory
         a, b = once(f, parts), finish(f, merged)
         if f.by:
             assert a[1] == b[1] and list(a[0]) == list(b[0])

@@ -53,7 +53,7 @@ print(devices, [round(c, 3) for c in capped])
     assert done.stdout.strip() == "['cpu', 'cuda', 'cuda', 'cuda'] [0.235, 1.0, 1.0]"
 
 
-def test_folds_are_an_object_of_their_own_where_they_are_merged_apart() -> None:
+def test_folds_are_a_separate_object_where_they_are_merged_separately() -> None:
     pool = LocalPool()
     fed = toy.make_fed(toy.config(), pool)
     client: Any = object.__new__(ClientActor)

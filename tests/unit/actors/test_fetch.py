@@ -1,4 +1,4 @@
-"""A folder that is brought home whole, or not at all."""
+"""A folder that is fetched completely, or not at all."""
 
 from __future__ import annotations
 

@@ -82,11 +82,11 @@ def test_a_mixed_cluster_counts_each_nodes_own_bottleneck() -> None:
     ("per_round", "cohort", "count"),
     [(12, 1, 12), (12, 5, 3), (4, 4, 1), (12, "auto", 2)],
 )
-def test_no_more_countthan_a_round_has_calls(per_round: int, cohort: Any, count: int) -> None:
+def test_no_more_actors_than_a_round_has_calls(per_round: int, cohort: Any, count: int) -> None:
     assert planned({"CPU": 64}, per_round=per_round, cohort=cohort).actors == count
 
 
-def test_a_number_of_countis_kept_even_if_some_will_wait() -> None:
+def test_a_number_of_actors_is_kept_even_if_some_will_wait() -> None:
     assert planned({"CPU": 64}, per_round=2, actors=9).actors == 9
 
 

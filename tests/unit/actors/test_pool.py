@@ -21,7 +21,7 @@ def test_a_small_payload_stays_with_its_calls_and_a_large_one_goes_to_the_store(
     assert pool.put(large) == "ref" and stored == [large]
 
 
-def test_an_actors_call_is_named_once_and_anew_for_its_successor():
+def test_an_actors_call_is_named_once_and_again_for_its_successor():
     made: list[tuple[str, str]] = []
 
     def actor(name: str) -> Any:

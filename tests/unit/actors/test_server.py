@@ -1,4 +1,4 @@
-"""The server's answers beside its rounds: how the run stands, when a round is committed, whether the driver lives."""
+"""The server's answers while it executes rounds: the run's state, when a round is committed, whether the driver lives."""
 
 from __future__ import annotations
 

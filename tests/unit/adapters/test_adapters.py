@@ -289,7 +289,7 @@ def test_the_claim_about_adapters_says_how_its_model_is_made(tmp_path: Path, mon
 
 
 def test_all_parameters_are_fedavg_to_the_bit(places: dict[str, Path]) -> None:
-    """FedPEFT's variant that trains everything, beside the same run without an adapter."""
+    """FedPEFT's variant that trains everything, against the same run without an adapter."""
     more = {"local": {"optimizer": {"name": "sgd", "lr": 0.1}}}
     full, plain = (simulate(toy.config(**spec(places, "bert", {"kind": k}, **more))) for k in ("full", "none"))
     assert tree.same(full[1], plain[1]) and not tree.same(full[0], full[1])
@@ -319,7 +319,7 @@ def test_default_targets_have_a_largest_rank_too(places: dict[str, Path]) -> Non
     ("model", "table"), [("bert", "word_embeddings"), ("bert", "position_embeddings"), ("gpt2", "wte")]
 )
 def test_no_adapter_on_embedding_layers(places: dict[str, Path], model: str, table: str) -> None:
-    """Whatever the method and the ranks: PEFT has A at zero and B at random there, under names of their own."""
+    """Whatever the method and the ranks: PEFT has A at zero and B at random there, under other names."""
     linear = {"bert": "dense, key, query, value", "gpt2": "c_attn, c_fc, c_proj"}[model]
     for kind, more in (("lora", {"rank": 2}), ("lora", {"rank": {1: 0.5, 2: 0.5}}), ("ia3", {"feedforward": []})):
         problem = pretrained_runs.refused(places, kind=model, adapter={"kind": kind, "targets": [table], **more})

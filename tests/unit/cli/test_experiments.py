@@ -285,7 +285,7 @@ def test_stopped_by_a_signal_and_resumed(call: Call, no_pictures: None, tmp_path
     (path,) = (tmp_path / "out").iterdir()
     assert said.code == code and f"rayfed resume out/{path.name}" in said.err and "Traceback" not in said.err
     assert not (path / "summary.json").exists()
-    assert rayfed.load(path).metrics()["round"].to_pylist() == [1, 2]  # the round in hand was committed
+    assert rayfed.load(path).metrics()["round"].to_pylist() == [1, 2]  # the current round was committed
     listed = json.loads(call("runs", "out", "--json").out)[0]
     assert (listed["round"], listed["status"].split()[0]) == (2, "stopped")
     again = call("resume", str(path), "--local", "--json")

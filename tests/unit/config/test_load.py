@@ -252,5 +252,5 @@ def test_an_arm_that_cannot_be_a_folder(arm: str) -> None:
     assert the_problem(arms={arm: {}}).startswith("arms")
 
 
-def test_an_arm_with_a_seed_of_its_own() -> None:
+def test_an_arm_with_its_own_seed() -> None:
     assert "seeds" in the_problem(arms={"a": {"seed": 3}, "b": {}})

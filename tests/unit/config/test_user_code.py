@@ -173,7 +173,7 @@ def test_no_name_and_no_source(cell: Cell) -> None:
     assert "path/to/file.py:Typed" in refused(names["Typed"])[0]
 
 
-def test_a_config_tells_all_of_them(cell: Cell) -> None:
+def test_a_config_lists_all_of_them(cell: Cell) -> None:
     names = cell("table = object()\ndef data(seed): return table\nclass M:\n    def f(self): return table")
     raw = {**toy.TOY, "task": {"data": names["data"], "model": lambda c, s: None}, "method": {"name": names["M"]}}
     with pytest.raises(ConfigError) as caught:

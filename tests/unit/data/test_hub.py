@@ -69,7 +69,7 @@ def test_a_config_is_judged_by_the_columns_of_a_local_folder(folder: Path) -> No
     assert text.startswith(
         f"task.data.label: hf:{folder}, split 'train' has no column 'specie' (did you mean 'species'?)"
     )
-    (folder / "train.csv").write_text(ROWS.replace("species", "specie"))  # a file that changed is opened anew
+    (folder / "train.csv").write_text(ROWS.replace("species", "specie"))  # a file that changed is opened again
     assert check(folder, label="specie", features=["bill"]) == []
 
 

@@ -74,7 +74,7 @@ def test_another_process_tokenises_and_torch_stays_out(places: dict[str, Any]) -
     assert len(list((cache.cache_folder() / "tokens").iterdir())) == 1  # and this process read it
 
 
-def test_a_template_of_ones_own(places: dict[str, Any]) -> None:
+def test_an_own_template(places: dict[str, Any]) -> None:
     data = {"template": "{instruction} : {input} answer : {response} ."}
     x = partition.build(toy.config(**changes(places, task={"data": data}))).arrays["x"]
     known = ["[UNK]", "</s>", *WORDS]

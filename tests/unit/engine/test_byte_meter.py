@@ -110,7 +110,7 @@ def test_of_a_routed_stack_one_row_is_paid() -> None:
     assert meter.down == 2 * 3 * 4
 
 
-def test_what_differs_in_rank_is_paid_by_the_rank_held_when_it_came() -> None:
+def test_what_differs_in_rank_costs_by_the_rank_at_the_time() -> None:
     asked: list[list[int] | None] = []
     meter: Any = ByteMeter(Priced(), {1: 4, 2: 8, 3: 8}.__getitem__)  # type: ignore[arg-type]
     meter.note_ranks(SimpleNamespace(ranks_before={3: 2}))

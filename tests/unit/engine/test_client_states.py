@@ -115,7 +115,7 @@ def test_lookup_names_blocks_once_and_missing_clients_none(store: ClientStates) 
     assert store.lookup(()) == ((), ())
 
 
-def test_blocks_that_nobody_points_to_are_let_go(store: ClientStates) -> None:
+def test_blocks_that_nothing_points_to_are_dropped(store: ClientStates) -> None:
     for i in range(30):
         store.write((1, 2), block(i, i + 100))
         store.commit()

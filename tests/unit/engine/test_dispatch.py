@@ -29,7 +29,7 @@ def test_a_client_is_asked_once_per_ask() -> None:
         fed.ask(fed.method.train, (1, 2, 1), shared={"model": fed.task.initial}, fold=mean("delta"))
 
 
-def test_every_ask_has_keys_of_its_own() -> None:
+def test_every_ask_has_its_own_keys() -> None:
     """A client asked twice in a round, or in another round, sees its examples in another order."""
     fed = toy.make_fed(toy.config())
 
@@ -45,7 +45,7 @@ def test_every_ask_has_keys_of_its_own() -> None:
     assert not tree.same(a, b) and not tree.same(a, c) and not tree.same(b, c)
 
 
-def test_an_evaluation_costs_nothing_and_has_keys_of_its_own() -> None:
+def test_an_evaluation_costs_nothing_and_has_its_own_keys() -> None:
     fed = toy.make_fed(toy.config())
     fed.begin(1)
     shared = {"model": fed.task.initial}
@@ -102,7 +102,7 @@ def test_what_is_lost_of_the_folds_is_executed_again() -> None:
     assert again.ids == whole.ids and counted_again == counted
 
 
-def test_who_watches_hears_of_every_call_and_of_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watcher_is_called_for_every_call_and_note(monkeypatch: pytest.MonkeyPatch) -> None:
     class Noting(LocalPool):
         def execute(self, jobs: Any) -> Any:
             for i, out in super().execute(jobs):

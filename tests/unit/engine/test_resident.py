@@ -39,7 +39,7 @@ def test_the_data_key_follows_from_the_config_alone() -> None:
     assert data_key(toy.config()) == data_key(toy.config("ifca", rounds=9)) != data_key(toy.config(seed=3))
 
 
-def test_a_visit_is_built_once_and_old_ones_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_visit_is_built_once_and_old_ones_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "KEPT", 3)
     res = made()
     train = res.visit("train", False)

@@ -24,23 +24,23 @@ def resident(executor: str = "auto", **resources: Any) -> Resident:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], float]) -> list[tuple[str, Kernels]]:
-    """The trial's looks replaced by these seconds; returns the list of what was looked at."""
-    looks: list[tuple[str, Kernels]] = []
+    """Measurements replaced by these seconds; returns the list of what was measured."""
+    measurements: list[tuple[str, Kernels]] = []
 
     def fake(res: Any, name: str, k: int, n: int, first: Kernels, hopeless: float = 0.0) -> Callable[[Kernels], float]:
-        def look(by: Kernels) -> float:
-            looks.append((name, by))
+        def measure(by: Kernels) -> float:
+            measurements.append((name, by))
             return times(name, by, k)
 
         return look
 
     monkeypatch.setattr(autotune, "_timer", fake)
     monkeypatch.setattr(kernels, "onednn_is_exact", lambda: True)
-    return looks
+    return measurements
 
 
 @pytest.mark.parametrize(
-    ("seconds", "loop", "vmap", "looks"),
+    ("seconds", "loop", "vmap", "measurements"),
     [
         ({}, Kernels(), Kernels(), 6),  # all alike: the usual ones
         ({ONE: 0.5, BOTH: 0.4}, BOTH, ONE, 4),  # oneDNN clear at once: nothing is tried without it
@@ -51,11 +51,11 @@ def timed(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], 
     ],
 )
 def test_the_faster_kernels_are_taken(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[Kernels, float], loop: Kernels, vmap: Kernels, looks: int
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[Kernels, float], loop: Kernels, vmap: Kernels, measurements: int
 ) -> None:
     seen = timed(monkeypatch, lambda name, by, k: seconds.get(by, 1.0) * (1.0 if name == "loop" else 2.0))
     out = autotune.time_executors(resident(), 4)
-    assert out.kernels == {"loop": loop, "vmap": vmap} and len(seen) == looks
+    assert out.kernels == {"loop": loop, "vmap": vmap} and len(seen) == measurements
     assert out.seconds["loop"] == seconds.get(loop, 1.0) and out.seconds["vmap"] == 2 * seconds.get(vmap, 1.0)
     assert not any(by.channels_last for name, by in seen if name == "vmap")
 
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_vectorised_has_its_reason(monkeypatch: pytest.Mo
 
 
 def test_one_measurement_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real trial: a long call that is far from the loop's is not warmed up any further."""
+    """The real timing: a long call that is far from the loop's is not warmed up any further."""
     calls = []
     res = resident()
     real = autotune.execute.execute_visit

@@ -176,7 +176,7 @@ def test_an_interrupted_study_goes_on_with_what_was_chosen(tmp_path: Path, monke
     assert seen == [BOTH, Kernels(), Kernels()]  # the second round of the first arm, both of the other
 
 
-def test_each_settings_are_tried_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_runs_open_settings_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pool serves many runs, and what one of them leaves open another has set."""
     asked: list[str] = []
 

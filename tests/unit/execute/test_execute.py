@@ -136,7 +136,7 @@ def test_other_peoples_rows_and_padding_have_no_influence(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["loop", "vmap"])
 def test_the_company_has_no_influence(name: str) -> None:
-    """Alone, or beside larger and smaller clients in any order: the same numbers."""
+    """Alone, or together with larger and smaller clients in any order: the same numbers."""
     full = noisy_run(name)
     for ids in ((2,), (5, 2, 0), (2, int(np.argmax(sizes()[:12])))):
         less = noisy_run(name, clients=ids)

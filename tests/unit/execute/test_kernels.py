@@ -29,7 +29,7 @@ def precision() -> str:
     return torch.get_float32_matmul_precision()
 
 
-def test_products_are_handed_on_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_go_to_onednn_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "onednn_is_exact", lambda: True)
     with kernels.using(ONE):
         assert precision() == "medium"
@@ -137,8 +137,8 @@ def test_a_run_on_other_kernels_goes_on_with_the_same_bits(tmp_path: Path) -> No
 def test_clients_and_server_work_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clients: list[Kernels] = []
     about = {"task": CNN, "federation": FED, "resources": BOTH._asdict(), "rounds": 1}
-    laid = kernels.in_memory_format
-    monkeypatch.setattr(kernels, "in_memory_format", lambda p: clients.append(kernels._active) or laid(p))
+    in_format = kernels.in_memory_format
+    monkeypatch.setattr(kernels, "in_memory_format", lambda p: clients.append(kernels._active) or in_format(p))
     toy.simulate("fedavg", **about)
     assert set(clients) == {BOTH}
     server = at_commits(monkeypatch)

@@ -54,7 +54,7 @@ def calls(f: Callable[..., Any], *args: Any, n: int = 5) -> tuple[list[Any], int
 
 
 def fresh(f: Callable[..., Any]) -> Callable[..., Any]:
-    """The same as a piece of its own."""
+    """The same as a separate piece."""
     return lambda *args: f(*args)
 
 
@@ -91,7 +91,7 @@ def test_what_is_played_follows_its_arguments():
         assert replay._same(got, plain)
 
 
-def test_each_shape_stride_and_type_has_a_recording_of_its_own():
+def test_each_shape_stride_and_type_has_its_own_recording():
     f = torch.vmap(step)
     for k in (2, 3):
         assert calls(f, *params(k))[1] == 3

@@ -1,4 +1,4 @@
-"""A whole cohort at once: who has finished stands aside, and what a step hands on is not copied."""
+"""A whole cohort at once: clients that have finished are set aside, and what a step passes on is not copied."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_finished_client_is_frozen() -> None:
 
 
 def tally() -> Visit:
-    """Three times over its data: moves one leaf and hands on two, one its client's, one everyone's."""
+    """Three times over its data: moves one leaf and passes on two, one its client's, one everyone's."""
 
     def begin(client: ClientContext) -> Any:
         return {
@@ -66,7 +66,7 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
 
 @pytest.mark.parametrize("order", ["by work", "any", "one has nothing"])
-def test_who_has_finished_stands_aside(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_clients_are_set_aside(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorted by work, each step runs for those alone who are still at it; in any order the numbers are the loop's."""
     asked, by_work = widths(monkeypatch), sorted(range(12), key=lambda i: sizes()[i])
     ids = list(range(12)) if order == "any" else by_work
@@ -85,7 +85,7 @@ def test_who_has_finished_stands_aside(order: str, monkeypatch: pytest.MonkeyPat
         assert asked == [(n, False) for n in p.active.sum(0).tolist()]
 
 
-def test_what_a_step_hands_on_is_not_copied() -> None:
+def test_what_a_step_passes_on_is_not_copied() -> None:
     """Of a large shared leaf there is one, however many clients finish early."""
     c = cohort(tally(), sorted(range(12), key=lambda i: sizes()[i]))
     shared, a = {"s": torch.linspace(0, 1, 8, dtype=D)}, torch.ones(12, 8, dtype=D)

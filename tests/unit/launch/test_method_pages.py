@@ -69,7 +69,7 @@ def test_the_committed_pages_are_those_of_the_files() -> None:
     )
 
 
-def test_writing_takes_away_pages_of_methods_that_are_no_more(tmp_path: Path) -> None:
+def test_writing_deletes_pages_of_methods_that_no_longer_exist(tmp_path: Path) -> None:
     (tmp_path / "gone.md").write_text("")
     method_pages.write(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"README.md", *(f"{n}.md" for n in methods.ready())}

@@ -154,7 +154,7 @@ class Mine(Method):
 """
 
 
-def test_a_method_of_ones_own(tmp_path: Path) -> None:
+def test_an_own_method(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)
     name = f"{tmp_path / 'mine.py'}:Mine"
     assert good(method={"name": name, "power": 3}).method.options == {"power": 3}

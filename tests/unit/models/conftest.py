@@ -1,4 +1,4 @@
-"""Tiny transformers and texts, and a cache of their own."""
+"""Tiny transformers and texts, and a cache for them."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def spec(name: str, /, **options: Any) -> Named:
 
 
 def build(name: str, classes: int = 10, shape: tuple[int, ...] = IMAGE, seed: int = 0, /, **options: Any) -> nn.Module:
-    """A model in float64 from a seed of its own."""
+    """A model in float64 from its own seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return models.build(spec(name, **options), classes, shape).double()

@@ -148,7 +148,7 @@ def test_adapters_of_a_model_without_a_4d_mask_are_pefts(
 
 
 def test_texts_of_a_model_without_padding_end_in_their_last_token(places: dict[str, Path], tmp_path: Path) -> None:
-    """Whichever token that is: GPT-2 pools where the last one lies that is not padding."""
+    """Whichever token that is: GPT-2 pools at the last one that is not padding."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     res = resident(toy.config(**changes(places, "gpt2", adapter={"kind": "full"})))

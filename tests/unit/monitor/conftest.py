@@ -56,7 +56,7 @@ def server(runs: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def sweep(runs: Path, tmp_path: Path) -> Path:
-    """A sweep of three trials in a folder of its own, beside a run; the second has one row, the third has not begun."""
+    """A sweep of three trials in its own folder, next to a run; the second has one row, the third has not begun."""
     home = tmp_path / "sweeps"
     shutil.copytree(runs / listed(runs)["done"]["id"], home / "alone")
     about = {

@@ -98,7 +98,7 @@ def test_the_list_reads_a_folder_again_only_when_it_changed(
     assert board.runs()[0]["clients_per_s"] == 7.5 and asked == ["run", "run"]
 
 
-def test_a_sweep_has_a_line_of_its_own(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_has_one_line(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board(sweep)
     assert {r["id"] for r in board.runs()} == {"alone", "s/trials/00000/seed-1", "s/trials/00001/seed-1"}
     (found,) = board.sweeps()

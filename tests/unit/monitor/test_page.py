@@ -28,7 +28,7 @@ def test_a_browser_shows_it(server: Server, runs: Path, tmp_path: Path) -> None:
     run = listed(runs)["done"]["id"]
     address = f"{server.url}#{urllib.parse.quote(run, safe='')}"
     with browser() as b:
-        text, states, title, wide = b.look(
+        text, states, title, wide = b.evaluate(
             server.url,
             "document.body.innerText",
             "[...document.querySelectorAll('.state')].map(s => s.textContent)",
@@ -40,7 +40,7 @@ def test_a_browser_shows_it(server: Server, runs: Path, tmp_path: Path) -> None:
         assert HARMFUL in text and title == "rayfed monitor", "names are text"
         assert wide <= 0 and (tmp_path / "list.png").stat().st_size > 10_000
         for width in (1280, 400):
-            heads, lines, bars, wide, said, light = b.look(
+            heads, lines, bars, wide, said, light = b.evaluate(
                 address,
                 "[...document.querySelectorAll('h2')].map(h => h.innerText)",
                 "document.querySelectorAll('polyline').length",
@@ -53,19 +53,19 @@ def test_a_browser_shows_it(server: Server, runs: Path, tmp_path: Path) -> None:
             assert heads[1:] == ["Scores", "Clusters", "Clients", "Actors", "Cost", "Events"]
             assert lines >= 8 and bars >= 8 and wide <= 0
             assert said.startswith("round 4: ") and "personal" in said
-        assert b.look(address, INK, dark=True) != [light], "dark follows the system"
-        torn, problems = b.look(
+        assert b.evaluate(address, INK, dark=True) != [light], "dark follows the system"
+        torn, problems = b.evaluate(
             f"{server.url}#torn", "document.body.innerText", "document.querySelectorAll('.problem').length"
         )
         assert "cannot be read" in torn and problems >= 2 and "SCORES" not in torn and "accuracy" in torn
-        gone = b.look(f"{server.url}#nothing", "document.body.innerText")[0]
+        gone = b.evaluate(f"{server.url}#nothing", "document.body.innerText")[0]
         assert "There is no such run" in gone
-        assert b.look(server.url, FILTER) == [1]
+        assert b.evaluate(server.url, FILTER) == [1]
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
 def test_the_page_follows_a_run(runs: Path, tmp_path: Path) -> None:
-    """New rounds appear without a hand, and a server that went away is said."""
+    """New rounds appear by themselves, and the page says when the server has gone."""
     shutil.copytree(runs / listed(runs)["done"]["id"], tmp_path / "live")
     board = Server(tmp_path, 0)
     thread = threading.Thread(target=board.serve_forever)
@@ -75,7 +75,7 @@ def test_the_page_follows_a_run(runs: Path, tmp_path: Path) -> None:
     if (document.body.innerText.includes('renamed')) { clearInterval(t); done('seen'); } }, 300); })"""
     with browser() as b:
         renamed.start()
-        assert b.look(board.url, follow) == ["seen"]
+        assert b.evaluate(board.url, follow) == ["seen"]
     board.close()
     thread.join()
 
@@ -88,7 +88,7 @@ def test_a_sweeps_runs_are_shown_when_asked_for(sweep: Path) -> None:
     seen = "[...document.querySelectorAll('.run')].filter(r => r.checkVisibility()).map(r => r.querySelector('b').innerText)"
     again = "document.querySelector('.sweep summary').click(), new Promise(done => setTimeout(() => refresh().then(done), 100))"
     with browser() as b:
-        before, said, _, after, _, shut = b.look(
+        before, said, _, after, _, shut = b.evaluate(
             board.url, seen, "document.querySelector('.sweep summary').innerText", again, seen, again, seen
         )
     board.close()

@@ -24,7 +24,7 @@ def test_shards_that_fit_into_classes_hold_one_class_each(per_client: int, seed:
 
 
 def test_uneven_shards_differ_by_at_most_one() -> None:
-    """103 rows in 12 shards: eight or nine each, so that two make 16 to 18; each lies in at most two classes of 34."""
+    """103 rows in 12 shards: eight or nine each, so that two make 16 to 18; each has at most two classes of 34."""
     y = np.arange(103) % 3
     f = partition.build(conf(clients=6, partition="shards", split={"test": 0}), table(y))
     assert f.train.sizes().sum() == 103 and set(f.train.sizes()) <= {16, 17, 18}

@@ -22,7 +22,7 @@ def test_panels_are_arranged():
     assert Picture("p", "t", [paint], {}, wide=True).columns == 1
 
 
-def test_svgs_take_the_colours_of_the_page_and_ids_of_their_own():
+def test_svgs_take_the_colours_of_the_page_and_unique_ids():
     one, two = Picture("p", "<t>", [paint, paint], {}).svgs()
     assert INK not in one and "currentColor" in one and one.startswith("<svg ") and 'aria-label="&lt;t&gt;"' in one
     ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, two)]

@@ -13,7 +13,7 @@ from rayfed.storage.run_folder import RunFolder
 from tests.unit.storage.writer import CONFIG, ME, other_process
 
 
-def test_a_living_owner_is_not_robbed(tmp_path):
+def test_a_living_owner_keeps_its_folder(tmp_path):
     process, owner = other_process()
     try:
         folder = RunFolder.create(tmp_path, CONFIG, owner=owner)
@@ -35,7 +35,7 @@ def test_a_reused_pid_is_somebody_else(tmp_path):
     assert not dataclasses.replace(ME, start=ME.start - 100).alive()
 
 
-def test_an_owner_elsewhere_needs_a_word(tmp_path, monkeypatch):
+def test_an_owner_elsewhere_needs_the_variable(tmp_path, monkeypatch):
     folder = RunFolder.create(tmp_path, CONFIG, owner=Owner("far-away", 12, 0.0))
     monkeypatch.delenv("RAYFED_TAKE_OVER", raising=False)
     with pytest.raises(ConfigError, match=r"process 12 on far-away.*RAYFED_TAKE_OVER=1"):

@@ -69,7 +69,7 @@ def test_trials_are_named_by_study_and_sweep(tmp_path: Path) -> None:
         (tmp_path / home / file).touch()
     assert trial_name(tmp_path / "study" / "ifca" / "seed-2") == "ifca/seed-2"
     assert trial_name(tmp_path / "sweep" / "t3" / "clone-1" / "seed-0") == "t3/clone-1/seed-0"
-    (tmp_path / "study.yaml").touch()  # a study's file beside the folder of runs makes no study of them
+    (tmp_path / "study.yaml").touch()  # a study's file next to the folder of runs makes no study of them
     assert trial_name(tmp_path / "runs" / "alone-20260101-000000-abcd") == ""
 
 
