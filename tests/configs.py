@@ -66,6 +66,13 @@ def problems(*sets: str, load: Load = load_request, **keys: Any) -> list[str]:
     return caught.value.problems
 
 
+def refusal(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Return the text of the ConfigError that a call ends with."""
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
 def the_problem(*sets: str, load: Load = load_request, **keys: Any) -> str:
     """Return the one thing that is wrong."""
     found = problems(*sets, load=load, **keys)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from rayfed import partition
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
-from rayfed.errors import ConfigError
 from rayfed.models.start import start_from
 from tests import toy
+from tests.configs import refusal
 from tests.tiny import changes
 
 
@@ -36,6 +34,4 @@ def simulate(places: dict[str, Path], executor: str, dtype: str = "float64", **m
 
 
 def refused(places: dict[str, Path], **more: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        partition.build(toy.config(**changes(places, **more)))
-    return str(caught.value)
+    return refusal(lambda: partition.build(toy.config(**changes(places, **more))))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayfed import partition
-from rayfed.engine.resident import Resident
-from rayfed.models.start import start_from
 from tests import toy
 
 TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
@@ -26,7 +23,3 @@ def changes(places: dict[str, Any], kind: str = "gpt2", **more: Any) -> dict[str
         "local": {"steps": 3, "epochs": None, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.01}},
     }  # fmt: skip
     return toy.merge(base, more)
-
-
-def resident(c: Any) -> Resident:
-    return Resident(c, partition.build(c), start_from(c), "cpu")

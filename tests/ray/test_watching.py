@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -20,6 +19,7 @@ import pytest
 
 from rayfed.monitor.board import Board
 from rayfed.monitor.files import panels
+from tests.ports import free_port
 from tests.ray.conftest import at_round, only_run, placed, until
 
 pytestmark = pytest.mark.slow  # their own clusters: minutes on two cores
@@ -68,12 +68,6 @@ def _ours(process: psutil.Process, folder: str) -> bool:
 
 def rows(answer: Any) -> list[dict[str, Any]]:
     return answer["data"]["result"]["result"]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture

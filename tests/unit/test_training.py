@@ -8,23 +8,12 @@ import torch
 
 from rayfed import execute, tree
 from rayfed.config.schema import Local
-from rayfed.execute.batches import BatchSampler, Cohort
+from rayfed.execute.batches import Cohort
 from rayfed.task import Task
 from rayfed.training import mean_loss, sgd_visit, work
 from rayfed.visits import Visit, epochs, steps
 from tests import toy
-
-D = torch.float64
-
-
-def data() -> dict[str, torch.Tensor]:
-    arrays = toy.federation(toy.config()).arrays
-    return {n: torch.as_tensor(a.copy()).to(D) if a.dtype.kind == "f" else torch.tensor(a) for n, a in arrays.items()}
-
-
-def cohort(visit: Visit, clients: Any) -> Cohort:
-    sampler = BatchSampler(toy.federation(toy.config()), seed=1, batch_size=8, device="cpu", dtype=D)
-    return sampler.cohort(visit, tuple(clients), dispatch=1, round=3, rounds=9, lr=0.1)
+from tests.unit.execute.cohorts import D, cohort, data
 
 
 def trained(visit: Visit, drawn: Cohort, model: tree.Tree) -> Any:

@@ -1,25 +1,18 @@
-"""Tiny transformers and texts, and a cache for them."""
+"""Tiny transformers of texts and of images, and a cache for the tests of a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rayfed.storage import cache
-from tests.tiny import make_places, make_vit
-
 
 @pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("pretrained")
-    make_vit(root / "vit")
-    return {**make_places(root, spread=0.2), "vit": root / "vit"}
+def places(spread_places: dict[str, Path]) -> dict[str, Path]:
+    """Model folders, a ViT among them."""
+    return spread_places
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv(cache.CACHE, str(tmp_path_factory.mktemp("cache")))
-        yield
+def own_cache(file_cache: None) -> None:
+    """The cache of this file's tests."""

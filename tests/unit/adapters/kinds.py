@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from rayfed import partition
 from rayfed.engine.resident import Resident
-from rayfed.errors import ConfigError
 from rayfed.models.start import start_from
 from tests import toy
+from tests.configs import refusal
 from tests.tiny import changes
 
 TEXT: dict[str, Any] = {
@@ -58,6 +56,4 @@ def run(places: dict[str, Path], where: Path, model: str, adapter: Any, head: st
 
 
 def refused(places: dict[str, Path], model: str, adapter: Any, **more: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        resident(places, model, adapter, **more)
-    return str(caught.value)
+    return refusal(resident, places, model, adapter, **more)

@@ -17,6 +17,7 @@ from rayfed.config.load import merge
 from rayfed.config.schema import Config
 from rayfed.errors import ConfigError
 from tests import toy
+from tests.configs import refusal
 from tests.tiny import Watched, on_bert  # noqa: F401
 from tests.unit.adapters.unequal import MIXED, OnBert, mixed
 
@@ -24,9 +25,7 @@ SCALES = [(None, False), (8.0, False), (None, True), (8.0, True)]  # alpha, rslo
 
 
 def problem(on_bert: OnBert, rank: Any, **more: Any) -> str:  # noqa: F811
-    with pytest.raises(ConfigError) as e:
-        toy.config(**mixed(on_bert, rank=rank, **more))
-    return str(e.value)
+    return refusal(lambda: toy.config(**mixed(on_bert, rank=rank, **more)))
 
 
 def test_ranks_are_drawn_with_exact_counts(on_bert: OnBert) -> None:  # noqa: F811

@@ -11,25 +11,13 @@ import pytest
 import torch
 import yaml
 
-from rayfed import partition
 from rayfed.api import Run
-from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
-from rayfed.models.start import start_from
 from rayfed.storage import cache
 from tests import minilm, toy
-from tests.tiny import KINDS, changes, make_places
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv(cache.CACHE, str(tmp_path_factory.mktemp("cache")))
-        yield make_places(tmp_path_factory.mktemp("pretrained"), spread=0.2)
-
-
-def resident(c: Any) -> Resident:
-    return Resident(c, partition.build(c), start_from(c), "cpu")
+from tests.configs import refusal
+from tests.pretrained_runs import resident
+from tests.tiny import KINDS, changes
 
 
 def saved(places: dict[str, Path], where: Path, **settings: Any) -> Any:
@@ -47,9 +35,7 @@ def saved(places: dict[str, Path], where: Path, **settings: Any) -> Any:
 
 
 def refused(places: dict[str, Path], where: Path, **more: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        toy.config(**changes(places, init={"from": str(where)}, **more))
-    return str(caught.value)
+    return refusal(lambda: toy.config(**changes(places, init={"from": str(where)}, **more)))
 
 
 @pytest.mark.parametrize(

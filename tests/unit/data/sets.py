@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
 from rayfed import data
 from rayfed.config.schema import Named
 from rayfed.data import Dataset, Part
-from rayfed.errors import ConfigError
+from tests.configs import refusal
 
 
 def load(name: str, seed: int = 0, /, **options: Any) -> Dataset:
@@ -23,9 +22,7 @@ def check(name: str, /, **options: Any) -> list[str]:
 
 def refused(name: str, /, **options: Any) -> str:
     """The text of the ConfigError that loading ends with."""
-    with pytest.raises(ConfigError) as e:
-        load(name, **options)
-    return str(e.value)
+    return refusal(load, name, **options)
 
 
 def same(a: Part, b: Part) -> bool:

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayfed import data
-from rayfed.config.schema import Named
 from rayfed.data import columns
 from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
 from rayfed.partition import build
+from tests.configs import refusal
+from tests.unit.data import sets
 
 
 def write(folder: Path, table: dict[str, Any] | pa.Table, name: str = "train") -> str:
@@ -24,13 +25,11 @@ def write(folder: Path, table: dict[str, Any] | pa.Table, name: str = "train") -
 
 
 def load(name: str, **options: Any) -> data.Dataset:
-    return data.load(Named.model_validate({"name": name, "features": ["a"], **options}), 0)
+    return sets.load(name, **{"features": ["a"], **options})
 
 
 def refused(name: str, **options: Any) -> str:
-    with pytest.raises(ConfigError) as e:
-        load(name, **options)
-    return str(e.value)
+    return refusal(load, name, **options)
 
 
 @pytest.mark.parametrize(

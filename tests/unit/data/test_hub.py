@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from rayfed import data
-from rayfed.config.schema import Named
 from rayfed.errors import ConfigError
 from tests.unit.data import sets
 
@@ -25,11 +24,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def check(where: Path, **options: Any) -> list[str]:
-    return data.check(Named.model_validate({"name": f"hf:{where}", **options}))
+    return sets.check(f"hf:{where}", **options)
 
 
 def load(where: Path, **options: Any) -> data.Dataset:
-    return data.load(Named.model_validate({"name": f"hf:{where}", **options}), 0)
+    return sets.load(f"hf:{where}", **options)
 
 
 @pytest.fixture

@@ -19,24 +19,18 @@ from rayfed.data import instruct
 from rayfed.errors import ConfigError
 from rayfed.storage import cache
 from tests import toy
+from tests.configs import refusal
 from tests.conftest import ROOT
-from tests.records import changes, resident
-from tests.tiny_lm import WORDS, make_data, make_lm
+from tests.pretrained_runs import resident
+from tests.records import changes
+from tests.tiny_lm import WORDS
+
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("instruct")
-    for kind in ("gpt2", "llama"):
-        make_lm(root / kind, kind)
-    make_lm(root / "mute", "gpt2", eos=False)
-    rows = make_data(root / "data")
-    return {**{k: root / k for k in ("gpt2", "llama", "mute", "data")}, "rows": rows}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
+@pytest.fixture
+def places(record_places: dict[str, Any]) -> dict[str, Any]:
+    return record_places
 
 
 def test_records_are_the_tokenizers_ids_with_targets_on_the_answer(places: dict[str, Any]) -> None:
@@ -161,9 +155,7 @@ def test_records_without_an_answer(places: dict[str, Any], tmp_path: Path) -> No
 
 def test_columns_and_options_that_do_not_fit(places: dict[str, Any]) -> None:
     def problem(**data: Any) -> str:
-        with pytest.raises(ConfigError) as said:
-            toy.config(**changes(places, task={"data": data}))
-        return str(said.value)
+        return refusal(lambda: toy.config(**changes(places, task={"data": data})))
 
     assert "has no column 'respons' (did you mean 'response'?)" in problem(response="respons")
     assert "task.data.packing: True found, allowed: false" in problem(packing=True)

@@ -17,6 +17,7 @@ from rayfed.data.own import checked
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.launch.preflight import load_request
+from tests.configs import refusal
 from tests.unit.data import sets
 
 Y = np.array([0, 1, 2] * 4)
@@ -30,9 +31,7 @@ def made(x: Any, y: Any = Y, kind: str = "tabular", test: Part | None = None, **
 
 
 def refused(d: Dataset) -> str:
-    with pytest.raises(ConfigError) as e:
-        checked(d)
-    return str(e.value)
+    return refusal(checked, d)
 
 
 @pytest.mark.parametrize("where", ["train", "test"])

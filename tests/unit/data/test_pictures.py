@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from rayfed import data
-from rayfed.config.schema import Named
-from rayfed.errors import ConfigError
+from tests.unit.data.sets import load, refused
 
 LEVELS = np.linspace(0, 255, 17).astype(np.uint8)  # of a scan with 17 grey levels
 
@@ -38,16 +37,6 @@ def write(folder: Path, images: Any, name: str = "train") -> str:
         folder / f"{name}.parquet",
     )
     return f"parquet:{folder}"
-
-
-def load(name: str, **options: Any) -> data.Dataset:
-    return data.load(Named.model_validate({"name": name, **options}), 0)
-
-
-def refused(name: str, **options: Any) -> str:
-    with pytest.raises(ConfigError) as e:
-        load(name, **options)
-    return str(e.value)
 
 
 def rows(d: data.Dataset) -> np.ndarray:

@@ -18,11 +18,6 @@ from tests import tiny, toy
 Y = np.array([0, 1, 2] * 8)
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny.make_places(tmp_path_factory.mktemp("texts"))
-
-
 @pytest.fixture
 def config(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
     monkeypatch.setenv(CACHE, str(tmp_path))

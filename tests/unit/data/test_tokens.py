@@ -17,17 +17,9 @@ from rayfed import partition
 from rayfed.data import tokens
 from rayfed.storage import cache
 from tests import toy
-from tests.tiny import changes, make_places
+from tests.tiny import changes
 
-
-@pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_places(tmp_path_factory.mktemp("pretrained"))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def test_texts_are_the_tokenizers_ids_cut_and_padded(places: dict[str, Path]) -> None:

@@ -8,19 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from rayfed.engine.resident import Resident
 from rayfed.execute.tuning import autotune, kernels
 from rayfed.execute.tuning.kernels import Kernels
-from tests import toy
-
-ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
-CNN = {"data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40}, "model": "cnn"}
-FED = {"groups": "none"}
-
-
-def resident(executor: str = "auto", **resources: Any) -> Resident:
-    c = toy.config(task=CNN, executor=executor, resources=resources, federation=FED)
-    return Resident(c, toy.federation(c), None, "cpu")
+from tests.unit.execute.convolutions import BOTH, LAST, ONE, resident
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], float]) -> list[tuple[str, Kernels]]:
@@ -32,7 +22,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], 
             measurements.append((name, by))
             return times(name, by, k)
 
-        return look
+        return measure
 
     monkeypatch.setattr(autotune, "_timer", fake)
     monkeypatch.setattr(kernels, "onednn_is_exact", lambda: True)

@@ -17,14 +17,14 @@ from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.errors import RunFailed
 from rayfed.execute.choice import Choice
-from rayfed.execute.tuning import autotune, kernels
+from rayfed.execute.tuning import autotune
 from rayfed.execute.tuning.autotune import Timing
 from rayfed.execute.tuning.kernels import Kernels
 from rayfed.launch import start
 from rayfed.partition import Federation
 from rayfed.storage.owner import Owner
-from rayfed.storage.run_folder import RunFolder
 from tests import toy
+from tests.unit.execute.convolutions import BOTH, CNN, FED, at_commits
 
 CHOICE = Choice("vmap", 4, "server", "onednn", True)
 OPEN = Choice("auto", "auto", "auto", "auto", "auto")
@@ -74,18 +74,6 @@ def test_what_is_in_effect_where_nothing_was_timed() -> None:
 
 
 # -- a run chooses --------------------------------------------------------------------------------------------------------------
-
-ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
-CNN = {"data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40}, "model": "cnn"}
-FED = {"groups": "none"}
-
-
-def at_commits(monkeypatch: pytest.MonkeyPatch) -> list[Kernels]:
-    """Grows by the kernels on which each round is committed."""
-    seen: list[Kernels] = []
-    commit = RunFolder.commit
-    monkeypatch.setattr(RunFolder, "commit", lambda *a: seen.append(kernels._active) or commit(*a))
-    return seen
 
 
 @pytest.mark.parametrize(

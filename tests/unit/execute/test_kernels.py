@@ -12,17 +12,12 @@ import torch
 
 from rayfed import tree
 from rayfed.engine.messages import Job, VisitCall
-from rayfed.engine.resident import Resident
 from rayfed.engine.worker import Worker
 from rayfed.execute.tuning import kernels
 from rayfed.execute.tuning.kernels import Kernels
-from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.tree_files import load_tree
 from tests import toy
-
-ONE, LAST, BOTH = Kernels("onednn"), Kernels("torch", True), Kernels("onednn", True)
-CNN = {"data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40}, "model": "cnn"}
-FED = {"groups": "none"}
+from tests.unit.execute.convolutions import BOTH, CNN, FED, LAST, ONE, at_commits, resident
 
 
 def precision() -> str:
@@ -146,14 +141,6 @@ def test_clients_and_server_work_on_them(tmp_path: Path, monkeypatch: pytest.Mon
     assert server == [BOTH]
 
 
-def at_commits(monkeypatch: pytest.MonkeyPatch) -> list[Kernels]:
-    """Grows by the kernels on which each round is committed."""
-    seen: list[Kernels] = []
-    commit = RunFolder.commit
-    monkeypatch.setattr(RunFolder, "commit", lambda *a: seen.append(kernels._active) or commit(*a))
-    return seen
-
-
 def test_a_gpu_keeps_its_own_products() -> None:
     r = toy.config(resources={"matmul": "onednn", "channels_last": True}).resources
     assert kernels.from_resources(r) == BOTH and kernels.from_resources(r, "cuda") == LAST
@@ -180,8 +167,3 @@ def test_models_are_called_with_channels_last_weights() -> None:
     with kernels.using(LAST):
         task.apply(task.initial, x)
     assert seen == [25, 1]
-
-
-def resident(executor: str = "auto", **resources: Any) -> Resident:
-    c = toy.config(task=CNN, executor=executor, resources=resources, federation=FED)
-    return Resident(c, toy.federation(c), None, "cpu")

@@ -1,20 +1,10 @@
-"""Tiny transformers and texts, and a cache for them."""
+"""Every test of a pretrained model has an empty cache."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-
-from rayfed.storage import cache
-from tests.tiny import make_places
-
-
-@pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_places(tmp_path_factory.mktemp("pretrained"))
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
+def own_cache(fresh_cache: None) -> None:
+    """The cache of this test alone."""

@@ -6,8 +6,6 @@ import importlib.util
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 from rayfed import models
 from rayfed.config.schema import Named
 from rayfed.errors import ConfigError
-from tests.unit.models.networks import IMAGE, OWN, inputs
+from tests.unit.models.networks import IMAGE, inputs
 
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -272,27 +270,13 @@ def test_checking_does_not_load_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Any]:
-    before = set(sys.modules)
-
-    def made(function: str, text: str = OWN) -> str:
-        (tmp_path / "mine.py").write_text(text)
-        return f"{tmp_path / 'mine.py'}:{function}"
-
-    yield made
-    for n in set(sys.modules) - before:
-        if n.startswith("rayfed_user_"):
-            del sys.modules[n]
-
-
-def test_what_a_users_model_raises_is_a_sentence(own: Any) -> None:
+def test_what_a_users_model_raises_is_a_sentence(own_network: Any) -> None:
     with pytest.raises(ConfigError, match=r"task\.model: .*mine\.py:raises raised ZeroDivisionError: no width"):
-        build(own("raises"), 3, (2,))
+        build(own_network("raises"), 3, (2,))
 
 
-def test_a_users_model_gets_classes_shape_and_options(own: Any) -> None:
-    name = own("net")
+def test_a_users_model_gets_classes_shape_and_options(own_network: Any) -> None:
+    name = own_network("net")
     assert models.check(spec(name, width=6)) == []
     m = build(name, 3, (2, 2, 2), width=6)
     assert size(m) == (8 * 6 + 6) + (6 * 3 + 3) and m(inputs(5, (2, 2, 2))).shape == (5, 3)
@@ -300,15 +284,15 @@ def test_a_users_model_gets_classes_shape_and_options(own: Any) -> None:
     assert models.check(spec(name, widht=6)) == [
         f"task.model.widht: unknown option of {name} (did you mean 'width'?); known: width"
     ]
-    assert "has no function 'nett' (did you mean 'net'?)" in models.check(spec(own("nett")))[0]
+    assert "has no function 'nett' (did you mean 'net'?)" in models.check(spec(own_network("nett")))[0]
 
 
-def test_a_users_model_is_checked_without_being_run(own: Any) -> None:
-    name = own("net", "raise OSError('no')\ndef net(classes, input_shape): pass\n")
+def test_a_users_model_is_checked_without_being_run(own_network: Any) -> None:
+    name = own_network("net", "raise OSError('no')\ndef net(classes, input_shape): pass\n")
     assert models.check(spec(name)) == []
     with pytest.raises(ConfigError, match="cannot be imported: OSError: no"):
         models.build(spec(name), 2, (3,))
-    name = own("net", "def net(classes): pass\n")
+    name = own_network("net", "def net(classes): pass\n")
     assert models.check(spec(name)) == [
         f"task.model: {name} takes 1 arguments, it is called with 2 and the options"
     ]  # fmt: skip
@@ -317,9 +301,9 @@ def test_a_users_model_is_checked_without_being_run(own: Any) -> None:
 @pytest.mark.parametrize(
     ("function", "says"), [("bare", "returned function, needed: torch.nn.Module"), ("broken", "has no function 'broken'")]
 )  # fmt: skip
-def test_what_is_no_module_is_refused(own: Any, function: str, says: str) -> None:
+def test_what_is_no_module_is_refused(own_network: Any, function: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        models.build(spec(own(function)), 2, (3,))
+        models.build(spec(own_network(function)), 2, (3,))
 
 
 def test_what_takes_long_to_import_is_named_beforehand() -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -22,6 +21,7 @@ from rayfed.monitor.files import dashboard, panels, selector
 from rayfed.storage.run_folder import read_metrics
 from rayfed.storage.text_files import read_yaml
 from rayfed.track.prometheus import METRICS
+from tests.ports import free_port
 from tests.unit.monitor.runs import get, listed
 
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
@@ -98,12 +98,6 @@ def test_prometheus_scrapes_the_page(server: Server, runs: Path, tmp_path: Path)
     assert [r["value"][1] for r in results["Round"]] == ["4"]
     values = {r["metric"]["scope"]: float(r["value"][1]) for r in results["Accuracy"]}
     assert values["personal"] == rows[-1]["accuracy/personal"]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def ask(port: int, expr: str, wait: bool) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from matplotlib.figure import Figure
 
 from rayfed.report import write_report
 from rayfed.storage.new_folder import new_folder
@@ -159,3 +160,10 @@ def page_of(path):
     for reference in re.findall(r"url\(#([^)]+)\)", text) + re.findall(r'href="#([^"]+)"', text):
         assert reference in page.ids
     return page
+
+
+def painted(panel):
+    """Return an axis on which a picture's panel has been drawn."""
+    axis = Figure().add_subplot()
+    panel(axis)
+    return axis

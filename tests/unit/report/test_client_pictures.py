@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from rayfed.report.client_pictures import blocks, client_values, distribution, membership
 from rayfed.report.subject import load, read_run
 from rayfed.storage.run_folder import RunFolder
-from tests.unit.report.folders import CONFIG, ME, make_study
+from tests.unit.report.folders import CONFIG, ME, make_study, painted
 
 
 def run_with_clients(tmp_path, n=30, clusters=14):
@@ -27,12 +26,6 @@ def run_with_clients(tmp_path, n=30, clusters=14):
     ]
     folder.commit(1, {"clusters/count": clusters, "accuracy/personal": 0.5}, clients)
     return folder.path
-
-
-def painted(panel):
-    axis = Figure().add_subplot()
-    panel(axis)
-    return axis
 
 
 def test_a_distribution_marks_the_worst_tenth(tmp_path):

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from matplotlib.figure import Figure
 
 from rayfed.report.curves import Panel, band_note, by_expense, cost, scope_curves
 from rayfed.report.subject import load, load_comparison
-
-
-def painted(panel):
-    axis = Figure().add_subplot()
-    panel(axis)
-    return axis
+from tests.unit.report.folders import painted
 
 
 def test_a_line_is_the_mean_over_seeds_in_a_band():

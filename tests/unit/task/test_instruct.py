@@ -14,25 +14,16 @@ from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.models.start import start_from
-from rayfed.storage import cache
 from tests import toy
-from tests.records import changes, resident
-from tests.tiny_lm import make_data, make_lm
+from tests.pretrained_runs import resident
+from tests.records import changes
+
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("instruct")
-    for kind in ("gpt2", "llama"):
-        make_lm(root / kind, kind)
-    make_lm(root / "mute", "gpt2", eos=False)
-    rows = make_data(root / "data")
-    return {**{k: root / k for k in ("gpt2", "llama", "mute", "data")}, "rows": rows}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
+@pytest.fixture
+def places(record_places: dict[str, Any]) -> dict[str, Any]:
+    return record_places
 
 
 def simulate(c: Any, rounds: int = 2) -> tuple[Any, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,21 +12,7 @@ from torch import nn
 from rayfed import keys
 from rayfed.task import Task
 from tests import toy
-from tests.unit.models.networks import OWN, inputs
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Any]:
-    before = set(sys.modules)
-
-    def made(function: str, text: str = OWN) -> str:
-        (tmp_path / "mine.py").write_text(text)
-        return f"{tmp_path / 'mine.py'}:{function}"
-
-    yield made
-    for n in set(sys.modules) - before:
-        if n.startswith("rayfed_user_"):
-            del sys.modules[n]
+from tests.unit.models.networks import inputs
 
 
 def task(model: Any = None, seed: int = 1, dtype: str = "float32", **more: Any) -> Task:
@@ -100,10 +83,10 @@ def test_loss_probabilities_and_metrics_equal_numpy() -> None:
     assert m["accuracy"].tolist() == (z.argmax(1) == y.numpy()).astype(float).tolist()
 
 
-def test_a_task_says_what_the_data_and_the_model_are(own: Any) -> None:
-    t = task({"name": own("net"), "width": 5})
+def test_a_task_says_what_the_data_and_the_model_are(own_network: Any) -> None:
+    t = task({"name": own_network("net"), "width": 5})
     assert (t.classes, t.input_shape, t.population) == (4, (8,), 12)
     assert {n: tuple(p.shape) for n, p in t.params_like.items()} == {
         "body.weight": (5, 8), "body.bias": (5,), "head.weight": (4, 5), "head.bias": (4,)
     }  # fmt: skip
-    assert same(t.initial, task({"name": own("net"), "width": 5}).initial)
+    assert same(t.initial, task({"name": own_network("net"), "width": 5}).initial)
