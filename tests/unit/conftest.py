@@ -11,6 +11,8 @@ import pytest
 
 from rayfed.storage import cache
 
+TESTS = Path(__file__).parents[1]
+
 
 @pytest.fixture
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +74,15 @@ def own_network(tmp_path: Path) -> Iterator[Callable[..., str]]:
     for n in set(sys.modules) - before:
         if n.startswith("rayfed_user_"):
             del sys.modules[n]
+
+
+@pytest.fixture
+def nets() -> Callable[..., dict[str, Any]]:
+    """Gives changes to the toy's config: its clients train a network of `tests/own_nets.py`."""
+    return lambda name, **options: {"task": {"model": {"name": f"{TESTS / 'own_nets.py'}:{name}", **options}}}
+
+
+@pytest.fixture
+def wrong_nets() -> Callable[[str], dict[str, Any]]:
+    """The same with a network of `tests/wrong_nets.py`."""
+    return lambda name: {"task": {"model": {"name": f"{TESTS / 'wrong_nets.py'}:{name}"}}}

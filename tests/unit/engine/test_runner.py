@@ -148,6 +148,13 @@ def test_a_round_moves_the_run_only_when_it_is_committed(tmp_path: Path) -> None
     assert run.state is before and run.reached == 0 and runner.folder.metrics().num_rows == 0
 
 
+@pytest.mark.parametrize("name", ["lazy", "lstm", "branch", "centred"])
+def test_what_vmap_cannot_run_is_run_by_loop(wrong_nets: Any, name: str, tmp_path: Path) -> None:
+    changes = toy.merge(wrong_nets(name), {"resources": {"cohort": "auto"}})
+    done = run_local(toy.config("fedavg", executor="auto", **changes), out=tmp_path)
+    assert done.status == "done"
+
+
 # -- the live status ---------------------------------------------------------------------------------------------------
 
 

@@ -1,18 +1,22 @@
-"""Dropout inside adapters: its masks are a function of the key."""
+"""Train mode: dropout and normalisation as plain PyTorch has them, with masks that are a function of the key."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from rayfed import keys, tree
 from rayfed.adapters import ranks
 from rayfed.launch.preflight import load_request
-from rayfed.models.training_mode import TrainingForward, TrainingStep
+from rayfed.models.training_mode import PURPOSE, TrainingForward, TrainingStep
+from rayfed.training import grad, mean_loss
 from rayfed.visits import Visit
 from tests import toy
 from tests.tiny import Watched, on_bert  # noqa: F401
@@ -95,3 +99,145 @@ def test_a_rate_that_falls_does_so_at_every_rank(on_bert: OnBert) -> None:  # no
     visit = fed.method.train(fed.task)
     for kept in (visit, ranks.at_rank(visit, fed.task, False)):
         assert [p.falls for p in kept.phases] == [True]
+
+
+# -- own networks ------------------------------------------------------------------------------------------------------
+
+KINDS = ["batchnorm", "dropout", "encoder", "noisy", "counting", "instances"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_loop_is_vmap_and_the_same_keys_give_the_same_bits(nets: Any, name: str) -> None:
+    runs = {
+        e: toy.simulate("fedavg", executor=e, dtype="float64", rounds=3, **nets(name))
+        for e in ("loop", "vmap", "debug")
+    }
+    for e in ("vmap", "debug"):
+        for (path, a), (_, b) in zip(tree.leaves(runs["loop"].state), tree.leaves(runs[e].state), strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-12), (e, path)
+    again = toy.simulate("fedavg", executor="vmap", dtype="float64", rounds=3, **nets(name))
+    assert tree.same(again.state, runs["vmap"].state)
+
+
+@pytest.mark.parametrize("name", ["dropout", "batchnorm"])
+def test_actors_order_and_resume_change_nothing(nets: Any, name: str, tmp_path: Path) -> None:
+    straight = toy.simulate("fedavg", executor="vmap", **nets(name))
+    spread = toy.simulate("fedavg", executor="vmap", pool=toy.SimPool(3, 0, kill_at=(1,)), order=3, **nets(name))
+    assert tree.same(straight.state, spread.state)
+    whole = toy.run_folder("fedavg", tmp_path / "whole", rounds=3, executor="vmap", **nets(name))
+    toy.run_folder("fedavg", tmp_path / "cut", rounds=3, executor="vmap", stop_after=1, **nets(name))
+    resumed = toy.run_folder("fedavg", tmp_path / "cut", rounds=3, executor="vmap", resume=True, **nets(name))
+    assert tree.same(whole.state, resumed.state) and whole.rows == resumed.rows
+
+
+def test_dropout_acts_in_training_alone(nets: Any) -> None:
+    states = {p: toy.simulate("fedavg", **nets("dropout", p=p)).state["model"] for p in (0.0, 0.5, 0.95)}
+    assert not tree.same(states[0.0], states[0.5]) and not tree.same(states[0.5], states[0.95])
+    fed = toy.make_fed(toy.config("fedavg", **nets("dropout")))
+    task, x = fed.task, torch.randn(5, 8)
+    params, w = task.initial, torch.ones(5)
+    assert torch.equal(task.apply(params, x), task.apply(params, x))
+    batch = {"x": x, "y": torch.zeros(5, dtype=torch.int64), "w": w}
+    one, same, other = (task.loss(params, batch, torch.tensor(k)) for k in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert not torch.equal(one, task.loss(params, batch))
+    share = torch.cat([_dropped_share(nets, k) for k in range(40)]).mean()
+    assert abs(float(share) - 0.5) < 0.05
+
+
+def _dropped_share(nets: Any, key: int) -> torch.Tensor:
+    with TrainingForward(TrainingStep(torch.tensor(key))):
+        return (F.dropout(torch.ones(50), 0.5) == 0).float()
+
+
+def plain_fedavg(model: nn.Module, fed: Any, rounds: int) -> dict[str, torch.Tensor]:
+    """FedAvg in plain PyTorch, in train mode, on the very batches of the federation; buffers are averaged like parameters."""
+    c, sampler = fed.config, fed.pool.worker.runs["toy"].sampler
+    visit = fed.pool.worker.runs["toy"].visit("train", False)
+    state = {n: x.detach().clone().double() for n, x in model.state_dict().items()}
+    for r in range(1, rounds + 1):
+        fed.begin(r)
+        ids = fed.sample()
+        total, weight = {n: torch.zeros_like(x) for n, x in state.items()}, 0.0
+        for i in ids:
+            one = copy.deepcopy(model)
+            one.load_state_dict({n: x.to(one.state_dict()[n].dtype) for n, x in state.items()})
+            one.train()
+            opt = torch.optim.SGD(one.parameters(), lr=c.local.optimizer.lr)
+            cohort = sampler.cohort(
+                visit, [i], dispatch=(r << 20) + 1, round=r, rounds=c.rounds, lr=c.local.optimizer.lr
+            )
+            rows, mask = cohort.phases[0].rows[0, :, 0], cohort.phases[0].w[0, :, 0]
+            for at, w in zip(rows, mask, strict=True):
+                real = at[w > 0]
+                x = torch.as_tensor(fed.federation.arrays["x"])[real].double()
+                y = torch.as_tensor(fed.federation.arrays["y"])[real]
+                if len(real) == 1 and x.dim() == 2:
+                    raise AssertionError("a batch of one row: PyTorch's BatchNorm1d has no word for it")
+                opt.zero_grad()
+                F.cross_entropy(one(x), y).backward()
+                opt.step()
+            n = float(len(fed.federation.train[i]))
+            for name, x in one.state_dict().items():
+                total[name] += n * x.double()
+            weight += n
+        state = {n: x / weight for n, x in total.items()}
+    return state
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+@pytest.mark.parametrize("momentum", [0.1, 0.3])
+def test_a_residual_network_with_batchnorm_is_plain_pytorchs(nets: Any, executor: str, momentum: float) -> None:
+    changes = toy.merge(
+        nets("resnet", momentum=momentum),
+        {
+            "task": {"data": "digits"},
+            "federation": {
+                "clients": 6,
+                "per_round": 4,
+                "groups": {"kind": "rotation", "count": 2},
+                "partition": {"kind": "iid"},
+            },
+            "local": {"epochs": 1, "batch_size": 32},
+        },
+    )
+    c = toy.config("fedavg", executor=executor, dtype="float64", rounds=2, **changes)
+    fed = toy.make_fed(c)
+    model = fed.task.module().double()
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            p.copy_(fed.task.initial[n])
+    want = plain_fedavg(model.requires_grad_(True), fed, 2)
+    got = toy.simulate("fedavg", executor=executor, dtype="float64", rounds=2, **changes).state["model"]
+    assert set(got) == set(want)
+    for n in want:
+        assert torch.allclose(got[n], want[n], rtol=1e-6, atol=1e-9), n
+    assert float(got["1.num_batches_tracked"]) > 0 and not torch.equal(got["1.running_var"], torch.ones(4).double())
+
+
+def test_padding_rows_move_no_statistics(nets: Any) -> None:
+    task = toy.make_fed(toy.config("fedavg", dtype="float64", **nets("batchnorm"))).task
+    x, y = torch.randn(6, 8).double(), torch.zeros(6, dtype=torch.int64)
+
+    def after(batch: Any) -> Any:
+        return grad(lambda p: mean_loss(task.loss, p, batch, torch.tensor(1)))(task.initial)
+
+    few = after({"x": x[:4], "y": y[:4], "w": torch.ones(4).double()})
+    padded = after({"x": x, "y": y, "w": torch.tensor([1.0, 1, 1, 1, 0, 0]).double()})
+    assert all(_close(a, b) for a, b in zip(few, padded, strict=True))
+    alone = after({"x": x, "y": y, "w": torch.tensor([1.0, 0, 0, 0, 0, 0]).double()})
+    assert torch.equal(alone[1]["1.running_mean"], task.initial["1.running_mean"]) and tree.finite(alone[0])
+
+
+def _close(a: Any, b: Any) -> bool:
+    return all(torch.allclose(x, y, rtol=1e-9, atol=1e-12) for x, y in zip(tree.values(a), tree.values(b), strict=True))
+
+
+def test_keys_are_apart_from_the_methods_own() -> None:
+    step = TrainingStep(torch.tensor(7))
+    first, second = step.next_key(), step.next_key()
+    assert (
+        len({int(first), int(second), 7, int(keys.fold(torch.tensor(7), 0)), int(keys.fold(torch.tensor(7), PURPOSE))})
+        == 5
+    )
+    assert np.isfinite(int(first))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from rayfed import keys
+import rayfed
+from rayfed import keys, tree
+from rayfed.errors import ConfigError
+from rayfed.launch.start import run_local
 from rayfed.task import Task
 from tests import toy
 from tests.unit.models.networks import inputs
@@ -90,3 +94,72 @@ def test_a_task_says_what_the_data_and_the_model_are(own_network: Any) -> None:
         "body.weight": (5, 8), "body.bias": (5,), "head.weight": (4, 5), "head.bias": (4,)
     }  # fmt: skip
     assert same(t.initial, task({"name": own_network("net"), "width": 5}).initial)
+
+
+# -- buffers -----------------------------------------------------------------------------------------------------------
+
+
+def test_own_buffers_are_entries_of_the_model(nets: Any, tmp_path: Path) -> None:
+    fed = toy.make_fed(toy.config("fedavg", **nets("counting")))
+    assert set(fed.task.buffers) == {"seen", "mean"} and "fixed" not in fed.task.params_like
+    ran = toy.run_folder(
+        "fedavg", tmp_path, rounds=1, executor="vmap", **{**nets("counting"), "federation": {"per_round": 1}}
+    )
+    steps = ran.state["model"]["seen"]
+    assert steps > 0 and torch.allclose(ran.state["model"]["mean"], 1 - 0.5**steps)
+    assert float(rayfed.load(ran.folder.path).model()["seen"]) == float(steps)
+
+
+@pytest.mark.parametrize("method", ["fedavgm", "fedadam", "scaffold", "fednova", "ifca", "fedprox"])
+def test_statistics_are_averages_under_every_method(nets: Any, method: str) -> None:
+    done = toy.simulate(method, executor="vmap", rounds=2, **nets("batchnorm"))
+    model = done.state.get("model", done.state.get("experts"))
+    var = model["1.running_var"]
+    assert tree.finite(done.state) and bool((var > 0).all())
+    if method in ("fedavgm", "fedadam", "fednova", "scaffold"):
+        first = toy.simulate(method, executor="vmap", rounds=1, **nets("batchnorm"))
+        plain = toy.simulate("fedavg", executor="vmap", rounds=1, **nets("batchnorm"))
+        if method != "scaffold":  # which weighs clients alike
+            assert torch.allclose(
+                first.state["model"]["1.running_mean"], plain.state["model"]["1.running_mean"], rtol=1e-5
+            )
+        count = float(first.state["model"]["1.num_batches_tracked"])
+        assert 0 < count < 100
+
+
+def test_frozen_buffers_are_no_part_of_the_model(nets: Any) -> None:
+    done = toy.simulate("fedavg", executor="vmap", **{**nets("batchnorm"), "local": {"buffers": "frozen"}})
+    assert done.fed.task.buffers == () and not [n for n in done.state["model"] if "running" in n]
+
+
+# -- a network that is tried before a run ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("five", "(4, 5) on inputs (4, 8), needed: (4, 4)"),
+        ("one", "(4, 1) on inputs (4, 8), needed: (4, 4)"),
+        ("pair", "returned tuple"),
+        ("narrow", "raised on inputs (4, 8): RuntimeError"),
+        ("between_layers", "dropout between layers"),
+        ("always_random", "draws random numbers in evaluation too"),
+        ("no_statistics", "depends on the other rows"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(
+    wrong_nets: Any, name: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_local(toy.config("fedavg", **wrong_nets(name)), out=tmp_path / "runs")
+    assert said in str(error.value) and f"{name}" in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_rows_that_depend_on_each_other_are_trained_without_padding(wrong_nets: Any) -> None:
+    task = toy.make_fed(toy.config("fedavg", dtype="float64", **wrong_nets("centred"))).task
+    assert isinstance(task.vectorize, str)
+    x, y = torch.randn(5, 8).double(), torch.zeros(5, dtype=torch.int64)
+    w = torch.tensor([1.0, 1, 1, 0, 0]).double()
+    cut = task.loss(task.initial, {"x": x[:3], "y": y[:3], "w": w[:3]}, torch.tensor(1))
+    assert torch.allclose(task.loss(task.initial, {"x": x, "y": y, "w": w}, torch.tensor(1))[:3], cut)
