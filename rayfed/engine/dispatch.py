@@ -202,7 +202,7 @@ class Dispatch:
         try:
             return shape.zeros(self.task)
         except RunFailed as unknown:
-            message = f"no client replied, and part {part!r}, declared {str(shape)!r}, has no zero to stand for it"
+            message = f"nobody replied and part {part!r}, declared {str(shape)!r}, has no zero to stand for it"
             raise RunFailed(message) from unknown
 
     def _reduce(self, jobs: Sequence[tuple[Request, tuple[Any, ...]]]) -> list[Any]:

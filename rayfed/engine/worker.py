@@ -252,7 +252,7 @@ class CohortVisit:
     def _execute_cohort(self) -> Iterator[Piece]:
         """Execute the whole cohort at once; where that fails, without the clients that fail when executed alone."""
         everyone = list(range(len(self.cohort.clients)))
-        piece, out_of_memory = [], False
+        piece, short = [], False
         try:
             piece = [self._execute("vmap", self.cohort, self.mine, self.own)]
         except torch.OutOfMemoryError:  # no client's fault
@@ -265,7 +265,7 @@ class CohortVisit:
         if piece:
             yield everyone, *piece.pop()
             return
-        if out_of_memory:
+        if short:
             raise TooLarge(len(everyone), self.resident.config.resources.gpus_per_actor)
         # Only clients executed alone show whether one of them fails or vmap cannot run the visit; those that pass are tried again.
         rest, passed = self.cohort.without([i for i in everyone if not self._execute_client("loop", i)])

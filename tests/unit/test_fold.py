@@ -253,7 +253,7 @@ def test_nobody_asked_folds_to_zeros_with_weight_0() -> None:
     other = fed.ask(fed.method.train, (), shared=shared, fold=(mean("delta"), mean("any")))
     assert list(other.folded) == ["delta"] and other.weight["any"] == 0.0
     with pytest.raises(
-        RunFailed, match="no client replied, and part 'any', declared 'any', has no zero to stand for it"
+        RunFailed, match="nobody replied and part 'any', declared 'any', has no zero to stand for it"
     ):
         other.folded["any"]
     with pytest.raises(KeyError):

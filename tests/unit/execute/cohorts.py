@@ -54,7 +54,8 @@ def run(
 
 def over(*phases: Over) -> Visit:
     """A visit of these phases that does nothing; for its plan."""
-    return Visit(lambda *a: {}, [Phase(o, lambda c, b, k: c) for o in phases], lambda client, carry: ({}, client.own))
+    idle = [Phase(o, lambda carry, batch, key: carry) for o in phases]
+    return Visit(lambda client: {}, idle, lambda client, carry: ({}, client.own))
 
 
 def seen(p: batches.PhaseBatches, i: int) -> list[list[list[int]]]:
