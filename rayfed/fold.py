@@ -6,6 +6,7 @@ server along a binary tree fixed by cohort number, so neither the number of acto
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed import tree
@@ -68,13 +69,19 @@ def total(part: str, weight: str = "one", by: str | None = None) -> Fold:
     return Fold("sum", part, weight, by)
 
 
-Partial = dict[str, Any]  # {"total": tree, "weight": float} per key; the key is "" without `by`
+Partial = dict[str, Any]  # {"total": tree, "weight": float, and of counters "largest": tree} per key; "" without `by`
 
 
 def partial(
-    fold: Fold, parts: Tree, mine: Tree, examples: Tensor, onto: dict[str, Partial] | None = None
+    fold: Fold,
+    parts: Tree,
+    mine: Tree,
+    examples: Tensor,
+    onto: dict[str, Partial] | None = None,
+    counters: Sequence[str] = (),
 ) -> dict[str, Partial]:
-    """Fold one chunk of replies, leaves (c, ...): key -> Partial. onto: what the call's chunks before gave, written over."""
+    """Fold one chunk of replies, leaves (c, ...): key -> Partial. onto: what the call's chunks before gave, written over;
+    counters: names of entries that are whole numbers (`Task.counters`): a mean takes the largest of them."""
     part = parts[fold.part]
     n = examples.shape[0]
     if fold.weight == "examples":
@@ -85,16 +92,21 @@ def partial(
         w = parts[fold.weight].to(torch.float64)
     out = onto or {}
     if fold.by is None:
-        out[""] = _weighted(w, part, out.get(""))
+        out[""] = _weighted(w, part, out.get(""), _counters(fold, part, counters))
         return out
     keys = (parts if fold.by in parts else mine)[fold.by].to(torch.int64)
     for k in torch.unique(keys):
         key = str(int(k))
-        out[key] = _weighted(torch.where(keys == k, w, torch.zeros_like(w)), part, out.get(key))
+        of_key = torch.where(keys == k, w, torch.zeros_like(w))
+        out[key] = _weighted(of_key, part, out.get(key), _counters(fold, part, counters))
     return out
 
 
-def _weighted(w: Tensor, part: Tree, onto: Partial | None) -> Partial:
+def _counters(fold: Fold, part: Tree, counters: Sequence[str]) -> list[str]:
+    return [n for n in counters if fold.kind == "mean" and isinstance(part, Mapping) and n in part]
+
+
+def _weighted(w: Tensor, part: Tree, onto: Partial | None, counters: Sequence[str]) -> Partial:
     """Return the weighted sum over the first axis, added to `onto` in one pass over memory."""
 
     def first(x: Tensor) -> Tensor:
@@ -111,8 +123,42 @@ def _weighted(w: Tensor, part: Tree, onto: Partial | None) -> Partial:
         return t
 
     if onto is None:
-        return {"total": tree.map(first, part), "weight": float(w.sum())}
-    return {"total": tree.map(more, onto["total"], part), "weight": onto["weight"] + float(w.sum())}
+        out = {"total": tree.map(first, part), "weight": float(w.sum())}
+    else:
+        out = {"total": tree.map(more, onto["total"], part), "weight": onto["weight"] + float(w.sum())}
+    if counters:
+        found = largest(w[None], {n: part[n] for n in counters})
+        out["largest"] = _larger((onto or {}).get("largest"), {n: x[0] for n, x in found.items()})
+    return out
+
+
+def largest(weights: Tensor, part: Tree) -> Tree:
+    """Return the largest of the rows that have a weight, (K, ...), of leaves (n, ...); minus infinity where none has.
+
+    That is how whole numbers are aggregated, whatever the weights (K, n): a mean of counters would count nothing.
+    """
+
+    def rows(x: Tensor) -> Tensor:
+        has = (weights != 0).reshape(*weights.shape, *(1,) * (x.dim() - 1))
+        return torch.where(has, x[None], -torch.inf).amax(1)
+
+    return tree.map(rows, part)
+
+
+def _larger(a: Tree | None, b: Tree | None) -> Tree:
+    return tree.map(torch.maximum, a, b) if a and b else a or b or {}
+
+
+def add_combined(a: Tree, b: Tree, counters: Sequence[str]) -> Tree:
+    """Return the sum of two weighted sums of rows, and the larger of their counters."""
+    found = [n for n in counters if n in a]
+    return {**tree.add(a, b), **{n: torch.maximum(a[n], b[n]) for n in found}} if found else tree.add(a, b)
+
+
+def counted(part: Tree, counters: Sequence[str]) -> Tree:
+    """Return an aggregate whose counters do not move where no row had a weight."""
+    found = {n: torch.where(torch.isinf(part[n]), 0.0, part[n]) for n in counters if n in part}
+    return {**part, **found} if found else part
 
 
 def merge(a: dict[str, Partial], b: dict[str, Partial]) -> dict[str, Partial]:
@@ -120,7 +166,9 @@ def merge(a: dict[str, Partial], b: dict[str, Partial]) -> dict[str, Partial]:
     out = dict(a)
     for k, p in b.items():
         if k in out:
-            p = {"total": tree.add(out[k]["total"], p["total"]), "weight": out[k]["weight"] + p["weight"]}
+            both = {"total": tree.add(out[k]["total"], p["total"]), "weight": out[k]["weight"] + p["weight"]}
+            found = _larger(out[k].get("largest"), p.get("largest"))
+            p = {**both, "largest": found} if found else both
         out[k] = p
     return out
 
@@ -135,18 +183,16 @@ def merge_parts(a: Folded, b: Folded) -> Folded:
 
 def from_numpy(folded: Folded) -> Folded:
     """Return the same with tensors; `to_numpy` is its inverse."""
-    return {
-        part: {k: {"total": tree.from_numpy(p["total"]), "weight": p["weight"]} for k, p in by.items()}
-        for part, by in folded.items()
-    }
+    return {part: {k: _each_tree(tree.from_numpy, p) for k, p in by.items()} for part, by in folded.items()}
 
 
 def to_numpy(folded: Folded) -> Folded:
     """Return the same as it travels between processes."""
-    return {
-        part: {k: {"total": tree.to_numpy(p["total"]), "weight": p["weight"]} for k, p in by.items()}
-        for part, by in folded.items()
-    }
+    return {part: {k: _each_tree(tree.to_numpy, p) for k, p in by.items()} for part, by in folded.items()}
+
+
+def _each_tree(f: Callable[[Tree], Tree], p: Partial) -> Partial:
+    return {n: x if n == "weight" else f(x) for n, x in p.items()}
 
 
 def nbytes(folded: Folded) -> int:
@@ -161,7 +207,8 @@ def finish(fold: Fold, partials: dict[str, Partial]) -> tuple[Any, Any]:
         if fold.kind == "sum":
             return p["total"]
         d = fold.denominator if fold.denominator is not None else p["weight"]
-        return tree.scale(p["total"], 1.0 / d if d else 0.0)
+        made = tree.scale(p["total"], 1.0 / d if d else 0.0)
+        return counted({**made, **p["largest"]}, tuple(p["largest"])) if "largest" in p else made
 
     if fold.by is None:
         return close(partials[""]), partials[""]["weight"]

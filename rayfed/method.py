@@ -37,6 +37,8 @@ class Method:
         Settings: the method's own settings, each field with its range and a sentence.
         wire: the parts that travel (`down`, `up`) and that are kept (`keep` at clients, `server`).
         universal: the part of the server state that is the one global model; None if there is none.
+        no_buffers: why the method cannot have a network that writes buffers in training (running statistics, counters), as the end
+            of a sentence; None if it can.
         logs: of each name given to `fed.log` what it is and in which unit, name -> (sentence, unit).
 
     Arguments:
@@ -74,6 +76,7 @@ class Method:
     wire: ClassVar[Wire] = Wire()
     logs: ClassVar[Mapping[str, tuple[str, str]]] = NO_LOGS
     universal: ClassVar[str | None] = "model"
+    no_buffers: ClassVar[str | None] = None
 
     def __init__(self, settings: Any, config: Config):
         self.settings, self.config, self.local = settings, config, config.local

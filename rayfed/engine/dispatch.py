@@ -153,7 +153,8 @@ class Dispatch:
             self._count_result(result, outcome, metered)
         self.dropped += len(failures)
         folded, weight = self._fold_calls(jobs, folds, merging)
-        unfolded = UnfoldedParts([parts[i] for i in sorted(parts)], self.pool, self._reduce, self._put)
+        calls = [parts[i] for i in sorted(parts)]
+        unfolded = UnfoldedParts(calls, self.pool, self._reduce, self._put, self.task.counters)
         return Replies(replies, unfolded, folded, weight, failures)
 
     def _add_failures(self, visit: str, found: Mapping[int, Failure], failures: dict[int, str]) -> None:

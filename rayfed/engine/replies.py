@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayfed import tree
 from rayfed.engine.messages import DotCall, GramCall, LinearCall, PickCall, Request
-from rayfed.fold import Merger
+from rayfed.fold import Merger, add_combined, counted
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -37,11 +37,14 @@ class CallParts:
 class UnfoldedParts:
     """The unfolded parts behind `rayfed.fed.Replies`; all that it returns has a row for each reply, in the order of client ids.
 
-    calls: in the order of their numbers; reduce: executes jobs and gives their values; put: a handle of a tree of the server.
+    calls: in the order of their numbers; reduce: executes jobs and gives their values; put: a handle of a tree of the server;
+    counters: names of entries that are whole numbers (`Task.counters`).
     """
 
-    def __init__(self, calls: list[CallParts], pool: Pool, reduce: Reduce, put: Callable[[Tree], Any]):
-        self.calls, self._pool, self._reduce, self._put = calls, pool, reduce, put
+    def __init__(
+        self, calls: list[CallParts], pool: Pool, reduce: Reduce, put: Callable[[Tree], Any], counters: Sequence[str]
+    ):
+        self.calls, self._pool, self._reduce, self._put, self._counters = calls, pool, reduce, put, counters
 
     @cached_property
     def _order(self) -> Tensor:
@@ -91,10 +94,10 @@ class UnfoldedParts:
             columns = weights[:, in_calls[first : first + len(call.clients)]]
             jobs.append((LinearCall(part, columns.numpy()), (self._handle(call, part),)))
             first += len(call.clients)
-        merger = Merger(tree.add)
+        merger = Merger(partial(add_combined, counters=self._counters))
         for i, value in enumerate(self._reduce(jobs)):
             merger.add(i, tree.from_numpy(value))
-        return tree.unstack(merger.result())
+        return tree.unstack(counted(merger.result(), self._counters))
 
     def _value(self, call: CallParts, part: str) -> Tree:
         """Fetch the part of one call."""

@@ -32,7 +32,7 @@ from rayfed.engine.messages import (
 from rayfed.engine.resident import Resident, data_key
 from rayfed.engine.time_limit import TimedOut, time_limit
 from rayfed.execute.tuning import autotune, kernels, replay
-from rayfed.fold import Folded, partial
+from rayfed.fold import Folded, largest, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
 from rayfed.tree import Tree
@@ -108,7 +108,8 @@ class Worker:
     def _linear(self, res: Resident, call: LinearCall, values: Sequence[Any]) -> Answer:
         part = tree.from_numpy(values[0][call.part], self.device)
         weights = torch.as_tensor(call.weights, device=self.device)
-        return Answer(Value(tree.to_numpy(tree.combine(weights, part))))
+        made, counters = tree.combine(weights, part), {n: part[n] for n in res.task.counters if n in part}
+        return Answer(Value(tree.to_numpy({**made, **largest(weights, counters)} if counters else made)))
 
     def _pick(self, res: Resident, call: PickCall, values: Sequence[Any]) -> Answer:
         part = values[0][call.part]
@@ -224,7 +225,8 @@ class CohortVisit:
         examples = info.examples[at]
         mine = tree.map(lambda x: x[at], self.mine)
         for fold in call.folds:
-            self.folded[fold.part] = partial(fold, parts, mine, examples, self.folded.get(fold.part))
+            onto = self.folded.get(fold.part)
+            self.folded[fold.part] = partial(fold, parts, mine, examples, onto, res.task.counters)
         folded = {f.part for f in call.folds}
         unfolded = {n: p for n, p in parts.items() if n in call.keep or n not in folded}
         self._kept.append(tree.map(lambda x: x.contiguous(), unfolded))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rayfed import models
+from rayfed import methods, models
 from rayfed.config import user_code
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError
@@ -42,12 +42,13 @@ ROWS = 4  # of the data, on which an own network is tried
 
 @dataclass(frozen=True)
 class Question:
-    """Plain values: a config, what a task reads of its federation, some rows of its inputs, and the key under which a good answer
-    is remembered."""
+    """Plain values: a config, what a task reads of its federation, some rows of its inputs, the method's `no_buffers`, and the key
+    under which a good answer is remembered."""
 
     config: dict[str, Any]
     federation: dict[str, Any]
     rows: list[Any]
+    no_buffers: str | None
     key: str
 
 
@@ -71,11 +72,13 @@ def question(config: Config, federation: Federation) -> Question | None:
         versions,
         list(_files(config)),
     ]
-    key = hashlib.sha256(json.dumps([about, *settings], sort_keys=True, default=str).encode()).hexdigest()[:32]
+    no_buffers = methods.get(config.method.name).no_buffers
+    decides = json.dumps([about, no_buffers, *settings], sort_keys=True, default=str)
+    key = hashlib.sha256(decides.encode()).hexdigest()[:32]
     if _known(key).exists():
         return None
     rows = federation.arrays["x"][federation.train.rows[:ROWS]]
-    return Question(values, about, np.asarray(rows).tolist(), key)
+    return Question(values, about, np.asarray(rows).tolist(), no_buffers, key)
 
 
 def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Wire, optimizers, sgd_visit, total, tree, visit
-from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -63,6 +62,8 @@ class CELLM(Method):
         beta2: float = Field(0.999, ge=0, lt=1, description="Decay of its second moment.")
         eps: float = Field(1e-8, gt=0, description="Its epsilon.")
         weight_decay: float = Field(0.01, ge=0, description="Its decoupled weight decay.")
+
+    no_buffers = "it thins every entry of the model, so a mask of the largest would set running variances to zero"
 
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS, note="P * M"), "mask": Part(PARAMS, note="M, bool")},
@@ -123,10 +124,6 @@ class CELLM(Method):
         return sgd_visit(task.loss, self.local, start=start, hook=hold if s.client_freeze else None, end=end)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        if task.buffers:  # a mask of the largest numbers would zero variances
-            raise ConfigError(
-                "method.name: cellm thins every entry of the model, and task.model has running statistics"
-            )
         s, whole, clients = self.settings, state["whole"], fed.sample()
         replies, change = 0, tree.zeros(whole)
         for tier in range(s.tiers):

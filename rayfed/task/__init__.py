@@ -58,6 +58,7 @@ class Task:
         head: names of the classifier's parameters, maybe none.
         buffers: names of what a training forward pass writes (running statistics, counters): entries of every model that the
             data moves and no gradient.
+        counters: names of those among them that hold whole numbers; where models are aggregated, the largest of them counts.
         norms: names of the entries of normalisation layers with running statistics.
         dtype, device: of tensors that are made to go with the parameters.
 
@@ -127,6 +128,7 @@ class Task:
         own = dict(self._module.named_buffers())
         self.params_like |= {n: torch.zeros(own[n].shape, dtype=self.dtype, device=device) for n in self.buffers}
         self._own_buffers = {n: own[n] for n in self.buffers}
+        self.counters = tuple(n for n in self.buffers if not own[n].is_floating_point())
         layers = {n for n, m in self._module.named_modules() if isinstance(m, training_mode.NORMS)}
         self.norms = tuple(n for n in self.params_like if n.rpartition(".")[0] in layers)
         head = getattr(module, "head_names", None)

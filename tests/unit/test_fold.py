@@ -252,9 +252,7 @@ def test_nobody_asked_folds_to_zeros_with_weight_0() -> None:
     assert tree.same(got.folded["delta"], tree.zeros(fed.task.params_like))
     other = fed.ask(fed.method.train, (), shared=shared, fold=(mean("delta"), mean("any")))
     assert list(other.folded) == ["delta"] and other.weight["any"] == 0.0
-    with pytest.raises(
-        RunFailed, match="nobody replied and part 'any', declared 'any', has no zero to stand for it"
-    ):
+    with pytest.raises(RunFailed, match="nobody replied and part 'any', declared 'any', has no zero to stand for it"):
         other.folded["any"]
     with pytest.raises(KeyError):
         other.folded["another"]

@@ -105,7 +105,7 @@ class TaskVectors(Method):
             s = cosines(self._inner(before, tau, names))
             p = shares(s, self.settings)
             after |= tree.add({n: before[n] for n in names}, tree.combine(p, {n: tau[n] for n in names}))
-            after |= {n: before[n] + tau[n].mean(0) for n in names if n in task.buffers}
+            after |= {n: before[n] + _of_buffers(tau[n], n in task.counters) for n in names if n in task.buffers}
             sums.append(divisors(s, self.settings))
             log_pairs(fed, "similarity/task_vectors", s, group)
         log_pairs(fed, "similarity/models", cosines(gram(before, list(tau))), group)
@@ -133,6 +133,10 @@ class TaskVectors(Method):
 
     def view(self, task: Task) -> Visit:
         return model_of(lambda client: client.mine["model"] if client.mine else client.shared["newcomer"])
+
+
+def _of_buffers(rows: Tensor, counter: bool) -> Tensor:
+    return rows.amax(0) if counter else rows.mean(0)
 
 
 def gram(stacked: Tree, names: Sequence[str]) -> Tensor:

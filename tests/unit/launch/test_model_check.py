@@ -109,3 +109,16 @@ assert "torch" not in sys.modules
     right, *wrong = done.stdout.splitlines()
     assert right == "right" and "adapter.rank: 17 found" in wrong[0], done.stderr
     assert len(list((tmp_path / "cache" / "checked").iterdir())) == 1
+
+
+def test_a_method_that_cannot_have_buffers_is_refused_before_anything_starts(nets: Any, tmp_path: Path) -> None:
+    values = {
+        **nets("batchnorm"), "rounds": 1, "federation": {"clients": 4, "partition": {"kind": "iid"}},
+        "method": "cellm", "storage": {"path": str(tmp_path / "out")},
+    }  # fmt: skip
+    values["task"]["data"] = {"name": "synthetic:blobs", "examples": 80, "classes": 4, "features": 8, "test": 8}
+    (problem,) = problems_of(values, tmp_path)
+    assert problem.startswith("method.name: cellm found, task.model: ") and "1.running_var" in problem
+    assert problem.endswith("allowed: local.buffers: frozen, or a network without them")
+    with pytest.raises(Started):
+        launch.start_request(load_request({**values, "local": {"buffers": "frozen"}}), Launcher())

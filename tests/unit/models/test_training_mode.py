@@ -151,7 +151,8 @@ def _dropped_share(nets: Any, key: int) -> torch.Tensor:
 
 
 def plain_fedavg(model: nn.Module, fed: Any, rounds: int) -> dict[str, torch.Tensor]:
-    """FedAvg in plain PyTorch, in train mode, on the very batches of the federation; buffers are averaged like parameters."""
+    """FedAvg in plain PyTorch, in train mode, on the very batches of the federation; buffers are averaged like parameters,
+    of counters the largest is taken."""
     c, sampler = fed.config, fed.pool.worker.runs["toy"].sampler
     visit = fed.pool.worker.runs["toy"].visit("train", False)
     state = {n: x.detach().clone().double() for n, x in model.state_dict().items()}
@@ -159,6 +160,7 @@ def plain_fedavg(model: nn.Module, fed: Any, rounds: int) -> dict[str, torch.Ten
         fed.begin(r)
         ids = fed.sample()
         total, weight = {n: torch.zeros_like(x) for n, x in state.items()}, 0.0
+        largest: dict[str, torch.Tensor] = {}
         for i in ids:
             one = copy.deepcopy(model)
             one.load_state_dict({n: x.to(one.state_dict()[n].dtype) for n, x in state.items()})
@@ -180,8 +182,10 @@ def plain_fedavg(model: nn.Module, fed: Any, rounds: int) -> dict[str, torch.Ten
             n = float(len(fed.federation.train[i]))
             for name, x in one.state_dict().items():
                 total[name] += n * x.double()
+                if not x.is_floating_point():
+                    largest[name] = torch.maximum(x.double(), largest.get(name, x.double()))
             weight += n
-        state = {n: x / weight for n, x in total.items()}
+        state = {n: x / weight for n, x in total.items()} | largest
     return state
 
 

@@ -123,8 +123,29 @@ def test_statistics_are_averages_under_every_method(nets: Any, method: str) -> N
             assert torch.allclose(
                 first.state["model"]["1.running_mean"], plain.state["model"]["1.running_mean"], rtol=1e-5
             )
-        count = float(first.state["model"]["1.num_batches_tracked"])
-        assert 0 < count < 100
+
+
+def test_a_counter_is_that_of_the_client_with_the_most_steps(nets: Any) -> None:
+    fed = toy.make_fed(toy.config("fedavg", **nets("batchnorm")))
+    assert fed.task.counters == ("1.num_batches_tracked",)
+    state, steps = fed.method.init(fed.task, 7), 0
+    for r in (1, 2):
+        fed.begin(r)
+        got = fed.ask(fed.method.train, fed.sample(), shared=state, keep="delta")
+        assert len({reply.steps for reply in got}) > 1
+        steps += max(reply.steps for reply in got)
+        fed.begin(r)
+        state = fed.method.round(state, fed, fed.task)
+    assert float(state["model"]["1.num_batches_tracked"]) == steps
+
+
+@pytest.mark.parametrize(
+    "method", ["fedavgm", "fedadam", "scaffold", "fednova", "ifca", "cfl", "fesem", "fedmerge", "fedbip", "disue"]
+)
+def test_counters_stay_whole_numbers_under_every_method(nets: Any, method: str) -> None:
+    done = toy.simulate(method, executor="vmap", rounds=3, **nets("batchnorm"))
+    counts = [x for path, x in tree.leaves(done.state) if path[-1] == "1.num_batches_tracked" and path[0] not in "mvc"]
+    assert counts and all(torch.equal(x, x.round()) for x in counts) and max(float(x.max()) for x in counts) > 1
 
 
 def test_frozen_buffers_are_no_part_of_the_model(nets: Any) -> None:
