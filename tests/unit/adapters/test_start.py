@@ -129,7 +129,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
-def goes_on(run: Run, client: int, where: Path, changed: dict[str, Any]) -> None:
+def assert_it_goes_on(run: Run, client: int, where: Path, changed: dict[str, Any]) -> None:
     """A run from a client's saved adapter begins with the logits that the client was served."""
     run.save_adapter(client, where)
     x = np.asarray(run._served.federation.arrays["x"])[:9]
@@ -153,7 +153,7 @@ def test_the_classifier_of_mean_pooling_goes_with_a_clients_adapter(
         again = dict(made)
         if kind == "ranks":
             again["adapter"] = {**KINDS["lora"], "rank": int(run._served.task.ranks[client])}
-        goes_on(run, client, tmp_path / f"client-{client}", again)
+        assert_it_goes_on(run, client, tmp_path / f"client-{client}", again)
 
 
 def test_a_classifier_alone_is_no_start_of_a_lora(places: dict[str, Path], tmp_path: Path) -> None:
@@ -170,4 +170,4 @@ def test_on_all_minilm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minilm.write_texts(tmp_path / "texts")
     made = minilm.changes(tmp_path / "texts", task={"model": {"head": "mean"}})
     run = Run(toy.run_folder("fedsa_lora", tmp_path / "runs", rounds=1, **made).folder.path)
-    goes_on(run, 1, tmp_path / "client", made)
+    assert_it_goes_on(run, 1, tmp_path / "client", made)

@@ -41,7 +41,7 @@ def mean_over(clients: Sequence[int], params: Any, fed: ToyFed, examples: bool =
     return {n: float(np.average([s[n] for s in each.values()], weights=w)) for n in ("loss", "accuracy")}
 
 
-def scored(got: dict[str, float], scope: str, want: dict[str, float]) -> None:
+def assert_scores(got: dict[str, float], scope: str, want: dict[str, float]) -> None:
     for name, value in want.items():
         assert got[f"{name}/{scope}"] == pytest.approx(value, rel=1e-9, abs=1e-12), f"{name}/{scope}"
 
@@ -52,13 +52,13 @@ def test_scores_of_one_model_are_plain_torch(executor: str) -> None:
     row, clients = done.scores()
     model, fed = done.state["model"], done.fed
     assert len(fed.federation.pooled_test) == 60
-    scored(row, "global", judged(model, fed.federation.pooled_test, fed))
+    assert_scores(row, "global", judged(model, fed.federation.pooled_test, fed))
     assert judged(model, fed.federation.pooled_test, fed) != judged(
         done.initial["model"], fed.federation.pooled_test, fed
     )
     for examples, suffix in ((False, ""), (True, "_ex")):
-        scored(row, f"personal{suffix}", mean_over(range(12), lambda c: model, fed, examples))
-        scored(row, f"unseen{suffix}", mean_over((12, 13), lambda c: model, fed, examples))
+        assert_scores(row, f"personal{suffix}", mean_over(range(12), lambda c: model, fed, examples))
+        assert_scores(row, f"unseen{suffix}", mean_over((12, 13), lambda c: model, fed, examples))
     assert [c["client"] for c in clients] == list(range(14)) and [c["unseen"] for c in clients] == [False] * 12 + [
         True
     ] * 2
@@ -78,7 +78,7 @@ def test_the_pooled_test_set_in_several_pieces() -> None:
         rows.append(done.scores()[0])
     assert len(done.fed.federation.pooled_test) == 1100
     for row in rows:
-        scored(row, "global", judged(done.state["model"], done.fed.federation.pooled_test, done.fed))
+        assert_scores(row, "global", judged(done.state["model"], done.fed.federation.pooled_test, done.fed))
 
 
 @pytest.mark.parametrize("method", ["fedavg", "local_only"])
@@ -103,9 +103,9 @@ def test_scores_of_personal_models_are_plain_torch() -> None:
     def served(c: int) -> tree.Tree:
         return own[str(c)]["model"] if str(c) in own else start
 
-    scored(row, "personal", mean_over(range(12), served, fed))
-    scored(row, "personal_ex", mean_over(range(12), served, fed, examples=True))
-    scored(row, "unseen", mean_over((12, 13), lambda c: start, fed))
+    assert_scores(row, "personal", mean_over(range(12), served, fed))
+    assert_scores(row, "personal_ex", mean_over(range(12), served, fed, examples=True))
+    assert_scores(row, "unseen", mean_over((12, 13), lambda c: start, fed))
     # without one global model: the mean of the served models' predictions, weighted by examples
     sizes = fed.federation.train.sizes()[:12]
     logp = torch.stack([plain(served(c), fed.federation.pooled_test, fed)[0] for c in range(12)])
@@ -115,7 +115,7 @@ def test_scores_of_personal_models_are_plain_torch() -> None:
         "loss": float(-p[torch.arange(len(y)), y].log().mean()),
         "accuracy": float((p.argmax(1) == y).double().mean()),
     }
-    scored(row, "global", want)
+    assert_scores(row, "global", want)
 
 
 @pytest.mark.parametrize("executor", ["loop", "vmap"])
@@ -129,7 +129,7 @@ def test_what_was_trained_here_is_scored_here(executor: str) -> None:
     got = quiet.ask(quiet.method.train, ids, shared={"model": done.initial["model"]}, fold=mean("delta"), keep="delta")
     trained = {c: tree.add(done.initial["model"], d) for c, d in got.gather("delta").items()}
     row, _ = done.scores()
-    scored(row, "local", mean_over(ids, lambda c: trained[c], fed))
+    assert_scores(row, "local", mean_over(ids, lambda c: trained[c], fed))
     assert set(fed.local_scores) == set(ids)
 
 
@@ -148,7 +148,7 @@ def test_fine_tuned_scores_train_from_what_is_served() -> None:
         grads = torch.func.grad(lambda p: torch.nn.functional.cross_entropy(fed.task.apply(p, x), y))(model)
         return tree.add(model, grads, -0.1)
 
-    scored(row, "local", mean_over(range(12), tuned, fed))
+    assert_scores(row, "local", mean_over(range(12), tuned, fed))
 
 
 def test_a_sample_of_clients_is_scored() -> None:

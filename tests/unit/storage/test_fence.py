@@ -77,9 +77,11 @@ def test_the_lock_is_free_after_the_end(tmp_path):
         folder = RunFolder.create(tmp_path, CONFIG, owner=owner)
         step(folder, 1)
         folder.finish("done", {})
-        folder = RunFolder.open(folder.path, owner=ME)
+        folder = RunFolder.open(folder.path, owner=ME)  # though the first owner is alive
+        assert folder.fence == 2
         folder.close()
         folder.close()
+        assert RunFolder.open(folder.path, owner=ME).fence == 3
     finally:
         process.kill()
         process.wait()
