@@ -56,7 +56,8 @@ def tokenizer(of: list[str], size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END)
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """Read the command line."""
     about = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     about.add_argument("file", type=Path, help="Parquet file with texts, or with instructions and responses")
     about.add_argument("--out", type=Path, default=cache_folder() / "models" / "tiny-lm", help="folder of the model")
@@ -72,13 +73,50 @@ def main() -> None:
     a = about.parse_args()
     if not a.file.is_file():
         raise SystemExit(f"{a.file} does not exist")
+    return a
 
+
+def train(model: Any, ids: np.ndarray, a: argparse.Namespace) -> int:
+    """Train on windows of the token ids for as long as asked; return the number of steps."""
+    rng = np.random.default_rng(a.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
+    began, step, printed = time.monotonic(), 0, -20.0
+    while (spent := time.monotonic() - began) < 60 * a.minutes:
+        share = spent / (60 * a.minutes)
+        for g in optimizer.param_groups:  # a short warm-up, then a cosine over the time there is
+            g["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+        # One window in eight is as long as the model takes, so that all its positions are trained.
+        length, rows = (4 * a.length, a.batch // 4) if step % 8 == 7 else (a.length, a.batch)
+        length = min(length, len(ids) - 1)
+        starts = rng.integers(0, len(ids) - length, max(1, rows))
+        x = torch.as_tensor(np.stack([ids[i : i + length] for i in starts]).astype(np.int64))
+        loss = model(input_ids=x, labels=x).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if spent - printed >= 20:
+            printed = spent
+            print(f"{spent:5.0f} s  step {step}  loss {float(loss.detach()):.3f}", flush=True)
+    return step
+
+
+def loss_on(model: Any, held: np.ndarray, length: int) -> float:
+    """Return the mean loss on held-out token ids, in windows."""
+    starts = range(0, len(held) - length, length)
+    pieces = [torch.as_tensor(held[i : i + length][None].astype(np.int64)) for i in starts]
+    with torch.no_grad():
+        return float(np.mean([float(model(input_ids=x, labels=x).loss) for x in pieces[:64]]))
+
+
+def main() -> None:
+    a = options()
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(a.seed)
-    rng = np.random.default_rng(a.seed)
     given = texts(a.file)
     tok = tokenizer(given, a.vocabulary)
     ids = np.concatenate([[*i, tok.eos_token_id] for i in tok(given)["input_ids"]])
@@ -90,44 +128,12 @@ def main() -> None:
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )
     )  # fmt: skip
-    print(
-        f"{len(given)} texts, {len(ids) + len(held)} tokens; {sum(p.numel() for p in model.parameters()):,} parameters"
-    )
-
-    def window(of: np.ndarray, rows: int, length: int) -> torch.Tensor:
-        at = rng.integers(0, len(of) - length, rows)
-        return torch.as_tensor(np.stack([of[i : i + length] for i in at]).astype(np.int64))
-
-    def loss_on_held() -> float:
-        with torch.no_grad():
-            pieces = [
-                torch.as_tensor(held[i : i + a.length][None].astype(np.int64))
-                for i in range(0, len(held) - a.length, a.length)
-            ]
-            return float(np.mean([float(model(input_ids=x, labels=x).loss) for x in pieces[:64]]))
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
-    began, step, printed = time.monotonic(), 0, -20.0
-    while (spent := time.monotonic() - began) < 60 * a.minutes:
-        share = spent / (60 * a.minutes)
-        for g in optimizer.param_groups:  # a short warm-up, then a cosine over the time there is
-            g["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
-        # One window in eight is as long as the model takes, so that all its positions are trained.
-        length, rows = (4 * a.length, a.batch // 4) if step % 8 == 7 else (a.length, a.batch)
-        x = window(ids, max(1, rows), min(length, len(ids) - 1))
-        loss = model(input_ids=x, labels=x).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if spent - printed >= 20:
-            printed = spent
-            print(f"{spent:5.0f} s  step {step}  loss {float(loss.detach()):.3f}", flush=True)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{len(given)} texts, {len(ids) + len(held)} tokens; {size:,} parameters")
+    steps = train(model, ids, a)
     model.eval()
-    print(
-        f"loss on held-out text: {loss_on_held():.3f} per token after {step} steps (a uniform guess: {math.log(len(tok)):.3f})"
-    )
+    found, guess = loss_on(model, held, a.length), math.log(len(tok))
+    print(f"loss on held-out text: {found:.3f} per token after {steps} steps (a uniform guess: {guess:.3f})")
     model.save_pretrained(a.out)
     tok.save_pretrained(a.out)
     print(f"{a.out}: a small model, for trying things out")
