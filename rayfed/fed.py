@@ -132,12 +132,13 @@ class Replies(Sequence[Reply]):
         return dict(zip(self.ids, tree.unstack(self.stacked(part)), strict=True)) if self._replies else {}
 
     def gram(self, part: str) -> Tensor:
-        """Return the (n, n) inner products of a large part, computed where it is; rows in the order of `ids`."""
+        """Return the (n, n) inner products of a large part, computed where it is; rows in the order of `ids`. Of models and updates
+        without running statistics and counters (`Task.buffers`)."""
         return self._parts.gram(part)
 
     def dot(self, part: str, trees: Sequence[Tree], names: Sequence[str] = ()) -> Tensor:
         """Return the (n, K) inner products of a large part with K trees of the server, in float64, computed where the part is;
-        rows in the order of `ids`. names: over these entries only.
+        rows in the order of `ids`. names: over these entries only. Buffers are left out as in `gram`.
         """
         return self._parts.dot(part, [{n: t[n] for n in names} if names else t for t in trees])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ class Worker:
         return Answer(Value({n: part[n] for n in call.names}))
 
     def _gram(self, res: Resident, call: GramCall, values: Sequence[Any]) -> Answer:
-        a, b = (tree.values(tree.from_numpy(v[call.part], self.device)) for v in values)
+        a, b = (tree.values(_learned(res, tree.from_numpy(v[call.part], self.device))) for v in values)
         g = sum(x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in zip(a, b, strict=True))
         return Answer(Value(tree.to_numpy(g)))
 
@@ -124,7 +124,7 @@ class Worker:
         """Multiply; values: the part (c, ...) and the trees (K, ...), whose entries may be some of the part's."""
         part, trees = (tree.from_numpy(v, self.device) for v in (values[0][call.part], values[1]))
         entries, products = dict(tree.leaves(part)), []
-        for path, y in tree.leaves(trees):
+        for path, y in tree.leaves(_learned(res, trees)):
             # Row by row and in fresh memory: a client's bits depend neither on its cohort nor on where its row was.
             wide = y.reshape(y.shape[0], -1).to(torch.float64, copy=True)
             rows = (x.reshape(-1).to(torch.float64, copy=True) for x in entries[path])
@@ -335,6 +335,12 @@ class CohortVisit:
             else:
                 rows.append(tree.from_numpy(tree.row(blocks[place[0]], place[1]), self.device))
         return tree.stack(rows)
+
+
+def _learned(res: Resident, part: Tree) -> Tree:
+    """Return a part without running statistics and counters, whose sizes would hide what gradients moved."""
+    buffers = res.task.buffers
+    return {n: x for n, x in part.items() if n not in buffers} if buffers and isinstance(part, Mapping) else part
 
 
 def _concatenate(pieces: list[Tree]) -> Tree:

@@ -86,10 +86,9 @@ class FeSEM(Clustered):
         """Run the E-step of one client."""
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            gaps = tree.map(
-                lambda c, w: (c - w).square().flatten(1).sum(1), client.shared["experts"], client.own["solution"]
-            )
-            return {"cluster": sum(tree.values(gaps)).argmin()}, client.own
+            own, centres = client.own["solution"], client.shared["experts"]
+            gaps = [(centres[n] - w).square().flatten(1).sum(1) for n, w in own.items() if n not in task.buffers]
+            return {"cluster": sum(gaps).argmin()}, client.own
 
         return Visit(lambda client: {}, (), end)
 

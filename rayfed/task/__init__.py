@@ -302,8 +302,8 @@ class Task:
         if not self._own_buffers:
             with self._precision(), mode:
                 return torch.func.functional_call(self._module, dict(params), (x,))
-        # A forward pass may write them, in place too: never into the tree that it was given.
-        buffers = {n: params[n].clone().to(b.dtype) for n, b in self._own_buffers.items()}
+        # A forward pass may write them, in place too: never into the tree that it was given. They have no gradient.
+        buffers = {n: params[n].detach().clone().to(b.dtype) for n, b in self._own_buffers.items()}
         weights = {n: p for n, p in params.items() if n not in buffers}
         with self._precision(), mode, training_mode.standing_in(self._module, buffers):
             out = torch.func.functional_call(self._module, weights, (x,))

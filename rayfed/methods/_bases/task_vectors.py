@@ -101,14 +101,15 @@ class TaskVectors(Method):
         after: dict[str, Tensor] = {}
         group = fed.planted(got.ids)
         sums: list[Tensor] = []
-        for names in self.groups(list(tau)):
+        learned = [n for n in tau if n not in task.buffers]
+        for names in self.groups(learned):
             s = cosines(self._inner(before, tau, names))
             p = shares(s, self.settings)
             after |= tree.add({n: before[n] for n in names}, tree.combine(p, {n: tau[n] for n in names}))
-            after |= {n: before[n] + _of_buffers(tau[n], n in task.counters) for n in names if n in task.buffers}
             sums.append(divisors(s, self.settings))
             log_pairs(fed, "similarity/task_vectors", s, group)
-        log_pairs(fed, "similarity/models", cosines(gram(before, list(tau))), group)
+        after |= {n: before[n] + _of_buffers(tau[n], n in task.counters) for n in task.buffers}
+        log_pairs(fed, "similarity/models", cosines(gram(before, learned)), group)
         if (divided := torch.cat(sums).abs()).numel():  # raw similarities can cancel in a layer while others do not
             fed.log("similarity/least_sum", float(divided.min()))
         models = {n: x.index_copy(0, at, after[n]) for n, x in state["models"].items()}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from rayfed import tree
 from rayfed.engine.worker import SMALL
 from rayfed.fold import mean
 from tests import toy
@@ -82,3 +85,15 @@ def test_gram_of_a_small_part_and_a_large_one(odd: str) -> None:
     got = asked(odd, SMALL + 1)
     k = np.array(sorted(ASKED)) + 1.0
     assert np.allclose(got.gram("k").numpy(), np.outer(k, k))
+
+
+def test_inner_products_leave_out_statistics_and_counters(nets: Any) -> None:
+    """A counter moves by whole steps: with it every pair of updates would look alike."""
+    fed = toy.make_fed(toy.config("fedavg", dtype="float64", **nets("batchnorm")))
+    fed.begin(1)
+    shared = fed.method.init(fed.task, 7)
+    got = fed.ask(fed.method.train, fed.sample(), shared=shared, keep="delta")
+    updates = tree.unstack(got.stacked("delta"))
+    flat = torch.stack([torch.cat([x.reshape(-1) for n, x in d.items() if n not in fed.task.buffers]) for d in updates])
+    assert torch.allclose(got.gram("delta"), flat @ flat.T, rtol=1e-9)
+    assert torch.allclose(got.dot("delta", updates[:2]), flat @ flat[:2].T, rtol=1e-9)
