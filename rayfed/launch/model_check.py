@@ -133,6 +133,8 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
             by_key[q.key] = built.check_network(built.rows(q.rows)) if own and built.per_class else []
             if _needs_vmap(config) and built.per_class and not by_key[q.key]:
                 by_key[q.key] = vmap_check.problems(config, built, built.rows(q.rows))
+            if q.no_buffers and built.buffers:
+                by_key[q.key] = [*by_key[q.key], _buffer_problem(config, q.no_buffers, built.buffers)]
         except ConfigError as e:
             by_key[q.key] = e.problems
         except Exception:
@@ -143,6 +145,14 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
 def _crc(name: str) -> int:
     """Return a checksum of the file of path/to/file.py:NAME."""
     return zlib.crc32(user_code.content(name.rpartition(":")[0]) or b"")
+
+
+def _buffer_problem(config: Config, why: str, buffers: tuple[str, ...]) -> str:
+    names = ", ".join(buffers[:3]) + (" ..." if len(buffers) > 3 else "")
+    return (
+        f"method.name: {config.method.name} found, task.model: {config.task.model.name} writes buffers in training ({names}), and "
+        f"{why}; allowed: local.buffers: frozen, or a network without them"
+    )
 
 
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:

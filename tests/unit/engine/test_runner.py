@@ -20,6 +20,7 @@ from rayfed.engine.failures import ClientFailed
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.runner import Runner
 from rayfed.errors import RunFailed
+from rayfed.launch.start import run_local
 from rayfed.storage.events import read_events
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
