@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,84 +12,106 @@ from typing import TYPE_CHECKING, Any
 
 from actors.dashboard_names import RoundNames, job_metadata, run_name
 from actors.messages import RunRequest
-from actors.placement import Plan, nodes_of, plan_largest
-from actors.session import connect, local_node
+from actors.placement import Plan, nodes_of, plan_largest, shrink
+from actors.session import RayLost, Session, local_node
 from rayfed import models, track
 from rayfed.config import user_code
 from rayfed.errors import PlacementError, RunFailed
+from rayfed.execute.choice import Choice
 from rayfed.launch import start as launch
 from rayfed.storage.owner import Owner
+from rayfed.storage.run_folder import RunFolder, read_metrics
+from rayfed.storage.run_status import RunStatus
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
     from rayfed.engine.runner import Ending
     from rayfed.partition import Federation
-    from rayfed.storage.run_folder import RunFolder
 
 POLL_S = 0.3  # between two questions for the server's status
+ANSWER_S = 5.0  # for the last one's answer
+SOON_S = 5.0  # for a place to become free before fewer actors are asked for, and
+FREE_S = 55.0  # after that
 
 
 class RayLauncher:
-    """Starts a local Ray, or joins a cluster; one server and one pool of actors serve all runs of a request."""
+    """Computes on a Ray session; one server and one pool of actors serve all runs of a request."""
 
     def __init__(self, address: str | None = None, scale_up: float = 0.0):
-        """address: "local", "auto" or a cluster's; scale_up: seconds that the cluster's autoscaler has for what is missing, 0: it
-        is not asked."""
-        self.address, self.scale_up = address or os.environ.get("RAY_ADDRESS") or "local", scale_up
+        """address: as `Session` takes it; scale_up: seconds that the cluster's autoscaler has for what is missing, 0: it is not
+        asked. Raises ConfigError as `Session`."""
+        self.session, self.scale_up = Session(address), scale_up
         self.server: Any = None
         self.group: Any = None
-        self.connected = self.ours = False
         self.live: Mapping[str, Any] = {}  # the newest status of the current run
         self.shared: tuple[Federation, Any] | None = None  # the newest split and its object
 
     def warm_up(self, configs: Sequence[Config]) -> None:
         """Start a local Ray; a cluster is joined only by a request that is right."""
-        if self.address == "local":
+        if self.session.local:
             self._connect(configs)
 
     def _connect(self, configs: Sequence[Config]) -> None:
-        if self.connected:
-            return
-        if self.address == "local":
+        if self.session.local and not self.session.connected:
             plan_largest(configs, [local_node()])  # a local Ray has exactly this machine: refuse before starting it
-        connect(self.address, job_metadata(configs))
-        self.connected, self.ours = True, self.address == "local"
+        self.session.connect(job_metadata(configs))
 
     def start(self, configs: Sequence[Config]) -> None:
         """Connect, plan, reserve one placement group, start the server. Raises PlacementError before any actor starts."""
-        import ray
-
         self._connect(configs)
+        import ray  # not before: a session chooses how
+
         try:
             wanted = plan_largest(configs, nodes_of(ray.nodes()))
         except PlacementError as missing:
-            if self.ours or not self.scale_up:
+            if self.session.local or not self.scale_up:
                 raise
             wanted = _scale_up(configs, self.scale_up, missing)
+        least = max((int(c.resources.actors) for c in configs if c.resources.actors != "auto"), default=1)
+        wanted = self._reserve(wanted, min(least, wanted.actors))
         imports = {m for c in configs for m in models.imports(c.task.model)}
         self._place(configs[0].name, wanted, sorted(imports))
 
+    def _reserve(self, wanted: Plan, least: int) -> Plan:
+        """Reserve the placement group of a plan, or of one with fewer actors where others hold what is missing; return the plan.
+
+        least: actors that it must have. Raises PlacementError where its place does not become free.
+        """
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        self.group = placement_group(wanted.bundles(), strategy="PACK")
+        if self.group.wait(timeout_seconds=SOON_S):
+            return wanted
+        remove_placement_group(self.group)
+        wanted = shrink(wanted, ray.available_resources(), least)
+        self.group = placement_group(wanted.bundles(), strategy="PACK")
+        if self.group.wait(timeout_seconds=FREE_S):
+            return wanted
+        free = ray.available_resources()
+        remove_placement_group(self.group)
+        self.group = None
+        held = _held_here()
+        raise PlacementError(
+            f"resources: {wanted.actors} actors of {wanted.cpus:g} CPU and {wanted.gpus:g} GPU are not free on this cluster now "
+            f"(free: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU{held}). Wait for other jobs, or lower resources.actors"
+            + (", or start fewer of these tasks at a time." if held else ".")
+        )
+
     def _place(self, name: str, wanted: Plan, imports: Sequence[str]) -> None:
-        """Reserve the placement group and start the server in it, or on this node if it asks for nothing.
+        """Start the server in the placement group, or on this node if it asks for nothing.
 
         name: the experiment's; imports: modules that the actors begin with.
         """
         import ray
-        from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
         from actors.server import ServerActor
 
         bundles = wanted.bundles()
-        self.group = placement_group(bundles, strategy="PACK")
-        if not self.group.wait(timeout_seconds=60):
-            free = ray.available_resources()
-            ray.util.remove_placement_group(self.group)
-            raise PlacementError(
-                f"resources: {wanted.actors} actors of {wanted.cpus:g} CPU and {wanted.gpus:g} GPU are not free on this cluster now "
-                f"(free: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU). Wait for other jobs, or lower resources.actors."
-            )
         label = f"rayfed/{name}-{os.getpid()}"
+        if self.session.attached:  # this process may have several runs in it
+            label += f"-{secrets.token_hex(2)}"
         here = ray.get_runtime_context().get_node_id()
         owns_bundle = len(bundles) > wanted.actors
         where: Any = NodeAffinitySchedulingStrategy(here, soft=wanted.server_anywhere)
@@ -101,10 +124,39 @@ class RayLauncher:
         self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, Owner.me(), imports)
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: launch.Watch) -> Ending:
-        """Let the server execute a run and follow it to its end. Raises what broke there, RunFailed where the server died."""
-        import ray
+        """Let the server execute a run and follow it to its end.
+
+        Raises what broke there; RunFailed where the server or its Ray died, unless all rounds are committed: the run is then
+        ended in this process.
+        """
         from ray.exceptions import RayActorError, RayTaskError
 
+        study = folder.path.parent.parent
+        whole = study if (study / "study.yaml").is_file() else folder.path
+        self.session.resume = f"What is committed stays; continue with: rayfed resume {whole}"
+        try:
+            return self._follow(config, federation, folder, watch)
+        except RayTaskError as e:
+            cause = getattr(e, "cause", None)
+            raise (cause if isinstance(cause, Exception) else RunFailed(str(e))) from None
+        except (RayActorError, RayLost) as e:
+            if not _all_committed(config, folder.path):
+                raise RunFailed(f"{self._loss(e)}\n{self.session.resume}") from None
+        return _end_here(config, federation, folder.path, watch)
+
+    def _loss(self, error: Exception) -> str:
+        """Say what is gone: Ray, where its end is what killed the server."""
+        try:
+            self.session.check(now=True)
+        except RayLost as lost:
+            return str(lost)
+        return f"the server actor died: {error}"
+
+    def _follow(self, config: Config, federation: Federation, folder: RunFolder, watch: launch.Watch) -> Ending:
+        """Follow a run on the server. Raises Ray's errors, and RayLost."""
+        import ray
+
+        self.session.check()
         values = config.to_dict()
         request = RunRequest(
             path=str(folder.path.resolve()),
@@ -115,21 +167,20 @@ class RayLauncher:
             environment=track.environment(),
         )
         done = self.server.execute_run.options(name=run_name(config, folder.path)).remote(request)
-        names = RoundNames(self.server, config)
-        while True:
-            try:
-                ready, _ = ray.wait([done], timeout=POLL_S)
-                state = ray.get(self.server.state.remote())
+        names, asked = RoundNames(self.server, config), self.server.state.remote()
+        while True:  # no call waits for ever: what is lost never answers
+            ended, _ = ray.wait([done], timeout=POLL_S)
+            self.session.check()
+            if ended:  # once more, for its last status
+                asked = self.server.state.remote()
+            if ray.wait([asked], timeout=ANSWER_S if ended else 0)[0]:
+                state, asked = ray.get(asked), self.server.state.remote()
                 self.live = state.live
                 watch(state.live)
-                if ready:
-                    return ray.get(done)
-                names.show(state)
-            except RayTaskError as e:
-                cause = getattr(e, "cause", None)
-                raise (cause if isinstance(cause, Exception) else RunFailed(str(e))) from None
-            except RayActorError as e:
-                raise RunFailed(f"the server actor died: {e}\nContinue with: rayfed resume {folder.path}") from None
+                if not ended:
+                    names.show(state)
+            if ended:
+                return ray.get(done)
 
     def _put(self, federation: Federation) -> Any:
         """Put the split into the object store, once for all runs on it; this process reads it there from then on."""
@@ -153,21 +204,55 @@ class RayLauncher:
         return self.live
 
     def close(self) -> None:
-        """End the actors, and the Ray of this process."""
+        """End the actors, and leave Ray as the session does."""
+        if self.session.connected:
+            with contextlib.suppress(RayLost):
+                self.session.check(now=True)
+                self._release()
+        self.session.close()
+
+    def _release(self) -> None:
+        """End the server and its actors, and give back their place. What is dead has nothing left to close."""
         import ray
 
-        if not ray.is_initialized():
-            return
-        try:
-            if self.server is not None:
-                ray.get(self.server.close.remote(), timeout=5)
-                ray.kill(self.server)
-            if self.group is not None:
-                ray.util.remove_placement_group(self.group)
-        except Exception:  # a dead server has nothing left to close; Ray ends what it owned
-            pass
-        finally:
-            ray.shutdown()
+        server, group = self.server, self.group
+        self.server = self.group = self.shared = None
+        if server is not None:
+            with contextlib.suppress(Exception):
+                ray.get(server.close.remote(), timeout=5)
+            with contextlib.suppress(Exception):
+                ray.kill(server)
+        if group is not None:
+            with contextlib.suppress(Exception):
+                ray.util.remove_placement_group(group)
+
+
+def _held_here() -> str:
+    """Say what this process itself holds, where it is a task or an actor of Ray; in a driver the empty string."""
+    import ray
+
+    context = ray.get_runtime_context()
+    if context.get_task_id() is None:
+        return ""
+    held = context.get_assigned_resources()
+    return f"; the task that starts this run holds {held.get('CPU', 0):g} CPU, {held.get('GPU', 0):g} GPU itself"
+
+
+def _all_committed(config: Config, path: Path) -> bool:
+    """Return whether no round of a run is left."""
+    return launch.has_ended(path, config.rounds) or read_metrics(path).num_rows >= config.rounds
+
+
+def _end_here(config: Config, federation: Federation, path: Path, watch: launch.Watch) -> Ending:
+    """End a run whose rounds are all committed in this process: write its models and its summary, where they are missing."""
+    from rayfed.engine.runner import Ending
+
+    if launch.has_ended(path, config.rounds):
+        return Ending(RunStatus.DONE, config.rounds)
+    folder, here = RunFolder.open(path, owner=Owner.me()), launch.LocalLauncher()
+    config = Choice.from_config(folder.config).apply(config)
+    here.start([config])
+    return here.execute(config, federation, folder, watch)
 
 
 def _scale_up(configs: Sequence[Config], seconds: float, missing: PlacementError) -> Plan:
@@ -209,7 +294,7 @@ def run_on_ray(
 
     Arguments:
         out: folder of the run folder, or a URI, instead of `storage.path`.
-        address: "local", "auto" or a cluster's; default: RAY_ADDRESS, or local.
+        address: as `Session` takes it.
         scale_up: seconds that the cluster's autoscaler has for what is missing.
         watch: is called with the live status.
 

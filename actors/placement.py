@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed.engine.cohorts import useful_actors
@@ -89,6 +89,13 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> Plan:
 def plan_largest(configs: Sequence[Config], nodes: Sequence[Node]) -> Plan:
     """Plan for several runs: the plan with most actors serves every one of them."""
     return max((plan_placement(c, nodes) for c in configs), key=lambda p: p.actors)
+
+
+def shrink(plan: Plan, free: Node, least: int) -> Plan:
+    """Return the plan with as many actors as what is free on the nodes together carries, at least so many."""
+    room = Room.of(free).without(plan.server_cpus, plan.server_gpus)
+    fitting = room.fits(plan.cpus, plan.gpus) if room else 0
+    return replace(plan, actors=max(least, min(plan.actors, fitting)))
 
 
 class Room(NamedTuple):

@@ -195,7 +195,8 @@ def run(
             or a model of your own.
         sets: overrides, ["method.clusters=4"] or {"method.clusters": 4}.
         out: the folder of run folders, or a URI in object storage, instead of `storage.path`.
-        address: the Ray cluster, as `--address`: "local", "auto" or an address; default: RAY_ADDRESS, or a local Ray.
+        address: the Ray cluster, as `--address`: "local", "auto" or an address; default: the Ray that this process is connected
+            to, which is left alone, RAY_ADDRESS, or a local Ray.
         local: whether to compute in this process, without Ray.
         watch: is called with the live status after each round.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.placement import Node, nodes_of
+from actors.session import Session, local_node
 from rayfed.launch.signals import stop_on_signals
 from rayfed.launch.start import Finished
 from tune_spaces.sweep.experiment import Experiment, tune_environment
@@ -52,8 +53,9 @@ def start_sweep(
     def place(nodes: Sequence[Node]) -> TrialPlacement:
         return place_trials(request.configs, nodes, request.options.concurrent)
 
-    with _ray(request, address, place) as placement:
+    with _ray(request, address, place) as (session, placement):
         path = make_folder(request, SweepSettings.of(request, placement, command), out)
+        session.resume = f"Continue with: {resume_command(path, None)}"
         return _finish(request, path, placement, watch)
 
 
@@ -76,30 +78,30 @@ def resume_sweep(path: str | Path, *, address: str | None = None, watch: Watch |
         check_fits(settings.plan, nodes)
         return TrialPlacement(settings.plan, settings.at_once)
 
-    with _ray(request, address, place) as placement:
+    with _ray(request, address, place) as (session, placement):
         take_over(path)
+        session.resume = f"Continue with: {resume_command(path, None)}"
         return _finish(request, path, placement, watch)
 
 
 @contextlib.contextmanager
 def _ray(
     request: SweepRequest, address: str | None, place: Callable[[Sequence[Node]], TrialPlacement]
-) -> Iterator[TrialPlacement]:
-    """Start or join Ray and yield the trials' placement; what cannot be placed is refused before Ray starts, or, on a cluster,
-    before a trial does."""
+) -> Iterator[tuple[Session, TrialPlacement]]:
+    """Start or join Ray and yield the session and the trials' placement. What cannot be placed is refused before Ray starts, or, on a
+    cluster, before a trial does."""
     from actors.dashboard_names import job_metadata
-    from actors.session import connect, local_node
 
     os.environ.update({k: v for k, v in tune_environment(request).items() if k not in os.environ})
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    placement = place([local_node()]) if address == "local" else None
+    session = Session(address)
+    placement = place([local_node()]) if session.local else None
+    session.connect(job_metadata([request.base]))
     import ray
 
-    connect(address, job_metadata([request.base]))
     try:
-        yield placement or place(nodes_of(ray.nodes()))
+        yield session, placement or place(nodes_of(ray.nodes()))
     finally:
-        ray.shutdown()
+        session.close()
 
 
 def _finish(request: SweepRequest, path: Path, placement: TrialPlacement, watch: Watch | None) -> Finished:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import actors
-from actors.placement import Plan, nodes_of, plan_largest, plan_placement
+from actors.placement import Plan, nodes_of, plan_largest, plan_placement, shrink
 from rayfed.errors import PlacementError
 from tests import toy
 
@@ -201,3 +201,13 @@ def test_actors_is_ours_and_planning_needs_neither_ray_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["2", "[]"], done.stderr
+
+
+def test_a_plan_shrinks_to_what_others_leave() -> None:
+    plan = Plan(actors=4, cpus=1.0, gpus=0.0, threads=1, server_cpus=0.0, server_gpus=0.0, server_anywhere=False)
+    assert shrink(plan, {"CPU": 3.0}, 1).actors == 3
+    assert shrink(plan, {"CPU": 9.0}, 1) == plan
+    assert shrink(plan, {}, 1).actors == 1 and shrink(plan, {"CPU": 1.0}, 4) == plan
+    with_server = Plan(4, 1.0, 0.5, 1, 1.0, 0.0, False)
+    assert shrink(with_server, {"CPU": 4.0, "GPU": 1.0}, 1).actors == 2
+    assert shrink(with_server, {"CPU": 3.0, "GPU": 4.0}, 1).actors == 2

@@ -26,7 +26,7 @@ def server() -> Any:
 def test_the_state_is_that_of_the_runner(server: Any) -> None:
     assert server.state() == ServerState() and server.state().live == {"status": "starting"}
     live = {"run": "r", "status": "running", "round": 3, "rounds": 9, "eta_s": 1.5}
-    server.runner = SimpleNamespace(status=live)
+    server.runner = SimpleNamespace(live=lambda: live)
     state = server.state()
     assert (state.status, state.run, state.round, state.live) == (RunStatus.RUNNING, "r", 3, live)
     live["round"] = 4
@@ -35,7 +35,7 @@ def test_the_state_is_that_of_the_runner(server: Any) -> None:
 
 def test_waiting_for_a_round_ends_with_it_or_with_the_run(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     live: dict[str, Any] = {"run": "r", "status": "running", "round": 3}
-    server.runner = SimpleNamespace(status=live)
+    server.runner = SimpleNamespace(live=lambda: live)
     slept: list[dict[str, Any]] = [{"round": 4}, {"round": 5}, {"status": "stopped"}, {"run": "other"}]
     monkeypatch.setattr(module.time, "sleep", lambda s: live.update(slept.pop(0)))
     server.wait_for_round("r", 5)
