@@ -206,3 +206,37 @@ def test_fresh_adapters_follow_their_key_and_start_at_the_base(places: dict[str,
     x = res.data["x"][:4]
     head = {n: one[n] for n in res.task.head}
     torch.testing.assert_close(res.task.apply(one, x), res.task.apply({**two, **head}, x))
+
+
+EMBEDDED: dict[str, Any] = {
+    "lora": {"kind": "lora", "rank": 2, "targets": ["query", "value"]},
+    "prompt": {"kind": "prompt", "tokens": 3},
+    "full": {"kind": "full"},
+}
+
+
+@pytest.mark.parametrize("head", ["auto", "mean"])
+@pytest.mark.parametrize("adapter", EMBEDDED)
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_texts_own_embeddings_give_its_logits(
+    spread_places: dict[str, Path], kind: str, adapter: str, head: str
+) -> None:
+    """Alone, and for several models at once under vmap with a gradient back to the embeddings."""
+    made = EMBEDDED[adapter]
+    if adapter == "lora":
+        made = {**made, "targets": ["c_attn"] if kind == "gpt2" else ["query", "value"]}
+    given = changes(spread_places, kind, adapter=made, task={"model": {"head": head}})
+    task = resident(toy.config(dtype="float64", **given)).task
+    params = {n: p + 0.1 * torch.randn_like(p) for n, p in task.init_params(3).items()}
+    ids = torch.randint(4, 32, (5, 6), dtype=torch.int32)
+    table = next((p for n, p in params.items() if "word_embeddings" in n or "wte" in n), task._module.words.weight)
+    words = table.detach()[ids.long()]
+    want = task.apply(params, ids)
+    torch.testing.assert_close(task.apply(params, words), want, rtol=0, atol=1e-12)
+
+    both = tree.stack([params, tree.scale(params, 0.5)])
+    got = torch.vmap(task.apply, in_dims=(0, None))(both, words)
+    torch.testing.assert_close(got[0], want, rtol=0, atol=1e-12)
+    assert not torch.allclose(got[1], want, atol=1e-3)
+    slope = torch.func.grad(lambda x: torch.vmap(task.apply, in_dims=(0, None))(both, x).square().sum())(words)
+    assert bool((slope.abs().amax((0, 2)) > 0).all())  # every place counts
