@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+LENGTH, NUMBER = 2000, 100  # characters of a problem, and problems, that are printed
 
 
 class RayfedError(Exception):
@@ -17,13 +20,17 @@ class RayfedError(Exception):
 
 
 class ConfigError(RayfedError):
-    """The request is wrong; `problems` lists everything that is wrong with it, not only the first problem."""
+    """The request is wrong; `problems` lists everything that is wrong with it, not only the first problem; long ones are cut."""
 
     exit_code = 2
     certain = True
 
     def __init__(self, problems: str | Sequence[str]):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        found = [problems] if isinstance(problems, str) else list(problems)
+        half = LENGTH // 2 - 3
+        self.problems = [p if len(p) <= LENGTH else f"{p[:half]} ... {p[-half:]}" for p in found]
+        if len(found) > NUMBER:
+            self.problems[NUMBER - 1 :] = ["... and more"]
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
@@ -57,6 +64,18 @@ class Interrupted(RayfedError):
     """The user (130) or the system (143) asked the run to stop; it can be resumed."""
 
     exit_code = 130
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Make of any error a ConfigError that begins with `what`: what a user has written, or has in files, is the user's, and so is
+    what it makes of its readers. Errors of this module stay as they are."""
+    try:
+        yield
+    except RayfedError:
+        raise
+    except Exception as e:
+        raise ConfigError(f"{what}: {type(e).__name__}: {e}") from e
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,17 +6,16 @@ import copy
 import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from rayfed.config import unbuilt, user_code
+from rayfed.config import reading, unbuilt, user_code
 from rayfed.config.problems import blames, kinds, sentences
 from rayfed.config.schema import Claim, Config, Study
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import NUMBER, ConfigError, nearest, refusing
 
 # (the config as written, as validated or None, keys whose defaults stand for wrong values) -> what else is wrong
 Judge = Callable[[Mapping[str, Any], Config | None, Collection[str]], list[str]]
@@ -29,6 +28,10 @@ SHORT = (
 )
 STUDY_KEYS = ("seeds", "arms", "claim")
 FOLDER = re.compile(r"[\w+=-][\w.+=-]*")
+STUDY_FILES = re.compile(  # what a study's folder holds beside its arms
+    r"study\.yaml|results\.parquet|summary\.json|report\.html|plots|code|remote\.json|versions|manifest-.*"
+)
+LONGEST = 200  # bytes of a name that begins a folder's; file systems take 255
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -47,9 +50,14 @@ def load_config(
     In mappings a class or function may stand for the name of a method, data or model. judge: what judges each config beyond
     the schema; whatever is to be run goes through `rayfed.launch.preflight.load_request`. ConfigError lists all problems.
     """
-    raw = _shorthand(user_code.named(copy.deepcopy(dict(source))) if isinstance(source, Mapping) else _read(source))
     problems: list[str] = []
-    raw = variables(_with_sets(raw, sets, problems), os.environ, problems)
+    if isinstance(source, Mapping):
+        reading.check(source, "config")
+        raw = user_code.named(copy.deepcopy(dict(source)))
+    else:
+        raw = _read(source)
+    raw = variables(_with_sets(_shorthand(raw), sets, problems), os.environ, problems)
+    reading.check(raw, "config")
     if any(k in raw for k in STUDY_KEYS):
         return _study(raw, judge, problems)
     config = _config(raw, judge, problems)
@@ -61,27 +69,29 @@ def load_config(
 def _with_sets(raw: Any, sets: Sequence[str] | Mapping[str, Any], problems: list[str]) -> Any:
     """Return the config with overrides merged in, the later ones over the earlier."""
     if isinstance(sets, Mapping):
+        reading.check(sets, "sets")
         for name, value in user_code.named(sets).items():
             raw = merge(raw, _nested(name, value))
         return raw
     for s in sets:
         name, eq, text = s.partition("=")
-        if not eq:
+        if not eq or not all(k.strip() for k in name.split(".")):
             problems.append(f"--set {s}: write it as a.b=value")
             continue
         try:
-            change: Any = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as e:
-            problems.append(f"--set {s}: not readable as YAML: {str(e).splitlines()[0]}")
+            change = _nested(name.strip(), reading.parse(text, f"--set {s}") if text else None)
+        except ConfigError as e:
+            problems += e.problems
             continue
-        raw = merge(raw, _nested(name.strip(), change))
+        raw = merge(raw, change)
     return raw
 
 
 def _nested(name: str, value: Any) -> Any:
-    """Return `a.b` and c as {"a": {"b": c}}."""
-    for key in reversed(name.split(".")):
+    """Return `a.b` and c as {"a": {"b": c}}. ConfigError beyond the limits of a config."""
+    for key in reversed(str(name).split(".")):
         value = {key: value}
+    reading.check(value, "--set")
     return value
 
 
@@ -96,11 +106,14 @@ def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str 
         return [variables(v, env, problems, f"{where}.{i}") for i, v in enumerate(raw)]
     if not isinstance(raw, str):
         return raw
+    known, brace, rest = raw.rpartition(
+        "}"
+    )  # in what has no end brace, the pattern would be tried from every place to the end
     problems += [
         f"{where}: {raw!r} needs the environment variable {n}, which is not set"
-        for n in dict.fromkeys(m[1] for m in VARIABLE.finditer(raw) if m[2] is None) if n not in env
+        for n in dict.fromkeys(m[1] for m in VARIABLE.finditer(known + brace) if m[2] is None) if n not in env
     ]  # fmt: skip
-    return VARIABLE.sub(lambda m: env.get(m[1], m[0] if m[2] is None else m[2]), raw)
+    return VARIABLE.sub(lambda m: env.get(m[1], m[0] if m[2] is None else m[2]), known + brace) + rest
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -124,35 +137,20 @@ def _top(section: Mapping[str, Any]) -> bool:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
-    if not path.is_file():
-        path = READY / f"{source}.yaml"
-    if not path.is_file():
+    with refusing(f"config {str(source)!r}"):
+        if not path.is_file():
+            path = READY / f"{source}.yaml"
+        there = path.is_file()
+    if not there:
         hint = nearest(str(source), ready())
         raise ConfigError(
             f"config {str(source)!r}: no such file, and no ready config of that name{hint}; ready: {', '.join(ready())}"
         )
     user_code.adopt(path.parent)
-    try:
-        raw = yaml.load(path.read_text(), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{source}: not readable as YAML: {e}") from None
+    raw = reading.read_file(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: a config is a mapping of keys, found {type(raw).__name__}")
     return raw
-
-
-class Loader(yaml.SafeLoader):
-    """YAML whose mappings name each key once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, Hashable):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _raise(problems: Sequence[str]) -> None:
@@ -201,6 +199,10 @@ def _arm(
         problems.append(
             f"arms: {arm!r} found; an arm's name is a folder's: letters, digits and _ . + - = only, the first no dot"
         )
+    if STUDY_FILES.fullmatch(arm.casefold()):
+        problems.append(f"arms: {arm!r} found, a study's folder has a file or a folder of that name; choose another")
+    if len(os.fsencode(f"{base.get('name', 'run')}-{arm}")) > LONGEST:
+        problems.append(f"arms: {arm!r} found, allowed: at most {LONGEST} bytes with the config's name before it")
     if "seed" in change:
         problems.append(f"arms.{arm}.seed: {change['seed']!r} found; every arm runs with the study's `seeds`")
     found: list[str] = []
@@ -284,6 +286,8 @@ def _without_wrong(raw: Mapping[str, Any], error: ValidationError) -> tuple[Conf
     rest = copy.deepcopy(dict(raw))
     wrong: set[str] = set()
     problems: list[str] = []
+    if error.error_count() > NUMBER:
+        return None, wrong, problems
     for _ in range(4):  # a section's own rule is only tried when its keys are right
         for e in error.errors(include_url=False):
             path = list(itertools.takewhile(lambda p: isinstance(p, str), e["loc"]))  # a list goes as a whole

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from rayfed.config.schema import Config
 from rayfed.config.unbuilt import sections_to_come
-from rayfed.errors import nearest
+from rayfed.errors import NUMBER, nearest
 
 UNIONS = {"partition": "federation.partition", "adapter": "adapter"}  # sections whose keys depend on their kind
 
@@ -43,7 +43,7 @@ def blames(problem: str, wrong: Collection[str]) -> bool:
 def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """Return pydantic's findings about a model as sentences; prefix: the path of the section that the model describes."""
     out: list[str] = []
-    for e in error.errors(include_url=False):
+    for e in error.errors(include_url=False)[: NUMBER + 1]:
         out += _sentences(e, model, prefix)
     return list(dict.fromkeys(out))
 

@@ -6,7 +6,7 @@ Strict: an unknown key is an error. Whether the parts that a config names exist,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import (
@@ -23,6 +23,16 @@ class Section(BaseModel):
     """Base of all sections and of the parts' own settings: frozen, strict; numbers are finite, and true is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuses(cls, value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except (ValueError, AssertionError):  # what pydantic makes sentences of
+            raise
+        except Exception as e:  # of a validator that has not thought of such a value
+            raise ValueError(f"{value!r} found: {type(e).__name__}: {e}") from e
 
     @model_validator(mode="before")
     @classmethod
@@ -285,7 +295,7 @@ class LoRA(Section):
     @field_validator("rank", mode="before")
     @classmethod
     def _ranks(cls, v: Any) -> Any:
-        shares = v if isinstance(v, Mapping) else {v: 1.0}
+        shares = v if isinstance(v, Mapping) else {v if isinstance(v, int | str) else str(v): 1.0}  # a list is no key
         plain = {int(r) if isinstance(r, str) and r.isdecimal() else r: s for r, s in shares.items()}
         if not shares or not all(isinstance(r, int) and not isinstance(r, bool) and r >= 1 for r in plain):
             found = v if not isinstance(v, Mapping) or not v else next(
@@ -496,7 +506,7 @@ class Stop(Section):
 class Config(Section):
     """One experiment."""
 
-    name: str = Field("run", min_length=1, description="First part of the run folder's name.")
+    name: str = Field("run", min_length=1, max_length=200, description="First part of the run folder's name.")
     seed: int = Field(0, ge=0, description="Everything random follows from it.")
     rounds: int = Field(30, ge=1, description="Communication rounds.")
     task: TaskSection

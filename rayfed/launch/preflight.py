@@ -6,7 +6,9 @@ All that is wrong is reported at once: what the schema finds, and what data, mod
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,12 @@ from pydantic import ValidationError
 from rayfed import adapters, data, methods, models, track, visits
 from rayfed.adapters import ranks
 from rayfed.adapters.start import start_problems
-from rayfed.config.load import VARIABLE, load_config
+from rayfed.config.load import LONGEST, VARIABLE, load_config
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.problems import blames, sentences
 from rayfed.config.schema import Named
 from rayfed.config.watchdog import say_if_slow
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
@@ -61,6 +63,15 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     return problems + [p for p in rules if not blames(p, wrong)]
 
 
+def _found(section: str, judge: Callable[[], list[str]]) -> list[str]:
+    """Return what a part finds wrong, its own error being a finding too: about a file, or a value that it has not thought of."""
+    try:
+        with refusing(section):
+            return judge()
+    except ConfigError as e:
+        return e.problems
+
+
 def check_task(raw: Mapping[str, Any]) -> list[str]:
     """Return what data and model find wrong with `task.data` and `task.model`."""
     task = raw.get("task")
@@ -72,7 +83,7 @@ def check_task(raw: Mapping[str, Any]) -> list[str]:
         except ValidationError:
             continue  # the schema reports it
         if not VARIABLE.search(named.name):  # a variable that is not set is reported already
-            problems += check(named)
+            problems += _found(f"task.{key}", partial(check, named))
     return problems
 
 
@@ -82,7 +93,8 @@ def check_method(raw: Mapping[str, Any]) -> tuple[Callable[[Config], Method] | N
     if not (isinstance(spec, Mapping) and isinstance(spec.get("name"), str)):
         return None, []  # the schema reports it
     try:
-        cls = methods.get(spec["name"])
+        with refusing("method.name"):
+            cls = methods.get(spec["name"])
     except ConfigError as e:
         return None, e.problems
     if lacking := visits.undecorated(cls):
@@ -119,11 +131,11 @@ def check_rules(config: Config) -> list[str]:
     n = config.training_clients()
     return [
         *_check_clients(config, n),
-        *_check_adapter(config),
+        *_found("adapter", lambda: _check_adapter(config)),
         *ranks.problems(config, max(n, 0)),
         *too_many(config.federation.groups, max(n, 1)),
-        *_check_start(config),
-        *_check_places(config),
+        *_found("init.from", lambda: _check_start(config)),
+        *_found("storage.path", lambda: _check_places(config)),
         *track.missing(config.track),
         *_check_evaluation(config),
     ]
@@ -173,6 +185,8 @@ def _check_places(config: Config) -> list[str]:
         problems.append("resources.server.place: any needs resources.server.gpus > 0")
     if object_store.is_uri(path) and (wrong := object_store.uri_problem(path)):
         problems.append(f"storage.path: {wrong}")
+    elif not object_store.is_uri(path) and any(len(os.fsencode(name)) > LONGEST for name in Path(path).parts):
+        problems.append(f"storage.path: {path!r} found, allowed: names of at most {LONGEST} bytes")
     elif server.place == "any" and object_store.is_uri(path):
         problems.append("resources.server.place: any found, allowed with a storage.path in object storage: driver")
     return problems

@@ -53,8 +53,9 @@ def create_folder(target: Path, files: Mapping[str, str | bytes]) -> Path:
             raise ConfigError(f"{target} exists already; continue it with: rayfed resume {target}")
         os.rename(hidden, target)
         sync_dir(path)
-    except OSError as error:
-        text = f"storage.path: cannot make a run folder in {path}: {os_error_text(error, path)}"
+    except (OSError, UnicodeEncodeError) as error:  # the latter: a name under a locale that does not have its letters
+        said = os_error_text(error, path) if isinstance(error, OSError) else str(error)
+        text = f"storage.path: cannot make a run folder in {path}: {said}"
         raise ConfigError(f"{text}. Choose another folder with --out DIR") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

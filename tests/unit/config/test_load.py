@@ -254,3 +254,122 @@ def test_an_arm_that_cannot_be_a_folder(arm: str) -> None:
 
 def test_an_arm_with_its_own_seed() -> None:
     assert "seeds" in the_problem(arms={"a": {"seed": 3}, "b": {}})
+
+
+# -- the boundary --------------------------------------------------------------------------------------------------------
+
+REST = "task: {data: digits, model: mlp}\n"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (REST + "arms: &a {x: *a}\n", 2, "*a is inside of the value that it names"),
+        (REST + "method: " + "{a: " * 600 + "1" + "}" * 600, 2, "nested in more than 40 levels"),
+        (REST + "method: &m " + "[" * 30 + "1" + "]" * 30 + "\narms: " + "[" * 20 + "*m" + "]" * 20, 3, "nested in more than 40"),
+        (BOMB, 5, "more than 20,000 values found"),
+        (REST + "seed: 2026-13-45\n", 2, "'2026-13-45' is no timestamp: month must be in 1..12"),
+        (REST + "name: 2026-11-30\n", 2, "'2026-11-30' is a timestamp; in quotes it is text"),
+        (REST + "seed: !!int x\n", 2, "'x' is no int"),
+        (REST + "name: !!binary x\n", 2, ""),
+        (REST + "method:\n  1: 2\n  name: fedavg\n", 3, "1 found as a key beside keys that are text"),
+        (REST + "on: 1\n", 2, "True found as a key (yes, no, on and off are truth values in YAML), allowed: text"),
+        (REST + "? [1]\n: 2\n", 2, "[1] found as a key, allowed: text"),
+        (REST + "seed: " + "9" * 5000, 2, "is no int: Exceeds the limit"),
+        (REST + "name: caf\xe9\n", 2, "byte 0xe9 is not UTF-8"),
+        (REST + "name: \x07\n", 2, "special characters are not allowed"),
+        (REST + "name: " + "x" * 10_000_000, 0, "more than 1,000,000 bytes found"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_meant_to_hurt(tmp_path: Path, text: str, line: int, says: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text.encode("latin1"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    (problem,) = caught.value.problems
+    assert (
+        problem.startswith(f"{file}: line {line}" if line else f"{file}: ") and says in problem and len(problem) < 2000
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("rounds=&a [*a]", "--set rounds=&a [*a]: line 1, column 5: not readable as YAML: *a is inside of the value that it names"),
+        ("rounds=2026-13-45", "'2026-13-45' is no timestamp"),
+        ("method=" + "[" * 600, "nested in more than 40 levels"),
+        ("a" + ".a" * 600 + "=1", "nested in more than 40 levels"),
+        ("a..b=1", "--set a..b=1: write it as a.b=value"),
+        ("method={1: 2, name: fedavg}", "1 found as a key beside keys that are text"),
+        ("adapter={kind: lora, rank: [2, 4]}", "adapter.rank: [2, 4] found, allowed: a whole number >= 1"),
+        ("adapter={kind: lora, rank: {kind: [2]}}", "adapter.rank: 'kind' found, allowed: a whole number >= 1"),
+        ("seed=" + "9" * 30, "seed: a whole number of 100 bits found, allowed: at most 9223372036854775807"),
+        ('name="\\ud800"', "name: a character found that no file takes, U+D800"),
+        ('name="\\0"', "name: a character found that no file takes, U+0000"),
+        ("name=" + "x" * 300, "name: 'xxx"),
+    ],
+)  # fmt: skip
+def test_overrides_that_are_meant_to_hurt(change: str, says: str) -> None:
+    assert says in the_problem(change)
+
+
+def test_mappings_that_are_meant_to_hurt() -> None:
+    circle: dict[str, Any] = {}
+    circle["a"] = [circle, circle]
+    assert the_problem(method=circle).startswith("method.a: nested in more than 40 levels, or inside of itself")
+    bomb: Any = "x"
+    for _ in range(9):
+        bomb = [bomb] * 9
+    assert the_problem(method=bomb).startswith("config: more than 20,000 values found")
+    assert the_problem(method={None: 1}) == "method: None found as a key, allowed: text, which may be in quotes"
+
+
+def test_what_is_within_the_limits_means_what_it_meant(tmp_path: Path) -> None:
+    """Anchors, merge keys, both kinds of keys and a byte order mark."""
+    file = tmp_path / "c.yaml"
+    text = """\ufeff
+name: 'é'
+task: {data: digits, model: mlp}
+local: {<<: {epochs: 3, batch_size: 4}, batch_size: 8}
+adapter: {kind: lora, rank: {4: 0.5, '16': 0.5}}
+rounds: 10
+seed: 0x10
+method: {name: fedprox, mu: 1e-2}
+"""
+    file.write_text(text, encoding="utf-8")
+    config = load_config(file)
+    assert isinstance(config, Config) and config.name == "é" and config.rounds == 10 and config.seed == 16
+    assert (config.local.epochs, config.local.batch_size) == (3, 8)
+    assert config.adapter.rank == {4: 0.5, 16: 0.5}  # type: ignore[union-attr]
+    same = {"rounds": 2}
+    file.write_text(yaml.safe_dump({**LEAST, "seeds": [0, 1], "arms": {"a": same, "b": same}}), encoding="utf-8")
+    assert "*" in file.read_text(encoding="utf-8")
+    made = load_config(file)
+    assert isinstance(made, Study) and made.arms["a"].rounds == made.arms["b"].rounds == 2
+
+
+@pytest.mark.parametrize(
+    "arm", ["report.html", "study.yaml", "summary.json", "results.parquet", "plots", "code", "Plots"]
+)
+def test_arms_named_as_a_studys_own_files(arm: str) -> None:
+    assert the_problem(seeds=[0], arms={arm: {}, "b": {}}) == (
+        f"arms: {arm!r} found, a study's folder has a file or a folder of that name; choose another"
+    )
+
+
+def test_an_arm_with_a_long_name() -> None:
+    assert "allowed: at most 200 bytes" in the_problem(name="n" * 101, seeds=[0], arms={"a" * 100: {}})
+
+
+def test_variables_without_an_end_are_soon_read() -> None:
+    text = "${a:-" * 20_000
+    assert variables(text, {}, []) == text and variables(text + "}", {}, [])[-5:] == "${a:-"
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "\0", "a/" * 3000])
+def test_a_source_that_can_be_no_file(source: str) -> None:
+    with pytest.raises(ConfigError, match=r"^config '"):
+        load_config(source)
