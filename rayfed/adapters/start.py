@@ -40,8 +40,8 @@ def start_problems(config: Config) -> list[str]:
     file, run_config = folder / "adapter_config.json", (where if folder != where else where.parent) / "config.yaml"
     if file.is_file():
         try:
-            about = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as e:
+            about = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as e:
             return [f"init.from: {file} is not readable: {e}"]
         if problems := _kind_problems(about, folder, config.adapter.kind):
             return problems

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder
 from rayfed.storage.cache import cache_folder
 
@@ -78,7 +78,8 @@ def cached(where: Path, texts: Mapping[str, list[str]], length: str, module: str
     with tempfile.TemporaryDirectory(dir=kept.parent) as tmp:
         file = Path(tmp) / "ids.arrow"
         if "torch" in sys.modules:
-            _write(file, _encode(module, where, texts, length))
+            with refusing(f"task.model: the tokenizer of {where}"):
+                _write(file, _encode(module, where, texts, length))
         else:
             _encode_elsewhere(module, where, texts, length, file)
         file.replace(kept)
@@ -118,7 +119,7 @@ def _encode_elsewhere(module: str, where: Path, texts: Mapping[str, list[str]], 
     given = file.with_name("texts.arrow")
     _write(given, texts)
     words = [module, str(where), length, str(given), str(file)]
-    done = subprocess.run([sys.executable, "-m", "rayfed.data.tokens", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "rayfed.data.tokens", *words], capture_output=True, encoding="utf-8")
     if not done.returncode:
         return
     reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

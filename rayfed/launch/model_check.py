@@ -29,7 +29,7 @@ import numpy as np
 from rayfed import methods, models
 from rayfed.config import user_code
 from rayfed.config.watchdog import say_if_slow
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder
 from rayfed.storage.cache import cache_folder
 
@@ -53,8 +53,8 @@ class Question:
 
 
 def question(config: Config, federation: Federation) -> Question | None:
-    """Return what has to be checked; None for rayfed's own models, and for what was checked before."""
-    if config.task.model.name in models.KNOWN and not _needs_vmap(config):
+    """Return what has to be checked; None for rayfed's own models that start from their seed, and for what was checked before."""
+    if config.task.model.name in models.KNOWN and config.init.from_ is None and not _needs_vmap(config):
         return None
     values = config.to_dict()
     about = {n: getattr(federation, n) for n in ("classes", "kind", "population", "clients")}
@@ -96,50 +96,56 @@ def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[st
 
 
 def _check_elsewhere(asked: Mapping[str, Question]) -> dict[str, list[str]]:
-    """Return what `check_models` finds in another process; nothing if that process dies."""
+    """Return what `check_models` finds in another process; where that process dies, of memory say, that it did."""
     with tempfile.TemporaryDirectory() as tmp:
         file = Path(tmp) / "questions.json"
-        file.write_text(json.dumps({n: asdict(q) for n, q in asked.items()}, default=str))
+        file.write_text(json.dumps({n: asdict(q) for n, q in asked.items()}, default=str), encoding="utf-8")
         command = [sys.executable, "-m", "rayfed.launch.model_check", str(file)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
         atexit.register(process.kill)  # Ctrl-C does not wait for the thread that this runs in
-        with say_if_slow(
-            f"the trial of {', '.join(sorted({q.config['task']['model']['name'] for q in asked.values()}))}"
-        ):
-            lines = process.communicate()[0].splitlines()
+        names = {n: q.config["task"]["model"]["name"] for n, q in asked.items()}
+        with say_if_slow(f"the trial of {', '.join(sorted(set(names.values())))}"):
+            out, err = process.communicate()
         atexit.unregister(process.kill)
-    # A process that died (of memory, say) says nothing about the request.
-    found: dict[str, list[str]] = json.loads(lines[-1]) if lines and not process.returncode else {}
+    if process.returncode:
+        said = (err.strip().splitlines() or ["no reason given"])[-1]
+        ended = f"by signal {-process.returncode}, maybe of memory" if process.returncode < 0 else f"with {said}"
+        return {n: [f"task.model: {name}: the process that tried it ended {ended}"] for n, name in names.items()}
+    found: dict[str, list[str]] = json.loads(out.splitlines()[-1])
     return found
 
 
 def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
-    """Build the models and return name -> what is wrong, possibly nothing.
+    """Build the models and return name -> what is wrong, possibly nothing."""
+    by_key = {key: _problems_of(q) for key, q in {q.key: q for q in asked.values()}.items()}
+    return {name: by_key[q.key] for name, q in asked.items()}
 
-    Left out are those that ended in an error of another kind, which the run itself will report.
-    """
+
+def _problems_of(q: Question) -> list[str]:
+    """Build one model and return what is wrong."""
     from rayfed import task
     from rayfed.config.schema import Config
     from rayfed.launch import vmap_check
+    from rayfed.models import pretrained
     from rayfed.models.start import start_from
 
-    by_key: dict[str, list[str]] = {}
-    for q in {q.key: q for q in asked.values()}.values():
-        config, about = Config.from_dict(q.config), cast("Federation", SimpleNamespace(**q.federation))
-        try:
+    config, about = Config.from_dict(q.config), cast("Federation", SimpleNamespace(**q.federation))
+    name = config.task.model.name
+    try:
+        with refusing(f"task.model: {name} cannot be built"):
+            if name.startswith("hf:") and (problems := pretrained.size_problems(config, about.classes, about.kind)):
+                return problems
             built = task.of(about.kind)(config, about, "cpu", start_from(config))
             built.init_params(0)  # what `init.from` holds must fit
-            own = not config.task.model.name.startswith("hf:") and config.task.model.name not in models.KNOWN
-            by_key[q.key] = built.check_network(built.rows(q.rows)) if own and built.per_class else []
-            if _needs_vmap(config) and built.per_class and not by_key[q.key]:
-                by_key[q.key] = vmap_check.problems(config, built, built.rows(q.rows))
+            own = name not in models.KNOWN and not name.startswith("hf:")
+            problems = built.check_network(built.rows(q.rows)) if own and built.per_class else []
+            if _needs_vmap(config) and built.per_class and not problems:
+                problems = vmap_check.problems(config, built, built.rows(q.rows))
             if q.no_buffers and built.buffers:
-                by_key[q.key] = [*by_key[q.key], _buffer_problem(config, q.no_buffers, built.buffers)]
-        except ConfigError as e:
-            by_key[q.key] = e.problems
-        except Exception:
-            continue
-    return {name: by_key[q.key] for name, q in asked.items() if q.key in by_key}
+                problems = [*problems, _buffer_problem(config, q.no_buffers, built.buffers)]
+            return problems
+    except ConfigError as e:
+        return e.problems
 
 
 def _crc(name: str) -> int:
@@ -158,8 +164,10 @@ def _buffer_problem(config: Config, why: str, buffers: tuple[str, ...]) -> str:
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:
     """Yield (path, size, time) of the files that the model and its start are read from."""
     name = config.task.model.name
-    folders = [folder.locate(name)] if name.startswith("hf:") else []
-    if not folders:
+    folders = []
+    if name.startswith("hf:"):
+        folders = [folder.locate(name)]
+    elif name not in models.KNOWN:
         yield name, 0, _crc(name)
     if config.init.from_ is not None:
         folders += [Path(config.init.from_), Path(config.init.from_) / "model"]
@@ -180,5 +188,5 @@ def _known(key: str) -> Path:
 
 
 if __name__ == "__main__":
-    given = json.loads(Path(sys.argv[1]).read_text())
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     print(json.dumps(check_models({n: Question(**q) for n, q in given.items()})))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, refusing
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.bpe", "*.spm"]  # what is asked of the hub
 INDEX = "model.safetensors.index.json"
+LARGEST = 50_000_000  # bytes of a folder's JSON files
 AFTER_PADDING = (  # model types whose positions begin behind the padding token's id
     "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
     "xlm-roberta-xl", "xmod",
@@ -57,23 +57,32 @@ def architecture(where: Path) -> dict[str, Any]:
     file = where / "config.json"
     if not file.is_file():
         raise ConfigError(f"task.model: {where} holds no config.json; it is no model's folder")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as e:
-        raise ConfigError(f"task.model: {file} is not readable: {e}") from None
-    if "model_type" not in found:
+    found = read_object(file, "task.model")
+    if not isinstance(found.get("model_type"), str):
         raise ConfigError(f"task.model: {file} names no model_type")
-    return dict(found)
+    return found
+
+
+def read_object(file: Path, setting: str) -> dict[str, Any]:
+    """Return the JSON object of a file. ConfigError, which begins with the setting, if it holds anything else."""
+    try:
+        if (size := file.stat().st_size) > LARGEST:
+            raise ConfigError(f"{setting}: {file} has {size:,} bytes, more than a description of a model")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ConfigError(f"{setting}: {file} is not readable: {e}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{setting}: {file} holds a {type(found).__name__}, needed: an object of names and values")
+    return found
 
 
 def weights(where: Path) -> list[Path]:
     """Return the safetensors files of a folder. ConfigError names what is missing."""
     if (where / INDEX).is_file():
-        try:
-            names = sorted(set(map(str, json.loads((where / INDEX).read_text())["weight_map"].values())))
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            problem = "has no weight_map" if not isinstance(e, ValueError) else f"is not readable: {e}"
-            raise ConfigError(f"task.model: {where / INDEX} {problem}") from None
+        files = read_object(where / INDEX, "task.model").get("weight_map")
+        if not isinstance(files, dict) or not files:
+            raise ConfigError(f"task.model: {where / INDEX} has no weight_map")
+        names = sorted(set(map(str, files.values())))
         missing = [n for n in names if not (where / n).is_file()]
         if missing:
             raise ConfigError(f"task.model: {where} is incomplete: {', '.join(missing)} of {INDEX} missing")
@@ -85,21 +94,20 @@ def weights(where: Path) -> list[Path]:
 
 
 def shapes(where: Path) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every tensor, from the files' headers alone. ConfigError for a file that is cut off."""
-    found: dict[str, tuple[int, ...]] = {}
-    for file in weights(where):
-        with file.open("rb") as f:
-            try:
-                (size,) = struct.unpack("<Q", f.read(8))
-                header = json.loads(f.read(size))
-            except (struct.error, ValueError, MemoryError):
-                raise ConfigError(f"task.model: {file} is no safetensors file") from None
-        header.pop("__metadata__", None)
-        end = max((t["data_offsets"][1] for t in header.values()), default=0)
-        if file.stat().st_size < 8 + size + end:
-            raise ConfigError(f"task.model: {file} is incomplete: {file.stat().st_size} bytes of {8 + size + end}")
-        found |= {n: tuple(t["shape"]) for n, t in header.items()}
-    return found
+    """Return name -> shape of every tensor, from the files' headers alone. ConfigError for a file that is damaged or cut off."""
+    return {n: shape for file in weights(where) for n, shape in header(file, "task.model").items()}
+
+
+def header(file: Path, setting: str) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the tensors of a safetensors file. ConfigError, which begins with the setting, if it is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as f:
+            return {n: tuple(f.get_slice(n).get_shape()) for n in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as e:
+        size = f"{file.stat().st_size:,} bytes"
+        raise ConfigError(f"{setting}: {file} ({size}) is no safetensors file, damaged or incomplete: {e}") from None
 
 
 def limits(config: Config) -> list[tuple[int, str]]:
@@ -107,7 +115,13 @@ def limits(config: Config) -> list[tuple[int, str]]:
 
     The virtual tokens that an adapter puts before the text are taken off already.
     """
-    about = architecture(locate(config.task.model.name))
+    where = locate(config.task.model.name)
+    about = architecture(where)
+    with refusing(f"task.model: {where / 'config.json'}"):
+        return _limits(config, about)
+
+
+def _limits(config: Config, about: dict[str, Any]) -> list[tuple[int, str]]:
     window = about.get("sliding_window") if about.get("use_sliding_window", True) else None
     positions = about.get("max_position_embeddings") or about.get("n_positions")
     if positions and about.get("model_type") in AFTER_PADDING:

@@ -6,7 +6,7 @@ without copying them. What a client trains is a tree like any model's.
 
 from __future__ import annotations
 
-import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +34,7 @@ CHOICES = {
     "dropout": (True, False),
 }
 PIXELS = "preprocessor_config.json"
+SPARE = 10**8  # numbers that a network may hold beside those of its files: heads, masks
 
 
 # -- before anything starts, without torch -----------------------------------------------------------------------------
@@ -61,12 +62,36 @@ def check(spec: Named) -> list[str]:
 def _layers_missing(where: Path, about: dict[str, Any], known: Iterable[str]) -> list[str]:
     """Return a sentence where the files of a text model have fewer layers than config.json; `build` sees what else they lack."""
     layers = about.get("num_hidden_layers") or about.get("n_layer") or about.get("n_layers")
-    there = 1 + max((int(p) for n in known for p in n.split(".") if p.isdigit()), default=-1)
+    there = 1 + max((int(p) for n in known for p in n.split(".") if p.isdecimal() and len(p) < 9), default=-1)
     shared = "num_hidden_groups" in about  # ALBERT's layers share their weights
-    texts = "vocab_size" in about or "text_config" in about  # an image model may count something else
-    if not isinstance(layers, int) or shared or not texts or there >= layers:
+    if not ("vocab_size" in about or "text_config" in about):  # an image model may count parts of its layers
+        there = max(there, len(list(known)))
+    if not isinstance(layers, int) or shared or there >= layers:
         return []
     return [f"task.model: {where} is incomplete: config.json has {layers} layers, its safetensors {there}"]
+
+
+def size_problems(config: Config, classes: int, kind: str) -> list[str]:
+    """Return a sentence where config.json describes a network that the weights beside it cannot be of; loads torch.
+
+    It is laid out without memory, and compared before anything is allocated. classes, kind: as in `build`.
+    """
+    import torch
+
+    spec = config.task.model
+    where = folder.locate(spec.name)
+    auto = _auto(kind, {**OPTIONS, **spec.options}["head"])
+    about = _about(spec.name, folder.architecture(where), classes, auto)
+    with _quiet(), torch.device("meta"):
+        network = auto._model_mapping[type(about)]._from_config(about)
+    asked = sum(x.numel() for x in (*network.parameters(), *network.buffers()))
+    held = sum(math.prod(s) for s in folder.shapes(where).values())
+    if asked <= 2 * held + SPARE:
+        return []
+    return [
+        f"task.model: {where / 'config.json'} describes a network of {asked:,} numbers ({asked * 4 / 1e9:,.1f} GB), the safetensors "
+        f"there hold {held:,}; they do not belong together"
+    ]
 
 
 def _map_problems(v: Any) -> list[str]:
@@ -112,17 +137,10 @@ def base(config: Config) -> dict[str, Any] | None:
         out |= {n: x.to(_dtype(config)) if x.is_floating_point() else x for n, x in load_file(file).items()}
     found: dict[str, Any] = {"arrays": tree.to_numpy(out), "about": folder.architecture(where)}
     if (where / PIXELS).is_file():
-        found["images"] = _read(where / PIXELS)
+        found["images"] = folder.read_object(where / PIXELS, "task.model")
     if config.adapter.kind == "prompt" and config.adapter.text is not None:
         found["words"] = _words(where, config.adapter.text, config.adapter.tokens)
     return found
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as e:
-        raise ConfigError(f"task.model: {file} is not readable: {e}") from None
 
 
 def _words(where: Path, text: str, tokens: int) -> list[int]:

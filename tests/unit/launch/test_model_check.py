@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rayfed.errors import ConfigError
 from rayfed.launch import model_check
@@ -122,3 +125,78 @@ def test_a_method_that_cannot_have_buffers_is_refused_before_anything_starts(net
     assert problem.endswith("allowed: local.buffers: frozen, or a network without them")
     with pytest.raises(Started):
         launch.start_request(load_request({**values, "local": {"buffers": "frozen"}}), Launcher())
+
+
+def change(where: Path, **values: Any) -> None:
+    """Change a model folder's config.json."""
+    about = json.loads((where / "config.json").read_text(encoding="utf-8"))
+    (where / "config.json").write_text(json.dumps({**about, **values}), encoding="utf-8")
+
+
+def test_a_description_of_another_network_takes_no_memory(asked: dict[str, Any], tmp_path: Path) -> None:
+    """64 GB are refused before they are allocated, also where no table of the file says so."""
+    change(tmp_path / "vit", intermediate_size=10**9)
+    before = psutil.Process().memory_info().rss
+    (problem,) = problems_of(asked, tmp_path)
+    assert (
+        "describes a network of 66,000,002,906 numbers (264.0 GB), the safetensors" in problem
+        and "do not belong together" in problem
+    )
+    assert psutil.Process().memory_info().rss - before < 1e9
+    change(tmp_path / "vit", intermediate_size=24, num_hidden_layers=10**9)
+    assert "is incomplete: config.json has 1000000000 layers" in problems_of(asked, tmp_path)[0]
+
+
+@pytest.mark.parametrize("value", ["x", None, [], -1, 0.5, 10**400])
+def test_values_that_transformers_does_not_take(asked: dict[str, Any], tmp_path: Path, value: Any) -> None:
+    change(tmp_path / "vit", hidden_size=value)
+    assert all(p.startswith(("task.model: ", "adapter.")) for p in problems_of(asked, tmp_path))
+
+
+def test_a_start_of_an_own_model_is_read_before_anything_starts(asked: dict[str, Any], tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    small = {
+        **asked,
+        "task": {"data": "digits", "model": "linear"},
+        "adapter": "none",
+        "method": "fedavg",
+        "init": {"from": str(start)},
+    }
+    assert "holds no model.safetensors" in problems_of(small, tmp_path)[0]
+    right = {"head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)}
+    save_file({**right, "head.bias": torch.zeros(9)}, start / "model.safetensors")
+    assert "is of another model or adapter: misfit head.bias (1 in all)" in problems_of(small, tmp_path)[0]
+    save_file({**right, "head.bias": torch.full((10,), torch.nan)}, start / "model.safetensors")
+    assert problems_of(small, tmp_path) == [
+        f"init.from: {start} holds values that are not finite, the first in head.bias"
+    ]
+    save_file(right, start / "model.safetensors")
+    with pytest.raises(Started):
+        launch.start_request(load_request(small), Launcher())
+    whole = (start / "model.safetensors").read_bytes()
+    (start / "model.safetensors").write_bytes(whole[:-3])
+    assert problems_of(small, tmp_path)[0].startswith(
+        f"init.from: {start / 'model.safetensors'} ({len(whole) - 3:,} bytes) is no"
+    )
+
+
+def test_a_process_that_dies_while_it_tries_a_model(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died:
+        returncode = -9
+
+        def __init__(self, *words: Any, **more: Any) -> None:
+            pass
+
+        def communicate(self) -> tuple[str, str]:
+            return "", ""
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("rayfed.launch.model_check.subprocess.Popen", Died)
+    monkeypatch.delitem(sys.modules, "torch")
+    (problem,) = problems_of(asked, tmp_path)
+    assert problem == f"task.model: hf:{tmp_path / 'vit'}: the process that tried it ended by signal 9, maybe of memory"

@@ -42,7 +42,7 @@ def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
     where = {**places, "bert": broken}
     whole = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(whole[:-100])
-    assert f"is incomplete: {len(whole) - 100} bytes of {len(whole)}" in refused(where)
+    assert f"({len(whole) - 100:,} bytes) is no safetensors file, damaged or incomplete" in refused(where)
     (broken / "model.safetensors").unlink()
     assert "holds no model.safetensors" in refused(where)
     about = json.loads((broken / "config.json").read_text())
@@ -60,9 +60,14 @@ def test_an_incomplete_folder(places: dict[str, Path], tmp_path: Path) -> None:
     assert "model-1.safetensors of model.safetensors.index.json missing" in refused(where)
     (broken / "model.safetensors.index.json").write_text('{"weight_map": ')
     assert "model.safetensors.index.json is not readable: Expecting value" in refused(where)
-    for other in ("{}", "[]", '{"weight_map": null}'):
+    for other, says in (
+        ("{}", "has no"),
+        ("[1]", "holds a list"),
+        ('{"weight_map": null}', "has no"),
+        ("[" * 9**5, "is not read"),
+    ):
         (broken / "model.safetensors.index.json").write_text(other)
-        assert refused(where).endswith("model.safetensors.index.json has no weight_map")
+        assert f"model.safetensors.index.json {says}" in refused(where)
     (broken / "config.json").unlink()
     assert "holds no config.json" in refused(where)
     shutil.copytree(places["bert"], tmp_path / "mute")
@@ -104,3 +109,20 @@ def test_a_cached_model_without_weights_is_completed(
     else:
         assert asked == [True, False] and problems == []
         assert folder.locate("hf:some/model") == tmp_path / "cached" and asked[2:] == [True]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**40, 2**62, 2**64 - 1])
+def test_a_header_of_another_size(places: dict[str, Path], tmp_path: Path, size: int) -> None:
+    shutil.copytree(places["bert"], tmp_path / "broken")
+    file = tmp_path / "broken" / "model.safetensors"
+    file.write_bytes(size.to_bytes(8, "little") + file.read_bytes()[8:])
+    assert "is no safetensors file, damaged or incomplete" in refused({**places, "bert": tmp_path / "broken"})
+
+
+@pytest.mark.parametrize("content", ["[1]", '"x"', "{", "[" * 9**5, '{"model_type": 5}', "\xe9"])
+def test_a_description_that_is_none(places: dict[str, Path], tmp_path: Path, content: str) -> None:
+    shutil.copytree(places["bert"], tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").write_text(content, encoding="latin1")
+    assert refused({**places, "bert": tmp_path / "broken"}).startswith(
+        f"task.model: {tmp_path / 'broken' / 'config.json'}"
+    )
