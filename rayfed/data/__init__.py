@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import ConfigError, nearest, refusing
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
@@ -93,7 +91,7 @@ def _source(spec: Named) -> Any:
 def check(spec: Named) -> list[str]:
     """Return what is wrong with `task.data`, without loading it."""
     try:
-        with _refusing(spec):
+        with refusing(f"task.data: {spec.name} cannot be read"):
             return list(_source(spec).check(spec))
     except ConfigError as e:
         return e.problems
@@ -101,7 +99,7 @@ def check(spec: Named) -> list[str]:
 
 def load(spec: Named, seed: int) -> Dataset:
     """Return the data set. ConfigError if it cannot be had as described."""
-    with _refusing(spec):
+    with refusing(f"task.data: {spec.name} cannot be read"):
         source = _source(spec)
         problems = list(source.check(spec))
         if problems:
@@ -110,17 +108,6 @@ def load(spec: Named, seed: int) -> Dataset:
     if not len(made.test.y):
         made = replace(made, notes=(*made.notes, f"{made.name} has no test rows: no score of one pooled test set"))
     return made
-
-
-@contextmanager
-def _refusing(spec: Named) -> Iterator[None]:
-    """Turn any error while data is read into a sentence: what is in a file is the user's, and so are errors of its reader."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as e:
-        raise ConfigError(f"task.data: {spec.name} cannot be read: {type(e).__name__}: {e}") from e
 
 
 def unknown_options(spec: Named, known: tuple[str, ...]) -> list[str]:

@@ -129,6 +129,8 @@ def _by_split(found: Any) -> Mapping[str, Any]:
 def _local(path: Path, config: str | None, name: str, stamp: object) -> Mapping[str, Any]:
     import datasets
 
+    for file in sorted(path.rglob("*.arrow")):
+        _check_arrow(file)
     try:
         with _quiet():
             if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
@@ -136,6 +138,24 @@ def _local(path: Path, config: str | None, name: str, stamp: object) -> Mapping[
             return _by_split(datasets.load_dataset(str(path), config))
     except Exception as e:
         raise ConfigError(_not_utf8(path) or _failure(name, e)) from None
+
+
+def _check_arrow(file: Path) -> None:
+    """Raise ConfigError for an Arrow file whose values are not as it says: it is mapped into memory, where whoever reads beyond its
+    end takes the process along."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file)) as source:
+            try:
+                reader = pa.ipc.open_stream(source)
+            except pa.ArrowInvalid:  # the other of Arrow's two formats
+                opened = pa.ipc.open_file(source)
+                reader = map(opened.get_batch, range(opened.num_record_batches))
+            for batch in reader:
+                batch.validate(full=True)
+    except (pa.ArrowException, OSError) as e:
+        raise ConfigError(f"task.data: {file} is damaged: {type(e).__name__}: {e}") from None
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +36,22 @@ def check(spec: Named) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < least:
             word = "whole number" if whole else "number"
             problems.append(f"task.data.{name}: {value!r} found, allowed: a {word} >= {least}")
-    return problems
+    return problems or _too_large({**OPTIONS[kind], **spec.options}, kind)
+
+
+def _too_large(o: Mapping[str, Any], kind: str) -> list[str]:
+    """Return a sentence where the rows, or the parameters that they are drawn from, do not fit into this machine's memory."""
+    import psutil
+
+    width = o["channels"] * o["size"] ** 2 if kind == "images" else o["features"]
+    rows = max(o["examples"] + o.get("test", 0), 10 * o.get("clients", 0)) + o["classes"]
+    asked, free = 8 * rows * width, psutil.virtual_memory().available
+    if asked <= free:
+        return []
+    return [
+        f"task.data: synthetic:{kind} of {rows:,} rows of {width:,} numbers takes {asked / 1e9:,.0f} GB, {free / 1e9:,.0f} GB of memory "
+        "are free here"
+    ]
 
 
 def load(spec: Named, seed: int) -> Dataset:

@@ -186,6 +186,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         text.check_ids(dataset, config)
     f, n = config.federation, config.federation.clients
     held = n - config.training_clients()
+    if n > (rows_there := len(dataset.train.y) + len(dataset.test.y)):
+        raise ConfigError(
+            f"federation.clients: {n:,} found, allowed: at most the {rows_there:,} rows of {dataset.name}"
+        )
 
     draw = draws(config.seed)
     public = dataset.train.x[:0]
