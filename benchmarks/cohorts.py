@@ -188,7 +188,7 @@ def main() -> None:
                     [sys.executable, __file__, str(a.model), *sizes, "--row", *row],
                     env={**os.environ, "OMP_NUM_THREADS": "1", "RAYFED_CACHE": f"{tmp}/cache"},
                     capture_output=True,
-                    text=True,
+                    encoding="utf-8",
                 )
                 if done.returncode:
                     sys.exit(done.stderr)
@@ -224,7 +224,7 @@ def report(a: argparse.Namespace, found: Any, results: Any) -> None:
     }  # fmt: skip
     print(json.dumps(about))
     if a.out:
-        a.out.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n")
+        a.out.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def pyproject() -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib  # pytest brings it
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def main(where: Path) -> None:
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2,
         "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5], "image_std": [0.5],
     }  # fmt: skip
-    (where / "preprocessor_config.json").write_text(json.dumps(says, indent=1))
+    (where / "preprocessor_config.json").write_text(json.dumps(says, indent=1), encoding="utf-8")
     print(f"written: {where}")
 
 

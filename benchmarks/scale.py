@@ -116,7 +116,7 @@ class Command:
         self.began = time.time()
         self.watch.start()
         rayfed = str(Path(sys.executable).parent / "rayfed")
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             self.process = subprocess.Popen([rayfed, *args], env=environment, stdout=log, stderr=log, cwd=where)
 
     def end(self, kill: bool = False) -> None:
@@ -131,7 +131,7 @@ class Command:
             psutil.wait_procs([psutil.Process(p) for p in left if psutil.pid_exists(p)], timeout=60)
         end_processes(left, self.mark)
         if code and not kill:
-            sys.exit(f"rayfed failed ({code}):\n{self.log.read_text()[-3000:]}")
+            sys.exit(f"rayfed failed ({code}):\n{self.log.read_text(encoding='utf-8')[-3000:]}")
 
 
 class ObjectStore:
@@ -175,7 +175,7 @@ def folder() -> Iterator[Path]:
 def start(made: Mapping[str, Any], where: Path, *args: str, **watching: Any) -> Command:
     import yaml
 
-    (where / "config.yaml").write_text(yaml.safe_dump(dict(made)))
+    (where / "config.yaml").write_text(yaml.safe_dump(dict(made)), encoding="utf-8")
     return Command(["run", str(where / "config.yaml"), "--out", str(where / "runs"), *args], where, **watching)
 
 
@@ -281,7 +281,7 @@ def cluster(nodes: int) -> Iterator[str]:
     with folder() as where:
         environment = {**os.environ, "RAY_TMPDIR": str(where), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-c", NODES, str(nodes)], env=environment, text=True,
+            [sys.executable, "-c", NODES, str(nodes)], env=environment, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -327,7 +327,7 @@ def written(run: Path, touched: int) -> dict[str, Any]:
 
     rows = {r["round"]: r for r in read_metrics(run).to_pylist()}
     kept = sorted((run / "snapshots").glob("round-*"))
-    manifests = [json.loads((s / "manifest.json").read_text()) for s in kept]
+    manifests = [json.loads((s / "manifest.json").read_text(encoding="utf-8")) for s in kept]
     ended = {int(m["round"]): m["time"] for m in manifests}
     # Between two snapshots there are a round, maybe its evaluation, and its commit.
     spent = {r: rows[r]["time/round"] + (rows[r].get("time/evaluate") or 0.0) for r in ended}
@@ -353,7 +353,7 @@ def by_touched(clients: int, sizes: Sequence[int], tiny: bool) -> list[dict[str,
 
 def in_round(run: Path) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(json.loads((run / "state.json").read_text())["round"])
+        return int(json.loads((run / "state.json").read_text(encoding="utf-8"))["round"])
     return 0
 
 
@@ -368,7 +368,7 @@ def until(condition: Callable[[], Any], what: str, command: Command, seconds: fl
         if found := condition():
             return found
         if ended or time.monotonic() > end:
-            sys.exit(f"did not happen: {what}\n{command.log.read_text()[-3000:]}")
+            sys.exit(f"did not happen: {what}\n{command.log.read_text(encoding='utf-8')[-3000:]}")
         time.sleep(0.05)
 
 
@@ -399,9 +399,11 @@ def by_state(tiny: bool) -> dict[str, Any]:
             peaks.append(command.watch.peak)
             stores.append(command.watch.samples)
         found = read_metrics(run).to_pylist()
-        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
         times = [r["time/round"] for r in found]
-        manifest = json.loads((sorted((run / "snapshots").glob("round-*"))[-1] / "clients.json").read_text())
+        manifest = json.loads(
+            (sorted((run / "snapshots").glob("round-*"))[-1] / "clients.json").read_text(encoding="utf-8")
+        )
         last = written(run, per_round)
         states = sum(f.stat().st_size for f in (run / "segments").iterdir())
         at = np.log([[p["x"], p["state_bytes"]] for p in [*touched, last]])
@@ -448,7 +450,7 @@ def by_time(tiny: bool) -> dict[str, Any]:
                 samples.append({"round": now, "time": s.time - command.began, "pss": float(s.pss), **held, **s.also})
         command.end()
         run = only_run(where)
-        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
         out = measured(command, run)
     steady = [s for s in samples if rounds * 0.2 <= s["round"] < rounds]
     names = [n for n in ("pss", "rss/driver", "rss/server", "rss/clients", "store", "files/driver", "files/server",
@@ -486,7 +488,7 @@ def main() -> None:
         sys.exit(f"--curves: {unknown[0]!r} found, allowed: {', '.join(CURVES)}")
     out = a.out or (None if a.tiny else HERE)
     file = None if out is None else out / "scale.json"
-    before = json.loads(file.read_text()) if file and file.is_file() else {}
+    before = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
     found = before.get("curves", {})
     packages = {n: version(n) for n in ("torch", "ray", "numpy")}
     for name in asked:
@@ -495,8 +497,8 @@ def main() -> None:
         ordered = {n: found[n] for n in CURVES if n in found}
         if out is not None and file is not None:  # after each curve: the later ones take long
             out.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"curves": ordered}, indent=1) + "\n")
-            (out / "SCALE.md").write_text(write(ordered))
+            file.write_text(json.dumps({"curves": ordered}, indent=1) + "\n", encoding="utf-8")
+            (out / "SCALE.md").write_text(write(ordered), encoding="utf-8")
             if name == "soak":
                 picture(found["soak"], out / "soak.png")
     print(write({n: found[n] for n in CURVES if n in found}))

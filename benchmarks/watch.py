@@ -61,7 +61,7 @@ class Watch(threading.Thread):
                 t = process.cpu_times()
                 self._spent[pid] = t.user + t.system
                 if whole:
-                    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
                     pss += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
                     if self._role.get(pid, "ray") == "ray":
                         self._role[pid] = role(process)
@@ -115,7 +115,7 @@ def end_processes(left: list[int], mark: str) -> None:
 def processor() -> str:
     """Describe the processor: its kind, and where the system gives them its name and the units that decide how fast products are."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         return platform.machine()
     entries = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}

@@ -163,7 +163,7 @@ class Study:
 
 def _summary(path: Path) -> dict[str, Any] | None:
     file = path / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def load(path: str | Path) -> Run | Study:

@@ -158,7 +158,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     inner = ("*/seed-*", "trials/*/seed-*", "trials/*/clone-*/seed-*")
     for file in (folder / "state.json", *(f for i in inner for f in folder.glob(f"{i}/state.json"))):
         try:
-            found[file] = (file.stat().st_mtime, json.loads(file.read_text()))
+            found[file] = (file.stat().st_mtime, json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             continue
     if not found:

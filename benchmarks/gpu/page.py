@@ -105,7 +105,7 @@ def main() -> None:
     a = p.parse_args()
     if not a.file.is_file():
         sys.exit(f"{a.file} is not there: run benchmarks/gpu/run.py on a machine with a GPU first")
-    a.out.write_text(write(json.loads(a.file.read_text())))
+    a.out.write_text(write(json.loads(a.file.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Run:
             found = {"about": {**self.about, "seconds": round(self.used, 1)}, "ceiling": self.ceiling, "rows": self.rows,
                      "skipped": self.skipped}  # fmt: skip
             part = self.a.out.with_name(self.a.out.name + ".part")
-            part.write_text(json.dumps(found, indent=1) + "\n")
+            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             part.replace(self.a.out)
 
     def share(self, rate: float, kind: str) -> dict[str, float]:
@@ -370,8 +370,10 @@ def side_by_side(
             order = {"what": what, "process": i, "of": n, "ks": ks, "clients": clients, "tmp": str(tmp)}
             command = [sys.executable, str(HERE / "run.py"), "--device", run.device, "--worker", json.dumps(order)]
             command += ["--tiny"] if run.a.tiny else []
-            log = open(tmp / f"{i}.log", "w")  # noqa: SIM115  (closed with the process)
-            jobs.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True))
+            log = open(tmp / f"{i}.log", "w", encoding="utf-8")  # noqa: SIM115  (closed with the process)
+            jobs.append(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, encoding="utf-8")
+            )
         for k in ks:
             for i, job in enumerate(jobs):
                 next_answer(job, tmp, i)  # ready
@@ -407,7 +409,7 @@ def next_answer(job: subprocess.Popen[str], tmp: Path, i: int) -> Any:
             if "failed" in got:
                 raise RuntimeError(got["failed"])
             return got
-    log = (tmp / f"{i}.log").read_text().strip().splitlines()
+    log = (tmp / f"{i}.log").read_text(encoding="utf-8").strip().splitlines()
     raise RuntimeError(f"a process ended: {log[-1] if log else 'it said nothing'}")
 
 

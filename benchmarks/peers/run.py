@@ -153,7 +153,7 @@ def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
         "clients": fed.clients,
     }
     about["weights"] = str(minilm()) if model == "minilm" else None
-    (plan / "plan.json").write_text(json.dumps(about))
+    (plan / "plan.json").write_text(json.dumps(about), encoding="utf-8")
     return plan
 
 
@@ -168,7 +168,7 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     out.mkdir()
     env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
     if engine == "rayfed":
-        (out / "config.yaml").write_text(yaml.safe_dump(merge(config, changes)))
+        (out / "config.yaml").write_text(yaml.safe_dump(merge(config, changes)), encoding="utf-8")
         env |= {"PEERS_STAMPS": str(out / "stamps.lines"), "RAYFED_CACHE": str(where / "cache")}
         command = [str(python.parent / "rayfed"), "run", str(out / "config.yaml"), "--out", str(out / "runs")]
         command += ["--local"] if name == "rayfed_local" else []
@@ -177,20 +177,20 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
         command = [str(python), str(HERE / SIDE[engine]), str(plan), str(out)]
     watch, began = Watch(mark, every=1.0), time.time()
     watch.start()
-    with open(out / "log", "w") as log:
+    with open(out / "log", "w", encoding="utf-8") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=log, cwd=out)
     took = time.time() - began
     end_processes(watch.end(), mark)  # Flower leaves its Ray to end by itself
     if done.returncode:
-        sys.exit(f"{engine} failed ({done.returncode}):\n{(out / 'log').read_text()[-3000:]}")
+        sys.exit(f"{engine} failed ({done.returncode}):\n{(out / 'log').read_text(encoding='utf-8')[-3000:]}")
     if engine == "rayfed":
         (run,) = (out / "runs").iterdir()
-        times = [json.loads(line) for line in (out / "stamps.lines").read_text().splitlines()]
+        times = [json.loads(line) for line in (out / "stamps.lines").read_text(encoding="utf-8").splitlines()]
         from safetensors.numpy import load_file
 
         end = load_file(run / "model" / "model.safetensors")
     else:
-        times = json.loads((out / "stamps.json").read_text())
+        times = json.loads((out / "stamps.json").read_text(encoding="utf-8"))
         end = dict(np.load(out / "end.npz"))
     starts = [t[0] for t in times]
     periods = np.diff(starts)[1:] if len(starts) > 2 else np.diff(starts)
@@ -223,7 +223,7 @@ def environment(engine: str, envs: Path) -> Path:
 def versions(python: Path, packages: list[str]) -> dict[str, str]:
     code = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
     return json.loads(
-        subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=True).stdout
+        subprocess.run([str(python), "-c", code, *packages], capture_output=True, encoding="utf-8", check=True).stdout
     )
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     names, out = a.workloads.split(","), a.out or (None if a.tiny else HERE.parent)
     wanted = {w: a.engines.split(",") if a.engines else [*ENGINES, *EXTRA.get(w, ())] for w in names}
     kept = out / "peers.json" if out else None
-    before = json.loads(kept.read_text()) if kept and kept.is_file() else {"about": {}, "workloads": {}}
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {"about": {}, "workloads": {}}
     found, sittings = before["workloads"], before["about"]
     if unknown := {e for of in wanted.values() for e in of} - set(known):
         p.error(f"--engines: unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
@@ -277,8 +277,10 @@ def report(out: Path | None, sittings: dict[str, Any], found: dict[str, Any]) ->
     print(text, flush=True)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "peers.json").write_text(json.dumps({"about": sittings, "workloads": found}, indent=1) + "\n")
-        (out / "PEERS.md").write_text(text)
+        (out / "peers.json").write_text(
+            json.dumps({"about": sittings, "workloads": found}, indent=1) + "\n", encoding="utf-8"
+        )
+        (out / "PEERS.md").write_text(text, encoding="utf-8")
 
 
 def judged(name: str, runs: list[dict[str, Any]], plan: Path) -> dict[str, dict[str, Any]]:

@@ -57,7 +57,7 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
         from rayfed.launch.preflight import load_request
         from rayfed.models.start import start_from
 
-        c = load_request(yaml.safe_load((where / "config.yaml").read_text())).with_resources(
+        c = load_request(yaml.safe_load((where / "config.yaml").read_text(encoding="utf-8"))).with_resources(
             executor=kind, cohort=cohort, replay="auto" if played else "off"
         )
         worker, fed = Worker(), partition.build(c)
@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rayfed-visit-") as folder:
         where = Path(folder)
         config = run.workload(args.workload, args.tiny, where)
-        (where / "config.yaml").write_text(yaml.safe_dump(config))
+        (where / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         run.make_plan(args.workload, config, where)
         for _ in range(args.repeat):
             for v in variants:
@@ -116,7 +116,7 @@ def main() -> None:
                     folder,
                 ]
                 command = [sys.executable, __file__, *arguments]
-                done = subprocess.run(command, capture_output=True, text=True)
+                done = subprocess.run(command, capture_output=True, encoding="utf-8")
                 if done.returncode:
                     sys.exit(done.stderr)
                 found[v].append(float(json.loads(done.stdout)))

@@ -27,7 +27,7 @@ class Plan:
 
     def __init__(self, where: str | Path):
         where = Path(where)
-        self.about: dict[str, Any] = json.loads((where / "plan.json").read_text())
+        self.about: dict[str, Any] = json.loads((where / "plan.json").read_text(encoding="utf-8"))
         with np.load(where / "plan.npz") as z:
             self.x, self.y = torch.from_numpy(z["x"]), torch.from_numpy(z["y"])
             self.clients, self.rows, self.examples = (
@@ -153,7 +153,7 @@ class Stamps:
 
     def write(self, plan: Plan, weights: list[np.ndarray]) -> None:
         np.savez(self.where / "end.npz", **dict(zip(plan.names, weights, strict=True)))
-        (self.where / "stamps.json").write_text(json.dumps(self.times))
+        (self.where / "stamps.json").write_text(json.dumps(self.times), encoding="utf-8")
 
 
 def mean(sums: list[np.ndarray] | None, weights: list[np.ndarray], share: float) -> list[np.ndarray]:

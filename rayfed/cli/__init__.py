@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -45,6 +46,9 @@ def main() -> None:
     """Run the command of `sys.argv` and exit with a code of the README; errors that a user can act on are printed without traceback."""
     work = sys.argv[1:2] in (["run"], ["resume"], ["sweep"], ["claims"])
     keep_writable(_say_lost if work else lambda text: None)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         with contained():
             code = app(standalone_mode=False) or 0

@@ -22,7 +22,7 @@ def keep_writable(say: Callable[[str], None] = lambda text: None) -> None:
 
 def _kept(stream: Any, say: Callable[[str], None]) -> TextIO:
     if stream is None:  # the process was started without it (`>&-`)
-        return open(os.devnull, "w")
+        return open(os.devnull, "w", encoding="utf-8")
     raw = _Raw(stream.fileno(), say)
     buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
     return io.TextIOWrapper(

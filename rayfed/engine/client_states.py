@@ -158,7 +158,7 @@ class ClientStates:
             self._segment_rows[name] = len(to_write)
             places.update({c: (name, i) for i, c in enumerate(to_write)})
         if places:
-            (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))))
+            (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))), encoding="utf-8")
         self._places_written = places
 
     def _clients_to_rewrite(self, dirty: set[int]) -> list[int]:
@@ -213,7 +213,7 @@ class ClientStates:
         """Load the states that a snapshot's manifest names."""
         self._empty()
         manifest = snapshot / "clients.json"
-        places = json.loads(manifest.read_text()) if manifest.exists() else {}
+        places = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
         self.saved = {int(c): (p[0], p[1]) for c, p in places.items()}
         self._segments = segments
         clients: dict[str, list[int]] = {}
@@ -230,7 +230,7 @@ def collect_segments(snapshots: Path, segments: Path) -> None:
     """Delete segments that no kept snapshot's manifest names."""
     if not segments.exists():
         return
-    used = {s for m in snapshots.glob("round-*/clients.json") for s in _NAMED.findall(m.read_text())}
+    used = {s for m in snapshots.glob("round-*/clients.json") for s in _NAMED.findall(m.read_text(encoding="utf-8"))}
     for f in segments.iterdir():
         if f.stem.split(".")[0] not in used:
             f.unlink(missing_ok=True)

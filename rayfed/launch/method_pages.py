@@ -113,7 +113,7 @@ def write(folder: Path = FOLDER) -> None:
         if old.name not in made:
             old.unlink()
     for name, text in made.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _setting(field: FieldInfo) -> dict[str, Any]:

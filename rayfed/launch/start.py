@@ -181,7 +181,9 @@ def _execute_run(
         launcher.close()
         given_up = written.result()
         folder.upload(plain=True)
-    return Finished(folder.path, ending.status, json.loads((folder.path / "summary.json").read_text()), given_up)
+    return Finished(
+        folder.path, ending.status, json.loads((folder.path / "summary.json").read_text(encoding="utf-8")), given_up
+    )
 
 
 def waited_for(status: Mapping[str, Any]) -> str:
@@ -259,7 +261,7 @@ def has_ended(folder: Path, rounds: int) -> bool:
     file = folder / "summary.json"
     if not file.exists():
         return False
-    summary = json.loads(file.read_text())
+    summary = json.loads(file.read_text(encoding="utf-8"))
     return summary["status"] == RunStatus.DONE and (summary["rounds"] >= rounds or bool(summary.get("stopped_early")))
 
 

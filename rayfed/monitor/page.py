@@ -10,8 +10,10 @@ from rayfed.report import style
 from rayfed.report.picture import COLOURS, SCOPE_COLOURS
 
 HERE = Path(__file__).parent
-CSS = style.CSS + (HERE / "page.css").read_text()
-SCRIPT = f"const COLOURS={json.dumps(COLOURS)},SCOPES={json.dumps(SCOPE_COLOURS)};\n" + (HERE / "page.js").read_text()
+CSS = style.CSS + (HERE / "page.css").read_text(encoding="utf-8")
+SCRIPT = f"const COLOURS={json.dumps(COLOURS)},SCOPES={json.dumps(SCOPE_COLOURS)};\n" + (HERE / "page.js").read_text(
+    encoding="utf-8"
+)
 
 
 def html(folder: str) -> str:

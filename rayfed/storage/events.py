@@ -11,7 +11,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events of a run folder's `events.jsonl`, oldest first; torn lines are left out."""
     found = []
     try:
-        lines = (path / "events.jsonl").read_text(errors="replace").splitlines()
+        lines = (path / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:

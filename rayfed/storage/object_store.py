@@ -104,7 +104,7 @@ def pointer_bytes(uri: str) -> bytes:
 def mirror_of(folder: Path) -> Mirror | None:
     """Return the mirror of a local folder; None if it is not stored in object storage."""
     file = folder / POINTER
-    return Mirror(folder, json.loads(file.read_text())["uri"]) if file.is_file() else None
+    return Mirror(folder, json.loads(file.read_text(encoding="utf-8"))["uri"]) if file.is_file() else None
 
 
 # -- upload ------------------------------------------------------------------------------------------------------------

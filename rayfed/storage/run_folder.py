@@ -308,7 +308,7 @@ def _copy_states(source: Path, snapshot: Path, target: Path) -> None:
     if (source / user_code.FOLDER).is_dir():
         shutil.copytree(source / user_code.FOLDER, target / user_code.FOLDER, dirs_exist_ok=True)
     manifest = snapshot / "clients.json"
-    states = json.loads(manifest.read_text()) if manifest.exists() else {}
+    states = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
     for segment in {s for s, _ in states.values()}:
         (target / "segments").mkdir(exist_ok=True)
         file = Path("segments") / f"{segment}.safetensors"

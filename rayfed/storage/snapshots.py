@@ -78,7 +78,7 @@ def list_snapshots(snapshots: Path) -> list[tuple[int, Path]]:
 def find_damage(path: Path, round: int) -> str | None:
     """Return what is wrong with a snapshot, None if every file has the size and checksum of the manifest."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["round"] != round:
             return f"its manifest is of round {manifest['round']}"
         for name, want in manifest["files"].items():

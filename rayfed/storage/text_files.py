@@ -54,7 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load(Path(path).read_text(), Loader=loader) or {}
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader) or {}
     except yaml.YAMLError as e:
         raise ValueError(f"{path}: {e}") from None
     if not isinstance(found, dict):
@@ -65,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if the file is missing, incomplete or holds anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -113,7 +113,7 @@ def open_folder(where: str | Path) -> Path:
 def install_code(path: Path) -> None:
     """Make the user's own files that a sweep's folder keeps known to this process."""
     user_code.adopt(path)
-    texts = (json.loads(file.read_text()) for file in (path / SPACES).glob("*.json"))
+    texts = (json.loads(file.read_text(encoding="utf-8")) for file in (path / SPACES).glob("*.json"))
     user_code.install({name: text.encode() for name, text in texts})
 
 

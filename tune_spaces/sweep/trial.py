@@ -266,12 +266,12 @@ class SweepTrial(tune.Trainable):
         if self.runners and self.folder is not None:
             pointer = TrialPointer(self.folder.relative, min(r.prepared.reached for r in self.runners.values()))
         if pointer:
-            (Path(checkpoint_dir) / POINTER).write_text(json.dumps(asdict(pointer)))
+            (Path(checkpoint_dir) / POINTER).write_text(json.dumps(asdict(pointer)), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
         """Read the pointer that the trial continues from. Tune calls this."""
         file = Path(checkpoint_dir) / POINTER
-        self.pointer = TrialPointer(**json.loads(file.read_text())) if file.is_file() else None
+        self.pointer = TrialPointer(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def cleanup(self) -> None:
         """End the current runs and the pool. Tune calls this."""

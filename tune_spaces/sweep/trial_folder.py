@@ -31,7 +31,7 @@ class TrialRecord:
     @classmethod
     def read(cls, file: Path) -> TrialRecord:
         """Read it."""
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         origin = TrialPointer(**found["origin"]) if found["origin"] else None
         return cls(found["trial"], found["point"], origin)
 
