@@ -25,7 +25,7 @@ TOO_DEEP = f"nested in more than {LEVELS} levels"
 TOO_MANY = f"more than {VALUES:,} values found, and a config has at most that; data belongs into files"
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, loader: type[Loader] | None = None) -> Any:
     """Return what a YAML file holds. ConfigError names the file, the line and what is wrong with it."""
     try:
         with path.open("rb") as f:
@@ -44,13 +44,13 @@ def read_file(path: Path) -> Any:
             f"{path}: line {line}: not readable as YAML: byte {content[e.start]:#04x} is not UTF-8; save the file as UTF-8, e.g. "
             "iconv -f latin1 -t utf-8 where it is Latin-1"
         ) from None
-    return parse(text, str(path))
+    return parse(text, str(path), loader)
 
 
-def parse(text: str, source: str) -> Any:
+def parse(text: str, source: str, loader: type[Loader] | None = None) -> Any:
     """Return what YAML text says; source: what sentences call it. ConfigError with the line and what is wrong there."""
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, loader or Loader)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -63,6 +63,8 @@ def parse(text: str, source: str) -> Any:
 
 class Loader(yaml.SafeLoader):
     """YAML within the limits, whose mappings name each key once, by text or by whole numbers."""
+
+    plain: tuple[type, ...] = PLAIN
 
     def __init__(self, stream: Any):
         super().__init__(stream)
@@ -105,7 +107,7 @@ class Loader(yaml.SafeLoader):
             raise
         except Exception as e:  # of readers of dates and numbers
             raise ConstructorError(None, None, f"{_value(node)} is no {kind}: {e}", node.start_mark) from None
-        if not isinstance(made, PLAIN):
+        if not isinstance(made, self.plain):
             raise ConstructorError(None, None, f"{_value(node)} is a {kind}; in quotes it is text", node.start_mark)
         return made
 

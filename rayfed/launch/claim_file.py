@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rayfed.config.load import Loader, merge
+from rayfed.config import reading
+from rayfed.config.load import merge
 from rayfed.config.problems import sentences
 from rayfed.config.schema import Section, Study
 from rayfed.errors import ConfigError, nearest
@@ -115,9 +116,15 @@ class ClaimFile:
         return _study({**kept, "seeds": list(seeds), "arms": {arm: change}}, self.path)
 
 
+class WithDates(reading.Loader):
+    """YAML in which dates are dates: of registering."""
+
+    plain = (*reading.PLAIN, datetime.date)
+
+
 def read_claim_file(path: Path) -> ClaimFile:
     """Read a claim's file. ConfigError if it is not a study with claims, or wrongly registered."""
-    raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    raw = reading.read_file(path, WithDates)
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: a claim is a mapping of keys, found {type(raw).__name__}")
     raw, registered = dict(raw), None
