@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.data import Dataset
 
+MANY = (
+    10**6
+)  # clients, beyond which what is laid out for each takes memory before a partition says that they are too many
 SHARED, VAL, TEST = 0, 1, 2  # role of a row: to be split by `federation.split`, or the data's own valid or test row
 
 Draw = Callable[[str], np.random.Generator]  # a generator for a purpose, always the same one for the same purpose
@@ -186,10 +189,9 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         text.check_ids(dataset, config)
     f, n = config.federation, config.federation.clients
     held = n - config.training_clients()
-    if n > (rows_there := len(dataset.train.y) + len(dataset.test.y)):
-        raise ConfigError(
-            f"federation.clients: {n:,} found, allowed: at most the {rows_there:,} rows of {dataset.name}"
-        )
+    there = len(dataset.train.y) + len(dataset.test.y)
+    if n > max(there, MANY):
+        raise ConfigError(f"federation.clients: {n:,} found, allowed: at most the {there:,} rows of {dataset.name}")
 
     draw = draws(config.seed)
     public = dataset.train.x[:0]

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayfed.config.schema import Named
+from rayfed.data import synthetic
 from tests.unit.data.sets import check, load, refused, same
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -109,3 +111,8 @@ def test_wrong_options_of_generators(kind: str, options: dict[str, Any], says: s
     (problem,) = check(f"synthetic:{kind}", **options)
     assert problem.startswith("task.data" + says)
     assert refused(f"synthetic:{kind}", **options) == problem
+
+
+def test_a_set_larger_than_memory_is_refused() -> None:
+    (problem,) = synthetic.check(Named.model_validate({"name": "synthetic:blobs", "examples": 10**12}))
+    assert problem.startswith("task.data: synthetic:blobs of 1,000,000,001,010 rows of 16 numbers takes 128,000 GB, ")

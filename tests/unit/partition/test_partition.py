@@ -395,3 +395,11 @@ def test_ten_times_the_clients_take_less_than_four_times_as_long(kind: str) -> N
     once(400)
     few, most = (min(once(n) for _ in range(5)) for n in (400, 4000))
     assert most < 4 * few
+
+
+def test_far_more_clients_than_rows_take_no_memory() -> None:
+    c = conf(0, clients=10**12, partition=KINDS["iid"], groups=GROUPS["none"])
+    with pytest.raises(
+        ConfigError, match=r"federation.clients: 1,000,000,000,000 found, allowed: at most the \d+ rows of"
+    ):
+        partition.build(c, DATA)
