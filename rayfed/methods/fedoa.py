@@ -32,6 +32,7 @@ class FedOA(Method):
     the norm over the whole batch at once, not squared and not divided by d or B, lam 0.5 [code]: it grows with sqrt(B d), its
     gradient in H has norm lam however near the two are, and is 0 at distance 0. Features: of texts under a pretrained model the
     last layer's state at the last token [code], otherwise the input of the last linear layer; whatever adapter made them.
+    That lam is one for adapters under AdamW at 3e-4: whole networks under SGD at 0.1 or 0.3 needed a tenth of it (claim fedoa).
     theta_i starts as a fresh adapter, the run's first (`start: initial`) [code], or as the first phi it sees (`received`)
     [ours], and is kept between rounds; the code starts anew where a client was not picked in the round before. It is pulled to
     phi as received [code], or with `personal_first: false` to phi_i as the client has just trained it. Dropout is off where
