@@ -93,7 +93,7 @@ class DataFree(Section):
     noise: int = Field(32, ge=1, description="Noise size, d_z.")
     generator_lr: float = Field(1e-3, gt=0, description="Adam's rate for the generator.")
     student_lr: float = Field(
-        0.5, gt=0, description="SGD's rate for the student, whose loss is the mean over examples and classes."
+        0.1, gt=0, description="SGD's rate for the student, whose loss is the mean over examples and classes."
     )
     student_decay: float = Field(1.0, gt=0, le=1, description="Factor of the student's rate per round.")
     generator_ema: float = Field(
