@@ -278,7 +278,7 @@ def test_the_claim_about_adapters_says_how_its_model_is_made(tmp_path: Path, mon
     )
     make_vit(tmp_path / "tiny-vit-digits", hidden_size=64, num_attention_heads=4)
     assert claims.missing_data(file) is None
-    assert {c.adapter.kind for c in claims.read_claim(file).arms.values()} == {
+    assert {c.adapter.kind for c in claims.read_claim(file).study.arms.values()} == {
         "full",
         "head",
         "bias",
