@@ -311,13 +311,15 @@ def resume_on_ray(
     path: str | Path,
     *,
     sets: Sequence[str] = (),
+    accept_changes: bool = False,
     address: str | None = None,
     scale_up: float = 0.0,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> launch.Finished:
-    """Continue a run or a study on Ray, as `rayfed resume`. sets: overrides of what may change; the others as in `run_on_ray`."""
+    """Continue a run or a study on Ray, as `rayfed resume`. sets: overrides of what may change; accept_changes: as in
+    `rayfed.launch.start.resume_request`; the others as in `run_on_ray`."""
     launcher = RayLauncher(address, scale_up)
     try:
-        return launch.resume_request(path, launcher, sets=sets, watch=watch)
+        return launch.resume_request(path, launcher, sets=sets, accept_changes=accept_changes, watch=watch)
     finally:
         launcher.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,9 +43,9 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config, as plain values."""
-        from rayfed.storage.text_files import read_yaml
+        from rayfed.storage.provenance import read_settings
 
-        return read_yaml(self.path / "config.yaml")
+        return read_settings(self.path)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -132,9 +131,9 @@ class Study:
     @property
     def config(self) -> dict[str, Any]:
         """The study's settings, as plain values: base settings, seeds, arms, claim."""
-        from rayfed.storage.text_files import read_yaml
+        from rayfed.storage.provenance import read_settings
 
-        return read_yaml(self.path / "study.yaml")
+        return read_settings(self.path, "study.yaml")
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -162,8 +161,9 @@ class Study:
 
 
 def _summary(path: Path) -> dict[str, Any] | None:
-    file = path / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    from rayfed.storage.text_files import read_json
+
+    return read_json(path / "summary.json") or None
 
 
 def load(path: str | Path) -> Run | Study:
@@ -228,22 +228,24 @@ def resume(
     path: str | Path,
     *,
     sets: Sequence[str] = (),
+    accept_changes: bool = False,
     address: str | None = None,
     local: bool = False,
     watch: Watch | None = None,
 ) -> Run | Study:
     """Continue a run or a study from its last snapshot to its end.
 
-    path: its folder, or its URI in object storage; sets: overrides of settings that may change, such as ["rounds=50"]; other
-    arguments, return value and errors as in `run`.
+    path: its folder, or its URI in object storage; sets: overrides of settings that may change, such as ["rounds=50"];
+    accept_changes: whether it may go on though settings, data or code are not what it was made from; other arguments, return
+    value and errors as in `run`.
     """
     if local:
         from rayfed.launch.start import resume_local
 
-        return _folder(resume_local(path, sets=sets, watch=watch))
+        return _folder(resume_local(path, sets=sets, accept_changes=accept_changes, watch=watch))
     from actors.driver import resume_on_ray
 
-    return _folder(resume_on_ray(path, sets=sets, address=address, watch=watch))
+    return _folder(resume_on_ray(path, sets=sets, accept_changes=accept_changes, address=address, watch=watch))
 
 
 def _folder(finished: Finished) -> Run | Study:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 LENGTH, NUMBER = 2000, 100  # characters of a problem, and problems, that are printed
 
@@ -54,6 +55,19 @@ class RunFailed(RayfedError):
 
     def __str__(self) -> str:
         return super().__str__() + (f"\n{self.hint}" if self.hint else "")
+
+
+class DamagedFile(RunFailed):
+    """A file of a run folder is not as it was written; `file` is its path, `found` what is wrong with it."""
+
+    def __init__(self, folder: Path, file: Path, found: str):
+        super().__init__(
+            f"{file} is damaged: {found}. rayfed resume {folder} sets it aside and goes on from the newest whole state"
+        )
+        self.folder, self.file, self.found = folder, file, found
+
+    def __reduce__(self) -> tuple[type[DamagedFile], tuple[Path, Path, str]]:
+        return (type(self), (self.folder, self.file, self.found))
 
 
 class Fenced(RayfedError):

@@ -20,6 +20,7 @@ from rayfed.lazy import torch
 from rayfed.method import Method
 from rayfed.models.start import start_from
 from rayfed.storage import atomic, snapshots, tree_files
+from rayfed.storage.run_folder import model_damage
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -98,6 +99,8 @@ def load_model(folder: Path, config: Config, name: str) -> Model:
         raise ConfigError(
             f"{folder}: no model {name!r}; there are: {', '.join(known) or 'none (the run has not ended)'}"
         )
+    if damage := model_damage(folder, f"{name}."):
+        raise ConfigError(f"{folder}: {damage}; rayfed resume {folder} writes it again")
     meta = tree_files.load_meta(folder / "model", name)
     parameters = tree.from_numpy(tree_files.load_tree(folder / "model", name))
     pretrained: dict[str, Any] = {}

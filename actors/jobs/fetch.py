@@ -7,7 +7,6 @@ import base64
 import binascii
 import hashlib
 import os
-import secrets
 import shutil
 import tarfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from actors.jobs.log import stream_log
 from rayfed.errors import ConfigError, RunFailed
 from rayfed.storage import object_store
 from rayfed.storage.atomic import remove, sync_dir
+from rayfed.storage.temporary import sweep, temporary
 
 
 def fetch_folder(connection: Connection, name: str, out: Path) -> Path:
@@ -33,9 +33,10 @@ def fetch_folder(connection: Connection, name: str, out: Path) -> Path:
     object_store.check_unused(target)
     if object_store.is_uri(metadata.out) and not metadata.out.startswith("file:"):
         return object_store.download(object_store.join_uri(metadata.out, metadata.run), target)
-    hidden = target.parent / f".new-{secrets.token_hex(6)}"
+    hidden = temporary(target.parent, "new")
     try:
         hidden.mkdir(parents=True)
+        sweep(target.parent)
         archive = hidden / ".archive"
         asyncio.run(_receive(connection, name, metadata.out, metadata.run, archive))
         inside = hidden / "run"
@@ -55,7 +56,7 @@ def fetch_folder(connection: Connection, name: str, out: Path) -> Path:
 def _replace(target: Path, folder: Path) -> None:
     """Move a folder to `target`, in place of what is there."""
     if target.exists():
-        old = target.parent / f".old-{secrets.token_hex(6)}"
+        old = temporary(target.parent, "old")
         os.rename(target, old)
         remove(old)
     os.rename(folder, target)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayfed.cli.options import ConfigName, Dashboard, Job, Json, NoWait, ScaleUp, Sets, Shared, StoredIn
+from rayfed.cli.options import AcceptChanges, ConfigName, Dashboard, Job, Json, NoWait, ScaleUp, Sets, Shared, StoredIn
 
 if TYPE_CHECKING:
     from actors.jobs.connection import Connection
@@ -61,6 +61,7 @@ def submit_resume(
         str, typer.Argument(help="A job that has ended; or a folder on the head; or a URI in object storage.")
     ],
     sets: Sets = None,
+    accept_changes: AcceptChanges = False,
     address: Dashboard = None,
     scale_up: ScaleUp = 0.0,
     no_wait: NoWait = False,
@@ -69,7 +70,7 @@ def submit_resume(
     """Continue a run, a study or a sweep on a cluster, in its own folder."""
     from actors.jobs.submission import submit_resume
 
-    more = ("--scale-up", f"{scale_up:g}") if scale_up else ()
+    more = (*(["--scale-up", f"{scale_up:g}"] if scale_up else []), *(["--accept-changes"] if accept_changes else []))
     _follow(*submit_resume(run, sets or (), address=address, options=more), no_wait, as_json)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayfed.cli.options import Address, ConfigName, Json, Local, ScaleUp, Sets
+from rayfed.cli.options import AcceptChanges, Address, ConfigName, Json, Local, ScaleUp, Sets
 from rayfed.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def run(
 def resume(
     run: Annotated[str, typer.Argument(help="Folder of a run, a study or a sweep, or its URI in object storage.")],
     sets: Sets = None,
+    accept_changes: AcceptChanges = False,
     address: Address = None,
     scale_up: ScaleUp = 0.0,
     local: Local = False,
@@ -53,7 +54,8 @@ def resume(
     if _is_sweep(run):
         from tune_spaces.sweep.start import resume_sweep
 
-        if given := [o for o, v in (("--set", sets), ("--scale-up", scale_up), ("--local", local)) if v]:
+        options = (("--set", sets), ("--accept-changes", accept_changes), ("--scale-up", scale_up), ("--local", local))
+        if given := [o for o, v in options if v]:
             raise ConfigError(f"resume: a sweep continues as it was started; leave out {', '.join(given)}")
         with _progress(as_json) as progress:
             swept = resume_sweep(run, address=address, watch=progress.update)
@@ -63,11 +65,14 @@ def resume(
         if local:
             from rayfed.launch.start import resume_local
 
-            done = resume_local(run, sets=sets or (), watch=progress.update, own_process=True)
+            done = resume_local(
+                run, sets=sets or (), accept_changes=accept_changes, watch=progress.update, own_process=True
+            )
         else:
             from actors.driver import resume_on_ray
 
-            done = resume_on_ray(run, sets=sets or (), address=address, scale_up=scale_up, watch=progress.update)
+            where: dict[str, Any] = {"address": address, "scale_up": scale_up}
+            done = resume_on_ray(run, sets=sets or (), accept_changes=accept_changes, watch=progress.update, **where)
     _print_finished(done, as_json)
 
 

@@ -10,6 +10,10 @@ import typer
 ConfigName = Annotated[str, typer.Argument(help="A file, or the name of a ready config.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting; may be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Go on though settings, data or code are not those that it was made from."),
+]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray.")]
 Address = Annotated[str | None, typer.Option("--address", help="local | auto | ADDRESS of a Ray cluster.")]
 ScaleUp = Annotated[

@@ -42,9 +42,10 @@ def report(
 ) -> None:
     """Write report.html again, or a page that compares several, and print its path."""
     from rayfed.report import write_comparison, write_report
+    from rayfed.storage.provenance import settings_file
 
     kinds = ("config.yaml", "study.yaml", *(["sweep.yaml"] if len(runs) == 1 else []))
-    missing = [str(r) for r in runs if not any((r / k).exists() for k in kinds)]
+    missing = [str(r) for r in runs if settings_file(r) not in kinds]
     if missing:
         raise ConfigError([f"report: {m} is not a run or a study folder" for m in missing])
     if out is not None and len(runs) == 1:

@@ -9,7 +9,6 @@ all on disk are dropped, the oldest first; their rows are read from the segments
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +17,10 @@ import numpy as np
 
 from rayfed import tree
 from rayfed.engine.pool import Pool
-from rayfed.storage.atomic import make_folder
+from rayfed.storage import snapshots as snapshot_files
+from rayfed.storage.atomic import Sum, make_folder
 from rayfed.storage.tree_files import count_rows, load_rows, load_tree, save_tree
 from rayfed.tree import Tree
-
-# The segments in a manifest, which may be of a million clients: not parsed as a whole.
-_NAMED = re.compile(r'\[\s*"([^"]+)"')
 
 MEMORY_SHARE = 0.15  # half of what Ray's object store takes of a machine's memory
 
@@ -60,6 +57,7 @@ class ClientStates:
         self._live: dict[int, set[int]] = {}  # block -> clients whose committed state is in it
         self._block_rows: dict[int, int] = {}  # block in memory -> its rows
         self._segment_rows: dict[str, int] = {}  # segment -> its rows
+        self._segment_sums: dict[str, Sum] = {}  # segment -> size and checksum of its file
         self._rewritten: list[int] = []  # clients that the newest snapshot writes though they were not touched
         self._places_written: dict[
             int, tuple[str, int]
@@ -154,11 +152,13 @@ class ClientStates:
             make_folder(segments)
             states = self._stacked(to_write)
             self._state_bytes = tree.nbytes(states) / len(to_write)
-            save_tree(segments, name, states)
+            self._segment_sums[name] = Sum.of_file(save_tree(segments, name, states))
             self._segment_rows[name] = len(to_write)
             places.update({c: (name, i) for i, c in enumerate(to_write)})
         if places:
             (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))), encoding="utf-8")
+            used = {segment for segment, _ in places.values()}
+            snapshot_files.write_segments(snapshot, {s: self._segment_sums[s] for s in sorted(used)})
         self._places_written = places
 
     def _clients_to_rewrite(self, dirty: set[int]) -> list[int]:
@@ -169,6 +169,7 @@ class ClientStates:
             if c not in dirty:
                 live.setdefault(segment, []).append(c)
         self._segment_rows = {s: n for s, n in self._segment_rows.items() if s in live}
+        self._segment_sums = {s: known for s, known in self._segment_sums.items() if s in live}
         spare = sum(self._segment_rows.values()) + len(dirty) - 2 * len(self.saved.keys() | dirty)
         out: list[int] = []
         for s in sorted(live, key=lambda s: (len(live[s]) / self._segment_rows[s], s)):
@@ -215,7 +216,7 @@ class ClientStates:
         manifest = snapshot / "clients.json"
         places = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
         self.saved = {int(c): (p[0], p[1]) for c, p in places.items()}
-        self._segments = segments
+        self._segments, self._segment_sums = segments, snapshot_files.read_segments(snapshot)
         clients: dict[str, list[int]] = {}
         for c, (segment, _) in self.saved.items():
             clients.setdefault(segment, []).append(c)
@@ -227,12 +228,12 @@ class ClientStates:
 
 
 def collect_segments(snapshots: Path, segments: Path) -> None:
-    """Delete segments that no kept snapshot's manifest names."""
-    if not segments.exists():
+    """Delete segments that no kept snapshot names."""
+    if not segments.is_dir():
         return
-    used = {s for m in snapshots.glob("round-*/clients.json") for s in _NAMED.findall(m.read_text(encoding="utf-8"))}
-    for f in segments.iterdir():
-        if f.stem.split(".")[0] not in used:
+    used = {s for _, path in snapshot_files.list_snapshots(snapshots) for s in snapshot_files.read_segments(path)}
+    for f in segments.glob("round-*.safetensors"):
+        if f.stem not in used:
             f.unlink(missing_ok=True)
 
 

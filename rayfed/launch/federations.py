@@ -20,6 +20,7 @@ class Federations:
     """Splits each (seed, data, federation) once, so that all arms of a study share it."""
 
     known: dict[str, Federation] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     def of(self, config: Config) -> Federation:
         """Return the config's split. ConfigError where the data cannot be read or split, or model or method cannot take it."""
@@ -34,21 +35,34 @@ class Federations:
             raise ConfigError(problems)
         return self.known[k]
 
-    def checked(self, config: Config) -> Federation:
-        """Return what `of` returns. ConfigError also where the model cannot be built."""
+    def with_digest(self, config: Config) -> tuple[Federation, str]:
+        """Return what `of` returns, and its digest."""
+        made, k = self.of(config), partition.split_key(config.to_dict())
+        if k not in self.digests:
+            self.digests[k] = made.digest()
+        return made, self.digests[k]
+
+    def checked(self, config: Config) -> tuple[Federation, str]:
+        """Return what `with_digest` returns. ConfigError also where the model cannot be built."""
         made = self.of(config)
         if wrong := model_check.find_problems({"": model_check.question(config, made)}):
             raise ConfigError(wrong[""])
-        return made
+        return self.with_digest(config)
 
-    def check(self, study: Study) -> None:
-        """Judge every arm's split and model under the first seed. ConfigError lists what is wrong with any of them."""
+    def check(self, study: Study) -> str:
+        """Judge every arm's split and model under the first seed, and return a digest of these splits.
+
+        ConfigError lists what is wrong with any of them.
+        """
+        digests: dict[str, None] = {}
         found: dict[str, list[str]] = {}
         questions = {}
         for arm, config in study.arms.items():
             first = config.model_copy(update={"seed": study.seeds[0]})
             try:
-                questions[arm] = model_check.question(first, self.of(first))
+                made, digest = self.with_digest(first)
+                questions[arm] = model_check.question(first, made)
+                digests[digest] = None
             except ConfigError as e:
                 for p in e.problems:
                     found.setdefault(p, []).append(arm)
@@ -58,3 +72,4 @@ class Federations:
         if found:
             everywhere = len(study.arms)
             raise ConfigError([p if len(a) == everywhere else f"arms.{', '.join(a)}: {p}" for p, a in found.items()])
+        return "+".join(digests)

@@ -26,6 +26,7 @@ from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
+from rayfed.storage.run_folder import model_damage
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -172,6 +173,8 @@ def _check_start(config: Config) -> list[str]:
         return [
             f"init.from: {config.init.from_!r} holds no model.safetensors (a run folder has it in model/ once the run has ended)"
         ]
+    if damage := model_damage(where):
+        return [f"init.from: {config.init.from_!r} is damaged: {damage}; rayfed resume {where} writes it again"]
     return start_problems(config) if config.task.model.name.startswith("hf:") else []
 
 

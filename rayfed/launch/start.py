@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +17,16 @@ from rayfed.config.schema import Config
 from rayfed.errors import ConfigError, nearest
 from rayfed.execute.choice import Choice
 from rayfed.launch.federations import Federations
+from rayfed.launch.origin import RESUMABLE, Changes, code_digests
 from rayfed.launch.preflight import load_request
 from rayfed.launch.signals import stop_on_signals, stopped_error
-from rayfed.storage import object_store
-from rayfed.storage.atomic import os_error_text
+from rayfed.storage import object_store, provenance
+from rayfed.storage.atomic import durable_write, os_error_text
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
-from rayfed.storage.run_folder import RunFolder
+from rayfed.storage.run_folder import RunFolder, find_damage
 from rayfed.storage.run_status import RunStatus
-from rayfed.storage.text_files import yaml_bytes
+from rayfed.storage.text_files import load_json, read_json, yaml_bytes
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Study
@@ -37,7 +37,6 @@ Watch = Callable[[dict[str, Any]], None]  # is called with the live status
 T = TypeVar("T")
 HEAD_START = 0.25  # seconds in which most errors of a request are found
 RUN_ID = "RAYFED_RUN_ID"  # environment variable: the folder's name, chosen by whoever started the command
-RESUMABLE = ("rounds", "resources", "failures", "storage", "stop", "track", "evaluate.every")  # may change on resume
 
 
 class Launcher(Protocol):
@@ -87,41 +86,59 @@ def start_request(
     path, uri = object_store.local_folder(out or base.storage.path)
     where: dict[str, Any] = {"stored": uri, "run_id": os.environ.get(RUN_ID)}
     if isinstance(request, Config):
-        federation = _split_and_warm_up(launcher, [request], lambda: federations.checked(request))
+        federation, split = _split_and_warm_up(launcher, [request], lambda: federations.checked(request))
         launcher.start([request])
-        folder = RunFolder.create(path, request.to_dict(), owner=Owner.me(), **where)
+        values = request.to_dict()
+        folder = RunFolder.create(path, values, owner=Owner.me(), split=split, code=code_digests(values), **where)
         return _execute_run(request, federation, folder, launcher, watch)
     configs = [c for _, _, c in request.runs()]
-    _split_and_warm_up(launcher, configs, lambda: federations.check(request))
+    split = _split_and_warm_up(launcher, configs, lambda: federations.check(request))
     launcher.start(configs)
-    files = {"study.yaml": yaml_bytes(request.to_dict()), **user_code.written(request.to_dict())}
+    values, text = request.to_dict(), yaml_bytes(request.to_dict())
+    made = provenance.Provenance("study.yaml", text.decode(), split=split, code=code_digests(values))
+    files = {"study.yaml": text, provenance.FILE: made.to_bytes(), **user_code.written(values)}
     path = new_folder(path, request.base.name, files, **where)
     return _execute_study(request, path, federations, launcher, watch)
 
 
 def resume_request(
-    path: str | Path, launcher: Launcher, *, sets: Sequence[str] = (), watch: Watch | None = None
+    path: str | Path,
+    launcher: Launcher,
+    *,
+    sets: Sequence[str] = (),
+    accept_changes: bool = False,
+    watch: Watch | None = None,
 ) -> Finished:
     """Continue a run or a study from its last snapshot to its end.
 
-    path: its folder, or its URI in object storage; sets: overrides of settings in RESUMABLE, e.g. rounds=50. ConfigError for
-    other settings, or if there is nothing to resume.
+    path: its folder, or its URI in object storage; sets: overrides of settings in RESUMABLE, e.g. rounds=50; accept_changes:
+    whether it may go on under other settings, data or code than it was made from. ConfigError for other settings, for changes
+    that are not accepted, or if there is nothing to resume.
     """
     watch, federations = watch or (lambda state: None), Federations()
     _check_resumable(sets)
-    path = object_store.download(str(path)) if object_store.is_uri(path) else Path(path)
-    study = (path / "study.yaml").exists()
-    if not study and not (path / "config.yaml").exists():
+    path = object_store.download(str(path), strict=False) if object_store.is_uri(path) else Path(path)
+    file = provenance.settings_file(path)
+    if file not in ("config.yaml", "study.yaml"):
         raise ConfigError(f"{path}: no run to resume here (a run folder holds config.yaml, a study study.yaml)")
-    request = load_request(path / ("study.yaml" if study else "config.yaml"), sets)
+    restored = provenance.restore(path)
+    request = load_request(path / file, sets)
     if not isinstance(request, Config):
         configs = [c for _, _, c in request.runs()]
-        _split_and_warm_up(launcher, configs, lambda: federations.check(request))
+        split = _split_and_warm_up(launcher, configs, lambda: federations.check(request))
+        changes = Changes(path, file, code_digests(request.to_dict()), split=split)
+        changes.check(accept_changes)
         launcher.start(configs)
-        return _execute_study(request, path, federations, launcher, watch)
-    federation = _split_and_warm_up(launcher, [request], lambda: federations.checked(request))
+        if changes.changed:
+            durable_write(path / provenance.FILE, changes.now.to_bytes())
+        notes = [*restored, *changes.notes]
+        return _execute_study(request, path, federations, launcher, watch, accept_changes, notes)
+    federation, split = _split_and_warm_up(launcher, [request], lambda: federations.checked(request))
+    changes = Changes(path, file, code_digests(request.to_dict()), split=split)
+    changes.check(accept_changes)
     launcher.start([request])
     folder = RunFolder.open(path, owner=Owner.me())
+    changes.record(folder, restored)
     if sets:
         folder.set_config(request.to_dict())
         folder.event("settings", sets=list(sets))
@@ -181,9 +198,7 @@ def _execute_run(
         launcher.close()
         given_up = written.result()
         folder.upload(plain=True)
-    return Finished(
-        folder.path, ending.status, json.loads((folder.path / "summary.json").read_text(encoding="utf-8")), given_up
-    )
+    return Finished(folder.path, ending.status, load_json(folder.path / "summary.json"), given_up)
 
 
 def waited_for(status: Mapping[str, Any]) -> str:
@@ -210,10 +225,19 @@ def write_report(path: Path) -> list[str]:
     return []
 
 
-def _execute_study(study: Study, path: Path, federations: Federations, launcher: Launcher, watch: Watch) -> Finished:
+def _execute_study(
+    study: Study,
+    path: Path,
+    federations: Federations,
+    launcher: Launcher,
+    watch: Watch,
+    accept_changes: bool = False,
+    notes: Sequence[str] = (),
+) -> Finished:
     """Execute the runs of a study that have not ended, then write its summary and report.
 
-    Reports of single runs are written while the next runs execute.
+    accept_changes: as in `resume_request`; notes: of the resume, for the runs that it executes. Reports of single runs are
+    written while the next runs execute.
     """
     mirror = object_store.mirror_of(path)
     if mirror:
@@ -229,14 +253,25 @@ def _execute_study(study: Study, path: Path, federations: Federations, launcher:
             where = path / arm / f"seed-{seed}"
             if has_ended(where, config.rounds):
                 continue
-            if (where / "config.yaml").exists():
+            federation, split, code = *federations.with_digest(config), code_digests(config.to_dict())
+            if provenance.settings_file(where):
+                restored = provenance.restore(where)
+                changes = Changes(where, "config.yaml", code, split=split, config=config.to_dict())
+                changes.check(accept_changes)
                 folder = RunFolder.open(where, owner=Owner.me())
                 config = Choice.from_config(folder.config).apply(config)  # what timing chose stays chosen
+                changes.record(folder, restored)
+                if changes.accepted:
+                    folder.set_config(config.to_dict())
             else:
                 stored = object_store.join_uri(mirror.uri, arm, f"seed-{seed}") if mirror else None
-                folder = RunFolder.create(where, config.to_dict(), owner=Owner.me(), exact=True, stored=stored)
+                folder = RunFolder.create(
+                    where, config.to_dict(), owner=Owner.me(), exact=True, stored=stored, split=split, code=code
+                )
+            for note in notes:
+                folder.event("changed", note=note)
             now = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
-            ending = launcher.execute(config, federations.of(config), folder, _add_to_status(watch, now))
+            ending = launcher.execute(config, federation, folder, _add_to_status(watch, now))
             if ending.status == RunStatus.STOPPED:
                 raise stopped_error(received, path)
             reports.append(_in_background(partial(write_report, where)))
@@ -257,12 +292,10 @@ def _add_to_status(watch: Watch, about: dict[str, Any]) -> Watch:
 
 
 def has_ended(folder: Path, rounds: int) -> bool:
-    """Return whether a run has ended with that many rounds, or early as its config says."""
-    file = folder / "summary.json"
-    if not file.exists():
-        return False
-    summary = json.loads(file.read_text(encoding="utf-8"))
-    return summary["status"] == RunStatus.DONE and (summary["rounds"] >= rounds or bool(summary.get("stopped_early")))
+    """Return whether a run has ended with that many rounds, or early as its config says, and is undamaged."""
+    summary = read_json(folder / "summary.json")
+    enough = summary.get("rounds", 0) >= rounds or bool(summary.get("stopped_early"))
+    return summary.get("status") == RunStatus.DONE and enough and find_damage(folder) is None
 
 
 # -- in this process ---------------------------------------------------------------------------------------------------
@@ -331,7 +364,12 @@ def run_local(
 
 
 def resume_local(
-    path: str | Path, *, sets: Sequence[str] = (), watch: Watch | None = None, own_process: bool = False
+    path: str | Path,
+    *,
+    sets: Sequence[str] = (),
+    accept_changes: bool = False,
+    watch: Watch | None = None,
+    own_process: bool = False,
 ) -> Finished:
     """Continue a run or a study in this process, as `rayfed resume --local`. Arguments as in `resume_request` and `LocalLauncher`."""
-    return resume_request(path, LocalLauncher(own_process), sets=sets, watch=watch)
+    return resume_request(path, LocalLauncher(own_process), sets=sets, accept_changes=accept_changes, watch=watch)

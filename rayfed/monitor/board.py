@@ -15,9 +15,10 @@ from rayfed.report.subject import read_run
 from rayfed.storage import round_log
 from rayfed.storage.events import read_events
 from rayfed.storage.listing import started, status, sweep_entry
+from rayfed.storage.provenance import read_settings
 from rayfed.storage.saved_config import method_name
 from rayfed.storage.sweep_folder import OUTCOME, ROWS
-from rayfed.storage.text_files import read_json, read_yaml
+from rayfed.storage.text_files import read_json
 from rayfed.track.prometheus import Series, labels_of, readings
 
 DEPTH = 5  # levels of folders that are searched for runs: studies and sweeps nest
@@ -129,7 +130,7 @@ class Board:
         for entry in self.runs():
             path = self.folder / entry["id"]
             try:
-                config = read_yaml(path / "config.yaml")
+                config = read_settings(path)
                 if not _exported_by_ray(path, config) and _is_recent(path, entry["status"]):
                     _add_run(series, path, config, entry["status"])
             except Exception:  # its entry on the page gives the reason
@@ -139,7 +140,7 @@ class Board:
 
 def read_entry(name: str, path: Path) -> dict[str, Any]:
     """Return a run's entry in the list, without its status."""
-    config, state = read_yaml(path / "config.yaml"), read_json(path / "state.json")
+    config, state = read_settings(path), read_json(path / "state.json")
     rows = list(round_log.read(path).values())
     scoped = [m for m in details.measured(rows) if m.partition("/")[2] in SCOPES]
     metric = next((m for m in (*PREFERRED, *scoped) if m in scoped), None)
@@ -215,7 +216,7 @@ def _exported_by_ray(path: Path, config: Mapping[str, Any]) -> bool:
 def _add_run(series: Series, path: Path, config: Mapping[str, Any], status: str) -> None:
     """Add a run's values to `series`."""
     rows = round_log.read(path)
-    labels = labels_of(str(read_json(path / "lock.json")["run"]), config, path)
+    labels = labels_of(str(read_json(path / "lock.json").get("run", path.name)), config, path)
     series.put("rayfed_running", float(status in ("running", "starting")), labels)
     series.put("rayfed_rounds", float(config["rounds"]), labels)
     restarts = 0

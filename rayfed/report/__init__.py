@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, RunFailed
 from rayfed.report.study import study_summary
 
 __all__ = ["study_summary", "write_comparison", "write_report"]
@@ -14,11 +14,12 @@ __all__ = ["study_summary", "write_comparison", "write_report"]
 def write_report(path: Path | str) -> Path:
     """Write `report.html` (one self-contained file) and `plots/*.png` into a run or study folder, `sweep.html` into a sweep's.
 
-    Returns the page. Works on unfinished ones too, with what is there. ConfigError if the folder is none of them.
+    Returns the page. Works on unfinished ones too, with what is there. ConfigError if the folder is none of them; RunFailed if the
+    page cannot be written, or what it shows is damaged.
     """
     from rayfed.report.page import render
     from rayfed.report.subject import load
-    from rayfed.storage.atomic import durable_write
+    from rayfed.storage.atomic import durable_write, os_error_text
     from rayfed.storage.text_files import read_json
 
     path = Path(path)
@@ -30,10 +31,13 @@ def write_report(path: Path | str) -> Path:
         return path / "sweep.html"
     html, pictures = render(load(path))
     plots = path / "plots"
-    plots.mkdir(exist_ok=True)
-    for picture in pictures:
-        durable_write(plots / f"{picture.name}.png", picture.png(), sync=False)
-    durable_write(path / "report.html", html.encode(), sync=False)
+    try:
+        plots.mkdir(exist_ok=True)
+        for picture in pictures:
+            durable_write(plots / f"{picture.name}.png", picture.png(), sync=False)
+        durable_write(path / "report.html", html.encode(), sync=False)
+    except OSError as error:
+        raise RunFailed(f"report: cannot write {error.filename or path}: {os_error_text(error, path)}") from error
     return path / "report.html"
 
 

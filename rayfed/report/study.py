@@ -10,7 +10,7 @@ from rayfed.metrics import lower_is_better
 from rayfed.report.statistics import compare_pairs, equal_within, mean_sd
 from rayfed.report.subject import RunRecord, Subject, load_study
 from rayfed.storage.atomic import durable_write
-from rayfed.storage.text_files import json_bytes
+from rayfed.storage.text_files import sealed_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +28,7 @@ def study_summary(path: Path | str) -> dict[str, Any]:
     subject = load_study(path)
     _write_results(subject)
     out = summarise(subject)
-    durable_write(path / "summary.json", json_bytes(out, 1))
+    durable_write(path / "summary.json", sealed_bytes(out, 1))
     return out
 
 

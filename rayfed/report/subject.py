@@ -9,14 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import ConfigError, DamagedFile, nearest
 from rayfed.metrics import SCOPES
 from rayfed.report.settings import compared
 from rayfed.storage import round_log
 from rayfed.storage.listing import status
+from rayfed.storage.provenance import read_settings, settings_file
 from rayfed.storage.saved_config import method_name, section
 from rayfed.storage.study_folder import study_base, study_runs
-from rayfed.storage.text_files import read_json, read_yaml
+from rayfed.storage.text_files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,9 +184,10 @@ class Subject:
 
 def load(path: Path) -> Subject:
     """Read a run or a study folder. ConfigError if it is neither."""
-    if (path / "study.yaml").is_file():
+    kind = settings_file(path)
+    if kind == "study.yaml":
         return load_study(path)
-    if (path / "config.yaml").is_file():
+    if kind == "config.yaml":
         run = read_run(path)
         return Subject("run", [path], path.name, None, {run.arm: [run]}, 1)
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
@@ -197,25 +199,27 @@ def load(path: Path) -> Subject:
 
 def read_run(path: Path, arm: str | None = None, seed: int | None = None) -> RunRecord:
     """Read config, rows, summary and status of a run folder; arm and seed default to the config's method and seed."""
-    config = read_yaml(path / "config.yaml")
+    config, summary, rows = read_settings(path), read_json(path / "summary.json"), round_log.read(path)
+    if (ended := summary.get("rounds", 0)) > len(rows):
+        raise DamagedFile(path, path / "metrics.parquet", f"{len(rows)} rows found, the run has {ended} rounds")
     return RunRecord(
         path,
         arm or method_name(config),
         int(config.get("seed", 0)) if seed is None else seed,
         config,
-        read_json(path / "summary.json"),
+        summary,
         status(path),
-        list(round_log.read(path).values()),
+        list(rows.values()),
     )
 
 
 def load_study(path: Path) -> Subject:
     """Read a study folder with the runs that have begun."""
-    study = read_yaml(path / "study.yaml")
+    study = read_settings(path, "study.yaml")
     planned = list(study_runs(path, study))
     arms: dict[str, list[RunRecord]] = {arm: [] for arm, _, _ in planned}
     for arm, seed, folder in planned:
-        if (folder / "config.yaml").is_file():
+        if settings_file(folder):
             arms[arm].append(read_run(folder, arm, seed))
     return Subject("study", [path], str(study_base(study).get("name") or path.name), study, arms, len(planned))
 

@@ -6,8 +6,50 @@ import contextlib
 import errno
 import os
 import shutil
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+BLOCK = 4 << 20  # bytes read at a time
+
+
+class Sum(NamedTuple):
+    """What a file is compared with: its size and its CRC-32."""
+
+    size: int
+    crc32: int
+
+    @classmethod
+    def of(cls, content: bytes) -> Sum:
+        """Return the sum of bytes."""
+        return cls(len(content), zlib.crc32(content))
+
+    @classmethod
+    def of_file(cls, path: Path) -> Sum:
+        """Return the sum of a file. OSError as the file system raises it."""
+        size = crc = 0
+        with open(path, "rb") as f:
+            while block := f.read(BLOCK):
+                size, crc = size + len(block), zlib.crc32(block, crc)
+        return cls(size, crc)
+
+    @classmethod
+    def read(cls, value: Any) -> Sum:
+        """Return the sum that a JSON file holds as [size, crc32]. ValueError if it holds something else."""
+        if isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value):
+            return cls(*value)
+        raise ValueError(f"{value!r} is no size and checksum")
+
+    def damage(self, path: Path) -> str | None:
+        """Return what is wrong with a file that should have this sum, None if nothing is. The size is compared first."""
+        try:
+            if not path.is_file():
+                return "it is missing" if not path.exists() else "it is no file"
+            if (size := path.stat().st_size) != self.size:
+                return f"it has {size} bytes instead of {self.size}"
+            return None if Sum.of_file(path) == self else "it has a wrong checksum"
+        except OSError as e:
+            return f"it cannot be read: {e.strerror or e}"
 
 
 def write_all(fd: int, data: Any) -> None:
@@ -78,6 +120,26 @@ def remove_leftovers(folder: Path) -> None:
         for entry in folder.iterdir():
             if entry.name.startswith(".") and entry.name != ".lock" and not entry.name.startswith(".damaged-"):
                 remove(entry)
+
+
+def free_aside(path: Path, folder: Path | None = None) -> Path:
+    """Return a free name `.damaged-NAME` for what is set aside. folder: where, by default where it is."""
+    where, n = folder or path.parent, 1
+    aside = where / f".damaged-{path.name}"
+    while aside.exists() or aside.is_symlink():
+        n += 1
+        aside = where / f".damaged-{path.name}-{n}"
+    return aside
+
+
+def set_aside(path: Path, folder: Path | None = None) -> Path:
+    """Rename what is damaged to `.damaged-NAME`, where its owner can look at it; return the new path. folder: as in `free_aside`.
+
+    OSError if that fails.
+    """
+    aside = free_aside(path, folder)
+    os.replace(path, aside)
+    return aside
 
 
 def os_error_text(error: OSError, path: Path) -> str:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rayfed.errors import Fenced, RayfedError, RunFailed
+from rayfed.errors import DamagedFile, Fenced, RayfedError, RunFailed
 from rayfed.storage.atomic import durable_write, os_error_text
-from rayfed.storage.text_files import json_bytes
+from rayfed.storage.text_files import sealed_bytes, unseal
 
 LOCK_WAIT_S = 300.0  # an old writer may be in the middle of a large snapshot
 
@@ -28,13 +27,19 @@ class FencedFolder:
         self.path, self.fence = Path(path), fence
 
     def read_lock(self) -> dict[str, Any]:
-        """Return `lock.json`: run, fence, owner and time."""
-        with open(f"{self.path}/lock.json", "rb", buffering=0) as f:
-            return json.loads(f.read())
+        """Return `lock.json`: run, fence, owner and time. DamagedFile says what is wrong with it."""
+        try:
+            with open(f"{self.path}/lock.json", "rb", buffering=0) as f:
+                found = unseal(f.read())
+            if type(found.get("fence")) is not int:
+                raise ValueError("it has no fence")
+        except ValueError as e:
+            raise DamagedFile(self.path, self.path / "lock.json", str(e)) from None
+        return found
 
     def write_lock(self, **changes: Any) -> None:
         """Change entries of `lock.json`; call it only under `locked`."""
-        durable_write(self.path / "lock.json", json_bytes({**self.read_lock(), **changes}))
+        durable_write(self.path / "lock.json", sealed_bytes({**self.read_lock(), **changes}))
 
     @contextlib.contextmanager
     def locked(self, doing: str, failure: type[RayfedError] = RunFailed, check: bool = True) -> Iterator[None]:
@@ -47,7 +52,7 @@ class FencedFolder:
             fd = os.open(f"{self.path}/.lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 _flock(fd, self.path)
-                if check and (fence := int(self.read_lock()["fence"])) != self.fence:
+                if check and (fence := self.read_lock()["fence"]) != self.fence:
                     raise Fenced(
                         f"{self.path} has been taken over by another process (its fence is {fence}, this writer's "
                         f"{self.fence}); nothing was written"

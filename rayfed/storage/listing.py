@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -10,11 +9,12 @@ from typing import Any
 
 from rayfed.storage import round_log
 from rayfed.storage.owner import Owner
+from rayfed.storage.provenance import FILE, read_settings, settings_file
 from rayfed.storage.run_status import RunStatus
 from rayfed.storage.saved_config import method_name
 from rayfed.storage.study_folder import study_base, study_runs
 from rayfed.storage.sweep_folder import counts, load_sweep
-from rayfed.storage.text_files import read_json, read_yaml
+from rayfed.storage.text_files import read_json
 
 ENDED = tuple(s for s in RunStatus if s.ended)
 
@@ -31,13 +31,14 @@ def list_runs(folder: Path | str) -> list[dict[str, Any]]:
         if path.name.startswith(".") or not path.is_dir():
             continue
         try:
-            if (path / "study.yaml").is_file():
+            kind = settings_file(path)
+            if kind == "study.yaml":
                 found.append(study_entry(path))
-            elif (path / "sweep.yaml").is_file():
+            elif kind == "sweep.yaml":
                 found.append(sweep_entry(path))
-            elif (path / "config.yaml").is_file() and (path / "lock.json").is_file():
+            elif kind and ((path / "lock.json").is_file() or (path / FILE).is_file()):
                 found.append(run_entry(path))
-        except (OSError, ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
+        except Exception as error:  # one damaged folder must not hide the others
             unknown = {"method": None, "round": None, "rounds": None}
             found.append(_entry(path, "run", status=f"unreadable: {error}", **unknown))
     return sorted(found, key=lambda r: r["started"])
@@ -46,19 +47,20 @@ def list_runs(folder: Path | str) -> list[dict[str, Any]]:
 def status(path: Path) -> str:
     """Return a run's status from its summary or state, or `interrupted (...)` if no process works on it."""
     hint = f"(resume with: rayfed resume {path})"
-    known = read_json(path / "summary.json").get("status") or read_json(path / "state.json").get("status", "starting")
-    if known == "done":
-        return known
-    if known in ENDED:
+    if read_json(path / "summary.json").get("status") == RunStatus.DONE:
+        return "done"
+    known = str(read_json(path / "state.json").get("status", "starting"))
+    if known in (RunStatus.STOPPED, RunStatus.FAILED):
         return f"{known} {hint}"
     return _owned_status(known, read_json(path / "lock.json").get("owner")) or f"interrupted {hint}"
 
 
-def _owned_status(known: str, owner: Mapping[str, Any] | None) -> str | None:
-    """Return the status of what an owner works on; None if the owner does not run any more."""
-    if not owner or not Owner(**owner).alive():
+def _owned_status(known: str, about: Any) -> str | None:
+    """Return the status of what an owner, as its file names it, works on; None if it does not run any more."""
+    owner = Owner.read(about)
+    if owner is None or not owner.alive():
         return None
-    return known if Owner(**owner).here() else f"{known} (owner on {owner['host']}, not checked)"
+    return known if owner.here() else f"{known} (owner on {owner.host}, not checked)"
 
 
 def started(path: Path) -> str:
@@ -77,7 +79,7 @@ def _entry(path: Path, kind: str, **about: Any) -> dict[str, Any]:
 
 def run_entry(path: Path) -> dict[str, Any]:
     """Return a run's entry in the list."""
-    config = read_yaml(path / "config.yaml")
+    config = read_settings(path)
     about = {
         "method": method_name(config),
         "status": status(path),
@@ -95,10 +97,10 @@ def _round(path: Path) -> int:
 
 def study_entry(path: Path) -> dict[str, Any]:
     """Return a study's entry in the list."""
-    study = read_yaml(path / "study.yaml")
+    study = read_settings(path, "study.yaml")
     planned = list(study_runs(path, study))
-    begun = [folder for _, _, folder in planned if (folder / "config.yaml").is_file()]
-    known = {folder: int(read_yaml(folder / "config.yaml").get("rounds", 0)) for folder in begun}
+    begun = [folder for _, _, folder in planned if settings_file(folder)]
+    known = {folder: int(read_settings(folder).get("rounds", 0)) for folder in begun}
     default = study_base(study).get("rounds") or next(iter(known.values()), 0)
     arms = study.get("arms") or {}
     rounds = sum(

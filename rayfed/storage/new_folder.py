@@ -13,6 +13,7 @@ from pathlib import Path
 from rayfed.errors import ConfigError
 from rayfed.storage import object_store
 from rayfed.storage.atomic import durable_write, os_error_text, sync_dir
+from rayfed.storage.temporary import sweep, temporary
 
 
 def new_id(name: str) -> str:
@@ -42,9 +43,10 @@ def pointer_file(stored: str | None, *inner: str) -> dict[str, str | bytes]:
 
 def create_folder(target: Path, files: Mapping[str, str | bytes]) -> Path:
     """Create a folder with files in one step and return it. ConfigError if it exists or cannot be written."""
-    path, hidden = target.parent, target.parent / f".new-{secrets.token_hex(6)}"
+    path, hidden = target.parent, temporary(target.parent, "new")
     try:
         path.mkdir(parents=True, exist_ok=True)
+        sweep(path)
         hidden.mkdir()
         for file, content in files.items():
             (hidden / file).parent.mkdir(exist_ok=True)

@@ -23,8 +23,10 @@ from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
 from rayfed.storage.atomic import durable_write, remove, sync_dir
 from rayfed.storage.cache import cache_folder
 from rayfed.storage.owner import Owner
+from rayfed.storage.provenance import read_settings
 from rayfed.storage.study_folder import study_runs
-from rayfed.storage.text_files import json_bytes, read_json, read_yaml
+from rayfed.storage.temporary import sweep, temporary
+from rayfed.storage.text_files import json_bytes, load_json, sealed_bytes
 
 POINTER = "remote.json"  # in the local folder: the URI under which it is stored
 VERSIONS = "versions"  # prefix of keys of files whose plain name is in use
@@ -98,13 +100,20 @@ def local_folder(where: str | Path) -> tuple[Path, str | None]:
 
 def pointer_bytes(uri: str) -> bytes:
     """Return the content of `remote.json`."""
-    return json_bytes({"uri": uri})
+    return sealed_bytes({"uri": uri})
 
 
 def mirror_of(folder: Path) -> Mirror | None:
-    """Return the mirror of a local folder; None if it is not stored in object storage."""
+    """Return the mirror of a local folder; None if it is not stored in object storage. ConfigError if its pointer is damaged."""
     file = folder / POINTER
-    return Mirror(folder, json.loads(file.read_text(encoding="utf-8"))["uri"]) if file.is_file() else None
+    if not file.exists():
+        return None
+    try:
+        return Mirror(folder, str(load_json(file)["uri"]))
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(
+            f"{file} is damaged: {e}; it says where the run is stored. Resume it by its URI, or remove the file to go on without"
+        ) from None
 
 
 # -- upload ------------------------------------------------------------------------------------------------------------
@@ -285,10 +294,15 @@ def newest_manifest(fs: Any, base: str) -> dict[str, Any] | None:
     return None
 
 
-def download(uri: str, target: Path | None = None) -> Path:
+class DamagedObject(OSError):
+    """An object is not what a manifest says."""
+
+
+def download(uri: str, target: Path | None = None, *, strict: bool = True) -> Path:
     """Download a run, a study or a sweep into a folder, completely or not at all, and return the folder.
 
-    target: by default the folder in which it is continued. ConfigError if there is none, or if the folder is in use; RunFailed
+    target: by default the folder in which it is continued; strict: whether a damaged object is an error, or comes as it is, since
+    whoever resumes the run looks at every file of it. ConfigError if there is none, or if the folder is in use; RunFailed
     if an object is damaged.
     """
     uri = uri.rstrip("/")
@@ -296,15 +310,15 @@ def download(uri: str, target: Path | None = None) -> Path:
         raise ConfigError(problem)
     name = uri.partition("?")[0].rpartition("/")[2]
     target = target or runs_cache() / name
-    _restore(uri, target)
+    _restore(uri, target, strict)
     if (target / "study.yaml").is_file():
-        for arm, seed, where in study_runs(target, read_yaml(target / "study.yaml")):
+        for arm, seed, where in study_runs(target, read_settings(target, "study.yaml")):
             run = join_uri(uri, arm, f"seed-{seed}")
             if newest_manifest(*open_filesystem(run)):
-                _restore(run, where)
+                _restore(run, where, strict)
     if (target / "sweep.yaml").is_file():
         for inner in _stored_trials(uri):
-            _restore(join_uri(uri, *inner), target.joinpath(*inner))
+            _restore(join_uri(uri, *inner), target.joinpath(*inner), strict)
     return target
 
 
@@ -318,19 +332,32 @@ def _stored_trials(uri: str) -> list[tuple[str, ...]]:
     return sorted({tuple(p.removeprefix(f"{base}/").split("/")[:-1]) for p in found})
 
 
-def _restore(uri: str, target: Path) -> None:
-    """Download one folder, without the runs of a study or a sweep, which it keeps."""
+def _restore(uri: str, target: Path, strict: bool) -> None:
+    """Download one folder, without the runs of a study or a sweep, which it keeps. Arguments as in `download`."""
     fs, base = open_filesystem(uri)
     try:
         manifest = newest_manifest(fs, base)
         if manifest is None:
-            raise ConfigError(f"{uri}: there is no run (it would hold a manifest-*.json)")
+            torn = [key.rpartition("/")[2] for key in _manifests(fs, base)]
+            raise ConfigError(
+                f"{uri}: {', '.join(torn)} is damaged, and without it nothing says which objects are the run; its folder on the "
+                f"machine where it ran, by default below {runs_cache()}, can be resumed"
+                if torn
+                else f"{uri}: there is no run (it would hold a manifest-*.json)"
+            )
         check_unused(target)
-        hidden = target.parent / f".new-{secrets.token_hex(6)}"
+        hidden = temporary(target.parent, "new")
         try:
             hidden.mkdir(parents=True)
+            sweep(target.parent)
             for name, entry in manifest["files"].items():
-                _get(fs, base, name, entry, target, hidden, uri)
+                try:
+                    _get(fs, base, name, entry, target, hidden, uri)
+                except (DamagedObject, FileNotFoundError) as e:
+                    if strict:
+                        raise
+                    if isinstance(e, FileNotFoundError):
+                        remove(hidden / name)
             durable_write(hidden / POINTER, pointer_bytes(uri))
             for run in _inner_runs(target):
                 kept = hidden / run.relative_to(target)
@@ -338,7 +365,7 @@ def _restore(uri: str, target: Path) -> None:
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     os.rename(run, kept)
             if target.exists():
-                old = target.parent / f".old-{secrets.token_hex(6)}"
+                old = temporary(target.parent, "old")
                 os.rename(target, old)
                 remove(old)
             os.rename(hidden, target)
@@ -358,8 +385,14 @@ def _inner_runs(folder: Path) -> list[Path]:
 def check_unused(target: Path) -> None:
     """Check that no other process of this machine writes to a folder. ConfigError if one does."""
     for folder in (target, *_inner_runs(target)):
-        lock = read_json(folder / "lock.json").get("owner")
-        owner = Owner(**lock) if lock else None
+        try:
+            owner = Owner.read(load_json(folder / "lock.json").get("owner"))
+        except FileNotFoundError:
+            continue
+        except ValueError as e:
+            raise ConfigError(
+                f"{folder}/lock.json is damaged: {e}. Whether a process writes there cannot be seen: if none does, remove {folder}"
+            ) from None
         if owner and owner.here() and owner.alive() and owner.pid != os.getpid():
             raise ConfigError(f"{folder} is being written by {owner}, which still runs; stop it first")
 
@@ -383,6 +416,6 @@ def _get(fs: Any, base: str, name: str, entry: Mapping[str, Any], old: Path, new
             out.flush()
             os.fsync(out.fileno())
         if goal.stat().st_size != entry["size"] or _crc(goal, entry["size"]) != entry["crc32"]:
-            raise OSError(f"{name} is damaged in {uri}")
+            raise DamagedObject(f"{name} is damaged in {uri}")
 
     _retry(once)

@@ -4,20 +4,33 @@ During a run, rounds are lines of `parts/rows-FENCE.jsonl`, each appended at onc
 a run continues; a torn last line does not count. Client rows are `parts/clients-ROUND-FENCE.parquet`. At the end they become
 `metrics.parquet` and `clients/round-000005.parquet`. Readers take both forms, so that a crash between them loses nothing and
 doubles nothing.
+
+A line ends with a checksum of the rest of it, and holds size and checksum of its round's client rows. `metrics.parquet` has the
+same in its schema's metadata, where readers of Parquet do not stumble over it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rayfed.storage.atomic import durable_write, make_folder, sync_dir, write_all
+from rayfed.errors import DamagedFile
+from rayfed.storage.atomic import Sum, durable_write, free_aside, make_folder, set_aside, sync_dir, write_all
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+LINE = re.compile(rb'(\{.*), "crc32": (\d+)\}')
+ROWS = re.compile(r"rows-(\d+)\.jsonl")
+CLIENTS = re.compile(r"clients-(\d+)-(\d+)\.parquet")
+ROUND = re.compile(r"round-(\d+)\.parquet")
+METADATA = b"rayfed"  # key of the checksums in the schema of metrics.parquet
 
 Row = dict[str, Any]
 
@@ -33,45 +46,153 @@ def number(name: str, value: Any) -> float | int | None:
     raise TypeError(f"metric {name!r} must be a number or None, found {type(value).__name__}")
 
 
-def _fence(path: Path) -> int:
-    return int(path.stem.rsplit("-", 1)[1])
+class Line(NamedTuple):
+    """A whole line of a part file: its row, the sum of its round's client rows if it was evaluated, and its bytes."""
+
+    row: Row
+    clients: Sum | None
+    content: bytes
 
 
-def _parts(folder: Path, pattern: str) -> list[Path]:
-    """Return part files, oldest writer first."""
-    return sorted((folder / "parts").glob(pattern), key=lambda p: (_fence(p), p.name))
+class Log(NamedTuple):
+    """Rows by round, in order, and the sums of the client rows of those rounds that were evaluated."""
+
+    rows: dict[int, Row]
+    clients: dict[int, Sum]
 
 
-def _lines(path: Path) -> tuple[list[Row], bool]:
-    """Return (complete rows, whether the file holds nothing else)."""
-    whole, torn = [], False
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            row = json.loads(line) if line else None
-        except ValueError:
-            row, torn = None, True
-        if isinstance(row, dict) and isinstance(row.get("round"), int):
-            whole.append(row)
-        elif line:
-            torn = True
-    return whole, not torn
+def _parts(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """Return part files, oldest writer first; other files in the folder do not count."""
+    where = folder / "parts"
+    found = [(pattern.fullmatch(n), n) for n in (os.listdir(where) if where.is_dir() else ())]
+    return [where / n for _, n in sorted((int(m.groups()[-1]), n) for m, n in found if m)]
 
 
-def _compacted(folder: Path) -> list[Row]:
+def _line(row: Mapping[str, Any], clients: Sum | None) -> bytes:
+    """Return a row as a line with its checksum."""
+    text = json.dumps({**row, **({"clients": clients} if clients else {})})
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode()
+
+
+def _parse(line: bytes) -> Line | None:
+    """Return what `_line` made a line of; None if it is damaged."""
+    found = LINE.fullmatch(line)
+    text = found[1] + b"}" if found else b""
+    if found is None or zlib.crc32(text) != int(found[2]):
+        return None
+    row = json.loads(text)
+    clients = row.pop("clients", None)
+    return Line(row, None if clients is None else Sum(*clients), line + b"\n")
+
+
+def _lines(path: Path) -> tuple[list[Line], list[int]]:
+    """Return (whole lines, numbers of damaged ones); the rest after the last line's end is torn and does not count.
+
+    DamagedFile if the file cannot be read.
+    """
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as e:
+        raise DamagedFile(path.parent.parent, path, f"it cannot be read: {e.strerror or e}") from None
+    parsed = [_parse(line) for line in lines]
+    return [p for p in parsed if p], [i for i, p in enumerate(parsed, 1) if p is None]
+
+
+def _compacted(folder: Path) -> Log:
+    """Read `metrics.parquet`; empty if there is none. DamagedFile if it is not as it was written."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = folder / "metrics.parquet"
     if not path.exists():
-        return []
-    return pq.read_table(path).to_pylist()
+        return Log({}, {})
+    try:
+        found = pq.read_table(pa.BufferReader(path.read_bytes()))
+        about = json.loads((found.schema.metadata or {})[METADATA])
+        clients = {int(r): Sum.read(s) for r, s in about["clients"].items()}
+        rows = found.to_pylist()
+    except KeyError:
+        raise DamagedFile(folder, path, "it has no checksum, so another program wrote it") from None
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as e:
+        raise DamagedFile(folder, path, f"it cannot be read: {e}") from None
+    if about.get("crc32") != _checksum(rows, clients):
+        raise DamagedFile(folder, path, "it has a wrong checksum")
+    return Log({row["round"]: row for row in rows}, clients)
+
+
+def _compacted_bytes(log: Log) -> Any:
+    """Return the content of `metrics.parquet`."""
+    found = table(list(log.rows.values()))
+    about = {"clients": log.clients, "crc32": _checksum(found.to_pylist(), log.clients)}
+    return _parquet(found.replace_schema_metadata({METADATA: json.dumps(about).encode()}))
+
+
+def _checksum(rows: Sequence[Row], clients: Mapping[int, Sum]) -> int:
+    return zlib.crc32(json.dumps([rows, sorted(clients.items())]).encode())
 
 
 def read(folder: Path) -> dict[int, Row]:
-    """Return all rows by round, in order; where two writers left the same round, the later writer's."""
-    found = {row["round"]: row for row in _compacted(folder)}
-    for path in _parts(folder, "rows-*.jsonl"):
-        found.update({row["round"]: row for row in _lines(path)[0]})
-    return dict(sorted(found.items()))
+    """Return all rows by round, in order; where two writers left the same round, the later writer's.
+
+    DamagedFile where rows are not as they were written, or rows between others are lost. Damaged lines at the end of a part are
+    as a crash may leave them: they do not count.
+    """
+    return read_log(folder).rows
+
+
+def read_log(folder: Path) -> Log:
+    """Return what `read` returns, with the sums of client rows."""
+    rows, clients = _compacted(folder)
+    for path in _parts(folder, ROWS):
+        lines, damaged = _lines(path)
+        if damaged and damaged[0] <= len(lines):
+            raise DamagedFile(folder, path, f"line {damaged[0]} has a wrong checksum")
+        rows |= {line.row["round"]: line.row for line in lines}
+        clients |= {line.row["round"]: line.clients for line in lines if line.clients}
+    lost = next((r for r in range(1, max(rows, default=0)) if r not in rows), None)
+    if lost:
+        raise DamagedFile(folder, folder / "parts", f"the row of round {lost} is lost")
+    return Log(dict(sorted(rows.items())), clients)
+
+
+def mend(folder: Path) -> Iterator[tuple[str, str]]:
+    """Set damaged files of rows aside, in the run's folder; yield (file and what was found, its new name) of each.
+
+    Of a part with damaged lines a copy is set aside, and the whole lines stay.
+    """
+    try:
+        _compacted(folder)
+    except DamagedFile as e:
+        yield f"metrics.parquet: {e.found}", set_aside(e.file).name
+    for path in _parts(folder, ROWS):
+        try:
+            lines, damaged = _lines(path)
+        except DamagedFile as e:
+            yield f"parts/{path.name}: {e.found}", set_aside(path, folder).name
+            continue
+        if damaged:
+            aside = free_aside(path, folder)
+            shutil.copyfile(path, aside)
+            durable_write(path, *(line.content for line in lines))
+            yield f"parts/{path.name}: line {', '.join(map(str, damaged[:5]))} has a wrong checksum", aside.name
+
+
+def lost_rows(folder: Path) -> tuple[int, dict[int, str]]:
+    """Return (the last round up to which all rows are there, evaluated round -> what is wrong with its client rows)."""
+    rows, clients = _compacted(folder)
+    for path in _parts(folder, ROWS):
+        for line in _lines(path)[0]:
+            rows[line.row["round"]] = line.row
+            clients |= {line.row["round"]: line.clients} if line.clients else {}
+    whole = 0
+    while whole + 1 in rows:
+        whole += 1
+    files = client_files(folder)
+    found = {}
+    for r, wanted in clients.items():
+        if damage := wanted.damage(files[r]) if r in files else "it is missing":
+            found[r] = damage
+    return whole, found
 
 
 def table(rows: Sequence[Row]) -> pa.Table:
@@ -89,13 +210,15 @@ def table(rows: Sequence[Row]) -> pa.Table:
     return pa.table(columns)
 
 
-def append(folder: Path, fence: int, round: int, row: Mapping[str, Any], sync: bool = True) -> Callable[[], None]:
+def append(
+    folder: Path, fence: int, round: int, row: Mapping[str, Any], clients: Sum | None = None, sync: bool = True
+) -> Callable[[], None]:
     """Append a row, and return a function that removes it again.
 
-    sync: wait until it and all rows before it are on the disk, so that they survive the machine, not only this process. After
-    an OSError the row is not there.
+    clients: what `write_clients` returned for the round; sync: wait until the row and all before it are on the disk, so that they
+    survive the machine, not only this process. After an OSError the row is not there.
     """
-    line = json.dumps({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}).encode() + b"\n"
+    line = _line({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}, clients)
     path = f"{folder}/parts/rows-{fence}.jsonl"
     try:
         fd, fresh = os.open(path, os.O_RDWR), False
@@ -141,8 +264,9 @@ def _cut_torn_line(fd: int) -> int:
 # -- clients -----------------------------------------------------------------------------------------------------------
 
 
-def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mapping[str, Any]]) -> None:
-    """Write a Parquet part with a row per client, column `round` first. It counts once the round's own row is there."""
+def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mapping[str, Any]]) -> Sum:
+    """Write a Parquet part with a row per client, column `round` first; return its sum. It counts once the round's own row is
+    there."""
     import pyarrow as pa
 
     names = list(dict.fromkeys(name for row in clients for name in row if name != "round"))
@@ -150,7 +274,9 @@ def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mappin
     for name in names:
         columns[name] = pa.array(_column([row.get(name) for row in clients]), from_pandas=False)
     make_folder(folder / "parts")
-    durable_write(folder / "parts" / f"clients-{round:06d}-{fence}.parquet", _parquet(pa.table(columns)))
+    content = _parquet(pa.table(columns))
+    durable_write(folder / "parts" / f"clients-{round:06d}-{fence}.parquet", content)
+    return Sum.of(content)
 
 
 def _column(values: Sequence[Any]) -> list[Any]:
@@ -173,19 +299,32 @@ def _parquet(content: pa.Table) -> Any:
 
 def client_files(folder: Path) -> dict[int, Path]:
     """Return round -> file of its client rows, also of rounds that were not committed; a later writer's part takes precedence."""
-    found = {int(p.stem.removeprefix("round-")): p for p in (folder / "clients").glob("round-*.parquet")}
-    found.update({int(p.stem.split("-")[1]): p for p in _parts(folder, "clients-*.parquet")})
-    return dict(sorted(found.items()))
+    return dict(sorted(dict(_client_files(folder)).items()))
+
+
+def _client_files(folder: Path) -> list[tuple[int, Path]]:
+    where = folder / "clients"
+    done = [(ROUND.fullmatch(n), n) for n in (os.listdir(where) if where.is_dir() else ())]
+    found = [(int(m[1]), where / n) for m, n in done if m]
+    return found + [(int(p.stem.split("-")[1]), p) for p in _parts(folder, CLIENTS)]
 
 
 def read_clients(folder: Path, round: int | None = None) -> list[Row]:
-    """Return client rows of a committed evaluated round, by default the newest that has any; empty if there are none."""
+    """Return client rows of a committed evaluated round, by default the newest that has any; empty if there are none.
+
+    DamagedFile if they are not as they were written.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    committed = read(folder)
-    files = {r: p for r, p in client_files(folder).items() if r in committed}
-    path = files.get(max(files) if round is None and files else round or 0)
-    return pq.read_table(path).to_pylist() if path else []
+    committed = read_log(folder).clients
+    round = max(committed, default=0) if round is None else round
+    if round not in committed:
+        return []
+    path = client_files(folder).get(round, folder / "clients" / f"round-{round:06d}.parquet")
+    if damage := committed[round].damage(path):
+        raise DamagedFile(folder, path, damage)
+    return pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
 
 
 # -- rounds with their clients -----------------------------------------------------------------------------------------
@@ -193,39 +332,45 @@ def read_clients(folder: Path, round: int | None = None) -> list[Row]:
 
 def drop_after(folder: Path, last: int) -> int:
     """Drop every round after `last`, in all forms; returns the number of rows. Each file changes atomically; may be repeated."""
-    dropped = {r for r in read(folder) if r > last}
-    for path in _parts(folder, "rows-*.jsonl"):
-        rows, clean = _lines(path)
-        kept = [row for row in rows if row["round"] <= last]
+    dropped: set[int] = set()
+    for path in _parts(folder, ROWS):
+        lines, _ = _lines(path)
+        kept = [line.content for line in lines if line.row["round"] <= last]
+        dropped |= {line.row["round"] for line in lines if line.row["round"] > last}
         if not kept:
             os.unlink(path)
-        elif not clean or len(kept) < len(rows):
-            durable_write(path, b"".join(json.dumps(row).encode() + b"\n" for row in kept))
+        elif sum(map(len, kept)) < path.stat().st_size:
+            durable_write(path, *kept)
     done = _compacted(folder)
-    if any(row["round"] > last for row in done):
+    if later := [r for r in done.rows if r > last]:
+        dropped |= set(later)
         if last:
-            durable_write(folder / "metrics.parquet", _parquet(table([row for row in done if row["round"] <= last])))
+            rows = {r: row for r, row in done.rows.items() if r <= last}
+            durable_write(
+                folder / "metrics.parquet",
+                _compacted_bytes(Log(rows, {r: s for r, s in done.clients.items() if r <= last})),
+            )
         else:
             os.unlink(folder / "metrics.parquet")
-    for path in [*_parts(folder, "clients-*.parquet"), *(folder / "clients").glob("round-*.parquet")]:
-        if int(path.stem.split("-")[1]) > last:
+    for round, path in _client_files(folder):
+        if round > last:
             os.unlink(path)
     return len(dropped)
 
 
 def compact(folder: Path) -> dict[int, Row]:
     """Turn parts into `metrics.parquet` and `clients/*.parquet`; returns the rows."""
-    rows = read(folder)
-    durable_write(folder / "metrics.parquet", _parquet(table(list(rows.values()))))
+    log = read_log(folder)
+    durable_write(folder / "metrics.parquet", _compacted_bytes(log))
     clients = folder / "clients"
     make_folder(clients)
     for round, path in client_files(folder).items():
-        if round in rows and path.parent != clients:
+        if round in log.clients and path.parent != clients:
             os.replace(path, clients / f"round-{round:06d}.parquet")
     sync_dir(clients)
     # Only now are the parts not needed any more.
-    if (folder / "parts").is_dir():
-        for path in (folder / "parts").iterdir():
-            os.unlink(path)
+    for path in [*_parts(folder, ROWS), *_parts(folder, CLIENTS)]:
+        os.unlink(path)
+    if (folder / "parts").is_dir() and not os.listdir(folder / "parts"):
         os.rmdir(folder / "parts")
-    return rows
+    return log.rows

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -18,24 +16,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rayfed.config import user_code
-from rayfed.errors import ConfigError, Fenced, RunFailed, nearest
+from rayfed.errors import ConfigError, DamagedFile, Fenced, RunFailed, nearest
 from rayfed.metrics import outcome
-from rayfed.storage import object_store, round_log, snapshots
-from rayfed.storage.atomic import durable_write, os_error_text, remove_leftovers, sync_dir, write_all
+from rayfed.storage import object_store, provenance, round_log, snapshots
+from rayfed.storage.atomic import Sum, durable_write, os_error_text, remove_leftovers, set_aside, sync_dir, write_all
+from rayfed.storage.events import read_events
 from rayfed.storage.fence import FencedFolder
 from rayfed.storage.new_folder import create_folder, new_id, pointer_file
 from rayfed.storage.owner import Owner
 from rayfed.storage.saved_config import section
-from rayfed.storage.text_files import json_bytes, read_yaml, timestamp, yaml_bytes
+from rayfed.storage.temporary import sweep, temporary
+from rayfed.storage.text_files import json_bytes, read_json, sealed_bytes, timestamp, yaml_bytes
 from rayfed.storage.versions import versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# what a run folder holds where, and of which kind it is
+FILES = ("config.yaml", "lock.json", "state.json", "summary.json", "events.jsonl", "metrics.parquet", "report.html")
+FOLDERS = ("parts", "clients", "snapshots", "segments", "model", "plots", "debug", "tensorboard")
+
 
 def read_metrics(path: Path) -> pa.Table:
     """Return a table of a run, finished or not: a row per committed round, `round` from 1, null where a metric was not measured."""
     return round_log.table(list(round_log.read(Path(path)).values()))
+
+
+def model_damage(path: Path, name: str = "") -> str | None:
+    """Return what is wrong with the files of a run's `model/` (of that name, with any ending) against its summary; None if nothing
+    is."""
+    files = read_json(path / "summary.json").get("files") or {}
+    found = (
+        (file, Sum.read(wanted).damage(path / file))
+        for file, wanted in files.items()
+        if file.startswith(f"model/{name}")
+    )
+    return next((f"{file}: {damage}" for file, damage in found if damage), None)
+
+
+def find_damage(path: Path) -> str | None:
+    """Return what is wrong with the rows or the models of a run that has ended, None if nothing is."""
+    try:
+        rows, clients = round_log.read_log(path)
+        if (ended := read_json(path / "summary.json").get("rounds", 0)) > len(rows):
+            return f"metrics.parquet: {len(rows)} rows found, the run has {ended} rounds"
+        files = round_log.client_files(path)
+        lost = next((r for r, wanted in clients.items() if r not in files or wanted.damage(files[r])), None)
+        return f"the client rows of round {lost} are damaged" if lost else model_damage(path)
+    except DamagedFile as e:
+        return f"{e.file}: {e.found}"
 
 
 class RunFolder(FencedFolder):
@@ -58,14 +87,20 @@ class RunFolder(FencedFolder):
         exact: bool = False,
         run_id: str | None = None,
         stored: str | None = None,
+        split: str | None = None,
+        code: Mapping[str, str] | None = None,
     ) -> RunFolder:
         """Create `PATH/NAME-ID`, or PATH itself if `exact` (a study's `ARM/seed-S`). ConfigError if that is not possible.
 
-        run_id: instead of a new NAME-ID; stored: the URI under which every commit is uploaded (of PATH itself if `exact`).
+        run_id: instead of a new NAME-ID; stored: the URI under which every commit is uploaded (of PATH itself if `exact`);
+        split, code: digests that `provenance.json` holds (`rayfed.launch.origin`).
         """
         run_id = run_id or new_id(str(config.get("name") or "run"))
         lock = {"run": run_id, "fence": 1, "owner": asdict(owner), "time": timestamp()}
-        files: dict[str, str | bytes] = {"config.yaml": yaml_bytes(config), "lock.json": json_bytes(lock), ".lock": b""}
+        text = yaml_bytes(config)
+        made = provenance.Provenance("config.yaml", text.decode(), split=split, code=code or {})
+        files: dict[str, str | bytes] = {"config.yaml": text, "lock.json": sealed_bytes(lock), ".lock": b""}
+        files[provenance.FILE] = made.to_bytes()
         files |= {**user_code.written(config), **pointer_file(stored, *([] if exact else [run_id]))}
         folder = cls(create_folder(Path(path) if exact else Path(path) / run_id, files), 1)
         folder.event("created", owner=str(owner))
@@ -82,15 +117,19 @@ class RunFolder(FencedFolder):
         _check_run_folder(path)
         folder = cls(path, 0)
         with folder.locked("open the run", ConfigError, check=False):
-            lock = folder.read_lock()
-            previous = Owner(**lock["owner"]) if lock.get("owner") else None
+            previous = folder._previous_owner()
             if previous:
                 _check_gone(path, previous, owner)
-            folder.fence = int(lock["fence"]) + 1
+            mended = folder._mend()
+            lock = folder.read_lock()
+            folder.fence = lock["fence"] + 1
             folder.write_lock(fence=folder.fence, owner=asdict(owner), time=timestamp())
             for part in ("", "parts", "clients", "snapshots", "segments"):
                 remove_leftovers(path / part)
             folder._event("opened", owner=str(owner), before=str(previous) if previous else None)
+            for found, aside in mended:
+                folder._note_aside(found, aside)
+        sweep(path.parent)
         folder.upload()
         return folder
 
@@ -104,25 +143,27 @@ class RunFolder(FencedFolder):
         *,
         owner: Owner,
         stored: str | None = None,
+        split: str | None = None,
+        code: Mapping[str, str] | None = None,
     ) -> RunFolder:
         """Create a run at PATH that continues another one after `round`, under its own config.
 
-        It has the source's rows up to there and its snapshot of that round. stored: as in `create`. RunFailed if there is no
+        It has the source's rows up to there and its snapshot of that round. stored, split, code: as in `create`. RunFailed if there is no
         such snapshot.
         """
         snapshot = dict(snapshots.list_snapshots(source / "snapshots")).get(round)
         damage = "it is not there" if snapshot is None else snapshots.find_damage(snapshot, round)
         if snapshot is None or damage:
             raise RunFailed(f"{source} cannot be cloned at round {round}: of its snapshot, {damage}")
-        folder = cls.create(path.parent / f".clone-{secrets.token_hex(6)}", config, owner=owner, exact=True)
-        hidden = folder.path
+        hidden = temporary(path.parent, "clone")
+        folder = cls.create(hidden, config, owner=owner, exact=True, split=split, code=code)
         try:
             _copy_states(source, snapshot, hidden)
             for r, row in round_log.read(source).items():
                 if r <= round:
-                    round_log.append(hidden, folder.fence, r, {k: v for k, v in row.items() if k != "round"})
-                    if clients := round_log.read_clients(source, r):
-                        round_log.write_clients(hidden, folder.fence, r, clients)
+                    clients = round_log.read_clients(source, r)
+                    summed = round_log.write_clients(hidden, folder.fence, r, clients) if clients else None
+                    round_log.append(hidden, folder.fence, r, row, summed)
             folder.event("cloned", source=str(source), round=round)
             for name, content in pointer_file(stored).items():
                 durable_write(hidden / name, content)
@@ -135,6 +176,40 @@ class RunFolder(FencedFolder):
         clone = cls(path, folder.fence)
         clone.upload()
         return clone
+
+    def _previous_owner(self) -> Owner | None:
+        try:
+            return Owner.read(self.read_lock().get("owner"))
+        except (OSError, DamagedFile):  # a writer that still runs is told by the new fence
+            return None
+
+    def _mend(self) -> list[tuple[str, str | None]]:
+        """Set aside what cannot be what its name says, and write a lock where there is no whole one; return (file and what was
+        found, its new name) of each."""
+        mended: list[tuple[str, str | None]] = []
+        for name, kind in (*((n, "a file") for n in FILES), *((n, "a folder") for n in FOLDERS)):
+            path = self.path / name
+            right = path.is_dir() if kind == "a folder" else path.is_file()
+            if (path.exists() or path.is_symlink()) and not right:
+                mended.append((f"{name}: it is not {kind}", set_aside(path).name))
+        try:
+            self.read_lock()
+        except FileNotFoundError:
+            mended.append(("lock.json: it is missing", None))
+        except DamagedFile as e:
+            mended.append((f"lock.json: {e.found}", set_aside(e.file).name))
+        if any(found.startswith("lock.json") for found, _ in mended):
+            known = str(read_json(self.path / "state.json").get("run") or self.path.name)
+            lock = {"run": known, "fence": self._newest_fence(), "owner": None, "time": timestamp()}
+            durable_write(self.path / "lock.json", sealed_bytes(lock))
+        return mended
+
+    def _newest_fence(self) -> int:
+        """Return the highest fence of which the folder has a trace, at least 1."""
+        names = [p.stem for p in (*self.path.glob("parts/*"), *self.path.glob("segments/*"))]
+        found = [int(n.rpartition("-")[2]) for n in names if n.rpartition("-")[2].isdigit()]
+        found += [e["fence"] for e in read_events(self.path) if type(e.get("fence")) is int]
+        return max(found, default=1)
 
     @classmethod
     def attach(cls, path: Path, fence: int) -> RunFolder:
@@ -156,8 +231,8 @@ class RunFolder(FencedFolder):
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.yaml`."""
-        return read_yaml(self.path / "config.yaml")
+        """The run's config as it was last written. ConfigError if it cannot be read."""
+        return provenance.read_settings(self.path)
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
@@ -179,11 +254,10 @@ class RunFolder(FencedFolder):
                 raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
             keep = self._keep if snapshot else 0
             folder = self.path / "snapshots"
-            if clients:
-                round_log.write_clients(self.path, self.fence, round, clients)
+            summed = round_log.write_clients(self.path, self.fence, round, clients) if clients else None
             staged = snapshots.stage(folder, round, self.fence, snapshot) if snapshot else None
             # The row before the snapshot becomes visible: every snapshot then has all its rows.
-            undo = round_log.append(self.path, self.fence, round, row, sync=staged is not None)
+            undo = round_log.append(self.path, self.fence, round, row, summed, sync=staged is not None)
             if staged:
                 try:
                     snapshots.publish(staged, round)
@@ -200,22 +274,44 @@ class RunFolder(FencedFolder):
         Drops what was written after it, so that the run continues from there, and `summary.json`: the run has not ended.
         """
         with self.locked("go back to the last snapshot"):
-            rows = round_log.read(self.path)
+            for found, aside in round_log.mend(self.path):
+                self._note_aside(found, aside)
+            whole, lost = round_log.lost_rows(self.path)
+            for round, damage in lost.items():
+                self._set_client_rows_aside(round, damage)
             chosen: tuple[int, Path | None] = (0, None)
+            segments: dict[Path, str] = {}
             for round, path in snapshots.list_snapshots(self.path / "snapshots"):
-                lost = next((r for r in range(1, round + 1) if r not in rows), None)
-                reason = f"the row of round {lost} is lost" if lost else snapshots.find_damage(path, round)
+                reason = snapshots.find_damage(path, round)
+                segments |= snapshots.damaged_segments(path) if reason else {}
+                if whole < round:
+                    reason = f"the row of round {whole + 1} is lost"
+                elif first := min((r for r in lost if r <= round), default=0):
+                    reason = f"the client rows of round {first} are lost"
                 if reason is None:
                     chosen = (round, path)
                     break
-                aside = snapshots.set_aside(path)
-                self._event("snapshot skipped", round=round, reason=reason, moved_to=aside.name)
+                self._note_aside(f"snapshots/{path.name}: {reason}", set_aside(path).name)
+            for file, damage in segments.items():
+                if file.exists():
+                    self._note_aside(f"segments/{file.name}: {damage}", set_aside(file).name)
             (self.path / "summary.json").unlink(missing_ok=True)
             dropped = round_log.drop_after(self.path, chosen[0])
             if dropped or chosen[0]:
                 self._event("rewound", round=chosen[0], rows_dropped=dropped)
             self._last = chosen[0]
             return chosen
+
+    def _set_client_rows_aside(self, round: int, damage: str) -> None:
+        """Set client rows aside that are not as they were written, where there are any."""
+        path = round_log.client_files(self.path).get(round)
+        where = path.relative_to(self.path) if path else f"clients/round-{round:06d}.parquet"
+        self._note_aside(f"{where}: {damage}", set_aside(path, self.path).name if path else None)
+
+    def _note_aside(self, found: str, aside: str | None) -> None:
+        """Write down what was found of a file, and what it is called now; None where there is nothing left of it."""
+        where = f"; set aside as {aside}" if aside else ""
+        self._event("set aside", note=f"{found}{where}", moved_to=aside)
 
     def metrics(self) -> pa.Table:
         """Return a row per committed round: column `round` from 1, then every metric, null where it was not measured."""
@@ -251,13 +347,28 @@ class RunFolder(FencedFolder):
         """Replace `state.json`, the live status, by the fields and run, pid, host and time."""
         with self.locked("write state.json"):
             process = {"pid": os.getpid(), "host": socket.gethostname(), "time": timestamp()}
-            content = json_bytes({"run": self.run_id, **fields, **process}, 1)
+            content = sealed_bytes({"run": self.run_id, **fields, **process}, 1)
             durable_write(self.path / "state.json", content, sync=False)
 
     def set_config(self, config: Mapping[str, Any]) -> None:
         """Replace `config.yaml`."""
         with self.locked("write config.yaml"):
-            durable_write(self.path / "config.yaml", yaml_bytes(config))
+            text = yaml_bytes(config)
+            try:
+                known = provenance.Provenance.read(self.path)
+            except ValueError:
+                known = None
+            known = known or provenance.Provenance("config.yaml", text.decode())
+            self._write_provenance(known.with_text(text.decode(), self.path))
+            durable_write(self.path / "config.yaml", text)
+
+    def set_provenance(self, now: provenance.Provenance) -> None:
+        """Replace `provenance.json`: what the run is made from since it was resumed."""
+        with self.locked(f"write {provenance.FILE}"):
+            self._write_provenance(now)
+
+    def _write_provenance(self, now: provenance.Provenance) -> None:
+        durable_write(self.path / provenance.FILE, now.to_bytes())
 
     # -- ending --------------------------------------------------------------------------------------------------------
 
@@ -279,9 +390,13 @@ class RunFolder(FencedFolder):
                 "executor": section(config, "resources").get("executor"),
                 "versions": versions(),
                 "metrics": outcome(list(rows.values())),
-                "notes": [],
             }
-            durable_write(self.path / "summary.json", json_bytes({**defaults, **summary, "status": status}, 1))
+            noted = [e["note"] for e in read_events(self.path) if "note" in e]
+            notes = list(dict.fromkeys([*noted, *summary.get("notes", [])]))
+            models = sorted(p for p in (self.path / "model").rglob("*") if p.is_file())
+            files = {p.relative_to(self.path).as_posix(): Sum.of_file(p) for p in models}
+            content = {**defaults, **summary, "status": status, "notes": notes, "files": files}
+            durable_write(self.path / "summary.json", sealed_bytes(content, 1))
             with contextlib.suppress(OSError):  # the summary says it
                 self._event("finished", status=status, rounds=defaults["rounds"])
                 self.write_lock(owner=None)
@@ -307,9 +422,7 @@ def _copy_states(source: Path, snapshot: Path, target: Path) -> None:
     shutil.copytree(snapshot, target / "snapshots" / snapshot.name)
     if (source / user_code.FOLDER).is_dir():
         shutil.copytree(source / user_code.FOLDER, target / user_code.FOLDER, dirs_exist_ok=True)
-    manifest = snapshot / "clients.json"
-    states = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-    for segment in {s for s, _ in states.values()}:
+    for segment in snapshots.read_segments(snapshot):
         (target / "segments").mkdir(exist_ok=True)
         file = Path("segments") / f"{segment}.safetensors"
         shutil.copyfile(source / file, target / file)
@@ -330,9 +443,9 @@ def _check_gone(path: Path, previous: Owner, owner: Owner) -> None:
 
 def _check_run_folder(path: Path) -> None:
     """Raise ConfigError if a folder is not a run's."""
-    for name in ("config.yaml", "lock.json"):
-        if not (path / name).is_file():
-            if path.is_dir():
-                raise ConfigError(f"{path} is not a run folder: it has no {name}")
-            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise ConfigError(f"there is no run folder {path}{nearest(path.name, siblings)}")
+    if any((path / name).is_file() for name in ("config.yaml", provenance.FILE)):
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path} is not a run folder: it has no config.yaml")
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise ConfigError(f"there is no run folder {path}{nearest(path.name, siblings)}")

@@ -1,6 +1,6 @@
 """Snapshots of a run: a folder counts only if its `manifest.json`, written last, agrees with every file in it.
 
-Temporary folders begin with a dot.
+So do the segments of client states that its `segments.json` names. Temporary folders begin with a dot.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rayfed.storage.atomic import durable_write, make_folder, remove, sync_dir
+from rayfed.storage.atomic import Sum, durable_write, make_folder, remove, set_aside, sync_dir
+from rayfed.storage.text_files import load_json, sealed_bytes
+
+SEGMENTS = "segments.json"  # in a snapshot: segment -> its file's size and checksum
 
 
 def folder_name(round: int) -> str:
@@ -38,9 +40,9 @@ def stage(snapshots: Path, round: int, fence: int, fill: Callable[[Path], None])
                     os.fsync(fd)  # the callback may have used plain writes
                 finally:
                     os.close(fd)
-                files[path.relative_to(hidden).as_posix()] = {"size": path.stat().st_size, "crc32": _crc(path)}
+                files[path.relative_to(hidden).as_posix()] = Sum.of_file(path)._asdict()
         manifest = {"fence": fence, "round": round, "rows": round, "time": time.time(), "files": files}
-        durable_write(hidden / "manifest.json", json.dumps(manifest, indent=1).encode())
+        durable_write(hidden / "manifest.json", sealed_bytes(manifest, 1))
     except Exception:
         remove(hidden)
         raise
@@ -57,14 +59,6 @@ def publish(hidden: Path, round: int) -> Path:
     return target
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a snapshot that cannot be used to `.damaged-...`, where its owner can inspect it; returns the new path."""
-    aside = path.parent / f".damaged-{path.name}"
-    remove(aside)
-    os.replace(path, aside)
-    return aside
-
-
 def list_snapshots(snapshots: Path) -> list[tuple[int, Path]]:
     """Return (round, folder) of everything named like a snapshot, newest first."""
     found = []
@@ -75,25 +69,48 @@ def list_snapshots(snapshots: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def find_damage(path: Path, round: int) -> str | None:
-    """Return what is wrong with a snapshot, None if every file has the size and checksum of the manifest."""
+def write_segments(snapshot: Path, sums: Mapping[str, Sum]) -> None:
+    """Write which segments a snapshot that is being filled leads to, and their sums."""
+    (snapshot / SEGMENTS).write_text(json.dumps(dict(sums)), encoding="utf-8")
+
+
+def read_segments(snapshot: Path) -> dict[str, Sum]:
+    """Return the segments that a snapshot leads to, and their sums. OSError or ValueError if they cannot be read."""
+    file = snapshot / SEGMENTS
+    found = json.loads(file.read_bytes()) if file.exists() else {}
+    return {str(name): Sum.read(value) for name, value in found.items()}
+
+
+def segment_file(snapshot: Path, name: str) -> Path:
+    """Return the file of a segment that a run's snapshot names."""
+    return snapshot.parent.parent / "segments" / f"{name}.safetensors"
+
+
+def damaged_segments(path: Path) -> dict[Path, str]:
+    """Return file -> what is wrong with it for each damaged segment that a snapshot leads to; empty where it does not say which."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        named = read_segments(path)
+    except (OSError, ValueError, AttributeError):
+        return {}
+    files = ((segment_file(path, name), wanted) for name, wanted in named.items())
+    return {file: damage for file, wanted in files if (damage := wanted.damage(file))}
+
+
+def find_damage(path: Path, round: int) -> str | None:
+    """Return what is wrong with a snapshot, None if every file that it leads to has the size and checksum that it should have."""
+    try:
+        manifest = load_json(path / "manifest.json")
         if manifest["round"] != round:
             return f"its manifest is of round {manifest['round']}"
-        for name, want in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != want["size"]:
-                return f"{name} has {file.stat().st_size} bytes instead of {want['size']}"
-            if _crc(file) != want["crc32"]:
-                return f"{name} has a wrong checksum"
+        for name, wanted in manifest["files"].items():
+            if damage := Sum(wanted["size"], wanted["crc32"]).damage(path / name):
+                return f"{name}: {damage}"
+        read_segments(path)
     except FileNotFoundError:
         return "it has no manifest.json"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"it cannot be read: {error}"
-    return None
+    return next((f"segments/{file.name}: {damage}" for file, damage in damaged_segments(path).items()), None)
 
 
 def prune(snapshots: Path, keep: int) -> None:
@@ -105,11 +122,3 @@ def prune(snapshots: Path, keep: int) -> None:
         except OSError:
             continue
         remove(hidden)
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from rayfed.errors import ConfigError
-from rayfed.storage.text_files import read_json, read_yaml
+from rayfed.storage.text_files import read_json, read_yaml, unseal
 
 ROWS = "rows.jsonl"  # of a trial, one line per evaluated round
 POINT = "point.json"  # of a trial, and of each of its clones: its settings
@@ -46,15 +46,11 @@ class Outcome:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return a trial's rows in the order in which they were written; torn lines are left out."""
+    """Return a trial's rows in the order in which they were written; torn and damaged lines are left out."""
     file, rows = folder / ROWS, []
     for line in file.read_bytes().splitlines() if file.is_file() else ():
-        try:
-            row = json.loads(line) if line else None
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+        with contextlib.suppress(ValueError):
+            rows.append(unseal(line))
     return rows
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+CHECKSUM = "crc32"  # the entry of a JSON object that holds the checksum of the others
 
 
 def timestamp() -> str:
@@ -50,22 +53,59 @@ def yaml_bytes(value: Mapping[str, Any]) -> bytes:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; {} if the file is empty. ValueError if it holds anything else."""
+    return yaml_mapping(Path(path).read_bytes(), path)
+
+
+def yaml_mapping(text: str | bytes, where: str | Path) -> dict[str, Any]:
+    """Return the YAML mapping of a text; {} if it is empty. ValueError, naming `where` it comes from, if it is anything else."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader) or {}
-    except yaml.YAMLError as e:
-        raise ValueError(f"{path}: {e}") from None
+        found = yaml.load(text, Loader=loader) or {}
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as e:
+        raise ValueError(f"{where}: {e}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: {type(found).__name__} found, a mapping is needed")
+        raise ValueError(f"{where}: {type(found).__name__} found, a mapping is needed")
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if the file is missing, incomplete or holds anything else."""
+def sealed_bytes(value: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """Return a mapping as `json_bytes` does, with a checksum of it as one more entry; `load_json` compares that."""
+    plain = json.loads(json_bytes(value))
+    return json_bytes({**plain, CHECKSUM: _checksum(plain)}, indent)
+
+
+def unseal(text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object of a text, without its checksum. ValueError says what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"it cannot be read as JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {type(value).__name__}, an object is needed")
+    if CHECKSUM in value and value.pop(CHECKSUM) != _checksum(value):
+        raise ValueError("it has a wrong checksum")
+    return value
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object of a file, without its checksum. FileNotFoundError; ValueError says what is wrong with the file."""
+    try:
+        return unseal(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise ValueError(f"it cannot be read: {e.strerror or e}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object as `load_json` does; {} if the file is missing or damaged, or holds anything else."""
+    try:
+        return load_json(path)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+
+
+def _checksum(plain: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())

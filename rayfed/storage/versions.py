@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = {"rayfed": "rayfed-engine", "torch": "torch", "ray": "ray", "numpy": "numpy"}
+PACKAGES = {"rayfed": "rayfed-engine", **{name: name for name in ("torch", "ray", "numpy", "transformers", "peft")}}
 
 
 def versions() -> dict[str, str]:

@@ -119,8 +119,7 @@ def install_code(path: Path) -> None:
 
 def refuse_if_owned(path: Path) -> None:
     """Raise ConfigError where another driver is, or may be, at work on a sweep."""
-    found = read_json(path / OWNER)
-    owner = Owner(**found) if found else None
+    owner = Owner.read(read_json(path / OWNER))
     if owner and owner != Owner.me() and owner.alive() and (owner.here() or os.environ.get("RAYFED_TAKE_OVER") != "1"):
         whose = (
             "which still runs; stop it first"

@@ -14,7 +14,7 @@ from rayfed.launch.start import has_ended
 from rayfed.storage import round_log
 from rayfed.storage.atomic import durable_write, write_all
 from rayfed.storage.sweep_folder import OUTCOME, POINT, ROWS, Outcome, read_rows
-from rayfed.storage.text_files import json_bytes
+from rayfed.storage.text_files import json_bytes, sealed_bytes
 from tune_spaces.sweep.domains import Point
 from tune_spaces.sweep.folder import TRIALS
 from tune_spaces.sweep.messages import TrialPointer, TrialRow
@@ -130,7 +130,7 @@ class TrialFolder:
         fd = os.open(self.place / ROWS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             for row in rows:
-                write_all(fd, b"\n" + json_bytes(asdict(row)))  # behind a torn line, if there is one
+                write_all(fd, b"\n" + sealed_bytes(asdict(row)))  # behind a torn line, if there is one
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -20,7 +20,7 @@ from tests.unit.cli.commands import TINY, Call, rows, shell, steady, write
 
 # Beside the bookkeeping of the folder (lock.json and hidden files), exactly this.
 FOLDER = {
-    "config.yaml", "metrics.parquet", "clients", "state.json", "summary.json", "events.jsonl", "snapshots", "model",
+    "config.yaml", "provenance.json", "metrics.parquet", "clients", "state.json", "summary.json", "events.jsonl", "snapshots", "model",
     "report.html", "plots", "tensorboard",
 }  # fmt: skip
 BOTH_MEANS = ("personal", "cluster", "local", "unseen")
@@ -214,7 +214,7 @@ def test_a_study(call: Call, no_pictures: None, tmp_path: Path) -> None:
     (path,) = (tmp_path / "out").iterdir()
     assert said.out.splitlines()[-1] == f"report: out/{path.name}/report.html"
     assert {p.name for p in path.iterdir()} - {"plots"} == {
-        "study.yaml", "results.parquet", "summary.json", "report.html", "plain", "three",
+        "study.yaml", "provenance.json", "results.parquet", "summary.json", "report.html", "plain", "three",
     }  # fmt: skip
     again = load_request(path / "study.yaml")
     assert isinstance(again, Study) and again == load_request({**TINY, **ARMS})

@@ -258,7 +258,7 @@ def test_segments_without_a_snapshot_are_collected(store: ClientStates, disk: Di
     collect_segments(disk.snapshots, disk.segments)
     assert disk.files() == ["round-000001-1", "round-000002-1", "round-000003-1"]
     for r in (1, 2):
-        (disk.snapshots / f"round-00000{r}" / "clients.json").unlink()
+        (disk.snapshots / f"round-00000{r}" / "segments.json").unlink()
     collect_segments(disk.snapshots, disk.segments)
     assert disk.files() == ["round-000002-1", "round-000003-1"]
     assert values(disk.load(3), 1, 2) == [21, 32]

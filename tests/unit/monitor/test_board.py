@@ -16,6 +16,7 @@ from rayfed.monitor.board import Board
 from rayfed.report.statistics import worst_decile
 from rayfed.storage.round_log import read_clients
 from rayfed.storage.run_folder import read_metrics
+from rayfed.storage.text_files import read_json, sealed_bytes
 from tests.unit.monitor.runs import HARMFUL, listed, samples
 
 
@@ -93,8 +94,7 @@ def test_the_list_reads_a_folder_again_only_when_it_changed(
     monkeypatch.setattr(board_module, "read_entry", lambda name, path: asked.append(name) or read(name, path))
     board = Board(tmp_path)
     assert board.runs() == board.runs() and asked == ["run"]
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, "clients_per_s": 7.5}))
+    (folder / "state.json").write_bytes(sealed_bytes({**read_json(folder / "state.json"), "clients_per_s": 7.5}))
     assert board.runs()[0]["clients_per_s"] == 7.5 and asked == ["run", "run"]
 
 
@@ -127,8 +127,8 @@ def test_the_pages_metrics(runs: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """All runs, whatever they track, but neither those that Ray exports nor those that ended long ago."""
     for name in ("file", "ray", "old"):
         shutil.copytree(runs / listed(runs)["done"]["id"], tmp_path / name)
-        lock = json.loads((tmp_path / name / "lock.json").read_text())
-        (tmp_path / name / "lock.json").write_text(json.dumps({**lock, "run": name}))
+        lock = tmp_path / name / "lock.json"
+        lock.write_bytes(sealed_bytes({**read_json(lock), "run": name}))
         os.utime(tmp_path / name / "state.json")
     with open(tmp_path / "ray" / "events.jsonl", "a") as file:
         file.write(

@@ -13,7 +13,7 @@ import pytest
 from rayfed.report import study_summary
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.run_folder import RunFolder
-from rayfed.storage.text_files import yaml_bytes
+from rayfed.storage.text_files import load_json, yaml_bytes
 from tests.unit.report.folders import CONFIG, ME, make_run, make_study, page_of
 
 
@@ -43,7 +43,7 @@ def test_report_and_summary_of_a_study(tmp_path):
     claim = {"metric": "accuracy/global", "at": 10, "better": "disue", "than": "fedavg"}
     path = make_study(tmp_path, claim=claim)
     out = study_summary(path)
-    assert json.loads((path / "summary.json").read_text()) == out
+    assert load_json(path / "summary.json") == out
     assert out["status"] == "done" and list(out["arms"]) == ["fedavg", "ifca", "disue"]
     table = pq.read_table(path / "results.parquet")
     assert table.column_names[:3] == ["arm", "seed", "round"] and table.num_rows == 3 * 3 * 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from rayfed.storage.listing import list_runs
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
-from rayfed.storage.text_files import json_bytes, yaml_bytes
+from rayfed.storage.text_files import json_bytes, load_json, sealed_bytes, yaml_bytes
 from tests.unit.report.folders import CONFIG, ME, make_sweep
 
 
@@ -26,9 +25,9 @@ def test_runs_lists_what_is_there(tmp_path):
             folder.commit(r, {"loss/global": 1.0})
         folder.state(status="running", round=5, rounds=20)
     done.finish("done", {})
-    lock = json.loads((cut.path / "lock.json").read_text())
-    lock["owner"]["start"] -= 100
-    (cut.path / "lock.json").write_text(json.dumps(lock))
+    lock = load_json(cut.path / "lock.json")
+    lock["owner"]["start"] += "0"
+    (cut.path / "lock.json").write_bytes(sealed_bytes(lock))
     content = {**CONFIG, "name": "st", "seeds": [0, 1], "arms": {"a": {}, "b": {"rounds": 10}}}
     study = new_folder(tmp_path, "st", {"study.yaml": yaml_bytes(content)})
     RunFolder.create(study / "a" / "seed-0", CONFIG, owner=ME, exact=True).state(status="running", round=4, rounds=20)
@@ -53,7 +52,7 @@ def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
     me = Owner.me()
     for owner, said in (
         (me, "running"),
-        (Owner(me.host, me.pid, me.start - 100), f"interrupted {again}"),
+        (Owner(me.host, me.pid, f"{me.start}0"), f"interrupted {again}"),
         (None, f"interrupted {again}"),
     ):
         (path / "driver.json").write_bytes(json_bytes(dataclasses.asdict(owner) if owner else {}))

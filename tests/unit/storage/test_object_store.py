@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from pyarrow import fs
 
@@ -17,8 +15,9 @@ from rayfed.errors import ConfigError, Fenced, RunFailed
 from rayfed.launch.start import resume_local, run_local
 from rayfed.storage import object_store
 from rayfed.storage.new_folder import new_folder
-from rayfed.storage.owner import Owner
+from rayfed.storage.owner import Owner, process_start
 from rayfed.storage.run_folder import RunFolder, read_metrics
+from rayfed.storage.text_files import load_json, sealed_bytes
 from tests import toy
 
 
@@ -300,10 +299,10 @@ def test_no_run_there(store: str, tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_not_replaced(store: str, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", store)
-    lock = json.loads((folder.path / "lock.json").read_text())
+    lock = load_json(folder.path / "lock.json")
     parent = os.getppid()
-    lock["owner"] |= {"pid": parent, "start": psutil.Process(parent).create_time()}
-    (folder.path / "lock.json").write_text(json.dumps(lock))
+    lock["owner"] |= {"pid": parent, "start": process_start(parent)}
+    (folder.path / "lock.json").write_bytes(sealed_bytes(lock))
     with pytest.raises(ConfigError, match="still runs"):
         object_store.download(object_store.mirror_of(folder.path).uri, folder.path)  # type: ignore[union-attr]
 
@@ -359,8 +358,8 @@ def test_a_sweep_comes_back_whole(store: str, tmp_path: Path) -> None:
         files = {p.relative_to(top) for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")}
         assert {p.relative_to(back) for p in back.rglob("*") if p.is_file() and not p.name.startswith(".")} == files
         assert read_metrics(back / at.relative_to(top))["loss/global"].to_pylist() == [1.0, 3.0]
-    lock = json.loads((two.path / "lock.json").read_text())
-    lock["owner"] |= {"pid": os.getppid(), "start": psutil.Process(os.getppid()).create_time()}
-    (two.path / "lock.json").write_text(json.dumps(lock))
+    lock = load_json(two.path / "lock.json")
+    lock["owner"] |= {"pid": os.getppid(), "start": process_start(os.getppid())}
+    (two.path / "lock.json").write_bytes(sealed_bytes(lock))
     with pytest.raises(ConfigError, match="trials/00001/seed-0 is being written"):
         object_store.download(uri, top)

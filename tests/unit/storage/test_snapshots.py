@@ -35,7 +35,7 @@ def test_manifest_names_every_file(tmp_path):
     [
         (lambda d: (d / "manifest.json").unlink(), "no manifest"),
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
-        (lambda d: (d / "server.safetensors").unlink(), "server.safetensors is missing"),
+        (lambda d: (d / "server.safetensors").unlink(), "server.safetensors: it is missing"),
         (lambda d: (d / "more" / "clients.json").write_text("{} "), "3 bytes instead of 2"),
         (lambda d: (d / "more" / "clients.json").write_text("[]"), "wrong checksum"),
     ],

@@ -13,4 +13,4 @@ from rayfed.storage.versions import versions
 print(sorted(versions()), [m for m in ("torch", "ray", "numpy") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['numpy', 'python', 'ray', 'rayfed', 'torch'] []"
+    assert done.stdout.strip() == "['numpy', 'peft', 'python', 'ray', 'rayfed', 'torch', 'transformers'] []"

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from rayfed.storage import snapshots
-from rayfed.storage.owner import Owner
+from rayfed.storage.owner import Owner, process_start
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.tree_files import load_tree, save_tree
 
@@ -67,6 +67,4 @@ def check_run(path, least=0, every=5):
 
 def other_process():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    import psutil
-
-    return process, Owner(ME.host, process.pid, psutil.Process(process.pid).create_time())
+    return process, Owner(ME.host, process.pid, str(process_start(process.pid)))
