@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Failures
     from rayfed.tree import Tree
 
+NOT_FINITE = "NaN or infinity"  # how the reasons of what diverged begin
 ATTEMPTS = 2  # of a client's code under `retry`
 
 log = logging.getLogger(__name__)

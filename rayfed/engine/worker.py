@@ -16,7 +16,7 @@ from rayfed import execute, keys, schedules, tree
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained
 from rayfed.engine.evaluation import LOCAL_SCORES, Evaluation
-from rayfed.engine.failures import Failure, Retry, TooLarge, VectorizeError
+from rayfed.engine.failures import NOT_FINITE, Failure, Retry, TooLarge, VectorizeError
 from rayfed.engine.messages import (
     Answer,
     CallResult,
@@ -316,7 +316,7 @@ class CohortVisit:
                     continue
                 bad = ~torch.isfinite(x.reshape(len(positions), -1)).all(1)
                 for i in bad.nonzero()[:, 0].tolist():
-                    reasons.setdefault(i, f"NaN or infinity in {kind} {'/'.join(path)}")
+                    reasons.setdefault(i, f"{NOT_FINITE} in {kind} {'/'.join(path)}")
         for i, reason in reasons.items():
             self.failures[self.cohort.clients[positions[i]]] = Failure(reason, repeatable=False, diverged=True)
         return [p for i, p in enumerate(positions) if i not in reasons]

@@ -72,9 +72,11 @@ def results(sweep: Sweep) -> pa.Table:
 
 def _rows(trial: Trial) -> Iterator[Mapping[str, Any]]:
     """Yield a trial's rows by round, and one for the round in which it diverged."""
-    yield from (row for _, row in sorted(trial.rows.items()))
-    if trial.outcome and trial.outcome.diverged is not None:
-        yield {**trial.last, "round": trial.outcome.diverged, "seeds": {}, "diverged": True}
+    diverged = trial.outcome.diverged if trial.outcome else None
+    for r, row in sorted(trial.rows.items()):
+        yield {**row, "diverged": r == diverged}
+    if diverged is not None and diverged not in trial.rows:
+        yield {**trial.last, "round": diverged, "seeds": {}, "diverged": True}
 
 
 def _interval(row: Mapping[str, Any], metric: str) -> tuple[float | None, float | None, float | None]:

@@ -14,6 +14,7 @@ import ray
 from ray import tune
 
 from rayfed.config import user_code
+from rayfed.engine.failures import NOT_FINITE
 from rayfed.errors import RunFailed, nearest
 from rayfed.execute.choice import Choice
 from rayfed.partition import split_key
@@ -142,12 +143,13 @@ class SweepTrial(tune.Trainable):
         metric = self.request.metric
         if metric not in mean:
             known = ", ".join(m for m in mean if m.partition("/")[0] in ("accuracy", "loss", "clusters"))
-            found = (
-                "is not finite" if metric in values else f"was not measured{nearest(metric, mean)}; there is {known}"
-            )
+            null = self.folder.why_null(row.round, metric, self.request.seeds) if self.folder else ""
+            found = f"was not measured{nearest(metric, mean)}; there is {known}"
+            if metric in values or null:
+                found = f"has no value ({null})" if null else "is not finite"
             error = RunFailed(f"--metric {metric}: {found} in round {row.round}")
             error.certain = True
-            error.diverged = row.round if metric in values else None
+            error.diverged = row.round if metric in values or NOT_FINITE in null else None
             raise error
         return TrialReport(row.round, self.config_here.rounds, mean[metric], values[metric], done).to_tune()
 

@@ -13,6 +13,7 @@ from rayfed.errors import RunFailed
 from rayfed.launch.start import has_ended
 from rayfed.storage import round_log
 from rayfed.storage.atomic import durable_write, write_all
+from rayfed.storage.events import read_events
 from rayfed.storage.sweep_folder import OUTCOME, POINT, ROWS, Outcome, read_rows
 from rayfed.storage.text_files import json_bytes, sealed_bytes
 from tune_spaces.sweep.domains import Point
@@ -108,6 +109,14 @@ class TrialFolder:
             return
         self.place.mkdir(parents=True, exist_ok=True)
         durable_write(self.place / OUTCOME, json_bytes(asdict(outcome)))
+
+    def why_null(self, r: int, metric: str, seeds: Sequence[int]) -> str:
+        """Return why a metric is null in round r of a seed's run, as its events say; "" where none does."""
+        events = (e for seed in seeds for e in read_events(self.run_folder(seed)))
+        found = (
+            e for e in events if e["kind"] == "not scored" and e.get("round") == r and metric in e.get("metrics", ())
+        )
+        return str(next(found, {}).get("reason", ""))
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

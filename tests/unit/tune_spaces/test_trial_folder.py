@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayfed.errors import RunFailed
+from rayfed.storage.sweep_folder import Outcome
 from tune_spaces.sweep import trial_folder
 from tune_spaces.sweep.messages import TrialPointer, TrialRow
 from tune_spaces.sweep.trial_folder import TrialFolder
@@ -67,3 +69,23 @@ def test_the_last_row_of_a_round_counts(tmp_path: Path) -> None:
     rows = [TrialRow("00000", 2, "trials/00000", POINT, {"0": {"loss/global": x}}) for x in (1.0, 2.0)]
     folder.write_rows(rows)
     assert folder.rows() == rows[1:]
+
+
+def test_why_a_metric_is_null(tmp_path: Path) -> None:
+    folder = opened(tmp_path, "00000", POINT)
+    where = folder.run_folder(1)
+    where.mkdir(parents=True)
+    event = {"kind": "not scored", "round": 2, "metrics": ["loss/global"], "reason": "NaN or infinity in part loss"}
+    (where / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in ({"kind": "created"}, event)))
+    assert folder.why_null(2, "loss/global", (0, 1)) == "NaN or infinity in part loss"
+    assert folder.why_null(3, "loss/global", (0, 1)) == folder.why_null(2, "accuracy/global", (0, 1)) == ""
+
+
+def test_an_outcome_is_of_the_whole_trial(tmp_path: Path) -> None:
+    folder = opened(tmp_path, "00000", POINT)
+    assert folder.outcome() is None
+    for outcome in (Outcome("NaN", 1, diverged=3), Outcome("KeyError", certain=False, session="x")):
+        folder.write_outcome(outcome)
+        assert folder.outcome() == outcome == TrialFolder(tmp_path, "00000").outcome()
+    folder.write_outcome(None)
+    assert folder.outcome() is None and not list(folder.place.glob("*.json"))
