@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
 
 from actors.driver import RayLauncher
+from actors.placement import Plan
 from actors.session import RayLost
-from rayfed.errors import RunFailed
+from rayfed.errors import PlacementError, RunFailed
 from rayfed.launch import start
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
@@ -67,3 +70,55 @@ def test_a_run_with_rounds_left_says_how_to_go_on(tmp_path: Path, error: Excepti
     assert caught.value.exit_code == 4 and f"rayfed resume {folder}" in str(caught.value)
     assert start.resume_local(folder).status == "done"
     assert RunFolder.open(folder, owner=Owner.me()).metrics().num_rows == 3
+
+
+# -- a place for the actors --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Placement groups that are placed where `fits` says so of their bundles, and 3 free CPUs."""
+    import ray
+
+    module = importlib.import_module("ray.util.placement_group")  # its name in ray.util is the function's
+    seen: dict[str, Any] = {"asked": [], "removed": 0, "fits": lambda bundles: False}
+
+    class Group:
+        def __init__(self, bundles: list[dict[str, float]], strategy: str):
+            self.bundles = bundles
+            seen["asked"].append(len(bundles))
+
+        def wait(self, timeout_seconds: float) -> bool:
+            return seen["fits"](self.bundles)
+
+    def remove(group: Group) -> None:
+        seen["removed"] += 1
+
+    monkeypatch.setattr(module, "placement_group", Group)
+    monkeypatch.setattr(module, "remove_placement_group", remove)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+    context = SimpleNamespace(get_task_id=lambda: "t", get_assigned_resources=lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    return seen
+
+
+def plan(actors: int) -> Plan:
+    return Plan(actors, 1.0, 0.0, 1, 0.0, 0.0, False)
+
+
+def test_an_open_number_of_actors_makes_do_with_what_is_free(groups: dict[str, Any]) -> None:
+    launcher = RayLauncher("local")
+    groups["fits"] = lambda bundles: len(bundles) <= 3
+    assert launcher._reserve(plan(3), 1) == plan(3) and groups["asked"] == [3]
+    assert launcher._reserve(plan(4), 1) == plan(3) and groups["asked"] == [3, 4, 3] and groups["removed"] == 1
+
+
+def test_a_place_that_does_not_become_free_is_refused_with_what_is_free_and_what_the_task_holds(
+    groups: dict[str, Any],
+) -> None:
+    launcher = RayLauncher("local")
+    with pytest.raises(PlacementError) as caught:
+        launcher._reserve(plan(4), 4)
+    said = str(caught.value)
+    assert "4 actors of 1 CPU" in said and "free: 3 CPU" in said and "the task that starts this run holds 1 CPU" in said
+    assert groups["asked"] == [4, 4] and groups["removed"] == 2 and launcher.group is None
