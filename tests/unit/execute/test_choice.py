@@ -271,7 +271,7 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(DataBroker, "split", lambda self, values: [toy.federation(Config.from_dict(values))])
     base = toy.config("fedavg", executor="auto", rounds=4, resources={"cohort": "auto"}, storage={"keep": 9}).to_dict()
     plan: Any = None
-    request = TrialRequest(str(tmp_path), base, {}, (1,), "loss/global", plan, True, {}, {})
+    request = TrialRequest(str(tmp_path), base, {}, (1,), "loss/global", "min", plan, True, {}, {}, "s")
     broker = Remote(DataBroker(request, Owner.me()))
 
     def make(number: str, point: dict[str, Any], pointer: tuple[str, int] | None = None) -> Any:
