@@ -54,11 +54,11 @@ def resume(
     if _is_sweep(run):
         from tune_spaces.sweep.start import resume_sweep
 
-        options = (("--set", sets), ("--accept-changes", accept_changes), ("--scale-up", scale_up), ("--local", local))
+        options = (("--set", sets), ("--scale-up", scale_up), ("--local", local))
         if given := [o for o, v in options if v]:
             raise ConfigError(f"resume: a sweep continues as it was started; leave out {', '.join(given)}")
         with _progress(as_json) as progress:
-            swept = resume_sweep(run, address=address, watch=progress.update)
+            swept = resume_sweep(run, accept_changes=accept_changes, address=address, watch=progress.update)
         _print_finished(swept, as_json)
         return
     with _progress(as_json) as progress:
@@ -105,6 +105,7 @@ def sweep(
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="DIR", help="Continue a sweep: its folder, or its URI.")
     ] = None,
+    accept_changes: AcceptChanges = False,
     as_json: Json = False,
 ) -> None:
     """Search a space: which clusters, ranks, heterogeneity ... are best (docs/sweeps.md)."""
@@ -114,6 +115,8 @@ def sweep(
     given = [o for o, v in (("SPACE", spaces), ("CONFIG", config), ("--set", sets), ("--out", out)) if v is not None]
     if resume is not None and given:
         raise ConfigError(f"sweep --resume: a sweep continues as it was started; leave out {', '.join(given)}")
+    if resume is None and accept_changes:
+        raise ConfigError("sweep: --accept-changes goes with --resume DIR")
     if resume is None and (spaces is None or config is None):
         from tune_spaces.sweep.spaces import ready_spaces
 
@@ -122,7 +125,7 @@ def sweep(
     with _progress(as_json) as progress:
         where: dict[str, Any] = {"address": address, "watch": progress.update}
         if resume is not None:
-            done = resume_sweep(resume, **where)
+            done = resume_sweep(resume, accept_changes=accept_changes, **where)
         else:
             options = SweepOptions(search, samples, scheduler, parse_seeds(seeds), metric, concurrent, reuse)
             request = check_request(str(spaces).split(","), str(config), options, sets or (), arm)

@@ -153,6 +153,8 @@ def print_sweep(path: Path, summary: dict[str, Any]) -> None:
         what = "failed" if ended["diverged"] is None else f"diverged in round {ended['diverged']}"
         table.add_row(point_text(ended["point"]), what, *(["-"] if several else []), "-")
     Console().print(table)
+    for note in summary["notes"]:
+        print(f"note: {note}")
     print(f"report: {path / 'sweep.html'}")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed.report.point_text import value_text
 from rayfed.report.statistics import mean_interval, paired_difference
 from rayfed.storage.atomic import durable_write
+from rayfed.storage.events import read_events
 from rayfed.storage.sweep_folder import Sweep, Trial, counts, load_sweep
 from rayfed.storage.text_files import json_bytes
 
@@ -113,5 +114,6 @@ def summarise(sweep: Sweep, ended: bool, failed: int = 0) -> dict[str, Any]:
         "kind": "sweep", "status": "done" if whole else "incomplete", "metric": metric, "mode": sweep.about["mode"],
         "trials": trials, "failed": failed,
         "rounds": sum(t.round * len(t.last["seeds"]) for t in sweep.trials), "best": best,
+        "notes": [e["note"] for e in read_events(sweep.path) if "note" in e],
         "diverged": [u for u in unsound if u["diverged"] is not None], "errors": [u for u in unsound if u["diverged"] is None],
     }  # fmt: skip

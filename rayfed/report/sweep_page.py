@@ -38,6 +38,7 @@ def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]
     versions = " · ".join(f"{escape(k)} <b>{escape(str(v))}</b>" for k, v in sweep.about["versions"].items())
     sections = [
         headline(sweep.about["name"], "Sweep", facts),
+        "".join(f"<p>{escape(note)}</p>" for note in summary["notes"]),
         "<h2>Best trials</h2>" + _trials(sweep),
         f'<h2>Pairs of settings</h2><div class="side">{figures(maps)}</div>{_maps_caption(sweep)}' if maps else "",
         section("All settings", [parallel]),

@@ -206,7 +206,7 @@ def test_trials_that_diverge_and_trials_that_fail(rayfed, config, tmp_path):
     assert code == 4, out
     path = only_run(tmp_path / "f")
     assert "1 of 3 trials failed; the first: trials/00002" in out and "KeyError: 'no such rate'" in out, out
-    assert "would fail again" in out and "--resume" not in out
+    assert "would fail again; once it is mended" in out and "--accept-changes" in out
     assert "3 trials, 1 complete, 1 diverged, 1 failed" in out or "KeyError" in (path / "sweep.html").read_text()
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == "incomplete" and summary["failed"] == 1

@@ -14,18 +14,20 @@ from typing import Any
 from actors.placement import Plan
 from rayfed.config import user_code
 from rayfed.errors import ConfigError, RunFailed, nearest
+from rayfed.launch.origin import Changes, code_digests
 from rayfed.launch.start import RUN_ID
-from rayfed.storage import object_store
+from rayfed.storage import object_store, provenance
 from rayfed.storage.atomic import durable_write
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
-from rayfed.storage.text_files import json_bytes, read_json, read_yaml, yaml_bytes
+from rayfed.storage.text_files import json_bytes, read_json, read_yaml, timestamp, yaml_bytes
 from rayfed.storage.versions import versions
 from tune_spaces.sweep.domains import Point, describe_domain
 from tune_spaces.sweep.request import SweepOptions, SweepRequest
 from tune_spaces.sweep.trial_placement import TrialPlacement
 
 SETTINGS, OWNER, SPACES, TUNE, TRIALS = "sweep.yaml", "driver.json", "spaces", "tune", "trials"
+EVENTS = "events.jsonl"
 UPLOAD_S = 30.0  # between two commits of a sweep's own files to object storage
 
 
@@ -82,12 +84,33 @@ def make_folder(request: SweepRequest, settings: SweepSettings, out: str | Path 
     where, uri = object_store.local_folder(out or request.base.storage.path)
     files = {
         SETTINGS: settings.to_yaml(),
+        provenance.FILE: provenance.Provenance(SETTINGS, settings.to_yaml().decode(), code=code_of(request)).to_bytes(),
         OWNER: json_bytes(asdict(Owner.me())),
         **user_code.written(request.base.to_dict()),
         **{f"{SPACES}/{i}.json": json_bytes([f, t]) for i, (f, t) in enumerate(request.space.texts.items())},
     }
     name = f"{request.base.name}-sweep"
     return new_folder(where.resolve(), name, files, run_id=os.environ.get(RUN_ID), stored=uri)
+
+
+def code_of(request: SweepRequest) -> dict[str, str]:
+    """Return a digest of each file of code that the runs of a sweep are made of."""
+    return code_digests(
+        {**request.base.to_dict(), "arms": {str(i): c.to_dict() for i, c in enumerate(request.configs)}}
+    )
+
+
+def check_changes(path: Path, request: SweepRequest, accept: bool) -> None:
+    """Note what was changed since a sweep was started or last resumed. ConfigError where its numbers depend on that and it is not
+    accepted."""
+    changes = Changes(path, SETTINGS, code_of(request))
+    changes.check(accept)
+    lines = [json_bytes({"time": timestamp(), "kind": "changed", "note": note}) for note in changes.notes]
+    if lines:
+        with (path / EVENTS).open("ab") as file:
+            file.write(b"".join(lines))
+    if changes.changed:
+        durable_write(path / provenance.FILE, changes.now.to_bytes())
 
 
 def open_folder(where: str | Path) -> Path:

@@ -18,6 +18,7 @@ from tune_spaces.sweep.experiment import Experiment, tune_environment
 from tune_spaces.sweep.folder import (
     SweepSettings,
     Upload,
+    check_changes,
     install_code,
     make_folder,
     open_folder,
@@ -59,10 +60,13 @@ def start_sweep(
         return _finish(request, path, placement, watch)
 
 
-def resume_sweep(path: str | Path, *, address: str | None = None, watch: Watch | None = None) -> Finished:
+def resume_sweep(
+    path: str | Path, *, accept_changes: bool = False, address: str | None = None, watch: Watch | None = None
+) -> Finished:
     """Continue a sweep: trials that were running go on at their runs' last snapshots, what had ended stays.
 
-    path: its folder, or its URI in object storage. Raises the errors of `rayfed.errors`.
+    path: its folder, or its URI in object storage; accept_changes: whether it may go on though its settings or its code are not what
+    it was started with. Raises the errors of `rayfed.errors`.
     """
     from rayfed.config.schema import Config
     from rayfed.launch.preflight import load_request
@@ -73,6 +77,7 @@ def resume_sweep(path: str | Path, *, address: str | None = None, watch: Watch |
     base = load_request(settings.config)
     assert isinstance(base, Config)
     request = repeat_request(settings.spaces, base, settings.options, settings.points, settings.sets)
+    check_changes(path, request, accept_changes)
 
     def place(nodes: Sequence[Node]) -> TrialPlacement:
         check_fits(settings.plan, nodes)

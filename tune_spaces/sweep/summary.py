@@ -50,7 +50,7 @@ def failure(path: Path, failed: int, trials: int, resume: str) -> RunFailed:
         what += f"; the first: {trial.last['folder']}{seed}: {first.reason}"
     what += f"\nEach is named with its error in {path / 'sweep.html'}."
     if all(o.certain for _, o in ends) and len(ends) == failed:
-        return RunFailed(f"{what} The same code and settings would fail again.")
+        return RunFailed(f"{what} The same code would fail again; once it is mended: {resume} --accept-changes")
     return RunFailed(f"{what} Try again what may end otherwise with: {resume}")
 
 

@@ -56,6 +56,7 @@ def test_the_table_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "rounds": 16,
         "metric": "accuracy/global",
         "best": [{**best, "difference": None}, second],
+        "notes": ["changed before a resume, and accepted: code: own.py was changed"],
         "diverged": [{"point": {"method.clusters": 9}, "diverged": 3}],
         "errors": [{"point": {"method.clusters": 8}, "diverged": None}],
     }
@@ -64,6 +65,7 @@ def test_the_table_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for piece in (
         "best of 4 trials, 1 complete, 1 diverged, 1 failed; 16 rounds in all",
         "diverged in round 3",
+        "note: changed before a resume",
         "minus the best",
         "0.500 ± 0.250",
         "-0.250 [-0.500, +0.000]",

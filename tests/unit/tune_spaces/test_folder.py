@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayfed.errors import ConfigError
+from rayfed.storage.events import read_events
 from rayfed.storage.owner import Owner
 from rayfed.storage.text_files import json_bytes
 from tests.unit.tune_spaces.tools import RAW
@@ -57,3 +58,30 @@ def test_a_sweep_is_resumed_by_one_driver(tmp_path: Path, monkeypatch: pytest.Mo
     folder.open_folder(path)
     folder.take_over(path)
     assert Owner(**folder.read_json(path / "driver.json")) == me
+
+
+OWN = "from rayfed.methods.fedavg import FedAvg\n\nclass Mine(FedAvg):\n    RATE = {}\n"
+
+
+def test_code_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    """A resume is refused, or goes on and says so; once accepted, it is what the next one is compared with."""
+    own, space = tmp_path / "own.py", tmp_path / "space.py"
+    space.write_text("from ray import tune\nspace = {'local.optimizer.lr': tune.grid_search([0.1, 0.2])}\n")
+
+    def request() -> SweepRequest:
+        return check_request([str(space)], {**RAW, "method": f"{own}:Mine"}, SweepOptions(seeds=(0,)))
+
+    own.write_text(OWN.format(1))
+    first = request()
+    settings = SweepSettings.of(first, place_trials(first.configs, [{"CPU": 4.0}], 2), "rayfed sweep ...")
+    path = folder.make_folder(first, settings, tmp_path / "out")
+    folder.check_changes(path, request(), accept=False)
+    assert read_events(path) == []
+    own.write_text(OWN.format(2))
+    with pytest.raises(ConfigError, match=rf"code: {own} was changed\n.*--accept-changes"):
+        folder.check_changes(path, request(), accept=False)
+    folder.check_changes(path, request(), accept=True)
+    (event,) = read_events(path)
+    assert event["note"] == f"changed before a resume, and accepted: code: {own} was changed"
+    folder.check_changes(path, request(), accept=False)
+    assert set(folder.code_of(first)) >= {str(own), "rayfed.methods.fedavg"}, "shipped methods count too"

@@ -21,7 +21,7 @@ def test_advice(tmp_path: Path) -> None:
     TrialFolder(path, "00005").write_outcome(RAISED)
     says = str(failure(path, 1, 6, "rayfed sweep --resume s"))
     assert says.startswith(f"1 of 6 trials failed; the first: trials/00005, seed 1: {RAISED.reason}\nEach is named")
-    assert "would fail again" in says and "--resume" not in says
+    assert "would fail again; once it is mended: rayfed sweep --resume s --accept-changes" in says
     TrialFolder(path, "00004").write_outcome(replace(RAISED, certain=False))
     assert "rayfed sweep --resume s" in str(failure(path, 2, 6, "rayfed sweep --resume s"))
     TrialFolder(path, "00004").write_outcome(None)
