@@ -19,6 +19,7 @@ def train(msg, context):
         _known.append(work.Client(work.Plan(os.environ[PLAN])))
     (client,) = _known
     r, i = int(msg.content["config"]["round"]), int(msg.content["config"]["place"])
+    work.die_if_told(r + 1, i)
     names = client.plan.names
     new = client.visit([msg.content["arrays"][n].numpy() for n in names], r, i)
     arrays = ArrayRecord({n: Array(w) for n, w in zip(names, new, strict=True)})

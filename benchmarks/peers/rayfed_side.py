@@ -1,4 +1,4 @@
-"""rayfed's side: FedAvg that notes when its rounds begin and end, and a visit without training (workload N)."""
+"""rayfed's side: FedAvg that notes when its rounds begin and end, a visit without training (workload N), and one that dies (kill.py)."""
 
 import os
 import time
@@ -37,3 +37,19 @@ class Nothing(Stamped):
             return {"delta": tree.map(lambda x: x * factor.to(x.dtype), client.shared["model"])}, client.own
 
         return Visit(lambda client: {}, (), end)
+
+
+class Mortal(methods.get("fedavg")):
+    """FedAvg a process of which dies in the visit that kill.py names."""
+
+    @visit
+    def train(self, task):
+        import work
+
+        inner = super().train(task)
+
+        def begin(client):
+            work.die_if_told(int(client.info.round), int(client.info.client))
+            return inner.begin(client)
+
+        return inner._replace(begin=begin, vectorize="it looks at the client's number")

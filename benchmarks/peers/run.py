@@ -144,6 +144,7 @@ def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
         rows=np.array(rows) if rows else np.zeros((len(clients), len(clients[0]), 0, 0), np.int64),
     )  # fmt: skip
     np.savez(plan / "start.npz", **{n: p.detach().numpy() for n, p in res.task.initial.items()})
+    np.save(plan / "test.npy", fed.pooled_test)
     model = {"w3": "minilm", "w2": "cnn", "n_cnn": "cnn"}.get(name, "mlp")
     about = {
         "model": model,

@@ -46,6 +46,28 @@ def test_a_visit_is_measured_with_and_without_what_makes_it_fast(env: dict[str, 
 
 
 @pytest.mark.slow
+def test_a_killed_actor_changes_nothing_in_rayfed_and_is_shown_beside_flower(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """rayfed's side always; Flower's where its environment has been made."""
+    flower = (Path.home() / ".cache" / "rayfed-peers" / "flower" / "ready").is_file()
+    command = [sys.executable, str(BENCHMARKS / "peers" / "kill.py"), "--tiny", "--repeat", "1", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--engines", "rayfed,flower" if flower else "rayfed"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((tmp_path / "kill.json").read_text())["runs"]
+    quiet, killed = (r for r in runs if r["engine"] == "rayfed")
+    assert quiet["answered"] == killed["answered"] == [20] * 4 and quiet["accuracy"] == killed["accuracy"]
+    assert (quiet["restarts"], killed["restarts"], killed["exit"], killed["same"]) == (0, 1, 0, True)
+    page = (tmp_path / "KILL.md").read_text()
+    assert "| rayfed | client 3's actor | 0 | 20 of 20 | 20 of 20 |" in page and "yes, to the bit" in page
+    if flower:
+        quiet, _ = (r for r in runs if r["engine"] == "flower")
+        assert quiet["answered"] == [20] * 4 and quiet["exit"] == 0
+
+
+@pytest.mark.slow
 @minilm.needed
 def test_cohorts_agree_with_peft(env: dict[str, str], tmp_path: Path) -> None:
     sizes = ["--clients", "2", "--steps", "1", "--batch", "2", "--length", "8", "--repeat", "1"]

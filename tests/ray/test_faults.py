@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.ray.conftest import at_round, numbers, only_run, placed, until
+from tests.tiny_lm import make_data, make_lm
 
 LONG = {"rounds": 200, "evaluate": {"every": 50}}  # some seconds: long enough to be hit in mid-run
 
@@ -108,6 +109,48 @@ def test_a_killed_driver_or_server_is_resumed_without_loss(rayfed, config, refer
     ).wait()  # at once: what is left of the old run may still live
     assert code == 0, out
     assert numbers(folder) == reference
+
+
+@pytest.mark.slow
+def test_a_language_model_survives_the_death_of_each_process(rayfed, config, env, tmp_path):
+    """One run of FedSA-LoRA, whose clients keep factors of their own, is hit five times; numbers and adapters are the plain ones."""
+    make_lm(tmp_path / "lm", "gpt2")
+    make_data(tmp_path / "data")
+    written = config(
+        rounds=160,
+        task={
+            "data": {"name": f"parquet:{tmp_path / 'data'}", "length": 32},
+            "model": {"name": f"hf:{tmp_path / 'lm'}"},
+        },
+        adapter={"kind": "lora", "rank": 2, "targets": ["c_attn"]},
+        federation={"clients": 6, "per_round": 4, "groups": {"kind": "none"}, "partition": {"kind": "dirichlet", "alpha": 1.0}},
+        local={"epochs": None, "steps": 2, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.01}},
+        method={"name": "fedsa_lora"}, evaluate={"every": 40}, resources={"cohort": 1}, storage={"snapshot_every": 4},
+    )  # fmt: skip
+    command, folder, reached = rayfed("run", written, "--out", tmp_path / "o", "--address", "local"), None, 0
+    for victim in ("client", "server", "driver"):
+        folder = at_round(tmp_path / "o", reached + 5)
+        there = placed(folder)
+        found = {"client": there["clients"][0]["pid"], "server": there["server"], "driver": command.process.pid}
+        os.kill(found.get(victim) or of_ray(env, victim), signal.SIGKILL)
+        if victim == "client":  # the run goes on
+            until(lambda: "actor restarted" in (folder / "events.jsonl").read_text(), "the actor is replaced")
+            reached = len(numbers(folder))
+            continue
+        code, out = command.wait()
+        assert code == (-signal.SIGKILL if victim == "driver" else 4), (victim, out)
+        assert victim == "driver" or (f"rayfed resume {folder}" in out and "Traceback" not in out), (victim, out)
+        reached = len(numbers(folder))
+        assert reached < 160, "the run was over before it was hit"
+        command = rayfed("resume", folder, "--address", "local")
+    code, out = command.wait()
+    assert code == 0, out
+    code, out = rayfed("run", written, "--out", tmp_path / "plain", "--local").wait()
+    assert code == 0, out
+    plain = only_run(tmp_path / "plain")
+    assert numbers(folder) == numbers(plain) and len(numbers(plain)) == 160
+    models = [{p.name: p.read_bytes() for p in (f / "model").glob("*.safetensors")} for f in (folder, plain)]
+    assert models[0] == models[1] and models[0]
 
 
 def test_an_old_server_that_still_lives_writes_nothing_after_the_resume(config, reference, tmp_path):
@@ -227,3 +270,39 @@ def test_a_client_that_raises(rayfed, config, tmp_path, policy):
     else:
         assert code == 0, out
         assert [r["clients/dropped"] for r in numbers(folder)] == [1, 1]
+
+
+LETHAL = '''
+    import os
+
+    from rayfed.methods.fedavg import FedAvg
+    from rayfed.training import sgd_visit
+    from rayfed.visits import visit
+
+    class Lethal(FedAvg):
+        """FedAvg with a client that ends every process that plays it, from round 3 on."""
+        @visit
+        def train(self, task):
+            inner = sgd_visit(task.loss, self.local)
+            def begin(client):
+                if int(client.info.client) == 7 and int(client.info.round) >= 3:
+                    os._exit(1)
+                return inner.begin(client)
+            return inner._replace(begin=begin, vectorize="it looks at the client's number")
+'''
+
+
+def test_a_call_that_ends_every_actor_ends_the_run(rayfed, config, tmp_path):
+    """After as many actors as `failures.actor_death.retries` allows, with the rounds before it kept."""
+    file = Path(tmp_path / "lethal.py")
+    file.write_text(textwrap.dedent(LETHAL))
+    written = config(
+        method={"name": f"{file}:Lethal"}, resources={"executor": "loop"}, failures={"actor_death": {"retries": 1}}, rounds=4,
+        federation={"per_round": 40, "holdout": {"kind": "none"}}, storage={"snapshot_every": 1},
+    )  # fmt: skip
+    code, out = rayfed("run", written, "--out", tmp_path / "o", "--address", "local").wait()
+    folder = only_run(tmp_path / "o")
+    assert code == 4 and f"rayfed resume {folder}" in out and "Traceback" not in out, out
+    assert [r["round"] for r in numbers(folder)] == [1, 2]
+    events = [json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert events.count("actor restarted") == 1
