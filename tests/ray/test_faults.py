@@ -132,9 +132,10 @@ def test_a_language_model_survives_the_death_of_each_process(rayfed, config, env
         folder = at_round(tmp_path / "o", reached + 5)
         there = placed(folder)
         found = {"client": there["clients"][0]["pid"], "server": there["server"], "driver": command.process.pid}
-        os.kill(found.get(victim) or of_ray(env, victim), signal.SIGKILL)
+        os.kill(found[victim], signal.SIGKILL)
         if victim == "client":  # the run goes on
-            until(lambda: "actor restarted" in (folder / "events.jsonl").read_text(), "the actor is replaced")
+            events = folder / "events.jsonl"
+            until(lambda events=events: "actor restarted" in events.read_text(), "the actor is replaced")
             reached = len(numbers(folder))
             continue
         code, out = command.wait()
