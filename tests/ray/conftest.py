@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -147,6 +148,16 @@ def placed(folder: Path) -> dict[str, Any]:
     """The newest `placed` event: pids of the server and the client actors."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [e for e in events if e["kind"] == "placed"][-1]
+
+
+def of_ray(env: dict[str, str], word: str) -> int | None:
+    """The newest process of this test's Ray whose program has that name."""
+    found = [
+        (p.info["create_time"], p.pid)
+        for p in psutil.process_iter(["cmdline", "create_time"])
+        if (line := p.info["cmdline"]) and Path(line[0]).name == word and any(env["RAY_TMPDIR"] in a for a in line)
+    ]
+    return max(found)[1] if found else None
 
 
 VOLATILE = ("time/", "clients/per_second", "ray/", "actors/")

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ray.conftest import at_round, numbers, only_run, placed, until
+from tests.ray.conftest import at_round, numbers, of_ray, only_run, placed, until
 from tests.tiny_lm import make_data, make_lm
 
 LONG = {"rounds": 200, "evaluate": {"every": 50}}  # some seconds: long enough to be hit in mid-run
@@ -128,11 +128,11 @@ def test_a_language_model_survives_the_death_of_each_process(rayfed, config, env
         method={"name": "fedsa_lora"}, evaluate={"every": 40}, resources={"cohort": 1}, storage={"snapshot_every": 4},
     )  # fmt: skip
     command, folder, reached = rayfed("run", written, "--out", tmp_path / "o", "--address", "local"), None, 0
-    for victim in ("client", "server", "driver"):
+    for victim in ("client", "server", "driver", "raylet", "gcs_server"):
         folder = at_round(tmp_path / "o", reached + 5)
         there = placed(folder)
         found = {"client": there["clients"][0]["pid"], "server": there["server"], "driver": command.process.pid}
-        os.kill(found[victim], signal.SIGKILL)
+        os.kill(found.get(victim) or of_ray(env, victim), signal.SIGKILL)
         if victim == "client":  # the run goes on
             events = folder / "events.jsonl"
             until(lambda events=events: "actor restarted" in events.read_text(), "the actor is replaced")

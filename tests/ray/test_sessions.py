@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ray.conftest import at_round, only_run, placed, until
+from tests.ray.conftest import at_round, of_ray, only_run, placed, until
 
 SMALL = {"rounds": 3, "evaluate": {"every": 3}, "resources": {"executor": "loop", "actors": "auto"}}
 
@@ -110,15 +110,6 @@ def test_tasks_and_trials_join_the_ray_that_they_run_on(config, env, tmp_path):
     assert "3 actors of 1 CPU" in found["refused"] and "the task that starts this run holds 1 CPU" in found["refused"]
     assert found["trials"] == [3, 3]
     assert (found["there"], found["free"]) == (2, 3)
-
-
-def of_ray(env, word):
-    """The process of this test's Ray whose program has that name."""
-    for p in psutil.process_iter(["cmdline"]):
-        line = p.info["cmdline"] or []
-        if line and Path(line[0]).name == word and any(env["RAY_TMPDIR"] in a for a in line):
-            return p.pid
-    return None
 
 
 LONG = {"rounds": 100_000, "evaluate": {"every": 50}}
