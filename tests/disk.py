@@ -280,7 +280,9 @@ class Model:
                 self._list(node, f"{prefix}{name}/", view, draw, out)
             elif node is not None:
                 data = bytes(node.data)
-                some = data if data == node.synced else draw.choice((data, node.synced, data[: len(data) // 2]))
+                kept = len(node.synced) if data.startswith(node.synced) else 0  # what was added to is not lost
+                half = data[: kept + (len(data) - kept) // 2]
+                some = data if data == node.synced else draw.choice((data, node.synced, half))
                 out[prefix + name] = {"kill": data, "power, some": some}.get(view, node.synced)
 
 

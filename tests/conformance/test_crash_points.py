@@ -173,23 +173,29 @@ def test_some_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*STATEFUL, *OTHERS])
-def test_all_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
-    """Every operation, in each view and with each fault; some of them where clients keep nothing. With `-s`, says how many."""
+def test_all_deaths(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
+    """Before every operation, in each view; some of them where clients keep nothing. With `-s`, says how many."""
     case = fit(cases(name)[0])
-    whole, draw, known = record(case, tmp_path / "whole"), random.Random(name), set[str]()
+    whole, known = record(case, tmp_path / "whole"), set[str]()
     found = list(states(whole.ops))
-    deaths = distinct(found if name in STATEFUL else draw.sample(found, SAMPLE))
+    found = found if name in STATEFUL else random.Random(name).sample(found, SAMPLE)
+    deaths = distinct(found)
     resumed = sum(after_death(case, whole, dead, tmp_path / "dead", known) for dead in deaths)
-    faults, points = Counter[str](), range(1, 10_000) if name in STATEFUL else draw.sample(range(1, 50), SAMPLE // 2)
-    for n in points:
+    print(f"\n| {name} | {len(whole.ops)} | {len(found)} | {len(deaths)} | {resumed} |")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*STATEFUL, *OTHERS])
+def test_all_faults(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
+    """At every operation; some of them where clients keep nothing. With `-s`, says how many."""
+    case = fit(cases(name)[0])
+    whole, found = record(case, tmp_path / "whole"), Counter[int]()
+    for n in range(1, 10_000) if name in STATEFUL else random.Random(name).sample(range(1, 50), SAMPLE // 2):
         code = FAULTS[(n + len(name)) % 2]  # over methods, whose operations are nearly the same, both at each of them
         if not with_fault(case, whole, code, n, tmp_path / "fault"):
             break
-        faults[errno.errorcode[code]] += 1
-    print(
-        f"\n{name}: {len(whole.ops)} operations, {len(found) if name in STATEFUL else SAMPLE} deaths, {len(deaths)} different "
-        f"folders, {resumed} runs to the end; faults {dict(faults)}"
-    )
+        found[code] += 1
+    print(f"\n| {name} | {found[errno.ENOSPC]} | {found[errno.EIO]} |")
 
 
 @pytest.mark.slow
@@ -204,9 +210,8 @@ def test_all_points_of_a_resume(tmp_path: Path) -> None:
         seen.mark(2)
         play(case, tmp_path / "resumed", resume=True, committed=seen.mark)
     again, known = whole._replace(ops=seen.ops, made=0), set[str]()
-    found = distinct(states(seen.ops, tmp_path / "start"))
-    resumed = sum(after_death(case, again, dead, tmp_path / "dead", known) for dead in found if dead.mark)
-    print(
-        f"\nscaffold, a resume: {len(seen.ops)} operations, {len(found)} different folders, {resumed} runs to the end"
-    )
+    found = [s for s in states(seen.ops, tmp_path / "start") if s.mark]
+    deaths = distinct(found)
+    resumed = sum(after_death(case, again, dead, tmp_path / "dead", known) for dead in deaths)
+    print(f"\n| a resume of scaffold | {len(seen.ops)} | {len(found)} | {len(deaths)} | {resumed} |")
     assert resumed > 3
