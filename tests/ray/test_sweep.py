@@ -207,11 +207,16 @@ def test_trials_that_diverge_and_trials_that_fail(rayfed, config, tmp_path):
     path = only_run(tmp_path / "f")
     assert "1 of 3 trials failed; the first: trials/00002" in out and "KeyError: 'no such rate'" in out, out
     assert "would fail again; once it is mended" in out and "--accept-changes" in out
-    assert "3 trials, 1 complete, 1 diverged, 1 failed" in out or "KeyError" in (path / "sweep.html").read_text()
+    assert "failed: " in (page := (path / "sweep.html").read_text()) and "no such rate" in page
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == "incomplete" and summary["failed"] == 1
     assert summary["trials"] == {"planned": 3, "begun": 3, "complete": 1, "diverged": 1, "failed": 1}
     assert listed(rayfed, tmp_path / "f")["status"] == "failed"
+    own.write_text(RAISES.replace("0.7", "0.8"))
+    code, out = rayfed("sweep", "--resume", path, "--address", "local").wait()
+    assert code == 2 and f"code: {own} was changed" in out and "--accept-changes" in out, out
+    code, out = rayfed("sweep", "--resume", path, "--accept-changes", "--address", "local").wait()
+    assert code == 0 and "3 trials, 2 complete, 1 diverged" in out and f"code: {own} was changed" in out, out
 
 
 def test_asha_stops_and_its_runs_can_go_on(rayfed, config, tmp_path):
