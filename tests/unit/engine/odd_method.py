@@ -57,6 +57,8 @@ class Odd(Method):
             def hurt(x):
                 return torch.where(info.client == bad, torch.full_like(x, poison), x) if poison else x
 
+            if how == "slow":
+                time.sleep(60)
             if how in ("exit", "ctrl-c", "hang") and int(info.client) == bad:
                 if how == "hang":
                     time.sleep(60)

@@ -125,3 +125,9 @@ def test_a_round_of_little_work_is_one_call_in_the_server(
 ) -> None:
     c = toy.config(resources={"cohort": "auto", **resources})
     assert choose_calls(c, toy.federation(c), toy.make_fed(toy.config()).task, step, in_server) == wanted
+
+
+def test_a_limit_on_clients_keeps_visits_out_of_the_server() -> None:
+    """Its process has none."""
+    c = toy.config(resources={"cohort": "auto"}, failures={"client_timeout_s": 5})
+    assert choose_calls(c, toy.federation(c), toy.make_fed(toy.config()).task, 1e-6, True) == (7, "actors")

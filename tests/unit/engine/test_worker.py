@@ -98,6 +98,14 @@ def test_a_client_that_hangs_is_ended(odd: str) -> None:
     )
 
 
+def test_a_cohort_that_hangs_at_once_is_ended_as_one(odd: str) -> None:
+    """It may take as many times the limit as it has clients, and none of them is then tried alone."""
+    failures = {"client_error": "raise", "client_timeout_s": 0.1}
+    with pytest.raises(ClientFailed, match=r"still at work after 0\.2 s at .*odd\.py") as raised:
+        toy.simulate({"name": odd, "how": "slow"}, executor="vmap", rounds=1, failures=failures)
+    assert not raised.value.certain
+
+
 def test_drop_and_raise_do_not_try_again(odd: str) -> None:
     once = toy.simulate({"name": odd, "how": "once", "bad": BAD}, rounds=1, **policy("drop"))
     assert seen(once.fed).count(BAD) == 1 and once.rows[0]["dropped"] == 1

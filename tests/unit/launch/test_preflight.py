@@ -161,3 +161,8 @@ def test_an_own_method(tmp_path: Path) -> None:
     assert the_problem(method={"name": name, "power": 0}).startswith("method.power: 0 found")
     assert the_problem(method={"name": name, "powr": 1}).startswith("method.powr: unknown key (did you mean 'power'?)")
     assert "Other" in the_problem(method={"name": f"{tmp_path / 'mine.py'}:Other"})
+
+
+def test_a_limit_on_clients_needs_actors() -> None:
+    problem = the_problem("resources.visits=server", "failures.client_timeout_s=5")
+    assert problem == "resources.visits: server found, allowed with failures.client_timeout_s: actors, auto"

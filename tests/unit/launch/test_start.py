@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayfed import api, report
-from rayfed.errors import ConfigError, PlacementError, RunFailed
+from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed
 from rayfed.launch import start
 from rayfed.launch.preflight import load_request
 from tests import toy
@@ -98,3 +101,31 @@ def test_ctrl_c_does_not_wait_for_the_data(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_what_a_stop_waits_for(status: dict[str, Any], said: str) -> None:
     assert said in start.waited_for(status)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_after_the_last_round(
+    signals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run is done: the first one lets its report be written, a second one leaves it out."""
+    over = threading.Event()
+
+    def slow(path: Path) -> Path:
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        over.wait(20 if signals == 2 else 0)
+        return path
+
+    monkeypatch.setattr(report, "write_report", slow)
+    if signals == 1:
+        done = start.start_request(toy.config(**TINY), start.LocalLauncher(), out=tmp_path)
+        assert done.status == "done" and done.given_up == []
+    else:
+        with pytest.raises(Interrupted, match=r"is done, without a report\. Write it with: rayfed report") as ended:
+            start.start_request(toy.config(**TINY), start.LocalLauncher(), out=tmp_path)
+        assert ended.value.exit_code == 130
+        over.set()
+    (path,) = tmp_path.iterdir()
+    assert f"{path} is done; its report is being written" in capfd.readouterr().err
+    assert (path / "summary.json").exists()
