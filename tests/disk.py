@@ -323,9 +323,11 @@ def states(ops: list[Op], start: Path | None = None) -> Iterator[State]:
 
 
 def write_out(content: Content, where: Path) -> None:
-    """Make a folder of a content."""
+    """Make a folder of a content, as another process left it: temporary files carry the number of theirs."""
     where.mkdir(parents=True)
+    mine = f".{os.getpid()}"
     for path, data in content.items():
+        path = path.removesuffix(mine) + ".1" if path.endswith(mine) else path
         if data is None:
             (where / path).mkdir()
         else:

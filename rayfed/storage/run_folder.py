@@ -124,7 +124,7 @@ class RunFolder(FencedFolder):
             lock = folder.read_lock()
             folder.fence = lock["fence"] + 1
             folder.write_lock(fence=folder.fence, owner=asdict(owner), time=timestamp())
-            for part in ("", "parts", "clients", "snapshots", "segments"):
+            for part in ("", "parts", "clients", "snapshots", "segments", "model"):
                 remove_leftovers(path / part)
             folder._event("opened", owner=str(owner), before=str(previous) if previous else None)
             for found, aside in mended:
