@@ -49,7 +49,7 @@ class Counting(FedAvg):
         arrays, metrics = super().aggregate_train(server_round, replies)
         answered = sum(r.has_content() for r in replies)
         line = {"round": server_round, "answered": answered, "accuracy": accuracy(arrays or self.sent)}
-        with open(out / "rounds.jsonl", "a") as file:
+        with open(out / "rounds.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return arrays, metrics
 

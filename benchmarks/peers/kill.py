@@ -55,7 +55,7 @@ def once(engine: str, made: dict[str, Any], plan: Path, where: Path, python: Pat
     if kill:
         env["PEERS_KILL"] = f"{kill},{out / 'killed'}"
     if engine == "rayfed":
-        (out / "config.yaml").write_text(yaml.safe_dump(made))
+        (out / "config.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
         command = [
             str(python),
             "-m",
@@ -71,10 +71,12 @@ def once(engine: str, made: dict[str, Any], plan: Path, where: Path, python: Pat
         command = [str(python), str(HERE / "flower_kill.py"), str(plan), str(out)]
     watch = Watch(mark, every=1.0)
     watch.start()
-    with open(out / "log", "w") as log:
+    with open(out / "log", "w", encoding="utf-8") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=log, cwd=out)
     end_processes(watch.end(), mark)  # Flower leaves its Ray to die by itself
-    assert bool(kill) == (out / "killed").exists(), f"no process was killed:\n{(out / 'log').read_text()[-3000:]}"
+    assert bool(kill) == (out / "killed").exists(), (
+        f"no process was killed:\n{(out / 'log').read_text(encoding='utf-8')[-3000:]}"
+    )
     return {"engine": engine, "kill": kill, "exit": done.returncode, **(rows if engine == "rayfed" else lines)(out)}
 
 
@@ -94,7 +96,7 @@ def rows(out: Path) -> dict[str, Any]:
 
 def lines(out: Path) -> dict[str, Any]:
     """What the strategy wrote down."""
-    found = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     return {"answered": [r["answered"] for r in found], "accuracy": [r["accuracy"] for r in found], "rows": found}
 
 
@@ -158,8 +160,8 @@ def main() -> None:
     if out:
         out.mkdir(parents=True, exist_ok=True)
         kept = [{k: v for k, v in r.items() if k != "rows"} for r in found]
-        (out / "kill.json").write_text(json.dumps({"about": told, "runs": kept}, indent=1) + "\n")
-        (out / "KILL.md").write_text(text)
+        (out / "kill.json").write_text(json.dumps({"about": told, "runs": kept}, indent=1) + "\n", encoding="utf-8")
+        (out / "KILL.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def process_start(pid: int) -> str | None:
     the process's start. Without /proc it is the time of the start in seconds. None if no such process runs; a zombie does not.
     """
     try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return _start_time(pid)
     try:
