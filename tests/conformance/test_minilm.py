@@ -28,8 +28,8 @@ pytestmark = minilm.needed
 
 RANKS = {"adapter": {"rank": {2: 0.5, 4: 0.25, 8: 0.25}}}
 SHORT = {"iterations": 2, "student_steps": 1, "batch": 4, "noise": 4, "length": 4}
-# A server's Adam divides by the size of gradients, a decomposition by gaps of singular values, a projection by a squared norm: all turn
-# float32's rounding into more than 1e-5.
+# A server's Adam divides by the size of gradients, a decomposition by gaps of singular values, a projection by a squared norm, the
+# gradient of a norm by the norm: all turn float32's rounding into more than 1e-5.
 EXACT = {"task": {"dtype": "float64"}}
 # Settings without which a method cannot run here, or would take long; (settings, changes to the config).
 SETTINGS: dict[str, Any] = {
@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "fedftg": ({"inputs": "embeddings", **SHORT}, EXACT),
     "lora_fair": ({"distance": "cosine", "steps": 5}, EXACT),
     "feddf": ({"steps": 2, "batch": 4}, {**EXACT, "federation": {"probe": 8}}),
+    "fedoa": ({}, EXACT),
     "fedgen": ({"generator_steps": 2, "batch": 4, "noise": 4, "hidden": 8}, {}),
     "fedpurel": ({}, EXACT),
     "flexlora": ({}, EXACT),
