@@ -190,7 +190,7 @@ def _join(name: str, address: str, metadata: dict[str, str]) -> None:
         if "No node info found" in why:
             why = "there is a head, but no node of it on this machine; run it on one, or send the run there: rayfed submit"
         else:
-            why += ". Is the head running, and does its token (RAY_AUTH_TOKEN, ~/.ray/auth_token) match?"
+            why += ". Is the head running? If it asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
         raise PlacementError(f"{name} {address}: no Ray answers there: {why}") from None
 
 

@@ -173,9 +173,8 @@ def test_what_ray_says_of_a_head_is_one_sentence_without_its_traceback(
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     text = "Failed to connect to GCS. Last connection error: Traceback (most recent call last):\n  File"
-    assert said().endswith(
-        ": Failed to connect to GCS. Is the head running, and does its token (RAY_AUTH_TOKEN, ~/.ray/auth_token) match?"
-    )
+    assert ": Failed to connect to GCS. Is the head running?" in said() and "RAY_AUTH_MODE=token" in said()
+    assert "Traceback" not in said()
     text = "No node info found matching attributes: ''"
     assert "no node of it on this machine" in said() and "rayfed submit" in said()
 
