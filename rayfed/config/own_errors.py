@@ -35,7 +35,7 @@ def contained() -> Iterator[None]:
 
     What a signal's handler raises passes as it is: Ctrl-C is the user's.
     """
-    # Python's own handler leaves no frame by which its KeyboardInterrupt could be told from one that code raises.
+    # Python's own handler leaves no frame by which its KeyboardInterrupt could be distinguished from one that code raises.
     plain = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler

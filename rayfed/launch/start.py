@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from rayfed import report
 from rayfed.config import user_code
 from rayfed.config.schema import Config
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import ConfigError, RayfedError, nearest
 from rayfed.execute.choice import Choice
 from rayfed.launch.federations import Federations
 from rayfed.launch.origin import RESUMABLE, Changes, code_digests
@@ -63,7 +63,7 @@ class Launcher(Protocol):
 
 @dataclass
 class Finished:
-    """A run's or a study's folder, how it ended, its summary.json, and sentences for what could not be written beside that."""
+    """A run's or a study's folder, how it ended, its summary.json, and sentences for what else could not be written."""
 
     path: Path
     status: str
@@ -218,7 +218,9 @@ def write_report(path: Path) -> list[str]:
     try:
         report.write_report(path)
     except Exception as error:
-        text = os_error_text(error, path) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError | RayfedError):
+            text = os_error_text(error, path) if isinstance(error, OSError) else str(error)
         return [
             f"the report was not written: {text}. Everything else of {path} stands; try again with: rayfed report {path}"
         ]

@@ -132,7 +132,7 @@ class SweepTrial(tune.Trainable):
         return self._report(row, done)
 
     def _report_diverged(self, round: int) -> dict[str, Any]:
-        """Return what Tune is told of a trial that diverged in a round."""
+        """Return the report of a trial that diverged in a round."""
         score = WORST if self.request.mode == "min" else -WORST
         return TrialReport(round, self.config_here.rounds, score, [], done=True, diverged=True).to_tune()
 

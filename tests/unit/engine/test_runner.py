@@ -216,10 +216,10 @@ def test_a_full_disk_fails_no_committed_run(tmp_path: Path, monkeypatch: pytest.
     path = ran.folder.path
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == "done" and len(ran.rows) == 2 and not (path / "model").exists()
-    told = [n for n in summary["notes"] if "could not be written" in n]
-    assert [n.partition(" could")[0] for n in told] == ["the live status", "the models"]
-    assert f"rayfed resume {path}" in told[1] and all("No space left" in n for n in told)
-    assert [e["text"] for e in read_events(path) if e["kind"] == "given up"] == told
+    notes = [n for n in summary["notes"] if "could not be written" in n]
+    assert [n.partition(" could")[0] for n in notes] == ["the live status", "the models"]
+    assert f"rayfed resume {path}" in notes[1] and all("No space left" in n for n in notes)
+    assert [e["text"] for e in read_events(path) if e["kind"] == "given up"] == notes
 
 
 def test_what_a_run_waits_for_is_said(odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,8 +230,8 @@ def test_what_a_run_waits_for_is_said(odd: str, tmp_path: Path, monkeypatch: pyt
     folder = RunFolder.create(tmp_path, c.to_dict(), owner=Owner.me())
     live: list[dict[str, Any]] = []
     Runner(c, toy.federation(c), LocalPool(), folder, progress=live.append).execute()
-    told = [e["text"] for e in read_events(folder.path) if e["kind"] == "waiting"]
-    assert told and re.match(
-        rf"nothing has ended for \d s in round 1 \(clients at work: .*\b{BAD}\b.*; visit 'train'; .*odd", told[-1]
+    notes = [e["text"] for e in read_events(folder.path) if e["kind"] == "waiting"]
+    assert notes and re.match(
+        rf"nothing has ended for \d s in round 1 \(clients at work: .*\b{BAD}\b.*; visit 'train'; .*odd", notes[-1]
     )
-    assert told[0] in [s.get("waiting") for s in live] and "waiting" not in live[-1]
+    assert notes[0] in [s.get("waiting") for s in live] and "waiting" not in live[-1]

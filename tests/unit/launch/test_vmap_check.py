@@ -77,7 +77,7 @@ class Launcher(start.LocalLauncher):
         ("fedavg", "own.py:net", "loop", None),
     ],
 )
-def test_what_vmap_cannot_run_is_told(
+def test_what_vmap_cannot_run_is_refused(
     method: str, model: str, executor: str, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYFED_CACHE", str(tmp_path / "cache"))
