@@ -479,6 +479,7 @@ class Runner:
             self._give_up("the models", text, f"; write them with: rayfed resume {self.folder.path}")
         notes += self._given_up.values()
         self.status["status"] = RunStatus.DONE
+        self.status.pop("waiting", None)
         summary = {
             "rounds": run.reached,
             "wall_s": run.seconds_before + time.perf_counter() - self._began,

@@ -48,7 +48,7 @@ def test_an_exit_and_a_time_limit_are_client_errors(rayfed, config, tmp_path):
         method=own(tmp_path),
         federation={"per_round": 40},
         evaluate={"every": 2},
-        failures={"client_error": "drop", "client_timeout_s": 2},
+        failures={"client_error": "drop", "client_timeout_s": 4},
     )
     rows = {}
     for name, how in (("ray", ["--address", "local"]), ("plain", ["--local"])):

@@ -89,12 +89,12 @@ def test_an_exit_of_a_clients_code_is_its_failure(odd: str, how: str, named: str
 
 def test_a_client_that_hangs_is_ended(odd: str) -> None:
     """The others have their replies; a second attempt would hang too."""
-    failures = {"client_error": "retry", "client_timeout_s": 0.3}
+    failures = {"client_error": "retry", "client_timeout_s": 1.5}
     ran = toy.simulate({"name": odd, "how": "hang", "bad": BAD}, rounds=1, failures=failures)
     got = ran.fed.method.last
     assert list(got.failures) == [BAD] and len(got.ids) == 6
     assert re.match(
-        r"still at work after 0\.3 s at .*odd\.py, line \d+ \(failures\.client_timeout_s\)", got.failures[BAD]
+        r"still at work after 1\.5 s at .*odd\.py, line \d+ \(failures\.client_timeout_s\)", got.failures[BAD]
     )
 
 
