@@ -299,6 +299,8 @@ class CohortVisit:
     def _execute(self, executor: str, cohort: Cohort, mine: Tree, own: Tree) -> Executed:
         """Execute the visit of a cohort in one go: what its clients send, keep, and how many steps they took."""
         seconds = self.resident.config.failures.client_timeout_s
+        if seconds is not None:
+            replay.unusable()  # imports what torch imports at a first step: interrupted, that would stay half made
         with time_limit(seconds and seconds * len(cohort.clients), "failures.client_timeout_s"), contained():
             made = execute.execute_visit(executor, self.visit, cohort, self.shared, mine, own, self.resident.data)
             ((_, parts, after, steps),) = made
