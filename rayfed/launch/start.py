@@ -122,6 +122,8 @@ def resume_request(
     if file not in ("config.yaml", "study.yaml"):
         raise ConfigError(f"{path}: no run to resume here (a run folder holds config.yaml, a study study.yaml)")
     restored = provenance.restore(path)
+    if not accept_changes:  # what was not meant as a setting is not judged as one
+        provenance.refuse_changes(path, provenance.edits(path))
     request = load_request(path / file, sets)
     if not isinstance(request, Config):
         configs = [c for _, _, c in request.runs()]

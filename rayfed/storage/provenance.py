@@ -146,6 +146,16 @@ def differing_settings(then: Mapping[str, Any], now: Mapping[str, Any], ignored:
     return [f"{n} is {new.get(n, 'missing')} and was {old.get(n, 'not set')}" for n in names]
 
 
+def edits(folder: Path) -> list[str]:
+    """Return a phrase for each setting of a folder's file that is not as it was last written; empty if that cannot be known."""
+    try:
+        known = Provenance.read(folder)
+        now = read_yaml(folder / known.file) if known else {}
+    except (OSError, ValueError):
+        return []
+    return [f"{known.file}: {d}" for d in differing_settings(known.settings(), now)] if known else []
+
+
 def changes(then: Provenance, now: Provenance) -> list[str]:
     """Return a phrase for each thing that decides a run's numbers and is not what it was; versions aside."""
     found = []

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # what a run folder holds where, and of which kind it is
 FILES = ("config.yaml", "lock.json", "state.json", "summary.json", "events.jsonl", "metrics.parquet", "report.html")
+ENDINGS = (".jsonl", ".parquet", ".safetensors")  # of files in these folders
 FOLDERS = ("parts", "clients", "snapshots", "segments", "model", "plots", "debug", "tensorboard")
 
 
@@ -192,6 +193,10 @@ class RunFolder(FencedFolder):
             right = path.is_dir() if kind == "a folder" else path.is_file()
             if (path.exists() or path.is_symlink()) and not right:
                 mended.append((f"{name}: it is not {kind}", set_aside(path).name))
+        inside = sorted(p for folder in FOLDERS for p in self.path.glob(f"{folder}/*"))
+        for path in (p for p in inside if p.suffix in ENDINGS and not p.is_file()):
+            where = path.relative_to(self.path).as_posix()
+            mended.append((f"{where}: it is not a file", set_aside(path, self.path).name))
         try:
             self.read_lock()
         except FileNotFoundError:

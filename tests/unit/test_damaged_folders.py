@@ -41,19 +41,27 @@ UNREAD = (
 
 
 class Folders(NamedTuple):
-    """Runs of a method with client states: interrupted after round 5, and ended."""
+    """A run of a method with client states: as a kill after round 5 leaves it, and ended."""
 
     interrupted: Path
     done: Path
 
 
+def make_folders(home: Path) -> Folders:
+    """Run it, and take a copy of its folder on the way."""
+
+    def copied(round: int) -> None:
+        if round == 5 and not (home / "killed").exists():
+            shutil.copytree(home / "done", home / "killed")
+
+    done = toy.run_folder("scaffold", home / "done", committed=copied, **SETTINGS).folder.path
+    (done / "report.html").write_text("a page")
+    return Folders(home / "killed" / done.name, done)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    home = tmp_path_factory.mktemp("sound")
-    done = toy.run_folder("scaffold", home / "done", **SETTINGS).folder.path
-    cut = toy.run_folder("scaffold", home / "cut", stop_after=5, **SETTINGS).folder.path
-    (done / "report.html").write_text("a page")
-    return Folders(cut, done)
+    return make_folders(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture(autouse=True)
@@ -152,14 +160,9 @@ def sound_cases(folders: Folders) -> list[tuple[str, str, str]]:
     return [(kind, name, harm) for kind in folders._fields for name in files(getattr(folders, kind)) for harm in HARMS]
 
 
-def test_one_harm_to_every_file(folders: Folders, tmp_path: Path) -> None:
-    """Each file once, the harm drawn; `test_every_harm_to_every_file` is all of it."""
-    rng = random.Random(0)
-    cases = [
-        rng.choice([c for c in sound_cases(folders) if c[:2] == pair])
-        for pair in dict.fromkeys(c[:2] for c in sound_cases(folders))
-    ]
-    for i, (kind, name, harm) in enumerate(cases):
+def test_some_harms(folders: Folders, tmp_path: Path) -> None:
+    """Drawn; `test_every_harm_to_every_file` is all of them."""
+    for i, (kind, name, harm) in enumerate(random.Random(0).sample(sound_cases(folders), 24)):
         (tmp_path / str(i)).mkdir()
         try:
             try_harm(folders, kind, name, harm, f"{i}", tmp_path / str(i))
@@ -168,6 +171,7 @@ def test_one_harm_to_every_file(folders: Folders, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_harm_to_every_file(folders: Folders, tmp_path: Path) -> None:
     fresh = str(random.SystemRandom().random()) if os.environ.get(FRESH) else ""
     wrong = []

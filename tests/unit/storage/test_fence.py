@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from rayfed.errors import Fenced
+from rayfed.errors import DamagedFile, Fenced
+from rayfed.storage.events import read_events
 from rayfed.storage.run_folder import RunFolder
 from tests.unit.storage.writer import CONFIG, ME, check_run, make_run, other_process, step
 
@@ -85,3 +86,34 @@ def test_the_lock_is_free_after_the_end(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\x00" * 90, b'{"fence": "1"}', b'{"fence": 1, "crc32": 5}'])
+def test_a_damaged_lock_is_written_again_and_fences_who_still_writes(tmp_path, content):
+    old = RunFolder.open(make_run(tmp_path, until=6).path, owner=ME)  # fence 2
+    old.rewind()
+    lock = old.path / "lock.json"
+    lock.write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"lock\.json is damaged: .*rayfed resume"):
+        step(old, 6)
+    new = RunFolder.open(old.path, owner=ME)
+    assert new.fence == 3 and (old.path / ".damaged-lock.json").read_bytes() == content
+    with pytest.raises(Fenced):
+        step(old, 6)
+    assert new.rewind()[0] == 5
+    assert any(e.get("note", "").startswith("lock.json: ") for e in read_events(old.path))
+
+
+def test_a_lost_lock_is_written_again(tmp_path):
+    folder = make_run(tmp_path, until=6)
+    (folder.path / "lock.json").unlink()
+    assert RunFolder.open(folder.path, owner=ME).fence == 2
+    (folder.path / "lock.json").unlink()
+    (folder.path / "lock.json").mkdir()
+    assert RunFolder.open(folder.path, owner=ME).fence == 3
+
+
+def test_a_lock_without_a_sound_owner_is_nobodys(tmp_path):
+    folder = make_run(tmp_path)
+    folder.write_lock(owner={"pid": 1})
+    assert RunFolder.open(folder.path, owner=ME).fence == 2

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from rayfed.api import Run
 from rayfed.errors import ConfigError, Fenced, RunFailed
-from rayfed.launch.start import resume_local, run_local
+from rayfed.launch.start import LocalLauncher, resume_local, run_local, start_request
 from rayfed.storage import object_store
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner, process_start
@@ -363,3 +363,69 @@ def test_a_sweep_comes_back_whole(store: str, tmp_path: Path) -> None:
     (two.path / "lock.json").write_bytes(sealed_bytes(lock))
     with pytest.raises(ConfigError, match="trials/00001/seed-0 is being written"):
         object_store.download(uri, top)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The rows of a run of six rounds."""
+    return toy.run_folder("scaffold", tmp_path_factory.mktemp("plain"), rounds=6).rows
+
+
+@pytest.mark.parametrize(
+    ("what", "harm"),
+    [
+        ("segments", "flip"),
+        ("snapshots/round-000004/server", "remove"),
+        ("rows", "flip"),
+        ("config.yaml", "flip"),
+        ("config.yaml", "remove"),
+        ("lock.json", "remove"),
+    ],
+)
+def test_a_resume_from_storage_takes_the_newest_whole_state(
+    store: str, tmp_path: Path, uninterrupted: list[dict[str, Any]], what: str, harm: str
+) -> None:
+    """An object that is damaged or lost in the storage is found as a file of a folder is."""
+    launcher = LocalLauncher()
+
+    def watch(state: dict[str, Any]) -> None:
+        if state["round"] == 4:
+            launcher.stop()
+
+    with pytest.raises(RunFailed, match="stopped"):
+        start_request(
+            toy.config("scaffold", rounds=6, storage={"snapshot_every": 2, "path": store}), launcher, watch=watch
+        )
+    (stored,) = (tmp_path / "store").iterdir()
+    shutil.rmtree(tmp_path / "cache")
+    found = [p for p in stored.rglob("*") if p.is_file() and what in p.as_posix().replace("%2F", "/")]
+    assert found
+    for file in found:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 8
+        file.unlink() if harm == "remove" else file.write_bytes(bytes(data))
+    with pytest.raises((RunFailed, ConfigError)):
+        object_store.download(f"{store}/{stored.name}", tmp_path / "strict")
+    if (what, harm) == ("config.yaml", "flip"):  # it can still be read: a setting has another name
+        with pytest.raises(ConfigError, match=r"config\.yaml: \S+ is missing(.|\n)*--accept-changes"):
+            resume_local(f"{store}/{stored.name}")
+        return
+    again = resume_local(f"{store}/{stored.name}")
+    rows = read_metrics(again.path).to_pylist()
+    assert [{k: v for k, v in row.items() if not k.startswith(toy.VOLATILE)} for row in rows] == uninterrupted
+    assert again.summary["notes"][0].startswith(("segments/", "snapshots/", "parts/", "config.yaml", "lock.json"))
+
+
+def test_a_damaged_manifest_is_named(store: str, tmp_path: Path) -> None:
+    folder = made(tmp_path / "here", store)
+    uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
+    (manifest,) = Path(uri.removeprefix("file://")).glob("manifest-*")
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    with pytest.raises(ConfigError, match=rf"{manifest.name} is damaged.*can be resumed"):
+        object_store.download(uri, tmp_path / "there")
+
+
+def test_a_damaged_pointer_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "remote.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"remote\.json is damaged.*Resume it by its URI"):
+        object_store.mirror_of(tmp_path)

@@ -88,6 +88,9 @@ def test_an_edit_stays(tmp_path: Path) -> None:
     (path / "config.yaml").write_bytes(yaml_bytes({**CONFIG, "seed": 4}))
     assert restore(path) == [] and b"seed: 4" in (path / "config.yaml").read_bytes()
     assert read_settings(path)["seed"] == CONFIG["seed"], "the rows are of the recorded one"
+    assert provenance.edits(path) == ["config.yaml: seed is 4 and was 3"]
+    (path / "provenance.json").unlink()
+    assert provenance.edits(path) == []
 
 
 def test_a_crash_between_the_two_files_of_a_change_is_no_edit(tmp_path: Path) -> None:

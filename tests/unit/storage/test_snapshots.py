@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 
 import numpy as np
 import pytest
 
 from rayfed.storage import snapshots
+from rayfed.storage.atomic import Sum
 from rayfed.storage.tree_files import save_tree
 
 
@@ -54,3 +56,30 @@ def test_prune_keeps_the_newest(tmp_path):
     snapshots.prune(tmp_path, 0)
     assert [r for r, _ in snapshots.list_snapshots(tmp_path)] == [15]
     assert os.listdir(tmp_path) == ["round-000015"]
+
+
+def test_a_snapshot_stands_by_the_segments_that_it_leads_to(tmp_path):
+    segments = tmp_path / "segments"
+    segments.mkdir()
+    for n in ("a", "b"):
+        (segments / f"{n}.safetensors").write_bytes(n.encode() * 100)
+
+    def fill(where):
+        snapshots.write_segments(where, {n: Sum(100, zlib.crc32(n.encode() * 100)) for n in ("a", "b")})
+
+    folder = tmp_path / "snapshots"
+    where = snapshots.publish(snapshots.stage(folder, 5, 1, fill), 5)
+    assert snapshots.find_damage(where, 5) is None and snapshots.damaged_segments(where) == {}
+    (segments / "b.safetensors").write_bytes(b"b" * 99 + b"c")
+    assert snapshots.find_damage(where, 5) == "segments/b.safetensors: it has a wrong checksum"
+    (segments / "b.safetensors").write_bytes(b"b")
+    assert snapshots.damaged_segments(where) == {segments / "b.safetensors": "it has 1 bytes instead of 100"}
+    (segments / "a.safetensors").unlink()
+    assert "segments/a.safetensors: it is missing" in snapshots.find_damage(where, 5)
+
+
+def test_a_manifest_has_a_checksum_of_itself(tmp_path):
+    where = make(tmp_path, 5)
+    text = (where / "manifest.json").read_text()
+    (where / "manifest.json").write_text(text.replace('"fence": 1', '"fence": 2'))
+    assert "wrong checksum" in snapshots.find_damage(where, 5)
