@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rayfed.api import load as load
     from rayfed.api import resume as resume
     from rayfed.api import run as run
+    from rayfed.config.schema import Need as Need
     from rayfed.fed import Fed as Fed
     from rayfed.fed import Replies as Replies
     from rayfed.fold import mean as mean
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("Run", "Study", "load", "resume", "run"), "api"),
+    **dict.fromkeys(("Need",), "config.schema"),
     **dict.fromkeys(("Fed", "Replies"), "fed"),
     **dict.fromkeys(("mean", "total"), "fold"),
     **dict.fromkeys(("Method", "MethodSettings"), "method"),
@@ -68,6 +70,7 @@ __all__ = [
     "Fed",
     "Method",
     "MethodSettings",
+    "Need",
     "Part",
     "Phase",
     "Replies",

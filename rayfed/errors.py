@@ -47,11 +47,13 @@ class PlacementError(RayfedError):
 class RunFailed(RayfedError):
     """A run failed after it had started.
 
-    hint: how to resume; diverged: the round in which training left the finite numbers, where that is what happened.
+    hint: how to go on; diverged: the round in which training left the finite numbers, where that is what happened; change: `--set`
+    options with which it would not fail again.
     """
 
     hint = ""
     diverged: int | None = None
+    change = ""
 
     def __str__(self) -> str:
         return super().__str__() + (f"\n{self.hint}" if self.hint else "")
@@ -68,6 +70,12 @@ class DamagedFile(RunFailed):
 
     def __reduce__(self) -> tuple[type[DamagedFile], tuple[Path, Path, str]]:
         return (type(self), (self.folder, self.file, self.found))
+
+
+class FailsAgain(RunFailed):
+    """A run failed, and would fail there again: its code or its settings have to change."""
+
+    certain = True
 
 
 class Fenced(RayfedError):

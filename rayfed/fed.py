@@ -171,11 +171,14 @@ class Dispatcher(Protocol):
 
 
 class Fed:
-    """Hold a server program's view of one run's federation. `round`, `rounds` count from 1; clients 0..population-1 take part."""
+    """Hold a server program's view of one run's federation. `round`, `rounds` count from 1; clients 0..population-1 take part.
+
+    read_rounds: whether the method has asked for `rounds`.
+    """
 
     def __init__(self, config: Config, federation: Federation, method: Method, task: Task, dispatcher: Dispatcher):
         self.config, self.federation, self.method, self.task = config, federation, method, task
-        self.population, self.rounds = federation.population, config.rounds
+        self.population, self.read_rounds = federation.population, False
         self._dispatcher = dispatcher
         self._everyone = np.arange(federation.population)
         self.begin(0)
@@ -189,6 +192,12 @@ class Fed:
         self._samples = 0
         self.logged: dict[str, tuple[float, float]] = {}  # name -> (weighted sum, weight)
         self._dispatcher.begin(round, score_local)
+
+    @property
+    def rounds(self) -> int:
+        """The number of all rounds. A method that computes with it says so in `reads_rounds`."""
+        self.read_rounds = True
+        return self.config.rounds
 
     # -- randomness and records --------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed import tree
+from rayfed.errors import FailsAgain
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def mean(part: str, weight: str = "examples", by: str | None = None, denominator
 
     `Replies.folded[part]` is then a tree of the part's shape, with `by` {value: tree}; `Replies.weight[part]` is the sum of the
     weights, likewise. Of no reply it is zeros of the declared shape and weight 0, with `by` {}; RunFailed where it is read if the
-    shape has no zero (`ANY`).
+    shape has no zero (`ANY`). Where replies came and their weights sum to 0 there is no mean: the run ends with a sentence.
 
     Example: two calls, merged as on the way to the server.
 
@@ -201,19 +202,28 @@ def nbytes(folded: Folded) -> int:
 
 
 def finish(fold: Fold, partials: dict[str, Partial]) -> tuple[Any, Any]:
-    """Return (folded, weight): trees, or per key {int: tree} and {int: float} where the fold has `by`."""
+    """Return (folded, weight): trees, or per key {int: tree} and {int: float} where the fold has `by`.
 
-    def close(p: Partial) -> Tree:
+    FailsAgain for a mean whose weights sum to 0, or whose denominator is 0.
+    """
+
+    def close(p: Partial, of: str = "") -> Tree:
         if fold.kind == "sum":
             return p["total"]
-        d = fold.denominator if fold.denominator is not None else p["weight"]
-        made = tree.scale(p["total"], 1.0 / d if d else 0.0)
+        if fold.denominator is not None:
+            d, found = fold.denominator, f"the denominator of part {fold.part!r} is 0"
+        else:
+            d, found = p["weight"], f"the weights of part {fold.part!r}{of} sum to 0 (weight: {fold.weight!r})"
+        if not d:
+            raise FailsAgain(f"{found}; a mean over replies needs another sum")
+        made = tree.scale(p["total"], 1.0 / d)
         return counted({**made, **p["largest"]}, tuple(p["largest"])) if "largest" in p else made
 
     if fold.by is None:
         return close(partials[""]), partials[""]["weight"]
     ordered = sorted(partials.items(), key=lambda kv: int(kv[0]))
-    return {int(k): close(p) for k, p in ordered}, {int(k): p["weight"] for k, p in ordered}
+    folded = {int(k): close(p, f" where {fold.by!r} is {k}") for k, p in ordered}
+    return folded, {int(k): p["weight"] for k, p in ordered}
 
 
 class Merger:

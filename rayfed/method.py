@@ -89,6 +89,11 @@ class Method:
         """Return sentences for why this cannot run on a federation's data; none by default. Asked before anything starts."""
         return []
 
+    def reads_rounds(self) -> str | None:
+        """Return the setting by which what a round computes follows from the number of all rounds; None, as by default, where it
+        does not. A run of such a method is not resumed with other `rounds`: it would be neither run."""
+        return None
+
     def init(self, task: Task, key: int) -> Tree:
         """Return the server state before round 1; its part names are those of `wire.server`. By default {"model": fresh parameters}."""
         return {"model": task.init_params(key)}

@@ -119,6 +119,12 @@ def meaning(metric: str, logs: Mapping[str, tuple[str, str]] = NO_LOGS) -> Meani
     return Meaning(f"{text}: {found[0]}", unit, over)
 
 
+def has_scores(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a metric with a scope was measured in some row."""
+    names = {name for row in rows for name, value in row.items() if value is not None}
+    return any(name.partition("/")[2].removesuffix("_ex") in SCOPES for name in names)
+
+
 def lower_is_better(metric: str | None) -> bool:
     """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap..."""
     name = str(metric or "")
@@ -126,7 +132,7 @@ def lower_is_better(metric: str | None) -> bool:
 
 
 def outcome(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return {metric: {"final", "best", "best_round"}} of rows in order; of equal best values the first."""
+    """Return {metric: {"final", "best", "best_round"}} of rows in order; of equal best values the first. final: see `final_value`."""
     out: dict[str, dict[str, Any]] = {}
     names = dict.fromkeys(name for row in rows for name in row if name != "round")
     for name in names:
@@ -136,5 +142,19 @@ def outcome(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         sign = 1 if lower_is_better(name) else -1
         ranked = [(sign * v, r, v) for r, v in measured if not math.isnan(v)]
         best = min(ranked) if ranked else (0, None, None)
-        out[name] = {"final": measured[-1][1], "best": best[2], "best_round": best[1]}
+        out[name] = {"final": final_value(rows, name), "best": best[2], "best_round": best[1]}
     return out
+
+
+def final_value(rows: Sequence[Mapping[str, Any]], metric: str) -> Any:
+    """Return the last measured value of rows in order, None without one.
+
+    Of scope `global` None too where the last evaluation could not score it: an earlier round's is not the final one's.
+    """
+    measured = [row for row in rows if row.get(metric) is not None]
+    if not measured:
+        return None
+    evaluated = [row["round"] for row in rows if row.get("time/evaluate") is not None]
+    if metric.endswith("/global") and evaluated and evaluated[-1] > measured[-1]["round"]:
+        return None
+    return measured[-1][metric]

@@ -24,6 +24,12 @@ def advance_rate(carry: Tree) -> Tree:
     return {"lr": carry["lr"] * (left - 1) / left.clamp(min=1), "left": left - 1}
 
 
+def reads_rounds(local: Local) -> str | None:
+    """Return the setting by which a round's rate follows from the number of all rounds; None where it does not."""
+    kind = local.schedule.kind
+    return f"local.schedule.kind: {kind}" if kind in ("linear", "cosine") else None
+
+
 def round_rate(local: Local, round: int, rounds: int) -> float:
     """Return the rate of round `round` (from 1) under `local.schedule`: constant, linear, exponential, step, cosine, warm-up."""
     s, lr = local.schedule, local.optimizer.lr

@@ -183,19 +183,20 @@ def simulate(
     executor: str = "loop",
     dtype: str = "float32",
     rounds: int = 2,
+    until: int | None = None,
     pool: Any = None,
     order: int | None = None,
     score: bool = False,
     kind: type[ToyFed] = ToyFed,
     **changes: Any,
 ) -> Result:
-    """Run a method by hand. `order`: seed of a shuffle of the clients in every ask; `score`: evaluate every
-    round, as the engine does; kind: another class of federation; `changes`: to the config."""
+    """Run a method by hand, up to round `until` of `rounds`. `order`: seed of a shuffle of the clients in every ask; `score`:
+    evaluate every round, as the engine does; kind: another class of federation; `changes`: to the config."""
     c = config(method, executor=executor, dtype=dtype, rounds=rounds, **changes)
     fed = make_fed(c, pool, kind)
     fed.dispatch.order = order
     done = Result(fed.method.init(fed.task, keys.key(c.seed, 0, -1, "init")), fed, [])
-    for r in range(1, rounds + 1):
+    for r in range(1, (until or rounds) + 1):
         fed.begin(r, score)
         done = done._replace(state=fed.method.round(done.state, fed, fed.task))
         done.rows.append({**{n: t / w for n, (t, w) in fed.logged.items()}, **fed.meter})

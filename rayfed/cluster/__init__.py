@@ -54,11 +54,15 @@ class Evidence:
 class Clusterer:
     """Base: `labels(evidence, clusters)` gives one integer per client, (n,), or MISSING for one whose evidence did not come.
 
-    keeps: whether a cluster that lost its last client stays known.
+    keeps: whether a cluster that lost its last client stays known; takes_number: whether it reads how many clusters there shall be.
     """
 
     Settings: type[ClustererSettings] = ClustererSettings
     keeps: ClassVar[bool] = False
+
+    @property
+    def takes_number(self) -> bool:
+        return True
 
     def __init__(self, settings: Any):
         self.settings = settings

@@ -21,6 +21,10 @@ class Agglomerative(Clusterer):
             None, gt=0, le=2, description="Cosine distance at which merging stops; null: fixed number."
         )
 
+    @property
+    def takes_number(self) -> bool:
+        return self.settings.threshold is None
+
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         from sklearn.cluster import AgglomerativeClustering
 

@@ -32,6 +32,7 @@ class Bipartition(Clusterer):
     """
 
     Settings = Settings
+    takes_number = False
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         gram = evidence.gram().double().numpy()

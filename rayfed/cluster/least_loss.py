@@ -16,6 +16,7 @@ class LeastLoss(Clusterer):
 
     Settings = Agglomerative.Settings
     keeps = True
+    takes_number = True
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         if len(evidence.known) < clusters:

@@ -10,6 +10,8 @@ from rayfed.cluster import Clusterer, Evidence
 class Oracle(Clusterer):
     """Clients of one planted group form one cluster; `clusters` is not used."""
 
+    takes_number = False
+
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         return evidence.planted(evidence.ids).numpy()
 

@@ -10,5 +10,7 @@ from rayfed.cluster import Clusterer, Evidence
 class Singletons(Clusterer):
     """n clusters of one client; `clusters` is not used."""
 
+    takes_number = False
+
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         return np.arange(len(evidence.ids))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from rayfed.cluster import MISSING, Clusterer, ClustererSettings, Evidence, canonical
+from rayfed.config.schema import Need
 from rayfed.lazy import torch
 from rayfed.visits import ClientContext, Phase, Visit, whole
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 class Settings(ClustererSettings):
     """How subspaces are taken and compared."""
+
+    needs: ClassVar = {"relative": (Need("threshold", (None,), but=True),)}
 
     basis: int = Field(3, ge=1, description="Left singular vectors per class, p.")
     angles: Literal["principal", "entries"] = Field(
@@ -45,6 +48,10 @@ class Subspace(Clusterer):
     it goes up once."""
 
     Settings = Settings
+
+    @property
+    def takes_number(self) -> bool:
+        return self.settings.threshold is None
 
     def labels(self, evidence: Evidence, clusters: int) -> np.ndarray:
         bases, labels = evidence.bases(), np.full(len(evidence.ids), MISSING)

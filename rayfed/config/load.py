@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayfed.config import reading, unbuilt, user_code
+from rayfed.config import reading, unbuilt, unread, user_code
 from rayfed.config.problems import blames, kinds, sentences
 from rayfed.config.schema import Claim, Config, Study
 from rayfed.errors import NUMBER, ConfigError, nearest, refusing
@@ -56,11 +56,15 @@ def load_config(
         raw = user_code.named(copy.deepcopy(dict(source)))
     else:
         raw = _read(source)
-    raw = variables(_with_sets(_shorthand(raw), sets, problems), os.environ, problems)
+    change = _with_sets({}, sets, problems)
+    raw, change = (variables(part, os.environ, problems) for part in (_with_sets(_shorthand(raw), sets, []), change))
     reading.check(raw, "config")
     if any(k in raw for k in STUDY_KEYS):
+        if "seed" in change and raw.get("seeds"):  # in a file it may serve the arms by themselves
+            seed = change["seed"]
+            problems.append(unread.sentence("--set seed", seed, "seeds", raw["seeds"], f"--set seeds=[{seed}]"))
         return _study(raw, judge, problems)
-    config = _config(raw, judge, problems)
+    config = _overridden(raw, change, judge, problems)
     _raise(problems)
     assert config is not None
     return config
@@ -206,7 +210,7 @@ def _arm(
     if "seed" in change:
         problems.append(f"arms.{arm}.seed: {change['seed']!r} found; every arm runs with the study's `seeds`")
     found: list[str] = []
-    config = _config(merge(base, change), judge, found)
+    config = _overridden(merge(base, change), change, judge, found)
     problems += [f"arms.{arm}: {p}" for p in found if p not in problems]
     return config
 
@@ -275,6 +279,34 @@ def _config(raw: Mapping[str, Any], judge: Judge | None, problems: list[str]) ->
         found += judge(raw, config, wrong)
     problems += found
     return None if found else config
+
+
+def _overridden(
+    raw: Mapping[str, Any], change: Mapping[str, Any], judge: Judge | None, problems: list[str]
+) -> Config | None:
+    """Return the config of what `change` was merged into, as `_config` does.
+
+    Settings that the change does not name and that nothing reads any more fall away, as those of another name or kind do.
+    """
+    raw = _shorthand(copy.deepcopy(dict(raw)))
+    while True:
+        found: list[str] = []
+        config = _config(raw, judge, found)
+        left = [p.setting.split(".") for p in found if isinstance(p, unread.Unread)] if change else []
+        if not any([_delete(raw, path) for path in left if not _names(change, path)]):
+            problems += found
+            return config
+
+
+def _names(change: Any, path: Sequence[str]) -> bool:
+    """Return whether overrides give a value to the setting at a path."""
+    for key in path:
+        if not isinstance(change, Mapping):
+            return True
+        if key not in change:
+            return False
+        change = change[key]
+    return True
 
 
 def _without_wrong(raw: Mapping[str, Any], error: ValidationError) -> tuple[Config | None, set[str], list[str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,8 +19,27 @@ from pydantic import (
 )
 
 
+class Need(NamedTuple):
+    """What a setting belongs to: setting `of` of the same section with one of these values, or with `but` with any other."""
+
+    of: str
+    values: tuple[Any, ...]
+    but: bool = False
+
+    def text(self) -> str:
+        """Return it in words: "kind: step", "momentum other than 0"."""
+        shown = " or ".join("null" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in self.values)
+        return f"{self.of} other than {shown}" if self.but else f"{self.of}: {shown}"
+
+
 class Section(BaseModel):
-    """Base of all sections and of the parts' own settings: frozen, strict; numbers are finite, and true is none."""
+    """Base of all sections and of the parts' own settings: frozen, strict; numbers are finite, and true is none.
+
+    needs: of settings that are read only with certain values of others, which; such a one is refused where nothing reads it
+    (`rayfed.config.unread`).
+    """
+
+    needs: ClassVar[Mapping[str, tuple[Need, ...]]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
@@ -129,6 +148,8 @@ class Domain(Section):
 
 
 class Embedding(Section):
+    needs: ClassVar = {"clusters": (Need("embedding", ("labels",), but=True),)}
+
     kind: Literal["embedding"]
     alpha: float = Field(gt=0, description="Concentration; a client's draw is Dir(alpha * the clusters' shares).")
     clusters: int = Field(10, ge=1, description="Clusters of embeddings (k-means).")
@@ -152,6 +173,8 @@ class LongTail(Section):
 
 
 class Groups(Section):
+    needs: ClassVar = {"count": (Need("kind", ("none",), but=True),)}
+
     kind: Literal["none", "rotation", "label_permutation", "classes", "domain"] = Field(
         "none", description="Planted groups of clients."
     )
@@ -176,6 +199,8 @@ class Groups(Section):
 
 
 class Holdout(Section):
+    needs: ClassVar = {"fraction": (Need("kind", ("clients",)),)}
+
     kind: Literal["none", "clients"] = Field("none", description="Clients that never train.")
     fraction: float = Field(0.1, gt=0, lt=1, description="Share of `clients` held out.")
 
@@ -222,6 +247,13 @@ class FederationSection(Section):
 
 
 class Optimizer(Section):
+    needs: ClassVar = {
+        "momentum": (Need("name", ("sgd",)),),
+        "nesterov": (Need("name", ("sgd",)), Need("momentum", (0.0,), but=True)),
+        "betas": (Need("name", ("adam", "adamw")),),
+        "eps": (Need("name", ("adam", "adamw")),),
+    }
+
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0, description="Local learning rate.")
     momentum: float = Field(0.0, ge=0, lt=1, description="SGD's momentum.")
@@ -239,6 +271,8 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
+    needs: ClassVar = {"gamma": (Need("kind", ("exponential", "step")),), "every": (Need("kind", ("step",)),)}
+
     kind: Literal["constant", "linear", "exponential", "step", "cosine"] = Field(
         "constant", description="Learning rate over rounds."
     )

@@ -8,12 +8,12 @@ word embeddings, `inputs: embeddings`, which enter the model past its table of w
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rayfed import keys, optimizers, tree
-from rayfed.config.schema import Section
+from rayfed.config.schema import Need, Section
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
@@ -52,6 +52,20 @@ class DataFree(Section):
 
     The student's loss is a mean over examples and classes, as in FedFTG's code: its gradient is 1 / C of a KL divergence's.
     """
+
+    needs: ClassVar = {
+        **dict.fromkeys(
+            (
+                "generator_steps", "generator_lr", "noise", "mix", "fidelity", "fidelity_of", "adversarial", "adversary",
+                "diversity", "cross_entropy",
+            ),
+            (Need("inputs", ("generator", "embeddings")),),
+        ),
+        "length": (Need("inputs", ("embeddings",)),),
+        "sampler": (Need("inputs", ("generator", "embeddings")),),
+        "rho": (Need("inputs", ("generator", "embeddings")), Need("sampler", ("pooled",))),
+        "generator_ema": (Need("inputs", ("generator", "embeddings")), Need("student_steps", (0, 1), but=True)),
+    }  # fmt: skip
 
     iterations: int = Field(
         20, ge=0, description="Outer iterations per round, I_out; 0 leaves the student as it starts."

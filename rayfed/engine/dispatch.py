@@ -16,7 +16,7 @@ from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import ClientFailed, Failure, FailurePolicy, Raise
 from rayfed.engine.messages import CallResult, Job, Request, Value, VisitCall
 from rayfed.engine.replies import CallParts, UnfoldedParts
-from rayfed.errors import RunFailed
+from rayfed.errors import FailsAgain, RunFailed
 from rayfed.fed import FoldedParts, Replies, Reply
 from rayfed.fold import Fold
 from rayfed.wire import ANY
@@ -109,7 +109,7 @@ class Dispatch:
             )
             calls.append(call)
             jobs.append(Job(self.run_id, call, (*handles, *blocks)))
-        replies = self._execute_calls(str(visit), jobs, folds, metered)
+        replies = self._execute_calls(visit, jobs, folds, metered)
         if metered:
             self.meter.count_down(shared, new, calls)
         return replies
@@ -132,7 +132,9 @@ class Dispatch:
 
     # -- what comes back -----------------------------------------------------------------------------------------------
 
-    def _execute_calls(self, visit: str, jobs: list[Job], folds: tuple[Fold, ...], metered: bool) -> Replies:
+    def _execute_calls(
+        self, visit: str | Evaluation, jobs: list[Job], folds: tuple[Fold, ...], metered: bool
+    ) -> Replies:
         """Execute the calls and bring their replies, folds and failures into one."""
         merging = self.pool.merging()
         parts: dict[int, CallParts] = {}
@@ -151,18 +153,19 @@ class Dispatch:
             if outcome.states is not None:
                 self.states.write(result.clients, outcome.states)
             self._count_result(result, outcome, metered)
-        self.dropped += len(failures)
+        if not _scores_pooled(visit):
+            self.dropped += len(failures)
         folded, weight = self._fold_calls(jobs, folds, merging)
         calls = [parts[i] for i in sorted(parts)]
         unfolded = UnfoldedParts(calls, self.pool, self._reduce, self._put, self.task.counters)
         return Replies(replies, unfolded, folded, weight, failures)
 
-    def _add_failures(self, visit: str, found: Mapping[int, Failure], failures: dict[int, str]) -> None:
+    def _add_failures(self, visit: str | Evaluation, found: Mapping[int, Failure], failures: dict[int, str]) -> None:
         """Add a call's failures, by client; ClientFailed where the policy says that one ends the run."""
         for client, failure in found.items():
             failures[client] = failure.reason
-            if isinstance(self.policy.decide(failure), Raise):
-                raise ClientFailed(client, self.round, visit, failure)
+            if not _scores_pooled(visit) and isinstance(self.policy.decide(failure), Raise):
+                raise ClientFailed(client, self.round, str(visit), failure)
 
     def _count_result(self, result: CallResult, outcome: Outcome, metered: bool) -> None:
         """Add a call to what the round has counted so far."""
@@ -188,13 +191,14 @@ class Dispatch:
         folded, weight = FoldedParts(), {}
         for fold in folds:
             partials = merged.get(fold.part) or ({} if fold.by else None)
-            try:
-                if partials is None:
-                    partials = {"": {"total": self._zero(fold.part), "weight": 0.0}}
-            except RunFailed as error:
-                folded.without_zero[fold.part], weight[fold.part] = error, 0.0
+            if partials is not None:
+                folded[fold.part], weight[fold.part] = folding.finish(fold, partials)
                 continue
-            folded[fold.part], weight[fold.part] = folding.finish(fold, partials)
+            weight[fold.part] = 0.0
+            try:
+                folded[fold.part] = self._zero(fold.part)
+            except RunFailed as error:
+                folded.without_zero[fold.part] = error
         return folded, weight
 
     def _zero(self, part: str) -> Tree | Tensor:
@@ -204,7 +208,7 @@ class Dispatch:
             return shape.zeros(self.task)
         except RunFailed as unknown:
             message = f"nobody replied and part {part!r}, declared {str(shape)!r}, has no zero to stand for it"
-            raise RunFailed(message) from unknown
+            raise FailsAgain(message) from unknown
 
     def _reduce(self, jobs: Sequence[tuple[Request, tuple[Any, ...]]]) -> list[Any]:
         """Execute requests on parts of replies; returns their values in the same order."""
@@ -235,3 +239,8 @@ class Dispatch:
         if calls[0].visit is Evaluation.GLOBAL:
             return f"pieces of the pooled test set at work: {named}"
         return f"clients at work: {named}; visit {str(calls[0].visit)!r}"
+
+
+def _scores_pooled(visit: str | Evaluation) -> bool:
+    """Return whether a visit scores the pooled test set, whose failure is no client's: the evaluation then says what is missing."""
+    return isinstance(visit, Evaluation) and visit.pooled

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed import keys, tree
-from rayfed.execute.batches import pooled_pieces
+from rayfed.execute.batches import PIECE, pooled_pieces
 from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.metrics import ari, scope
@@ -25,6 +25,7 @@ from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, measu
 if TYPE_CHECKING:
     from rayfed.fed import Dispatcher, Fed
     from rayfed.method import Method
+    from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -46,6 +47,11 @@ class Evaluation(Enum):
 
     def __str__(self) -> str:
         return f"evaluation {self.value}"
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it scores the pooled test set."""
+        return self in (Evaluation.GLOBAL, Evaluation.ENSEMBLE)
 
     @property
     def of_the_server(self) -> bool:
@@ -159,26 +165,44 @@ def _predictions(view: Visit, task: Task, pieces: int) -> Visit:
     return Visit(view.begin, [*view.phases, *phases], end, view.vectorize)
 
 
+def nothing_to_score(federation: Federation) -> str | None:
+    """Return a sentence where a run has no metric, since there is nothing to score a model on; None where there is."""
+    if len(federation.test.rows) or len(federation.pooled_test):
+        return None
+    return "no metric: the data set has no test part and clients keep none for tests (federation.split.test), so nothing is scored"
+
+
+class Unscored(NamedTuple):
+    """Metrics of a round that something is missing from, and why: they are null, or means without some clients."""
+
+    metrics: list[str]
+    reason: str
+
+
 class Evaluator:
-    """Scores a server state in all scopes that the method has."""
+    """Scores a server state in all scopes that the method has. unscored: what the last evaluation could not score."""
 
     def __init__(self, fed: Fed, dispatcher: Dispatcher):
         self.fed, self.dispatcher = fed, dispatcher
+        self.unscored: list[Unscored] = []
         self.config, self.federation, self.method, self.task = fed.config, fed.federation, fed.method, fed.task
 
     def evaluate(
         self, state: Tree, local_scores: Mapping[int, Scores], seconds: Mapping[int, float]
-    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
         """Return the round's numbers, by NAME/SCOPE, and one row per scored client.
 
-        local_scores: of the models that this round's clients trained; seconds: of their visits, for the rows.
+        local_scores: of the models that this round's clients trained; seconds: of their visits, for the rows. Scope `global` is
+        null where a piece of the pooled test set cannot be scored.
         """
         method, population = self.method, self.fed.population
+        self.unscored = []
         scored = self._draw_clients()
         participants = [c for c in scored if c < population]
         served = EvaluationPayload(method.serve(state), {c: method.mine(state, c) for c in scored})
         personal = self._ask(Evaluation.PERSONAL, scored, served)
-        row = scope("personal", {c: s for c, s in personal.items() if c < population})
+        row: dict[str, float | None] = {}
+        row |= scope("personal", {c: s for c, s in personal.items() if c < population})
         row |= scope("unseen", {c: s for c, s in personal.items() if c >= population})
         cluster_of = method.clusters(state)
         if cluster_of is not None:
@@ -218,14 +242,37 @@ class Evaluator:
         return sorted(rng.choice(n, min(count, n), replace=False).tolist())
 
     def _ask(self, evaluation: Evaluation, clients: Sequence[int], served: EvaluationPayload) -> dict[int, Scores]:
-        """Ask clients for an evaluation; returns the sums of each one's scores."""
+        """Ask clients for an evaluation; returns the sums of each one's scores, and notes who cannot be scored."""
+        out, failures = self._ask_all(evaluation, clients, served)
+        if failures:
+            first, reason = min(failures.items())
+            said = f"means without {len(failures)} of {len(clients)} clients" if out else "missing: no client is left"
+            self._note(evaluation.value, f"{said} (client {first}: {reason})")
+        return out
+
+    def _ask_all(
+        self, evaluation: Evaluation, clients: Sequence[int], served: EvaluationPayload
+    ) -> tuple[dict[int, Scores], dict[int, str]]:
+        """Return the sums of each client's scores, and client -> why there are none."""
         out: dict[int, Scores] = {}
+        failures: dict[int, str] = {}
         for group, mine in served.groups(clients):
             replies = self.dispatcher.ask(evaluation, group, shared=served.shared, mine=mine)
             if replies.ids:
                 sums = {part: replies.stacked(part).tolist() for part in ("n", *self.task.measures)}
                 out.update({c: {name: v[i] for name, v in sums.items()} for i, c in enumerate(replies.ids)})
-        return out
+            failures |= replies.failures
+        return out, failures
+
+    def _note(self, scope: str, what: str) -> None:
+        """Note what all metrics of a scope are."""
+        metrics = [f"{name}/{scope}" for name in self.task.measures]
+        self.unscored.append(Unscored(metrics, f"{' and '.join(metrics)} are {what}"))
+
+    def _null_global(self, why: str) -> dict[str, float | None]:
+        """Return scope `global` without numbers, and note why: a score of the rest would be of another test set."""
+        self._note("global", f"null: {why}")
+        return {f"{name}/global": None for name in self.task.measures}
 
     def _score_clusters(self, state: Tree, participants: list[int], cluster_of: Mapping[int, int]) -> dict[str, float]:
         """Score scope `cluster`: each client's expert on the client's own test split."""
@@ -246,25 +293,38 @@ class Evaluator:
             row["clusters/ari"] = ari(list(planted.values()), [cluster_of[c] for c in planted])
         return row
 
-    def _score_one_model(self, state: Tree) -> dict[str, float]:
+    def _score_one_model(self, state: Tree) -> dict[str, float | None]:
         """Score scope `global` of a method with one model: on the pooled test set, piece by piece."""
         pieces = range(len(pooled_pieces(self.federation)))
         model = EvaluationPayload({"model": state[str(self.method.universal)]}, {})
-        sums = self._ask(Evaluation.GLOBAL, pieces, model).values()
+        scores, failures = self._ask_all(Evaluation.GLOBAL, pieces, model)
+        if failures:
+            piece, reason = min(failures.items())
+            first, last = piece * PIECE + 1, min((piece + 1) * PIECE, len(self.federation.pooled_test))
+            more = f"; {len(failures) - 1} more pieces of it fail too" if len(failures) > 1 else ""
+            return self._null_global(f"rows {first} to {last} of the pooled test set cannot be scored: {reason}{more}")
+        sums = scores.values()
         n = sum(s["n"] for s in sums)
         return {f"{name}/global": sum(s[name] for s in sums) / n for name in self.task.measures}
 
-    def _score_mixture(self, participants: list[int], served: EvaluationPayload) -> dict[str, float]:
+    def _score_mixture(self, participants: list[int], served: EvaluationPayload) -> dict[str, float | None]:
         """Score scope `global` without one model: the mean of the served models' predictions, weighted by train examples."""
         total: Any = None
         weight = 0.0
+        failures: dict[int, str] = {}
         for group, mine in served.groups(participants):
             replies = self.dispatcher.ask(
                 Evaluation.ENSEMBLE, group, shared=served.shared, mine=mine, folds=(mean("p"),)
             )
+            failures |= replies.failures
+            if not replies.ids:
+                continue
             part = tree.scale(replies.folded["p"], replies.weight["p"])
             total = part if total is None else tree.add(total, part)
             weight += replies.weight["p"]
+        if failures:
+            who = f"{len(failures)} of {len(participants)} served models"
+            return self._null_global(f"{who} cannot predict the pooled test set: {min(failures.items())[1]}")
         if total is None:
             return {}
         predictions = torch.cat([total[k] for k in sorted(total, key=int)]) / weight

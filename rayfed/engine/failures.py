@@ -15,6 +15,7 @@ from rayfed.config.own_errors import describe
 from rayfed.engine.time_limit import TimedOut
 from rayfed.errors import RunFailed
 from rayfed.execute.debug import PieceFailed
+from rayfed.lazy import torch
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Failures
@@ -26,13 +27,18 @@ ATTEMPTS = 2  # of a client's code under `retry`
 log = logging.getLogger(__name__)
 
 
+def may_pass(error: BaseException) -> bool:
+    """Return whether an error came from outside of the program (memory, disk, network), which may be otherwise another time."""
+    return isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a client's reply is missing.
 
     reason: a sentence; trace: its traceback, where its code raised; arguments: under `debug`, what its code was given;
     attempts: how often its code was executed; repeatable: whether another attempt could end otherwise; diverged: whether it sent
-    NaN or infinity.
+    NaN or infinity; may_pass: see `may_pass`; else the run would come to it again, with the same keys on the same data.
     """
 
     reason: str
@@ -41,6 +47,7 @@ class Failure:
     attempts: int = 1
     repeatable: bool = True
     diverged: bool = False
+    may_pass: bool = False
 
     @classmethod
     def of(cls, error: Exception, attempts: int) -> Failure:
@@ -50,7 +57,7 @@ class Failure:
         cause = error.__cause__ if isinstance(error, PieceFailed) and error.__cause__ is not None else error
         trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
         arguments = error.arguments if isinstance(error, PieceFailed) else None
-        return cls(describe(cause), trace, arguments, attempts)
+        return cls(describe(cause), trace, arguments, attempts, may_pass=may_pass(cause))
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ class ClientFailed(RunFailed):
     def __init__(self, client: int, round: int, visit: str, failure: Failure):
         self.client, self.round, self.visit, self.failure = client, round, visit, failure
         self.diverged = round if failure.diverged else None
-        self.certain = failure.diverged or bool(failure.trace)
+        self.certain = failure.diverged or (bool(failure.trace) and not failure.may_pass)
         trace = f"\n{failure.trace.rstrip()}" if failure.trace else ""
         super().__init__(f"client {client} failed in round {round}, visit {visit!r}: {failure.reason}{trace}")
 
@@ -141,6 +148,7 @@ class TooLarge(RunFailed):
     def __init__(self, clients: int, share: Any):
         self.clients, self.share = clients, share
         fewer = f"resources.cohort: {clients // 2}" if clients > 1 else "resources.executor: loop"
+        self.change = f"--set {fewer.replace(': ', '=')}"
         super().__init__(
             f"out of memory: {clients} clients at once do not fit on an actor's device; try {fewer}, "
             f"task.model.checkpointing: true, or more resources.gpus_per_actor ({share} found)"

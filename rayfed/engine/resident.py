@@ -38,8 +38,7 @@ class Resident:
     def __init__(self, config: Config, federation: Federation, start: Any, device: str, like: Resident | None = None):
         self.config, self.device = config, device
         self.data_key = data_key(config)
-        cls = methods.get(config.method.name)
-        self.method: Method = cls(cls.Settings(**config.method.options), config)
+        self.method: Method = methods.of(config)
         self.policy = FailurePolicy.of(config.failures)
         if like is not None and like.data_key == self.data_key:
             self.task, self.data, self.sampler = like.task, like.data, like.sampler

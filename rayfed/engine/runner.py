@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,23 +17,24 @@ from safetensors import SafetensorError
 from rayfed import keys, tree, visits
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.watchdog import Watchdog
-from rayfed.engine import cohorts
+from rayfed.engine import cohorts, collapse
 from rayfed.engine.client_states import collect_segments
 from rayfed.engine.dispatch import Dispatch
-from rayfed.engine.evaluation import Evaluator
-from rayfed.engine.failures import ClientFailed, VectorizeError
+from rayfed.engine.evaluation import Evaluator, Unscored, nothing_to_score
+from rayfed.engine.failures import ClientFailed, VectorizeError, may_pass
 from rayfed.engine.messages import Job, TimingCall, Value
 from rayfed.engine.resident import Resident
 from rayfed.engine.worker import sums_are_finite
-from rayfed.errors import RayfedError, RunFailed
+from rayfed.errors import FailsAgain, RayfedError, RunFailed
 from rayfed.execute.choice import Choice
 from rayfed.execute.tuning import kernels
 from rayfed.fed import Fed
 from rayfed.lazy import torch
-from rayfed.metrics import lower_is_better
+from rayfed.metrics import has_scores, lower_is_better
 from rayfed.models.start import start_from
+from rayfed.storage import snapshots
 from rayfed.storage.atomic import os_error_text, remove
-from rayfed.storage.events import read_events
+from rayfed.storage.events import READS_ROUNDS, read_events
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.run_status import RunStatus
 from rayfed.storage.tree_files import load_tree, save_tree
@@ -65,7 +66,8 @@ class PreparedRun:
 
     first: the round of the snapshot that it went on from, 0 of a new run; seconds_before: what the rounds up to there took;
     reached: the last committed round; state: the server's after it; snapshotted: whether it has a snapshot; early: whether
-    `stop` of the config ended the run there.
+    `stop` of the config ended the run there; scored: rows of the evaluated rounds; collapsed: see `rayfed.engine.collapse`;
+    reads_rounds: whether the folder's events say that the method reads `fed.rounds`.
     """
 
     method: Method
@@ -79,16 +81,21 @@ class PreparedRun:
     reached: int
     snapshotted: bool = True
     early: bool = False
+    scored: list[dict[str, Any]] = field(default_factory=list)
+    collapsed: collapse.Collapse | None = None
+    reads_rounds: bool = False
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A round that is computed, but not committed: the new server state, its row, and a row per client where it was evaluated."""
+    """A round that is computed, but not committed: the new server state, its row, and where it was evaluated a row per client and
+    what could not be scored."""
 
     round: int
     state: Tree
     row: dict[str, Any]
     client_rows: list[dict[str, Any]] | None
+    unscored: list[Unscored]
 
 
 class Runner:
@@ -184,7 +191,9 @@ class Runner:
             reported: BaseException = error
             if isinstance(error, Exception) and not isinstance(error, RayfedError):  # a method's own, or ours
                 reported = RunFailed(f"{describe(error)}\n{traceback.format_exc().rstrip()}")
-                reported.certain = not isinstance(error, OSError | MemoryError)
+                reported.certain = not may_pass(error)
+                if isinstance(error, VectorizeError):
+                    reported.change = "--set resources.executor=loop"
             self._write_failure(reported)
             self.sinks.close(self.status["status"])
             if reported is error:
@@ -212,25 +221,34 @@ class Runner:
 
     def _write_failure(self, error: BaseException) -> None:
         """Write an error into the folder, and into the error how to go on."""
-        resume = f"The folder is valid up to its last snapshot; continue with: rayfed resume {self.folder.path}"
-        if isinstance(error, ClientFailed):
-            resume += (
-                f"\nTo look at this client: rayfed resume {self.folder.path} --local --set resources.executor=debug"
-            )
-            if error.failure.arguments is not None:
-                where = self.folder.path / "debug"
-                where.mkdir(exist_ok=True)
-                name = f"client-{error.client}-round-{error.round}"
-                save_tree(where, name, error.failure.arguments)
-                resume += f"\nWhat its code was given is in {where / name}.safetensors"
         if isinstance(error, RunFailed):
-            error.hint = resume
+            error.hint = self._how_to_go_on(error)
+            self.status["certain"] = error.certain
         try:
             self.folder.event("failed", error=f"{type(error).__name__}: {error}")
             self.folder.state(**self.status)
             self.folder.close()
         except Exception:  # a full disk must not hide the first error
             pass
+
+    def _how_to_go_on(self, error: RunFailed) -> str:
+        """Return what leads on from an error; nobody is sent to resume what would fail again."""
+        path = self.folder.path
+        if error.certain and not error.change:
+            said = f"It would fail there again: the code or the settings have to change. The rounds before it are in {path}"
+        else:
+            command = f"rayfed resume {path} {error.change}".rstrip()
+            said = f"The folder is valid up to its last snapshot; continue with: {command}"
+        if not isinstance(error, ClientFailed):
+            return said
+        if error.failure.arguments is not None:
+            where = path / "debug"
+            where.mkdir(exist_ok=True)
+            name = f"client-{error.client}-round-{error.round}"
+            save_tree(where, name, error.failure.arguments)
+            return f"{said}\nWhat its code was given is in {where / name}.safetensors"
+        begin = f"resume {path}" if snapshots.list_snapshots(path / "snapshots") else f"run {path / 'config.yaml'}"
+        return f"{said}\nTo look at this client: rayfed {begin} --local --set resources.executor=debug"
 
     def _make_resident(self) -> PreparedRun:
         run_id, start = self.folder.run_id, start_from(self.config)
@@ -259,7 +277,11 @@ class Runner:
             self.folder.event("resumed", round=first)
         undeclared = sorted(set(state) ^ set(method.wire.server))
         if undeclared:
-            raise RunFailed(f"the server state's parts and `wire.server` differ in {undeclared}")
+            raise FailsAgain(f"the server state's parts and `wire.server` differ in {undeclared}")
+        scored = [row for row in self.folder.metrics().to_pylist() if row.get(collapse.METRIC) is not None]
+        self._chance = collapse.chance(task, self.federation)
+        if not first and (reason := nothing_to_score(self.federation)):
+            self.folder.event("no metric", reason=reason)
         return PreparedRun(
             method=method,
             task=task,
@@ -270,6 +292,9 @@ class Runner:
             first=first,
             seconds_before=self._seconds_of(first),
             reached=first,
+            scored=scored,
+            collapsed=collapse.find(scored, self._chance),
+            reads_rounds=any(e["kind"] == READS_ROUNDS for e in read_events(self.folder.path)),
         )
 
     def _add_note(self, sentence: str) -> None:
@@ -350,15 +375,16 @@ class Runner:
             self._check_state(state, r)
             seconds = time.perf_counter() - clock
             row: dict[str, Any] = {name: total / weight for name, (total, weight) in run.fed.logged.items()}
-            client_rows = None
+            client_rows, unscored = None, []
             if evaluated:
                 scores, client_rows = run.evaluator.evaluate(state, run.dispatch.local_scores, run.dispatch.seconds)
                 row |= scores
+                unscored = run.evaluator.unscored
                 row["time/evaluate"] = time.perf_counter() - clock - seconds
         except BaseException:
             run.dispatch.states.rollback()
             raise
-        return RoundResult(r, state, row | self._counts(seconds), client_rows)
+        return RoundResult(r, state, row | self._counts(seconds), client_rows, unscored)
 
     def _counts(self, seconds: float) -> dict[str, Any]:
         """Return what a round's row says of bytes, time and visits."""
@@ -388,6 +414,7 @@ class Runner:
             collect_segments(self.folder.path / "snapshots", self.segments)
         run.reached, run.state, run.snapshotted = r, result.state, due
         self.sinks.row(r, result.row)
+        self._note_scores(result)
         self._publish(r, result.row)
         if early:
             run.early = True
@@ -395,17 +422,32 @@ class Runner:
             with suppress(RunFailed):  # the round is committed
                 self.folder.event("early stop", round=r, metric=metric, value=result.row[metric])
 
+    def _note_scores(self, result: RoundResult) -> None:
+        """Write into the folder's events what a committed round could not score; once, that the run fell apart, or reads `rounds`."""
+        run = self.prepared
+        for missing in result.unscored:
+            self.folder.event("not scored", round=result.round, metrics=missing.metrics, reason=missing.reason)
+        if run.collapsed is None and result.row.get(collapse.METRIC) is not None:
+            run.scored.append({"round": result.round, collapse.METRIC: result.row[collapse.METRIC]})
+            run.collapsed = collapse.find(run.scored, self._chance)
+            if run.collapsed is not None:
+                self.folder.event("fell apart", **run.collapsed.to_dict())
+        if run.fed.read_rounds and not run.reads_rounds:
+            run.reads_rounds = True
+            self.folder.event(READS_ROUNDS, round=result.round)
+        self.status["fell_apart"] = run.collapsed.round if run.collapsed else None
+
     def _check_state(self, state: Tree, r: int) -> None:
         """Raise RunFailed where a new server state is not what was declared, or not finite."""
         missing = sorted(set(state) ^ set(self.prepared.method.wire.server))
         if missing:
-            raise RunFailed(f"round {r}: the new server state and `wire.server` differ in {missing}")
+            raise FailsAgain(f"round {r}: the new server state and `wire.server` differ in {missing}")
         if sums_are_finite([state]):
             return
         floats = [(path, x) for path, x in tree.leaves(state) if x.is_floating_point()]
         bad = ["/".join(path) for path, x in floats if not bool(torch.isfinite(x).all())]
         if bad:
-            error = RunFailed(
+            error = FailsAgain(
                 f"round {r}: the new server state has NaN or infinity in {', '.join(bad[:3])}; the state of round {r - 1} is kept"
             )
             error.diverged, error.certain = r, True
@@ -462,7 +504,7 @@ class Runner:
     def _end_done(self) -> Ending:
         """End a run that is over: its models, its summary."""
         run, config = self.prepared, self.config
-        notes = list(self.federation.notes)
+        notes = self._notes_on_scores() + list(self.federation.notes)
         if run.method.universal is None:
             notes.append(
                 "accuracy/global and loss/global score the size-weighted mean of the served models' predictions: "
@@ -488,6 +530,7 @@ class Runner:
             "executor": config.resources.executor,
             "notes": notes,
             "stopped_early": run.early,
+            "fell_apart": run.collapsed.to_dict() if run.collapsed else None,
         }
         self._write_status()
         self.folder.finish(RunStatus.DONE, summary)
@@ -499,6 +542,24 @@ class Runner:
             self._given_up[what] = f"{what} could not be written: {reason}{remedy}"
             with suppress(RunFailed):
                 self.folder.event("given up", text=self._given_up[what])
+
+    def _notes_on_scores(self) -> list[str]:
+        """Return what a reader of the run's numbers should know of them first."""
+        run, rows = self.prepared, self.folder.metrics().to_pylist()
+        notes = [run.collapsed.sentence()] if run.collapsed else []
+        rounds: dict[str, set[int]] = {}
+        for event in read_events(self.folder.path):
+            if event["kind"] == "not scored" and event["round"] <= run.reached:
+                rounds.setdefault(event["reason"], set()).add(event["round"])
+        for reason, found in rounds.items():
+            several = f"{len(found)} rounds from {min(found)} to {max(found)}"
+            notes.append(f"{f'round {min(found)}' if len(found) == 1 else several}: {reason}")
+        if not has_scores(rows):
+            notes.append(nothing_to_score(self.federation) or "no metric: nothing that was to be scored could be")
+        stop = self.config.stop.metric
+        if stop and not any(row.get(stop) is not None for row in rows):
+            notes.append(f"stop.metric: {stop} was measured in no round")
+        return notes
 
     def _save_models(self) -> None:
         run, where = self.prepared, self.folder.path / "model"

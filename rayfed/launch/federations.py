@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rayfed import methods, models, partition
 from rayfed.errors import ConfigError
-from rayfed.launch import model_check
+from rayfed.launch import metric_names, model_check
 from rayfed.launch.preflight import asked
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ class Federations:
         k = partition.split_key(config.to_dict())
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
-        cls, made = methods.get(config.method.name), self.known[k]
-        problems = models.fits(config.task.model, made.input_shape) or asked(
-            config.method.name, "fits", lambda: cls(cls.Settings(**config.method.options), config).fits(made)
+        split = self.known[k]
+        problems = models.fits(config.task.model, split.input_shape) or asked(
+            config.method.name, "fits", lambda: methods.of(config).fits(split)
         )
+        problems = problems or metric_names.stop_problems(config, methods.of(config), split)
         if problems:
             raise ConfigError(problems)
-        return self.known[k]
+        return split
 
     def with_digest(self, config: Config) -> tuple[Federation, str]:
         """Return what `of` returns, and its digest."""
@@ -50,7 +51,7 @@ class Federations:
         return self.with_digest(config)
 
     def check(self, study: Study) -> str:
-        """Judge every arm's split and model under the first seed, and return a digest of these splits.
+        """Judge every arm's split and model under the first seed, and claims about it; return a digest of these splits.
 
         ConfigError lists what is wrong with any of them.
         """
@@ -60,12 +61,19 @@ class Federations:
         for arm, config in study.arms.items():
             first = config.model_copy(update={"seed": study.seeds[0]})
             try:
-                made, digest = self.with_digest(first)
-                questions[arm] = model_check.question(first, made)
+                split, digest = self.with_digest(first)
                 digests[digest] = None
             except ConfigError as e:
                 for p in e.problems:
                     found.setdefault(p, []).append(arm)
+                continue
+            questions[arm] = model_check.question(first, split)
+            for i, claim in enumerate(study.claims):
+                where = f"claim.{i}.metric" if len(study.claims) > 1 else "claim.metric"
+                method = methods.of(first)
+                wrong = metric_names.problem(where, claim.metric, method, split)
+                if wrong and arm in (claim.better, claim.than):
+                    found.setdefault(wrong, []).append(arm)
         for arm, problems in model_check.find_problems(questions).items():
             for p in problems:
                 found.setdefault(p, []).append(arm)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
-from rayfed import methods
+from rayfed import Need, methods
 from rayfed.launch.claims import verdicts_about
 from rayfed.launch.claims_page import evidence
 from rayfed.method import Method
@@ -46,7 +46,7 @@ def describe(name: str) -> dict[str, Any]:
     """Return what is known of a method, as `rayfed methods NAME --json` prints it. Raises ConfigError for an unknown name."""
     cls = methods.get(name)
     about: dict[str, Any] = {"name": name, "summary": summary(cls), "doc": inspect.cleandoc(cls.__doc__ or "")}
-    about["settings"] = {n: _setting(field) for n, field in cls.Settings.model_fields.items()}
+    about["settings"] = {n: _setting(f, cls.Settings.needs.get(n, ())) for n, f in cls.Settings.model_fields.items()}
     about["wire"] = {side: {n: dict(vars(p)) for n, p in parts.items()} for side, parts in cls.wire._asdict().items()}
     about["visits"] = {n: _sentence(n, getattr(cls, n)) for n in _visits(cls)}
     about["logs"] = {n: {"about": text, "unit": unit} for n, (text, unit) in cls.logs.items()}
@@ -116,14 +116,15 @@ def write(folder: Path = FOLDER) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _setting(field: FieldInfo) -> dict[str, Any]:
+def _setting(field: FieldInfo, needs: Sequence[Need]) -> dict[str, Any]:
+    only = f" Only with {' and '.join(n.text() for n in needs)}." if needs else ""
     plain = field.annotation in (bool, int, float, str)
     return {
         "type": field.annotation.__name__
         if plain and field.annotation
         else str(field.annotation).replace("typing.", ""),
         "default": field.get_default(call_default_factory=True),
-        "about": field.description or "",
+        "about": f"{field.description or ''}{only}".strip(),
     }
 
 

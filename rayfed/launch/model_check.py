@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from rayfed import methods, models
-from rayfed.config import user_code
+from rayfed.config import unread, user_code
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder
@@ -143,6 +143,9 @@ def _problems_of(q: Question) -> list[str]:
                 problems = vmap_check.problems(config, built, built.rows(q.rows))
             if q.no_buffers and built.buffers:
                 problems = [*problems, _buffer_problem(config, q.no_buffers, built.buffers)]
+            if config.local.buffers == "private" and not built.buffers:
+                allowed = "a model with running statistics or counters"
+                problems = [*problems, unread.sentence("local.buffers", "private", "task.model", name, allowed)]
             return problems
     except ConfigError as e:
         return e.problems

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rayfed import adapters, data, methods, models, track, visits
 from rayfed.adapters import ranks
 from rayfed.adapters.start import start_problems
+from rayfed.config import unread
 from rayfed.config.load import LONGEST, VARIABLE, load_config
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.problems import blames, sentences
@@ -55,9 +56,10 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     problems = check_task(raw) + problems
     if config is None:
         return problems
-    rules = []
+    rules: list[str] = []
     if make_method is not None:
         rules = asked(raw["method"]["name"], "check", lambda: make_method(config).check(config))
+    rules = [*rules, *unread.sentences(config)]
     if make_method is not None and config.local.buffers == "private":
         rules = rules + private_buffers.problems(methods.get(config.method.name))
     rules = rules + check_rules(config)
@@ -110,7 +112,7 @@ def check_method(raw: Mapping[str, Any]) -> tuple[Callable[[Config], Method] | N
         return None, sentences(e, cls.Settings, "method")
     except Exception as e:
         return None, [f"method: the settings of {spec['name']} raised {describe(e)}"]
-    return lambda config: cls(settings, config), []
+    return lambda config: cls(settings, config), [*unread.sentences(settings, "method")]
 
 
 def asked(method: str, what: str, ask: Callable[[], list[str]]) -> list[str]:
@@ -149,6 +151,10 @@ def _check_clients(config: Config, n: int) -> list[str]:
         return [f"federation.holdout.fraction: {f.holdout.fraction:g} leaves no client to train"]
     if isinstance(f.per_round, int) and f.per_round > n:
         return [f"federation.per_round: {f.per_round} found, allowed: at most {n} (the clients that are not held out)"]
+    kind = f.participation.kind
+    if kind != "uniform" and config.per_round() == n:
+        allowed = f"per_round below {n}"
+        return [unread.sentence("federation.participation.kind", kind, "federation.per_round", "all clients", allowed)]
     return []
 
 
@@ -196,7 +202,12 @@ def _check_places(config: Config) -> list[str]:
 
 
 def _check_evaluation(config: Config) -> list[str]:
-    problems, asked, clients = [], config.evaluate.clients, config.federation.clients
+    problems: list[str] = []
+    asked, clients = config.evaluate.clients, config.federation.clients
+    model, buffers = config.task.model.name, config.local.buffers
+    if buffers != "average" and model in models.KNOWN:  # none of them writes any
+        allowed = "a model with running statistics or counters"
+        problems.append(unread.sentence("local.buffers", buffers, "task.model", model, allowed))
     if (config.stop.metric is None) != (config.stop.at is None):
         problems.append("stop: metric and at belong together; set both or none")
     if isinstance(asked, int) and asked > clients:

@@ -39,6 +39,7 @@ def line(state: dict[str, Any]) -> str:
     parts += [state["score"]] if "score" in state else []
     parts += [state["waiting"]] if state.get("waiting") else []
     parts += [f"{n} {metrics[n]:.3f}" for n in SHOWN if metrics.get(n) is not None]
+    parts += [f"fell apart in round {state['fell_apart']}"] if state.get("fell_apart") is not None else []
     if state.get("clients_per_s"):
         parts.append(f"{state['clients_per_s']:.0f} clients/s")
     if state.get("bytes"):
@@ -110,6 +111,9 @@ def _print_study(path: Path, summary: dict[str, Any]) -> None:
     for arm, values in arms.items():
         table.add_row(arm, *(_mean_sd(values.get(name)) for name in names))
     console.print(table)
+    for arm, rounds in (summary.get("fell_apart") or {}).items():
+        which = ", ".join(f"seed {seed} in round {r}" for seed, r in rounds.items())
+        console.print(f"note: runs of {arm} fell to chance: {which}", markup=False)
     claims = summary.get("claim") or []
     for c in claims if isinstance(claims, list) else [claims]:
         console.print(f"claim: {c['metric']} of {c['better']} over {c['than']} at round {c['at']}: {c.get('verdict')}")
@@ -126,7 +130,8 @@ def _print_run(summary: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, value in summary["metrics"].items():
         if name.split("/")[0] in ("accuracy", "loss", "clusters"):
-            table.add_row(name, f"{value['final']:.4f}", f"{value['best']:.4f}", str(value["best_round"]))
+            final, best = ("-" if value[k] is None else f"{value[k]:.4f}" for k in ("final", "best"))
+            table.add_row(name, final, best, str(value["best_round"] or "-"))
     console.print(table)
     for note in summary["notes"]:
         console.print(f"note: {note}", markup=False)

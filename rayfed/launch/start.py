@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rayfed import report
+from rayfed import methods, report, schedules
 from rayfed.config import user_code
 from rayfed.config.schema import Config
 from rayfed.errors import ConfigError, RayfedError, nearest
@@ -20,13 +20,14 @@ from rayfed.launch.federations import Federations
 from rayfed.launch.origin import RESUMABLE, Changes, code_digests
 from rayfed.launch.preflight import load_request
 from rayfed.launch.signals import stop_on_signals, stopped_error
-from rayfed.storage import object_store, provenance
+from rayfed.storage import object_store, provenance, round_log
 from rayfed.storage.atomic import durable_write, os_error_text
+from rayfed.storage.events import READS_ROUNDS, read_events
 from rayfed.storage.new_folder import new_folder
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder, find_damage
 from rayfed.storage.run_status import RunStatus
-from rayfed.storage.text_files import load_json, read_json, yaml_bytes
+from rayfed.storage.text_files import load_json, read_json, read_yaml, yaml_bytes
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Study
@@ -125,6 +126,12 @@ def resume_request(
     if not accept_changes:  # what was not meant as a setting is not judged as one
         provenance.refuse_changes(path, provenance.edits(path))
     request = load_request(path / file, sets)
+    runs = (
+        [(path, request)] if isinstance(request, Config)
+        else [(path / arm / f"seed-{seed}", c) for arm, seed, c in request.runs()]
+    )  # fmt: skip
+    if wrong := [p for folder, c in runs if (p := _rounds_problem(c, folder))]:
+        raise ConfigError(list(dict.fromkeys(wrong)))
     if not isinstance(request, Config):
         configs = [c for _, _, c in request.runs()]
         split = _split_and_warm_up(launcher, configs, lambda: federations.check(request))
@@ -155,6 +162,25 @@ def _check_resumable(sets: Sequence[str]) -> None:
             raise ConfigError(
                 f"--set {name}: a resumed run keeps its {name.split('.')[0]}; may change: {', '.join(RESUMABLE)}{nearest(name, RESUMABLE)}"
             )
+
+
+def _rounds_problem(config: Config, folder: Path) -> str | None:
+    """Return a sentence where a run that has begun would go on with another number of rounds than its rounds so far follow from."""
+    if not (folder / "config.yaml").exists() or not (reached := max(round_log.read(folder), default=0)):
+        return None
+    before = read_yaml(folder / "config.yaml").get("rounds")
+    if config.rounds == before:
+        return None
+    reader = schedules.reads_rounds(config.local) or methods.of(config).reads_rounds()
+    if reader is None and any(e["kind"] == READS_ROUNDS for e in read_events(folder)):
+        reader = f"method.name: {config.method.name}"
+    if reader is None:
+        return None
+    return (
+        f"--set rounds={config.rounds}: {reader} reads `rounds`, and round 1 to {reached} of {folder} were those of a run of {before}; "
+        f"with {config.rounds} it would be neither run. Allowed: rounds={before}, a new run with rounds={config.rounds}, or after its "
+        f"end one with init.from: {folder}"
+    )
 
 
 def _split_and_warm_up(launcher: Launcher, configs: Sequence[Config], split: Callable[[], T]) -> T:

@@ -6,11 +6,15 @@ import importlib
 import pkgutil
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.user_code import content, load_file
 from rayfed.errors import ConfigError, nearest
 from rayfed.method import Method
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config
 
 
 def names() -> list[str]:
@@ -47,6 +51,12 @@ def get(name: str) -> type[Method]:
     raise ConfigError(
         f"method.name: {name!r} is unknown{nearest(name, names())}; known: {', '.join(names())}, or path/to/file.py:Class"
     )
+
+
+def of(config: Config) -> Method:
+    """Return the method of a config whose settings are valid."""
+    cls = get(config.method.name)
+    return cls(cls.Settings(**config.method.options), config)
 
 
 def _only_method(module: ModuleType, name: str) -> type[Method]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Wire, optimizers, sgd_visit, total, tree, visit
+from rayfed import PARAMS, SCALAR, Method, MethodSettings, Need, Part, Wire, optimizers, sgd_visit, total, tree, visit
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class CELLM(Method):
     }
 
     class Settings(MethodSettings):
+        needs: ClassVar = {"decay_every": (Need("decay", (1.0,), but=True),)}
+
         down: float = Field(0.25, gt=0, le=1, description="Share of the entries sent to clients.")
         up: float = Field(0.25, gt=0, le=1, description="Share of the entries sent to the server.")
         decay: float = Field(1.0, gt=0, le=1, description="Factor of both shares, every `decay_every` rounds.")

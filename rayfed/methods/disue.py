@@ -25,6 +25,7 @@ from rayfed import (
     visit,
 )
 from rayfed.cluster import subspace
+from rayfed.config import unread
 from rayfed.distill import datafree
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
@@ -291,6 +292,11 @@ class DisUE(Method):
         problems = []
         if self.settings.clusterer["kind"] == "oracle" and config.federation.groups.kind == "none":
             problems.append("method.clusterer: oracle needs planted groups, but federation.groups is none")
+        s, clusterer = self.settings, self.clusterer
+        if s.clusters != type(s).model_fields["clusters"].default and not clusterer.takes_number:
+            found, allowed = s.clusterer, "a clusterer that takes a number"
+            problems.append(unread.sentence("method.clusters", s.clusters, "method.clusterer", found, allowed))
+        problems += unread.sentences(clusterer.settings, "method.clusterer")
         return problems + datafree.check(self.settings, config)
 
     def fits(self, federation: Federation) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import PARAMS, SCALAR, MethodSettings, Part, Phase, Visit, Wire, mean, sgd_visit, tree, visit
+from rayfed import PARAMS, SCALAR, MethodSettings, Need, Part, Phase, Visit, Wire, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora
 from rayfed.lazy import F, torch
 from rayfed.methods._bases.over_lora import OverLoRA
@@ -45,6 +45,8 @@ class FedDPA(OverLoRA):
     """
 
     class Settings(MethodSettings):
+        needs: ClassVar = {"own_epochs": (Need("mode", ("F",)),)}
+
         mode: Literal["F", "T"] = Field("T", description="Private adapter after all rounds (F), or in every visit (T).")
         weight: Literal["examples", "one"] = Field("one", description="Weights of g's mean: by examples, or equal.")
         own_epochs: int = Field(1, ge=1, description="F: epochs of the private adapter.")

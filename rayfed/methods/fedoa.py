@@ -200,7 +200,7 @@ class FedOA(Method):
         return {"model": tree.add(state["model"], got.folded["delta"])}
 
     def _scored(self, fed: Fed) -> bool:
-        return fed.round % self.config.evaluate.every == 0 or fed.round == fed.rounds
+        return fed.round % self.config.evaluate.every == 0 or fed.round == self.config.rounds
 
     def view(self, task: Task) -> Visit:
         return model_of(lambda c: tree.where(c.own["visited"] > 0, c.own["personal"], c.shared["model"]))

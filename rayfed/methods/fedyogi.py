@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayfed.methods._bases.adaptive import Adaptive
+from rayfed.methods._bases.adaptive import Adaptive, DecaySettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,8 @@ class FedYogi(Adaptive):
     x <- x + eta_g m / (sqrt(v) + tau), v^0 = tau^2.
     Down: the model (P floats). Up: the update (P), n_i. Kept at clients: nothing. At the server: x, m, v (3 P).
     """
+
+    Settings = DecaySettings
 
     def second(self, v: Tensor, squared: Tensor) -> Tensor:
         return v - (1 - self.settings.beta2) * squared * (v - squared).sign()

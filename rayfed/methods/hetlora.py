@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import PARAMS, SCALAR, MethodSettings, Part, Wire, mean, sgd_visit, tree, visit
+from rayfed import PARAMS, SCALAR, MethodSettings, Need, Part, Wire, mean, sgd_visit, tree, visit
 from rayfed.adapters import lora, ranks
 from rayfed.lazy import torch
 from rayfed.methods._bases.over_lora import OverLoRA
@@ -39,6 +39,8 @@ class HetLoRA(OverLoRA):
     logs: ClassVar = {"lora/rank": ("mean rank of the round's clients, after pruning", "rank")}
 
     class Settings(MethodSettings):
+        needs: ClassVar = {"least": (Need("gamma", (1.0,), but=True),)}
+
         gamma: float = Field(
             0.99, gt=0, le=1, description="Share of its rank that a pruned client keeps; 1: no pruning."
         )

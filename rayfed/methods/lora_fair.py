@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import MethodSettings, mean, optimizers, tree
+from rayfed import MethodSettings, Need, mean, optimizers, tree
 from rayfed.adapters import lora
 from rayfed.lazy import torch
 from rayfed.methods._bases.over_lora import GAP, OverLoRA
@@ -43,6 +43,8 @@ class LoRAFAIR(OverLoRA):
     one_rank = "B is corrected for all rows of A at once, of which a client of a smaller rank holds only some"
 
     class Settings(MethodSettings):
+        needs: ClassVar = dict.fromkeys(("steps", "lr"), (Need("distance", ("cosine",)),))
+
         distance: Literal["squares", "cosine"] = Field("squares", description="What is small between D* and B A.")
         lam: float = Field(0.01, ge=0, description="Weight of the correction's norm.")
         steps: int = Field(100, ge=0, description="Steps of Adam per round and layer (cosine); 0 is FedIT.")

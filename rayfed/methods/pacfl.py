@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from rayfed import MethodSettings, Part, Wire, visit
+from rayfed import MethodSettings, Need, Part, Wire, visit
 from rayfed.cluster import subspace
 from rayfed.lazy import torch
 from rayfed.methods._bases.clustered import Clustered
@@ -42,6 +42,8 @@ class PACFL(Clustered):
     }
 
     class Settings(subspace.Settings, MethodSettings):
+        needs: ClassVar = {**subspace.Settings.needs, "clusters": (Need("threshold", (None,)),)}
+
         clusters: int = Field(3, ge=1, description="Number of clusters, where `threshold` is null.")
         weight: Literal["examples", "one"] = Field("examples", description="Weights of a cluster's mean.")
 

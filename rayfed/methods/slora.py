@@ -67,6 +67,9 @@ class SLoRA(OverLoRA):
             out.append("init.from: an adapter to start stage 1 from needs one adapter.rank for all clients")
         return out
 
+    def reads_rounds(self) -> str | None:
+        return "method.sparse_rounds: null" if self.settings.sparse_rounds is None else None
+
     @property
     def sparse_rounds(self) -> int:
         """Return the number of rounds of stage 1."""

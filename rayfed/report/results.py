@@ -111,7 +111,8 @@ def _run_values(subject: Subject) -> str:
         return "<p>No round has been written yet.</p>"
     shown = [m for m in subject.metrics if not m.startswith(COST)]
     if not shown:
-        return "<p>No round has been evaluated yet.</p>"
+        without = next((note for note in run.notes if note.startswith("no metric")), None)
+        return f"<p>{escape(without or 'No round has been evaluated yet')}.</p>"
     values = outcome(run.rows)
 
     def line(metric: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rayfed.errors import ConfigError, DamagedFile, nearest
-from rayfed.metrics import SCOPES
+from rayfed.metrics import SCOPES, final_value
 from rayfed.report.settings import compared
 from rayfed.storage import round_log
 from rayfed.storage.listing import status
@@ -54,9 +54,15 @@ class RunRecord:
         return [(r["round"], float(r[metric])) for r in self.rows if r.get(metric) is not None]
 
     def final(self, metric: str) -> float | None:
-        """Return the last measured value."""
-        found = self.series(metric)
-        return found[-1][1] if found else None
+        """Return the final value; see `rayfed.metrics.final_value`."""
+        found = final_value(self.rows, metric)
+        return None if found is None else float(found)
+
+    @property
+    def fell_apart(self) -> int | None:
+        """The round in which the run fell to chance (`rayfed.engine.collapse`); None where it did not, or has not ended."""
+        found = self.summary.get("fell_apart") or {}
+        return found.get("round")
 
     def cumulative(self, *metrics: str) -> dict[int, float]:
         """Return round -> the sum of these metrics from the first round to this one."""

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+READS_ROUNDS = "reads rounds"  # kind of the event that a method's rounds follow from the number of all of them
+
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events of a run folder's `events.jsonl`, oldest first; torn lines are left out."""

@@ -25,6 +25,7 @@ def list_runs(folder: Path | str) -> list[dict[str, Any]]:
     Each has name, kind (run | study | sweep), method, status, round, rounds, started (local time, ISO) and path. A study's
     rounds are the sum over its arms and seeds, a sweep's over its trials and seeds; a sweep also has trials ({planned, begun,
     complete, diverged, failed}), metric and best (that of its best trial). A run counts as running only if its owner is alive.
+    fell_apart: of runs and studies, how many runs fell to chance.
     """
     found = []
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
@@ -46,10 +47,12 @@ def list_runs(folder: Path | str) -> list[dict[str, Any]]:
 
 def status(path: Path) -> str:
     """Return a run's status from its summary or state, or `interrupted (...)` if no process works on it."""
-    hint = f"(resume with: rayfed resume {path})"
+    hint, state = f"(resume with: rayfed resume {path})", read_json(path / "state.json")
     if read_json(path / "summary.json").get("status") == RunStatus.DONE:
         return "done"
-    known = str(read_json(path / "state.json").get("status", "starting"))
+    known = str(state.get("status", "starting"))
+    if known == RunStatus.FAILED and state.get("certain"):
+        return f"{known} (would fail there again: its code or settings have to change)"
     if known in (RunStatus.STOPPED, RunStatus.FAILED):
         return f"{known} {hint}"
     return _owned_status(known, read_json(path / "lock.json").get("owner")) or f"interrupted {hint}"
@@ -85,6 +88,7 @@ def run_entry(path: Path) -> dict[str, Any]:
         "status": status(path),
         "round": _round(path),
         "rounds": config.get("rounds"),
+        "fell_apart": int(_fell_apart(path)),
     }
     return _entry(path, "run", **about)
 
@@ -93,6 +97,12 @@ def _round(path: Path) -> int:
     """Return the last round of a run."""
     known = read_json(path / "summary.json").get("rounds", read_json(path / "state.json").get("round"))
     return int(known) if known is not None else max(round_log.read(path), default=0)
+
+
+def _fell_apart(path: Path) -> bool:
+    """Return whether a run fell to chance, ended or not."""
+    known = read_json(path / "summary.json") or read_json(path / "state.json")
+    return known.get("fell_apart") is not None
 
 
 def study_entry(path: Path) -> dict[str, Any]:
@@ -114,6 +124,7 @@ def study_entry(path: Path) -> dict[str, Any]:
         status=_study_status(path, [status(folder) for folder in begun]),
         round=sum(_round(folder) for folder in begun),
         rounds=rounds,
+        fell_apart=sum(map(_fell_apart, begun)),
     )
 
 
@@ -124,7 +135,10 @@ def _study_status(path: Path, runs: list[str]) -> str:
         return read_json(path / "summary.json").get("status", "done")
     if any(s.split()[0] not in (*ENDED, "interrupted") for s in runs):
         return "running"
-    return f"failed {hint}" if any(s.startswith("failed") for s in runs) else f"interrupted {hint}"
+    failed = [s for s in runs if s.startswith("failed")]
+    if again := [s for s in failed if "resume" not in s]:  # it would come to that run first
+        return again[0]
+    return f"failed {hint}" if failed else f"interrupted {hint}"
 
 
 def sweep_entry(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ class RunStatus(str, Enum):
     """The status of a run; each value is its word in the files.
 
     STARTING: until the first round is committed; RUNNING; STOPPED: asked to, after a committed round, and can be resumed; DONE:
-    all rounds, or an early stop; FAILED: an error ended it, and it can be resumed from its last snapshot.
+    all rounds, or an early stop; FAILED: an error ended it, and unless that would recur it can be resumed from its last snapshot.
     """
 
     STARTING = "starting"

@@ -37,6 +37,13 @@ class NotFinite(FedAvg):
         return {"model": tree.scale(super().round(state, fed, task)["model"], float("inf"))}
 
 
+class Fades(FedAvg):
+    """Steps by where in the run a round is, without a word."""
+
+    def round(self, state: Any, fed: Any, task: Any) -> Any:
+        return {"model": tree.scale(super().round(state, fed, task)["model"], 1 - fed.round / fed.rounds / 2)}
+
+
 class LogsSomething(FedAvg):
     """Logs a name without a meaning."""
 

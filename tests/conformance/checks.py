@@ -22,10 +22,11 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import keys, tree
+from rayfed import keys, methods, schedules, tree
 from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import replay
-from rayfed.metrics import meaning
+from rayfed.launch import metric_names
+from rayfed.metrics import SCOPES, meaning
 from rayfed.storage.tree_files import load_tree, save_tree
 from rayfed.wire import PARAMS, Part
 from tests import toy
@@ -97,6 +98,11 @@ def two_rounds_run(case: Case, tmp_path: Path) -> None:
                 assert value is not None and math.isfinite(value), f"{name}/{scope} is {value} in round {row['round']}"
         assert all(math.isfinite(v) for v in row.values() if v is not None), row
         assert 0 <= row["accuracy/global"] <= 1 and row["clients/dropped"] == 0
+    c = toy.config(case.method, **case.changes)
+    known = metric_names.known(methods.of(c), toy.federation(c))
+    measured = {n for row in ran.rows for n, v in row.items() if v is not None} - {"round"}
+    scores = {n for n in known if n.partition("/")[2].removesuffix("_ex") in SCOPES}
+    assert measured <= {*known} and scores <= measured, "what rows can have is known before the start"
     assert [r["client"] for r in ran.client_rows] == list(range(14))
     assert json.loads((ran.folder.path / "summary.json").read_text())["status"] == "done"
 
@@ -416,6 +422,15 @@ def logged_names_have_a_meaning(case: Case, tmp_path: Path) -> None:
     assert not strange, f"logged without a meaning in Method.logs: {', '.join(strange)}"
 
 
+def reading_rounds_is_said(case: Case, tmp_path: Path) -> None:
+    """The first two rounds are the same in a run of two and of twenty, unless the schedule or `reads_rounds` says otherwise."""
+    short = simulated(case, "vmap")
+    c = short.fed.config
+    if not (schedules.reads_rounds(c.local) or short.fed.method.reads_rounds()):
+        long = toy.simulate(case.method, executor="vmap", rounds=20, until=2, **case.changes)
+        same_numbers(short, long, "in a run of twenty rounds")
+
+
 CHECKS: list[Callable[[Case, Path], None]] = [
     two_rounds_run,
     loop_is_vmap,
@@ -432,4 +447,5 @@ CHECKS: list[Callable[[Case, Path], None]] = [
     empty_rounds_pass,
     later_rounds_add_nothing,
     logged_names_have_a_meaning,
+    reading_rounds_is_said,
 ]

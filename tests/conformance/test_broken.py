@@ -31,6 +31,7 @@ BROKEN = [
     (checks.later_rounds_add_nothing, "Hoards"),
     (checks.later_rounds_add_nothing, "GrowingShapes"),
     (checks.logged_names_have_a_meaning, "LogsSomething"),
+    (checks.reading_rounds_is_said, "Fades"),
 ]
 
 

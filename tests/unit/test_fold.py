@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from rayfed import fold as folds
 from rayfed import tree
-from rayfed.errors import RunFailed
+from rayfed.errors import FailsAgain, RunFailed
 from rayfed.fold import Merger, finish, mean, merge, partial, total
 from tests import toy
 
@@ -70,13 +71,6 @@ def test_huge_replies_of_one_key_do_not_touch_another() -> None:
     key = {"k": torch.tensor([0, 1, 1])}
     huge = torch.tensor([[1.0], [1e38], [1e38]])
     assert once(mean("p", by="k", weight="one"), {"p": huge, **key})[0][0].tolist() == [1.0]
-
-
-def test_zero_weight_is_zero_and_not_nan() -> None:
-    got, weight = once(mean("p", weight="q"), {"p": X["x"], "q": torch.zeros(3)})
-    assert got.tolist() == [0.0, 0.0] and weight == 0.0
-    got, weight = once(mean("p"), {"p": X}, n=torch.zeros(3, dtype=torch.int64))
-    assert got["x"].tolist() == [0.0, 0.0] and weight == 0.0
 
 
 def test_merge_adds_key_by_key_and_changes_neither() -> None:
@@ -258,3 +252,20 @@ def test_nobody_asked_folds_to_zeros_with_weight_0() -> None:
         other.folded["another"]
     by = fed.ask(fed.method.train, (), shared=shared, fold=mean("delta", by="k"))
     assert by.folded["delta"] == {} and by.weight["delta"] == {}
+
+
+@pytest.mark.parametrize("q", [[0.0, 0.0], [1.0, -1.0]])
+def test_weights_that_sum_to_zero_have_no_mean(q: list[float]) -> None:
+    """Zeros would be a number like any other."""
+    parts = {"x": torch.tensor([1.0, 2.0]), "q": torch.tensor(q), "k": torch.tensor([3, 3])}
+    examples = torch.tensor([5, 7])
+    for by, where in ((None, ""), ("k", " where 'k' is 3")):
+        fold = mean("x", weight="q", by=by)
+        said = f"the weights of part 'x'{where} sum to 0 (weight: 'q')"
+        with pytest.raises(FailsAgain, match=re.escape(said)):
+            finish(fold, partial(fold, parts, {}, examples))
+    fold = total("x", weight="q")
+    assert finish(fold, partial(fold, parts, {}, examples))[1] == 0.0, "a sum has no such need"
+    fold = mean("x", denominator=0.0)
+    with pytest.raises(FailsAgain, match="the denominator of part 'x' is 0"):
+        finish(fold, partial(fold, parts, {}, examples))

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayfed import methods
 from rayfed.errors import ConfigError, nearest
+from rayfed.launch import metric_names
 from rayfed.launch.federations import Federations
 from rayfed.metrics import lower_is_better
 from tune_spaces.sweep.domains import Point, listed_values
@@ -173,7 +175,9 @@ def _check_splits(
     federations = Federations()
 
     def check_split(c: Config) -> None:
-        federations.of(c.model_copy(update={"seed": options.seeds[0]}))
+        split = federations.of(c.model_copy(update={"seed": options.seeds[0]}))
+        if wrong := metric_names.problem("--metric", options.metric, methods.of(c), split):
+            raise ConfigError(wrong)
 
     def split_of(point: Point) -> str:
         return json.dumps({k: v for k, v in point.items() if k.startswith(("federation", "task"))}, default=str)

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 
 class AdaptiveSettings(MethodSettings):
-    """Settings of algorithm 2."""
+    """Settings of algorithm 2 that all of its kinds have."""
 
     server_lr: float = Field(0.05, gt=0, description="Server step eta_g; the paper's grid is 0.01 to 1.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
     tau: float = Field(1e-3, gt=0, description="Degree of adaptivity; the second moment starts at tau^2.")
+
+
+class DecaySettings(AdaptiveSettings):
+    """Settings of the kinds whose second moment forgets."""
+
+    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
 
 
 class Adaptive(OneModel):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import PARAMS, Method, MethodSettings, Part, Wire, model_of, sgd_visit, tree, visit
+from rayfed import PARAMS, Method, MethodSettings, Need, Part, Wire, model_of, sgd_visit, tree, visit
 from rayfed.adapters import lora
 from rayfed.lazy import torch
 from rayfed.wire import stack, tensor
@@ -36,6 +36,8 @@ class TaskVectors(Method):
     }
 
     class Settings(MethodSettings):
+        needs: ClassVar = dict.fromkeys(("negative", "temperature", "neighbours"), (Need("weights", ("similarity",)),))
+
         negative: Literal["clamp", "raw"] = Field("clamp", description="Negative similarities: put at 0, or kept.")
         temperature: float | None = Field(
             None, gt=0, description="Weights by softmax(similarity / temperature); null: by the quotient."

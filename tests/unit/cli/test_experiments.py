@@ -326,12 +326,36 @@ class Twice(FedAvg):
     assert call("resume", str(path), "--local").code == 0
 
 
+def test_weights_that_sum_to_zero_end_the_run(call: Call, tmp_path: Path) -> None:
+    own = """
+import torch
+from rayfed import PARAMS, SCALAR, Method, Part, Wire, mean, sgd_visit, visit
+
+class ZeroWeights(Method):
+    wire = Wire(down={"model": Part(PARAMS)}, up={"model": Part(PARAMS), "q": Part(SCALAR)}, server={"model": Part(PARAMS)})
+
+    @visit
+    def train(self, task):
+        return sgd_visit(task.loss, self.local, end=lambda client, carry: ({"model": carry["model"], "q": torch.zeros(())}, client.own))
+
+    def round(self, state, fed, task):
+        got = fed.ask(self.train, fed.sample(), shared=state, fold=mean("model", weight="q"))
+        return {"model": got.folded["model"]}
+"""
+    (tmp_path / "own.py").write_text(own)
+    write(tmp_path / "c.yaml", {**TINY, "method": "own.py:ZeroWeights"})
+    said = call("run", "c.yaml", "--local")
+    assert said.code == 4 and "the weights of part 'model' sum to 0 (weight: 'q')" in said.err
+    assert "Traceback" not in said.err and "resume" not in said.err
+
+
 def test_a_run_that_breaks_ends_with_4_and_says_how_to_go_on(call: Call, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN.replace("{signal}", "SIGINT"))
     write(tmp_path / "c.yaml", {**TINY, "method": "own.py:Broken"})
     said = call("run", "c.yaml", "--local")
     (path,) = (tmp_path / "out").iterdir()
-    assert said.code == 4 and "seven is not eight" in said.err and f"rayfed resume out/{path.name}" in said.err
+    assert said.code == 4 and "seven is not eight" in said.err and "It would fail there again" in said.err
+    assert f"out/{path.name}" in said.err and "resume" not in said.err + call("runs", "out").out
     assert rayfed.load(path).metrics()["round"].to_pylist() == [1]
     assert not (path / "summary.json").exists()
 

@@ -220,7 +220,14 @@ def test_a_run_of_a_cells_class_is_a_run_of_its_file_and_resumes_elsewhere(cell:
 @pytest.mark.usefixtures("no_report")
 def test_arms_of_a_study_take_classes(cell: Cell, tmp_path: Path) -> None:
     mine = cell(METHOD)["Mine"]
-    raw = {**toy.TOY, "method": "fedavg", "rounds": 1, "seeds": [0], "arms": {"plain": {}, "mine": {"method": mine}}}
+    raw = {
+        **toy.TOY,
+        "seed": 0,
+        "method": "fedavg",
+        "rounds": 1,
+        "seeds": [0],
+        "arms": {"plain": {}, "mine": {"method": mine}},
+    }
     study = rayfed.run(raw, local=True, out=tmp_path)
     assert isinstance(study, rayfed.Study)
     assert len(list((study.path / "code").iterdir())) == 1

@@ -55,7 +55,8 @@ class Odd(Method):
                     raise ValueError(f"client {bad} has bad luck")
 
             def hurt(x):
-                return torch.where(info.client == bad, torch.full_like(x, poison), x) if poison else x
+                now = (info.client == bad) & ((info.round > 1) | (how != "nan late"))
+                return torch.where(now, torch.full_like(x, poison), x) if poison else x
 
             if how == "slow":
                 time.sleep(60)
@@ -67,7 +68,7 @@ class Odd(Method):
             where = how.split()[-1]
             delta = tree.sub(carry["model"], shared["model"])
             parts = {
-                "delta": {**delta, "head.bias": hurt(delta["head.bias"])} if where == "delta" else delta,
+                "delta": {**delta, "head.bias": hurt(delta["head.bias"])} if where in ("delta", "late") else delta,
                 "k": hurt(info.client.to(task.dtype)) if where == "k" else info.client.to(task.dtype),
             }
             after = {"count": hurt(own["count"] + 1) if where == "count" else own["count"] + 1}

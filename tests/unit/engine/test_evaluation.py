@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rayfed import tree
+from rayfed import report, tree
+from rayfed.engine.evaluation import Evaluator
 from rayfed.fold import mean
+from rayfed.storage.events import read_events
 from tests import toy
 from tests.toy import Result, ToyFed
 
@@ -158,3 +163,93 @@ def test_a_sample_of_clients_is_scored() -> None:
     half: Result = toy.simulate(rounds=1, evaluate={"every": 1, "clients": 0.5})
     assert len(half.scores()[1]) == 7
     assert half.scores() == half.scores()
+
+
+# -- what cannot be scored ---------------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, position: int, split: str = "pooled_test") -> None:
+    """Make one row of every federation's pooled test set, or of another split, a NaN."""
+    plain = toy.federation
+
+    def spoilt(c: Any) -> Any:
+        made = plain(c)
+        rows = made.pooled_test if split == "pooled_test" else getattr(made, split).rows
+        x = made.arrays["x"].copy()
+        x[rows[position], 0] = np.nan
+        return dataclasses.replace(made, arrays={**made.arrays, "x": x})
+
+    monkeypatch.setattr(toy, "federation", spoilt)
+
+
+@pytest.mark.parametrize("client_error", ["raise", "drop", "retry"])
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_a_failing_piece_of_the_pooled_test_set_leaves_no_score_of_the_rest(
+    monkeypatch: pytest.MonkeyPatch, client_error: str, executor: str
+) -> None:
+    """1100 examples in pieces of 512; the NaN is in the second."""
+    spoil(monkeypatch, 600)
+    changes: dict[str, Any] = {"task": {"data": {"test": 1100}}, "failures": {"client_error": client_error}}
+    done = toy.simulate(rounds=1, executor=executor, **changes)
+    evaluator = Evaluator(done.fed, done.fed.dispatch)
+    row, clients = evaluator.evaluate(done.state, {}, {})
+    assert row["accuracy/global"] is None and row["loss/global"] is None
+    assert row["accuracy/personal"] is not None and len(clients) == 14
+    (missing,) = evaluator.unscored
+    assert missing.metrics == ["loss/global", "accuracy/global"] and "client" not in missing.reason
+    assert missing.reason == (
+        "loss/global and accuracy/global are null: rows 513 to 1024 of the pooled test set cannot be scored: NaN or infinity in part loss"
+    )
+    assert done.fed.meter["dropped"] == 0, "a piece is no client"
+    evaluator.evaluate(done.state, {}, {})
+    assert len(evaluator.unscored) == 1, "of the last evaluation only"
+
+
+@pytest.mark.parametrize("client_error", ["raise", "drop"])
+def test_a_mixture_that_cannot_predict_the_pooled_test_set(monkeypatch: pytest.MonkeyPatch, client_error: str) -> None:
+    spoil(monkeypatch, 7)
+    done = toy.simulate("local_only", rounds=1, failures={"client_error": client_error})
+    evaluator = Evaluator(done.fed, done.fed.dispatch)
+    row, _ = evaluator.evaluate(done.state, {}, {})
+    assert row["accuracy/global"] is None and row["accuracy/personal"] is not None
+    (missing,) = evaluator.unscored
+    assert "12 of 12 served models cannot predict the pooled test set: NaN" in missing.reason
+
+
+def test_means_over_clients_say_whom_they_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 0, "test")
+    done = toy.simulate(rounds=1, failures={"client_error": "drop"})
+    owner = int(np.flatnonzero(done.fed.federation.test.sizes())[0])
+    evaluator = Evaluator(done.fed, done.fed.dispatch)
+    row, clients = evaluator.evaluate(done.state, {}, {})
+    assert row["accuracy/personal"] is not None and owner not in [c["client"] for c in clients]
+    (missing,) = evaluator.unscored
+    assert f"are means without 1 of 14 clients (client {owner}: NaN or infinity in part loss)" in missing.reason
+
+
+def test_a_run_says_what_it_could_not_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 0)
+    ran = toy.run_folder("fedavg", tmp_path, stop_after=1)
+    ran = toy.run_folder("fedavg", tmp_path, resume=True)
+    path = ran.folder.path
+    assert [r.get("accuracy/global") for r in ran.rows] == [None, None] and ran.rows[0]["accuracy/personal"] is not None
+    events = [e for e in read_events(path) if e["kind"] == "not scored"]
+    assert [(e["round"], e["metrics"]) for e in events] == [(r, ["loss/global", "accuracy/global"]) for r in (1, 2)]
+    summary = json.loads((path / "summary.json").read_text())
+    (note,) = [n for n in summary["notes"] if "are null" in n]
+    assert note.startswith("2 rounds from 1 to 2: loss/global and accuracy/global are null: rows 1 to 60 of the pooled")
+    assert (
+        "accuracy/global" not in summary["metrics"]
+        and "are null: rows 1 to 60" in report.write_report(path).read_text()
+    )
+
+
+def test_a_run_without_any_metric_says_so(tmp_path: Path) -> None:
+    split = {"split": {"test": 0.0}, "holdout": {"kind": "none"}}
+    ran = toy.run_folder("fedavg", tmp_path, federation=split, task={"data": {"test": 0}})
+    path, said = ran.folder.path, "no metric: the data set has no test part and clients keep none for tests"
+    assert [e["reason"].startswith(said) for e in read_events(path) if e["kind"] == "no metric"] == [True]
+    summary = json.loads((path / "summary.json").read_text())
+    assert any(n.startswith(said) for n in summary["notes"])
+    page = report.write_report(path).read_text()
+    assert page.count(said) == 2 and "No round has been evaluated yet" not in page

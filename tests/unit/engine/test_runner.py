@@ -22,6 +22,7 @@ from rayfed.engine.runner import Runner
 from rayfed.errors import RunFailed
 from rayfed.launch.start import run_local
 from rayfed.storage.events import read_events
+from rayfed.storage.listing import list_runs
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.tree_files import load_tree
@@ -113,10 +114,36 @@ def test_a_run_that_fails_says_how_to_go_on(odd: str, tmp_path: Path) -> None:
     with pytest.raises(ClientFailed) as raised:
         toy.run_folder({"name": odd, "how": "raise", "bad": BAD}, tmp_path, executor="debug")
     (path,) = [p for p in tmp_path.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
-    assert f"rayfed resume {path}" in str(raised.value)
+    assert "It would fail there again" in str(raised.value) and "rayfed resume" not in str(raised.value)
     arguments = load_tree(path / "debug", f"client-{BAD}-round-1")
     assert int(arguments["info"]["client"]) == BAD and "head.bias" in arguments["shared"]["model"]
     assert "bad luck" in (path / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("how", ["shape", "leaf", "undeclared", "raise", "nan delta", "server nan"])
+def test_nobody_is_sent_to_resume_what_would_fail_again(odd: str, how: str, tmp_path: Path) -> None:
+    """A client's wrong shapes, its exception, a NaN: the same keys on the same data lead there again."""
+    with pytest.raises(RunFailed) as raised:
+        toy.run_folder({"name": odd, "how": how, "bad": BAD}, tmp_path, storage={"snapshot_every": 9})
+    said = str(raised.value)
+    assert raised.value.certain and "It would fail there again" in said and "rayfed resume" not in said
+    if isinstance(raised.value, ClientFailed):
+        assert "To look at this client: rayfed run " in said and "resources.executor=debug" in said
+    (listed,) = list_runs(tmp_path)
+    assert listed["status"] == "failed (would fail there again: its code or settings have to change)"
+
+
+def test_a_client_is_looked_at_from_the_last_snapshot(odd: str, tmp_path: Path) -> None:
+    with pytest.raises(ClientFailed) as raised:
+        toy.run_folder({"name": odd, "how": "nan late", "bad": BAD}, tmp_path, rounds=3)
+    assert "To look at this client: rayfed resume " in str(raised.value)
+
+
+def test_what_may_pass_is_resumed(odd: str, tmp_path: Path) -> None:
+    """Memory, disk and network are not the program's."""
+    with pytest.raises(ClientFailed, match=r"continue with: rayfed resume ") as raised:
+        toy.run_folder({"name": odd, "how": "first"}, tmp_path)
+    assert not raised.value.certain and "resume with: rayfed resume" in list_runs(tmp_path)[0]["status"]
 
 
 def prepared(where: Path, **more: Any) -> Runner:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import rayfed
 from rayfed import api, report
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed
 from rayfed.launch import start
@@ -129,3 +130,72 @@ def test_ctrl_c_after_the_last_round(
     (path,) = tmp_path.iterdir()
     assert f"{path} is done; its report is being written" in capfd.readouterr().err
     assert (path / "summary.json").exists()
+
+
+# -- another number of rounds -------------------------------------------------------------------------------------------
+
+FADES = """
+from rayfed import tree
+from rayfed.methods.fedavg import FedAvg
+
+class Fades(FedAvg):
+    def round(self, state, fed, task):
+        new = super().round(state, fed, task)
+        return {"model": tree.scale(new["model"], 1 - fed.round / fed.rounds / 2)}
+"""
+
+
+def run(where: Path, method: Any = "fedavg", **changes: Any) -> Path:
+    return start.run_local(toy.config(method, **{**TINY, **changes}), out=where).path
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_schedule_over_all_rounds_is_not_resumed_with_other_rounds(kind: str, tmp_path: Path) -> None:
+    path = run(tmp_path, local={"schedule": {"kind": kind}})
+    before = (path / "config.yaml").read_bytes()
+    for rounds in (1, 5):
+        with pytest.raises(ConfigError) as raised:
+            start.resume_local(path, sets=[f"rounds={rounds}"])
+        said = str(raised.value)
+        assert said.startswith(
+            f"--set rounds={rounds}: local.schedule.kind: {kind} reads `rounds`, and round 1 to 2 of {path} "
+        )
+        assert "a run of 2" in said and f"init.from: {path}" in said
+    assert (path / "config.yaml").read_bytes() == before, "nothing half-written"
+    start.resume_local(path, sets=["rounds=2"])  # as it was
+
+
+def test_a_method_that_reads_rounds_is_not_resumed_with_other_rounds(tmp_path: Path) -> None:
+    """Its own sentence where it has one; else what it did in the rounds so far."""
+    (tmp_path / "own.py").write_text(FADES)
+    path = run(tmp_path / "out", {"name": f"{tmp_path / 'own.py'}:Fades"})
+    with pytest.raises(ConfigError, match=r"method.name: .*own.py:Fades reads `rounds`"):
+        start.resume_local(path, sets=["rounds=3"])
+
+
+def test_other_rounds_are_the_uninterrupted_run(tmp_path: Path) -> None:
+    """Warm-up, decay by round and steps count from the start."""
+    for i, schedule in enumerate(({"kind": "constant", "warmup": 3}, {"kind": "step", "every": 2, "gamma": 0.5})):
+        more: dict[str, Any] = {"local": {"schedule": schedule}, "evaluate": {"every": 1}}
+        whole = run(tmp_path / f"whole {i}", rounds=4, **more)
+        part = start.resume_local(run(tmp_path / f"part {i}", rounds=2, **more), sets=["rounds=4"]).path
+        rows = [rayfed.load(p).metrics().select(["round", "loss/global", "accuracy/personal"]) for p in (whole, part)]
+        assert rows[0] == rows[1]
+
+
+def test_a_study_is_not_resumed_with_other_rounds_where_an_arm_reads_them(tmp_path: Path) -> None:
+    arms = {"plain": {}, "cosine": {"local": {"schedule": {"kind": "cosine"}}}}
+    study = load_request({**toy.TOY, "rounds": 1, "method": "fedavg", "resources": TINY["resources"], "arms": arms})
+    path = start.run_local(study, out=tmp_path).path
+    with pytest.raises(ConfigError) as raised:
+        start.resume_local(path, sets=["rounds=2"])
+    assert len(raised.value.problems) == 1 and f"{path / 'cosine' / 'seed-1'}" in str(raised.value)
+
+
+def test_a_run_without_a_round_takes_any_number(tmp_path: Path) -> None:
+    launcher = start.LocalLauncher()
+    launcher.stop()
+    with pytest.raises(RunFailed, match="stopped from outside"):
+        start.start_request(toy.config(**TINY, local={"schedule": {"kind": "cosine"}}), launcher, out=tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert start.resume_local(path, sets=["rounds=3"]).summary["rounds"] == 3

@@ -1,0 +1,62 @@
+"""Which metrics the rows of a run can have, known before it starts: a name that no row can have would stop, judge or rank nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rayfed import metrics, task
+from rayfed.errors import nearest
+from rayfed.method import Method
+
+if TYPE_CHECKING:
+    from rayfed.config.schema import Config
+    from rayfed.partition import Federation
+
+COUNTS = tuple(n for n in metrics.OTHERS if n.partition("/")[0] in ("bytes", "ray", "clients", "actors"))
+TIMES = ("time/round", "time/evaluate")
+
+
+def known(method: Method, federation: Federation) -> list[str]:
+    """Return the metrics that rows of a run can have: scores first, then what the method logs, then counts and times."""
+    clusters = type(method).clusters is not Method.clusters
+    tests, n = federation.test.sizes() > 0, federation.population
+    scopes = []
+    if len(federation.pooled_test):
+        scopes.append("global")
+    for scope, there in (
+        ("personal", tests[:n].any()),
+        ("cluster", clusters and type(method).experts is not Method.experts and tests[:n].any()),
+        ("local", tests[:n].any()),
+        ("unseen", tests[n:].any()),
+    ):
+        scopes += [scope, f"{scope}_ex"] if there else []
+    names = [f"{name}/{scope}" for scope in scopes for name in task.of(federation.kind).measures]
+    names += ["clusters/count"] if clusters else []
+    names += ["clusters/ari"] if clusters and int((federation.group[:n] >= 0).sum()) > 1 else []
+    return list(dict.fromkeys([*names, *method.logs, *COUNTS, *TIMES]))
+
+
+def problem(where: str, metric: str, method: Method, federation: Federation) -> str | None:
+    """Return a sentence where no row can have the metric that a setting names; None where one can. where: the setting."""
+    there = known(method, federation)
+    if metric in there:
+        return None
+    scores = [n for n in there if n not in COUNTS and n not in TIMES and not n.endswith("_ex")]
+    shown = ", ".join(scores) or ", ".join(there)
+    return (
+        f"{where}: {metric!r} found, which no round of this run measures{nearest(metric, there)}; there is {shown} "
+        "(and what a method logs, if its `logs` name it)"
+    )
+
+
+def stop_problems(config: Config, method: Method, federation: Federation) -> list[str]:
+    """Return what is wrong with `stop`: a metric that no row can have, or a value that it cannot reach."""
+    metric, at = config.stop.metric, config.stop.at
+    if metric is None or at is None:
+        return []
+    if wrong := problem("stop.metric", metric, method, federation):
+        return [wrong]
+    meaning = metrics.meaning(metric, method.logs)
+    if meaning is not None and meaning.unit == "fraction" and not 0 <= at <= 1:
+        return [f"stop.at: {at:g} found, {metric} is a fraction; allowed: 0 to 1"]
+    return []

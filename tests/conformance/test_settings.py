@@ -1,0 +1,136 @@
+"""Every setting of every method changes what a run computes, or is refused where it does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from rayfed import methods, tree
+from rayfed.errors import ConfigError
+from rayfed.methods._bases.over_lora import OverLoRA
+from tests import toy
+from tests.toy import Result, ToyFed
+
+SHORT = {"iterations": 2, "student_steps": 2, "batch": 8}
+PROBE = {"federation": {"probe": 40}}
+RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}, "alpha": 8}}
+CUTS = {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0}
+
+# Under which settings and changes to the toy's config a method runs here; ("method", "setting") where one needs others.
+BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cfl": (CUTS, {"federation": {"split": {"val": 0.2}}}),
+    "disue": (SHORT, PROBE),
+    "fedftg": (SHORT, PROBE),
+    "feddf": ({"steps": 3, "batch": 16}, PROBE),
+    "fedgen": ({"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8}, {}),
+    "hetlora": ({}, RANKS),
+    ("hetlora", "least"): ({"gamma": 0.5}, RANKS),
+    ("cfl", "absent"): (CUTS, {"federation": {"per_round": None}}),
+}
+LENGTHY = ("fedgen", "fedoa", "fedpurel", "feddpa")
+
+
+class Fewer(ToyFed):
+    """Every other client of a round is away, as if it had failed."""
+
+    def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
+        return super().sample(n, where=where)[self.round % 2 :: 2]
+
+
+def settings() -> Iterator[Any]:
+    for name in methods.names():
+        for setting in methods.get(name).Settings.model_fields:
+            yield pytest.param(name, setting, id=f"{name}.{setting}")
+
+
+def candidates(name: str, setting: str) -> list[Any]:
+    """Other values that a setting may have by itself."""
+    cls = methods.get(name).Settings
+    field = cls.model_fields[setting]
+    default = field.get_default(call_default_factory=True)
+    kinds = {field.annotation, *get_args(field.annotation)}
+    if get_origin(field.annotation) is Literal:
+        found = [v for v in get_args(field.annotation) if v != default]
+    elif bool in kinds:
+        found = [not default]
+    elif setting == "clusterer":
+        found = [{"kind": "singletons"}]
+    else:
+        number = 1 if default is None else default
+        found = [0, 1, 2, number + 1, number * 2, number / 2, 0.3, 0.9, 2.5, 20.0]
+    return [v for v in found if v != default and is_valid(cls, setting, v)]
+
+
+def is_valid(cls: Any, setting: str, value: Any) -> bool:
+    try:
+        cls(**{setting: value})
+    except ValueError:
+        return False
+    return True
+
+
+Fit = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+@pytest.fixture
+def fit(on_bert: Callable[[dict[str, Any]], dict[str, Any]]) -> Fit:
+    """Gives methods that need adapters a model that takes them."""
+    return lambda name, changes: on_bert(changes) if issubclass(methods.get(name), OverLoRA) else changes
+
+
+@cache
+def ran(method: str, changes: str, fewer: bool) -> tuple[Result, Any]:
+    """Two rounds, with what is scored after them. Arguments as JSON."""
+    kind = Fewer if fewer else ToyFed
+    done = toy.simulate(json.loads(method), executor="vmap", score=True, kind=kind, **json.loads(changes))
+    return done, done.scores()
+
+
+def differ(a: tuple[Result, Any], b: tuple[Result, Any]) -> bool:
+    """Whether two runs differ in a state, a row, a score or a byte."""
+    one, two = a[0], b[0]
+    if a[1] != b[1] or one.rows != two.rows or one.clients().keys() != two.clients().keys():
+        return True
+    return not (tree.same(one.state, two.state) and tree.same(one.clients(), two.clients()))
+
+
+def refused(name: str, options: dict[str, Any], setting: str, changes: dict[str, Any]) -> bool:
+    """Whether a config is refused for this setting's sake, which nothing reads."""
+    try:
+        toy.config({"name": name, **options}, **changes)
+    except ConfigError as error:
+        return any(p.startswith(f"method.{setting}: ") and "nothing reads it" in p for p in error.problems)
+    return False
+
+
+@pytest.mark.parametrize(("name", "setting"), settings())
+def test_a_setting_changes_something_or_is_refused(name: str, setting: str, fit: Fit) -> None:
+    options, more = BASES.get((name, setting)) or BASES.get(name, ({}, {}))
+    changes, values = fit(name, more), candidates(name, setting)
+    assert values, "no other value is tried"
+    needs = methods.get(name).Settings.needs.get(setting, ())
+    for need in needs:
+        met = [v for v in candidates(name, need.of) if v not in need.values] if need.but else list(need.values)
+        default = methods.get(name).Settings.model_fields[need.of].default
+        unmet = list(need.values) if need.but else [v for v in candidates(name, need.of) if v not in need.values]
+        if (options.get(need.of, default) in need.values) != need.but:
+            assert refused(name, {**options, need.of: unmet[0], setting: values[-1]}, setting, changes), need
+        else:
+            assert refused(name, {**options, setting: values[-1]}, setting, changes), need
+            options = {**options, need.of: met[0]}
+    fewer = (name, setting) == ("cfl", "absent")
+
+    def run(given: dict[str, Any]) -> tuple[Result, Any]:
+        return ran(json.dumps({"name": name, **given}), json.dumps(changes), fewer)
+
+    for value in values:
+        try:
+            if differ(run(options), run({**options, setting: value})):
+                return
+        except ConfigError:
+            continue  # other settings forbid this value
+    pytest.fail(f"method.{setting} changes nothing: {values} tried under {options}")
