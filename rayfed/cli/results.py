@@ -27,8 +27,8 @@ def runs(
     for r in found:
         more = f"{r['trials']['complete']}/{r['trials']['planned']} trials  " if r["kind"] == "sweep" else ""
         more += f"best {r['metric']} {r['best']:.4f}  " if r.get("best") is not None else ""
-        if fell := r.get("fell_apart"):
-            more += "fell apart  " if r["kind"] == "run" else f"{fell} runs fell apart  "
+        if fell := r.get("collapsed"):
+            more += "fell apart  " if r["kind"] == "run" else f"{fell} run{'s' * (fell > 1)} fell apart  "
         typer.echo(
             f"{r['name']:40} {r['kind']:6} {r['method'] or '':18} {r['round']}/{r['rounds']}  {more}{r['status']}"
         )

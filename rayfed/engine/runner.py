@@ -425,17 +425,19 @@ class Runner:
     def _note_scores(self, result: RoundResult) -> None:
         """Write into the folder's events what a committed round could not score; once, that the run fell apart, or reads `rounds`."""
         run = self.prepared
-        for missing in result.unscored:
-            self.folder.event("not scored", round=result.round, metrics=missing.metrics, reason=missing.reason)
+        events = [("not scored", {"round": result.round, **missing._asdict()}) for missing in result.unscored]
         if run.collapsed is None and result.row.get(collapse.METRIC) is not None:
             run.scored.append({"round": result.round, collapse.METRIC: result.row[collapse.METRIC]})
             run.collapsed = collapse.find(run.scored, self._chance)
             if run.collapsed is not None:
-                self.folder.event("fell apart", **run.collapsed.to_dict())
+                events.append(("fell apart", run.collapsed.to_dict()))
         if run.fed.read_rounds and not run.reads_rounds:
             run.reads_rounds = True
-            self.folder.event(READS_ROUNDS, round=result.round)
-        self.status["fell_apart"] = run.collapsed.round if run.collapsed else None
+            events.append((READS_ROUNDS, {"round": result.round}))
+        self.status["collapsed"] = run.collapsed.round if run.collapsed else None
+        with suppress(RunFailed):  # the round is committed
+            for kind, fields in events:
+                self.folder.event(kind, **fields)
 
     def _check_state(self, state: Tree, r: int) -> None:
         """Raise RunFailed where a new server state is not what was declared, or not finite."""
@@ -530,7 +532,7 @@ class Runner:
             "executor": config.resources.executor,
             "notes": notes,
             "stopped_early": run.early,
-            "fell_apart": run.collapsed.to_dict() if run.collapsed else None,
+            "collapsed": run.collapsed.to_dict() if run.collapsed else None,
         }
         self._write_status()
         self.folder.finish(RunStatus.DONE, summary)

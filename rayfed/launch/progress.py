@@ -39,7 +39,7 @@ def line(state: dict[str, Any]) -> str:
     parts += [state["score"]] if "score" in state else []
     parts += [state["waiting"]] if state.get("waiting") else []
     parts += [f"{n} {metrics[n]:.3f}" for n in SHOWN if metrics.get(n) is not None]
-    parts += [f"fell apart in round {state['fell_apart']}"] if state.get("fell_apart") is not None else []
+    parts += [f"fell apart in round {state['collapsed']}"] if state.get("collapsed") is not None else []
     if state.get("clients_per_s"):
         parts.append(f"{state['clients_per_s']:.0f} clients/s")
     if state.get("bytes"):
@@ -111,7 +111,7 @@ def _print_study(path: Path, summary: dict[str, Any]) -> None:
     for arm, values in arms.items():
         table.add_row(arm, *(_mean_sd(values.get(name)) for name in names))
     console.print(table)
-    for arm, rounds in (summary.get("fell_apart") or {}).items():
+    for arm, rounds in (summary.get("collapsed") or {}).items():
         which = ", ".join(f"seed {seed} in round {r}" for seed, r in rounds.items())
         console.print(f"note: runs of {arm} fell to chance: {which}", markup=False)
     claims = summary.get("claim") or []

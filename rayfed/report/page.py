@@ -61,7 +61,7 @@ def _facts(subject: Subject) -> dict[str, str]:
         (run,) = runs
         reached = max((r["round"] for r in run.rows), default=0)
         facts += [("method", [method_name(run.config)]), ("seed", [str(run.seed)]), ("status", [run.status])]
-        facts.append(("fell apart", [f"in round {run.fell_apart}"] if run.fell_apart is not None else []))
+        facts.append(("fell apart", [f"in round {run.collapsed}"] if run.collapsed is not None else []))
         facts.append(("rounds", [f"{reached} of {run.config.get('rounds', '?')}"]))
         if run.summary.get("wall_s") is not None:
             facts.append(("wall time", [duration(float(run.summary["wall_s"]))]))
@@ -69,8 +69,8 @@ def _facts(subject: Subject) -> dict[str, str]:
         done = sum(len(found) for found in subject.done.values())
         facts += [("arms", list(subject.arms)), ("seeds", [str(s) for s in sorted({r.seed for r in runs})])]
         facts.append(("runs done", [f"{done} of {subject.planned_runs}"]))
-        fell = [run for run in runs if run.fell_apart is not None]
-        facts.append(("fell apart", [f"{r.arm} seed {r.seed} in round {r.fell_apart}" for r in fell]))
+        fell = [run for run in runs if run.collapsed is not None]
+        facts.append(("fell apart", [f"{r.arm} seed {r.seed} in round {r.collapsed}" for r in fell]))
     for name, key in (("task", "data"), ("task", "model"), ("federation", "clients"), ("federation", "partition")):
         sections = [run.config.get(name) for run in runs]
         facts.append((key, [_name(s[key]) for s in sections if isinstance(s, Mapping) and s.get(key)]))

@@ -53,15 +53,15 @@ def summarise(subject: Subject) -> dict[str, Any]:
         "status": "done" if done == subject.planned_runs else "incomplete",
         "runs": {"done": done, "planned": subject.planned_runs},
         "arms": arms,
-        "fell_apart": fell_apart(subject),
+        "collapsed": collapsed(subject),
         "claim": judged,
     }
 
 
-def fell_apart(subject: Subject) -> dict[str, dict[str, int]]:
+def collapsed(subject: Subject) -> dict[str, dict[str, int]]:
     """Return arm -> seed -> the round in which that run fell to chance, of the runs that did."""
     found = {
-        arm: {str(r.seed): r.fell_apart for r in runs if r.fell_apart is not None} for arm, runs in subject.done.items()
+        arm: {str(r.seed): r.collapsed for r in runs if r.collapsed is not None} for arm, runs in subject.done.items()
     }
     return {arm: rounds for arm, rounds in found.items() if rounds}
 

@@ -59,9 +59,9 @@ class RunRecord:
         return None if found is None else float(found)
 
     @property
-    def fell_apart(self) -> int | None:
+    def collapsed(self) -> int | None:
         """The round in which the run fell to chance (`rayfed.engine.collapse`); None where it did not, or has not ended."""
-        found = self.summary.get("fell_apart") or {}
+        found = self.summary.get("collapsed") or {}
         return found.get("round")
 
     def cumulative(self, *metrics: str) -> dict[int, float]:

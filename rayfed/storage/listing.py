@@ -25,7 +25,7 @@ def list_runs(folder: Path | str) -> list[dict[str, Any]]:
     Each has name, kind (run | study | sweep), method, status, round, rounds, started (local time, ISO) and path. A study's
     rounds are the sum over its arms and seeds, a sweep's over its trials and seeds; a sweep also has trials ({planned, begun,
     complete, diverged, failed}), metric and best (that of its best trial). A run counts as running only if its owner is alive.
-    fell_apart: of runs and studies, how many runs fell to chance.
+    collapsed: of runs and studies, how many runs fell to chance.
     """
     found = []
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
@@ -88,7 +88,7 @@ def run_entry(path: Path) -> dict[str, Any]:
         "status": status(path),
         "round": _round(path),
         "rounds": config.get("rounds"),
-        "fell_apart": int(_fell_apart(path)),
+        "collapsed": int(_has_collapsed(path)),
     }
     return _entry(path, "run", **about)
 
@@ -99,10 +99,10 @@ def _round(path: Path) -> int:
     return int(known) if known is not None else max(round_log.read(path), default=0)
 
 
-def _fell_apart(path: Path) -> bool:
+def _has_collapsed(path: Path) -> bool:
     """Return whether a run fell to chance, ended or not."""
     known = read_json(path / "summary.json") or read_json(path / "state.json")
-    return known.get("fell_apart") is not None
+    return known.get("collapsed") is not None
 
 
 def study_entry(path: Path) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def study_entry(path: Path) -> dict[str, Any]:
         status=_study_status(path, [status(folder) for folder in begun]),
         round=sum(_round(folder) for folder in begun),
         rounds=rounds,
-        fell_apart=sum(map(_fell_apart, begun)),
+        collapsed=sum(map(_has_collapsed, begun)),
     )
 
 

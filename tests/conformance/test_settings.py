@@ -30,8 +30,18 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "hetlora": ({}, RANKS),
     ("hetlora", "least"): ({"gamma": 0.5}, RANKS),
     ("cfl", "absent"): (CUTS, {"federation": {"per_round": None}}),
+    ("cfl", "relative"): ({**CUTS, "eps_2": 0.99}, {}),
+    ("disue", "classes"): ({**SHORT, "clusters": 1}, {}),  # one expert shares no class
+    ("pacfl", "relative"): ({"threshold": 20.0}, {}),
+    ("fedftg", "classes"): (SHORT, {"federation": {"per_round": 1}}),
 }
-LENGTHY = ("fedgen", "fedoa", "fedpurel", "feddpa")
+ON_TEXTS = {
+    ("disue", "length"),
+    ("fedftg", "length"),
+    ("fedbip", "similarity"),
+    ("fedbip_l", "similarity"),
+    ("fedoa", "pool"),
+}
 
 
 class Fewer(ToyFed):
@@ -41,10 +51,15 @@ class Fewer(ToyFed):
         return super().sample(n, where=where)[self.round % 2 :: 2]
 
 
+TWINS = ("fedftg", "fedbip_l", "fedyogi")  # most of their settings are read by the code of another method
+
+
 def settings() -> Iterator[Any]:
+    """Yield (method, setting): those that take their time only where `slow` tests run."""
     for name in methods.names():
+        slow = [pytest.mark.slow] if name in TWINS or issubclass(methods.get(name), OverLoRA) else []
         for setting in methods.get(name).Settings.model_fields:
-            yield pytest.param(name, setting, id=f"{name}.{setting}")
+            yield pytest.param(name, setting, id=f"{name}.{setting}", marks=slow)
 
 
 def candidates(name: str, setting: str) -> list[Any]:
@@ -53,15 +68,15 @@ def candidates(name: str, setting: str) -> list[Any]:
     field = cls.model_fields[setting]
     default = field.get_default(call_default_factory=True)
     kinds = {field.annotation, *get_args(field.annotation)}
-    if get_origin(field.annotation) is Literal:
-        found = [v for v in get_args(field.annotation) if v != default]
+    if named := [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]:
+        found = named
     elif bool in kinds:
         found = [not default]
     elif setting == "clusterer":
         found = [{"kind": "singletons"}]
     else:
         number = 1 if default is None else default
-        found = [0, 1, 2, number + 1, number * 2, number / 2, 0.3, 0.9, 2.5, 20.0]
+        found = [0, 1, 2, 3, number + 1, number * 2, number / 2, 0.3, 0.9, 2.5, 20.0]
     return [v for v in found if v != default and is_valid(cls, setting, v)]
 
 
@@ -73,20 +88,25 @@ def is_valid(cls: Any, setting: str, value: Any) -> bool:
     return True
 
 
-Fit = Callable[[str, dict[str, Any]], dict[str, Any]]
+Fit = Callable[[str, str, dict[str, Any]], dict[str, Any]]
 
 
 @pytest.fixture
 def fit(on_bert: Callable[[dict[str, Any]], dict[str, Any]]) -> Fit:
-    """Gives methods that need adapters a model that takes them."""
-    return lambda name, changes: on_bert(changes) if issubclass(methods.get(name), OverLoRA) else changes
+    """Gives methods that need adapters, and settings about texts, a model that takes them."""
+
+    def give(name: str, setting: str, changes: dict[str, Any]) -> dict[str, Any]:
+        needs = issubclass(methods.get(name), OverLoRA) or (name, setting) in ON_TEXTS
+        return on_bert(changes) if needs else changes
+
+    return give
 
 
 @cache
 def ran(method: str, changes: str, fewer: bool) -> tuple[Result, Any]:
     """Two rounds, with what is scored after them. Arguments as JSON."""
     kind = Fewer if fewer else ToyFed
-    done = toy.simulate(json.loads(method), executor="vmap", score=True, kind=kind, **json.loads(changes))
+    done = toy.simulate(json.loads(method), kind=kind, **json.loads(changes))
     return done, done.scores()
 
 
@@ -107,10 +127,10 @@ def refused(name: str, options: dict[str, Any], setting: str, changes: dict[str,
     return False
 
 
-@pytest.mark.parametrize(("name", "setting"), settings())
+@pytest.mark.parametrize(("name", "setting"), list(settings()))
 def test_a_setting_changes_something_or_is_refused(name: str, setting: str, fit: Fit) -> None:
     options, more = BASES.get((name, setting)) or BASES.get(name, ({}, {}))
-    changes, values = fit(name, more), candidates(name, setting)
+    changes, values = fit(name, setting, more), candidates(name, setting)
     assert values, "no other value is tried"
     needs = methods.get(name).Settings.needs.get(setting, ())
     for need in needs:

@@ -82,20 +82,20 @@ def test_a_run_that_falls_apart_is_flagged_everywhere(
     (event,) = [e for e in read_events(path) if e["kind"] == "fell apart"]
     assert event["round"] == 3 and event["best"] == ran.rows[1]["accuracy/global"] > 0.6
     summary = json.loads((path / "summary.json").read_text())
-    assert summary["fell_apart"]["round"] == 3 and summary["notes"][0].startswith(
+    assert summary["collapsed"]["round"] == 3 and summary["notes"][0].startswith(
         "the run fell apart: accuracy/global was"
     )
     page = report.write_report(path).read_text()
     assert "fell apart" in page and "in round 3" in page and "where guessing gives" in page
     (listed,) = list_runs(tmp_path)
-    assert listed["fell_apart"] == 1
+    assert listed["collapsed"] == 1
     progress.print_result(path, summary)
     assert "note: the run fell apart" in " ".join(capsys.readouterr().out.split())
     again = toy.run_folder("fedavg", tmp_path, resume=True, **changes)
-    assert again.ending.status == "done" and json.loads((path / "summary.json").read_text())["fell_apart"]["round"] == 3
+    assert again.ending.status == "done" and json.loads((path / "summary.json").read_text())["collapsed"]["round"] == 3
     assert len([e for e in read_events(path) if e["kind"] == "fell apart"]) == 1
 
 
 def test_a_sound_run_is_not_flagged(tmp_path: Path) -> None:
     ran = toy.run_folder("fedavg", tmp_path, rounds=4)
-    assert json.loads((ran.folder.path / "summary.json").read_text())["fell_apart"] is None
+    assert json.loads((ran.folder.path / "summary.json").read_text())["collapsed"] is None

@@ -39,14 +39,14 @@ def test_runs_lists_what_is_there(tmp_path):
     assert found["live"]["status"] == "running" and found["live"]["method"] == "fedavg"
     assert found["st"]["kind"] == "study" and found["st"]["status"] == "running" and found["st"]["method"] == "a, b"
     assert (found["st"]["round"], found["st"]["rounds"]) == (4, 60)
-    cut.state(status="failed", round=5, rounds=20, certain=True, fell_apart=4)
+    cut.state(status="failed", round=5, rounds=20, certain=True, collapsed=4)
     broken = RunFolder.create(study / "b" / "seed-1", CONFIG, owner=ME, exact=True)
     broken.state(status="failed", round=2, rounds=20, certain=True)
-    RunFolder.open(study / "a" / "seed-0", owner=ME).state(status="stopped", round=4, rounds=20, fell_apart=None)
+    RunFolder.open(study / "a" / "seed-0", owner=ME).state(status="stopped", round=4, rounds=20, collapsed=None)
     found = {r["name"].split("-")[0]: r for r in list_runs(tmp_path)}
     for name, fell in (("cut", 1), ("st", 0)):
         assert found[name]["status"] == "failed (would fail there again: its code or settings have to change)"
-        assert found[name]["fell_apart"] == fell
+        assert found[name]["collapsed"] == fell
 
 
 def test_the_list_has_one_line_for_a_sweep(tmp_path: Path) -> None:
