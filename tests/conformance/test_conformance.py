@@ -47,7 +47,7 @@ VARIANTS: dict[str, list[Any]] = {
         {**SHORT, "secure_similarity": "rotation", "signature": "all", "mix": "logit", "generator_ema": 0.9},
         {**SHORT, "clusterer": "least_loss", "adversary": "l1", "sampler": "group", "student_init": "previous"},
         {"distill": False, "clusterer": "oracle", "signature": "counts"},
-        ({**SHORT, "inputs": "probe"}, {"federation": {"probe": 20}}),
+        ({"iterations": 2, "student_steps": 2, "batch": 8, "inputs": "probe"}, {"federation": {"probe": 20}}),
         {"distill": False, "clusterer": "kmeans"},
         {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},
         {"distill": False, "clusterer": {"kind": "subspace", "basis": 2, "measure": "smallest", "threshold": 30}},

@@ -39,8 +39,8 @@ def test_planted_groups_are_found_in_round_1(planted: Any, angles: str, measure:
     assert done.state["assignment"].tolist() == GROUP
     assert done.scores()[0]["clusters/ari"] == 1.0
     assert "clusters/proximity_median" in done.rows[0] and "clusters/proximity_median" not in done.rows[1]
-    # the groups' planes are orthogonal: with a threshold the number of clusters is not used
-    spec |= {"threshold": 45 if measure == "smallest" else 90, "clusters": 1}
+    # the groups' planes are orthogonal: a threshold takes the place of a number of clusters
+    spec |= {"threshold": 45 if measure == "smallest" else 90}
     assert toy.simulate(spec, rounds=1, executor="vmap", federation=PLANTED).state["assignment"].tolist() == GROUP
 
 

@@ -105,7 +105,7 @@ def test_every_value_of_a_config_reads_back(tmp_path: Path) -> None:
         federation={"clients": 9, "per_round": 0.5, "participation": "poisson", "partition": {"kind": "shards", "per_client": 3},
                     "groups": {"kind": "classes", "count": 2, "sets": [[0, 1], [2]]}, "split": {"val": 0.1, "test": 0.2}},
         local={"steps": 3, "optimizer": {"name": "adam", "betas": [0.5, 0.6], "lr": 0.001}, "schedule": {"kind": "cosine", "warmup": 2}},
-        method={"name": "disue", "clusters": 2, "clusterer": "oracle"}, evaluate={"every": 2, "clients": 4},
+        method={"name": "disue", "clusters": 2, "clusterer": "kmeans"}, evaluate={"every": 2, "clients": 4},
         resources={"actors": 3, "gpus_per_actor": 0.25, "cohort": 7, "executor": "debug", "server": {"gpus": 1, "place": "any"}},
         failures={"client_error": "drop", "actor_death": {"retries": 0}}, stop={"metric": "loss/global", "at": 0.5}, track=[],
     )  # fmt: skip

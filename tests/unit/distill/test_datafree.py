@@ -421,7 +421,7 @@ def test_data_and_lengths_that_do_not_fit_are_refused(places: dict[str, Path]) -
         return refusal(lambda: Federations().of(toy.config(method, **more)))
 
     texts = changes(places)
-    assert problem({**DISUE, "inputs": "generator"}, **texts) == (
+    assert problem({**DISUE, "inputs": "generator", "length": 8}, **texts) == (
         "method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe"
     )
     for method in (DISUE, {"name": "fedftg", "inputs": "embeddings"}):
