@@ -359,7 +359,7 @@ def _asked_for(cls: type) -> frozenset[str]:
     """Return the names X of every `....ask(self.X, ...)` and `....ask(self.X.with_(...), ...)` in a class's text."""
     try:
         text = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):  # no text to be had: the first round will tell
+    except (OSError, TypeError, SyntaxError):  # there is no text: the first round will show
         return frozenset()
     names = set()
     for call in ast.walk(text):

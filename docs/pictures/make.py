@@ -1,4 +1,4 @@
-"""What docs/heterogeneity.md shows and measures: writes the pictures beside this file, prints the tables and puts them into the page.
+"""What docs/heterogeneity.md shows and measures: writes the pictures next to this file, prints the tables and puts them into the page.
 
 python docs/pictures/make.py                  (everything, or the names of what is wanted: pictures kinds accuracy pacfl)
 """

@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, or lie on a full disk, while the work goes on: `rayfed run ... | head -1`."""
+"""Standard output and error that may be closed, or on a full disk, while the work goes on: `rayfed run ... | head -1`."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def key_problem(keys: Collection[Any]) -> str:
             return f"{key!r} found as a key{hint}, allowed: text, which may be in quotes"
     numbers = [k for k in keys if isinstance(k, int)]
     if numbers and any(isinstance(k, str) and not k.isdecimal() for k in keys):
-        return f"{numbers[0]!r} found as a key beside keys that are text, allowed: text, which may be in quotes"
+        return f"{numbers[0]!r} found as a key among keys that are text, allowed: text, which may be in quotes"
     return ""
 
 

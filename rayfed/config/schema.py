@@ -293,7 +293,7 @@ class Local(Section):
     schedule: Schedule = Schedule()
     buffers: Literal["average", "private", "frozen"] = Field(
         "average",
-        description="What training writes beside parameters (BatchNorm's running statistics, counters): averaged with the model; "
+        description="What training writes in addition to parameters (BatchNorm's running statistics, counters): averaged with the model; "
         "kept by each client; or never written, normalising by what is stored.",
     )
 
@@ -426,7 +426,7 @@ class SSF(Section):
 
 class VPT(Section):
     kind: Literal["vpt"]
-    tokens: int = Field(4, ge=1, description="Visual prompts, tokens beside those of an image's patches.")
+    tokens: int = Field(4, ge=1, description="Visual prompts, tokens in addition to those of an image's patches.")
     deep: bool = Field(True, description="Own prompts in every block, or only before the first.")
 
 
@@ -555,7 +555,7 @@ class Config(Section):
     failures: Failures = Failures()
     stop: Stop = Stop()
     track: list[Literal["tensorboard", "mlflow", "wandb", "prometheus"]] = Field(
-        ["tensorboard"], description="Sinks beside the run folder."
+        ["tensorboard"], description="Sinks in addition to the run folder."
     )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""FedDPA: a private adapter beside the global one, mixed for every input by how similar it is to the client's data."""
+"""FedDPA: a private adapter in addition to the global one, mixed for every input by how similar it is to the client's data."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class FedDPA(OverLoRA):
 
     @visit
     def private(self, task: Task) -> Visit:
-        """Train l, carry["own"], beside carry["model"]."""
+        """Train l, carry["own"], next to carry["model"]."""
 
         def objective(params: Tree, carry: Tree, batch: Batch, key: Tensor) -> Tensor:
             return task.loss(mixed(carry["model"], params, 0.5), batch, key)

@@ -34,7 +34,7 @@ CHOICES = {
     "dropout": (True, False),
 }
 PIXELS = "preprocessor_config.json"
-SPARE = 10**8  # numbers that a network may hold beside those of its files: heads, masks
+SPARE = 10**8  # numbers that a network may hold in addition to those of its files: heads, masks
 
 
 # -- before anything starts, without torch -----------------------------------------------------------------------------
@@ -72,9 +72,9 @@ def _layers_missing(where: Path, about: dict[str, Any], known: Iterable[str]) ->
 
 
 def size_problems(config: Config, classes: int, kind: str) -> list[str]:
-    """Return a sentence where config.json describes a network that the weights beside it cannot be of; loads torch.
+    """Return a sentence where config.json describes a network that the weights next to it cannot be of; loads torch.
 
-    It is laid out without memory, and compared before anything is allocated. classes, kind: as in `build`.
+    It is built without memory, and compared before anything is allocated. classes, kind: as in `build`.
     """
     import torch
 

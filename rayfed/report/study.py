@@ -84,7 +84,7 @@ def judge(
       `equal within D` where two one-sided tests exclude a difference of D = `equal_within` (default: -margin of a margin below 0,
       a point for shares such as accuracies, else nothing) or where all differences are 0; else `undecided`, also for fewer
       than two seeds and for values that are not finite;
-    - `holds`: true or false where the interval at `alpha` lies beyond the margin, else null. With a margin >= 0 the claim is
+    - `holds`: true or false where the interval at `alpha` is beyond the margin, else null. With a margin >= 0 the claim is
       "better by more than the margin", below 0 "worse by at most -margin" (non-inferiority).
     """
     metric, at, margin = str(claim["metric"]), claim.get("at"), float(claim.get("margin") or 0.0)

@@ -70,7 +70,7 @@ def test_the_length_is_that_of_the_mean_product() -> None:
         new = corrected(b, a, target, pair, LoRAFAIR.Settings(distance="cosine", lam=lam)) @ a
         assert float((new * exact).sum()) == pytest.approx(
             float((new * new).sum()), rel=1e-9
-        )  # no other length is nearer
+        )  # no other length is closer
 
 
 @pytest.mark.parametrize("apart", [1.0, 0.1, 1e-3])

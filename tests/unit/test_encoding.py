@@ -103,7 +103,7 @@ def make(seed):
 
 
 def test_a_run_under_a_locale_without_utf8(tmp_path: Path) -> None:
-    """Under C and POSIX Python's own encoding is ASCII, unless it is told otherwise."""
+    """Under C and POSIX Python's own encoding is ASCII, unless a variable says otherwise."""
     (tmp_path / "c.yaml").write_text(CONFIG.replace("own_é", "own"), encoding="utf-8")
     (tmp_path / "own.py").write_text(DATA, encoding="utf-8")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}

@@ -69,7 +69,7 @@ def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
     if known is not None and recording is not None:
         return recording(f, args, inputs, known)
     if failure:
-        (known or Piece(piece)).switch_off(f"its calls cannot be told apart ({failure})")
+        (known or Piece(piece)).switch_off(f"its calls cannot be distinguished ({failure})")
     return f(*args)
 
 

@@ -18,7 +18,7 @@ from rayfed.launch.preflight import load_request
 from rayfed.metrics import meaning
 from tests.unit.cli.commands import TINY, Call, rows, shell, steady, write
 
-# Beside the bookkeeping of the folder (lock.json and hidden files), exactly this.
+# Besides the bookkeeping of the folder (lock.json and hidden files), exactly this.
 FOLDER = {
     "config.yaml", "provenance.json", "metrics.parquet", "clients", "state.json", "summary.json", "events.jsonl", "snapshots", "model",
     "report.html", "plots", "tensorboard",
