@@ -26,6 +26,12 @@ SHAPED = (
 good = partial(configs.good, load=load_config)
 
 
+ADDED = {  # keys of sections that the contract does not have yet
+    "evaluate": {"split"}, "failures": {"client_timeout_s"},
+    "resources": {"deterministic", "matmul", "channels_last", "visits", "replay"},
+}  # fmt: skip
+
+
 def test_every_key_of_the_contract_is_known_and_kept() -> None:
     asked = yaml.safe_load(CONTRACT)
     config = load_config(asked)
@@ -42,13 +48,13 @@ def test_every_key_of_the_contract_is_known_and_kept() -> None:
 
 
 def test_defaults_are_those_of_the_contract() -> None:
-    said, resolved = yaml.safe_load(CONTRACT), good().to_dict()
+    contract, resolved = yaml.safe_load(CONTRACT), good().to_dict()
+    contract["failures"].pop("stragglers")
+    for section, added in ADDED.items():
+        resolved[section] = {k: v for k, v in resolved[section].items() if k not in added}
+        assert resolved[section] == contract[section], section
     for key in ("seed", "rounds", *(k for k in resolved if k not in ("name", "seed", "rounds", *SHAPED))):
-        assert resolved[key] == said[key], key
-    said["failures"].pop("stragglers")
-    assert resolved["failures"] == said["failures"]
-    ours = {"deterministic", "matmul", "channels_last", "visits", "replay"}
-    assert {k: v for k, v in resolved["resources"].items() if k not in ours} == said["resources"]
+        assert resolved[key] == contract[key], key
     assert resolved["federation"]["clients"] == 60
     assert resolved["federation"]["participation"] == {"kind": "uniform"}
     local = resolved["local"]
