@@ -100,7 +100,7 @@ def lines(out: Path) -> dict[str, Any]:
     return {"answered": [r["answered"] for r in found], "accuracy": [r["accuracy"] for r in found], "rows": found}
 
 
-def page(told: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+def page(setup: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     """The page: a line per run."""
     (at,) = {int(r["kill"].split(",")[0]) for r in runs if r["kill"]}
     text = [
@@ -122,7 +122,7 @@ def page(told: dict[str, Any], runs: list[dict[str, Any]]) -> str:
         text.append(
             f"| {r['engine']} | {who} | {r['exit']} | {here} | {span} of 20 | {r['accuracy'][-1]:.3f} | {same} |"
         )
-    text += ["", "; ".join(f"{k} {v}" for k, v in told.items()), ""]
+    text += ["", "; ".join(f"{k} {v}" for k, v in setup.items()), ""]
     return "\n".join(text)
 
 
@@ -138,12 +138,12 @@ def main() -> None:
     if unknown := set(engines) - {"rayfed", "flower"}:
         p.error(f"--engines: unknown {', '.join(sorted(unknown))}; known: rayfed, flower")
     pythons = {e: run.environment(e, a.envs) for e in engines}
-    told = {
+    setup = {
         **about(), "command": " ".join(["python", *sys.argv]), **run.versions(Path(sys.executable), ["torch", "ray"]),
         **({"flwr": run.versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
     }  # fmt: skip
     if "flower" in pythons:
-        told["flower's ray"] = run.versions(pythons["flower"], ["ray"])["ray"]
+        setup["flower's ray"] = run.versions(pythons["flower"], ["ray"])["ray"]
     made, found = config(a.tiny), []
     with tempfile.TemporaryDirectory(prefix="kill-") as tmp:
         plan = run.make_plan("kill", made, Path(tmp))
@@ -155,12 +155,12 @@ def main() -> None:
             for r in runs:
                 print(json.dumps({k: v for k, v in r.items() if k != "rows"}), flush=True)
             found += runs
-    text = page(told, found)
+    text = page(setup, found)
     print(text, flush=True)
     if out:
         out.mkdir(parents=True, exist_ok=True)
         kept = [{k: v for k, v in r.items() if k != "rows"} for r in found]
-        (out / "kill.json").write_text(json.dumps({"about": told, "runs": kept}, indent=1) + "\n", encoding="utf-8")
+        (out / "kill.json").write_text(json.dumps({"about": setup, "runs": kept}, indent=1) + "\n", encoding="utf-8")
         (out / "KILL.md").write_text(text, encoding="utf-8")
 
 
