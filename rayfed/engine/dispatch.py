@@ -220,7 +220,7 @@ class Dispatch:
         return values
 
     def _execute_jobs(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """Yield (number, outcome) of jobs as they end, and pass on what workers note beside them."""
+        """Yield (number, outcome) of jobs as they end, and pass on what workers note about their processes."""
         self._left, self.active = dict(enumerate(jobs)), time.monotonic()
         for number, outcome in self.pool.execute(jobs):
             self.active = time.monotonic()

@@ -539,7 +539,7 @@ class Runner:
         return Ending(RunStatus.DONE, run.reached)
 
     def _give_up(self, what: str, reason: object, remedy: str = "") -> None:
-        """Note, once, that something beside the rounds cannot be written, which ends no run."""
+        """Note, once, that something besides the rounds cannot be written, which ends no run."""
         if what not in self._given_up:
             self._given_up[what] = f"{what} could not be written: {reason}{remedy}"
             with suppress(RunFailed):

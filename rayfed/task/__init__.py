@@ -336,13 +336,13 @@ class Task:
         """Return what is wrong with a user's own network, tried on some rows (B, *input_shape): one forward pass in eval mode, one
         forward and backward pass in train mode."""
         name, shape = f"task.model: {self.config.task.model.name}", tuple(x.shape)
-        # The first row beside others than before; token ids stay such as the data holds.
-        beside = torch.cat([x[:1], 1 - x[1:]]) if x.is_floating_point() else x[:1].expand_as(x)
+        # The first row in a batch of other rows than before; token ids stay among those of the data.
+        changed = torch.cat([x[:1], 1 - x[1:]]) if x.is_floating_point() else x[:1].expand_as(x)
         try:
             with contained(), torch.no_grad():
                 out = self._forward(self.initial, x, None)
                 again = self._forward(self.initial, x, None)
-                other = self._forward(self.initial, beside, None) if len(x) > 1 else again
+                other = self._forward(self.initial, changed, None) if len(x) > 1 else again
         except Exception as e:
             return [f"{name} raised on inputs {shape}: {describe(e)}"]
         wanted = (len(x), self.classes)
