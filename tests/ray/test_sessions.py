@@ -115,7 +115,7 @@ def test_tasks_and_trials_join_the_ray_that_they_run_on(config, env, tmp_path):
 LONG = {"rounds": 100_000, "evaluate": {"every": 50}}
 
 
-@pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("victim", ["gcs_server", pytest.param("raylet", marks=pytest.mark.slow)])
 def test_a_head_or_a_node_that_dies_ends_the_run_with_how_to_go_on(rayfed, config, env, tmp_path, victim):
     command = rayfed("run", config(**LONG), "--out", tmp_path / "o", "--address", "local")
     folder = at_round(tmp_path / "o", 3)
@@ -123,9 +123,6 @@ def test_a_head_or_a_node_that_dies_ends_the_run_with_how_to_go_on(rayfed, confi
     code, out = command.wait()  # Ray itself would end the process after a minute, with another code and no word of ours
     assert code == 4 and f"rayfed resume {folder}" in out and "of Ray at 127.0.0.1:" in out, out
     assert "Traceback" not in out
-    reached = json.loads((folder / "state.json").read_text())["round"]
-    code, out = rayfed("resume", folder, "--local", "--set", f"rounds={reached + 2}").wait()
-    assert code == 0, out
 
 
 SLOW_END = '''
@@ -184,6 +181,7 @@ EXITS = '''
 '''
 
 
+@pytest.mark.slow
 def test_a_client_that_exits_is_a_client_that_fails(rayfed, config, tmp_path):
     """It is dropped as the config says, and no actor dies with it."""
     file = tmp_path / "exits.py"
