@@ -64,7 +64,7 @@ class DamagedFile(RunFailed):
 
     def __init__(self, folder: Path, file: Path, found: str):
         super().__init__(
-            f"{file} is damaged: {found}. rayfed resume {folder} sets it aside and goes on from the newest whole state"
+            f"{file} is damaged: {found.rstrip('.')}. rayfed resume {folder} sets it aside and goes on from the newest whole state"
         )
         self.folder, self.file, self.found = folder, file, found
 
