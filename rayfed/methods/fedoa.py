@@ -100,7 +100,7 @@ class FedOA(Method):
         return (0.5 if s.gap == "norm" else 0.1) if s.lam is None else s.lam
 
     def _reads_tokens(self, kind: str) -> bool:
-        """Whether features are the last token's, given the data's kind."""
+        """Return whether features are the last token's, given the data's kind."""
         there = kind in ("text", "instruct") and self.config.task.model.name.startswith("hf:")
         return there and self.settings.pool != "head"
 

@@ -108,12 +108,12 @@ def summarise(sweep: Sweep, ended: bool, failed: int = 0) -> dict[str, Any]:
                for t in sweep.unsound if (o := t.outcome)]  # fmt: skip
     stopped_early = sweep.about["options"]["scheduler"] == "asha"  # its trials need not be complete
     failed = max(failed, trials["failed"])
+    rounds = sum(t.round * len(t.last["seeds"]) for t in sweep.trials)
+    notes = [e["note"] for e in read_events(sweep.path) if "note" in e]
     results = trials["begun"] if stopped_early else trials["complete"] + trials["diverged"]
     whole = ended and not failed and trials["planned"] == results
     return {
         "kind": "sweep", "status": "done" if whole else "incomplete", "metric": metric, "mode": sweep.about["mode"],
-        "trials": trials, "failed": failed,
-        "rounds": sum(t.round * len(t.last["seeds"]) for t in sweep.trials), "best": best,
-        "notes": [e["note"] for e in read_events(sweep.path) if "note" in e],
+        "trials": trials, "failed": failed, "rounds": rounds, "best": best, "notes": notes,
         "diverged": [u for u in unsound if u["diverged"] is not None], "errors": [u for u in unsound if u["diverged"] is None],
     }  # fmt: skip

@@ -38,7 +38,7 @@ _notes: list[str] = []
 
 @contextmanager
 def using(setting: str, notes: list[str]) -> Iterator[None]:
-    """Inside the context, play pieces unless `setting` is "off"; sentences on what was switched off, and why, go to `notes`."""
+    """Play pieces inside the context unless `setting` is "off"; sentences on what was switched off, and why, go to `notes`."""
     global _enabled, _notes
     before = _enabled, _notes
     _enabled, _notes = setting != "off", notes

@@ -92,7 +92,7 @@ def test_what_nothing_reads_is_refused(change: str, said: str) -> None:
 
 def test_a_control_arm_keeps_what_it_switches_off() -> None:
     for method in ({"name": "disue", "distill": False, "student_lr": 0.3}, {"name": "fedprox", "mu": 0.0}):
-        good(method=method)
+        assert good(method=method).method.name == method["name"]
 
 
 def test_the_seed_of_a_study_with_seeds() -> None:
