@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -251,3 +253,28 @@ def test_an_absent_or_empty_folder_is_seen_before_anything_is_asked(tmp_path: Pa
     assert sets.check("hf:./gone") == ["task.data: folder './gone' does not exist"]
     assert sets.check(f"hf:{tmp_path}") == [f"task.data: folder '{tmp_path}' is empty"]
     assert sets.check("hf:owner/name") == []
+
+
+@pytest.mark.parametrize("form", ["save_to_disk", "stream", "file"])
+def test_an_arrow_file_with_values_beyond_its_end_is_refused_before_it_is_used(folder: Path, form: str) -> None:
+    """Also in a column that nothing reads: libraries copy it, and the process would end there."""
+    table = pa.table(
+        {"label": [0, 1] * 12, "a": [float(i) for i in range(24)], "note": [f"note-{i % 9}" for i in range(24)]}
+    )
+    if form == "save_to_disk":
+        datasets.DatasetDict({"train": datasets.Dataset(table)}).save_to_disk(folder)
+    else:
+        write = pa.ipc.new_stream if form == "stream" else pa.ipc.new_file
+        with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, write(sink, table.schema) as writer:
+            writer.write_table(table)
+    assert load(folder, features=["a"]).train.x.shape[1] == 1
+    (file,) = folder.rglob("*.arrow")
+    offsets = struct.pack("<25i", *range(0, 150, 6))
+    harmed = bytearray(offsets)
+    harmed[48:56] = struct.pack("<2i", 2**31 - 10, 2**31 - 4)
+    assert file.read_bytes().count(offsets) == 1
+    file.write_bytes(file.read_bytes().replace(offsets, harmed))
+    (problem,) = check(folder, features=["a"])
+    assert problem.startswith(f"task.data: {file} is damaged: ") and "2147483638" in problem
+    file.write_bytes(b"")
+    assert check(folder, features=["a"])[0].startswith(f"task.data: {file} is damaged: ")
