@@ -268,13 +268,24 @@ class Model:
     def content(self, view: str = "kill", draw: random.Random | None = None) -> Content:
         """What a death leaves. view: one of VIEWS but `torn`; draw: for `power, some`."""
         out: Content = {}
+        self._moved: dict[int, bool] = {}  # file or folder -> whether it is where it was last
         self._list(self.root, "", view, draw or random.Random(0), out)
         return out
+
+    def _drawn(
+        self, now: File | Folder | None, synced: File | Folder | None, draw: random.Random
+    ) -> File | Folder | None:
+        """What a name is of: a rename has happened or has not, at both of its ends."""
+        moved = {x: self._moved.setdefault(id(x), draw.random() < 0.5) for x in (now, synced) if x is not None}
+        if now is not None and (now is synced or moved[now]):
+            return now
+        return synced if synced is not None and (now is not None or not moved[synced]) else None
 
     def _list(self, folder: Folder, prefix: str, view: str, draw: random.Random, out: Content) -> None:
         for name in sorted({**folder.synced, **folder.now}):
             now, synced = folder.now.get(name), folder.synced.get(name)
-            node = {"power": synced, "power, some": now if now is synced else draw.choice((now, synced))}.get(view, now)
+            some = self._drawn(now, synced, draw) if view == "power, some" else None
+            node = {"power": synced, "power, some": some}.get(view, now)
             if isinstance(node, Folder):
                 out[prefix + name] = None
                 self._list(node, f"{prefix}{name}/", view, draw, out)
@@ -282,8 +293,8 @@ class Model:
                 data = bytes(node.data)
                 kept = len(node.synced) if data.startswith(node.synced) else 0  # what was added to is not lost
                 half = data[: kept + (len(data) - kept) // 2]
-                some = data if data == node.synced else draw.choice((data, node.synced, half))
-                out[prefix + name] = {"kill": data, "power, some": some}.get(view, node.synced)
+                part = data if data == node.synced else draw.choice((data, node.synced, half))
+                out[prefix + name] = {"kill": data, "power, some": part}.get(view, node.synced)
 
 
 VIEWS = {
@@ -291,7 +302,7 @@ VIEWS = {
     "torn": "the process dies in a write, half of which is there",
     "power": "the machine dies: what was synced is there, names and contents",
     "power, names": "the machine dies: names are as they were last, of the contents what was synced is there",
-    "power, some": "the machine dies: of each name and each content what was synced, what was last, or half of it, as drawn",
+    "power, some": "the machine dies: of each change of a name and of each content what was synced, what was last, or half of it, as drawn",
 }
 
 
