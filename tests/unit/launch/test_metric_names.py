@@ -60,8 +60,8 @@ def test_a_stop_that_could_never_come(stop: dict[str, Any], said: str) -> None:
 
 def test_a_stop_that_can_come() -> None:
     for metric in ("accuracy/global", "loss/personal_ex", "bytes/up", "time/round"):
-        Federations().of(toy.config(stop={"metric": metric, "at": 0.5}))
-    Federations().of(toy.config({"name": "fedmerge"}, stop={"metric": "weights/spread", "at": 0.5}))
+        assert Federations().of(toy.config(stop={"metric": metric, "at": 0.5})), metric
+    assert Federations().of(toy.config({"name": "fedmerge"}, stop={"metric": "weights/spread", "at": 0.5}))
 
 
 def test_a_claim_about_nothing() -> None:
