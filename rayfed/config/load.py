@@ -29,7 +29,7 @@ SHORT = (
 STUDY_KEYS = ("seeds", "arms", "claim")
 FOLDER = re.compile(r"[\w+=-][\w.+=-]*")
 STUDY_FILES = re.compile(  # what a study's folder holds besides its arms
-    r"study\.yaml|results\.parquet|summary\.json|report\.html|plots|code|remote\.json|versions|manifest-.*"
+    r"study\.yaml|results\.parquet|summary\.json|provenance\.json|report\.html|plots|code|remote\.json|versions|manifest-.*"
 )
 LONGEST = 200  # bytes of a name that begins a folder's; file systems take 255
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")

@@ -352,7 +352,7 @@ method: {name: fedprox, mu: 1e-2}
 
 
 @pytest.mark.parametrize(
-    "arm", ["report.html", "study.yaml", "summary.json", "results.parquet", "plots", "code", "Plots"]
+    "arm", ["report.html", "study.yaml", "summary.json", "provenance.json", "results.parquet", "plots", "code", "Plots"]
 )
 def test_arms_named_as_a_studys_own_files(arm: str) -> None:
     assert the_problem(seeds=[0], arms={arm: {}, "b": {}}) == (
