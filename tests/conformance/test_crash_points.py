@@ -172,6 +172,7 @@ def test_some_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [*STATEFUL, *OTHERS])
 def test_all_deaths(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
     """Before every operation, in each view; some of them where clients keep nothing. With `-s`, says how many."""
@@ -185,6 +186,7 @@ def test_all_deaths(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [*STATEFUL, *OTHERS])
 def test_all_faults(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
     """At every operation; some of them where clients keep nothing. With `-s`, says how many."""
@@ -199,7 +201,8 @@ def test_all_faults(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_all_points_of_a_resume(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_all_deaths_of_a_resume(tmp_path: Path) -> None:
     """A death at every operation of a resume, which itself follows a death."""
     case = Case("scaffold")
     whole = record(case, tmp_path / "whole")
