@@ -32,7 +32,7 @@ from tests.tiny import make_places
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 FRESH = "RAYFED_FRESH_CASES"  # in the environment: other cases every time
-LONG = settings(QUICK, max_examples=200, derandomize=FRESH not in os.environ)
+LONG = settings(QUICK, max_examples=100, derandomize=FRESH not in os.environ)
 
 Draw = Callable[..., Any]
 few, some = st.integers(1, 3), st.sampled_from
