@@ -117,6 +117,9 @@ def test_a_run_of_another_scale_is_refused(places: dict[str, Path], tmp_path: Pa
         problem = refused(places, path / part, adapter={"rank": {2: 0.5, 4: 0.5}})
         assert problem.startswith("adapter.rank: 4 found") and "--set adapter.rank=2 --set adapter.alpha=8" in problem
         (path / "model" / "adapter_config.json").unlink(missing_ok=True)  # as after a method that moves the base
+        summary = json.loads((path / "summary.json").read_text())
+        summary["files"].pop("model/adapter_config.json", None)
+        (path / "summary.json").write_text(json.dumps(summary))
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {
