@@ -566,6 +566,7 @@ class Runner:
     def _save_models(self) -> None:
         run, where = self.prepared, self.folder.path / "model"
         method, task, state = run.method, run.task, run.state
+        remove(where)  # libraries add to what a killed export left
         where.mkdir(exist_ok=True)
         about = {"classes": task.classes, "input_shape": list(task.input_shape)}  # to build the module again
         if method.universal:
