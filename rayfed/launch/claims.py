@@ -275,7 +275,7 @@ def tune(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> d
     """Choose settings for every arm by the file's `tune` block; returns arm -> {chosen, edge, trials}; empty without a block.
 
     The runs hold out a validation part of the training data, which alone is scored, and have seeds of their own. A trial that
-    fails (it diverges) has no score.
+    diverges has no score.
     """
     block = file.registered.tune if file.registered else None
     if block is None:
@@ -304,7 +304,9 @@ def _score(study: Study, arm: str, metric: str, run_study: RunStudy, out: Path) 
     """Return the mean over seeds of a metric at the last round; None where a run failed or has no value."""
     try:
         path, _ = run_study(study, out)
-    except RunFailed:
+    except RunFailed as error:
+        if error.diverged is None:
+            raise
         return None
     runs = load_study(path).arms[arm]
     values = [v for r in runs if (v := r.final(metric)) is not None]
@@ -335,10 +337,12 @@ def stability(
         for name, change in (("loop", AS_LOOP), ("float64", AS_DOUBLE)):
             try:
                 path, _ = run_study(file.alone(arm, [first.seed], [changes.get(arm, {}), change]), out)
-            except (ConfigError, RunFailed) as e:
+            except (ConfigError, RunFailed) as error:
                 values[name] = {k: None for k in metrics}
-                if isinstance(e, RunFailed):
-                    problems.append(f"it fails in {name}")
+                if isinstance(error, RunFailed):
+                    if error.diverged is None:
+                        raise
+                    problems.append(f"it diverges in {name}")
                 continue
             again = load_study(path).arms[arm][0]
             values[name] = {k: dict(again.series(m)).get(at) for k, (m, at) in metrics.items()}

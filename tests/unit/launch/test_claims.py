@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from rayfed import cli, methods
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, RunFailed
 from rayfed.launch import claims, claims_page
 from rayfed.launch.claim_file import settings_digest
 from rayfed.report.subject import RunRecord
@@ -167,6 +167,27 @@ def test_arms_are_tuned_alike_on_validation_rows(checkout: Path, monkeypatch: py
     assert not set(trials[0].seeds) & set(judged.seeds)
     page = claims_page.render({"small": entry}, {"small": file}, {})
     assert "- slow: local.optimizer.lr 0.8 of 3 tried; **at the edge of the grid: local.optimizer.lr**" in page
+
+
+def test_a_trial_that_diverges_has_no_score_and_other_failures_end_the_command(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune = "{grid: {local.optimizer.lr: [0.05, 50.0]}, seeds: 2, metric: accuracy/global}"
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    file.write_text(SMALL.replace("seeds: 3}", f"seeds: 3, tune: {tune}}}"))
+    studies = Studies(monkeypatch, lambda arm, seed, config: {"accuracy/global": 0.5, "loss/global": seed % 3})
+
+    def execute(study: Any, out: Path, round: int | None) -> tuple[Path, dict[str, Any]]:
+        if any(c.local.optimizer.lr == 50 for c in study.arms.values()):
+            error = RunFailed("NaN in the model")
+            error.diverged = round
+            raise error
+        return studies(study, out)
+
+    found = claims.tune(claims.read_claim(file), lambda study, out: execute(study, out, 1), checkout)
+    assert [t["score"] for t in found["plain"]["trials"]] == [0.5, None]
+    with pytest.raises(RunFailed, match="NaN"):
+        claims.tune(claims.read_claim(file), lambda study, out: execute(study, out, None), checkout)
 
 
 def test_what_depends_on_rounding_has_no_verdict(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
