@@ -252,13 +252,13 @@ def test_a_full_disk_fails_no_committed_run(tmp_path: Path, monkeypatch: pytest.
 def test_what_a_run_waits_for_is_said(odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "PATIENCE_S", 0.1)
     c = toy.config(
-        {"name": odd, "how": "hang", "bad": BAD}, failures={"client_error": "drop", "client_timeout_s": 1}, rounds=1
+        {"name": odd, "how": "hang", "bad": BAD}, failures={"client_error": "drop", "client_timeout_s": 3}, rounds=1
     )
     folder = RunFolder.create(tmp_path, c.to_dict(), owner=Owner.me())
     live: list[dict[str, Any]] = []
     Runner(c, toy.federation(c), LocalPool(), folder, progress=live.append).execute()
     notes = [e["text"] for e in read_events(folder.path) if e["kind"] == "waiting"]
-    hangs = rf"nothing has ended for \d s in round 1 \(clients at work: .*\b{BAD}\b.*; visit 'train'; .*odd"
+    hangs = rf"nothing has ended for \d+ s in round 1 \(clients at work: .*\b{BAD}\b.*; visit 'train'; .*odd"
     (found, *_) = [n for n in notes if re.match(hangs, n)]
     shown = [s.get("waiting") for s in live]
     assert None in shown[shown.index(found) :], "what has ended is not waited for any more"
