@@ -22,11 +22,11 @@ quickstart: setup
 
 # Tests that start a Ray of their own run one at a time.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not ray' -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not ray' -n $(JOBS) --dist worksteal
 	$(BIN)/python -m pytest -m 'not slow and ray' tests/ray
 
 slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not ray' -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not ray' -n $(JOBS) --dist worksteal
 	$(BIN)/python -m pytest -m 'slow and ray' tests/ray
 
 lint: setup
@@ -59,7 +59,7 @@ $(VENV)-newest:
 	$@/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' -e '.[test,lint]'
 
 define suite
-	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m 'not slow and not ray' -n $(JOBS)
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m 'not slow and not ray' -n $(JOBS) --dist worksteal
 	$(1)/bin/python -m pytest -m 'not slow and ray' tests/ray/test_runs.py
 endef
 
