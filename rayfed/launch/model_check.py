@@ -42,13 +42,14 @@ ROWS = 4  # of the data, on which an own network is tried
 
 @dataclass(frozen=True)
 class Question:
-    """Plain values: a config, what a task reads of its federation, some rows of its inputs, the method's `no_buffers`, and the key
-    under which a good answer is remembered."""
+    """Plain values: a config, what a task reads of its federation, some rows of its inputs, the method's `no_buffers` and
+    `splits_model`, and the key under which a good answer is remembered."""
 
     config: dict[str, Any]
     federation: dict[str, Any]
     rows: list[Any]
     no_buffers: str | None
+    splits_model: bool
     key: str
 
 
@@ -72,13 +73,13 @@ def question(config: Config, federation: Federation) -> Question | None:
         versions,
         list(_files(config)),
     ]
-    no_buffers = methods.get(config.method.name).no_buffers
-    decides = json.dumps([about, no_buffers, *settings], sort_keys=True, default=str)
+    cls = methods.get(config.method.name)
+    decides = json.dumps([about, cls.no_buffers, cls.splits_model, *settings], sort_keys=True, default=str)
     key = hashlib.sha256(decides.encode()).hexdigest()[:32]
     if _known(key).exists():
         return None
     rows = federation.arrays["x"][federation.train.rows[:ROWS]]
-    return Question(values, about, np.asarray(rows).tolist(), no_buffers, key)
+    return Question(values, about, np.asarray(rows).tolist(), cls.no_buffers, cls.splits_model, key)
 
 
 def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
@@ -141,6 +142,8 @@ def _problems_of(q: Question) -> list[str]:
             problems = built.check_network(built.rows(q.rows)) if own and built.per_class else []
             if _needs_vmap(config) and built.per_class and not problems:
                 problems = vmap_check.problems(config, built, built.rows(q.rows))
+            if q.splits_model and not problems:
+                _ = built.feature_size  # ConfigError where there are no features before a last linear layer
             if q.no_buffers and built.buffers:
                 problems = [*problems, _buffer_problem(config, q.no_buffers, built.buffers)]
             if config.local.buffers == "private" and not built.buffers:

@@ -54,6 +54,7 @@ class FedDPA(OverLoRA):
         most: float = Field(0.5, ge=0, le=1, description="Largest weight of the private adapter at test.")
 
     one_rank: ClassVar[str | None] = "global and private adapter stand side by side in every layer"
+    splits_model: ClassVar[bool] = True
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS)},
         up={"delta": Part(PARAMS, update=True)},

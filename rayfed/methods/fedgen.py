@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from rayfed import PARAMS, Method, MethodSettings, Part, Wire, keys, mean, models, optimizers, sgd_visit, tree, visit
+from rayfed import PARAMS, Method, MethodSettings, Part, Wire, keys, mean, optimizers, sgd_visit, tree, visit
 from rayfed.distill import ensemble
 from rayfed.distill import generator as gen
-from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
 from rayfed.task import needs_classes
 from rayfed.wire import ANY, CLASSES, tensor
@@ -64,6 +63,7 @@ class FedGen(Method):
         diversity: float = Field(1.0, ge=0, description="Weight of the diversity term.")
         rho: float = Field(0.0, ge=0, description="Exponent of pooled class counts in label draws; 0 is uniform.")
 
+    splits_model: ClassVar[bool] = True
     wire: ClassVar[Wire] = Wire(
         down={
             "model": Part(PARAMS),
@@ -79,17 +79,7 @@ class FedGen(Method):
     )
 
     def fits(self, federation: Federation) -> list[str]:
-        if problems := needs_classes(federation, "fedgen's generator makes features of classes"):
-            return problems
-        if self.config.task.model.name in models.KNOWN or self.config.task.model.name.startswith("hf:"):
-            return []
-        from rayfed.task import Task
-
-        try:
-            _ = Task(self.config, federation).feature_size
-        except ConfigError as e:
-            return e.problems
-        return []
+        return needs_classes(federation, "fedgen's generator makes features of classes")
 
     def init(self, task: Task, key: int) -> Tree:
         s = self.settings

@@ -17,7 +17,8 @@ from rayfed.errors import ConfigError
 from rayfed.launch import model_check
 from rayfed.launch import start as launch
 from rayfed.launch.preflight import load_request
-from tests.tiny import make_vit
+from tests import toy
+from tests.tiny import changes, make_places, make_vit
 
 
 class Started(Exception):
@@ -200,3 +201,13 @@ def test_a_process_that_dies_while_it_tries_a_model(
     monkeypatch.delitem(sys.modules, "torch")
     (problem,) = problems_of(asked, tmp_path)
     assert problem == f"task.model: hf:{tmp_path / 'vit'}: the process that tried it ended by signal 9, maybe of memory"
+
+
+@pytest.mark.parametrize("method", ["feddpa", "fedgen"])
+def test_a_method_that_needs_features_refuses_a_model_without_a_last_linear_layer(method: str, tmp_path: Path) -> None:
+    places = make_places(tmp_path)  # GPT-2's classifier stands before the choice of a token: its input is (B, T, d)
+    values = toy.merge(toy.TOY, changes(places, "gpt2", method=method, storage={"path": str(tmp_path / "out")}))
+    (problem,) = problems_of({**values, "adapter": {"kind": "lora", "rank": 2}}, tmp_path)
+    assert (
+        f"does not end in a torch.nn.Linear on features (B, d), and method {method} needs the model in two" in problem
+    )
