@@ -75,7 +75,7 @@ def _with_sets(raw: Any, sets: Sequence[str] | Mapping[str, Any], problems: list
     if isinstance(sets, Mapping):
         reading.check(sets, "sets")
         for name, value in user_code.named(sets).items():
-            raw = merge(raw, _nested(name, value))
+            raw = merge(raw, nested(name, value))
         return raw
     for s in sets:
         name, eq, text = s.partition("=")
@@ -83,7 +83,7 @@ def _with_sets(raw: Any, sets: Sequence[str] | Mapping[str, Any], problems: list
             problems.append(f"--set {s}: write it as a.b=value")
             continue
         try:
-            change = _nested(name.strip(), reading.parse(text, f"--set {s}") if text else None)
+            change = nested(name.strip(), reading.parse(text, f"--set {s}") if text else None)
         except ConfigError as e:
             problems += e.problems
             continue
@@ -91,7 +91,7 @@ def _with_sets(raw: Any, sets: Sequence[str] | Mapping[str, Any], problems: list
     return raw
 
 
-def _nested(name: str, value: Any) -> Any:
+def nested(name: str, value: Any) -> Any:
     """Return `a.b` and c as {"a": {"b": c}}. ConfigError beyond the limits of a config."""
     for key in reversed(str(name).split(".")):
         value = {key: value}
@@ -110,9 +110,8 @@ def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str 
         return [variables(v, env, problems, f"{where}.{i}") for i, v in enumerate(raw)]
     if not isinstance(raw, str):
         return raw
-    known, brace, rest = raw.rpartition(
-        "}"
-    )  # in what has no end brace, the pattern would be tried from every place to the end
+    # Where no brace follows, the pattern would be tried from every place to the end.
+    known, brace, rest = raw.rpartition("}")
     problems += [
         f"{where}: {raw!r} needs the environment variable {n}, which is not set"
         for n in dict.fromkeys(m[1] for m in VARIABLE.finditer(known + brace) if m[2] is None) if n not in env

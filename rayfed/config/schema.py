@@ -598,8 +598,9 @@ class Claim(Section):
         gt=0,
         description="Difference below which two one-sided tests call the arms equal; default: a point for shares.",
     )
-    kind: Literal["difference", "bytes", "known"] = Field(
-        "difference", description="bytes: a count that needs no test; known: an answer that is known, as a check."
+    kind: Literal["difference", "known"] = Field(
+        "difference",
+        description="known: an answer that is known beforehand, as a check; it is not tested, as bytes are not.",
     )
     about: str = Field("", description="What is claimed, in a sentence.")
     method: str | None = Field(

@@ -25,7 +25,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rayfed.config import reading
-from rayfed.config.load import merge
+from rayfed.config.load import merge, nested
 from rayfed.config.problems import sentences
 from rayfed.config.schema import Section, Study
 from rayfed.errors import ConfigError, nearest
@@ -188,13 +188,11 @@ def at_edge(tune: Tune, arm: str, chosen: Mapping[str, Any]) -> list[str]:
     return [k for k, v in chosen.items() if len(set(numbers[k])) > 2 and v in (min(numbers[k]), max(numbers[k]))]
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+def change_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return {"a.b": c} as {"a": {"b": c}}."""
     out: dict[str, Any] = {}
     for name, value in settings.items():
-        for key in reversed(name.split(".")):
-            value = {key: value}
-        out = merge(out, value)
+        out = merge(out, nested(name, value))
     return out
 
 

@@ -18,8 +18,8 @@ import yaml
 
 from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, RunFailed, nearest
-from rayfed.launch import claims_page, provenance
-from rayfed.launch.claim_file import ClaimFile, at_edge, best_trial, drawn_seeds, nested, read_claim_file, trials
+from rayfed.launch import claim_provenance, claims_page
+from rayfed.launch.claim_file import ClaimFile, at_edge, best_trial, change_of, drawn_seeds, read_claim_file, trials
 from rayfed.report.statistics import mean_sd, spent_alpha
 from rayfed.report.study import POINT, SHARES, judge
 from rayfed.report.subject import RunRecord, load_study
@@ -141,7 +141,7 @@ def whats_changed(file: Path, entry: Mapping[str, Any]) -> list[str]:
         claim = read_claim_file(file)
     except ConfigError:
         return ["settings"]
-    return provenance.changed(entry, claim.digest, provenance.code_digest(claim.study))
+    return claim_provenance.changed(entry, claim.digest, claim_provenance.code_digest(claim.study))
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def judge_claims(
 def judge_file(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> dict[str, Any]:
     """Tune, run, check and judge one claim file; returns its entry of claims.json."""
     tuned = tune(file, run_study, out, log)
-    changes = {arm: nested(found["chosen"]) for arm, found in tuned.items()}
+    changes = {arm: change_of(found["chosen"]) for arm, found in tuned.items()}
     seeds, status, results = list(file.study.seeds), "done", []
     runs: dict[str, list[RunRecord]] = {}
     levels = spent_alpha(file.looks)
@@ -237,10 +237,10 @@ def _entry(
     execution = {arm: found[0].repeat_options for arm, found in runs.items()}
     return {
         "title": claims_page.head_comment(file.path)[0], "digest": file.digest,
-        "code": provenance.code_digest(file.study),
+        "code": claim_provenance.code_digest(file.study),
         "registered": str(file.registered.date) if file.registered else None,
-        "judged": datetime.date.today().isoformat(), "commit": provenance.commit(benchmarks_folder()),
-        "machine": provenance.machine(), "execution": execution, "versions": first.summary.get("versions", {}),
+        "judged": datetime.date.today().isoformat(), "commit": claim_provenance.commit(benchmarks_folder()),
+        "machine": claim_provenance.machine(), "execution": execution, "versions": first.summary.get("versions", {}),
         "seeds": list(seeds), "looks": file.looks, "status": status, "results": list(results),
         "tuned": dict(tuned), "stability": dict(unstable),
         "cost": {arm: _cost(file.study, found) for arm, found in runs.items()}, "wall_s": round(sum(walls), 1),
@@ -290,7 +290,7 @@ def tune(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> d
         scores = []
         for settings in tried:
             held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": config.rounds}}
-            study = file.alone(arm, seeds, [nested(settings), held])
+            study = file.alone(arm, seeds, [change_of(settings), held])
             scores.append(_score(study, arm, block.metric, run_study, out))
         best = best_trial(scores, block.metric)
         found[arm] = {

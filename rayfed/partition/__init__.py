@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.data import Dataset
 
-MANY = (
-    10**6
-)  # clients, beyond which what is laid out for each takes memory before a partition says that they are too many
+MANY = 10**6  # clients, beyond which arrays with an entry for each take memory before a partition refuses their number
 SHARED, VAL, TEST = 0, 1, 2  # role of a row: to be split by `federation.split`, or the data's own valid or test row
 
 Draw = Callable[[str], np.random.Generator]  # a generator for a purpose, always the same one for the same purpose

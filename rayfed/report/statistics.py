@@ -110,9 +110,8 @@ def spent_alpha(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
 def paired_difference(values: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, Any]:
     """Return what values by seed are minus those of a reference with the same seeds: mean, 95 % interval and n."""
     differences = [values[s] - reference[s] for s in values if s in reference]
-    mean, _, half = mean_interval(differences)
-    ci = None if mean is None or half is None else [mean - half, mean + half]
-    return {"mean": mean, "ci95": ci, "n": len(differences)}
+    found = compare_pairs(differences)
+    return {"mean": found.mean, "ci95": None if found.interval is None else list(found.interval), "n": found.n}
 
 
 def worst_decile(values: Sequence[float], lower_is_better: bool = False) -> float:

@@ -181,7 +181,7 @@ class RunFolder(FencedFolder):
     def _previous_owner(self) -> Owner | None:
         try:
             return Owner.read(self.read_lock().get("owner"))
-        except (OSError, DamagedFile):  # a writer that still runs is told by the new fence
+        except (OSError, DamagedFile):  # a writer that still runs ends at its next write, by the new fence
             return None
 
     def _mend(self) -> list[tuple[str, str | None]]:

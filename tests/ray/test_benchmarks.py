@@ -26,8 +26,7 @@ def test_rayfed_and_the_plain_loop_end_with_the_same_weights(env: dict[str, str]
     about = json.loads((tmp_path / "peers.json").read_text())["about"]
     assert set(about) == set(found) and all("run.py" in t["command"] for t in about.values())
     for engines in found.values():
-        # float32 under the kernels that timing chose; other batches, weights or steps are a hundred times as far apart
-        assert engines["rayfed"]["apart"] < 1e-3 and engines["rayfed"]["round_s"]["median"] > 0
+        assert engines["rayfed"]["apart"] < 1e-4 and engines["rayfed"]["round_s"]["median"] > 0
     assert "| rayfed |" in (tmp_path / "PEERS.md").read_text()
 
 

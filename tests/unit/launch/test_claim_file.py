@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rayfed.errors import ConfigError
-from rayfed.launch.claim_file import Tune, at_edge, best_trial, drawn_seeds, nested, read_claim_file, trials
+from rayfed.launch.claim_file import Tune, at_edge, best_trial, change_of, drawn_seeds, read_claim_file, trials
 
 TEXT = """\
 # A claim.
@@ -77,4 +77,4 @@ def test_trials_and_the_best_of_them() -> None:
         best_trial([None, None], "accuracy/global")
     assert at_edge(tune, "prox", {"local.optimizer.lr": 1.0, "method.mu": 0.01}) == ["local.optimizer.lr"]
     assert at_edge(tune, "plain", {"local.optimizer.lr": 0.3}) == []
-    assert nested({"a.b": 1, "a.c": 2}) == {"a": {"b": 1, "c": 2}}
+    assert change_of({"a.b": 1, "a.c": 2}) == {"a": {"b": 1, "c": 2}}

@@ -403,3 +403,23 @@ def test_far_more_clients_than_rows_take_no_memory() -> None:
         ConfigError, match=r"federation.clients: 1,000,000,000,000 found, allowed: at most the \d+ rows of"
     ):
         partition.build(c, DATA)
+
+
+def test_validation_rows_are_scored_in_the_place_of_test_rows() -> None:
+    federation = {
+        "clients": 6,
+        "per_round": 4,
+        "split": {"val": 0.25, "test": 0.25},
+        "holdout": {"kind": "clients", "fraction": 0.34},
+    }
+    plain, chosen = (
+        partition.build(toy.config("fedavg", federation=federation, evaluate={"split": split}))
+        for split in ("test", "val")
+    )
+    assert [list(chosen.train[c]) for c in range(6)] == [list(plain.train[c]) for c in range(6)]
+    assert [list(chosen.test[c]) for c in range(6)] == [list(plain.val[c]) for c in range(6)]
+    taking_part = [row for c in range(plain.population) for row in plain.val[c]]
+    assert plain.population == 4 and list(chosen.pooled_test) == sorted(taking_part)
+    assert not set(chosen.pooled_test) & {*plain.test.rows, *plain.pooled_test, *plain.train.rows}
+    with pytest.raises(ConfigError, match=r"evaluate.split: val found, .* federation.split.val gives them a share"):
+        partition.build(toy.config("fedavg", federation={"split": {"val": 0.0}}, evaluate={"split": "val"}))

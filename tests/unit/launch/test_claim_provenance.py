@@ -9,7 +9,7 @@ import pytest
 
 from rayfed.config.load import load_config
 from rayfed.config.schema import Study
-from rayfed.launch import provenance
+from rayfed.launch import claim_provenance
 
 CONFIG = {"task": {"data": "digits", "model": "linear"}, "method": "fedavg", "seeds": [1], "arms": {"a": {}}}
 
@@ -24,22 +24,22 @@ def test_code_counts_and_comments_do_not(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     name = {"task": {"data": "digits", "model": f"{own}:net"}}
     own.write_text("def net(shape, classes):\n    return 1\n")
-    first = provenance.code_digest(study(**name))
+    first = claim_provenance.code_digest(study(**name))
     own.write_text('def net(shape, classes):\n    """Return one."""  # as before\n    return (1)\n')
-    assert provenance.code_digest(study(**name)) == first
+    assert claim_provenance.code_digest(study(**name)) == first
     own.write_text("def net(shape, classes):\n    return 2\n")
-    assert provenance.code_digest(study(**name)) != first
-    assert provenance.code_digest(study()) != provenance.code_digest(study(method="scaffold"))
+    assert claim_provenance.code_digest(study(**name)) != first
+    assert claim_provenance.code_digest(study()) != claim_provenance.code_digest(study(method="scaffold"))
 
 
 def test_imports_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = provenance._closure(["rayfed.methods.disue"])
+    found = claim_provenance._closure(["rayfed.methods.disue"])
     assert "rayfed.distill.datafree" in found and "rayfed.training" in found
     assert not any(name.startswith(("rayfed.engine", "rayfed.report")) for name in found)
 
 
 def test_a_checkout_and_its_changes(tmp_path: Path) -> None:
-    assert provenance.commit(tmp_path) is None
+    assert claim_provenance.commit(tmp_path) is None
 
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
@@ -48,13 +48,16 @@ def test_a_checkout_and_its_changes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-qm", "one")
-    clean = provenance.commit(tmp_path)
+    clean = claim_provenance.commit(tmp_path)
     assert clean is not None and len(clean) == 12
     (tmp_path / "file").write_text("2")
-    assert provenance.commit(tmp_path) == clean + "+changes"
+    assert claim_provenance.commit(tmp_path) == clean + "+changes"
 
 
 def test_what_changed_since_a_verdict() -> None:
     entry = {"digest": "a", "code": "b"}
-    assert provenance.changed(entry, "a", "b") == [] and provenance.changed(entry, "x", "y") == ["settings", "code"]
-    assert provenance.changed({"digest": "a"}, "a", "b") == ["code"]  # judged before code was counted
+    assert claim_provenance.changed(entry, "a", "b") == [] and claim_provenance.changed(entry, "x", "y") == [
+        "settings",
+        "code",
+    ]
+    assert claim_provenance.changed({"digest": "a"}, "a", "b") == ["code"]  # judged before code was counted
