@@ -114,11 +114,28 @@ def test_a_killed_driver_or_server_is_resumed_without_loss(rayfed, config, refer
     assert numbers(folder) == reference
 
 
+SLOW = '''
+    import time
+    from pathlib import Path
+
+    from rayfed.methods.fedsa_lora import FedSALoRA
+
+    class Slow(FedSALoRA):
+        """FedSA-LoRA whose rounds take their time while a file `slow` lies beside it: no machine is done before it is hit."""
+        def round(self, state, fed, task):
+            if Path(__file__).with_name("slow").exists():
+                time.sleep(0.1)
+            return super().round(state, fed, task)
+'''
+
+
 @pytest.mark.slow
 def test_a_language_model_survives_the_death_of_each_process(rayfed, config, env, tmp_path):
     """One run of FedSA-LoRA, whose clients keep factors of their own, is hit five times; numbers and adapters are the plain ones."""
     make_lm(tmp_path / "lm", "gpt2")
     make_data(tmp_path / "data")
+    (tmp_path / "method.py").write_text(textwrap.dedent(SLOW))
+    (tmp_path / "slow").touch()
     written = config(
         rounds=160,
         task={
@@ -128,7 +145,7 @@ def test_a_language_model_survives_the_death_of_each_process(rayfed, config, env
         adapter={"kind": "lora", "rank": 2, "targets": ["c_attn"]},
         federation={"clients": 6, "per_round": 4, "groups": {"kind": "none"}, "partition": {"kind": "dirichlet", "alpha": 1.0}},
         local={"epochs": None, "steps": 2, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.01}},
-        method={"name": "fedsa_lora"}, evaluate={"every": 40}, resources={"cohort": 1}, storage={"snapshot_every": 4},
+        method={"name": f"{tmp_path / 'method.py'}:Slow"}, evaluate={"every": 40}, resources={"cohort": 1}, storage={"snapshot_every": 4},
     )  # fmt: skip
     command, folder, reached = rayfed("run", written, "--out", tmp_path / "o", "--address", "local"), None, 0
     for victim in ("client", "server", "driver", "raylet", "gcs_server"):
@@ -147,6 +164,7 @@ def test_a_language_model_survives_the_death_of_each_process(rayfed, config, env
         reached = len(numbers(folder))
         assert reached < 160, "the run was over before it was hit"
         command = rayfed("resume", folder, "--address", "local")
+    (tmp_path / "slow").unlink()
     code, out = command.wait()
     assert code == 0, out
     code, out = rayfed("run", written, "--out", tmp_path / "plain", "--local").wait()

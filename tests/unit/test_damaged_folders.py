@@ -25,9 +25,9 @@ from rayfed.storage.events import read_events
 from rayfed.storage.listing import list_runs
 from rayfed.storage.tree_files import load_tree
 from tests import toy
+from tests.fresh import FRESH
 
 SETTINGS: dict[str, Any] = {"rounds": 6, "evaluate": {"every": 2}, "storage": {"snapshot_every": 2, "keep": 2}}
-FRESH = "RAYFED_FRESH_CASES"  # in the environment: other cases every time
 UNREAD = (
     "report.html",
     "plots/",
@@ -173,7 +173,7 @@ def test_some_harms(folders: Folders, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_harm_to_every_file(folders: Folders, tmp_path: Path) -> None:
-    fresh = str(random.SystemRandom().random()) if os.environ.get(FRESH) else ""
+    fresh = str(random.SystemRandom().random()) if FRESH else ""
     wrong = []
     for i, (kind, name, harm) in enumerate(sound_cases(folders)):
         for again in range(4 if harm in ("flip", "cut") else 1):

@@ -28,10 +28,10 @@ from rayfed.errors import LENGTH, ConfigError
 from rayfed.launch.preflight import load_request
 from rayfed.storage.text_files import yaml_bytes
 from tests.configs import CONTRACT, LEAST, STUDY
+from tests.fresh import many
 
 QUICK = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-FRESH = "RAYFED_FRESH_CASES"  # in the environment: other cases every time
-LONG = settings(QUICK, max_examples=2000, derandomize=FRESH not in os.environ)
+LONG = many(QUICK, 2000)
 pytestmark = pytest.mark.usefixtures("offline")
 
 

@@ -7,7 +7,6 @@ import datetime
 import decimal
 import io
 import json
-import os
 import re
 import sys
 import tempfile
@@ -30,13 +29,13 @@ from rayfed.data import Dataset, Part
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.launch.preflight import load_request
+from tests.fresh import many
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of broken tags
 SENTENCE = re.compile(r"[a-z_]+(\.[a-z_]+)*: \S")  # names a setting first
 FORESEEN = re.compile(r"task\.data: \S+ cannot be read: [A-Z]")  # how the outermost boundary begins
 QUICK = settings(max_examples=35, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-FRESH = "RAYFED_FRESH_CASES"  # in the environment: other cases every time
-LONG = settings(QUICK, max_examples=1500, derandomize=FRESH not in os.environ)
+LONG = many(QUICK, 1500)
 
 
 def judged(asked: dict[str, Any], broken: bool = False) -> None:

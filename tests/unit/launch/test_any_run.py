@@ -28,11 +28,11 @@ from rayfed.config.schema import Config
 from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
 from rayfed.storage.cache import CACHE
+from tests.fresh import FRESH, many
 from tests.tiny import make_places
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-FRESH = "RAYFED_FRESH_CASES"  # in the environment: other cases every time
-LONG = settings(QUICK, max_examples=100, derandomize=FRESH not in os.environ)
+LONG = many(QUICK, 100)
 
 Draw = Callable[..., Any]
 few, some = st.integers(1, 3), st.sampled_from
@@ -281,7 +281,7 @@ def test_runs(data: Any, places: dict[str, Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1500 + 10 * FRESH)
 @LONG
 @given(data=st.data())
 def test_many_runs(data: Any, places: dict[str, Path]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,11 +20,11 @@ from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.launch.preflight import load_request
 from rayfed.storage.cache import CACHE
+from tests.fresh import many
 from tests.tiny import make_places, make_vit
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-FRESH = "RAYFED_FRESH_CASES"  # in the environment: other cases every time
-LONG = settings(QUICK, max_examples=1000, derandomize=FRESH not in os.environ)
+LONG = many(QUICK, 1000)
 Draw = Callable[..., Any]
 
 ODD: st.SearchStrategy[Any] = st.one_of(
