@@ -42,6 +42,11 @@ VARIANTS: dict[str, list[Any]] = {
             {"federation": {"per_round": None, "split": {"val": 0.2}}},
         ),
     ],
+    "ccvr": [
+        {"when": "loop", "steps": 5, "batch": 8},
+        {"when": "serve", "covariance": "full", "shrink": 0.1, "asked": "all", "classes": "prior", "relu": True},
+        {"covariance": "shared", "least": 2, "asked": "round"},
+    ],
     "disue": [
         SHORT,
         {**SHORT, "secure_similarity": "rotation", "signature": "all", "mix": "logit", "generator_ema": 0.9},

@@ -33,6 +33,7 @@ SHORT = {"iterations": 2, "student_steps": 1, "batch": 4, "noise": 4, "length": 
 EXACT = {"task": {"dtype": "float64"}}
 # Settings without which a method cannot run here, or would take long; (settings, changes to the config).
 SETTINGS: dict[str, Any] = {
+    "ccvr": ({"when": "loop", "steps": 2}, {}),
     "cellm": ({}, EXACT),
     "disue": ({"inputs": "embeddings", "clusters": 2, **SHORT}, EXACT),
     "fedftg": ({"inputs": "embeddings", **SHORT}, EXACT),

@@ -216,6 +216,7 @@ def test_the_mixture_of_models_is_scored_token_by_token(places: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("method", "says"),
     [
+        ("ccvr", "features of classes"),
         ("feddf", "mean logits"),
         ("fedgen", "features of classes"),
         ("fedftg", "weighs classes"),

@@ -1,0 +1,138 @@
+"""Features in place of inputs: class Gaussians of a model's penultimate features, from sums that clients may share, and the last
+layer refitted on draws from them (CCVR, Luo et al., NeurIPS 2021, 2106.05001)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from rayfed import tree
+from rayfed.lazy import F, torch
+from rayfed.visits import Phase, Visit, once
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayfed import ClientContext, Task, Tree
+
+Covariance = Literal["diag", "full", "shared"]
+
+
+class Gaussians(NamedTuple):
+    """Features of each class as they were drawn from: counts (C,), means (C, d), and factors of the covariances, for which
+    mean + factor z with z ~ N(0, I) is a draw: standard deviations (C, d), or matrices (C, d, d)."""
+
+    counts: Tensor
+    means: Tensor
+    factors: Tensor
+
+
+def sums_visit(task: Task, covariance: Covariance, least: int = 1) -> Visit:
+    """Return a forward-only visit over the train split that sends, of the shared model's features z and per class, `counts`
+    (C,), `sums` of z (C, d) and `squares`: of z * z (C, d), or for covariances that are not diagonal of z z^T (C, d, d).
+
+    least: classes of which the client holds fewer rows are left out. The model is in eval mode; padding counts nothing.
+    """
+
+    def begin(client: ClientContext) -> Tree:
+        def zeros(*axes: int) -> Tensor:
+            return torch.zeros(task.classes, *axes, dtype=task.dtype, device=task.device)
+
+        d = task.feature_size
+        squares = zeros(d) if covariance == "diag" else zeros(d, d)
+        return {"model": client.shared["model"], "counts": zeros(), "sums": zeros(d), "squares": squares}
+
+    def step(carry: Tree, batch: Tree, key: Tensor) -> Tree:
+        z = task.features(carry["model"], batch["x"])
+        of_class = F.one_hot(batch["y"], task.classes).to(z.dtype) * batch["w"].to(z.dtype)[:, None]  # (B, C)
+        squares = of_class.T @ (z * z) if covariance == "diag" else (of_class.T[:, :, None] * z).mT @ z
+        return {
+            **carry,
+            "counts": carry["counts"] + of_class.sum(0),
+            "sums": carry["sums"] + of_class.T @ z,
+            "squares": carry["squares"] + squares,
+        }
+
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        kept = (carry["counts"] >= least).to(carry["counts"].dtype)
+        parts = {n: carry[n] for n in ("counts", "sums", "squares")}
+        return {n: p * kept.reshape(-1, *[1] * (p.dim() - 1)) for n, p in parts.items()}, client.own
+
+    return Visit(begin, [Phase(once("train"), step, counts=False)], end)
+
+
+def moments(counts: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means (C, d) and unbiased covariances, (C, d) or (C, d, d), from sums over rows: s / n and (Q - s s^T / n) / (n - 1).
+
+    Zeros where a class has no row, and a covariance of zeros where it has one. In float64: the difference loses digits.
+    """
+    n, s, q = counts.double(), sums.double(), squares.double()
+    means = s / n.clamp(min=1)[:, None]
+    n = n.reshape(-1, *[1] * (q.dim() - 1))
+    outer = means * s if q.dim() == 2 else means[:, :, None] * s[:, None, :]
+    return means, torch.where(n > 1, (q - outer) / (n - 1).clamp(min=1), torch.zeros_like(q))
+
+
+def gaussians(
+    counts: Tensor, sums: Tensor, squares: Tensor, covariance: Covariance = "diag", shrink: float = 0.0
+) -> Gaussians:
+    """Return class Gaussians from the sums of `sums_visit`, added over clients.
+
+    covariance: of each class its diagonal, of each class whole, or one for all classes (the mean of S_c weighted by n_c - 1);
+    shrink: a in (1 - a) S + a tr(S) / d I. Negative eigenvalues, which are of rounding, count as zero.
+    """
+    means, s = moments(counts, sums, squares)
+    if covariance == "shared":
+        free = (counts.double() - 1).clamp(min=0)
+        s = (torch.tensordot(free, s, dims=([0], [0])) / free.sum().clamp(min=1)).expand_as(s)
+    if s.dim() == 2:
+        s = (1 - shrink) * s + shrink * s.mean(1, keepdim=True)
+        return Gaussians(counts, means, s.clamp(min=0).sqrt())
+    level = s.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    s = (1 - shrink) * s + shrink * level * torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+    values, vectors = torch.linalg.eigh(s)
+    # the symmetric root: eigenvectors alone are unique only up to sign and rotation, and would magnify rounding
+    return Gaussians(counts, means, vectors * values.clamp(min=0).sqrt()[:, None, :] @ vectors.mT)
+
+
+def draw(of: Gaussians, y: Tensor, rng: torch.Generator, relu: bool = False) -> Tensor:
+    """Draw a feature (d,) of each label's class, (B, d); relu: below zero there is nothing."""
+    noise = torch.randn(len(y), of.means.shape[1], generator=rng, dtype=of.means.dtype)
+    factors = of.factors[y]
+    spread = factors * noise if factors.dim() == 2 else (factors @ noise[:, :, None])[:, :, 0]
+    z = of.means[y] + spread
+    return z.clamp(min=0) if relu else z
+
+
+def refit(
+    task: Task,
+    model: Tree,
+    of: Gaussians,
+    rng: torch.Generator,
+    *,
+    steps: int,
+    lr: float,
+    batch: int,
+    prior: bool = False,
+    relu: bool = False,
+) -> tuple[Tree, float | None]:
+    """Return the model with its last layer refitted by SGD on cross-entropy over drawn features, and the last step's loss.
+
+    Labels are drawn uniformly over the classes that have rows, or by their counts (`prior`). Logits of the other classes are left
+    out of the loss, which would push them down without end: their rows stay as they are. All else stays to the bit.
+    """
+    seen = (of.counts > 0).nonzero()[:, 0]
+    if not steps or not len(seen):
+        return model, None
+    shares = of.counts[seen].double() if prior else torch.ones(len(seen), dtype=torch.float64)
+    head, last = task.classifier(model), 0.0
+
+    def loss(head: Tree, z: Tensor, k: Tensor) -> Tensor:
+        return F.cross_entropy(task.classify(head, z)[:, seen], k)
+
+    step = torch.func.grad_and_value(loss)
+    for _ in range(steps):
+        k = torch.multinomial(shares, batch, replacement=True, generator=rng)
+        z = draw(of, seen[k], rng, relu).to(task.dtype)
+        grads, value = step(head, z, k)
+        head, last = tree.add(head, grads, -lr), float(value)
+    return {**model, **{n: head[n.rpartition(".")[2]] for n in task.classifier_names}}, last
