@@ -93,10 +93,11 @@ class CCVR(Method):
         return statistics.sums_visit(task, self.settings.covariance, self.settings.least)
 
     def cost(self, part: str, sent: Tree) -> int:
+        sizes = tree.nbytes(sent)
         if part != "squares" or self.settings.covariance == "diag":
-            return tree.nbytes(sent)
-        d = sent.shape[-1]
-        return tree.nbytes(sent) * (d + 1) // (2 * d)
+            return sizes
+        d = tree.values(sent)[0].shape[-1]
+        return sizes * (d + 1) // (2 * d)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings
