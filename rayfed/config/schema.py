@@ -442,6 +442,10 @@ class Evaluate(Section):
         "the place of the pooled test set, to choose settings by.",
     )
     finetune_epochs: int = Field(0, ge=0, description="Epochs of local fine-tuning before `local` is scored.")
+    rows: tuple[int, ...] = Field(
+        (),
+        description="Evaluated rounds in which the scores of each scored row are kept too, in rows/round-R.npz of the run folder.",
+    )
 
     @field_validator("clients")
     @classmethod

@@ -7,7 +7,7 @@ scores of a round that follow from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.metrics import ari, scope
 from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, measure, once, whole
+from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, once, whole
 
 if TYPE_CHECKING:
     from rayfed.fed import Dispatcher, Fed
@@ -59,15 +59,19 @@ class Evaluation(Enum):
         return self in (Evaluation.GLOBAL, Evaluation.CLUSTER)
 
 
-def build(evaluation: Evaluation, method: Method, task: Task, pieces: int) -> Visit:
-    """Build the visit of an evaluation; `pieces`: into how many pieces the pooled test set is cut."""
+def build(evaluation: Evaluation, method: Method, task: Task, pieces: int, rows: int = 0) -> Visit:
+    """Build the visit of an evaluation.
+
+    pieces: into how many pieces the pooled test set is cut; rows: if not 0, at least the largest number of rows that one client (or
+    piece) is scored on: scores of each row are then sent too, as part `rows` = {NAME: (2 rows,)}, padding at the end.
+    """
     if evaluation is Evaluation.GLOBAL:
-        return _measure(task, "pooled", lambda client: client.shared["model"])
+        return _measure(task, "pooled", lambda client: client.shared["model"], rows)
     if evaluation is Evaluation.CLUSTER:
-        return _measure(task, "test", lambda client: tree.pick(client.shared["experts"], client.mine["expert"]))
+        return _measure(task, "test", lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
     if evaluation is Evaluation.PERSONAL:
-        return scored(view, seen, lambda client, carry: view.end(client, carry)[0]["model"])
+        return scored(view, seen, lambda client, carry: view.end(client, carry)[0]["model"], rows)
     if evaluation is Evaluation.SERVED:
         return Visit(
             view.begin,
@@ -80,36 +84,55 @@ def build(evaluation: Evaluation, method: Method, task: Task, pieces: int) -> Vi
         )
     if evaluation is Evaluation.LOCAL:
         tuned = _finetuned(view, method, seen)
-        return scored(tuned, seen, lambda client, carry: carry["model"])
+        return scored(tuned, seen, lambda client, carry: carry["model"], rows)
     return _predictions(view, seen, pieces)
 
 
-def zero(task: Task) -> Tree:
-    """Return the sums of one scoring before its first batch."""
-    return {n: torch.zeros((), dtype=task.dtype, device=task.device) for n in task.measures}
+def _zero(task: Task, rows: int = 0) -> Tree:
+    """Return what one scoring has summed, and which rows it has seen, before its first batch; rows: see `build`."""
+    like: Any = {"dtype": task.dtype, "device": task.device}
+    seen = {"rows": {n: torch.zeros(2 * rows, **like) for n in task.measures}} if rows else {}
+    return {"sum": {n: torch.zeros((), **like) for n in task.measures}, "n": torch.zeros((), **like), **seen}
 
 
-def _measure(task: Task, split: str, model: Any) -> Visit:
-    return measure(task.metrics, lambda client: zero(task), over=once(split), reduce="sum", model=model)
+def _add(sums: Tree, scores: Tree, w: Any) -> Tree:
+    """Add the scores (B,) of one batch's rows, whose weights w are 0 on padding."""
+    out = accumulate(sums, scores, w)
+    if "rows" not in sums:
+        return out
+    place = sums["n"].long() + torch.arange(len(w), device=w.device)  # only the last batch of a client has padding
+    kept = {n: torch.where(w > 0, s, torch.zeros_like(s)) for n, s in scores.items()}
+    return {**out, "rows": {n: x.scatter(0, place, kept[n].to(x.dtype)) for n, x in sums["rows"].items()}}
 
 
-def scored(inner: Visit, task: Task, model: Any) -> Visit:
+def _sent(sums: Tree) -> Tree:
+    """Return the parts that a scoring sends."""
+    return {**sums["sum"], **{part: x for part, x in sums.items() if part != "sum"}}
+
+
+def _measure(task: Task, split: str, model: Callable[[ClientContext], Tree], rows: int = 0) -> Visit:
+    """Build a visit that scores `model(client)` on a split."""
+
+    def step(carry: Tree, batch: Any, key: Any) -> Tree:
+        scores = task.metrics(carry["model"], batch)
+        return {"model": carry["model"], "scored": _add(carry["scored"], scores, batch["w"])}
+
+    return Visit(
+        lambda client: {"model": model(client), "scored": _zero(task, rows)},
+        [Phase(once(split), step, counts=False)],
+        lambda client, carry: (_sent(carry["scored"]), client.own),
+    )
+
+
+def scored(inner: Visit, task: Task, model: Callable[[ClientContext, Tree], Tree], rows: int = 0) -> Visit:
     """Extend a visit: after `inner`, its `model(client, carry)` is scored on the client's test split, and only that is sent."""
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
-        return {
-            "model": model(client, carry),
-            "sum": zero(task),
-            "n": torch.zeros((), dtype=task.dtype, device=task.device),
-        }
+        return {"model": model(client, carry), "scored": _zero(task, rows)}
 
-    def step(carry: Tree, batch: Any, key: Any) -> Tree:
-        return {"model": carry["model"], **accumulate(carry, task.metrics(carry["model"], batch), batch["w"])}
-
-    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-        return {**carry["sum"], "n": carry["n"]}, client.own
-
-    return Visit(inner.begin, [*inner.phases, Phase(once("test"), step, enter, counts=False)], end, inner.vectorize)
+    last = _measure(task, "test", lambda client: {}, rows)
+    phase = last.phases[0]._replace(enter=enter)
+    return Visit(inner.begin, [*inner.phases, phase], last.end, inner.vectorize)
 
 
 def with_local_score(inner: Visit, task: Task) -> Visit:
@@ -118,17 +141,15 @@ def with_local_score(inner: Visit, task: Task) -> Visit:
     assert trained is not None
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
-        return {"inner": carry, "sum": zero(task), "n": torch.zeros((), dtype=task.dtype, device=task.device)}
+        return {"inner": carry, "scored": _zero(task)}
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
-        return {
-            "inner": carry["inner"],
-            **accumulate(carry, task.metrics(trained(carry["inner"]), batch), batch["w"]),
-        }
+        scores = task.metrics(trained(carry["inner"]), batch)
+        return {"inner": carry["inner"], "scored": _add(carry["scored"], scores, batch["w"])}
 
     def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
         parts, own = inner.end(client, carry["inner"])
-        return {**parts, LOCAL_SCORES: {**carry["sum"], "n": carry["n"]}}, own
+        return {**parts, LOCAL_SCORES: _sent(carry["scored"])}, own
 
     return Visit(inner.begin, [*inner.phases, Phase(once("test"), step, enter, counts=False)], end, inner.vectorize)
 
@@ -180,11 +201,17 @@ class Unscored(NamedTuple):
 
 
 class Evaluator:
-    """Scores a server state in all scopes that the method has. unscored: what the last evaluation could not score."""
+    """Scores a server state in all scopes that the method has.
+
+    unscored: what the last evaluation could not score; kept: its scores of each row, by scope, where `evaluate.rows` names the
+    round: `rows` (n,) of the data arrays, `sizes` of the clients whose rows follow each other, and by measure (n,) float32. A
+    scope that something is missing from has none.
+    """
 
     def __init__(self, fed: Fed, dispatcher: Dispatcher):
         self.fed, self.dispatcher = fed, dispatcher
         self.unscored: list[Unscored] = []
+        self.kept: dict[str, dict[str, np.ndarray]] = {}
         self.config, self.federation, self.method, self.task = fed.config, fed.federation, fed.method, fed.task
 
     def evaluate(
@@ -196,7 +223,7 @@ class Evaluator:
         null where a piece of the pooled test set cannot be scored.
         """
         method, population = self.method, self.fed.population
-        self.unscored = []
+        self.unscored, self.kept = [], {}
         scored = self._draw_clients()
         participants = [c for c in scored if c < population]
         served = EvaluationPayload(method.serve(state), {c: method.mine(state, c) for c in scored})
@@ -256,13 +283,39 @@ class Evaluator:
         """Return the sums of each client's scores, and client -> why there are none."""
         out: dict[int, Scores] = {}
         failures: dict[int, str] = {}
+        pieces, test = pooled_pieces(self.federation), self.federation.test
+        seen = (
+            {c: (pieces[c] if evaluation is Evaluation.GLOBAL else test[c]) for c in clients} if self._keeps() else {}
+        )
+        most = max(map(len, seen.values()), default=0)
+        by_row: dict[int, Mapping[str, np.ndarray]] = {}
         for group, mine in served.groups(clients):
-            replies = self.dispatcher.ask(evaluation, group, shared=served.shared, mine=mine)
+            replies = self.dispatcher.ask(
+                evaluation, group, shared=served.shared, mine=mine, arguments=(("rows", most),) if most else ()
+            )
             if replies.ids:
                 sums = {part: replies.stacked(part).tolist() for part in ("n", *self.task.measures)}
                 out.update({c: {name: v[i] for name, v in sums.items()} for i, c in enumerate(replies.ids)})
+                if most:
+                    scores = replies.stacked("rows")
+                    by_row |= {c: {n: x[i].numpy() for n, x in scores.items()} for i, c in enumerate(replies.ids)}
             failures |= replies.failures
+        if most and not failures:
+            counted = [c for c in sorted(seen) if evaluation is Evaluation.GLOBAL or c < self.fed.population]
+            scored = {n: np.concatenate([by_row[c][n][: len(seen[c])] for c in counted]) for n in self.task.measures}
+            self._keep(evaluation.value, [seen[c] for c in counted], scored)
         return out, failures
+
+    def _keeps(self) -> bool:
+        """Return whether the scores of each row of this round are kept."""
+        return self.fed.round in self.config.evaluate.rows
+
+    def _keep(self, scope: str, rows: Sequence[np.ndarray], scores: Mapping[str, np.ndarray]) -> None:
+        """Keep a scope's scores by row; rows: of each client, or of the pooled test set's pieces."""
+        self.kept[scope] = {
+            "rows": np.concatenate(rows), "sizes": np.array([len(r) for r in rows]),
+            **{n: np.asarray(x, np.float32) for n, x in scores.items()},
+        }  # fmt: skip
 
     def _note(self, scope: str, what: str) -> None:
         """Note what all metrics of a scope are."""
@@ -331,6 +384,8 @@ class Evaluator:
         pooled = self.federation.pooled_test
         rows = {n: torch.as_tensor(np.asarray(a)[pooled]) for n, a in self.federation.arrays.items()}
         judged = self.task.judge_mean(predictions, rows)
+        if self._keeps():
+            self._keep("global", [pooled], {n: v.numpy() for n, v in judged.items()})
         return {f"{name}/global": float(v.mean()) for name, v in judged.items()}
 
 

@@ -79,7 +79,7 @@ class Resident:
 
     def _build_visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments) -> Visit:
         if isinstance(name, Evaluation):
-            made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces))
+            made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces), **dict(arguments))
         else:
             made = getattr(self.method, name).with_(**dict(arguments))(self.task)
             if self.private_buffers:

@@ -32,7 +32,7 @@ from rayfed.fed import Fed
 from rayfed.lazy import torch
 from rayfed.metrics import has_scores, lower_is_better
 from rayfed.models.start import start_from
-from rayfed.storage import snapshots
+from rayfed.storage import row_scores, snapshots
 from rayfed.storage.atomic import os_error_text, remove
 from rayfed.storage.events import READS_ROUNDS, read_events
 from rayfed.storage.run_folder import RunFolder
@@ -381,6 +381,8 @@ class Runner:
                 row |= scores
                 unscored = run.evaluator.unscored
                 row["time/evaluate"] = time.perf_counter() - clock - seconds
+                if run.evaluator.kept:
+                    row_scores.write(self.folder.path, r, run.evaluator.kept)
         except BaseException:
             run.dispatch.states.rollback()
             raise

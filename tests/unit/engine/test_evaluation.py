@@ -15,6 +15,7 @@ import torch
 from rayfed import report, tree
 from rayfed.engine.evaluation import Evaluator
 from rayfed.fold import mean
+from rayfed.storage import row_scores
 from rayfed.storage.events import read_events
 from tests import toy
 from tests.toy import Result, ToyFed
@@ -253,3 +254,34 @@ def test_a_run_without_any_metric_says_so(tmp_path: Path) -> None:
     assert any(n.startswith(said) for n in summary["notes"])
     page = report.write_report(path).read_text()
     assert page.count(said) == 2 and "No round has been evaluated yet" not in page
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local_only", "fedavg_finetune", "disue", "ifca"])
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_scores_of_each_row_have_the_metrics_as_their_means(method: str, executor: str, tmp_path: Path) -> None:
+    """Also of models that are trained for serving, with several batches per client and several pieces."""
+    sizes = {"task": {"data": {"examples": 3000, "test": 700}}, "resources": {"cohort": 5}}
+    ran = toy.run_folder(method, tmp_path, executor=executor, dtype="float64", evaluate={"rows": [2]}, **sizes)
+    row, kept = ran.rows[1], row_scores.read(ran.folder.path, 2)
+    assert row_scores.read(ran.folder.path, 1) == {}
+    federation = toy.federation(toy.config(method, executor=executor, dtype="float64", evaluate={"rows": [2]}, **sizes))
+    assert set(kept) == {"global", "personal", *(["cluster"] if "accuracy/cluster" in row else [])}
+    assert (kept["global"]["rows"] == federation.pooled_test).all()
+    people = range(federation.population)
+    assert (kept["personal"]["rows"] == np.concatenate([federation.test[c] for c in people])).all()
+    assert kept["personal"]["sizes"].tolist() == [len(federation.test[c]) for c in people]
+    assert max(kept["personal"]["sizes"]) > 40
+    for scope, found in kept.items():
+        sizes_ = found["sizes"] if scope != "global" else np.array([700])
+        weights = np.repeat(1 / np.maximum(sizes_, 1) / (sizes_ > 0).sum(), sizes_)
+        for name in ("accuracy", "loss"):
+            assert weights @ found[name] == pytest.approx(row[f"{name}/{scope}"], rel=1e-6)
+    assert set(np.unique(kept["personal"]["accuracy"])) <= {0, 1}
+
+
+def test_kept_scores_change_no_number() -> None:
+    rows = []
+    for kept in ([], [1, 2]):
+        done = toy.simulate("fedavg_finetune", executor="vmap", evaluate={"rows": kept})
+        rows.append(done.scores())
+    assert rows[0] == rows[1]
