@@ -11,14 +11,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import rayfed
 from rayfed.config import user_code
 from rayfed.config.schema import Study
+from rayfed.data import SOURCES
 
 PACKAGE = Path(__file__).parents[1]
-COUNTED = (  # what decides a run's numbers; engine, execution and storage are held to the same bits by tests
-    "adapters", "cluster", "data", "distill", "fold", "keys", "methods", "metrics", "models", "optimizers", "partition",
-    "schedules", "task", "training", "tree", "visits",
+COUNTED = (  # what decides a run's numbers; engine, execution and storage are held to the same numbers by tests
+    "adapters", "cluster", "data", "distill", "fed", "fold", "keys", "method", "methods", "metrics", "models", "optimizers",
+    "partition", "schedules", "task", "training", "tree", "visits",
 )  # fmt: skip
+ALWAYS = ("fed", "fold", "metrics", "partition", "task", "training")
+CHOSEN = ("adapters", "data", "models", "partition")  # packages of which a config names the module that it runs
 
 
 def commit(folder: Path) -> str | None:
@@ -47,19 +51,31 @@ def machine() -> str:
 
 
 def code_digest(study: Study) -> str:
-    """Return a digest of the code behind a study: its methods and partitions with all that they import, and own code files.
+    """Return a digest of the code that computes a study's numbers, and of own code files.
 
-    Comments, docstrings and layout do not count.
+    That is its methods, and the partitions, data sources, networks and adapters that its arms name, with all that they import
+    (`COUNTED`); comments, docstrings and layout do not count, nor does code that moves, stores, shows or schedules.
     """
-    roots = {f"rayfed.methods.{c.method.name}" for c in study.arms.values() if "." not in c.method.name}
-    roots |= {f"rayfed.partition.{c.federation.partition.kind}" for c in study.arms.values()}
-    roots |= {"rayfed.partition", "rayfed.task", "rayfed.training"}
-    parts = {name: _meaning(file.read_text(encoding="utf-8")) for name, file in _closure(roots).items()}
+    parts = {name: _meaning(file.read_text(encoding="utf-8")) for name, file in counted(study).items()}
     parts |= {name: _meaning(text.decode()) for name, text in user_code.used(study.to_dict()).items()}
     found = hashlib.sha256()
     for name in sorted(parts):
         found.update(f"{name}\0{parts[name]}\0".encode())
     return found.hexdigest()[:16]
+
+
+def counted(study: Study) -> dict[str, Path]:
+    """Return module (without the package's name) -> file of the code that computes a study's numbers."""
+    roots = {f"{PACKAGE.name}.{name}" for name in ALWAYS}
+    for c in study.arms.values():
+        data = c.task.data.name.partition(":")[0]
+        words = {"partition": c.federation.partition.kind, "adapters": c.adapter.kind, "data": SOURCES.get(data, "own")}
+        words["models"] = c.task.model.name.replace("-", "_")
+        roots |= {f"{PACKAGE.name}.methods.{c.method.name}"} | {f"{PACKAGE.name}.{p}.{words[p]}" for p in CHOSEN}
+    found = _closure(roots)
+    if "cluster" in found:  # which clusterer is a method's own setting
+        found |= _closure(f"{PACKAGE.name}.cluster.{f.stem}" for f in (PACKAGE / "cluster").glob("[a-z]*.py"))
+    return found
 
 
 def _meaning(source: str) -> str:
@@ -75,24 +91,27 @@ def _meaning(source: str) -> str:
 
 
 def _closure(roots: Iterable[str]) -> dict[str, Path]:
-    """Return module -> file of the roots and of all counted modules that they import, also inside functions."""
+    """Return module (less the package) -> file of the roots and of all counted modules that they import, also inside functions."""
     found: dict[str, Path] = {}
     waiting = list(roots)
     while waiting:
-        name = waiting.pop()
-        file = module_file(name)
-        if name in found or file is None or name.split(".")[1] not in COUNTED:
+        file = module_file(waiting.pop())
+        if file is None or file in found.values():
             continue
-        found[name] = file
-        waiting += imported(file.read_text(encoding="utf-8"))
+        module = file.relative_to(PACKAGE).with_suffix("").parts
+        if module[0] in COUNTED:
+            found[".".join(module).removesuffix(".__init__")] = file
+            waiting += imported(file.read_text(encoding="utf-8"))
     return found
 
 
 def module_file(name: str) -> Path | None:
-    """Return the file of a module of this package, None if there is no such module."""
+    """Return the file of a module of this package, or of the one that a name of its root comes from; None if there is none."""
     words = name.split(".")
     if words[0] != PACKAGE.name or len(words) < 2:
         return None
+    if len(words) == 2 and words[1] in rayfed._HOME:
+        return module_file(f"{PACKAGE.name}.{rayfed._HOME[words[1]]}")
     stem = PACKAGE.joinpath(*words[1:])
     return next((f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file()), None)
 
@@ -109,6 +128,11 @@ def imported(source: str) -> list[str]:
 
 
 def changed(entry: Mapping[str, Any], digest: str, code: str | None) -> list[str]:
-    """Return what has changed since a verdict's entry was judged: settings, code."""
+    """Return what has changed since a verdict's entry was judged: settings, code.
+
+    Code under which all its verdicts were reproduced counts as the entry's own.
+    """
+    again = entry.get("reproductions", ())
+    known = {entry.get("code"), *(m.get("code") for m in again if all(r["same"] for r in m["results"]))}
     out = ["settings"] if entry.get("digest") != digest else []
-    return [*out, "code"] if code is not None and entry.get("code") != code else out
+    return [*out, "code"] if code is not None and code not in known else out

@@ -100,7 +100,7 @@ def with_reproduction(entry: Mapping[str, Any], again: Mapping[str, Any]) -> dic
         inside = low is not None and mean is not None and low <= mean <= high
         same = bool(first["verdict"] == second["verdict"] and inside)
         found.append({"verdict": second["verdict"], "mean_difference": mean, "same": same})
-    made = {k: again[k] for k in ("machine", "versions", "commit", "execution")}
+    made = {k: again.get(k) for k in ("machine", "versions", "commit", "code", "execution")}
     made = {"date": datetime.date.today().isoformat(), **made, "results": found}
     return {**entry, "reproductions": [*entry.get("reproductions", ()), made]}
 

@@ -32,10 +32,31 @@ def test_code_counts_and_comments_do_not(tmp_path: Path) -> None:
     assert claim_provenance.code_digest(study()) != claim_provenance.code_digest(study(method="scaffold"))
 
 
-def test_imports_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = claim_provenance._closure(["rayfed.methods.disue"])
-    assert "rayfed.distill.datafree" in found and "rayfed.training" in found
-    assert not any(name.startswith(("rayfed.engine", "rayfed.report")) for name in found)
+def test_what_a_run_computes_with_counts_and_nothing_else() -> None:
+    found = claim_provenance.counted(study(method={"name": "disue", "clusters": 3}))
+    wanted = {
+        "methods.disue",
+        "distill.datafree",
+        "training",
+        "fold",
+        "fed",
+        "data.digits",
+        "models.linear",
+        "cluster.kmeans",
+    }
+    assert wanted <= set(found) and not {"methods.ifca", "models.cnn", "data.parquet", "partition.shards"} & set(found)
+    shown = ("api", "cli", "config", "engine", "execute", "launch", "monitor", "report", "storage", "track")
+    assert not any(name.startswith(shown) for name in found)
+    assert "cluster" not in claim_provenance.counted(study()) and len(set(found.values())) == len(found)
+    assert "adapters.lora" in claim_provenance.counted(study(adapter={"kind": "lora"}))
+
+
+def test_a_changed_file_of_these_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, meaning = claim_provenance.code_digest(study()), claim_provenance._meaning
+    (fold,) = (f for n, f in claim_provenance.counted(study()).items() if n == "fold")
+    text = fold.read_text(encoding="utf-8")
+    monkeypatch.setattr(claim_provenance, "_meaning", lambda s: meaning(s + "\nNEW = 1\n" if s == text else s))
+    assert claim_provenance.code_digest(study()) != first
 
 
 def test_a_checkout_and_its_changes(tmp_path: Path) -> None:
@@ -61,3 +82,10 @@ def test_what_changed_since_a_verdict() -> None:
         "code",
     ]
     assert claim_provenance.changed({"digest": "a"}, "a", "b") == ["code"]  # judged before code was counted
+
+
+def test_verdicts_reproduced_under_other_code_are_not_stale() -> None:
+    entry = {"digest": "a", "code": "b", "reproductions": [{"code": "c", "results": [{"same": True}, {"same": True}]}]}
+    assert claim_provenance.changed(entry, "a", "c") == [] and claim_provenance.changed(entry, "a", "d") == ["code"]
+    entry["reproductions"][0]["results"][1]["same"] = False
+    assert claim_provenance.changed(entry, "a", "c") == ["code"]
