@@ -119,8 +119,9 @@ def processor() -> str:
     except OSError:
         return platform.machine()
     entries = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    kind = f"family {entries['cpu family']} model {entries['model']}" if "cpu family" in entries else None
     units = [u for u in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if u in entries.get("flags", "").split()]
-    return " ".join(filter(None, (platform.machine(), entries.get("model name"), *units)))
+    return " ".join(filter(None, (platform.machine(), entries.get("model name"), kind, *units)))
 
 
 def about() -> dict[str, Any]:

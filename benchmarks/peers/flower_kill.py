@@ -10,24 +10,21 @@ import time
 from pathlib import Path
 
 import flower_client
-import torch
 import work
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from plan import Plan
 
 os.environ[flower_client.PLAN] = sys.argv[1]
-plan, out = work.Plan(sys.argv[1]), Path(sys.argv[2])
-net = plan.model()
+plan, out = Plan(sys.argv[1]), Path(sys.argv[2])
+scored = work.Client(plan)
 
 
 def accuracy(arrays):
     """On the pooled test set."""
-    with torch.no_grad():
-        for p, name in zip(net.parameters(), plan.names, strict=True):
-            p.copy_(torch.from_numpy(arrays[name].numpy()))
-        return float((net(plan.x[plan.test]).argmax(1) == plan.y[plan.test]).float().mean())
+    return scored.accuracy([arrays[n].numpy() for n in plan.names])
 
 
 class Counting(FedAvg):

@@ -1,4 +1,5 @@
-"""Flower's simulation on the same plan, with what helps it: one model per actor, plain arrays, no evaluation, no dashboard.
+"""Flower's simulation on the same plan, with what helps it: one model per actor, imported and read before the first round, plain arrays,
+no clients' evaluation (the global model is scored where rayfed's defaults do, in the server's process), no dashboard.
 
 python flower_side.py PLAN OUT
 """
@@ -9,21 +10,25 @@ import time
 
 import flower_client
 import numpy as np
+import torch
 import work
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from plan import Plan, Times
 
 os.environ[flower_client.PLAN] = sys.argv[1]
-plan, stamps = work.Plan(sys.argv[1]), work.Stamps(sys.argv[2])
+torch.set_num_threads(1)
+plan, times = Plan(sys.argv[1], "flower"), Times(sys.argv[2])
+scored = work.Client(plan)
 
 
 class Planned(FedAvg):
     """Sends the plan's clients of a round to as many nodes; which node plays which client makes no difference."""
 
     def configure_train(self, server_round, arrays, config, grid):
-        stamps.begin()
+        times.begin()
         places = range(len(plan.clients[server_round - 1]))
         return [
             Message(
@@ -36,8 +41,14 @@ class Planned(FedAvg):
 
     def aggregate_train(self, server_round, replies):
         out = super().aggregate_train(server_round, replies)
-        stamps.end()
+        times.end()
         return out
+
+
+def evaluate(server_round, arrays):
+    """Score the global model after the rounds after which rayfed does; not before the first."""
+    if server_round:
+        times.score(plan, scored.accuracy, [arrays[n].numpy() for n in plan.names])
 
 
 server = ServerApp()
@@ -45,12 +56,13 @@ server = ServerApp()
 
 @server.main()
 def main(grid, context):
-    while len(list(grid.get_node_ids())) < plan.about["clients"]:
+    while len(nodes := list(grid.get_node_ids())) < plan.about["clients"]:
         time.sleep(0.05)
+    asked = [Message(content=RecordDict(), message_type=MessageType.QUERY, dst_node_id=n) for n in nodes[:4]]
+    grid.send_and_receive(asked)  # both actors have work at once
     first = ArrayRecord({n: Array(w) for n, w in zip(plan.names, plan.start, strict=True)})
-    result = Planned(fraction_evaluate=0.0).start(grid, first, num_rounds=plan.rounds)
-    last = result.arrays
-    stamps.write(plan, [np.asarray(last[n].numpy()) for n in plan.names])
+    result = Planned(fraction_evaluate=0.0).start(grid, first, num_rounds=plan.rounds, evaluate_fn=evaluate)
+    times.write(plan, [np.asarray(result.arrays[n].numpy()) for n in plan.names])
 
 
 run_simulation(

@@ -24,8 +24,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-import run  # noqa: E402
+from environments import environment, versions  # noqa: E402
 from watch import MARK, Watch, about, end_processes  # noqa: E402
+from workloads import make_plan  # noqa: E402
 
 VOLATILE = ("time/", "clients/per_second", "ray/", "actors/")  # by the clock, and by where things ran
 
@@ -137,16 +138,16 @@ def main() -> None:
     engines, out = a.engines.split(","), a.out or (None if a.tiny else HERE.parent)
     if unknown := set(engines) - {"rayfed", "flower"}:
         p.error(f"--engines: unknown {', '.join(sorted(unknown))}; known: rayfed, flower")
-    pythons = {e: run.environment(e, a.envs) for e in engines}
+    pythons = {e: environment(e, a.envs) for e in engines}
     setup = {
-        **about(), "command": " ".join(["python", *sys.argv]), **run.versions(Path(sys.executable), ["torch", "ray"]),
-        **({"flwr": run.versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
+        **about(), "command": " ".join(["python", *sys.argv]), **versions(Path(sys.executable), ["torch", "ray"]),
+        **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
     }  # fmt: skip
     if "flower" in pythons:
-        setup["flower's ray"] = run.versions(pythons["flower"], ["ray"])["ray"]
+        setup["flower's ray"] = versions(pythons["flower"], ["ray"])["ray"]
     made, found = config(a.tiny), []
     with tempfile.TemporaryDirectory(prefix="kill-") as tmp:
-        plan = run.make_plan("kill", made, Path(tmp))
+        plan = make_plan("kill", made, Path(tmp))
         kills = [f"{2 if a.tiny else 7},{(3 + 8 * k) % 20}" for k in range(a.repeat)]
         for engine in engines:
             runs = [once(engine, made, plan, Path(tmp), pythons[engine], kill) for kill in (None, *kills)]

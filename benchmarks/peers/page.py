@@ -1,8 +1,11 @@
-"""benchmarks/PEERS.md from the measured figures."""
+"""benchmarks/PEERS.md and README's table from the measured figures."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from figures import ratio
 
 TITLES = {
     "n_mlp": "N with 38 kB of weights, visits without training, 1,000 clients a round",
@@ -11,90 +14,219 @@ TITLES = {
     "w2": "W2, McMahan's CNN on 28x28, 100 of 1,000 clients a round",
     "w3": "W3, MiniLM with LoRA r = 8, 10 of 20 clients a round",
 }
-
 # What rows that are not an engine's own name stand for.
 SHOWN = {
+    "rayfed_user": "rayfed, a user's config", "rayfed": "rayfed, evaluated once, no trackers",
     "rayfed_torch": "rayfed, torch's kernels", "rayfed_bf16": "rayfed, base in bfloat16",
-    "loop_kernels": "loop, oneDNN and channels-last", "rayfed_local": "rayfed --local",
-    "rayfed_actors": "rayfed, visits in actors",
+    "rayfed_local": "rayfed --local", "rayfed_actors": "rayfed, visits in actors",
+    "loop": "plain loop", "loop_kernels": "plain loop, oneDNN and channels-last", "flower": "Flower", "pfl": "pfl-research",
+    "jax": "JAX, by hand", "blazefl": "BlazeFL, one after another", "blazefl_threads": "BlazeFL, two threads",
+    "fedjax": "FedJAX", "fluke": "fluke", "nvflare": "NVFlare's simulator",
 }  # fmt: skip
+LEFT_OUT = "PFLlib and FL-bench are repositories of scripts, not packages, and are left out."
 
-# (workload, ours, figure, engine with which it is compared, most or least that ours is of the other's)
+
+class Target(NamedTuple):
+    """What was aimed at: a figure of one side, at most `most` times a figure of another."""
+
+    workload: str
+    side: str
+    figure: str
+    other: str
+    of: str
+    most: float
+
+
+def body(workload: str, side: str, other: str, times: float) -> Target:
+    """Return the target that a side's body is `times` times shorter than another's."""
+    return Target(workload, side, "body_s", other, "body_s", 1 / times)
+
+
 TARGETS = (
-    ("n_mlp", "rayfed", "round_s", "flower", 1 / 100), ("n_mlp", "rayfed", "round_s", "pfl", 1 / 3),
-    ("n_cnn", "rayfed", "round_s", "flower", 1 / 20), ("n_cnn", "rayfed", "round_s", "pfl", 1 / 2.5),
-    ("w1", "rayfed", "round_s", "flower", 1 / 20), ("w1", "rayfed", "round_s", "pfl", 1 / 3),
-    ("w1", "rayfed", "round_s", "loop", 1 / 1.3),
-    ("w2", "rayfed_torch", "round_s", "flower", 1 / 2.8), ("w2", "rayfed_torch", "round_s", "loop", 1 / 1.8),
-    ("w2", "rayfed", "round_s", "flower", 1 / 3.8),
-    ("w3", "rayfed", "round_s", "flower", 1 / 1.2), ("w3", "rayfed", "round_s", "loop", 1 / 2.1),
-    ("w3", "rayfed_bf16", "round_s", "flower", 1 / 2.6),
-    ("w2", "rayfed", "first_round_s", "flower", 0.6), ("w2", "rayfed", "pss_mb", "flower", 0.5),
-    ("w2", "rayfed", "cpu_s", "loop", 1.1), ("w3", "rayfed", "cpu_s", "loop", 1.1),
+    body("n_mlp", "rayfed", "flower", 100), body("n_mlp", "rayfed", "pfl", 3),
+    body("n_cnn", "rayfed", "flower", 20), body("n_cnn", "rayfed", "pfl", 2.5),
+    body("w1", "rayfed", "flower", 20), body("w1", "rayfed", "pfl", 3), body("w1", "rayfed", "loop", 1.3),
+    body("w2", "rayfed_torch", "flower", 2.8), body("w2", "rayfed_torch", "loop", 1.8), body("w2", "rayfed", "flower", 3.8),
+    body("w3", "rayfed", "flower", 1.2), body("w3", "rayfed", "loop", 2.1), body("w3", "rayfed_bf16", "flower", 2.6),
+    Target("w2", "rayfed", "first_round_s", "flower", "first_round_s", 0.6),
+    Target("w2", "rayfed", "pss_mb", "flower", "pss_mb", 0.5),
+    Target("w2", "rayfed", "cpu_s", "loop", "cpu_s", 1.1), Target("w3", "rayfed", "cpu_s", "loop", "cpu_s", 1.1),
+    Target("w1", "rayfed_user", "period_s", "rayfed_user", "body_s", 1.8),
+    Target("w1", "rayfed_user", "period_s", "loop", "period_s", 1 / 1.5),
+    Target("n_mlp", "rayfed_user", "period_s", "rayfed_user", "body_s", 1.5),
+    Target("w1", "rayfed_user", "body_s", "jax", "body_s", 1.3),
+    Target("w2", "rayfed_user", "evaluate_s", "rayfed_user", "body_s", 0.15),
+    Target("w3", "rayfed_user", "evaluate_s", "rayfed_user", "body_s", 0.6),
 )  # fmt: skip
 FIGURES = {
-    "round_s": "rounds/s",
-    "first_round_s": "time to the first round's end",
-    "pss_mb": "memory",
-    "cpu_s": "CPU of a round",
-}
+    "body_s": "body", "period_s": "period", "evaluate_s": "an evaluation", "first_round_s": "time to the first round's end",
+    "pss_mb": "memory", "cpu_s": "CPU of a round",
+}  # fmt: skip
+COLUMNS = {  # a column is shown where a row has its figure; the third is of sittings before there were bodies and periods
+    "body_s": "body, s", "period_s": "period, s", "round_s": "from begin to begin, s", "evaluate_s": "an evaluation, s",
+    "ratio": "rayfed is", "cpu_s": "CPU s a round", "first_round_s": "to the first round's end, s", "pss_mb": "memory, MB",
+    "apart": "apart", "repeats": "runs",
+}  # fmt: skip
+
+INTRO = """\
+# Compared with other engines
+
+Generated by `python benchmarks/peers/run.py`; do not edit. Alternating runs on one machine, each run a separate command. All engines
+replay the same plan: first weights, clients, batches, weighting; *apart* is the largest difference of the last weights to the plain
+loop's after as many rounds, as a share of how far the loop moved.
+
+- *body*: the median of the times inside the rounds, from asking the clients to the new weights (rayfed: `time/round`).
+- *period*: what a user waits for, the mean over all of a run: from the first round's begin to the end of everything that the last one
+  entails, over the number of rounds (rayfed: event `finished` minus event `executor`). Commits, snapshots, trackers and evaluation
+  are in it. What is imported, read, compiled or timed once before the first round is not; it is in the time to the first round's end.
+- *an evaluation*: the median. Every side scores the global model on the same pooled test set after every fifth round and after the last,
+  which is what rayfed does by default; the others score it in the process of their server, on one thread.
+- *rayfed is*: the period of that row, over that of *rayfed, a user's config*; above 1, rayfed is faster.
+- *CPU*: of all the command's processes over its periods, the engine's own services too. *memory*: the peak of their proportional set
+  sizes.
+
+Medians (least to largest) of the runs.
+
+*rayfed, a user's config*: `rayfed run` with own data function, own network and all defaults: two client actors of one thread, executor
+and cohorts as timed, an evaluation every fifth round, snapshots, TensorBoard. (W3 has the pretrained network that it names.) *rayfed,
+evaluated once, no trackers*: the same work with `evaluate.every` beyond the end and `track: []`. The plain loop: one process, one
+thread, torch. Flower: `flwr.simulation.run_simulation`, two actors of one thread, one model per actor reused and loaded before the
+first round, no evaluation by clients. pfl-research: its simulated backend in one process, one thread. JAX: a round by hand,
+`jit(vmap(scan))`, clients with fewer batches masked, compiled before the first round, on XLA's own threads; nothing is written,
+nothing can be resumed. BlazeFL: its serial trainer, and its pool of two threads, each on one torch thread (not its free-threaded
+Python). FedJAX: its `for_each_client`, jitted, on the last JAX on which it runs. fluke: its centralized federation, one thread.
+
+Rows with more than a name separate the engine from the kernels (docs/speed.md): rayfed on the kernels that torch takes by
+itself, as the other torch engines do; the loop on those that rayfed's timing may choose; rayfed with its frozen base in bfloat16, a
+recipe for any of them; the user's config with `--local`, without Ray in one process, as the loop and pfl-research are; and with
+`resources.visits: actors`, where small rounds would otherwise run in the server's process.
+"""
 
 
-def targets(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """Return the table of what was aimed at and what was found."""
-    lines = ["## Targets", "", "| | aimed at | found | |", "|---|---|---|---|"]
-    for name, ours, figure, engine, limit in TARGETS:
-        if not {ours, engine} <= found.get(name, {}).keys():
-            continue
-        ratio = found[name][ours][figure]["median"] / found[name][engine][figure]["median"]
-        speed = figure == "round_s"  # given as how many times faster
-        aim, had = (f"≥ {1 / limit:.3g} x", f"{1 / ratio:.2f} x") if speed else (f"≤ {limit:g} x", f"{ratio:.2f} x")
-        met = "met" if ratio <= limit else "**not met**"
-        what = f"{TITLES[name].split(',')[0]}, {FIGURES[figure]}"
-        lines.append(f"| {what}: {SHOWN.get(ours, ours)} against {engine} | {aim} | {had} | {met} |")
-    return [*lines, ""]
-
-
-def write(about: dict[str, dict[str, Any]], found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Return the page: a table per workload and how it was measured, every figure the median of the repetitions with its range."""
-    lines = [
-        "# Compared with other engines",
-        "",
-        "Generated by `python benchmarks/peers/run.py`; do not edit. Alternating runs on one machine, a workload in one sitting, each",
-        "run a separate command. All engines replay the same plan: first weights, clients, batches, weighting; *apart* is the largest",
-        "difference of the last weights to the plain loop's, as a share of how far the loop moved. A round is timed from its start to the",
-        "next one's, so that commits and snapshots count; *CPU* is that of all the command's processes, the engine's own services too;",
-        "*memory* is the peak of their proportional set sizes. Medians (least to largest) of the repetitions.",
-        "",
-        "rayfed: `rayfed run` as a user calls it, two client actors of one thread, executor, cohort and snapshots by default. The plain",
-        "loop: one process, one thread, torch. Flower: `flwr.simulation.run_simulation`, two actors of one thread, one model per actor",
-        "reused, no evaluation. pfl-research: its simulated backend in one process, one thread.",
-        "",
-        "Rows with more than a name separate the engine from the kernels (docs/speed.md): rayfed on the kernels that torch takes by",
-        "itself, as all the others do; the loop on those that rayfed's timing may choose; rayfed with its frozen base in bfloat16, a",
-        "recipe for any of them; `rayfed run --local`, without Ray in one process of one thread, as the loop and pfl-research are. Where",
-        "rayfed times a round's work as less than the way to an actor, it runs in the server's process (W1: docs/speed.md); *visits in",
-        "actors* is the same with `resources.visits: actors`.",
-        "",
-    ]
-    lines += targets(found)
-    for name, engines in sorted(found.items(), key=lambda w: list(TITLES).index(w[0])):
-        base = engines.get("rayfed")
+def write(found: dict[str, Any], others: list[dict[str, Any]] | None = None) -> str:
+    """Return the page: targets and a table per workload, then the tables of other hosts."""
+    lines = [INTRO, LEFT_OUT, "", *targets(found["workloads"]), *sitting(found, "##")]
+    for other in others or ():
+        machine = next(iter(other["about"].values()))["machine"]
         lines += [
-            f"## {TITLES[name]}",
+            f"## Another host: {machine}",
             "",
-            "| engine | s a round | visits/s | rayfed is | CPU s a round | to the first round's end, s | memory, MB | apart |",
-            "|---|---|---|---|---|---|---|---|",
+            other.get("note", "Measured earlier, with the rayfed of then."),
+            "",
         ]
-        for engine, f in engines.items():
-            ratio = f"{f['round_s']['median'] / base['round_s']['median']:.2f} x" if base else "–"
-            lines.append(
-                f"| {SHOWN.get(engine, engine)} | {_range(f['round_s'])} | {f['visits_per_s']:,.0f} | {ratio} | {_range(f['cpu_s'])} | "
-                f"{_range(f['first_round_s'])} | {f['pss_mb']['median']:,.0f} | {f['apart']:.0e} |"
-            )
-        lines += ["", "; ".join(f"{k} {v}" for k, v in about[name].items()), ""]
+        lines += sitting(other, "###")
     return "\n".join(lines)
 
 
-def _range(v: dict[str, float]) -> str:
+def targets(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the table of what was aimed at and what was found."""
+    lines = []
+    for t in TARGETS:
+        sides = found.get(t.workload, {})
+        if (
+            not {t.side, t.other} <= sides.keys()
+            or (had := ratio(sides[t.side], sides[t.other], t.figure, t.of)) is None
+        ):
+            continue
+        faster = t.side != t.other and t.figure == t.of and t.most < 1 and t.figure in ("body_s", "period_s")
+        aim, got = (
+            (f"≥ {1 / t.most:.3g} x faster", f"{1 / had:.2f} x") if faster else (f"≤ {t.most:g} x", f"{had:.2f} x")
+        )
+        against = f"its {FIGURES[t.of]}" if t.side == t.other else SHOWN[t.other]
+        what = f"{TITLES[t.workload].split(',')[0]}, {FIGURES[t.figure]}: {SHOWN[t.side]}, against {against}"
+        lines.append(f"| {what} | {aim} | {got} | {'met' if had <= t.most else '**not met**'} |")
+    return ["## Targets", "", "| | aimed at | found | |", "|---|---|---|---|", *lines, ""] if lines else []
+
+
+def sitting(found: dict[str, Any], level: str) -> list[str]:
+    """Return a heading, a table and how it was measured for each workload."""
+    lines = []
+    for name, sides in sorted(found["workloads"].items(), key=lambda w: list(TITLES).index(w[0])):
+        lines += [f"{level} {TITLES[name]}", "", *table(sides), ""]
+        measured = dict(found["about"][name])
+        lines += [f"Not here: {SHOWN[e]} ({why})." for e, why in measured.pop("left out", {}).items()]
+        lines += ["; ".join(f"{k} {v}" for k, v in measured.items()), ""]
+    return lines
+
+
+def table(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a workload's table: a row per side, the columns that any row has."""
+    base = sides.get("rayfed_user", sides.get("rayfed"))
+    shown = [c for c in COLUMNS if (c == "ratio" and base) or any(c in f for f in sides.values())]
+    lines = ["| engine | " + " | ".join(COLUMNS[c] for c in shown) + " |", "|---" * (1 + len(shown)) + "|"]
+    for side, f in sides.items():
+        lines.append(f"| {SHOWN.get(side, side)} | " + " | ".join(_cell(f, c, base) for c in shown) + " |")
+    return lines
+
+
+def _cell(f: Mapping[str, Any], column: str, base: Mapping[str, Any] | None) -> str:
+    if column == "ratio":
+        return times(ratio(f, base or {}), 2)
+    if column not in f:
+        return "–"
+    if column == "apart":
+        return f"{f[column]:.0e}"
+    if column == "repeats":
+        return str(f[column])
+    if column == "pss_mb":
+        return f"{f[column]['median']:,.0f}"
+    v = f[column]
     return f"{v['median']:.3g} ({v['min']:.3g} to {v['max']:.3g})"
+
+
+def times(ratio: float | None, digits: int) -> str:
+    return "–" if ratio is None else f"{ratio:.{digits}f} x"
+
+
+# -- README ------------------------------------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- speeds: written by benchmarks/peers/run.py -->", "<!-- end of speeds -->"
+ROWS = {
+    "a small MLP, 20 of 100 clients a round": ("w1", "rayfed_user"),
+    "the same with its visits in actors (`resources.visits: actors`)": ("w1", "rayfed_actors"),
+    "McMahan's CNN, 100 of 1,000": ("w2", "rayfed_user"),
+    "MiniLM with LoRA, 10 of 20": ("w3", "rayfed_user"),
+}
+AGAINST = {  # of several rows of one engine, its fastest
+    "Flower": ("flower",), "pfl-research": ("pfl",), "BlazeFL": ("blazefl", "blazefl_threads"),
+    "a plain PyTorch loop, one process": ("loop",), "a round by hand in JAX": ("jax",),
+}  # fmt: skip
+
+
+CAPTION = """\
+Seconds of wall clock per round of a whole run with all defaults (training, commits, snapshots, an evaluation every fifth round,
+TensorBoard), and those of others for the same work with the same evaluation, on two CPU cores; above 1, rayfed is faster, below 1 the
+other ([all figures](benchmarks/PEERS.md), [explained](docs/speed.md)):
+"""
+CAPTION_OF_BODIES = """\
+Rounds per second compared to other engines on the same work, on two CPU cores, rayfed evaluated once and without trackers; above 1,
+rayfed is faster ([all figures](benchmarks/PEERS.md), [explained](docs/speed.md)):
+"""
+
+
+def speeds(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return README's table: how many times longer another engine's period is than that of rayfed with all defaults.
+
+    A sitting from before there were periods has the times between rounds' begins, and a caption that says so.
+    """
+    cells = {}
+    for label, (workload, ours) in ROWS.items():
+        sides = found.get(workload, {})
+        base = sides.get(ours, sides.get("rayfed") if ours == "rayfed_user" else None)
+        if base:
+            found_of = {e: [ratio(sides[s], base) for s in names if s in sides] for e, names in AGAINST.items()}
+            cells[label] = {e: min((r for r in rs if r is not None), default=None) for e, rs in found_of.items()}
+    engines = [e for e in AGAINST if any(row[e] is not None for row in cells.values())]
+    old = any(sides and "rayfed_user" not in sides for sides in (found.get(w, {}) for w, _ in ROWS.values()))
+    caption = (CAPTION_OF_BODIES if old else CAPTION).splitlines()
+    lines = [*caption, "", "| | " + " | ".join(engines) + " |", "|---" * (1 + len(engines)) + "|"]
+    return lines + [
+        f"| {label} | " + " | ".join(times(row[e], 1) for e in engines) + " |" for label, row in cells.items()
+    ]
+
+
+def into_readme(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return README with its table of speeds replaced by the measured one."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return "\n".join([f"{before}{BEGIN}", *speeds(found), f"{END}{after}"])

