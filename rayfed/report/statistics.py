@@ -64,10 +64,12 @@ def compare_pairs(differences: Sequence[float], alpha: float = 0.05) -> Paired:
     return Paired(n, mean, sd, (mean - half, mean + half), float(2 * t.sf(abs(mean) / error, n - 1)), mean / sd)
 
 
-def equal_within(differences: Sequence[float], bound: float, alpha: float = 0.05) -> bool:
-    """Return whether two one-sided tests at `alpha` both reject a mean difference of `bound` or more (Schuirmann 1987)."""
-    interval = compare_pairs(differences, 2 * alpha).interval
-    return interval is not None and -bound < interval[0] and interval[1] < bound
+def equal_within(interval: Sequence[float], bound: float) -> bool:
+    """Return whether two one-sided tests both reject a mean difference of `bound` or more (Schuirmann 1987).
+
+    interval: of confidence 1 - 2 alpha, where alpha is the tests' level.
+    """
+    return -bound < interval[0] and interval[1] < bound
 
 
 def detectable(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayfed.metrics import lower_is_better
+from rayfed.report.crossed import RowValues, crossed_difference, row_values
 from rayfed.report.statistics import compare_pairs, equal_within, mean_sd
 from rayfed.report.subject import RunRecord, Subject, load_study
 from rayfed.storage.atomic import durable_write
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARES = ("accuracy", "exact")  # metrics between 0 and 1
+Interval = tuple[float, float] | list[float]
 POINT = 0.01  # how near two such means must be to be called equal, where a claim says nothing
 
 
@@ -77,8 +79,30 @@ def judge(
 
     at: a round; null for the final values; seeds: those that both arms must have, default: those that they share; alpha: level
     of the two-sided tests. Differences are in the direction of improvement: positive where `better` is better, also for
-    metrics that are better when they are lower. Returns the claim with `differences` by seed, their number `n`,
-    `mean_difference`, `sd`, 95 % interval `ci95`, `p` (two-sided, against 0), `effect` (mean / sd), `alpha`, and
+    metrics that are better when they are lower. Returns what `judge_values` does, on values by row too where they were kept.
+    """
+    metric, at = str(claim["metric"]), claim.get("at")
+    better, than = (_values(arms.get(claim[side], ()), metric, at) for side in ("better", "than"))
+    rows = None
+    if at is not None:
+        rows = tuple(_rows(arms.get(claim[side], ()), metric, int(at)) for side in ("better", "than"))
+    return judge_values(claim, better, than, rows=rows, seeds=seeds, alpha=alpha)
+
+
+def judge_values(
+    claim: Mapping[str, Any],
+    better: Mapping[str, float],
+    than: Mapping[str, float],
+    *,
+    rows: tuple[Mapping[str, RowValues], ...] | None = None,
+    seeds: Sequence[int] | None = None,
+    alpha: float = 0.05,
+) -> dict[str, Any]:
+    """Judge a claim by the values of both arms, seed -> value; rows: of both arms, seed -> values by row; the rest as in `judge`.
+
+    Returns the claim with `differences` by seed, their number `n`, `mean_difference`, `sd`, `effect` (mean / sd), `alpha`, the
+    95 % interval over seeds `ci95`, that over seeds and test rows `ci95_rows` with the number of `rows` (null where values by row
+    are missing), `p` (two-sided, against 0), and what the wider of the two intervals says:
 
     - `verdict`: `incomplete` where a seed has no value; `better` or `worse` where the interval at `alpha` excludes 0;
       `equal within D` where two one-sided tests exclude a difference of D = `equal_within` (default: -margin of a margin below 0,
@@ -88,41 +112,52 @@ def judge(
       "better by more than the margin", below 0 "worse by at most -margin" (non-inferiority).
     """
     metric, at, margin = str(claim["metric"]), claim.get("at"), float(claim.get("margin") or 0.0)
-    better, than = (_values(arms.get(claim[side], ()), metric, at) for side in ("better", "than"))
     sign = -1.0 if lower_is_better(metric) else 1.0
-    pairs = {str(seed): sign * (better[seed] - than[seed]) for seed in better if seed in than}
-    found = compare_pairs(list(pairs.values()), alpha)
+    pairs = {seed: sign * (better[seed] - than[seed]) for seed in better if seed in than}
+    gains = list(pairs.values())
+    found = compare_pairs(gains, alpha)
+    both = crossed_difference(*rows, list(pairs), sign) if rows and found.interval is not None else None
+    interval = wider(found.interval, both and both.interval(alpha))
     bound = claim.get("equal_within")
     if bound is None:
         bound = -margin if margin < 0 else POINT if metric.partition("/")[0] in SHARES else None
     if seeds is not None and any(str(s) not in pairs for s in seeds):
         verdict, holds = "incomplete", None
     else:
-        verdict = _relation(list(pairs.values()), found.interval, bound, alpha)
-        holds = _holds(found.interval, margin)
-    interval = compare_pairs(list(pairs.values())).interval
+        near = wider(compare_pairs(gains, 2 * alpha).interval, both and both.interval(2 * alpha))
+        verdict = _relation(gains, interval, near, bound)
+        holds = _holds(interval, margin)
+    ci95 = compare_pairs(gains).interval
+    p = max((x for x in (found.p, both and both.p) if x is not None), default=None)
     return {
         "metric": metric, "at": at, "better": claim["better"], "than": claim["than"], "margin": margin, "equal_within": bound,
         "n": len(pairs), "differences": pairs, "mean_difference": found.mean, "sd": found.sd,
-        "ci95": None if interval is None else list(interval), "p": found.p, "effect": found.effect, "alpha": alpha,
-        "verdict": verdict, "holds": holds,
+        "ci95": None if ci95 is None else list(ci95), "ci95_rows": list(both.interval()) if both else None,
+        "rows": both.rows if both else None, "p": p, "effect": found.effect, "alpha": alpha, "verdict": verdict, "holds": holds,
     }  # fmt: skip
 
 
-def _relation(differences: Sequence[float], interval: Any, bound: float | None, alpha: float) -> str:
-    """Return how the arms relate: better, worse, equal within a bound, or undecided."""
+def wider(a: Interval | None, b: Interval | None) -> Interval | None:
+    """Return the wider of two intervals, the first where the other is missing or as wide."""
+    if a is None or b is None:
+        return a
+    return b if b[1] - b[0] > a[1] - a[0] else a
+
+
+def _relation(gains: Sequence[float], interval: Interval | None, near: Interval | None, bound: float | None) -> str:
+    """Return how the arms relate: better, worse, equal within a bound, or undecided; near: the interval at twice the level."""
     if interval is None:
         return "undecided"
-    if not any(differences):
+    if not any(gains):
         return "equal within 0"
     if interval[0] > 0:
         return "better"
     if interval[1] < 0:
         return "worse"
-    return f"equal within {bound:g}" if bound and equal_within(differences, bound, alpha) else "undecided"
+    return f"equal within {bound:g}" if bound and near and equal_within(near, bound) else "undecided"
 
 
-def _holds(interval: Any, margin: float) -> bool | None:
+def _holds(interval: Interval | None, margin: float) -> bool | None:
     """Return whether a difference beyond the margin is shown, excluded, or open (None)."""
     if interval is None:
         return None
@@ -153,7 +188,12 @@ def differences(subject: Subject) -> dict[str, dict[str, dict[str, Any]]]:
     return out
 
 
-def _values(runs: Sequence[RunRecord], metric: str, at: int | None) -> dict[int, float]:
+def _rows(runs: Sequence[RunRecord], metric: str, at: int) -> dict[str, RowValues]:
+    """Return seed -> values by row at round `at`, of the runs that have kept them."""
+    return {str(run.seed): found for run in runs if (found := row_values(run, metric, at)) is not None}
+
+
+def _values(runs: Sequence[RunRecord], metric: str, at: int | None) -> dict[str, float]:
     """Return seed -> the value at round `at`, or the final value; runs without it are left out."""
     out = {}
     for run in runs:
@@ -162,7 +202,7 @@ def _values(runs: Sequence[RunRecord], metric: str, at: int | None) -> dict[int,
         else:
             value = run.final(metric) if run.summary.get("status") == "done" else None
         if value is not None:
-            out[run.seed] = value
+            out[str(run.seed)] = value
     return out
 
 

@@ -60,8 +60,9 @@ def test_equality_needs_both_one_sided_tests():
     for bound in (0.001, 0.003, 0.004, 0.01):
         above = stats.ttest_1samp(values, -bound, alternative="greater").pvalue
         below = stats.ttest_1samp(values, bound, alternative="less").pvalue
-        assert equal_within(values, bound) == (max(above, below) < 0.05), bound
-    assert equal_within(values, 0.01) and not equal_within(values, 0.001)
+        interval = compare_pairs(values, 0.1).interval
+        assert interval is not None and equal_within(interval, bound) == (max(above, below) < 0.05), bound
+    assert equal_within((-0.009, 0.002), 0.01) and not equal_within((-0.009, 0.002), 0.001)
 
 
 def test_holm_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from rayfed.report.study import judge
 
 class FakeRun:
     def __init__(self, seed, value):
-        self.seed, self.summary, self.value = seed, {"status": "done"}, value
+        self.seed, self.summary, self.value, self.path = seed, {"status": "done"}, value, Path("none")
 
     def series(self, metric):
         return [(5, self.value)]
