@@ -1,4 +1,5 @@
-"""How rayfed grows: time and memory against clients per round, population, model size, actors, nodes, client state and time.
+"""How rayfed grows: a round, an evaluation, the start and memory against clients per round, population, model size, actors, nodes, client
+state and time.
 
     python benchmarks/scale.py [--curves clients,population,size,actors,nodes,state,soak] [--tiny] [--out DIR]
 
@@ -7,11 +8,12 @@ benchmarks/SCALE.md and benchmarks/soak.png, unless `--tiny` (sizes that only sh
 Curves that are not asked for keep what a scale.json in the output folder has of them.
 
 The data is one set of rows by rule (`rows` below), the same for every population and dealt evenly; a visit is 5 steps of 2
-examples, whatever a client holds, so that populations differ in nothing else. clients: 10 to 10,000 a round of 20,000.
-population: 1,000 to 1,000,000, 1,000 a round. size: MLPs of 1e4 to 1e8 parameters, 4 clients a round. actors: 1, 2, 4, the last on half
-a CPU each. nodes: 1 to 4 nodes of `ray.cluster_utils.Cluster` on this machine, an actor on each. state: SCAFFOLD with 100,000 clients
-that each keep 100 kB, a snapshot every round; killed and resumed on the way, and resumed at the end. soak: SCAFFOLD, 500 rounds
-of 200 of 1,000 clients.
+examples, whatever a client holds, so that populations differ in nothing else. Evaluation is that of the defaults: every fifth round and
+the last, every client that has rows of its own to be scored on (here none has), the global model on 1,000 pooled rows. clients: 10 to
+10,000 a round of 20,000. population: 1,000 to 1,000,000, 1,000 a round. size: MLPs of 1e4 to 1e8 parameters, 4 clients a round.
+actors: 1, 2, 4, the last on half a CPU each. nodes: 1 to 4 nodes of `ray.cluster_utils.Cluster` on this machine, an actor on each.
+state: SCAFFOLD with 100,000 clients that each keep 100 kB, a snapshot every round; killed and resumed on the way, and resumed at the
+end. soak: SCAFFOLD, 500 rounds of 200 of 1,000 clients.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ def config(
             **more.pop("federation", {}),
         },
         "local": {"steps": 5, "batch_size": 2, "optimizer": {"name": "sgd", "lr": 0.05}},
-        "method": method, "evaluate": {"every": rounds, "clients": min(clients, 100)},
+        "method": method,
         "resources": {"actors": actors, "executor": "vmap", **more.pop("resources", {})}, "track": [],
     }  # fmt: skip
     return made | more
@@ -106,10 +108,11 @@ def config(
 class Command:
     """A `rayfed` command, and what all its processes use."""
 
-    def __init__(self, args: Sequence[str], where: Path, *, every: float = 0.5, store: bool = False):
+    def __init__(self, args: Sequence[str], where: Path, *, every: float = 0.5, store: bool = False, mark: str = ""):
         from watch import MARK, Watch
 
-        self.mark, self.log = uuid.uuid4().hex, where / "log"
+        self.mark, self.log = mark or uuid.uuid4().hex, where / "log"
+        self.shared = bool(mark)  # with the Ray of several nodes, which is measured too and ends by itself
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         environment |= {MARK: self.mark, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(where), "RAY_AUTH_MODE": "disabled"}
         self.watch = Watch(self.mark, every, ObjectStore() if store else None)
@@ -129,7 +132,8 @@ class Command:
         left = self.watch.end()
         if kill:
             psutil.wait_procs([psutil.Process(p) for p in left if psutil.pid_exists(p)], timeout=60)
-        end_processes(left, self.mark)
+        if not self.shared:
+            end_processes(left, self.mark)
         if code and not kill:
             sys.exit(f"rayfed failed ({code}):\n{self.log.read_text(encoding='utf-8')[-3000:]}")
 
@@ -191,20 +195,30 @@ def measured(command: Command, run: Path) -> dict[str, Any]:
     found = read_metrics(run).to_pylist()
     times = [r["time/round"] for r in found]
     took = time.time() - command.began
+    scored = [r["time/evaluate"] for r in found if r.get("time/evaluate") is not None]
     return {
-        "round_s": statistics.median(times[SKIPPED:] or times), "least_s": min(times), "most_s": max(times[SKIPPED:] or times),
+        "evaluate_s": statistics.median(scored), "round_s": statistics.median(times[SKIPPED:] or times),
+        "least_s": min(times), "most_s": max(times[SKIPPED:] or times),
         "rounds": len(times), "total_s": took, "outside_rounds_s": took - sum(times),
-        "cpu_s": command.watch.cpu[-1][1], "pss_mb": command.watch.peak / 1e6,
+        "cpu_s": command.watch.cpu[-1][1] - (command.watch.cpu[0][1] if command.shared else 0.0),
+        "pss_mb": command.watch.peak / 1e6,
     }  # fmt: skip
 
 
-def point(x: float, made: Mapping[str, Any], *args: str) -> dict[str, Any]:
+def point(x: float, made: Mapping[str, Any], *args: str, **watching: Any) -> dict[str, Any]:
     with folder() as where:
-        command = start(made, where, *args)
+        command = start(made, where, *args, **watching)
+        until(partial(begun, where / "runs"), "a first round", command, 600)
+        first = time.time() - command.began
         command.end()
-        out = {"x": x, **measured(command, only_run(where))}
+        out = {"x": x, "first_round_s": first, **measured(command, only_run(where))}
     print(json.dumps(out), flush=True)
     return out
+
+
+def begun(runs: Path) -> bool:
+    """Say whether a run of the folder has had its first round."""
+    return runs.is_dir() and any(in_round(p) > 0 for p in runs.iterdir() if not p.name.startswith("."))
 
 
 def curve(title: str, points: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -232,7 +246,7 @@ def by_population(tiny: bool) -> dict[str, Any]:
     made = [min((r for r in runs if r["x"] == n), key=lambda r: r["round_s"]) for n in sizes]
     made = [{**p, "pss_mb": min(r["pss_mb"] for r in runs if r["x"] == p["x"])} for p in made]
     few, many = (next(p for p in made if p["x"] == n) for n in (sizes[0 if tiny else 1], sizes[-1]))
-    ratios = {f"{k}_ratio": many[k] / few[k] for k in ("round_s", "pss_mb")}
+    ratios = {f"{k}_ratio": many[k] / few[k] for k in ("round_s", "pss_mb", "first_round_s")}
     return curve("population", made, per_round=per_round, compared=[few["x"], many["x"]], **ratios)
 
 
@@ -276,10 +290,18 @@ cluster.shutdown()
 
 
 @contextlib.contextmanager
-def cluster(nodes: int) -> Iterator[str]:
-    """Yield the address of a Ray of several nodes of one CPU on this machine."""
+def cluster(nodes: int, mark: str) -> Iterator[str]:
+    """Yield the address of a Ray of several nodes of one CPU on this machine, whose processes have a mark."""
+    from watch import MARK
+
     with folder() as where:
-        environment = {**os.environ, "RAY_TMPDIR": str(where), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            MARK: mark,
+            "RAY_TMPDIR": str(where),
+            "RAY_AUTH_MODE": "disabled",
+            "OMP_NUM_THREADS": "1",
+        }
         process = subprocess.Popen(
             [sys.executable, "-c", NODES, str(nodes)], env=environment, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -298,14 +320,13 @@ def by_nodes(tiny: bool) -> dict[str, Any]:
     per_round, rounds = (20, 4) if tiny else (1000, 12)
     made = []
     for n in (1, 2) if tiny else (1, 2, 3, 4):
-        with cluster(n) as address:
+        mark = uuid.uuid4().hex
+        with cluster(n, mark) as address:
             one = config(
                 10 * per_round, per_round, rounds, examples=20_000 if tiny else 200_000, actors=n,
                 hidden=(512, 512), resources={"cohort": max(1, per_round // 8)},
             )  # fmt: skip
-            made.append(point(n, one, "--address", address))
-    for p in made:  # the cluster's processes are not the command's
-        del p["pss_mb"], p["cpu_s"]
+            made.append(point(n, one, "--address", address, mark=mark))
     return curve("nodes", made, per_round=per_round)
 
 
@@ -317,7 +338,8 @@ def stateful(clients: int, per_round: int, rounds: int, tiny: bool, keep: int) -
     hidden = [width(500 if tiny else 25_000)] * 2
     return config(
         clients, per_round, rounds, examples=2 * clients, hidden=hidden, method="scaffold",
-        federation={"participation": {"kind": "cyclic"}}, storage={"snapshot_every": 1, "keep": keep},
+        evaluate={"every": rounds, "clients": min(clients, 100)}, federation={"participation": {"kind": "cyclic"}},
+        storage={"snapshot_every": 1, "keep": keep},
     )  # fmt: skip
 
 

@@ -102,6 +102,7 @@ def test_scale_is_measured_and_the_stateful_run_goes_on_after_its_end(env: dict[
         assert len(points) == 2 and points[0]["x"] < points[1]["x"] and math.isfinite(found[name]["slope"])
         for p in points:
             assert all(math.isfinite(v) and v > 0 for v in p.values()) and p["rounds"] == 4
+            assert p["first_round_s"] < p["total_s"]
             assert p["least_s"] <= p["round_s"] <= p["most_s"] and p["round_s"] + p["outside_rounds_s"] < p["total_s"]
     state = found["state"]
     small, large = state["touched"]
