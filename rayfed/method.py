@@ -37,7 +37,6 @@ class Method:
         Settings: the method's own settings, each field with its range and a sentence.
         wire: the parts that travel (`down`, `up`) and that are kept (`keep` at clients, `server`).
         universal: the part of the server state that is the one global model; None if there is none.
-        splits_model: whether it needs `Task.features`: a model that ends in a linear layer on features (B, d).
         no_buffers: why the method cannot have a network that writes buffers in training (running statistics, counters), as the end
             of a sentence; None if it can.
         logs: of each name given to `fed.log` what it is and in which unit, name -> (sentence, unit).
@@ -78,7 +77,6 @@ class Method:
     logs: ClassVar[Mapping[str, tuple[str, str]]] = NO_LOGS
     universal: ClassVar[str | None] = "model"
     no_buffers: ClassVar[str | None] = None
-    splits_model: ClassVar[bool] = False
 
     def __init__(self, settings: Any, config: Config):
         self.settings, self.config, self.local = settings, config, config.local
@@ -95,6 +93,10 @@ class Method:
         """Return the setting by which what a round computes follows from the number of all rounds; None, as by default, where it
         does not. A run of such a method is not resumed with other `rounds`: it would be neither run."""
         return None
+
+    def splits_model(self) -> bool:
+        """Return whether it needs `Task.features`: a model that ends in a linear layer on features (B, d); False by default."""
+        return False
 
     def init(self, task: Task, key: int) -> Tree:
         """Return the server state before round 1; its part names are those of `wire.server`. By default {"model": fresh parameters}."""

@@ -122,3 +122,34 @@ def match(similarity: np.ndarray, known: Sequence[int], fresh: int, refused: np.
         if k < 0:
             ids[i], fresh = fresh, fresh + 1
     return ids
+
+
+def persistent_ids(
+    experts: Tensor, clients: Sequence[int], labels: np.ndarray, known: Sequence[int], before: Tensor, theirs: Tensor
+) -> list[int]:
+    """Return persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members.
+
+    experts: (K, P) of the round's clusters; clients, labels: (n,) who was put where, or MISSING; known: ids of the experts
+    of before, `theirs` (J, P); before: (N,) the id each client had last. The id of an absent client goes to no cluster whose
+    expert is unlike its own (alike <= 0) and that shares no member.
+    """
+    from rayfed.lazy import F, torch
+
+    if not known:
+        return list(range(len(experts)))
+
+    def deviations(rows: Tensor) -> Tensor:
+        return F.normalize(rows - rows.mean(0, keepdim=True), dim=1)
+
+    alike = deviations(experts) @ deviations(theirs).T
+    had = before[list(clients)]
+    shared = torch.tensor(
+        [[float((had[labels == j] == k).double().mean()) for k in known] for j in range(len(experts))]
+    )
+    away = before.clone()  # what those hold whom this round puts nowhere
+    away[[c for c, k in zip(clients, labels, strict=True) if k != MISSING]] = -1
+    held = torch.tensor([bool((away == k).any()) for k in known])
+    comparable = len(experts) > 1 or len(known) > 1  # two lone experts deviate from nothing
+    refused = comparable & held & (alike <= 0) & (shared == 0)
+    similarity = (alike.double() + shared.double()).numpy()
+    return match(similarity, known, max(known) + 1, refused.numpy())

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from rayfed import keys, optimizers, tree
 from rayfed.config.schema import Need, Section
-from rayfed.distill import ensemble
+from rayfed.distill import ensemble, statistics
 from rayfed.distill import generator as gen
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
@@ -70,11 +70,7 @@ class DataFree(Section):
     iterations: int = Field(
         20, ge=0, description="Outer iterations per round, I_out; 0 leaves the student as it starts."
     )
-    inputs: Literal["generator", "embeddings", "probe"] = Field(
-        "generator",
-        description="What the student learns on: generated inputs; for texts generated word embeddings (ours); or "
-        "`federation.probe` (ours; no generator).",
-    )
+    inputs: str = "generator"  # each method says which it has
     length: int = Field(8, ge=1, description="Word embeddings of a generated text (inputs: embeddings).")
     classes: Literal["all", "shared"] = Field(
         "all", description="Labels that are drawn: of all classes seen, or of those that several experts own (ours)."
@@ -189,7 +185,7 @@ def distill(
     shape, generate, place = _generates(task, s)
     alpha = ensemble.class_weights(counts, s.gamma)
     frozen = tree.stack(experts)
-    adam, lr = optimizers.adam(), s.student_lr * s.student_decay ** (round - 1) / task.classes
+    adam, lr = optimizers.adam(), _student_lr(task, s, round)
     losses: dict[str, float] = {}
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -249,6 +245,37 @@ def distill(
             student = tree.add(student, grads, -lr)
             losses["student"] = float(value)
     return student, state, losses
+
+
+def distill_head(
+    task: Task, student: Tree, experts: list[Tree], counts: Tensor, sums: list[Tensor], s: Any, key: int, round: int
+) -> tuple[Tree, dict[str, float]]:
+    """Run one round's D-phase on features in the place of inputs; return (student, last losses). Arguments as in `distill`.
+
+    sums: what `statistics.sums_visit` sent of the student's features, added over clients. Labels are drawn by their counts to the
+    power rho, features from diagonal class Gaussians; only the last layer learns, iterations x student_steps times, from the
+    experts' last layers as in `distill`, or from the labels (`teacher: labels`).
+    """
+    alpha = ensemble.class_weights(counts, s.gamma)
+    heads = tree.stack([task.classifier(e) for e in experts])
+
+    def against(head: Tree, z: Tensor, y: Tensor) -> Tensor:
+        f = task.classify(head, z)
+        qbar = ensemble.teacher(torch.vmap(task.classify, in_dims=(0, None))(heads, z), alpha, y, s.mix, s.tau)
+        loss = ensemble.kl(qbar, f, s.tau).mean()
+        return loss + s.cross_entropy * F.cross_entropy(f, y) if s.cross_entropy else loss
+
+    made, last = statistics.refit(
+        task, student, statistics.gaussians(sums), keys.torch_generator(key),
+        steps=s.iterations * s.student_steps, lr=_student_lr(task, s, round), batch=s.batch, rho=s.rho,
+        loss=against if s.teacher == "experts" else None,
+    )  # fmt: skip
+    return made, {} if last is None else {"student": last}
+
+
+def _student_lr(task: Task, s: Any, round: int) -> float:
+    """Return the rate of a loss that is a mean over examples and classes, in terms of one that is a mean over examples."""
+    return float(s.student_lr * s.student_decay ** (round - 1) / task.classes)
 
 
 def _against(s: DataFree, qbar: Tensor, logits: Tensor, f: Tensor, alpha: Tensor, y: Tensor) -> Any:

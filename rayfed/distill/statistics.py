@@ -3,6 +3,7 @@ layer refitted on draws from them (CCVR, Luo et al., NeurIPS 2021, 2106.05001)."
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rayfed import tree
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rayfed import ClientContext, Task, Tree
 
 Covariance = Literal["diag", "full", "shared"]
+PARTS = ("rows", "sums", "squares")  # what `sums_visit` sends
 
 
 class Gaussians(NamedTuple):
@@ -27,7 +29,7 @@ class Gaussians(NamedTuple):
 
 
 def sums_visit(task: Task, covariance: Covariance, least: int = 1) -> Visit:
-    """Return a forward-only visit over the train split that sends, of the shared model's features z and per class, `counts`
+    """Return a forward-only visit over the train split that sends, of the shared model's features z and per class, `rows`
     (C,), `sums` of z (C, d) and `squares`: of z * z (C, d), or for covariances that are not diagonal of z z^T (C, d, d).
 
     least: classes of which the client holds fewer rows are left out. The model is in eval mode; padding counts nothing.
@@ -39,7 +41,7 @@ def sums_visit(task: Task, covariance: Covariance, least: int = 1) -> Visit:
 
         d = task.feature_size
         squares = zeros(d) if covariance == "diag" else zeros(d, d)
-        return {"model": client.shared["model"], "counts": zeros(), "sums": zeros(d), "squares": squares}
+        return {"model": client.shared["model"], "rows": zeros(), "sums": zeros(d), "squares": squares}
 
     def step(carry: Tree, batch: Tree, key: Tensor) -> Tree:
         z = task.features(carry["model"], batch["x"])
@@ -47,14 +49,14 @@ def sums_visit(task: Task, covariance: Covariance, least: int = 1) -> Visit:
         squares = of_class.T @ (z * z) if covariance == "diag" else (of_class.T[:, :, None] * z).mT @ z
         return {
             **carry,
-            "counts": carry["counts"] + of_class.sum(0),
+            "rows": carry["rows"] + of_class.sum(0),
             "sums": carry["sums"] + of_class.T @ z,
             "squares": carry["squares"] + squares,
         }
 
     def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-        kept = (carry["counts"] >= least).to(carry["counts"].dtype)
-        parts = {n: carry[n] for n in ("counts", "sums", "squares")}
+        kept = (carry["rows"] >= least).to(carry["rows"].dtype)
+        parts = {n: carry[n] for n in PARTS}
         return {n: p * kept.reshape(-1, *[1] * (p.dim() - 1)) for n, p in parts.items()}, client.own
 
     return Visit(begin, [Phase(once("train"), step, counts=False)], end)
@@ -72,15 +74,14 @@ def moments(counts: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tens
     return means, torch.where(n > 1, (q - outer) / (n - 1).clamp(min=1), torch.zeros_like(q))
 
 
-def gaussians(
-    counts: Tensor, sums: Tensor, squares: Tensor, covariance: Covariance = "diag", shrink: float = 0.0
-) -> Gaussians:
-    """Return class Gaussians from the sums of `sums_visit`, added over clients.
+def gaussians(sums: Sequence[Tensor], covariance: Covariance = "diag", shrink: float = 0.0) -> Gaussians:
+    """Return class Gaussians from the parts of `sums_visit` in the order of PARTS, added over clients.
 
     covariance: of each class its diagonal, of each class whole, or one for all classes (the mean of S_c weighted by n_c - 1);
     shrink: a in (1 - a) S + a tr(S) / d I. Negative eigenvalues, which are of rounding, count as zero.
     """
-    means, s = moments(counts, sums, squares)
+    counts = sums[0]
+    means, s = moments(*sums)
     if covariance == "shared":
         free = (counts.double() - 1).clamp(min=0)
         s = (torch.tensordot(free, s, dims=([0], [0])) / free.sum().clamp(min=1)).expand_as(s)
@@ -112,27 +113,29 @@ def refit(
     steps: int,
     lr: float,
     batch: int,
-    prior: bool = False,
+    rho: float = 0.0,
     relu: bool = False,
+    loss: Callable[[Tree, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tree, float | None]:
-    """Return the model with its last layer refitted by SGD on cross-entropy over drawn features, and the last step's loss.
+    """Return the model with its last layer refitted by SGD over drawn features, and the last step's loss.
 
-    Labels are drawn uniformly over the classes that have rows, or by their counts (`prior`). Logits of the other classes are left
-    out of the loss, which would push them down without end: their rows stay as they are. All else stays to the bit.
+    Labels are drawn over the classes that have rows by their counts to the power rho: 0 uniformly. loss: loss(layer, z (B, d), y (B,)) of
+    the last layer's parameters; default cross-entropy without the logits of classes that have no row, which it would push
+    down without end: their rows of the layer stay as they are. All other parameters stay to the bit.
     """
     seen = (of.counts > 0).nonzero()[:, 0]
     if not steps or not len(seen):
         return model, None
-    shares = of.counts[seen].double() if prior else torch.ones(len(seen), dtype=torch.float64)
+    shares = of.counts[seen].double() ** rho
+    place = torch.zeros(len(of.counts), dtype=torch.int64).index_put((seen,), torch.arange(len(seen)))
     head, last = task.classifier(model), 0.0
 
-    def loss(head: Tree, z: Tensor, k: Tensor) -> Tensor:
-        return F.cross_entropy(task.classify(head, z)[:, seen], k)
+    def cross_entropy(head: Tree, z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(task.classify(head, z)[:, seen], place[y])
 
-    step = torch.func.grad_and_value(loss)
+    step = torch.func.grad_and_value(loss or cross_entropy)
     for _ in range(steps):
-        k = torch.multinomial(shares, batch, replacement=True, generator=rng)
-        z = draw(of, seen[k], rng, relu).to(task.dtype)
-        grads, value = step(head, z, k)
+        y = seen[torch.multinomial(shares, batch, replacement=True, generator=rng)]
+        grads, value = step(head, draw(of, y, rng, relu).to(task.dtype), y)
         head, last = tree.add(head, grads, -lr), float(value)
     return {**model, **{n: head[n.rpartition(".")[2]] for n in task.classifier_names}}, last

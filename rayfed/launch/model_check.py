@@ -73,13 +73,14 @@ def question(config: Config, federation: Federation) -> Question | None:
         versions,
         list(_files(config)),
     ]
-    cls = methods.get(config.method.name)
-    decides = json.dumps([about, cls.no_buffers, cls.splits_model, *settings], sort_keys=True, default=str)
+    method = methods.of(config)
+    splits = method.splits_model()
+    decides = json.dumps([about, method.no_buffers, splits, *settings], sort_keys=True, default=str)
     key = hashlib.sha256(decides.encode()).hexdigest()[:32]
     if _known(key).exists():
         return None
     rows = federation.arrays["x"][federation.train.rows[:ROWS]]
-    return Question(values, about, np.asarray(rows).tolist(), cls.no_buffers, cls.splits_model, key)
+    return Question(values, about, np.asarray(rows).tolist(), method.no_buffers, splits, key)
 
 
 def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:

@@ -27,16 +27,15 @@ class CCVR(Method):
     `when`: `after` the last round (the paper), `serve` in every round for evaluation only, while training goes on from
     the plain average, or in a `loop`: the next round starts from the refitted model [ours].
     The paper draws a fixed set of features, M_c in proportion to n_c, and passes over it; here each step draws anew, and
-    labels are uniform unless `classes: prior` [ours]. Sums in the place of each client's mean and covariance, the diagonal,
+    labels are uniform unless `rho: 1` [ours]. Sums in the place of each client's mean and covariance, the diagonal,
     `shared`, `shrink` and `relu` are ours as well. A class that nobody holds keeps its row of g.
     `steps: 0` is FedAvg to the bit.
     A run that `stop` ends early has no last round: under `after` it ends with the plain average.
-    Down: the model (P), then the averaged model (P). Up: update (P), n_i; counts (C), sums (C d), squares (C d, or
+    Down: the model (P), then the averaged model (P). Up: update (P), n_i; rows (C), sums (C d), squares (C d, or
     C d (d + 1) / 2). Kept at clients: nothing. At the server: the refitted model and what the next round starts from.
     """
 
     logs: ClassVar = {"refit/loss": ("cross-entropy of the last refitting step on drawn features", "nats")}
-    splits_model: ClassVar[bool] = True
 
     class Settings(MethodSettings):
         when: Literal["after", "serve", "loop"] = Field(
@@ -53,8 +52,8 @@ class CCVR(Method):
             "diag", description="Of each class its diagonal, of each class whole (the paper), or one for all classes."
         )
         shrink: float = Field(0.0, ge=0, le=1, description="Share of a multiple of the identity in covariances.")
-        classes: Literal["uniform", "prior"] = Field(
-            "uniform", description="Labels drawn: uniformly over classes that have rows, or by their counts."
+        rho: float = Field(
+            0.0, ge=0, description="Exponent of class counts in label draws; 0 is uniform, 1 the paper's."
         )
         relu: bool = Field(False, description="Clip drawn features at 0, where the model's end in a ReLU.")
         least: int = Field(1, ge=1, description="A client leaves out classes of which it holds fewer rows.")
@@ -63,7 +62,7 @@ class CCVR(Method):
         down={"model": Part(PARAMS, note="to train; then averaged, to take features of")},
         up={
             "delta": Part(PARAMS, update=True),
-            "counts": Part(CLASSES),
+            "rows": Part(CLASSES, note="of each class"),
             "sums": Part(tensor("C", "d"), note="of features"),
             "squares": Part(ANY, note="(C, d), or symmetric (C, d, d)"),
         },
@@ -78,6 +77,9 @@ class CCVR(Method):
 
     def reads_rounds(self) -> str | None:
         return "method.when" if self.settings.when == "after" else None
+
+    def splits_model(self) -> bool:
+        return True
 
     def init(self, task: Task, key: int) -> Tree:
         first = task.init_params(key)
@@ -108,16 +110,14 @@ class CCVR(Method):
             everyone = s.asked == "all" or (s.asked == "auto" and s.when == "after")
             to = range(fed.population) if everyone else got.ids
             sums = fed.ask(
-                self.features, to, shared={"model": average}, fold=(total("counts"), total("sums"), total("squares"))
+                self.features, to, shared={"model": average}, fold=tuple(total(part) for part in statistics.PARTS)
             )
             if sums.ids:
-                found = statistics.gaussians(
-                    sums.folded["counts"], sums.folded["sums"], sums.folded["squares"], s.covariance, s.shrink
-                )
+                found = statistics.gaussians([sums.folded[part] for part in statistics.PARTS], s.covariance, s.shrink)
                 rng = keys.torch_generator(fed.key("refit"))
                 model, loss = statistics.refit(
                     task, average, found, rng, steps=s.steps, lr=s.lr, batch=s.batch,
-                    prior=s.classes == "prior", relu=s.relu,
+                    rho=s.rho, relu=s.relu,
                 )  # fmt: skip
         if loss is not None:
             fed.log("refit/loss", loss)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from rayfed import (
     ANY,
+    CLASSES,
     PARAMS,
     Method,
     MethodSettings,
@@ -21,14 +22,17 @@ from rayfed import (
     measure,
     model_of,
     sgd_visit,
+    total,
     tree,
     visit,
 )
 from rayfed.cluster import subspace
 from rayfed.config import unread
-from rayfed.distill import datafree
+from rayfed.config.schema import Need
+from rayfed.distill import datafree, statistics
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
+from rayfed.methods._bases.clustered import by_least_loss
 from rayfed.task import of
 from rayfed.visits import Info
 from rayfed.wire import stack, tensor
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Replies, Task, Tree, Visit
     from rayfed.config.schema import Config
     from rayfed.partition import Federation
+
+
+LABELLED = ("generator", "embeddings", "statistics")  # inputs that are made for drawn labels
 
 
 class DisUE(Method):
@@ -57,19 +64,32 @@ class DisUE(Method):
     The paper generates images. `inputs: embeddings` has the generator make texts as sequences of `length` word embeddings,
     `inputs: probe` distils on public rows without labels instead of generated ones, `classes: shared` only on classes that
     several clusters own, `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average:
-    all five are ours.
+    all five are ours. So are `inputs: statistics` (the last layer alone learns from the experts' last layers, or from the labels, on
+    features drawn from class Gaussians: see `ccvr`), `accept: best` and `personal: least_loss`.
     Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id, and its expert is not
     replaced by one of clients that never had the id and that is not like it: that one gets a new id, so there may be more
     than `clusters` experts. A client that never took part is served theta. Who did not reply when a clusterer asked again
     keeps its id, or has none yet; it counts in the average and in no expert.
-    Down: theta (P); for clusterer least_loss also the K experts (K P). Up: update (P), h_i (C ints), s_i (q); for clusterer
+    Down: theta (P); for clusterer least_loss also the K experts (K P); for accept: best three
+    models, for inputs: statistics the average. Up: update (P), h_i (C ints), s_i (q); for clusterer
     least_loss K losses; once, for clusterer subspace, bases (F, q). Kept at clients: nothing. At the server: theta, experts,
     ids, generator.
     """
 
-    logs = datafree.LOGS
+    logs: ClassVar = {
+        **datafree.LOGS,
+        "distill/accepted": ("share of the distilled model in what was kept", "0 the average, 1/2 the middle, 1 all"),
+    }
 
     class Settings(datafree.DataFree, MethodSettings):
+        needs: ClassVar = {
+            **datafree.DataFree.needs,
+            **dict.fromkeys(("mix", "cross_entropy"), (Need("inputs", LABELLED), Need("teacher", ("experts",)))),
+            **dict.fromkeys(("gamma", "tau"), (Need("teacher", ("experts",)),)),
+            "rho": (Need("inputs", LABELLED), Need("sampler", ("pooled",))),
+            "teacher": (Need("inputs", ("statistics",)),),
+            "classes": (Need("inputs", ("generator", "embeddings", "probe")),),
+        }
         clusters: int = Field(3, ge=1, description="Number of clusters, K, where the clusterer takes one.")
         clusterer: dict[str, Any] = Field(
             {"kind": "agglomerative"}, description="Kind of clusterer and its settings; a kind's name alone will do."
@@ -88,6 +108,25 @@ class DisUE(Method):
         student_init: Literal["average", "previous"] = Field(
             "average", description="Where the student starts: this round's average or last theta."
         )
+        inputs: Literal["generator", "embeddings", "probe", "statistics"] = Field(
+            "generator",
+            description="What the student learns on: as in FedFTG generated inputs (texts: embeddings) or a probe set; or drawn features "
+            "of class Gaussians, on which its last layer learns (ours).",
+        )
+        teacher: Literal["experts", "labels"] = Field(
+            "experts",
+            description="Who teaches on drawn features: the experts' last layers, or the labels (inputs: statistics).",
+        )
+        accept: Literal["always", "best"] = Field(
+            "always",
+            description="Keep the distilled model; or of it, the average and their middle the one with the least loss on the round's "
+            "clients' training data (ours).",
+        )
+        personal: Literal["cluster", "least_loss"] = Field(
+            "cluster",
+            description="What a client is served: its cluster's expert; or of all experts and theta the one with the least loss on its "
+            "training data (ours).",
+        )
 
         @field_validator("clusterer", mode="before")
         @classmethod
@@ -99,14 +138,17 @@ class DisUE(Method):
     wire: ClassVar[Wire] = Wire(
         down={
             "model": Part(PARAMS, note="theta"),
-            "experts": Part(stack("K", PARAMS), note="only for clusterer least_loss"),
+            "experts": Part(stack("K", PARAMS), note="only for clusterer least_loss and accept: best"),
         },
         up={
             "delta": Part(PARAMS, update=True),
             "counts": Part(tensor("C", dtype="int64"), note="h_i"),
             "signature": Part(tensor("q"), note="unit norm, maybe rotated"),
-            "losses": Part(tensor("K"), note="only for clusterer least_loss"),
+            "losses": Part(tensor("K"), note="only for clusterer least_loss and accept: best"),
             "bases": Part(tensor("F", "q"), note="once; only for clusterer subspace"),
+            "rows": Part(CLASSES, note="of each class; this and the next two only for inputs: statistics"),
+            "sums": Part(tensor("C", "d"), note="of features"),
+            "squares": Part(tensor("C", "d"), note="sums of squared features"),
         },
         server={
             "model": Part(PARAMS, note="theta"),
@@ -119,6 +161,9 @@ class DisUE(Method):
     @property
     def clusterer(self) -> cluster.Clusterer:
         return cluster.make(self.settings.clusterer)
+
+    def splits_model(self) -> bool:
+        return self.settings.inputs == "statistics"
 
     def init(self, task: Task, key: int) -> Tree:
         if self.settings.signature == "head" and not task.head:
@@ -185,18 +230,14 @@ class DisUE(Method):
         experts = [tree.add(state["model"], d) for d in got.linear("delta", weights)]
         counts = member @ got.stacked("counts").double()  # (K, C)
         ids = named or self._match_ids(state, got.ids, labels, experts)
-        # D-phase
         theta, generator = average, state["generator"]
         if s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until):
             start = average if s.student_init == "average" else state["model"]
-            probe = fed.probe() if s.inputs == "probe" else None
-            theta, generator, losses = datafree.distill(
-                task, start, experts, counts, generator, s, fed.key("D-phase"), fed.round, probe
-            )
+            theta, generator = self._distill(start, experts, counts, generator, got.ids, fed, task)
             if s.distill_mix != 1:
                 theta = tree.add(tree.scale(average, 1 - s.distill_mix), theta, s.distill_mix)
-            for name, value in losses.items():
-                fed.log(f"distill/{name}", value)
+            if s.accept == "best":
+                theta = self._best(average, theta, got.ids, fed)
         at = torch.tensor(got.ids)[torch.as_tensor(placed)]
         assignment = state["assignment"].index_put((at,), torch.tensor([ids[k] for k in labels[placed]]))
         keeps = self.clusterer.keeps
@@ -207,6 +248,60 @@ class DisUE(Method):
             "assignment": assignment,
             "generator": generator,
         }
+
+    def _distill(
+        self,
+        start: Tree,
+        experts: list[Tree],
+        counts: Tensor,
+        generator: Tree,
+        clients: list[int],
+        fed: Fed,
+        task: Task,
+    ) -> tuple[Tree, Tree]:
+        """Return the student and the generator after the round's D-phase."""
+        s, key = self.settings, fed.key("D-phase")
+        if s.inputs == "statistics":
+            folds = tuple(total(part) for part in statistics.PARTS)
+            got = fed.ask(self.features, clients, shared={"model": start}, fold=folds)
+            sums = [got.folded[part] for part in statistics.PARTS] if got.ids else None
+            theta, losses = (
+                (start, {})
+                if sums is None
+                else datafree.distill_head(task, start, experts, counts, sums, s, key, fed.round)
+            )
+        else:
+            probe = fed.probe() if s.inputs == "probe" else None
+            theta, generator, losses = datafree.distill(
+                task, start, experts, counts, generator, s, key, fed.round, probe
+            )
+        for name, value in losses.items():
+            fed.log(f"distill/{name}", value)
+        return theta, generator
+
+    def _best(self, average: Tree, distilled: Tree, clients: list[int], fed: Fed) -> Tree:
+        """Return the average, the distilled model or what lies half-way: whichever has the least loss on the clients' training data."""
+        half = tree.add(tree.scale(average, 0.5), distilled, 0.5)
+        candidates = {"0": average, "1": half, "2": distilled}
+        got = fed.ask(self.score, clients, shared={"experts": candidates}, fold=mean("losses"))
+        if not got.ids:
+            return average
+        best = int(got.folded["losses"].argmin())
+        fed.log("distill/accepted", best / 2)
+        return candidates[str(best)]
+
+    @visit
+    def features(self, task: Task) -> Visit:
+        """Send sums of the average model's features and of their squares, per class (inputs: statistics)."""
+        return statistics.sums_visit(task, "diag")
+
+    def _match_ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
+        known = sorted(state["experts"], key=int)
+        rows, theirs = ([tree.flatten(e) for e in es] for es in (experts, [state["experts"][k] for k in known]))
+        return cluster.persistent_ids(
+            torch.stack(rows), clients, labels, [int(k) for k in known], state["assignment"],
+            torch.stack(theirs) if known else torch.zeros(0),
+        )  # fmt: skip
 
     def _cluster(self, state: Tree, got: Replies, fed: Fed) -> tuple[np.ndarray, list[int] | None]:
         """Return the cluster 0..K-1 of each reply or MISSING, and the clusters' persistent ids if the clusterer knows them."""
@@ -243,44 +338,21 @@ class DisUE(Method):
             found |= fed.ask(self.bases, clients.tolist(), metered=metered).gather("bases")
         return found
 
-    def _match_ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
-        """Return persistent ids of this round's clusters: by how alike experts deviate from their mean, and by shared members.
-
-        The id of an absent client goes to no cluster whose expert is unlike its own (alike <= 0) and that shares no member.
-        """
-        known = sorted(state["experts"], key=int)
-        fresh = max([int(k) for k in known], default=-1) + 1
-        if not known:
-            return list(range(len(experts)))
-
-        def deviations(es: list[Tree]) -> Tensor:
-            rows = torch.stack([tree.flatten(e) for e in es])
-            return F.normalize(rows - rows.mean(0, keepdim=True), dim=1)
-
-        alike = deviations(experts) @ deviations([state["experts"][k] for k in known]).T
-        before = state["assignment"][clients]
-        shared = torch.tensor(
-            [[float((before[labels == j] == int(k)).double().mean()) for k in known] for j in range(len(experts))]
-        )
-        away = state["assignment"].clone()  # what those hold whom this round puts nowhere
-        away[[c for c, k in zip(clients, labels, strict=True) if k != cluster.MISSING]] = -1
-        held = torch.tensor([bool((away == int(k)).any()) for k in known])
-        comparable = len(experts) > 1 or len(known) > 1  # two lone experts deviate from nothing
-        refused = comparable & held & (alike <= 0) & (shared == 0)
-        similarity = (alike.double() + shared.double()).numpy()
-        return cluster.match(similarity, [int(k) for k in known], fresh, refused.numpy())
-
     def serve(self, state: Tree) -> Tree:
         ids = sorted(state["experts"], key=int)
-        return {"served": tree.stack([*(state["experts"][k] for k in ids), state["model"]])}
+        return {"experts": tree.stack([*(state["experts"][k] for k in ids), state["model"]])}
 
-    def mine(self, state: Tree, client: int) -> Tree:
+    def mine(self, state: Tree, client: int) -> Tree | None:
+        if self.settings.personal == "least_loss":
+            return None
         ids = [int(k) for k in sorted(state["experts"], key=int)]
         k = int(state["assignment"][client]) if client < len(state["assignment"]) else -1
         return {"place": torch.tensor(ids.index(k) if k in ids else len(ids))}
 
     def view(self, task: Task) -> Visit:
-        return model_of(lambda client: tree.pick(client.shared["served"], client.mine["place"]))
+        if self.settings.personal == "least_loss":
+            return by_least_loss(task)
+        return model_of(lambda client: tree.pick(client.shared["experts"], client.mine["place"]))
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: k for i, k in enumerate(state["assignment"].tolist()) if k >= 0}

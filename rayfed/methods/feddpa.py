@@ -54,7 +54,6 @@ class FedDPA(OverLoRA):
         most: float = Field(0.5, ge=0, le=1, description="Largest weight of the private adapter at test.")
 
     one_rank: ClassVar[str | None] = "global and private adapter stand side by side in every layer"
-    splits_model: ClassVar[bool] = True
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS)},
         up={"delta": Part(PARAMS, update=True)},
@@ -69,6 +68,9 @@ class FedDPA(OverLoRA):
         super().__init__(settings, config)
         if settings.mode == "F":
             self.wire = self.wire._replace(keep={})  # type: ignore[misc]
+
+    def splits_model(self) -> bool:
+        return True
 
     def fits(self, federation: Federation) -> list[str]:
         return needs_classes(federation, "feddpa mixes by the cosine of penultimate features")

@@ -44,6 +44,11 @@ class FedFTG(Method):
 
     class Settings(datafree.DataFree, MethodSettings):
         iterations: int = Field(10, ge=0, description="Outer iterations per round; 0 is FedAvg.")
+        inputs: Literal["generator", "embeddings", "probe"] = Field(
+            "generator",
+            description="What the student learns on: generated inputs; for texts generated word embeddings (ours); or "
+            "`federation.probe` (ours; no generator).",
+        )
         tau: float = Field(1.0, gt=0, description="Distillation temperature.")
         fidelity_of: Literal["ensemble", "each"] = Field(
             "each", description="Who must recognise the drawn label: the mixed ensemble, or each teacher by its weight."

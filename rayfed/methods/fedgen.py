@@ -63,7 +63,6 @@ class FedGen(Method):
         diversity: float = Field(1.0, ge=0, description="Weight of the diversity term.")
         rho: float = Field(0.0, ge=0, description="Exponent of pooled class counts in label draws; 0 is uniform.")
 
-    splits_model: ClassVar[bool] = True
     wire: ClassVar[Wire] = Wire(
         down={
             "model": Part(PARAMS),
@@ -80,6 +79,9 @@ class FedGen(Method):
 
     def fits(self, federation: Federation) -> list[str]:
         return needs_classes(federation, "fedgen's generator makes features of classes")
+
+    def splits_model(self) -> bool:
+        return True
 
     def init(self, task: Task, key: int) -> Tree:
         s = self.settings

@@ -104,6 +104,10 @@ class FedOA(Method):
         there = kind in ("text", "instruct") and self.config.task.model.name.startswith("hf:")
         return there and self.settings.pool != "head"
 
+    def splits_model(self) -> bool:
+        s, pretrained = self.settings, self.config.task.model.name.startswith("hf:")
+        return bool(self.lam) and s.gap != "weights" and (not pretrained or s.pool == "head")
+
     def fits(self, federation: Federation) -> list[str]:
         s, tokens = self.settings, self._reads_tokens(federation.kind)
         if s.pool == "last" and not tokens:

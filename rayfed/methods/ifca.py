@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rayfed import PARAMS, Method, MethodSettings, Part, Visit, Wire, keys, mean, sgd_visit, tree, visit
 from rayfed.lazy import torch
-from rayfed.methods._bases.clustered import least, losses
+from rayfed.methods._bases.clustered import by_least_loss, least, losses
 from rayfed.wire import stack, tensor
 
 if TYPE_CHECKING:
@@ -80,10 +80,7 @@ class IFCA(Method):
         return {"experts": state["experts"]}
 
     def view(self, task: Task) -> Visit:
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"model": tree.pick(client.shared["experts"], least(carry))}, client.own
-
-        return Visit(lambda client: {}, [losses(task)], end)
+        return by_least_loss(task)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: int(k) for i, k in enumerate(state["assignment"].tolist()) if k >= 0}

@@ -44,7 +44,7 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "ccvr": [
         {"when": "loop", "steps": 5, "batch": 8},
-        {"when": "serve", "covariance": "full", "shrink": 0.1, "asked": "all", "classes": "prior", "relu": True},
+        {"when": "serve", "covariance": "full", "shrink": 0.1, "asked": "all", "rho": 1.0, "relu": True},
         {"covariance": "shared", "least": 2, "asked": "round"},
     ],
     "disue": [
@@ -53,6 +53,8 @@ VARIANTS: dict[str, list[Any]] = {
         {**SHORT, "clusterer": "least_loss", "adversary": "l1", "sampler": "group", "student_init": "previous"},
         {"distill": False, "clusterer": "oracle", "signature": "counts"},
         ({"iterations": 2, "student_steps": 2, "batch": 8, "inputs": "probe"}, {"federation": {"probe": 20}}),
+        {"inputs": "statistics", "accept": "best", "personal": "least_loss", "iterations": 2, "batch": 8},
+        {"inputs": "statistics", "teacher": "labels", "iterations": 2, "batch": 8, "clusterer": "least_loss"},
         {"distill": False, "clusterer": "kmeans"},
         {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},
         {"distill": False, "clusterer": {"kind": "subspace", "basis": 2, "measure": "smallest", "threshold": 30}},

@@ -64,12 +64,12 @@ def test_sums_are_those_of_the_pooled_rows(covariance: Any, cohort: int, split: 
         split([x[c] for c in cuts], [y[c] for c in cuts], classes=4)
         fed = toy.make_fed(toy.config(settings, resources={"cohort": cohort}, **DOUBLE))
         fed.begin(1)
-        names = ("counts", "sums", "squares")
+        names = statistics.PARTS
         got = fed.ask(
             fed.method.features, [*range(fed.population)][::-1],
             shared={"model": fed.task.init_params(3)}, fold=tuple(map(total, names)),
         )  # fmt: skip
-        found.append(statistics.gaussians(*(got.folded[n] for n in names), covariance))
+        found.append(statistics.gaussians([got.folded[n] for n in names], covariance))
     z = fed.task.features(fed.task.init_params(3), torch.as_tensor(x.astype(np.float32)).double())
     for made in found:
         assert made.counts.tolist() == np.bincount(y, minlength=4).tolist()
@@ -80,7 +80,7 @@ def test_sums_are_those_of_the_pooled_rows(covariance: Any, cohort: int, split: 
 
 def test_a_round_by_hand() -> None:
     """Average, sums over the round's clients, refit: put together from the parts gives the engine's model."""
-    done = toy.simulate({**SHORT, "when": "loop", "classes": "prior"}, rounds=1, **DOUBLE)
+    done = toy.simulate({**SHORT, "when": "loop", "rho": 1.0}, rounds=1, **DOUBLE)
     plain = toy.simulate("fedavg", rounds=1, **DOUBLE).state["model"]
     task, federation = done.fed.task, done.fed.federation
     rows = np.concatenate([federation.train[c] for c in done.fed.drawn[0].ids])
@@ -94,7 +94,7 @@ def test_a_round_by_hand() -> None:
         torch.stack([rows.std(0) for rows in of]),
     )
     rng = keys.torch_generator(keys.key(1, 1 << 20, -1, "refit"))
-    model, loss = statistics.refit(task, plain, want, rng, steps=5, lr=0.1, batch=8, prior=True)
+    model, loss = statistics.refit(task, plain, want, rng, steps=5, lr=0.1, batch=8, rho=1.0)
     torch.testing.assert_close(tree.flatten(done.state["model"]), tree.flatten(model), rtol=0, atol=1e-10)
     assert done.rows[0]["refit/loss"] == pytest.approx(loss, abs=1e-10)
     assert float(tree.norm(tree.sub(model, plain))) > 1e-3

@@ -496,3 +496,71 @@ def test_a_model_without_a_classifier_has_no_signature_of_it(tmp_path: Path) -> 
         toy.simulate(disue(clusterer="oracle"), rounds=1, **changes)
     done = toy.simulate(disue(signature="all"), rounds=1, **changes)
     assert len(done.state["experts"]) == 3
+
+
+# -- features in place of inputs, what is kept, what is served -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("teacher", ["experts", "labels"])
+def test_drawn_features_teach_the_last_layer_alone(teacher: str) -> None:
+    on = {"name": "disue", "inputs": "statistics", "teacher": teacher, "batch": 8}
+    done, plain = toy.simulate({**on, "iterations": 3}, rounds=1), toy.simulate("fedavg", rounds=1).state["model"]
+    moved = {n for n, p in done.state["model"].items() if not torch.equal(p, plain[n])}
+    assert moved == set(done.fed.task.classifier_names)
+    assert tree.same(toy.simulate({**on, "iterations": 0}, rounds=1).state["model"], plain)
+
+
+def test_equal_experts_teach_the_average_nothing_on_drawn_features() -> None:
+    """One cluster: its expert is the average, whose last layer answers alike on any feature."""
+    base = {"executor": "vmap", "dtype": "float64", "rounds": 1}
+    done = toy.simulate({"name": "disue", "inputs": "statistics", "clusters": 1, "iterations": 3, "batch": 8}, **base)
+    plain = toy.simulate("fedavg", **base).state["model"]
+    torch.testing.assert_close(tree.flatten(done.state["model"]), tree.flatten(plain), rtol=0, atol=1e-12)
+
+
+def train_loss(done: Any, model: Any, clients: Any) -> float:
+    """Mean over the clients' training rows."""
+    rows = np.concatenate([done.fed.federation.train[c] for c in clients])
+    x, y = (torch.as_tensor(done.fed.federation.arrays[n][rows]) for n in ("x", "y"))
+    return float(torch.nn.functional.cross_entropy(done.fed.task.apply(model, x.double()), y))
+
+
+@pytest.mark.parametrize("student_lr", [1.0, 5000.0])
+def test_what_is_kept_has_the_least_training_loss(student_lr: float) -> None:
+    """A student that learnt too fast is not kept; no model that is kept is worse than the average."""
+    on = {
+        "name": "disue",
+        "inputs": "statistics",
+        "teacher": "labels",
+        "iterations": 5,
+        "batch": 8,
+        "student_lr": student_lr,
+    }
+    base = {"executor": "vmap", "dtype": "float64", "rounds": 1}
+    always, best = (toy.simulate({**on, "accept": a}, **base) for a in ("always", "best"))
+    average = toy.simulate("fedavg", **base).state["model"]
+    half = tree.add(tree.scale(average, 0.5), always.state["model"], 0.5)
+    ids = best.fed.drawn[0].ids
+    losses = {a: train_loss(best, m, ids) for a, m in ((0.0, average), (0.5, half), (1.0, always.state["model"]))}
+    assert train_loss(best, best.state["model"], ids) == pytest.approx(min(losses.values()), abs=1e-9)
+    assert losses[best.rows[0]["distill/accepted"]] == min(losses.values())
+    assert (best.rows[0]["distill/accepted"] == 1.0) == (student_lr == 1.0)
+
+
+def test_a_client_chooses_among_all_experts_and_the_universal_one() -> None:
+    """Held-out clients and clients without a cluster too; never by test rows."""
+    done = toy.simulate(
+        {"name": "disue", "distill": False, "clusters": 2, "personal": "least_loss"},
+        executor="vmap", dtype="float64", score=True,
+    )  # fmt: skip
+    method, task, federation = done.fed.method, done.fed.task, done.fed.federation
+    models = tree.unstack(method.serve(done.state)["experts"])
+    assert len(models) >= 3 and tree.same(models[-1], done.state["model"])
+    _, rows = done.scores()
+    for row in rows:
+        best = min(models, key=lambda m: train_loss(done, m, [row["client"]]))
+        test = federation.test[row["client"]]
+        if len(test):
+            x, y = (torch.as_tensor(federation.arrays[n][test]) for n in ("x", "y"))
+            want = float(torch.nn.functional.cross_entropy(task.apply(best, x.double()), y))
+            assert row["loss"] == pytest.approx(want, abs=1e-9)

@@ -36,6 +36,15 @@ def least(carry: Tree) -> Tensor:
     return average(carry)["loss"].argmin()
 
 
+def by_least_loss(task: Task) -> Visit:
+    """Return the view of a client that is served that model of shared["experts"] which has the least loss on its training data."""
+
+    def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+        return {"model": tree.pick(client.shared["experts"], least(carry))}, client.own
+
+    return Visit(lambda client: {}, [losses(task)], end)
+
+
 class Clustered(Method):
     """Base: server state {"experts": {cluster id: params}, "assignment": (N,) id or -1, ...}, FedAvg inside clusters.
 

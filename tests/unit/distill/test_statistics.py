@@ -49,7 +49,7 @@ def test_draws_have_the_classes_moments(covariance: Any) -> None:
     mix = rng.normal(size=(C, D, D))
     y = rng.integers(0, C, 600)
     z = np.einsum("bij,bj->bi", mix[y], rng.normal(size=(600, D))) + y[:, None]
-    of = statistics.gaussians(*sums_of(z, y, covariance != "diag"), covariance)
+    of = statistics.gaussians(sums_of(z, y, covariance != "diag"), covariance)
     drawn = statistics.draw(of, torch.full((200_000,), 1), torch.Generator().manual_seed(0)).numpy()
     groups = [z[y == c] for c in range(C)]
     own = np.cov(groups[1].T)
@@ -65,7 +65,7 @@ def test_shrinking_keeps_the_trace(covariance: Any) -> None:
     rng = np.random.default_rng(2)
     z, y = rng.normal(size=(50, D)) * np.arange(1, D + 1), rng.integers(0, C, 50)
     sums = sums_of(z, y, covariance != "diag")
-    plain, half, whole = (statistics.gaussians(*sums, covariance, a).factors for a in (0.0, 0.5, 1.0))
+    plain, half, whole = (statistics.gaussians(sums, covariance, a).factors for a in (0.0, 0.5, 1.0))
 
     def variances(factors: torch.Tensor) -> torch.Tensor:
         return factors**2 if factors.dim() == 2 else (factors @ factors.mT).diagonal(dim1=1, dim2=2)
@@ -78,7 +78,7 @@ def test_shrinking_keeps_the_trace(covariance: Any) -> None:
 @pytest.mark.parametrize("covariance", ["diag", "full", "shared"])
 def test_one_row_draws_its_mean_and_a_class_without_rows_is_not_drawn(covariance: Any) -> None:
     z, y = np.array([[1.0, 2, 3, 4], [5, 6, 7, 8], [5, 6, 7, 8]]), np.array([0, 2, 2])
-    of = statistics.gaussians(*sums_of(z, y, covariance != "diag"), covariance)
+    of = statistics.gaussians(sums_of(z, y, covariance != "diag"), covariance)
     drawn = statistics.draw(of, torch.tensor([0, 2]), torch.Generator().manual_seed(0))
     assert drawn.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert of.counts.tolist() == [1, 0, 2] and bool(torch.isfinite(of.factors).all())
@@ -108,7 +108,7 @@ def test_padding_and_rare_classes_count_nothing(covariance: Any) -> None:
         got[least], _ = made.end(client, carry)
     z = task.features(task.initial, x[:5])
     squares = z * z if covariance == "diag" else z[:, :, None] * z[:, None, :]
-    for part, rows in (("counts", torch.ones(5, dtype=torch.float64)), ("sums", z), ("squares", squares)):
+    for part, rows in (("rows", torch.ones(5, dtype=torch.float64)), ("sums", z), ("squares", squares)):
         want = torch.stack([rows[y[:5] == c].sum(0) for c in range(4)])
         torch.testing.assert_close(got[1][part], want, rtol=1e-12, atol=1e-12)
         want[[1, 3]] = 0
@@ -157,9 +157,9 @@ def test_labels_are_drawn_uniformly_or_by_counts() -> None:
     )
     (bias,) = [n for n in task.classifier_names if n.endswith("bias")]
 
-    def share(prior: bool) -> float:
+    def share(rho: float) -> float:
         rng = keys.torch_generator(1)
-        done, _ = statistics.refit(task, model, of, rng, steps=400, lr=0.5, batch=64, prior=prior)
+        done, _ = statistics.refit(task, model, of, rng, steps=400, lr=0.5, batch=64, rho=rho)
         return float(torch.softmax(done[bias][:2], 0)[0])
 
-    assert abs(share(False) - 0.5) < 0.1 and share(True) > 0.95
+    assert abs(share(0.0) - 0.5) < 0.1 and share(1.0) > 0.95
