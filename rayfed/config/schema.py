@@ -468,8 +468,10 @@ class Resources(Section):
         "auto", description="GPU share of one actor; auto: 1/k where GPUs exist, else 0."
     )
     cohort: Literal["auto"] | int = Field("auto", description="Clients per call.")
-    executor: Literal["auto", "loop", "vmap", "debug"] = Field(
-        "auto", description="How visits run; auto: the faster, by timing once."
+    executor: Literal["auto", "loop", "vmap", "compiled", "debug"] = Field(
+        "auto",
+        description="How visits run: loop, one client after another; vmap, a cohort at once; compiled, vmap whose training steps are "
+        "machine code, made once and kept in the cache; debug; auto: the faster of loop and vmap, by timing once.",
     )
     matmul: Literal["auto", "torch", "onednn"] = Field(
         "auto",

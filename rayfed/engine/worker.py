@@ -31,10 +31,12 @@ from rayfed.engine.messages import (
 )
 from rayfed.engine.resident import Resident, data_key
 from rayfed.engine.time_limit import TimedOut, time_limit
+from rayfed.execute import compiled
 from rayfed.execute.tuning import autotune, kernels, replay
 from rayfed.fold import Folded, largest, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
+from rayfed.storage.cache import cache_folder
 from rayfed.tree import Tree
 from rayfed.wire import check_parts
 
@@ -89,6 +91,7 @@ class Worker:
             kernels.full_precision(self.device),
             kernels.deterministic(resources.deterministic),
             replay.using(resources.replay, notes),
+            compiled.using(cache_folder() / "compiled"),
             contained(),
         ):
             answer = self._handlers[type(job.request)](res, job.request, values)
@@ -241,9 +244,9 @@ class CohortVisit:
     def _execute_pieces(self) -> Iterator[Piece]:
         """Execute the visit; what a client's code raises goes to `failures` and the rest goes on."""
         alone = self.resident.task.vectorize
-        if isinstance(alone, str) and self.resident.config.resources.executor == "vmap":  # no visit can be vectorised
+        if isinstance(alone, str) and self.resident.config.resources.executor in execute.VECTORISED:  # no visit can be vectorised
             raise VectorizeError(alone)
-        if self.executor == "vmap":
+        if self.executor in execute.VECTORISED:
             yield from self._execute_cohort()
             return
         for i in range(len(self.cohort.clients)):
@@ -256,7 +259,7 @@ class CohortVisit:
         everyone = list(range(len(self.cohort.clients)))
         piece, short = [], False
         try:
-            piece = [self._execute("vmap", self.cohort, self.mine, self.own)]
+            piece = [self._execute(self.executor, self.cohort, self.mine, self.own)]
         except torch.OutOfMemoryError:  # no client's fault
             short = True
         except TimedOut as error:  # at once means for all
@@ -276,7 +279,7 @@ class CohortVisit:
         at = torch.as_tensor(passed, device=self.device)
         mine, own = (tree.map(lambda x: x[at], t) for t in (self.mine, self.own))
         try:
-            piece = [self._execute("vmap", rest, mine, own)]
+            piece = [self._execute(self.executor, rest, mine, own)]
         except Exception as error:
             raise VectorizeError(f"{type(error).__name__}: {error}") from error
         yield passed, *piece.pop()

@@ -1,18 +1,19 @@
-"""How visits are executed: `loop`, `vmap` and `debug` give the same numbers; `batches` draws what each step sees (README.md)."""
+"""How visits are executed: `loop`, `vmap`, `compiled` and `debug` give the same numbers; `batches` draws what each step sees (README.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rayfed.execute import debug, loop, vmap
+from rayfed.execute import compiled, debug, loop, vmap
 
 if TYPE_CHECKING:
     from rayfed.execute.batches import Cohort
     from rayfed.tree import Tree
     from rayfed.visits import Visit
 
-EXECUTORS = {"loop": loop.execute, "vmap": vmap.execute, "debug": debug.execute}
+VECTORISED = ("vmap", "compiled")  # a whole cohort at once
+EXECUTORS = {"loop": loop.execute, "vmap": vmap.execute, "compiled": compiled.execute, "debug": debug.execute}
 
 
 def execute_visit(
@@ -27,5 +28,5 @@ def execute_visit(
 
 
 def choose_executor(executor: str, visit: Visit) -> str:
-    """Return the executor of a visit in a run under `executor`: `loop` instead of `vmap` where the visit says why it needs that."""
-    return "loop" if executor == "vmap" and isinstance(visit.vectorize, str) else executor
+    """Return the executor of a visit in a run under `executor`: `loop` where the visit says why it cannot be vectorised."""
+    return "loop" if executor in VECTORISED and isinstance(visit.vectorize, str) else executor

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
     from rayfed.visits import Phase, Visit
 
+CallStep = Callable[..., Any]
 AXES = ClientContext._make((0, None, 0, 0))  # the clients' axis of each field; what is shared has none
 
 
 def execute(
-    visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree
+    visit: Visit, cohort: Cohort, shared: Tree, mine: Tree, own: Tree, data: Tree, call_step: CallStep | None = None
 ) -> Iterator[tuple[slice, Tree, Tree, Any]]:
-    """Yield once, for all clients of the cohort; see `execute.execute_visit`. ValueError if the visit says it cannot be vectorised."""
+    """Yield once, for all clients of the cohort; see `execute.execute_visit`. ValueError if the visit says it cannot be vectorised.
+
+    call_step: what calls a phase's vectorised step, (phase, step, carry, batch, key, and a mask if needed) -> carry; default `replay.call`.
+    """
     if isinstance(visit.vectorize, str):
         raise ValueError(f"this visit cannot be vectorised: {visit.vectorize}")
     client, device = ClientContext(cohort.info, shared, mine, own), cohort.info.client.device
@@ -33,13 +37,17 @@ def execute(
         if phase.enter:
             client = client._replace(info=client.info._replace(ahead=done))
             carry = call(phase.enter, vectorized(phase.enter, (AXES, 0)), client, carry)
-        carry = _execute_steps(phase, drawn, carry, data)
+        carry = _execute_steps(phase, drawn, carry, data, call_step or _play_step)
         client = client._replace(info=phase.passed(client.info, done))
     parts, own = call(visit.end, vectorized(visit.end, (AXES, 0)), client, carry)
     yield slice(0, len(cohort.clients)), parts, own, client.info.steps
 
 
-def _execute_steps(phase: Phase, drawn: PhaseBatches, carry: Tree, data: Tree) -> Tree:
+def _play_step(phase: Phase, step: Callable[..., Tree], *args: Any) -> Tree:
+    return call(phase.step, step, *args)
+
+
+def _execute_steps(phase: Phase, drawn: PhaseBatches, carry: Tree, data: Tree, call_step: CallStep) -> Tree:
     """Return the carry, leaves (k, ...), after a phase's steps.
 
     Cohorts are sorted by work, so clients finish in order: who has finished is set aside, and the steps get narrower.
@@ -56,7 +64,7 @@ def _execute_steps(phase: Phase, drawn: PhaseBatches, carry: Tree, data: Tree) -
             aside.append(tree.map(lambda x, w, n=n, t=t: x[:n].clone() if w is None or t == 0 else None, carry, whole))
             carry = tree.map(lambda x, n=n: x[n:], carry)
         mask = () if counts[t] == clients - start else (at_work[t, start:],)
-        new = call(phase.step, masked if mask else step, carry, batch(t, start), key[t, start:], *mask)
+        new = call_step(phase, masked if mask else step, carry, batch(t, start), key[t, start:], *mask)
         if t == 0 and counts[-1] < clients:
             whole = tree.map(lambda w, x, y: w if _same_memory(x, y) else None, whole, carry, new)
         carry = new

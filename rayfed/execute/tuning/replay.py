@@ -65,12 +65,23 @@ def call(piece: Any, f: Callable[..., Any], *args: Any) -> Any:
         if not known.off:
             recording = known.find(args, inputs)
     except Exception as error:
-        failure = _describe(error)
+        failure = describe(error)
     if known is not None and recording is not None:
         return recording(f, args, inputs, known)
     if failure:
         (known or Piece(piece)).switch_off(f"its calls cannot be distinguished ({failure})")
     return f(*args)
+
+
+def enabled() -> bool:
+    """Return whether pieces may be played here."""
+    return _enabled
+
+
+def name_of(piece: Any) -> str:
+    """Return what a piece is called in notes."""
+    names = (getattr(piece, n, "") for n in ("__module__", "__qualname__"))
+    return ".".join(n for n in names if n) or type(piece).__name__
 
 
 def is_decided(piece: Any) -> bool:
@@ -87,18 +98,17 @@ class Piece:
     """The recordings of one piece of a visit, by the structure and the shapes of its arguments."""
 
     def __init__(self, piece: Any) -> None:
-        names = (getattr(piece, n, "") for n in ("__module__", "__qualname__"))
-        self.name = ".".join(n for n in names if n) or type(piece).__name__
+        self.name = name_of(piece)
         self.recordings: dict[Hashable, Recording] = {}
         self.off = False
 
     def find(self, args: tuple[Any, ...], inputs: list[Tensor]) -> Recording | None:
         """Return the recording for these arguments and add their tensors to `inputs`; None at the first call of such."""
-        key = _flatten(args, inputs)
+        key = flatten(args, inputs)
         recording = self.recordings.get(key)
         if recording is None and (reason := unusable()):
             self.off = True
-            _note(f"recordings are off in this process, all pieces run plainly: {reason}")
+            note_down(f"recordings are off in this process, all pieces run plainly: {reason}")
         elif recording is None and len(self.recordings) < MAX_RECORDINGS:
             self.recordings[key] = Recording()
         return recording
@@ -107,7 +117,7 @@ class Piece:
         """Run this piece plainly from here on."""
         self.off = True
         self.recordings.clear()
-        _note(f"{self.name} runs plainly from here on: {reason}")
+        note_down(f"{self.name} runs plainly from here on: {reason}")
 
 
 class Recording:
@@ -137,24 +147,24 @@ class Recording:
         except torch.OutOfMemoryError:  # a plain call needs as much
             raise
         except Exception as error:
-            failure = _describe(error)
+            failure = describe(error)
         out = f(*args)  # what raises here too is the client's own failure
         self._fail(piece, f"it could not be played ({failure})")
         return out
 
     def _record(self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor], piece: Piece) -> Any:
-        tape: _Tape | None = None
+        tape: Tape | None = None
         out, again, failure = None, False, ""
         try:
-            tape = _Tape(inputs)
-            with _mode()(tape):
+            tape = Tape(inputs)
+            with recorder()(tape):
                 out = f(*args)
             self.play, self.aliases, failure = tape.function(out), tape.aliases, tape.failure
             self.off = self.play is None
         except torch.OutOfMemoryError:  # maybe the recording's
             self.off = again = True
         except Exception as error:  # `f` is called again outside of this block: the error keeps alive what was made
-            again, failure = True, _describe(error)
+            again, failure = True, describe(error)
         finally:
             if tape is not None:
                 tape.alive = []  # the tape may outlive this call, its tensors must not
@@ -189,12 +199,12 @@ class Recording:
         except torch.OutOfMemoryError:  # two results are more than one
             return out, None
         except Exception as error:
-            self._fail(piece, f"it could not be played ({_describe(error)})")
+            self._fail(piece, f"it could not be played ({describe(error)})")
             return out, None
 
     def _fail(self, piece: Piece, reason: str) -> None:
         self.off = True
-        _note(f"a recording of {piece.name} is off: {reason}")
+        note_down(f"a recording of {piece.name} is off: {reason}")
 
 
 @cache
@@ -213,7 +223,7 @@ def unusable() -> str:
                 args = torch.tensor([[n, 1.0], [1.0, -n]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
                 found = recording(torch.vmap(gradient), args, list(args), piece).tolist()
     except Exception as error:
-        return _describe(error)
+        return describe(error)
     if notes:
         return notes[0]
     if not recording.plays:
@@ -221,24 +231,24 @@ def unusable() -> str:
     return "" if found == [[10.0, 20.0], [0.0, 0.0]] else f"a known function gave {found}"
 
 
-def _note(sentence: str) -> None:
+def note_down(sentence: str) -> None:
     if sentence not in _notes:
         _notes.append(sentence)
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _flatten(x: Any, into: list[Tensor]) -> Hashable:
+def flatten(x: Any, into: list[Tensor]) -> Hashable:
     """Return what decides which kernels are called; tensors are added to `into`."""
     if isinstance(x, torch.Tensor):
         into.append(x)
         return x.shape, x.stride(), x.dtype, x.device
     if type(x) is dict:
-        return tuple([(n, _flatten(v, into)) for n, v in x.items()])
+        return tuple([(n, flatten(v, into)) for n, v in x.items()])
     if isinstance(x, tuple):
-        return tuple([_flatten(v, into) for v in x])
+        return tuple([flatten(v, into) for v in x])
     return x
 
 
@@ -246,7 +256,7 @@ def _same(a: Any, b: Any) -> bool:
     """Return whether two trees are equal in structure, shapes and bits."""
     left: list[Tensor] = []
     right: list[Tensor] = []
-    if _flatten(a, left) != _flatten(b, right):
+    if flatten(a, left) != flatten(b, right):
         return False
     return all(_same_bits(x, y) for x, y in zip(left, right, strict=True))
 
@@ -257,31 +267,35 @@ def _same_bits(x: Tensor, y: Tensor) -> bool:
     return x.is_floating_point() and torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
-class _Step(NamedTuple):
-    """One kernel's call as Python: `outputs = expression`; reads: the names in it; several: outputs is a tuple."""
+class Step(NamedTuple):
+    """One kernel's call as Python: `outputs = function(arguments)`; reads: the names in it; several: outputs is a tuple."""
 
     outputs: list[str]
-    expression: str
+    function: str
+    arguments: str
     reads: list[str]
     several: bool
     writes: bool
 
 
-class _Tape:
+class Tape:
     """The kernels of one call, in order. All its tensors stay alive, so that none takes another's id or memory.
 
     Names: `i[n]` an input, `v3` made on the way, `c3` a constant tensor, `f3` a kernel, `k3` another constant.
     """
 
-    def __init__(self, inputs: list[Tensor]):
+    def __init__(self, inputs: list[Tensor], stand_ins: bool = True):
+        """stand_ins: whether what a kernel reads nothing of but the shape becomes a constant."""
+        self.stand_ins = stand_ins
         self.names: dict[int, str] = {}
         self.views: dict[Hashable, str] = {}  # the name of what is at a place in memory, by shape and strides
         self.alive: list[Tensor] = []
         self.read_only: set[int] = set()  # memory that is not this call's own to write
         self.made: set[int] = set()  # memory made on the way
         self.size = 0
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.scope: dict[str, Any] = {}
+        self.kernels: dict[str, Any] = {}
         self.reason = ""  # why this is no recording
         self.failure = ""  # why recording broke down
         self.aliases: list[tuple[int, int]] = []
@@ -300,7 +314,7 @@ class _Tape:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self.failure = self.reason = _describe(error)
+            self.failure = self.reason = describe(error)
 
     def _add(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if not hasattr(func, "_schema") or any(x.is_conj() or x.is_neg() for x in _tensors(out)):
@@ -311,7 +325,7 @@ class _Tape:
         ):  # of what nobody writes to
             self.read_only.add(_memory(out))
             return self._register(out, name)
-        if func in _reading_shapes() and args[0].numel() <= SMALL:  # what was in there need not be computed
+        if self.stand_ins and func in _reading_shapes() and args[0].numel() <= SMALL:  # what was in there need not be computed
             like = args[0]
             args = (torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device), *args[1:])
         reads: list[str] = []
@@ -339,7 +353,8 @@ class _Tape:
             self.reason, self.alive = "large", []
         name = f"f{len(self.steps)}"
         self.scope[name] = getattr(func, "_op", func)  # what the kernel's object calls, without a frame of Python
-        self.steps.append(_Step(outputs, f"{name}({', '.join(given)})", reads, several, writes))
+        self.kernels[name] = func
+        self.steps.append(Step(outputs, name, ", ".join(given), reads, several, writes))
 
     def _register(self, x: Tensor, name: str) -> None:
         self.names[id(x)] = name
@@ -371,29 +386,35 @@ class _Tape:
     def function(self, out: Any) -> Callable[[list[Tensor]], Any] | None:
         """Return the tape as a function of the inputs, without what nobody reads; None where it cannot be one."""
         returned: list[str] = []
-        result = self._result(out, returned)
+        result = self.result(out, returned)
         if self.reason:
             return None
+        lines, later = [f" return {result}"], set(returned)
+        for step in reversed(self.needed(returned)):
+            over = sorted({n for n in (*step.reads, *step.outputs) if n[0] == "v"} - later)  # read no more: freed
+            later.update(over)
+            left = ", ".join(step.outputs) + "," * step.several
+            made = f" {left} = {step.function}({step.arguments})"
+            lines.append(made + (f"; del {', '.join(over)}" if over else ""))
+        scope = dict(self.scope)
+        exec("\n".join(["def play(i):", *reversed(lines)]), scope)  # names and numbers of our own making
+        return scope["play"]
+
+    def needed(self, returned: list[str]) -> list[Step]:
+        """Return the steps without which the names `returned` would not be what they are, in order."""
         wanted, kept = set(returned), []
         for step in reversed(self.steps):
             if step.writes or not wanted.isdisjoint(step.outputs):
                 wanted.update(step.reads)
                 kept.append(step)
-        lines, later = [f" return {result}"], set(returned)
-        for step in kept:
-            over = sorted({n for n in (*step.reads, *step.outputs) if n[0] == "v"} - later)  # read no more: freed
-            later.update(over)
-            left = ", ".join(step.outputs) + "," * step.several
-            lines.append(f" {left} = {step.expression}" + (f"; del {', '.join(over)}" if over else ""))
-        scope = dict(self.scope)
-        exec("\n".join(["def play(i):", *reversed(lines)]), scope)  # names and numbers of our own making
-        return scope["play"]
+        return kept[::-1]
 
-    def _result(self, x: Any, returned: list[str]) -> str:
+    def result(self, x: Any, returned: list[str]) -> str:
+        """Return a tree of the tape's tensors as Python; the names in it are added to `returned`."""
         if isinstance(x, dict):
-            return "{" + ", ".join(f"{n!r}: {self._result(v, returned)}" for n, v in x.items()) + "}"
+            return "{" + ", ".join(f"{n!r}: {self.result(v, returned)}" for n, v in x.items()) + "}"
         if isinstance(x, tuple):
-            return "(" + "".join(f"{self._result(v, returned)}, " for v in x) + ")"
+            return "(" + "".join(f"{self.result(v, returned)}, " for v in x) + ")"
         return self._expression(x, returned)
 
 
@@ -439,12 +460,12 @@ def _place(x: Tensor) -> Hashable:
 
 
 @cache
-def _mode() -> Any:
+def recorder() -> Any:
     """Return the dispatch mode, below all transforms, that notes on its tape what passes."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Recorder(TorchDispatchMode):
-        def __init__(self, tape: _Tape):
+        def __init__(self, tape: Tape):
             super().__init__()
             self.tape = tape
 

@@ -29,12 +29,12 @@ from tests import toy
 def notes() -> Iterator[list[str]]:
     """What is noted during the test; the process has not looked yet whether recordings work."""
     replay.unusable.cache_clear()
-    replay._mode.cache_clear()
+    replay.recorder.cache_clear()
     found: list[str] = []
     with replay.using("auto", found):
         yield found
     replay.unusable.cache_clear()
-    replay._mode.cache_clear()
+    replay.recorder.cache_clear()
 
 
 def recordings(piece: Any) -> list[replay.Recording]:
@@ -301,7 +301,7 @@ def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch)
     def full(self: Any, *about: Any) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(replay._Tape, "note", full)
+    monkeypatch.setattr(replay.Tape, "note", full)
     f = torch.vmap(step)
     assert calls(f, *params())[1] == 6  # five calls, and one that was tried twice
 
@@ -309,7 +309,7 @@ def test_memory_that_does_not_suffice_for_a_recording_is_no_failure(monkeypatch)
 def test_the_second_try_does_not_hold_what_the_first_one_made(monkeypatch):
     made: list[Any] = []
     held: list[bool] = []
-    real, notes = replay._Tape.note, iter(range(100))
+    real, notes = replay.Tape.note, iter(range(100))
 
     def full(self: Any, *about: Any) -> Any:
         if next(notes) == 1:
@@ -322,7 +322,7 @@ def test_the_second_try_does_not_hold_what_the_first_one_made(monkeypatch):
         made.append(weakref.ref(between))
         return between + 1
 
-    monkeypatch.setattr(replay._Tape, "note", full)
+    monkeypatch.setattr(replay.Tape, "note", full)
     gc.disable()
     try:
         calls(f, torch.ones(4), n=2)
@@ -422,14 +422,14 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: Any, *about: Any) -> None:
         raise AttributeError("'OpOverload' object has no attribute '_op'")
 
-    monkeypatch.setattr(replay._Tape, "_add", missing)
+    monkeypatch.setattr(replay.Tape, "_add", missing)
 
 
 def no_function(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: Any, out: Any) -> None:
         raise SyntaxError("invalid syntax")
 
-    monkeypatch.setattr(replay._Tape, "function", missing)
+    monkeypatch.setattr(replay.Tape, "function", missing)
 
 
 def no_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,13 +468,13 @@ def test_a_process_whose_recorder_is_broken_notes_it_once(
 def test_a_process_whose_recordings_are_wrong_plays_none(notes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording that gives wrong bits, where comparing does not see it: the known function does."""
     monkeypatch.setattr(replay, "_same", lambda a, b: True)
-    real = replay._Tape.function
+    real = replay.Tape.function
 
     def half(self: Any, out: Any) -> Any:
         play = real(self, out)
         return play and (lambda inputs: tree.map(lambda x: x / 2, play(inputs)))
 
-    monkeypatch.setattr(replay._Tape, "function", half)
+    monkeypatch.setattr(replay.Tape, "function", half)
     got, ran = calls(fresh(times_one), torch.ones(2))
     assert ran == 5 and got[-1].tolist() == [3, 3]
     assert notes == [
@@ -497,7 +497,7 @@ def test_an_error_of_the_recorder_switches_one_recording_off(
 ) -> None:
     """In a process where recordings work otherwise; a piece is called once more for it at most."""
     assert not replay.unusable()
-    replay._mode.cache_clear()
+    replay.recorder.cache_clear()
     f, x = fresh(times_one), torch.tensor([1.0, 2.0])
     call(f, f, x)
     with monkeypatch.context() as broken:
@@ -646,7 +646,7 @@ def test_a_kernel_without_the_private_name_is_played_by_its_public_one(notes: li
             return self.kernel(*args, **kwargs)
 
     x = torch.tensor([1.0, 2.0])
-    tape = replay._Tape([x])
+    tape = replay.Tape([x])
     out = torch.ops.aten.mul.Tensor(x, x)
     tape.note(Public(torch.ops.aten.mul.Tensor), (x, x), {}, out)
     play = tape.function(out)
