@@ -496,6 +496,11 @@ class Resources(Section):
     )
     server: Server = Server()
 
+    @property
+    def vectorised(self) -> bool:
+        """Whether the executor runs a whole cohort at once."""
+        return self.executor in ("vmap", "compiled")
+
     @field_validator("replay", mode="before")
     @classmethod
     def _written_in_yaml(cls, v: Any) -> Any:

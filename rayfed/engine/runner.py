@@ -260,8 +260,8 @@ class Runner:
         )
         if self.config.resources.executor == "auto":
             self._choose_executor(method, task, start)
-        elif self.config.resources.executor == "vmap" and (plain := visits.refusals(method, task)):
-            self.folder.event("executor", chosen="vmap", plain=plain)
+        elif self.config.resources.vectorised and (plain := visits.refusals(method, task)):
+            self.folder.event("executor", chosen=self.config.resources.executor, plain=plain)
         if self.config.resources.visits == "server":
             resident.config = self.config
             self.pool.adopt(run_id, resident)

@@ -142,7 +142,7 @@ class CohortVisit:
         """values: the shared parts in the call's order, then the blocks that hold client states."""
         self.resident, self.call, self.began, self.device = resident, call, began, resident.device
         self.visit = resident.visit(call.visit, call.score_local, call.arguments)
-        self.executor = execute.choose_executor(resident.config.resources.executor, self.visit)
+        self.executor = execute.choose_executor(resident.config.resources.executor, self.visit, bool(call.arguments))
         self.cohort = resident.sampler.cohort(
             self.visit,
             call.clients,
@@ -244,7 +244,7 @@ class CohortVisit:
     def _execute_pieces(self) -> Iterator[Piece]:
         """Execute the visit; what a client's code raises goes to `failures` and the rest goes on."""
         alone = self.resident.task.vectorize
-        if isinstance(alone, str) and self.resident.config.resources.executor in execute.VECTORISED:  # no visit can be vectorised
+        if isinstance(alone, str) and self.resident.config.resources.vectorised:  # no visit can be vectorised
             raise VectorizeError(alone)
         if self.executor in execute.VECTORISED:
             yield from self._execute_cohort()

@@ -1,4 +1,4 @@
-"""How visits are executed: `loop`, `vmap`, `compiled` and `debug` give the same numbers; `batches` draws what each step sees (README.md)."""
+"""How visits are executed: all executors give the same numbers; `batches` draws what each step sees (README.md)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def execute_visit(
     return EXECUTORS[executor](visit, cohort, shared, mine, own, data)
 
 
-def choose_executor(executor: str, visit: Visit) -> str:
-    """Return the executor of a visit in a run under `executor`: `loop` where the visit says why it cannot be vectorised."""
-    return "loop" if executor in VECTORISED and isinstance(visit.vectorize, str) else executor
+def choose_executor(executor: str, visit: Visit, arguments: bool = False) -> str:
+    """Return the executor of a visit in a run under `executor`: `loop` where the visit says why it cannot be vectorised.
+
+    arguments: whether the method gave the visit arguments, any number of which may differ: `vmap` then, where code would be compiled.
+    """
+    if executor in VECTORISED and isinstance(visit.vectorize, str):
+        return "loop"
+    return "vmap" if executor == "compiled" and arguments else executor

@@ -152,7 +152,9 @@ class Step:
 
 def _difference(before: Tree, out: Tree, plain: Tree) -> str:
     """Return how a compiled step's carry differs from a plain one's by more than rounding, "" if it does not."""
-    olds, news, rights = ([], [], [])
+    olds: list[Tensor] = []
+    news: list[Tensor] = []
+    rights: list[Tensor] = []
     kinds = [replay.flatten(t, into) for t, into in ((before, olds), (out, news), (plain, rights))]
     if _kind(kinds[1]) != _kind(kinds[2]):
         return "they differ in structure"

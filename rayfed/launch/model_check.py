@@ -184,9 +184,9 @@ def _files(config: Config) -> Iterator[tuple[str, int, int]]:
 
 
 def _needs_vmap(config: Config) -> bool:
-    """Return whether own code has to run under `vmap`: the method's visits are then tried too."""
+    """Return whether own code has to run vectorised: the method's visits are then tried too."""
     own = ".py:" in config.method.name or config.task.model.name not in models.KNOWN
-    return config.resources.executor == "vmap" and own and config.adapter.kind == "none"
+    return config.resources.vectorised and own and config.adapter.kind == "none"
 
 
 def _known(key: str) -> Path:

@@ -24,6 +24,7 @@ from rayfed.config.problems import blames, sentences
 from rayfed.config.schema import Named
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, refusing
+from rayfed.execute.tuning import compiler
 from rayfed.models import folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
@@ -141,7 +142,20 @@ def check_rules(config: Config) -> list[str]:
         *_found("storage.path", lambda: _check_places(config)),
         *track.missing(config.track),
         *_check_evaluation(config),
+        *_check_compiled(config),
     ]
+
+
+def _check_compiled(config: Config) -> list[str]:
+    """Return why nothing could be compiled here."""
+    if config.resources.executor != "compiled":
+        return []
+    reason = compiler.missing()
+    if not reason and config.resources.replay == "off":
+        reason = "resources.replay: off found, and a step has to be recorded to be compiled"
+    return (
+        [f"resources.executor: compiled found, but {reason}. Allowed here: auto, loop, vmap, debug"] if reason else []
+    )
 
 
 def _check_clients(config: Config, n: int) -> list[str]:

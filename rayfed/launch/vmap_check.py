@@ -54,7 +54,8 @@ def problems(config: Config, task: Task, x: torch.Tensor) -> list[str]:
                 _execute(visit, clients, tree.stack([batch] * CLIENTS), KEYS, vectorized)
         except Exception as error:
             found.append(
-                f"resources.executor: vmap found, but visit {name!r} of {cls.__name__} does not run under it: {describe(error)}. "
+                f"resources.executor: {config.resources.executor} found, but visit {name!r} of {cls.__name__} does not run under "
+                f"it: {describe(error)}. "
                 "Choose auto or loop, or let the visit say why (vectorize=...)"
             )
     return found

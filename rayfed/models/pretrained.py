@@ -315,9 +315,9 @@ def _attention(network: Any, pad: int, model_type: str, config: Config) -> tuple
         f"{config.task.model.name} ({model_type}) does not take a ready 4-D attention mask, as models of the BERT, GPT-2 and "
         "Llama families do"
     )
-    if config.resources.executor == "vmap":
+    if config.resources.vectorised:
         raise ConfigError(
-            f"resources.executor: vmap found, task.model: {alone}, which vmap needs; allowed: auto, loop, debug"
+            f"resources.executor: {config.resources.executor} found, task.model: {alone}, which it needs; allowed: auto, loop, debug"
         )
     return not sees_ahead(network, pad), alone
 

@@ -24,12 +24,13 @@ import torch
 
 from rayfed import keys, methods, schedules, tree
 from rayfed.engine.messages import VisitCall
-from rayfed.execute.tuning import replay
+from rayfed.execute.tuning import compiler, replay
 from rayfed.launch import metric_names
 from rayfed.metrics import SCOPES, meaning
 from rayfed.storage.tree_files import load_tree, save_tree
 from rayfed.wire import PARAMS, Part
 from tests import toy
+from tests.interpreted import Interpreted
 from tests.toy import Result, SimPool, Spec, ToyFed
 
 
@@ -118,6 +119,24 @@ def loop_is_vmap(case: Case, tmp_path: Path) -> None:
     scores = [scored(case, e, "float64") for e in ("loop", "vmap")]
     assert scores[0][0] == pytest.approx(scores[1][0], rel=1e-7)
     assert [r["cluster"] for r in scores[0][1]] == [r["cluster"] for r in scores[1][1]]
+
+
+def compiled_is_vmap(case: Case, tmp_path: Path) -> None:
+    """Float64 to 1e-9 of the update's norm, with steps' programs run as the Python they are; machine code: test_compiled.py."""
+
+    def make() -> tuple[Result, list[str]]:
+        notes: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiler, "load", Interpreted)
+            patch.setattr(replay, "note_down", notes.append)
+            return toy.simulate(case.method, executor="compiled", dtype="float64", **case.changes), notes
+
+    compiled, notes = once(case, "compiled", make)
+    vmap = simulated(case, "vmap", "float64")
+    close(vmap.state, compiled.state, vmap.initial, 1e-9, "float64")
+    close(vmap.clients(), compiled.clients(), vmap.initial_clients(), 1e-9, "float64, client states:")
+    wrong = [n for n in notes if "other numbers" in n or "could not be run" in n]
+    assert not wrong, wrong
 
 
 def close(a: tree.Tree, b: tree.Tree, initial: tree.Tree, tolerance: float, what: str) -> None:
@@ -434,6 +453,7 @@ def reading_rounds_is_said(case: Case, tmp_path: Path) -> None:
 CHECKS: list[Callable[[Case, Path], None]] = [
     two_rounds_run,
     loop_is_vmap,
+    compiled_is_vmap,
     debug_is_loop,
     resumes,
     order_and_workers_change_nothing,

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent / "broken.py"
 BROKEN = [
     (checks.two_rounds_run, "NotFinite"),
     (checks.loop_is_vmap, "UnkeyedNoise"),
+    (checks.compiled_is_vmap, "UnkeyedNoise"),
     (checks.debug_is_loop, "UnkeyedNoise"),
     (checks.resumes, "Remembers"),
     (checks.order_and_workers_change_nothing, "Counts"),

@@ -36,7 +36,7 @@ _active = Kernels()
 
 def from_resources(resources: Resources, device: str = "cpu") -> Kernels:
     """Return what a run's settings ask for on this device; torch's own kernels where they leave the choice open."""
-    last = resources.channels_last is True and resources.executor != "vmap"  # vmap's convolutions are grouped ones
+    last = resources.channels_last is True and not resources.vectorised  # vmap's convolutions are grouped ones
     return Kernels("onednn" if resources.matmul == "onednn" and device == "cpu" else "torch", last)
 
 

@@ -325,7 +325,9 @@ class Tape:
         ):  # of what nobody writes to
             self.read_only.add(_memory(out))
             return self._register(out, name)
-        if self.stand_ins and func in _reading_shapes() and args[0].numel() <= SMALL:  # what was in there need not be computed
+        if (
+            self.stand_ins and func in _reading_shapes() and args[0].numel() <= SMALL
+        ):  # what was in there need not be computed
             like = args[0]
             args = (torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device), *args[1:])
         reads: list[str] = []
