@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from rayfed import tree
 from rayfed.execute import vmap
 from rayfed.execute.tuning import compiler, program, replay
 from rayfed.lazy import torch
@@ -56,21 +57,34 @@ def _call(phase: Phase, f: Callable[..., Any], *args: Any) -> Any:
     if phase.over.kind in ("once", "whole") or not replay.enabled():  # steps as wide as the largest client is large
         return replay.call(phase.step, f, *args)
     inputs: list[Tensor] = []
-    key = _kind(replay.flatten(args, inputs)), tuple(_is_shared(x) for x in inputs)
-    known = _steps.setdefault(phase.step, {})
+    kind: list[Any] = []
+    _describe(args, inputs, kind)
+    key = tuple(kind)
+    known = _steps.get(phase.step)
+    if known is None:
+        known = _steps[phase.step] = {}
     step = known.get(key)
     if step is None:
         step = known[key] = Step(phase.step)
     return step(f, args, inputs)
 
 
-def _kind(x: Hashable) -> Hashable:
-    """Return what `replay.flatten` gave without the clients' axis and the strides."""
-    if not isinstance(x, tuple):
-        return x
-    if x and isinstance(x[0], torch.Size):
-        return tuple(x[0][1:]), x[2], x[3]
-    return tuple(_kind(v) for v in x)
+def _describe(x: Any, leaves: list[Tensor], kind: list[Any]) -> None:
+    """Add a tree's tensors to `leaves`, and what a program for any number of clients depends on to `kind`."""
+    if isinstance(x, torch.Tensor):
+        leaves.append(x)
+        kind += (x.shape[1:], x.dtype, x.device, x.dim() > 1 and x.stride(0) == 0)
+    elif type(x) is dict:
+        for name, v in x.items():
+            kind.append(name)
+            _describe(v, leaves, kind)
+        kind.append(None)
+    elif isinstance(x, tuple):
+        for v in x:
+            _describe(v, leaves, kind)
+        kind.append(None)
+    else:
+        kind.append(x)
 
 
 def _is_shared(x: Tensor) -> bool:
@@ -102,7 +116,7 @@ class Step:
         if failure:
             self._switch_off(f"its code could not be run ({failure})")
             return f(*args)
-        k = len(inputs[0])
+        k = inputs[0].shape[0]
         self.plays += 1
         if k in self.seen and self.plays < self.next_check:
             return out
@@ -137,12 +151,11 @@ class Step:
             self._switch_off(replay.describe(error))
 
     def _run(self, inputs: list[Tensor]) -> Any:
-        k = len(inputs[0])
-        given = [
-            x[0] if n in self.shared else (x if k > 1 else x.expand(2, *x.shape[1:])).contiguous()
-            for n, x in enumerate(inputs)
-        ]
-        out = self.package.run([*given, *self.constants])
+        k, full = inputs[0].shape[0], inputs
+        if k == 1:
+            full = [x.expand(2, *x.shape[1:]) for x in inputs]
+        given = [x.contiguous() if n not in self.shared else x[0] for n, x in enumerate(full)]
+        out = self.package.run(given + self.constants)
         return self.rebuild(inputs, out if k > 1 else [x[:1] for x in out])
 
     def _switch_off(self, reason: str) -> None:
@@ -150,15 +163,17 @@ class Step:
         replay.note_down(f"{self.name} is not compiled and runs as under vmap: {reason}")
 
 
+def _leaves(t: Tree) -> tuple[list[Tensor], list[tuple[Any, ...]]]:
+    found = list(tree.leaves(t))
+    return [x for _, x in found], [(path, x.shape, x.dtype) for path, x in found]
+
+
 def _difference(before: Tree, out: Tree, plain: Tree) -> str:
     """Return how a compiled step's carry differs from a plain one's by more than rounding, "" if it does not."""
-    olds: list[Tensor] = []
-    news: list[Tensor] = []
-    rights: list[Tensor] = []
-    kinds = [replay.flatten(t, into) for t, into in ((before, olds), (out, news), (plain, rights))]
-    if _kind(kinds[1]) != _kind(kinds[2]):
+    (olds, old), (news, new), (rights, right) = (_leaves(t) for t in (before, out, plain))
+    if new != right:
         return "they differ in structure"
-    same = _kind(kinds[0]) == _kind(kinds[1])
+    same = old == new
     sums: dict[Any, list[float]] = {}
     for n, (x, y) in enumerate(zip(news, rights, strict=True)):
         if not x.is_floating_point():
