@@ -95,6 +95,7 @@ first round, no evaluation by clients. pfl-research: its simulated backend in on
 `jit(vmap(scan))`, clients with fewer batches masked, compiled before the first round, on XLA's own threads; nothing is written,
 nothing can be resumed. BlazeFL: its serial trainer, and its pool of two threads, each on one torch thread (not its free-threaded
 Python). FedJAX: its `for_each_client`, jitted, on the last JAX on which it runs. fluke: its centralized federation, one thread.
+NVFlare: its simulator, a process for each of a round's clients kept alive, ten rounds.
 
 Rows with more than a name separate the engine from the kernels (docs/speed.md): rayfed on the kernels that torch takes by
 itself, as the other torch engines do; the loop on those that rayfed's timing may choose; rayfed with its frozen base in bfloat16, a

@@ -69,7 +69,7 @@ SIDES = {e: Side(e) for e in NEEDS} | {
 }
 USUAL = ("rayfed_user", "rayfed", "loop", "flower", "pfl")
 ALSO = {
-    "w1": ("rayfed_actors", "rayfed_local", "jax", "blazefl", "blazefl_threads", "fedjax", "fluke"),
+    "w1": ("rayfed_actors", "rayfed_local", "jax", "blazefl", "blazefl_threads", "fedjax", "fluke", "nvflare"),
     "w2": ("blazefl", "blazefl_threads", "rayfed_torch", "loop_kernels"),
     "w3": ("rayfed_torch", "loop_kernels", "rayfed_bf16"),
 }  # fmt: skip

@@ -87,7 +87,9 @@ def values(scores: Any, rows: Any = (0, 1, 2, 3)) -> RowValues:
 def test_the_wider_interval_decides() -> None:
     """Two arms that differ on one row of four, in every seed: certain over seeds, not over rows."""
     rows = ({str(s): values([1, 1, 1, 0]) for s in range(4)}, {str(s): values([1, 1, 0, 0]) for s in range(4)})
-    a, b = ({str(s): x.values.mean() + int(s) / 1000 * (i == 0) for s, x in side.items()} for i, side in enumerate(rows))
+    a, b = (
+        {str(s): x.values.mean() + int(s) / 1000 * (i == 0) for s, x in side.items()} for i, side in enumerate(rows)
+    )
     claim = {"metric": "accuracy/global", "at": 3, "better": "a", "than": "b"}
     alone, both = judge_values(claim, a, b), judge_values(claim, a, b, rows=rows)
     assert (alone["verdict"], both["verdict"]) == ("better", "undecided")
