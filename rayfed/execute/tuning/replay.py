@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rayfed.execute.tuning import process
+from rayfed.execute.tuning import process, rewrites
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
@@ -268,7 +268,10 @@ def _same_bits(x: Tensor, y: Tensor) -> bool:
 
 
 class Step(NamedTuple):
-    """One kernel's call as Python: `outputs = function(arguments)`; reads: the names in it; several: outputs is a tuple."""
+    """One kernel's call as Python: `outputs = function(arguments)`; reads: the names in it; several: outputs is a tuple.
+
+    fitting: names of operands whose memory could take the result; `into` then takes it there, of one operand.
+    """
 
     outputs: list[str]
     function: str
@@ -276,6 +279,8 @@ class Step(NamedTuple):
     reads: list[str]
     several: bool
     writes: bool
+    fitting: list[str]
+    into: str
 
 
 class Tape:
@@ -288,6 +293,7 @@ class Tape:
         """stand_ins: whether what a kernel reads nothing of but the shape becomes a constant."""
         self.stand_ins = stand_ins
         self.names: dict[int, str] = {}
+        self.memory: dict[str, int] = {}  # of each name
         self.views: dict[Hashable, str] = {}  # the name of what is at a place in memory, by shape and strides
         self.alive: list[Tensor] = []
         self.read_only: set[int] = set()  # memory that is not this call's own to write
@@ -354,12 +360,26 @@ class Tape:
         if self.size > LIMIT:
             self.reason, self.alive = "large", []
         name = f"f{len(self.steps)}"
-        self.scope[name] = getattr(func, "_op", func)  # what the kernel's object calls, without a frame of Python
+        self.scope[name] = rewrites.kernel(func, args)
         self.kernels[name] = func
-        self.steps.append(Step(outputs, name, ", ".join(given), reads, several, writes))
+        fitting, into = self._fitting(name, func, args, out)
+        self.steps.append(Step(outputs, name, ", ".join(given), reads, several, writes, fitting, into))
+
+    def _fitting(self, name: str, func: Any, args: Any, out: Any) -> tuple[list[str], str]:
+        """Return `fitting` and `into` of the call of kernel `name`."""
+        writing = rewrites.writing(func)
+        if writing is None:
+            return [], ""
+        kernel, into = writing
+        operands = [x for x in (args if into else args[:1]) if isinstance(x, torch.Tensor)]
+        fitting = [self.names[id(x)] for x in operands if _memory(x) in self.made and rewrites.fits(x, out)]
+        if fitting:
+            self.scope[f"{name}o"] = kernel
+        return fitting, into
 
     def _register(self, x: Tensor, name: str) -> None:
         self.names[id(x)] = name
+        self.memory[name] = _memory(x)
         self.views.setdefault(_place(x), name)
         self.alive.append(x)
 
@@ -392,12 +412,16 @@ class Tape:
         if self.reason:
             return None
         lines, later = [f" return {result}"], set(returned)
-        for step in reversed(self.needed(returned)):
+        steps = self.needed(returned)
+        written_over = rewrites.written_over(steps, returned, self.memory)
+        for number, step in reversed(list(enumerate(steps))):
             over = sorted({n for n in (*step.reads, *step.outputs) if n[0] == "v"} - later)  # read no more: freed
             later.update(over)
             left = ", ".join(step.outputs) + "," * step.several
-            made = f" {left} = {step.function}({step.arguments})"
-            lines.append(made + (f"; del {', '.join(over)}" if over else ""))
+            made = f"{step.function}({step.arguments})"
+            if operand := written_over.get(number):
+                made = f"{step.function}o({step.arguments}" + (f", {step.into}={operand})" if step.into else ")")
+            lines.append(f" {left} = {made}" + (f"; del {', '.join(over)}" if over else ""))
         scope = dict(self.scope)
         exec("\n".join(["def play(i):", *reversed(lines)]), scope)  # names and numbers of our own making
         return scope["play"]

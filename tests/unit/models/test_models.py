@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
 
 from rayfed import models
 from rayfed.config.schema import Named
@@ -189,6 +190,25 @@ def test_the_cnn_is_two_convolutions_with_pooling_and_two_layers() -> None:
     same.load_state_dict(dict(zip(same.state_dict(), m.state_dict().values())))
     x = inputs(3, (2, 6, 9))
     torch.testing.assert_close(m(x), same(x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_cnns_gradients_are_those_of_pooling_after_relu_ties_included() -> None:
+    """Bit for bit, on images whose empty parts give equal numbers side by side, above zero and below."""
+
+    class AsPublished(type(build("cnn", 3, (1, 12, 12)))):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.max_pool2d(torch.relu(self.conv1(x)), 2)
+            x = F.max_pool2d(torch.relu(self.conv2(x)), 2)
+            return self.head(torch.relu(self.fc(x.flatten(1))))
+
+    ours, published = build("cnn", 3, (1, 12, 12)).float(), AsPublished(3, 1, 12, 12).float()
+    published.load_state_dict(ours.state_dict())
+    x = torch.zeros(4, 1, 12, 12)
+    x[:2, :, 3:8, 4:9] = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    for m in (ours, published):
+        (m(x) ** 2).sum().backward()
+    for (n, p), q in zip(ours.named_parameters(), published.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad) and bool(p.grad.any()), n
 
 
 @pytest.mark.parametrize(
