@@ -64,7 +64,7 @@ def writing(func: Any) -> tuple[Callable[..., Any], str] | None:
 
 def plain(func: Any) -> Callable[..., Any]:
     """Return what a kernel's object calls, without a frame of Python."""
-    return getattr(func, "_op", func)  # type: ignore[no-any-return]
+    return getattr(func, "_op", func)
 
 
 def fits(x: Tensor, out: Tensor) -> bool:

@@ -36,7 +36,9 @@ def writers(f: Callable[..., Any]) -> list[str]:
 
 def written(f: Callable[..., Any]) -> int:
     """How many calls of f's recordings do write over an operand."""
-    return sum(n.endswith("o") and n in r.play.__code__.co_names for r in recordings(f) if r.play for n in r.play.__globals__)
+    return sum(
+        n.endswith("o") and n in r.play.__code__.co_names for r in recordings(f) if r.play for n in r.play.__globals__
+    )
 
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -66,7 +68,9 @@ def test_every_optimizers_update_in_place_has_the_functional_ones_bits(name: str
     before = tree.map(torch.clone, shared)
     info = SimpleNamespace(lr=torch.tensor(0.1, dtype=dtype), ahead=torch.tensor(9))
     starts = [
-        made.phases[0].enter(ClientContext(info, {}, {}, {}), {"model": tree.pick(shared, i)} if clients else {"model": shared})
+        made.phases[0].enter(
+            ClientContext(info, {}, {}, {}), {"model": tree.pick(shared, i)} if clients else {"model": shared}
+        )
         for i in range(clients or 1)
     ]
     start = tree.stack(starts) if clients else starts[0]
@@ -220,7 +224,11 @@ def test_pooling_finds_the_same_values_in_the_same_places(how: Any, dtype: Any) 
 
 def test_pooling_is_left_alone_where_it_is_fast_enough() -> None:
     pool = torch.ops.aten.max_pool2d_with_indices.default
-    for x in (torch.ones(4, 3, 64, 64), torch.ones(1, 8, 4, 4), torch.ones(4, 16, 32, 32).to(memory_format=torch.channels_last)):
+    for x in (
+        torch.ones(4, 3, 64, 64),
+        torch.ones(1, 8, 4, 4),
+        torch.ones(4, 16, 32, 32).to(memory_format=torch.channels_last),
+    ):
         assert rewrites.kernel(pool, (x, *POOLS[0])) is rewrites.plain(pool)
 
 
