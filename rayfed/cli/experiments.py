@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,40 +145,79 @@ def claims(
         bool,
         typer.Option("--reproduce", help="Keep the shipped verdicts, and add whether this machine finds the same."),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Run nothing: judge again from the published values; exit 1 where they differ."),
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes at a time, one thread each, without Ray.")
+    ] = None,
     address: Address = None,
     local: Local = False,
     as_json: Json = False,
 ) -> None:
     """Tune, run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
-    from rayfed.launch.claims import find_study, judge_claims
+    from rayfed.launch import claims as launched
+    from rayfed.launch.claim_runs import in_processes, one_by_one
     from rayfed.launch.claims_page import evidence
 
-    def run_study(study: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
-        before = find_study(study, folder)
-        with _progress(as_json) as progress:
-            start: Any
-            proceed: Any
-            if local:
-                from rayfed.launch.start import resume_local, run_local
-
-                start, proceed = (partial(f, own_process=True) for f in (run_local, resume_local))
-            else:
-                from actors.driver import resume_on_ray, run_on_ray
-
-                start, proceed = partial(run_on_ray, address=address), partial(resume_on_ray, address=address)
-            watch = progress.update
-            done = proceed(before, watch=watch) if before else start(study, out=folder, watch=watch)
-        return done.path, done.summary
-
-    judged = judge_claims(
-        names or (), run_study, out=out, shelf=shelf, reproduce=reproduce, log=lambda line: typer.echo(line, err=True)
-    )
+    if check:
+        _check_claims(names or ())
+        return
+    log = partial(typer.echo, err=True)
+    _print_plan(launched.plan(names or (), shelf), jobs or 1, log)
+    with in_processes(jobs) if jobs else nullcontext(one_by_one(_study_runner(local, address, as_json))) as run_studies:
+        judged = launched.judge_claims(names or (), run_studies, out=out, shelf=shelf, reproduce=reproduce, log=log)
     if as_json:
         typer.echo(json.dumps(judged, indent=1))
         return
     for name, entry in judged.items():
         for r in entry["results"]:
             typer.echo(f"{r['verdict']:20} {name}: {r['about']}\n{'':20} {evidence(r)}")
+
+
+def _study_runner(local: bool, address: str | None, quiet: bool) -> Any:
+    """Return what runs a study of claims, or continues the one that is there: in this process, or on Ray."""
+    from rayfed.launch.claim_runs import find_study, run_local_study
+
+    def run_study(study: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+        with _progress(quiet) as progress:
+            if local:
+                return run_local_study(study, folder, progress.update)
+            from actors.driver import resume_on_ray, run_on_ray
+
+            where: dict[str, Any] = {"address": address, "watch": progress.update}
+            before = find_study(study, folder)
+            done = resume_on_ray(before, **where) if before else run_on_ray(study, out=folder, **where)
+        return done.path, done.summary
+
+    return run_study
+
+
+def _print_plan(plan: list[tuple[str, int, float | None]], jobs: int, log: Any) -> None:
+    """Print how many runs each claim takes, and for how long."""
+    for name, runs, minutes in plan:
+        log(f"{name:24} {runs:5} runs  {'never judged' if minutes is None else f'about {minutes / jobs:.0f} minutes'}")
+    total = sum(minutes or 0.0 for _, _, minutes in plan)
+    log(
+        f"{'together':24} {sum(runs for _, runs, _ in plan):5} runs  about {total / jobs:.0f} minutes, {jobs} at a time"
+    )
+
+
+def _check_claims(names: Sequence[str]) -> None:
+    """Print what published verdicts do not follow from their values; exit 1 where there is any."""
+    from rayfed.launch.claims import check
+
+    wrong, without = check(names)
+    for name in without:
+        typer.echo(f"{name}: judged before values were published; nothing to check")
+    for problem in wrong:
+        typer.echo(problem)
+    typer.echo(
+        f"{'some' if wrong else 'all other'} verdicts {'do not ' if wrong else ''}follow from their published values"
+    )
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _is_sweep(where: str) -> bool:

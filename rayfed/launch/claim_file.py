@@ -135,6 +135,7 @@ def read_claim_file(path: Path) -> ClaimFile:
             raise ConfigError(f"{path}: seeds: a registered claim draws its seeds; leave the list out")
         raw["seeds"] = drawn_seeds(path.stem, digest, registered.looks[-1], "judge")
     raw["resources"] = {**FIXED, **(raw.get("resources") or {})}
+    raw["evaluate"] = {**(raw.get("evaluate") or {}), "rows": _judged_rounds(raw.get("claim"))}
     study = _study(raw, path)
     if not study.claims:
         raise ConfigError(f"{path}: a claim is a study (seeds, arms) with `claim:`")
@@ -211,6 +212,12 @@ def _registered(raw: Any, path: Path) -> Registered:
         return Registered.model_validate(raw)
     except ValidationError as e:
         raise ConfigError([f"{path}: {p}" for p in sentences(e, Registered, "registered")]) from None
+
+
+def _judged_rounds(claim: Any) -> list[int]:
+    """Return the rounds at which claims are judged: scores by row are kept there."""
+    claims = claim if isinstance(claim, list) else [claim]
+    return sorted({c["at"] for c in claims if isinstance(c, Mapping) and isinstance(c.get("at"), int)})
 
 
 def _differing(study: Study) -> list[str]:

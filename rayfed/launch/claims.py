@@ -17,9 +17,19 @@ from typing import Any
 import yaml
 
 from rayfed.config.schema import Config, Study
-from rayfed.errors import ConfigError, RunFailed, nearest
-from rayfed.launch import claim_provenance, claims_page
-from rayfed.launch.claim_file import ClaimFile, at_edge, best_trial, change_of, drawn_seeds, read_claim_file, trials
+from rayfed.errors import ConfigError, nearest
+from rayfed.launch import claim_check, claim_provenance, claim_rows, claims_page
+from rayfed.launch.claim_file import (
+    ClaimFile,
+    Tune,
+    at_edge,
+    best_trial,
+    change_of,
+    drawn_seeds,
+    read_claim_file,
+    trials,
+)
+from rayfed.launch.claim_runs import Ran, RunStudies
 from rayfed.report.statistics import mean_sd, spent_alpha
 from rayfed.report.study import POINT, SHARES, judge
 from rayfed.report.subject import RunRecord, load_study
@@ -39,8 +49,6 @@ AS_LOOP: dict[str, Any] = {"resources": {"executor": "loop"}}
 AS_DOUBLE: dict[str, Any] = {"task": {"dtype": "float64"}}
 OPEN = ("undecided", "incomplete", "unstable")  # verdicts that decide nothing
 
-# (study, folder of studies) -> (its folder, its summary)
-RunStudy = Callable[[Study, Path], tuple[Path, dict[str, Any]]]
 Log = Callable[[str], None]
 
 
@@ -144,12 +152,44 @@ def whats_changed(file: Path, entry: Mapping[str, Any]) -> list[str]:
     return claim_provenance.changed(entry, claim.digest, claim_provenance.code_digest(claim.study))
 
 
+def check(names: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Return what the published values of these verdicts (default: all) do not give, and the claim files that have no values."""
+    found = {n: e for n, e in shipped_verdicts().items() if (not names or n in names) and not e.get("withdrawn")}
+    known = {n: e for n, e in found.items() if claim_check.has_values(e)}
+    return [p for n, e in known.items() for p in claim_check.differences(n, e)], [n for n in found if n not in known]
+
+
 # -- judging -----------------------------------------------------------------------------------------------------------
+
+
+def plan(names: Sequence[str] = (), shelf: Path | None = None) -> list[tuple[str, int, float | None]]:
+    """Return (claim file, its runs, minutes of one core that they take) of the named claims (default: all) that can be run here.
+
+    Minutes are those of the runs of its last judgement, by their number; None where it was never judged.
+    """
+    out = []
+    for path in claim_files(names):
+        if missing_data(path, shelf) is not None:
+            continue
+        file = read_claim(path, shelf)
+        if file.registered and file.registered.withdrawn:
+            continue
+        entry, runs = shipped_verdicts().get(file.name, {}), planned_runs(file)
+        before = entry.get("runs") or sum(len(entry.get("seeds", ())) for _ in entry.get("cost", ()))
+        out.append((file.name, runs, runs / before * entry["wall_s"] / 60 if before else None))
+    return out
+
+
+def planned_runs(file: ClaimFile) -> int:
+    """Return how many runs a claim file takes, at most: trials of tuning, arms with all seeds, the checks of stability."""
+    block = file.registered.tune if file.registered else None
+    tuning = sum(len(t) * block.seeds for arm in file.study.arms if (t := trials(block, arm))[0]) if block else 0
+    return tuning + len(file.study.arms) * file.looks[-1] + 2 * len(_checked_arms(file.study))
 
 
 def judge_claims(
     names: Sequence[str],
-    run_study: RunStudy,
+    run_studies: RunStudies,
     *,
     out: Path,
     shelf: Path | None = None,
@@ -158,7 +198,7 @@ def judge_claims(
 ) -> dict[str, dict[str, Any]]:
     """Run and judge the named claims (default: all), writing the tables after each; returns the entries of those that ran.
 
-    run_study: runs a study in the folder `out`; shelf: folder of data sets; reproduce: the shipped verdicts stay, and whether
+    run_studies: runs studies in the folder `out`; shelf: folder of data sets; reproduce: the shipped verdicts stay, and whether
     this machine finds the same is added to them; log: is called with a line per step. Claims whose data is missing, and those
     withdrawn, keep their verdicts. Every file is read before the first one runs. ConfigError for an unknown name, or for a
     claim that is named but cannot be run.
@@ -175,7 +215,7 @@ def judge_claims(
         if file.registered and file.registered.withdrawn:
             log(f"{file.name}: withdrawn: {file.registered.withdrawn}")
             continue
-        entry = judge_file(file, run_study, out, log)
+        entry = judge_file(file, run_studies, out, log)
         if reproduce:
             entry = claims_page.with_reproduction(shipped_verdicts()[file.name], entry)
         judged[file.name] = entry
@@ -183,28 +223,37 @@ def judge_claims(
     return judged
 
 
-def judge_file(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> dict[str, Any]:
+def judge_file(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = print) -> dict[str, Any]:
     """Tune, run, check and judge one claim file; returns its entry of claims.json."""
-    tuned = tune(file, run_study, out, log)
+    spent: list[RunRecord] = []  # runs of tuning and of stability
+
+    def counted(studies: Sequence[Study], folder: Path) -> list[Ran]:
+        made = run_studies(studies, folder)
+        spent.extend(r for done in made if done.path for found in load_study(done.path).arms.values() for r in found)
+        return made
+
+    tuned = tune(file, counted, out, log)
     changes = {arm: change_of(found["chosen"]) for arm, found in tuned.items()}
     seeds, status, results = list(file.study.seeds), "done", []
     runs: dict[str, list[RunRecord]] = {}
     levels = spent_alpha(file.looks)
     for seen, until, alpha in zip([0, *file.looks], file.looks, levels, strict=False):
         log(f"{file.name}: {len(file.study.arms)} arms x seeds {seen + 1} to {until}")
-        path, summary = run_study(file.part(seeds[seen:until], changes), out)
-        status = summary["status"] if status == "done" else status
-        for arm, found in load_study(path).arms.items():
-            runs.setdefault(arm, []).extend(found)
+        for done in counted([file.part([seed], changes) for seed in seeds[seen:until]], out):
+            for arm, found in load_study(done.folder).arms.items():
+                runs.setdefault(arm, []).extend(found)
+            status = done.status if status == "done" else status
         results = [_judged(file.study, c, runs, seeds[:until], alpha) for c in file.study.claims]
         if all(r["verdict"] not in OPEN for r in results):
             break
-    unstable = stability(file, runs, changes, run_study, out, log)
+    unstable = stability(file, runs, changes, counted, out, log)
     for r in results:
         shaken = [arm for arm in (r["better"], r["than"]) if unstable.get(arm, {}).get("unstable")]
         if shaken and r["kind"] == "difference":
             r |= {"verdict": "unstable", "holds": None, "unstable": shaken}
-    return _entry(file, runs, seeds[: len(next(iter(runs.values())))], status, results, tuned, unstable)
+    entry = _entry(file, runs, seeds[: len(next(iter(runs.values())))], status, results, tuned, unstable)
+    walls = [float(r.summary.get("wall_s") or 0.0) for r in spent]
+    return {**entry, "wall_s": round(sum(walls), 1), "runs": len(walls)}
 
 
 def _judged(
@@ -233,7 +282,6 @@ def _entry(
     unstable: Mapping[str, Any],
 ) -> dict[str, Any]:
     first = next(iter(runs.values()))[0]
-    walls = [float(r.summary.get("wall_s") or 0.0) for found in runs.values() for r in found]
     execution = {arm: found[0].repeat_options for arm, found in runs.items()}
     return {
         "title": claims_page.head_comment(file.path)[0], "digest": file.digest,
@@ -243,19 +291,9 @@ def _entry(
         "machine": claim_provenance.machine(), "execution": execution, "versions": first.summary.get("versions", {}),
         "seeds": list(seeds), "looks": file.looks, "status": status, "results": list(results),
         "tuned": dict(tuned), "stability": dict(unstable),
-        "cost": {arm: _cost(file.study, found) for arm, found in runs.items()}, "wall_s": round(sum(walls), 1),
+        "cost": {arm: _cost(file.study, found) for arm, found in runs.items()},
+        "rows": claim_rows.pack(runs, [(c.metric, c.at) for c in file.study.claims]),
     }  # fmt: skip
-
-
-def find_study(study: Study, out: Path) -> Path | None:
-    """Return the newest folder in `out` of a study with the same settings; None if there is none."""
-    wanted = json.loads(json.dumps(study.to_dict()))  # as files hold it: shares of ranks have text keys
-    same = [
-        p.parent
-        for p in out.glob(f"{study.base.name}-*/study.yaml")
-        if yaml.safe_load(p.read_text(encoding="utf-8")) == wanted
-    ]
-    return max(same, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def _subject(better: Config, than: Config) -> str | None:
@@ -271,7 +309,7 @@ def _values_at(runs: Sequence[RunRecord], metric: str, at: int) -> dict[str, flo
 # -- tuning and stability ----------------------------------------------------------------------------------------------
 
 
-def tune(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> dict[str, dict[str, Any]]:
+def tune(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = print) -> dict[str, dict[str, Any]]:
     """Choose settings for every arm by the file's `tune` block; returns arm -> {chosen, edge, trials}; empty without a block.
 
     The runs hold out a validation part of the training data, which alone is scored, and have seeds of their own. A trial that
@@ -281,43 +319,37 @@ def tune(file: ClaimFile, run_study: RunStudy, out: Path, log: Log = print) -> d
     if block is None:
         return {}
     seeds = drawn_seeds(file.name, file.digest, block.seeds, "tune")
-    found = {}
+    tried = {arm: t for arm in file.study.arms if (t := trials(block, arm))[0]}
+    log(f"{file.name}: tuning: {sum(map(len, tried.values()))} trials x {block.seeds} seeds")
+    studies = []
     for arm, config in file.study.arms.items():
-        tried = trials(block, arm)
-        if not tried[0]:
-            continue
-        log(f"{file.name}: tuning {arm}: {len(tried)} trials x {block.seeds} seeds")
-        scores = []
-        for settings in tried:
-            held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": config.rounds}}
-            study = file.alone(arm, seeds, [change_of(settings), held])
-            scores.append(_score(study, arm, block.metric, run_study, out))
+        held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": config.rounds}}
+        studies += [file.alone(arm, seeds, [change_of(settings), held]) for settings in tried.get(arm, ())]
+    made = iter(run_studies(studies, out))
+    found = {}
+    for arm, settings in tried.items():
+        scores = [_score(next(made), arm, block) for _ in settings]
         best = best_trial(scores, block.metric)
         found[arm] = {
-            "chosen": tried[best], "edge": at_edge(block, arm, tried[best]),
-            "trials": [{"settings": t, "score": s} for t, s in zip(tried, scores, strict=True)],
+            "chosen": settings[best], "edge": at_edge(block, arm, settings[best]),
+            "trials": [{"settings": t, "score": s} for t, s in zip(settings, scores, strict=True)],
         }  # fmt: skip
     return found
 
 
-def _score(study: Study, arm: str, metric: str, run_study: RunStudy, out: Path) -> float | None:
-    """Return the mean over seeds of a metric at the last round; None where a run failed or has no value."""
-    try:
-        path, _ = run_study(study, out)
-    except RunFailed as error:
-        if error.diverged is None:
-            raise
+def _score(trial: Ran, arm: str, block: Tune) -> float | None:
+    """Return the mean over seeds of the metric at the last round; None where training diverged or a run has no value."""
+    if trial.diverged:
         return None
-    runs = load_study(path).arms[arm]
-    values = [v for r in runs if (v := r.final(metric)) is not None]
-    return mean_sd(values)[0] if len(values) == len(study.seeds) else None
+    values = [v for r in load_study(trial.folder).arms[arm] if (v := r.final(block.metric)) is not None]
+    return mean_sd(values)[0] if len(values) == block.seeds else None
 
 
 def stability(
     file: ClaimFile,
     runs: Mapping[str, Sequence[RunRecord]],
     changes: Mapping[str, Mapping[str, Any]],
-    run_study: RunStudy,
+    run_studies: RunStudies,
     out: Path,
     log: Log = print,
 ) -> dict[str, dict[str, Any]]:
@@ -326,34 +358,52 @@ def stability(
     An arm is unstable if a claimed share (accuracy ...) differs by more than a point between them, or if a run fell to
     chance after having been above it, which events say.
     """
-    claims = [c for c in file.study.claims if c.metric.partition("/")[0] in SHARES and c.kind == "difference"]
-    found: dict[str, dict[str, Any]] = {}
-    for arm in dict.fromkeys(a for c in claims for a in (c.better, c.than)):
-        log(f"{file.name}: stability of {arm}")
-        metrics = {f"{c.metric} @{c.at}": (c.metric, c.at) for c in claims if arm in (c.better, c.than)}
-        first = runs[arm][0]
-        values = {"judged": {k: dict(first.series(m)).get(at) for k, (m, at) in metrics.items()}}
-        problems = [f"seed {r.seed} fell to chance" for r in runs[arm] if r.summary.get("collapsed")]
-        for name, change in (("loop", AS_LOOP), ("float64", AS_DOUBLE)):
-            try:
-                path, _ = run_study(file.alone(arm, [first.seed], [changes.get(arm, {}), change]), out)
-            except (ConfigError, RunFailed) as error:
-                values[name] = {k: None for k in metrics}
-                if isinstance(error, RunFailed):
-                    if error.diverged is None:
-                        raise
-                    problems.append(f"it diverges in {name}")
-                continue
-            again = load_study(path).arms[arm][0]
-            values[name] = {k: dict(again.series(m)).get(at) for k, (m, at) in metrics.items()}
-        spreads = [
-            max(v) - min(v) for k in metrics if len(v := [x for n in values if (x := values[n][k]) is not None]) > 1
-        ]
-        spread = max(spreads, default=None)
-        if spread is not None and spread > POINT + 1e-12:
-            problems.append(f"loop, vmap and float64 are {spread:.4f} apart")
-        found[arm] = {"values": values, "spread": spread, "unstable": bool(problems), "why": problems}
-    return found
+    arms = _checked_arms(file.study)
+    log(f"{file.name}: stability of {len(arms)} arms")
+    kinds = (("loop", AS_LOOP), ("float64", AS_DOUBLE))
+    studies = [file.alone(a, [runs[a][0].seed], [changes.get(a, {}), change]) for a in arms for _, change in kinds]
+    made = iter(run_studies(studies, out))
+    return {
+        arm: _compared(arm, metrics, runs[arm], {name: next(made) for name, _ in kinds})
+        for arm, metrics in arms.items()
+    }
+
+
+def _checked_arms(study: Study) -> dict[str, list[tuple[str, int]]]:
+    """Return the arms whose shares are claimed, each with these metrics and rounds."""
+    claims = [c for c in study.claims if c.metric.partition("/")[0] in SHARES and c.kind == "difference"]
+    arms = dict.fromkeys(a for c in claims for a in (c.better, c.than))
+    return {a: list(dict.fromkeys((c.metric, c.at) for c in claims if a in (c.better, c.than))) for a in arms}
+
+
+def _compared(
+    arm: str, metrics: Sequence[tuple[str, int]], runs: Sequence[RunRecord], again: Mapping[str, Ran]
+) -> dict[str, Any]:
+    """Return how far an arm's first run and its repetitions are apart, and whether that is too far."""
+
+    def at(run: RunRecord) -> dict[str, float | None]:
+        return {f"{m} @{t}": dict(run.series(m)).get(t) for m, t in metrics}
+
+    values = {"judged": at(runs[0])}
+    problems = [f"seed {r.seed} fell to chance" for r in runs if r.summary.get("collapsed")]
+    for name, made in again.items():
+        if made.error is None:
+            values[name] = at(load_study(made.folder).arms[arm][0])
+            continue
+        values[name] = dict.fromkeys(values["judged"])
+        if made.diverged:
+            problems.append(f"it diverges in {name}")
+        elif not isinstance(made.error, ConfigError):  # what float64 or loop cannot do is not compared
+            raise made.error
+    spreads = [
+        max(v) - min(v)
+        for k in values["judged"]
+        if len(v := [x for n in values if (x := values[n][k]) is not None]) > 1
+    ]
+    spread = max(spreads, default=None)
+    if spread is not None and spread > POINT + 1e-12:
+        problems.append(f"loop, vmap and float64 are {spread:.4f} apart")
+    return {"values": values, "spread": spread, "unstable": bool(problems), "why": problems}
 
 
 def _cost(study: Study, runs: Sequence[RunRecord]) -> dict[str, float | None]:

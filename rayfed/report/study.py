@@ -85,7 +85,10 @@ def judge(
     better, than = (_values(arms.get(claim[side], ()), metric, at) for side in ("better", "than"))
     rows = None
     if at is not None:
-        rows = tuple(_rows(arms.get(claim[side], ()), metric, int(at)) for side in ("better", "than"))
+        rows = (
+            _rows(arms.get(claim["better"], ()), metric, int(at)),
+            _rows(arms.get(claim["than"], ()), metric, int(at)),
+        )
     return judge_values(claim, better, than, rows=rows, seeds=seeds, alpha=alpha)
 
 
@@ -94,7 +97,7 @@ def judge_values(
     better: Mapping[str, float],
     than: Mapping[str, float],
     *,
-    rows: tuple[Mapping[str, RowValues], ...] | None = None,
+    rows: tuple[Mapping[str, RowValues], Mapping[str, RowValues]] | None = None,
     seeds: Sequence[int] | None = None,
     alpha: float = 0.05,
 ) -> dict[str, Any]:
@@ -117,18 +120,18 @@ def judge_values(
     gains = list(pairs.values())
     found = compare_pairs(gains, alpha)
     both = crossed_difference(*rows, list(pairs), sign) if rows and found.interval is not None else None
-    interval = wider(found.interval, both and both.interval(alpha))
+    interval = wider(found.interval, both.interval(alpha) if both else None)
     bound = claim.get("equal_within")
     if bound is None:
         bound = -margin if margin < 0 else POINT if metric.partition("/")[0] in SHARES else None
     if seeds is not None and any(str(s) not in pairs for s in seeds):
         verdict, holds = "incomplete", None
     else:
-        near = wider(compare_pairs(gains, 2 * alpha).interval, both and both.interval(2 * alpha))
+        near = wider(compare_pairs(gains, 2 * alpha).interval, both.interval(2 * alpha) if both else None)
         verdict = _relation(gains, interval, near, bound)
         holds = _holds(interval, margin)
     ci95 = compare_pairs(gains).interval
-    p = max((x for x in (found.p, both and both.p) if x is not None), default=None)
+    p = max(found.p, both.p) if both and found.p is not None else found.p
     return {
         "metric": metric, "at": at, "better": claim["better"], "than": claim["than"], "margin": margin, "equal_within": bound,
         "n": len(pairs), "differences": pairs, "mean_difference": found.mean, "sd": found.sd,

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from rayfed import cli, methods
 from rayfed.errors import ConfigError, RunFailed
-from rayfed.launch import claims, claims_page
+from rayfed.launch import claim_rows, claims, claims_page
 from rayfed.launch.claim_file import settings_digest
+from rayfed.launch.claim_runs import Ran, find_study
 from rayfed.report.subject import RunRecord
 from rayfed.storage.round_log import read
 from rayfed.storage.text_files import read_yaml
@@ -62,15 +63,17 @@ def call(*words: str) -> Any:
 
 @pytest.mark.slow
 def test_from_a_file_to_the_table(checkout: Path) -> None:
-    said = call("claims", "--local", "--json")
+    said = call("claims", "--jobs", "2", "--json")
     assert said.exit_code == 0, said.output
+    assert "small                       10 runs  never judged" in said.stderr
     entry = json.loads((checkout / "claims.json").read_text())["small"]
     assert json.loads(said.stdout) == {"small": entry}
     seeds = entry["seeds"]
     assert len(set(seeds)) == 3
-    studies = {frozenset(read_yaml(p / "study.yaml")["arms"]): p for p in (checkout / "runs" / "claims").iterdir()}
-    study = studies[frozenset({"plain", "slow"})]
-    loss = {a: [read(study / a / f"seed-{s}")[2]["loss/global"] for s in seeds] for a in ("plain", "slow")}
+    made = [(read_yaml(p / "study.yaml"), p) for p in (checkout / "runs" / "claims").iterdir()]
+    studies = {study["seeds"][0]: p for study, p in made if len(study["arms"]) == 2}
+    runs = {a: [studies[s] / a / f"seed-{s}" for s in seeds] for a in ("plain", "slow")}
+    loss = {a: [read(run)[2]["loss/global"] for run in found] for a, found in runs.items()}
     gains = [b - a for a, b in zip(loss["plain"], loss["slow"], strict=True)]
     first, second = entry["results"]
     assert first["mean_difference"] == pytest.approx(statistics.fmean(gains))
@@ -85,7 +88,7 @@ def test_from_a_file_to_the_table(checkout: Path) -> None:
     assert set(entry["stability"]) == {"plain", "slow"} and not entry["stability"]["plain"]["unstable"]
     assert set(entry["stability"]["plain"]["values"]) == {"judged", "loop", "float64"}
     assert "resources.executor=vmap" in entry["execution"]["plain"] and entry["registered"] == "2026-11-30"
-    rows = [read(study / "slow" / f"seed-{s}") for s in seeds]
+    rows = [read(run) for run in runs["slow"]]
     sent = [[r[t][f"bytes/{way}"] for r in rows for t in (1, 2)] for way in ("up", "down")]
     per_mb = [1e6 * r[1]["accuracy/global"] / (r[1]["bytes/up"] + r[1]["bytes/down"]) for r in rows]
     means = dict(zip(("up", "down", "accuracy_per_mb"), map(statistics.fmean, [*sent, per_mb]), strict=True))
@@ -93,11 +96,20 @@ def test_from_a_file_to_the_table(checkout: Path) -> None:
     page = (checkout / "benchmarks" / "CLAIMS.md").read_text()
     assert f"{statistics.fmean(gains):+.4f}" in page and "Said in full here." in page and "*better*" in page
 
+    assert entry["runs"] == 10 and entry["wall_s"] > 0
+    by_row = claim_rows.unpack(entry["rows"], "accuracy/global", 1, "slow")
+    assert list(by_row) == [str(s) for s in seeds] and all(len(x.rows) == 60 for x in by_row.values())
+    assert [x.values.mean() for x in by_row.values()] == pytest.approx(list(second["values"]["slow"].values()))
+    assert second["rows"] == 60 and second["ci95_rows"] is not None and first["rows"] == 60
+    checked = call("claims", "--check")
+    assert checked.exit_code == 0 and "follow from their published values" in checked.stdout
+
     folders = sorted((checkout / "runs" / "claims").iterdir())
-    when = (study / "plain" / f"seed-{seeds[0]}" / "summary.json").stat().st_mtime_ns
+    when = (runs["plain"][0] / "summary.json").stat().st_mtime_ns
     again = call("claims", "small", "--local", "--reproduce")  # what is done is not run again
     assert again.exit_code == 0 and "better" in again.stdout
-    assert (study / "plain" / f"seed-{seeds[0]}" / "summary.json").stat().st_mtime_ns == when
+    assert (runs["plain"][0] / "summary.json").stat().st_mtime_ns == when
+    assert "small                       10 runs  about 0 minutes" in again.stderr
     assert sorted((checkout / "runs" / "claims").iterdir()) == folders
     (found,) = claims.shipped_verdicts()["small"]["reproductions"]
     assert [r["same"] for r in found["results"]] == [True, True]
@@ -121,9 +133,9 @@ class Studies:
         self.value, self.made = value, []
         monkeypatch.setattr(claims, "load_study", self.load)
 
-    def __call__(self, study: Any, out: Path) -> tuple[Path, dict[str, Any]]:
-        self.made.append(study)
-        return out / str(len(self.made) - 1), {"status": "done"}
+    def __call__(self, studies: Any, out: Path) -> list[Ran]:
+        self.made += studies
+        return [Ran(out / str(len(self.made) - len(studies) + i), "done") for i in range(len(studies))]
 
     def load(self, path: Path) -> Any:
         study = self.made[int(path.name)]
@@ -177,17 +189,16 @@ def test_a_trial_that_diverges_has_no_score_and_other_failures_end_the_command(
     file.write_text(SMALL.replace("seeds: 3}", f"seeds: 3, tune: {tune}}}"))
     studies = Studies(monkeypatch, lambda arm, seed, config: {"accuracy/global": 0.5, "loss/global": seed % 3})
 
-    def execute(study: Any, out: Path, round: int | None) -> tuple[Path, dict[str, Any]]:
-        if any(c.local.optimizer.lr == 50 for c in study.arms.values()):
-            error = RunFailed("NaN in the model")
-            error.diverged = round
-            raise error
-        return studies(study, out)
+    def execute(made: Any, out: Path, round: int | None) -> list[Ran]:
+        error = RunFailed("NaN in the model")
+        error.diverged = round
+        diverging = [any(c.local.optimizer.lr == 50 for c in study.arms.values()) for study in made]
+        return [Ran(None, error=error) if d else r for d, r in zip(diverging, studies(made, out), strict=True)]
 
-    found = claims.tune(claims.read_claim(file), lambda study, out: execute(study, out, 1), checkout)
+    found = claims.tune(claims.read_claim(file), lambda made, out: execute(made, out, 1), checkout)
     assert [t["score"] for t in found["plain"]["trials"]] == [0.5, None]
     with pytest.raises(RunFailed, match="NaN"):
-        claims.tune(claims.read_claim(file), lambda study, out: execute(study, out, None), checkout)
+        claims.tune(claims.read_claim(file), lambda made, out: execute(made, out, None), checkout)
 
 
 def test_what_depends_on_rounding_has_no_verdict(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +232,7 @@ def test_seeds_grow_until_all_is_decided(checkout: Path, monkeypatch: pytest.Mon
     entry = claims.judge_file(claims.read_claim(file), studies, checkout)
     assert entry["looks"] == [4, 8, 16] and len(entry["seeds"]) in (8, 16)
     parts = [s.seeds for s in studies.made if len(s.arms) == 2]
-    assert [len(p) for p in parts] == [4, 4, 8][: len(parts)] and len({s for p in parts for s in p}) == len(
-        entry["seeds"]
-    )
+    assert [s for p in parts for s in p] == list(entry["seeds"])
     assert entry["results"][0]["alpha"] < 0.05 and entry["results"][0]["n"] == len(entry["seeds"])
 
 
@@ -251,7 +260,7 @@ def test_a_claim_without_its_data_keeps_its_verdict(checkout: Path) -> None:
     assert said.exit_code == 0 and "shelf: left as it is" in said.output
     assert claims.shipped_verdicts() == before
     with pytest.raises(ConfigError, match="RAYFED_SHELF"):
-        claims.judge_claims(["shelf"], lambda study, out: (out, {}), out=checkout)
+        claims.judge_claims(["shelf"], lambda studies, out: [], out=checkout)
 
 
 def test_wrong_names_and_files_are_refused(checkout: Path) -> None:
@@ -259,7 +268,7 @@ def test_wrong_names_and_files_are_refused(checkout: Path) -> None:
         claims.claim_files(["smal"])
     (checkout / "benchmarks" / "claims" / "plain.yaml").write_text(SMALL.split("registered:")[0])
     with pytest.raises(ConfigError, match="a claim is a study"):
-        claims.judge_claims([], lambda study, out: (out, {}), out=checkout)
+        claims.judge_claims([], lambda studies, out: [], out=checkout)
     (checkout / "benchmarks" / "claims").rename(checkout / "elsewhere")
     with pytest.raises(ConfigError, match="from a checkout"):
         claims.claim_files()
@@ -340,6 +349,6 @@ def test_a_study_of_ranks_is_found_again(tmp_path: Path) -> None:
     study: Any = SimpleNamespace(base=SimpleNamespace(name="small"), to_dict=lambda: {"seeds": [1], "arms": arms})
     (tmp_path / "small-1").mkdir()
     (tmp_path / "small-1" / "study.yaml").write_bytes(yaml_bytes(study.to_dict()))
-    assert claims.find_study(study, tmp_path) == tmp_path / "small-1"
+    assert find_study(study, tmp_path) == tmp_path / "small-1"
     arms["ranks"]["adapter"]["rank"] = {2: 0.5, 8: 0.5}
-    assert claims.find_study(study, tmp_path) is None
+    assert find_study(study, tmp_path) is None
