@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def counted(study: Study) -> dict[str, Path]:
     return found
 
 
+@cache
 def _meaning(source: str) -> str:
     """Return a program's syntax tree as text, without docstrings; the text itself if it is no program."""
     try:
@@ -116,7 +118,8 @@ def module_file(name: str) -> Path | None:
     return next((f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file()), None)
 
 
-def imported(source: str) -> list[str]:
+@cache
+def imported(source: str) -> tuple[str, ...]:
     """Return the names that a program imports, `from a import b` as both a and a.b."""
     out = []
     for node in ast.walk(ast.parse(source)):
@@ -124,7 +127,7 @@ def imported(source: str) -> list[str]:
             out += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             out += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return out
+    return tuple(out)
 
 
 def changed(entry: Mapping[str, Any], digest: str, code: str | None) -> list[str]:
