@@ -45,6 +45,7 @@ def test_no_torch_and_no_ray(code: str) -> None:
     got = loaded(code)
     assert "rayfed" in got and "torch" not in got
     assert "ray" not in got  # the driver too joins Ray only when asked to
+    assert "sklearn" not in got and "pandas" not in got  # a second and more, before the first round
 
 
 def test_the_engine_computes_without_ray() -> None:
