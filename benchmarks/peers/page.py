@@ -19,6 +19,7 @@ SHOWN = {
     "rayfed_user": "rayfed, a user's config", "rayfed": "rayfed, evaluated once, no trackers",
     "rayfed_torch": "rayfed, torch's kernels", "rayfed_bf16": "rayfed, base in bfloat16",
     "rayfed_local": "rayfed --local", "rayfed_actors": "rayfed, visits in actors",
+    "rayfed_compiled": "rayfed, compiled steps",
     "loop": "plain loop", "loop_kernels": "plain loop, oneDNN and channels-last", "flower": "Flower", "pfl": "pfl-research",
     "jax": "JAX, by hand", "blazefl": "BlazeFL, one after another", "blazefl_threads": "BlazeFL, two threads",
     "fedjax": "FedJAX", "fluke": "fluke", "nvflare": "NVFlare's simulator",
@@ -55,6 +56,7 @@ TARGETS = (
     Target("w1", "rayfed_user", "period_s", "loop", "period_s", 1 / 1.5),
     Target("n_mlp", "rayfed_user", "period_s", "rayfed_user", "body_s", 1.5),
     Target("w1", "rayfed_user", "body_s", "jax", "body_s", 1.3),
+    Target("w1", "rayfed_compiled", "body_s", "jax", "body_s", 1.3),
     Target("w2", "rayfed_user", "evaluate_s", "rayfed_user", "body_s", 0.15),
     Target("w3", "rayfed_user", "evaluate_s", "rayfed_user", "body_s", 0.6),
 )  # fmt: skip
@@ -65,7 +67,7 @@ FIGURES = {
 COLUMNS = {  # a column is shown where a row has its figure; the third is of sittings before there were bodies and periods
     "body_s": "body, s", "period_s": "period, s", "round_s": "from begin to begin, s", "evaluate_s": "an evaluation, s",
     "ratio": "rayfed is", "cpu_s": "CPU s a round", "first_round_s": "to the first round's end, s", "pss_mb": "memory, MB",
-    "apart": "apart", "repeats": "runs",
+    "once_s": "made once before, s", "apart": "apart", "repeats": "runs",
 }  # fmt: skip
 
 INTRO = """\
@@ -99,8 +101,9 @@ NVFlare: its simulator, a process for each of a round's clients kept alive, ten 
 
 Rows with more than a name separate the engine from the kernels (docs/speed.md): rayfed on the kernels that torch takes by
 itself, as the other torch engines do; the loop on those that rayfed's timing may choose; rayfed with its frozen base in bfloat16, a
-recipe for any of them; the user's config with `--local`, without Ray in one process, as the loop and pfl-research are; and with
-`resources.visits: actors`, where small rounds would otherwise run in the server's process.
+recipe for any of them; the user's config with `--local`, without Ray in one process, as the loop and pfl-research are; with
+`resources.visits: actors`, where small rounds would otherwise run in the server's process; and with `resources.executor: compiled`, the
+code of whose steps an earlier run has left in the cache (*made once before*: how much longer that run was).
 """
 
 

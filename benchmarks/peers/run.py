@@ -15,9 +15,9 @@ head, 20 clients of 64 texts, 10 a round, batch 8, 32 tokens.   n_mlp, n_cnn: vi
 w2's weights.
 
 rayfed_user is rayfed as a user writes it: own data function, own network, all defaults. The other rows of rayfed: rayfed, evaluated
-once and without trackers; rayfed_local and rayfed_actors, the user's with --local and with its visits in actors; rayfed_torch, on the
-kernels that torch takes by itself; rayfed_bf16, the frozen base in bfloat16. loop_kernels is the loop on the kernels that rayfed's
-timing may choose (oneDNN's matrix products, channels-last convolutions).
+once and without trackers; rayfed_local, rayfed_actors and rayfed_compiled, the user's with --local, with its visits in actors, and
+with compiled steps; rayfed_torch, on the kernels that torch takes by itself; rayfed_bf16, the frozen base in bfloat16. loop_kernels is the
+loop on the kernels that rayfed's timing may choose (oneDNN's matrix products, channels-last convolutions).
 """
 
 from __future__ import annotations
@@ -55,12 +55,18 @@ class Side(NamedTuple):
     user: bool = False  # rayfed: by the user's config
     changes: Mapping[str, Any] = MappingProxyType({})  # of rayfed's config, or of the environment
     args: tuple[str, ...] = ()
+    once: bool = (
+        False  # a run before the first measured one makes what later runs find: its seconds more are told apart
+    )
 
 
 SIDES = {e: Side(e) for e in NEEDS} | {
     "rayfed_user": Side("rayfed", True),
     "rayfed_local": Side("rayfed", True, args=("--local",)),
     "rayfed_actors": Side("rayfed", True, {"resources": {"visits": "actors"}}),
+    "rayfed_compiled": Side(
+        "rayfed", True, {"resources": {"executor": "compiled"}, "method": f"{HERE}/rayfed_side.py:Begun"}, once=True
+    ),
     "rayfed_torch": Side("rayfed", False, {"resources": {"matmul": "torch", "channels_last": False}}),
     "rayfed_bf16": Side("rayfed", False, {"task": {"dtype": "bf16"}}),
     "loop_kernels": Side("loop", False, {"PEERS_KERNELS": "1"}),
@@ -69,7 +75,7 @@ SIDES = {e: Side(e) for e in NEEDS} | {
 }
 USUAL = ("rayfed_user", "rayfed", "loop", "flower", "pfl")
 ALSO = {
-    "w1": ("rayfed_actors", "rayfed_local", "jax", "blazefl", "blazefl_threads", "fedjax", "fluke", "nvflare"),
+    "w1": ("rayfed_actors", "rayfed_local", "rayfed_compiled", "jax", "blazefl", "blazefl_threads", "fedjax", "fluke", "nvflare"),
     "w2": ("blazefl", "blazefl_threads", "rayfed_torch", "loop_kernels"),
     "w3": ("rayfed_torch", "loop_kernels", "rayfed_bf16"),
 }  # fmt: skip
@@ -84,7 +90,7 @@ def once(name: str, config: dict[str, Any], plan: Path, where: Path, python: Pat
     env |= {MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     if side.engine == "rayfed":
         command = rayfed_command(side, config, plan, out, python)
-        env["RAYFED_CACHE"] = str(where / "cache")
+        env |= {"RAYFED_CACHE": str(where / "cache"), "PEERS_BEGUN": str(out / "begun")}
     else:
         command = [str(python), str(HERE / f"{side.engine}_side.py"), str(plan), str(out), *side.args]
         env |= side.changes
@@ -124,7 +130,9 @@ def ran(out: Path) -> tuple[figures.Span, dict[str, Any]]:
     from rayfed.storage.run_folder import read_metrics
 
     (run,) = (p for p in (out / "runs").iterdir() if not p.name.startswith("."))
-    span = figures.of_run(read_metrics(run).to_pylist(), read_events(run))
+    begun = out / "begun"
+    begin = float(begun.read_text(encoding="utf-8")) if begun.is_file() else None
+    span = figures.of_run(read_metrics(run).to_pylist(), read_events(run), begin)
     return span, load_file(run / "model" / "model.safetensors")
 
 
@@ -153,7 +161,10 @@ def measure(
                 if slow or side in failed:
                     continue
                 try:
+                    before = once(side, config, plan, where, pythons[side]) if SIDES[side].once and n == 0 else None
                     r = once(side, config, plan, where, pythons[side])
+                    if before:
+                        r["once_s"] = before["total_s"] - r["total_s"]
                 except Missing as e:
                     print(f"{side}: {e}", flush=True)
                     if SIDES[side].engine in ("rayfed", "loop"):
