@@ -24,6 +24,7 @@ SHOWN = {
     "jax": "JAX, by hand", "blazefl": "BlazeFL, one after another", "blazefl_threads": "BlazeFL, two threads",
     "fedjax": "FedJAX", "fluke": "fluke", "nvflare": "NVFlare's simulator",
 }  # fmt: skip
+EARLIER = "Measured with the rayfed of then, on a machine that is not the one above, or was not described as exactly."
 LEFT_OUT = "PFLlib and FL-bench are repositories of scripts, not packages, and are left out."
 
 
@@ -113,9 +114,9 @@ def write(found: dict[str, Any], others: list[dict[str, Any]] | None = None) -> 
     for other in others or ():
         machine = next(iter(other["about"].values()))["machine"]
         lines += [
-            f"## Another host: {machine}",
+            f"## An earlier sitting: {machine}",
             "",
-            other.get("note", "Measured earlier, with the rayfed of then."),
+            other.get("note", EARLIER),
             "",
         ]
         lines += sitting(other, "###")

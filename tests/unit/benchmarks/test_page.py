@@ -79,7 +79,7 @@ def test_other_hosts_and_what_is_not_here_are_named() -> None:
     }
     text = page.write(found, [other])
     assert "Not here: FedJAX (pip: no)." in text and "left out {" not in text
-    here, _, there = text.partition("## Another host: there")
+    here, _, there = text.partition("## An earlier sitting: there")
     assert "| JAX, by hand |" in here and "### W1" in there and "from begin to begin, s" in there
 
 
