@@ -18,7 +18,7 @@ import yaml
 
 from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
-from rayfed.launch import claim_check, claim_provenance, claim_rows, claims_page
+from rayfed.launch import claim_check, claim_provenance, claim_quotes, claim_rows, claims_page
 from rayfed.launch.claim_file import (
     ClaimFile,
     Tune,
@@ -113,16 +113,31 @@ def verdicts_about(method: str) -> list[dict[str, Any]]:
 
 
 def write_verdicts(new: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write new verdicts into `rayfed/launch/claims.json`, and `benchmarks/CLAIMS.md` from it.
+    """Write new verdicts into `rayfed/launch/claims.json`, and from it `benchmarks/CLAIMS.md` and the figures that documents quote.
 
-    An entry whose file is gone, or withdrawn in it, stays listed as withdrawn.
+    An entry whose file is gone, or withdrawn in it, stays listed as withdrawn, and so does a claim that its file makes no more.
     """
     files = {f.stem: f for f in claim_files()}
-    known = {**shipped_verdicts(), **new}
+    before = shipped_verdicts()
+    known = {**before, **{n: _with_former(e, before.get(n, {})) for n, e in new.items()}}
     order = [*(n for n in files if n in known), *(n for n in known if n not in files)]
     verdicts = {name: _withdrawn(known[name], files.get(name)) for name in order}
     durable_write(VERDICTS, json_bytes(verdicts, 1))
     durable_write(benchmarks_folder() / "CLAIMS.md", claims_table(verdicts, files).encode())
+    for document in claim_quotes.documents(benchmarks_folder().parent):
+        text = document.read_text(encoding="utf-8")
+        if (now := claim_quotes.with_figures(text, verdicts)) != text:
+            durable_write(document, now.encode())
+
+
+def _with_former(entry: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a new entry with the claims of the one before it that its file makes no more: they stay listed."""
+    asked = {(r["metric"], r["at"], r["about"]) for r in entry["results"]}
+    gone = [r for r in before.get("results", ()) if (r["metric"], r["at"], r["about"]) not in asked]
+    kept = ("about", "metric", "at", "better", "than", "mean_difference", "ci95", "ci95_rows", "verdict")
+    former = [{**{k: r.get(k) for k in kept}, "why": "its file asks it no more"} for r in gone]
+    listed = [*before.get("former", ()), *former]
+    return {**entry, "former": listed} if listed else dict(entry)
 
 
 def _withdrawn(entry: Mapping[str, Any], file: Path | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayfed.launch.claims_page import evidence, head_comment, render, with_reproduction
+from rayfed.launch.claims_page import evidence, head_comment, interval_of, render, with_reproduction
 
 RESULT: dict[str, Any] = {
     "metric": "accuracy/global", "at": 10, "better": "a", "than": "b", "margin": 0.0, "n": 5, "mean_difference": 0.05,
@@ -25,7 +25,7 @@ def test_the_page_has_a_line_per_claim_and_a_table_per_file(tmp_path: Path) -> N
     page = render({"small": ENTRY}, {"small": file}, {})
     assert (
         "| [small](#small): A is better (a against b, accuracy/global at round 10, 5 seeds) | +0.0500 [+0.0100, +0.0900] "
-        "| 0.020 | +1.5 | *better* |" in page
+        "| – | 0.020 | +1.5 | *better* |" in page
     )
     assert "`rayfed claims small`, seeds 100 to 102; 2 minutes of runs; torch 2; registered 2026-11-30." in page
     assert "| a | 0.9000 ± 0.0100 | 1.5 kB | 2.0 MB | 0.125 |" in page and "| b | 0.8500 | – | – | – |" in page
@@ -75,3 +75,22 @@ def test_evidence_without_an_interval_and_with_a_margin() -> None:
     assert evidence(RESULT) == "accuracy/global at round 10, a - b: +0.0500 (95 % +0.0100 to +0.0900, 5 seeds)"
     open_ = {**RESULT, "ci95": None, "mean_difference": None, "margin": 3_639_380.0, "n": 1}
     assert evidence(open_).endswith("a - b: – (95 % – to –, 1 seeds, margin 3,639,380)")
+
+
+def test_both_intervals_stand_there_and_the_wider_one_counts(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("# What it is.\n")
+    by_row = {**RESULT, "rows": 360, "ci95_rows": [-0.03, 0.13], "verdict": "undecided", "sd": 0.05, "n": 8}
+    assert interval_of(by_row) == [-0.03, 0.13] and interval_of({**by_row, "ci95_rows": [0.02, 0.08]}) == [0.01, 0.09]
+    page = render({"small": {**ENTRY, "results": [by_row], "runs": 22}}, {"small": file}, {})
+    assert "8 seeds, 360 rows) | +0.0500 [+0.0100, +0.0900] | [-0.0300, +0.1300] |" in page
+    assert "(sees 0.116)" in page and "2 minutes of 22 runs" in page  # twice what 8 seeds alone would see, 0.058
+    assert evidence(by_row).endswith("(95 % -0.0300 to +0.1300, 8 seeds, 360 rows)")
+    again = {
+        "machine": "m",
+        "commit": "c",
+        "execution": {},
+        "versions": {},
+        "results": [{**by_row, "mean_difference": 0.12}],
+    }
+    assert with_reproduction({**ENTRY, "results": [by_row]}, again)["reproductions"][0]["results"][0]["same"]
