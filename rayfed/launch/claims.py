@@ -112,6 +112,12 @@ def verdicts_about(method: str) -> list[dict[str, Any]]:
     return [{"study": name, **r} for name, entry in entries for r in entry["results"] if r["method"] == method]
 
 
+def judged_against(method: str) -> list[str]:
+    """Return the claim files in which methods are held against this one."""
+    entries = [(n, e) for n, e in shipped_verdicts().items() if not e.get("withdrawn")]
+    return [n for n, e in entries if any(r.get("against") == method != r["method"] for r in e["results"])]
+
+
 def write_verdicts(new: Mapping[str, Mapping[str, Any]]) -> None:
     """Write new verdicts into `rayfed/launch/claims.json`, and from it `benchmarks/CLAIMS.md` and the figures that documents quote.
 
@@ -283,6 +289,7 @@ def _judged(
     }
     return {
         "about": claim.about, "method": claim.method or _subject(study.arms[claim.better], study.arms[claim.than]),
+        "against": study.arms[claim.than].method.name,
         "kind": kind, **{k: v for k, v in verdict.items() if k != "differences"}, "arms": means, "values": values,
     }  # fmt: skip
 

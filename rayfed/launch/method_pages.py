@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from rayfed import Need, methods
-from rayfed.launch.claims import verdicts_about
+from rayfed.launch.claims import judged_against, verdicts_about
 from rayfed.launch.claims_page import evidence
 from rayfed.method import Method
 from rayfed.visits import VisitMethod
@@ -50,7 +50,7 @@ def describe(name: str) -> dict[str, Any]:
     about["wire"] = {side: {n: dict(vars(p)) for n, p in parts.items()} for side, parts in cls.wire._asdict().items()}
     about["visits"] = {n: _sentence(n, getattr(cls, n)) for n in _visits(cls)}
     about["logs"] = {n: {"about": text, "unit": unit} for n, (text, unit) in cls.logs.items()}
-    about["claims"] = verdicts_about(name)
+    about["claims"], about["baseline_in"] = verdicts_about(name), judged_against(name)
     return about
 
 
@@ -139,6 +139,10 @@ def _sections(about: dict[str, Any], markdown: bool) -> dict[str, list[Row]]:
     rows["Logged"] = [Row(n, m["unit"], m["about"]) for n, m in about["logs"].items()]
     for r in about["claims"]:
         rows["Claims"].append(Row(r["verdict"], study.format(r["study"]), f"{r['about']}; {evidence(r)}"))
+    if about["baseline_in"]:
+        rows["Claims"].append(
+            Row("baseline", "", f"others are held against it in {', '.join(map(study.format, about['baseline_in']))}")
+        )
     return rows
 
 

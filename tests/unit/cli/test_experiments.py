@@ -75,7 +75,7 @@ def test_the_resolved_config_is_the_one_that_ran(world: World) -> None:
     resolved = load_request(world.run / "config.yaml")
     assert resolved == load_request(TINY)
     assert yaml.safe_load((world.run / "config.yaml").read_text())["evaluate"] == {
-        "every": 2, "clients": "all", "split": "test", "finetune_epochs": 0,
+        "every": 2, "clients": "all", "split": "test", "finetune_epochs": 0, "rows": [],
     }  # fmt: skip
 
 

@@ -286,6 +286,53 @@ def test_methods_shows_its_verdicts(checkout: Path) -> None:
     assert "it is good" not in call("methods", "fedavg").output
 
 
+def test_a_baseline_says_who_is_held_against_it(checkout: Path) -> None:
+    result = {
+        "about": "it is good", "method": "scaffold", "against": "local_only", "metric": "accuracy/personal", "at": 3, "better": "a",
+        "than": "b", "margin": 0.0, "n": 8, "mean_difference": 0.1, "ci95": [0.1, 0.1], "verdict": "better", "arms": {},
+    }  # fmt: skip
+    own = {**result, "method": "local_only"}
+    (checkout / "claims.json").write_text(json.dumps({"x": {"results": [result]}, "y": {"results": [own]}}))
+    assert claims.judged_against("local_only") == ["x"] and claims.judged_against("scaffold") == []
+    shown = call("methods", "local_only").output
+    assert (
+        "baseline" in shown
+        and "others are held against it in x" in shown
+        and "held against" not in call("methods", "ifca").output
+    )
+
+
+def test_a_claim_that_its_file_makes_no_more_stays_listed(checkout: Path) -> None:
+    first = {
+        "about": "old",
+        "metric": "accuracy/global",
+        "at": 1,
+        "better": "a",
+        "than": "b",
+        "mean_difference": 0.1,
+        "verdict": "better",
+    }
+    before = {"results": [first, {**first, "about": "kept"}], "former": [{"about": "older"}]}
+    now = claims._with_former({"results": [{**first, "about": "kept"}, {**first, "about": "new"}]}, before)
+    assert [r["about"] for r in now["former"]] == ["older", "old"] and now["former"][1][
+        "why"
+    ] == "its file asks it no more"
+    assert claims._with_former({"results": [first]}, {"results": [first]}) == {"results": [first]}
+
+
+def test_a_plan_counts_runs_and_scales_minutes(checkout: Path) -> None:
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    tune = "{grid: {local.optimizer.lr: [0.05, 0.2, 0.8]}, seeds: 2, metric: accuracy/global}"
+    file.write_text(SMALL.replace("seeds: 3}", f"seeds: [4, 8], tune: {tune}}}"))
+    runs = 2 * 3 * 2 + 2 * 8 + 2 * 2  # tuning, the last look, loop and float64 of both arms
+    assert claims.plan() == [("small", runs, None)]
+    entry = {"results": [], "runs": 16, "wall_s": 480.0}
+    (checkout / "claims.json").write_text(json.dumps({"small": entry}))
+    assert claims.plan(["small"]) == [("small", runs, pytest.approx(runs / 2))]
+    file.write_text(SMALL.replace("seeds: 3}", "seeds: 3, withdrawn: it was wrong}"))
+    assert claims.plan() == []
+
+
 def test_a_claim_is_about_the_method_in_which_its_arms_differ() -> None:
     one, other = toy.config("fedavg"), toy.config("fedavg", local={"epochs": 3})
     assert claims._subject(toy.config({"name": "fedavg", "server_lr": 0.5}), one) == "fedavg"
