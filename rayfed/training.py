@@ -67,6 +67,7 @@ def sgd_visit(
     before: Sequence[Phase] = (),
     objective: Callable[[Tree, Tree, Batch, Any], Any] | None = None,
     vectorize: bool | str = True,
+    lr: float | None = None,
 ) -> Visit:
     """Return a visit that trains carry[`train`] by minibatches with the config's optimizer: the visit of nine methods in ten.
 
@@ -81,6 +82,7 @@ def sgd_visit(
         before: phases that come first (IFCA's choice).
         objective: objective(params, carry, batch, key) -> (B,) in place of `loss` where it needs what is carried (FedGen).
         vectorize: as in `Visit`.
+        lr: a learning rate in place of the round's, for fine-tuning; `client.info` still has the round's.
 
     The optimizer's state is part of the carry, fresh in every visit; `client.info.steps` and `sum_lr` in `end` count its steps.
 
@@ -103,7 +105,8 @@ def sgd_visit(
         return dict(start(client)) if start else {train: client.shared["model"]}
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
-        rate = schedules.start_rate(local, client.info.lr, client.info.ahead)
+        first = client.info.lr if lr is None else torch.full_like(client.info.lr, lr)
+        rate = schedules.start_rate(local, first, client.info.ahead)
         return {**carry, "opt": opt.init(carry[train]), **rate}
 
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:

@@ -434,6 +434,8 @@ Adapter = Whole | LoRA | IA3 | Bias | Head | Prompt | Prefix | Bottleneck | SSF 
 
 
 class Evaluate(Section):
+    needs: ClassVar = {"finetune_lr": (Need("finetune_epochs", (0,), but=True),)}
+
     every: int = Field(5, ge=1, description="Rounds between two evaluations; the last round is always evaluated.")
     clients: Literal["all"] | int | float = Field("all", description="Clients scored: all, a number, or a fraction.")
     split: Literal["test", "val"] = Field(
@@ -442,6 +444,7 @@ class Evaluate(Section):
         "the place of the pooled test set, to choose settings by.",
     )
     finetune_epochs: int = Field(0, ge=0, description="Epochs of local fine-tuning before `local` is scored.")
+    finetune_lr: float | None = Field(None, gt=0, description="Learning rate of it; default: the round's local rate.")
     rows: tuple[int, ...] = Field(
         (),
         description="Evaluated rounds in which the scores of each scored row are kept too, in rows/round-R.npz of the run folder.",

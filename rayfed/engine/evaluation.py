@@ -155,10 +155,9 @@ def with_local_score(inner: Visit, task: Task) -> Visit:
 
 
 def _finetuned(view: Visit, method: Method, task: Task) -> Visit:
-    n = method.config.evaluate.finetune_epochs
-    tune = sgd_visit(
-        task.loss, method.local, phases=[(epochs(n), lambda name: name in task.params_like or name == "own")]
-    )
+    asked = method.config.evaluate
+    phases = [(epochs(asked.finetune_epochs), lambda name: name in task.params_like or name == "own")]
+    tune = sgd_visit(task.loss, method.local, phases=phases, lr=asked.finetune_lr)
     first = tune.phases[0]
     inner_enter = first.enter
     assert inner_enter is not None

@@ -18,13 +18,17 @@ class FedAvgFinetune(OneModel):
     """The usual personalisation baseline, as in Collins et al. 2022, "FedAvg with Fine Tuning" (2205.13692): FedAvg (McMahan et
     al. 2017, 1602.05629); before it is used, each client fine-tunes the global model on its own training data.
 
-    Training and wire are FedAvg's to the bit; only the served model differs: x^r after `finetune_epochs` epochs of local SGD.
+    Training and wire are FedAvg's to the bit; only the served model differs: x^r after `finetune_epochs` epochs of local SGD
+    at the rate `finetune_lr`, which is searched apart from the training rate: the best of one is mostly not that of the other.
     Down: the model (P floats). Up: the update (P floats), n_i. Kept at clients: nothing. At the server: the model.
     """
 
     class Settings(MethodSettings):
         server_lr: float = Field(1.0, gt=0, description="Step of the server along the mean update.")
         finetune_epochs: int = Field(1, ge=0, description="Epochs of local training before the served model is used.")
+        finetune_lr: float | None = Field(
+            None, gt=0, description="Learning rate of this training; default: that of the round's local training."
+        )
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]}, fold=mean("delta", weight="examples"))
@@ -35,6 +39,5 @@ class FedAvgFinetune(OneModel):
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             return {"model": carry["model"]}, client.own
 
-        return sgd_visit(
-            task.loss, self.local, phases=[(epochs(self.settings.finetune_epochs), lambda name: True)], end=end
-        )
+        tuned = [(epochs(self.settings.finetune_epochs), lambda name: True)]
+        return sgd_visit(task.loss, self.local, phases=tuned, end=end, lr=self.settings.finetune_lr)

@@ -58,6 +58,28 @@ def test_served_models_in_numpy(plain: Any) -> None:
         assert row["loss"] != pytest.approx(plain.loss(x_r, x, y), abs=1e-3)
 
 
+@pytest.mark.parametrize("schedule", [{}, {"kind": "exponential", "gamma": 0.5}])
+def test_its_own_rate_is_that_of_serving_alone(plain: Any, schedule: dict[str, Any]) -> None:
+    """Training goes on at the round's rate, whatever that is by then; the served model is x^r after steps of finetune_lr."""
+    local = {**plain.WORK["local"], "schedule": schedule}
+    method = {"name": "fedavg_finetune", "finetune_epochs": 4, "finetune_lr": 0.02}
+    done, common = (toy.simulate(m, **{**SHORT, **plain.WORK, "local": local}) for m in (method, {"name": "fedavg_finetune"}))
+    assert tree.same(done.state, common.state) and done.rows == common.rows
+    x_r = plain.vector(done.state["model"])
+    for row in done.scores()[1]:
+        p = plain.descend(x_r, *plain.data(done.fed, row["client"]), steps=4, lr=0.02)
+        assert row["loss"] == pytest.approx(plain.loss(p, *plain.data(done.fed, row["client"], "test")), abs=1e-12)
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_the_training_rate_said_again_changes_no_bit(executor: str) -> None:
+    said, unsaid = (
+        toy.simulate({"name": "fedavg_finetune", **more}, executor=executor, dtype="float64").scores()
+        for more in ({"finetune_lr": 0.1}, {})
+    )
+    assert said == unsaid
+
+
 def test_serving_changes_nothing() -> None:
     """Evaluated every round or never: the same model."""
     assert tree.same(run(3, score=True).state, run(3).state)

@@ -139,11 +139,11 @@ def test_what_was_trained_here_is_scored_here(executor: str) -> None:
     assert set(fed.local_scores) == set(ids)
 
 
-def test_fine_tuned_scores_train_from_what_is_served() -> None:
-    """Full batches need no order: one step down the gradient, by hand."""
-    done = toy.simulate(
-        dtype="float64", rounds=1, local={"batch_size": 64}, evaluate={"every": 1, "finetune_epochs": 1}
-    )
+@pytest.mark.parametrize("lr", [None, 0.03])
+def test_fine_tuned_scores_train_from_what_is_served(lr: float | None) -> None:
+    """Full batches need no order: one step down the gradient, by hand; at the local rate, or at one of its own."""
+    evaluate = {"every": 1, "finetune_epochs": 1, "finetune_lr": lr}
+    done = toy.simulate(dtype="float64", rounds=1, local={"batch_size": 64}, evaluate=evaluate)
     row, _ = done.scores()
     fed, model = done.fed, done.state["model"]
 
@@ -152,7 +152,7 @@ def test_fine_tuned_scores_train_from_what_is_served() -> None:
         x = torch.as_tensor(fed.federation.arrays["x"][rows]).double()
         y = torch.as_tensor(fed.federation.arrays["y"][rows].astype(np.int64))
         grads = torch.func.grad(lambda p: torch.nn.functional.cross_entropy(fed.task.apply(p, x), y))(model)
-        return tree.add(model, grads, -0.1)
+        return tree.add(model, grads, -(lr or 0.1))
 
     assert_scores(row, "local", mean_over(range(12), tuned, fed))
 
