@@ -83,7 +83,7 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> Plan:
             f"resources.server={{cpus: {server.cpus:g}, gpus: {server.gpus:g}}} does not fit next to {actors} client actors of "
             f"{cpus:g} CPU and {gpus:g} GPU on {have}. Lower resources.actors or resources.server."
         )
-    return Plan(actors, cpus, gpus, max(1, int(cpus)), server.cpus, server.gpus, server.place == "any")
+    return Plan(actors, cpus, gpus, r.threads, server.cpus, server.gpus, server.place == "any")
 
 
 def plan_largest(configs: Sequence[Config], nodes: Sequence[Node]) -> Plan:

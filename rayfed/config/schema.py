@@ -466,7 +466,9 @@ class Server(Section):
 
 class Resources(Section):
     actors: Literal["auto"] | int = Field("auto", description="Client actors; auto fits the machine.")
-    cpus_per_actor: float = Field(1, gt=0, description="CPUs (and torch threads) of one actor.")
+    cpus_per_actor: float = Field(
+        1, gt=0, description="CPUs of one actor, and its torch threads; also those of a run without Ray."
+    )
     gpus_per_actor: Literal["auto"] | float = Field(
         "auto", description="GPU share of one actor; auto: 1/k where GPUs exist, else 0."
     )
@@ -487,7 +489,7 @@ class Resources(Section):
     visits: Literal["auto", "actors", "server"] = Field(
         "auto",
         description="Where a round's visits run that fit into one call: in an actor, or (on CPUs) in the server's own process; "
-        "auto: there if the work, timed with the executor, is less than the way to an actor.",
+        "auto: there if the work, timed with the executor or estimated under one that is set, is less than the way to an actor.",
     )
     replay: Literal["auto", "off"] = Field(
         "auto",
@@ -503,6 +505,11 @@ class Resources(Section):
     def vectorised(self) -> bool:
         """Whether the executor runs a whole cohort at once."""
         return self.executor in ("vmap", "compiled")
+
+    @property
+    def threads(self) -> int:
+        """Return torch's threads in each process that computes."""
+        return max(1, int(self.cpus_per_actor))
 
     @field_validator("replay", mode="before")
     @classmethod

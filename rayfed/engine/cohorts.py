@@ -28,6 +28,13 @@ SMALL_BYTES = (
 )  # of a call's models, gradients and optimizer state, up to which more than USUAL clients are taken
 MOST_BYTES = 2 * 2**30  # of the same, at most
 ONE_CALL_S = 4e-3  # seconds of a round's work: with less, a second call or the way to an actor costs more than it saves
+CALLS_S = {
+    "loop": 1e-4,
+    "vmap": 2e-5,
+    "compiled": 2e-5,
+    "debug": 1e-3,
+}  # seconds of a client's step of no arithmetic; a typical core's
+OPERATIONS = 2e10  # of arithmetic in a second of the same core
 
 
 def calls_per_round(clients: int, largest: int = USUAL) -> int:
@@ -47,12 +54,30 @@ def cohort_size(config: Config, task: Task) -> int:
     return max(1, min(math.ceil(asked / calls), fits))
 
 
+def client_steps(config: Config, federation: Federation) -> int:
+    """Count the local steps of a client with as many examples as the mean."""
+    mean = float(federation.class_counts[: federation.population].sum(1).mean())
+    return config.local.steps or (config.local.epochs or 1) * math.ceil(mean / config.local.batch_size)
+
+
+def estimate_step(config: Config, federation: Federation, task: Task) -> float:
+    """Estimate the seconds of a client's local step from the model's shapes and the batch: the same on every machine.
+
+    Six operations for each weight and example (two forward, four back); a convolution's weights are used at every pixel, a text
+    model's for every token. Infinite for a pretrained model, most of whose weights are not trained.
+    """
+    if config.task.model.name.startswith("hf:"):
+        return math.inf
+    whole = math.prod(federation.input_shape) if federation.kind in ("text", "instruct") else 1
+    pixels = math.prod(federation.input_shape[1:])
+    uses = sum(p.numel() * (pixels if p.ndim > 2 else whole) for p in tree.values(task.params_like))
+    return CALLS_S.get(config.resources.executor, CALLS_S["loop"]) + 6 * uses * config.local.batch_size / OPERATIONS
+
+
 def fits_one_call(config: Config, federation: Federation, step: float) -> bool:
     """Return whether a round's clients are better asked in one call, where a client's local step takes `step` seconds."""
-    local, asked = config.local, config.per_round()
-    mean = float(federation.class_counts[: federation.population].sum(1).mean())
-    steps = local.steps or (local.epochs or 1) * math.ceil(mean / local.batch_size)
-    return asked <= SMALL_MODELS and asked * steps * step < ONE_CALL_S
+    asked = config.per_round()
+    return asked <= SMALL_MODELS and asked * client_steps(config, federation) * step < ONE_CALL_S
 
 
 def choose_calls(config: Config, federation: Federation, task: Task, step: float, in_server: bool) -> tuple[int, str]:

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -252,7 +252,7 @@ class Runner:
 
     def _make_resident(self) -> PreparedRun:
         run_id, start = self.folder.run_id, start_from(self.config)
-        resident = Resident(self.config, self.federation, start, "cpu")
+        self._resident = resident = Resident(self.config, self.federation, start, "cpu")
         method, task = resident.method, resident.task
         self.pool.setup(run_id, self.config, self.federation, start)
         self._timed = self.config.resources.executor == "auto" or any(
@@ -260,10 +260,10 @@ class Runner:
         )
         if self.config.resources.executor == "auto":
             self._choose_executor(method, task, start)
-        elif self.config.resources.vectorised and (plain := visits.refusals(method, task)):
-            self.folder.event("executor", chosen=self.config.resources.executor, plain=plain)
+        elif self.config.resources.visits == "auto":
+            self._choose_calls(method, task)
+        resident.config = self.config
         if self.config.resources.visits == "server":
-            resident.config = self.config
             self.pool.adopt(run_id, resident)
         dispatch = Dispatch(self.config, self.federation, method, task, self.pool, run_id)
         dispatch.watch, dispatch.note = lambda visits: self.status.update(visits=visits), self._add_note
@@ -327,10 +327,33 @@ class Runner:
             seconds=timing.seconds | ({"why": timing.refused} if timing.refused else {}),
             kernels=by,
             plain=plain,
+            threads=torch.get_num_threads(),
+            cpu_share=round(timing.cpu_share, 2),
+            judged_by=timing.judged_by,
             repeat=choice.as_options(),
         )
         method.config = self.config
         self.pool.setup(self.folder.run_id, self.config, self.federation, start)
+
+    def _choose_calls(self, method: Method, task: Task) -> None:
+        """Choose, under an executor that the config sets, the size of cohorts and where visits run: once, by estimate, not by timing,
+        so that the same settings give the same bits on every machine."""
+        executor = self.config.resources.executor
+        plain = visits.refusals(method, task) if self.config.resources.vectorised else {}
+        judged = self.config.with_resources(executor="loop") if plain else self.config
+        step = cohorts.estimate_step(judged, self.federation, task)
+        size, where = cohorts.choose_calls(self.config, self.federation, task, step, self.pool.adopts)
+        self.config = replace(Choice.in_effect(self.config, size), visits=where).apply(self.config)
+        self.folder.set_config(self.config.to_dict())
+        self.folder.event(
+            "executor",
+            chosen=executor,
+            cohort=size,
+            visits=where,
+            plain=plain,
+            threads=torch.get_num_threads(),
+            judged_by="estimate",
+        )
 
     def _time_executors(self, cohort: int) -> Timing:
         """Return what `rayfed.execute.tuning.autotune.time_executors` gives in a worker, once per model and machine."""
@@ -362,8 +385,7 @@ class Runner:
         start, run_id = start_from(self.config), self.folder.run_id
         self.prepared.method.config = self.config
         self.pool.setup(run_id, self.config, self.federation, start)
-        if self.config.resources.visits == "server":
-            self.pool.adopt(run_id, Resident(self.config, self.federation, start, "cpu"))
+        self._resident.config = self.config  # which the pool may have adopted
 
     def _compute_once(self, r: int) -> RoundResult:
         """Compute round r; client states that it wrote are forgotten where it fails."""

@@ -364,13 +364,20 @@ class LocalLauncher:
         self.pool = LocalPool(self.device)
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: Watch) -> Ending:
-        """Run one config into its folder."""
+        """Run one config into its folder, on as many threads as an actor has."""
+        import torch
+
         from rayfed.engine.runner import Runner
 
         self.runner = Runner(config, federation, self.pool, folder, progress=watch)
         if self.stopping:  # asked before this run began
             self.runner.stop()
-        return self.runner.execute()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.resources.threads)
+        try:
+            return self.runner.execute()
+        finally:
+            torch.set_num_threads(threads)
 
     def stop(self) -> None:
         """Ask the current run, or the next one, to stop after a round."""

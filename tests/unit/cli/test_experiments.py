@@ -137,7 +137,7 @@ def test_state_and_events(world: World) -> None:
     state = json.loads((world.run / "state.json").read_text())
     assert (state["status"], state["round"], state["rounds"], state["run"]) == ("done", 2, 2, world.run.name)
     events = [json.loads(line) for line in (world.run / "events.jsonl").read_text().splitlines()]
-    assert [e["kind"] for e in events] == ["created", "finished"]
+    assert [e["kind"] for e in events] == ["created", "executor", "finished"]
     assert all(re.match(r"\d{4}-\d\d-\d\dT", e["time"]) for e in events)
 
 

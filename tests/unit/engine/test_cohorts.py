@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from rayfed.config.schema import Named
 from rayfed.engine.cohorts import (
     calls_per_round,
     choose_calls,
+    client_steps,
     cohort_size,
     cut,
     cut_in_order,
+    estimate_step,
     fits_one_call,
     useful_actors,
 )
@@ -70,6 +73,38 @@ def test_work_counts_local_steps() -> None:
     assert short({}, 0.99 * most) and not short({}, 1.01 * most)
     many = toy.config(federation={"clients": 200, "per_round": 150})
     assert not fits_one_call(many, toy.federation(c), 1e-9)  # more than one call takes
+
+
+def test_the_estimate_of_a_step_follows_from_shapes_and_batch_alone() -> None:
+    """No clock: the same on every machine."""
+
+    def estimate(executor: str = "vmap", **changes: Any) -> float:
+        c = toy.config(executor=executor, **changes)
+        return estimate_step(c, toy.federation(c), toy.make_fed(c).task)
+
+    weights = 8 * 16 + 16 + 16 * 4 + 4
+    assert estimate() == pytest.approx(2e-5 + 6 * weights * 8 / 2e10) == estimate()
+    assert estimate("loop") - estimate() == pytest.approx(8e-5)
+    assert estimate(local={"batch_size": 16}) - estimate() == pytest.approx(6 * weights * 8 / 2e10)
+    images = {
+        "data": {"name": "synthetic:images", "examples": 240, "classes": 4, "size": 8, "test": 40},
+        "model": "cnn",
+    }
+    c = toy.config(task=images, federation={"groups": "none"})
+    task = toy.make_fed(c).task
+    inside = sum(p.numel() for p in task.params_like.values() if p.ndim > 2)
+    rest = sum(p.numel() for p in task.params_like.values() if p.ndim <= 2)
+    assert estimate_step(c, toy.federation(c), task) == pytest.approx(1e-4 + 6 * 8 * (64 * inside + rest) / 2e10)
+    c = c.model_copy(update={"task": c.task.model_copy(update={"model": Named(name="hf:any")})})
+    assert math.isinf(estimate_step(c, toy.federation(toy.config()), task))
+
+
+def test_a_clients_steps_are_those_of_the_mean() -> None:
+    c = toy.config(local={"epochs": None, "steps": 10})
+    assert client_steps(c, toy.federation(c)) == 10
+    c = toy.config()
+    mean = toy.federation(c).class_counts[:12].sum(1).mean()
+    assert client_steps(c, toy.federation(c)) == 2 * math.ceil(mean / 8)
 
 
 @pytest.mark.parametrize(("clients", "calls"), [(1, 2), (32, 2), (64, 2), (65, 4), (128, 4), (129, 6)])

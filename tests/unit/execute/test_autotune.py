@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,13 @@ import torch
 from rayfed.execute.tuning import autotune, kernels
 from rayfed.execute.tuning.kernels import Kernels
 from tests.unit.execute.convolutions import BOTH, LAST, ONE, resident
+
+
+def spin(seconds: float) -> None:
+    """Compute for so many seconds of CPU time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, times: Callable[[str, Kernels, int], float]) -> list[tuple[str, Kernels]]:
@@ -110,9 +118,32 @@ def test_one_measurement_is_enough_where_vmap_is_hopeless(monkeypatch: pytest.Mo
     def slow(name: str, *args: Any) -> Any:
         calls.append(name)
         if name == "vmap":
-            autotune.time.sleep(autotune.BUDGET_S)
+            spin(autotune.BUDGET_S)
         return real(name, *args)
 
     monkeypatch.setattr(autotune.execute, "execute_visit", slow)
     out = autotune.time_executors(res, 4)
     assert calls.count("vmap") == 2 and calls.count("loop") > 4 and out.seconds["vmap"] > 1.3 * out.seconds["loop"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "least", "calls"),
+    [([1.0, 1.05], 1.0, 2), ([1.0, 2.0, 1.5, 0.98], 0.98, 4), ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1.0, 6)],
+)
+def test_a_measurement_is_repeated_until_two_agree(measured: list[float], least: float, calls: int) -> None:
+    left = list(measured)
+    assert autotune._settled(lambda: left.pop(0)) == least and len(measured) - len(left) == calls
+
+
+def test_work_of_others_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which every call of vmap waits for a core: what it takes is what it computes, and the trial says how it was."""
+    real = autotune.execute.execute_visit
+
+    def waits(name: str, *args: Any) -> Any:
+        if name == "vmap":
+            time.sleep(0.05)
+        return real(name, *args)
+
+    monkeypatch.setattr(autotune.execute, "execute_visit", waits)
+    out = autotune.time_executors(resident(), 4)
+    assert out.seconds["vmap"] < 0.05 / 4 and out.cpu_share < 0.9 and out.judged_by == "cpu time"

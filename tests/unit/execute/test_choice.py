@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rayfed.config.load import load_config
 from rayfed.config.schema import Config
+from rayfed.engine import cohorts
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.errors import RunFailed
@@ -22,6 +24,7 @@ from rayfed.execute.tuning.autotune import Timing
 from rayfed.execute.tuning.kernels import Kernels
 from rayfed.launch import start
 from rayfed.partition import Federation
+from rayfed.storage.events import read_events
 from rayfed.storage.owner import Owner
 from tests import toy
 from tests.unit.execute.convolutions import BOTH, CNN, FED, at_commits
@@ -114,13 +117,37 @@ def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pyt
     assert (found["cohort"], found["visits"]) == (7, "actors")
 
 
-def test_visits_stay_with_the_actors_where_nothing_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visits_stay_with_the_actors_where_a_round_is_several_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lent: list[str] = []
     monkeypatch.setattr(LocalPool, "adopt", lambda pool, run, res: lent.append(run))
     toy.run_folder("fedavg", tmp_path / "a", executor="vmap", rounds=1)
     assert not lent
     ran = toy.run_folder("fedavg", tmp_path / "b", executor="vmap", rounds=1, resources={"visits": "server"})
     assert lent == [ran.folder.run_id]
+
+
+@pytest.mark.parametrize("step", [1e-5, 1e-2])
+def test_under_a_set_executor_calls_are_chosen_by_estimate_and_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """Never by timing; written into config.yaml, with the same bits as with those settings; a resume does not estimate again."""
+    monkeypatch.setattr(autotune, "time_executors", None)
+    monkeypatch.setattr(cohorts, "estimate_step", lambda config, federation, task: step)
+    ran = toy.run_folder("fedavg", tmp_path / "open", executor="vmap", resources={"cohort": "auto"}, rounds=2)
+    wanted = ("vmap", 7, "server") if step < 1e-3 else ("vmap", 4, "actors")
+    made = kept(ran.folder.path)
+    assert (made.executor, made.cohort, made.visits) == wanted and (made.matmul, made.channels_last) == ("torch", False)
+    (event,) = [e for e in read_events(ran.folder.path) if e["kind"] == "executor"]
+    assert (event["chosen"], event["cohort"], event["visits"], event["judged_by"]) == (*wanted, "estimate")
+    assert event["threads"] == torch.get_num_threads()
+    resources = {"cohort": wanted[1], "visits": wanted[2]}
+    same = toy.run_folder("fedavg", tmp_path / "set", executor="vmap", resources=resources, rounds=2)
+    assert same.rows == ran.rows and not [e for e in read_events(same.folder.path) if e["kind"] == "executor"]
+    monkeypatch.setattr(cohorts, "estimate_step", lambda config, federation, task: 1e-2 - step)
+    ended = start.resume_local(ran.folder.path, sets=["rounds=3"])
+    assert kept(ended.path) == made and ended.summary["rounds"] == 3
 
 
 def test_a_run_keeps_what_was_chosen_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

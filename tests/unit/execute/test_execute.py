@@ -239,7 +239,7 @@ def test_a_run_says_which_visits_run_plainly_and_goes_on_so(
     events = [json.loads(line) for line in (ran.folder.path / "events.jsonl").read_text().splitlines()]
     said = [(e["chosen"], e["plain"]) for e in events if e["kind"] == "executor"]
     plain = {"number": "it reads the client's number"}
-    assert said == ([("vmap", plain)] * 2 if faster == "vmap" else [("loop", {})])
+    assert said == [("vmap", plain) if faster == "vmap" else ("loop", {})] * 2
     whole = toy.run_folder(mixed, tmp_path / "whole", executor=faster)
     assert tree.same(whole.state, again.state)
 

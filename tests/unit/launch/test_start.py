@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import rayfed
 from rayfed import api, report
 from rayfed.errors import ConfigError, Interrupted, PlacementError, RunFailed
 from rayfed.launch import start
 from rayfed.launch.preflight import load_request
+from rayfed.storage.events import read_events
 from tests import toy
 
 TINY = {"rounds": 2, "resources": {"gpus_per_actor": 0}}
@@ -58,6 +60,20 @@ def test_reports_of_a_study_that_cannot_be_written(tmp_path: Path, monkeypatch: 
     study = load_request({**toy.TOY, **TINY, "method": "fedavg", "rounds": 1, "seeds": [0, 1], "arms": {"a": {}}})
     done = start.start_request(study, start.LocalLauncher(), out=tmp_path)
     assert done.status == "done" and len(done.given_up) == 3, "of two runs and the study"
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(1, 1), (0.5, 1), (2, 2)])
+def test_a_run_without_ray_has_the_threads_of_an_actor(tmp_path: Path, cpus: float, threads: int) -> None:
+    """Whatever the process has, which it gets back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        done = start.run_local(toy.config(executor="auto", resources={"cpus_per_actor": cpus}), out=tmp_path)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    (event,) = [e for e in read_events(done.path) if e["kind"] == "executor"]
+    assert event["threads"] == threads
 
 
 def test_ctrl_c_does_not_wait_for_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
