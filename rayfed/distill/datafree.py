@@ -247,28 +247,38 @@ def distill(
     return student, state, losses
 
 
-def distill_head(
-    task: Task, student: Tree, experts: list[Tree], counts: Tensor, sums: list[Tensor], s: Any, key: int, round: int
+def distill_on_draws(
+    task: Task,
+    space: statistics.Space,
+    student: Tree,
+    experts: list[Tree],
+    counts: Tensor,
+    of: statistics.Gaussians,
+    s: Any,
+    key: int,
+    round: int,
 ) -> tuple[Tree, dict[str, float]]:
-    """Run one round's D-phase on features in the place of inputs; return (student, last losses). Arguments as in `distill`.
+    """Run one round's D-phase on draws from class Gaussians in the place of a generator's inputs; return (student, last losses).
 
-    sums: what `statistics.sums_visit` sent of the student's features, added over clients. Labels are drawn by their counts to the
-    power rho, features from diagonal class Gaussians; only the last layer learns, iterations x student_steps times, from the
-    experts' last layers as in `distill`, or from the labels (`teacher: labels`).
+    Labels are drawn by the Gaussians' counts to the power rho, with experts as teachers among the classes that these have; what
+    learns in `space` learns iterations x student_steps times, from the experts as in `distill`, or from the labels (`teacher: labels`).
+    Arguments as in `distill`.
     """
-    alpha = ensemble.class_weights(counts, s.gamma)
-    heads = tree.stack([task.classifier(e) for e in experts])
+    loss = None
+    if s.teacher == "experts":
+        alpha = ensemble.class_weights(counts, s.gamma)
+        frozen = tree.stack([space.learns(e) for e in experts])
+        of = of._replace(counts=of.counts * (counts.sum(0) > 0))
 
-    def against(head: Tree, z: Tensor, y: Tensor) -> Tensor:
-        f = task.classify(head, z)
-        qbar = ensemble.teacher(torch.vmap(task.classify, in_dims=(0, None))(heads, z), alpha, y, s.mix, s.tau)
-        loss = ensemble.kl(qbar, f, s.tau).mean()
-        return loss + s.cross_entropy * F.cross_entropy(f, y) if s.cross_entropy else loss
+        def loss(learnt: Tree, z: Tensor, y: Tensor) -> Tensor:
+            f = space.answer(learnt, z)
+            qbar = ensemble.teacher(torch.vmap(space.answer, in_dims=(0, None))(frozen, z), alpha, y, s.mix, s.tau)
+            against = ensemble.kl(qbar, f, s.tau).mean()
+            return against + s.cross_entropy * F.cross_entropy(f, y) if s.cross_entropy else against
 
     made, last = statistics.refit(
-        task, student, statistics.gaussians(sums), keys.torch_generator(key),
-        steps=s.iterations * s.student_steps, lr=_student_lr(task, s, round), batch=s.batch, rho=s.rho,
-        loss=against if s.teacher == "experts" else None,
+        task, space, student, of, keys.torch_generator(key),
+        steps=s.iterations * s.student_steps, lr=_student_lr(task, s, round), batch=s.batch, rho=s.rho, loss=loss,
     )  # fmt: skip
     return made, {} if last is None else {"student": last}
 

@@ -1,8 +1,9 @@
-"""Features in place of inputs: class Gaussians of a model's penultimate features, from sums that clients may share, and the last
-layer refitted on draws from them (CCVR, Luo et al., NeurIPS 2021, 2106.05001)."""
+"""Class Gaussians of a model's features, or of inputs, from sums that clients may share; and learning on draws from them (of features:
+CCVR, Luo et al., NeurIPS 2021, 2106.05001; of inputs: ours)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ PARTS = ("rows", "sums", "squares")  # what `sums_visit` sends
 
 
 class Gaussians(NamedTuple):
-    """Features of each class as they were drawn from: counts (C,), means (C, d), and factors of the covariances, for which
+    """What is drawn of each class: counts (C,), means (C, d), and factors of the covariances, for which
     mean + factor z with z ~ N(0, I) is a draw: standard deviations (C, d), or matrices (C, d, d)."""
 
     counts: Tensor
@@ -28,8 +29,41 @@ class Gaussians(NamedTuple):
     factors: Tensor
 
 
-def sums_visit(task: Task, covariance: Covariance, least: int = 1) -> Visit:
-    """Return a forward-only visit over the train split that sends, of the shared model's features z and per class, `rows`
+class Space(NamedTuple):
+    """Where the Gaussians live.
+
+    size: d; place: (model, inputs (B, *input_shape)) -> (B, d); learns: model -> the parameters that learn on draws; answer: (such
+    parameters, draws (B, d)) -> logits (B, C); merge: (model, such parameters) -> the model with them.
+    """
+
+    size: int
+    place: Callable[[Tree, Tensor], Tensor]
+    learns: Callable[[Tree], Tree]
+    answer: Callable[[Tree, Tensor], Tensor]
+    merge: Callable[[Tree, Tree], Tree]
+
+
+def features(task: Task) -> Space:
+    """Return the space of penultimate features, on which the last layer learns."""
+
+    def merge(model: Tree, layer: Tree) -> Tree:
+        return {**model, **{n: layer[n.rpartition(".")[2]] for n in task.classifier_names}}
+
+    return Space(task.feature_size, task.features, task.classifier, task.classify, merge)
+
+
+def inputs(task: Task) -> Space:
+    """Return the space of inputs, flattened, on which the whole model learns."""
+
+    def answer(model: Tree, z: Tensor) -> Tensor:
+        return task.apply(model, z.reshape(-1, *task.input_shape))
+
+    size = math.prod(task.input_shape)
+    return Space(size, lambda model, x: x.flatten(1), lambda model: model, answer, lambda model, learnt: learnt)
+
+
+def sums_visit(task: Task, space: Space, covariance: Covariance, least: int = 1) -> Visit:
+    """Return a forward-only visit over the train split that sends, of its inputs' places z under the shared model and per class, `rows`
     (C,), `sums` of z (C, d) and `squares`: of z * z (C, d), or for covariances that are not diagonal of z z^T (C, d, d).
 
     least: classes of which the client holds fewer rows are left out. The model is in eval mode; padding counts nothing.
@@ -39,12 +73,12 @@ def sums_visit(task: Task, covariance: Covariance, least: int = 1) -> Visit:
         def zeros(*axes: int) -> Tensor:
             return torch.zeros(task.classes, *axes, dtype=task.dtype, device=task.device)
 
-        d = task.feature_size
+        d, model = space.size, client.shared.get("model", {})
         squares = zeros(d) if covariance == "diag" else zeros(d, d)
-        return {"model": client.shared["model"], "rows": zeros(), "sums": zeros(d), "squares": squares}
+        return {"model": model, "rows": zeros(), "sums": zeros(d), "squares": squares}
 
     def step(carry: Tree, batch: Tree, key: Tensor) -> Tree:
-        z = task.features(carry["model"], batch["x"])
+        z = space.place(carry["model"], batch["x"]).to(task.dtype)
         of_class = F.one_hot(batch["y"], task.classes).to(z.dtype) * batch["w"].to(z.dtype)[:, None]  # (B, C)
         squares = of_class.T @ (z * z) if covariance == "diag" else (of_class.T[:, :, None] * z).mT @ z
         return {
@@ -60,6 +94,15 @@ def sums_visit(task: Task, covariance: Covariance, least: int = 1) -> Visit:
         return {n: p * kept.reshape(-1, *[1] * (p.dim() - 1)) for n, p in parts.items()}, client.own
 
     return Visit(begin, [Phase(once("train"), step, counts=False)], end)
+
+
+def cost(part: str, sent: Tree) -> int:
+    """Return the bytes on the wire of a part of `sums_visit`, or any other: of a symmetric matrix a half and the diagonal."""
+    sizes = tree.nbytes(sent)
+    if part != "squares" or (squares := tree.values(sent)[0]).dim() < 4:  # (k, C, d)
+        return sizes
+    d = squares.shape[-1]
+    return sizes * (d + 1) // (2 * d)
 
 
 def moments(counts: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +139,7 @@ def gaussians(sums: Sequence[Tensor], covariance: Covariance = "diag", shrink: f
 
 
 def draw(of: Gaussians, y: Tensor, rng: torch.Generator, relu: bool = False) -> Tensor:
-    """Draw a feature (d,) of each label's class, (B, d); relu: below zero there is nothing."""
+    """Draw a place (d,) of each label's class, (B, d); relu: below zero there is nothing."""
     noise = torch.randn(len(y), of.means.shape[1], generator=rng, dtype=of.means.dtype)
     factors = of.factors[y]
     spread = factors * noise if factors.dim() == 2 else (factors @ noise[:, :, None])[:, :, 0]
@@ -106,6 +149,7 @@ def draw(of: Gaussians, y: Tensor, rng: torch.Generator, relu: bool = False) -> 
 
 def refit(
     task: Task,
+    space: Space,
     model: Tree,
     of: Gaussians,
     rng: torch.Generator,
@@ -117,25 +161,25 @@ def refit(
     relu: bool = False,
     loss: Callable[[Tree, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tree, float | None]:
-    """Return the model with its last layer refitted by SGD over drawn features, and the last step's loss.
+    """Return the model after SGD on draws of what learns in a space, and the last step's loss.
 
-    Labels are drawn over the classes that have rows by their counts to the power rho: 0 uniformly. loss: loss(layer, z (B, d), y (B,)) of
-    the last layer's parameters; default cross-entropy without the logits of classes that have no row, which it would push
-    down without end: their rows of the layer stay as they are. All other parameters stay to the bit.
+    Labels are drawn over the classes that have rows by their counts to the power rho: 0 uniformly. loss: loss(what learns, z (B, d),
+    y (B,)); default cross-entropy without the logits of classes that have no row, which it would push down without end: their
+    rows of the last layer stay as they are. What does not learn stays to the bit.
     """
     seen = (of.counts > 0).nonzero()[:, 0]
     if not steps or not len(seen):
         return model, None
     shares = of.counts[seen].double() ** rho
     place = torch.zeros(len(of.counts), dtype=torch.int64).index_put((seen,), torch.arange(len(seen)))
-    head, last = task.classifier(model), 0.0
+    learnt, last = space.learns(model), 0.0
 
-    def cross_entropy(head: Tree, z: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(task.classify(head, z)[:, seen], place[y])
+    def cross_entropy(learnt: Tree, z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(space.answer(learnt, z)[:, seen], place[y])
 
     step = torch.func.grad_and_value(loss or cross_entropy)
     for _ in range(steps):
         y = seen[torch.multinomial(shares, batch, replacement=True, generator=rng)]
-        grads, value = step(head, draw(of, y, rng, relu).to(task.dtype), y)
-        head, last = tree.add(head, grads, -lr), float(value)
-    return {**model, **{n: head[n.rpartition(".")[2]] for n in task.classifier_names}}, last
+        grads, value = step(learnt, draw(of, y, rng, relu).to(task.dtype), y)
+        learnt, last = tree.add(learnt, grads, -lr), float(value)
+    return space.merge(model, learnt), last

@@ -92,14 +92,10 @@ class CCVR(Method):
     @visit
     def features(self, task: Task) -> Visit:
         """Send sums of the averaged model's features and of their squares, per class."""
-        return statistics.sums_visit(task, self.settings.covariance, self.settings.least)
+        return statistics.sums_visit(task, statistics.features(task), self.settings.covariance, self.settings.least)
 
     def cost(self, part: str, sent: Tree) -> int:
-        sizes = tree.nbytes(sent)
-        if part != "squares" or self.settings.covariance == "diag":
-            return sizes
-        d = tree.values(sent)[0].shape[-1]
-        return sizes * (d + 1) // (2 * d)
+        return statistics.cost(part, sent)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings
@@ -116,7 +112,7 @@ class CCVR(Method):
                 found = statistics.gaussians([sums.folded[part] for part in statistics.PARTS], s.covariance, s.shrink)
                 rng = keys.torch_generator(fed.key("refit"))
                 model, loss = statistics.refit(
-                    task, average, found, rng, steps=s.steps, lr=s.lr, batch=s.batch,
+                    task, statistics.features(task), average, found, rng, steps=s.steps, lr=s.lr, batch=s.batch,
                     rho=s.rho, relu=s.relu,
                 )  # fmt: skip
         if loss is not None:

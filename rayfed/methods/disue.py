@@ -64,8 +64,10 @@ class DisUE(Method):
     The paper generates images. `inputs: embeddings` has the generator make texts as sequences of `length` word embeddings,
     `inputs: probe` distils on public rows without labels instead of generated ones, `classes: shared` only on classes that
     several clusters own, `distill_until` stops the D-phase after that round, `distill_mix` keeps a share of the average:
-    all five are ours. So are `inputs: statistics` (the last layer alone learns from the experts' last layers, or from the labels, on
-    features drawn from class Gaussians: see `ccvr`), `accept: best` and `personal: least_loss`.
+    all five are ours. So are `accept: best`, `personal: least_loss` and `inputs: statistics`, draws from class Gaussians: of the average's
+    features, on which the last layer learns from the experts' last layers or from the labels, as in `ccvr`; or of inputs, on
+    which the whole model learns. Clients send sums of these and of their squares: with `space: inputs` the server thus knows
+    the class means and covariances of what clients hold, which is more than the paper sends.
     Cluster ids persist between rounds by Hungarian matching of experts; an absent client keeps its id, and its expert is not
     replaced by one of clients that never had the id and that is not like it: that one gets a new id, so there may be more
     than `clusters` experts. A client that never took part is served theta. Who did not reply when a clusterer asked again
@@ -87,7 +89,7 @@ class DisUE(Method):
             **dict.fromkeys(("mix", "cross_entropy"), (Need("inputs", LABELLED), Need("teacher", ("experts",)))),
             **dict.fromkeys(("gamma", "tau"), (Need("teacher", ("experts",)),)),
             "rho": (Need("inputs", LABELLED), Need("sampler", ("pooled",))),
-            "teacher": (Need("inputs", ("statistics",)),),
+            **dict.fromkeys(("teacher", "space", "covariance", "shrink"), (Need("inputs", ("statistics",)),)),
             "classes": (Need("inputs", ("generator", "embeddings", "probe")),),
         }
         clusters: int = Field(3, ge=1, description="Number of clusters, K, where the clusterer takes one.")
@@ -113,6 +115,15 @@ class DisUE(Method):
             description="What the student learns on: as in FedFTG generated inputs (texts: embeddings) or a probe set; or drawn features "
             "of class Gaussians, on which its last layer learns (ours).",
         )
+        space: Literal["features", "inputs"] = Field(
+            "features",
+            description="Whose class Gaussians are drawn from: the average's penultimate features, on which the last layer learns, or "
+            "inputs (real-valued ones), on which the whole model learns.",
+        )
+        covariance: statistics.Covariance = Field(
+            "diag", description="Of each class its diagonal, of each class whole, or one for all classes."
+        )
+        shrink: float = Field(0.0, ge=0, le=1, description="Share of a multiple of the identity in covariances.")
         teacher: Literal["experts", "labels"] = Field(
             "experts",
             description="Who teaches on drawn features: the experts' last layers, or the labels (inputs: statistics).",
@@ -147,14 +158,15 @@ class DisUE(Method):
             "losses": Part(tensor("K"), note="only for clusterer least_loss and accept: best"),
             "bases": Part(tensor("F", "q"), note="once; only for clusterer subspace"),
             "rows": Part(CLASSES, note="of each class; this and the next two only for inputs: statistics"),
-            "sums": Part(tensor("C", "d"), note="of features"),
-            "squares": Part(tensor("C", "d"), note="sums of squared features"),
+            "sums": Part(tensor("C", "d"), note="of features; once, of inputs"),
+            "squares": Part(ANY, note="(C, d), or symmetric (C, d, d)"),
         },
         server={
             "model": Part(PARAMS, note="theta"),
             "experts": Part(ANY, note="cluster id -> omega_k"),
             "assignment": Part(tensor("N", dtype="int64"), note="cluster id of each client, -1 before its first round"),
             "generator": Part(ANY, note="generator and its Adam state"),
+            "statistics": Part(ANY, note="sums over the clients so far, and whose; only with space: inputs"),
         },
     )
 
@@ -163,7 +175,7 @@ class DisUE(Method):
         return cluster.make(self.settings.clusterer)
 
     def splits_model(self) -> bool:
-        return self.settings.inputs == "statistics"
+        return self.settings.inputs == "statistics" and self.settings.space == "features"
 
     def init(self, task: Task, key: int) -> Tree:
         if self.settings.signature == "head" and not task.head:
@@ -176,6 +188,7 @@ class DisUE(Method):
             "experts": {},
             "assignment": torch.full((task.population,), -1),
             "generator": datafree.init(task, keys.key(key, 0, -1, "generator"), self.settings),
+            "statistics": {},
         }
 
     # L-phase
@@ -230,10 +243,10 @@ class DisUE(Method):
         experts = [tree.add(state["model"], d) for d in got.linear("delta", weights)]
         counts = member @ got.stacked("counts").double()  # (K, C)
         ids = named or self._match_ids(state, got.ids, labels, experts)
-        theta, generator = average, state["generator"]
+        theta, generator, told = average, state["generator"], state["statistics"]
         if s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until):
             start = average if s.student_init == "average" else state["model"]
-            theta, generator = self._distill(start, experts, counts, generator, got.ids, fed, task)
+            theta, generator, told = self._distill(state, start, experts, counts, got.ids, fed, task)
             if s.distill_mix != 1:
                 theta = tree.add(tree.scale(average, 1 - s.distill_mix), theta, s.distill_mix)
             if s.accept == "best":
@@ -247,37 +260,54 @@ class DisUE(Method):
             "experts": {**kept, **{str(i): e for i, e in zip(ids, experts, strict=True)}},
             "assignment": assignment,
             "generator": generator,
+            "statistics": told,
         }
 
     def _distill(
-        self,
-        start: Tree,
-        experts: list[Tree],
-        counts: Tensor,
-        generator: Tree,
-        clients: list[int],
-        fed: Fed,
-        task: Task,
-    ) -> tuple[Tree, Tree]:
-        """Return the student and the generator after the round's D-phase."""
+        self, state: Tree, start: Tree, experts: list[Tree], counts: Tensor, clients: list[int], fed: Fed, task: Task
+    ) -> tuple[Tree, Tree, Tree]:
+        """Return the student, the generator and the kept statistics after the round's D-phase."""
         s, key = self.settings, fed.key("D-phase")
         if s.inputs == "statistics":
-            folds = tuple(total(part) for part in statistics.PARTS)
-            got = fed.ask(self.features, clients, shared={"model": start}, fold=folds)
-            sums = [got.folded[part] for part in statistics.PARTS] if got.ids else None
-            theta, losses = (
-                (start, {})
-                if sums is None
-                else datafree.distill_head(task, start, experts, counts, sums, s, key, fed.round)
-            )
+            told, space = self._told(state, start, clients, fed), self._space(task)
+            if told is None:
+                return start, state["generator"], state["statistics"]
+            of = statistics.gaussians([told[part] for part in statistics.PARTS], s.covariance, s.shrink)
+            theta, losses = datafree.distill_on_draws(task, space, start, experts, counts, of, s, key, fed.round)
+            generator = state["generator"]
         else:
-            probe = fed.probe() if s.inputs == "probe" else None
+            told, probe = state["statistics"], fed.probe() if s.inputs == "probe" else None
             theta, generator, losses = datafree.distill(
-                task, start, experts, counts, generator, s, key, fed.round, probe
+                task, start, experts, counts, state["generator"], s, key, fed.round, probe
             )
         for name, value in losses.items():
             fed.log(f"distill/{name}", value)
-        return theta, generator
+        return theta, generator, told if s.space == "inputs" else {}
+
+    def _space(self, task: Task) -> statistics.Space:
+        return statistics.features(task) if self.settings.space == "features" else statistics.inputs(task)
+
+    @visit
+    def sums(self, task: Task) -> Visit:
+        """Send sums per class of the average model's features, or of inputs, and of their squares (inputs: statistics)."""
+        return statistics.sums_visit(task, self._space(task), self.settings.covariance)
+
+    def cost(self, part: str, sent: Tree) -> int:
+        return statistics.cost(part, sent)
+
+    def _told(self, state: Tree, model: Tree, clients: list[int], fed: Fed) -> Tree | None:
+        """Return the sums of `sums`: of features those of the round's clients; of inputs, which each client sends once, all so far."""
+        folds = tuple(total(part) for part in statistics.PARTS)
+        if self.settings.space == "features":
+            got = fed.ask(self.sums, clients, shared={"model": model}, fold=folds)
+            return dict(got.folded) if got.ids else None
+        before = state["statistics"]
+        by = before["by"] if before else torch.zeros(fed.population, dtype=torch.bool)
+        got = fed.ask(self.sums, [c for c in clients if not by[c]], fold=folds)
+        if not got.ids:
+            return before or None
+        sums = {part: got.folded[part] + (before[part] if before else 0) for part in statistics.PARTS}
+        return {**sums, "by": by.index_fill(0, torch.tensor(got.ids), True)}
 
     def _best(self, average: Tree, distilled: Tree, clients: list[int], fed: Fed) -> Tree:
         """Return the average, the distilled model or what lies half-way: whichever has the least loss on the clients' training data."""
@@ -289,11 +319,6 @@ class DisUE(Method):
         best = int(got.folded["losses"].argmin())
         fed.log("distill/accepted", best / 2)
         return candidates[str(best)]
-
-    @visit
-    def features(self, task: Task) -> Visit:
-        """Send sums of the average model's features and of their squares, per class (inputs: statistics)."""
-        return statistics.sums_visit(task, "diag")
 
     def _match_ids(self, state: Tree, clients: list[int], labels: np.ndarray, experts: list[Tree]) -> list[int]:
         known = sorted(state["experts"], key=int)
@@ -378,7 +403,10 @@ class DisUE(Method):
             ]
         if self.settings.clusterer["kind"] == "subspace" and federation.kind in ("text", "instruct"):
             return ["method.clusterer: subspace found, it compares the spans of inputs, which token ids do not have"]
-        return datafree.fits(self.settings, federation) if self.settings.distill else []
+        s = self.settings
+        if s.inputs == "statistics" and s.space == "inputs" and federation.kind in ("text", "instruct"):
+            return ["method.space: inputs found, token ids have no Gaussians; allowed: features"]
+        return datafree.fits(s, federation) if s.distill else []
 
 
 def rotate(s: Tensor, secret: Tensor) -> Tensor:

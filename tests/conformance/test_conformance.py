@@ -55,6 +55,7 @@ VARIANTS: dict[str, list[Any]] = {
         ({"iterations": 2, "student_steps": 2, "batch": 8, "inputs": "probe"}, {"federation": {"probe": 20}}),
         {"inputs": "statistics", "accept": "best", "personal": "least_loss", "iterations": 2, "batch": 8},
         {"inputs": "statistics", "teacher": "labels", "iterations": 2, "batch": 8, "clusterer": "least_loss"},
+        {"inputs": "statistics", "space": "inputs", "covariance": "full", "iterations": 2, "batch": 8},
         {"distill": False, "clusterer": "kmeans"},
         {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},
         {"distill": False, "clusterer": {"kind": "subspace", "basis": 2, "measure": "smallest", "threshold": 30}},

@@ -23,7 +23,9 @@ CUTS = {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0}
 # Under which settings and changes to the toy's config a method runs here; ("method", "setting") where one needs others.
 BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "ccvr": ({"when": "loop", "steps": 5}, {}),
-    ("disue", "teacher"): ({**SHORT, "inputs": "statistics"}, {}),
+    **dict.fromkeys(
+        [("disue", n) for n in ("teacher", "space", "covariance", "shrink")], ({**SHORT, "inputs": "statistics"}, {})
+    ),
     "cfl": (CUTS, {"federation": {"split": {"val": 0.2}}}),
     "disue": (SHORT, PROBE),
     "fedftg": (SHORT, PROBE),

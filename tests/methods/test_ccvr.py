@@ -94,7 +94,7 @@ def test_a_round_by_hand() -> None:
         torch.stack([rows.std(0) for rows in of]),
     )
     rng = keys.torch_generator(keys.key(1, 1 << 20, -1, "refit"))
-    model, loss = statistics.refit(task, plain, want, rng, steps=5, lr=0.1, batch=8, rho=1.0)
+    model, loss = statistics.refit(task, statistics.features(task), plain, want, rng, steps=5, lr=0.1, batch=8, rho=1.0)
     torch.testing.assert_close(tree.flatten(done.state["model"]), tree.flatten(model), rtol=0, atol=1e-10)
     assert done.rows[0]["refit/loss"] == pytest.approx(loss, abs=1e-10)
     assert float(tree.norm(tree.sub(model, plain))) > 1e-3

@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from rayfed import keys, methods, tree
 from rayfed.cluster import MISSING, canonical
-from rayfed.distill import datafree
+from rayfed.distill import datafree, statistics
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.methods.disue import DisUE, rotate
@@ -516,6 +516,56 @@ def test_equal_experts_teach_the_average_nothing_on_drawn_features() -> None:
     done = toy.simulate({"name": "disue", "inputs": "statistics", "clusters": 1, "iterations": 3, "batch": 8}, **base)
     plain = toy.simulate("fedavg", **base).state["model"]
     torch.testing.assert_close(tree.flatten(done.state["model"]), tree.flatten(plain), rtol=0, atol=1e-12)
+
+
+INPUTS = {"name": "disue", "inputs": "statistics", "space": "inputs", "covariance": "full", "iterations": 3, "batch": 8}
+
+
+def test_drawn_inputs_teach_the_whole_model_and_each_client_sends_its_sums_once() -> None:
+    done, plain = toy.simulate(INPUTS, rounds=3, **DOUBLE), toy.simulate("fedavg", rounds=1, **DOUBLE).state["model"]
+    one = toy.simulate(INPUTS, rounds=1, **DOUBLE)
+    assert all(not torch.equal(p, plain[n]) for n, p in one.state["model"].items())
+    seen = sorted({c for d in done.fed.drawn for c in d.ids})
+    asked = [row["visits"] - len(d.ids) for row, d in zip(done.rows, done.fed.drawn, strict=True)]
+    assert sum(asked) == len(seen) and asked[0] == len(done.fed.drawn[0].ids)
+    told, federation = done.state["statistics"], done.fed.federation
+    assert told["by"].nonzero()[:, 0].tolist() == seen
+    rows = np.concatenate([federation.train[c] for c in seen])
+    x, y = federation.arrays["x"][rows].astype(float), federation.arrays["y"][rows]
+    for c in range(done.fed.task.classes):
+        own = x[y == c].reshape((y == c).sum(), -1)
+        np.testing.assert_allclose(told["sums"][c], own.sum(0), atol=1e-9)
+        np.testing.assert_allclose(told["squares"][c], own.T @ own, atol=1e-9)
+    assert told["rows"].tolist() == np.bincount(y, minlength=done.fed.task.classes).tolist()
+
+
+def test_experts_teach_only_classes_that_they_hold() -> None:
+    """Of classes that only absent clients told of, nothing is drawn; labels alone may teach them."""
+    seen: list[Any] = []
+
+    def spy(of: Any, y: Any, *more: Any) -> Any:
+        seen.extend(y.tolist())
+        return original(of, y, *more)
+
+    original = statistics.draw
+    fed = toy.make_fed(toy.config({**INPUTS, "covariance": "diag"}, **DOUBLE))
+    task, d = fed.task, fed.task.input_shape[0]
+    of = statistics.Gaussians(torch.ones(4), torch.zeros(4, d).double(), torch.ones(4, d).double())
+    experts, counts = [task.init_params(1), task.init_params(2)], torch.tensor([[3, 0, 1, 0], [0, 0, 2, 0]])
+    for teacher, classes in (("experts", {0, 2}), ("labels", {0, 1, 2, 3})):
+        s = fed.method.settings.model_copy(update={"teacher": teacher})
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(statistics, "draw", spy)
+            datafree.distill_on_draws(task, statistics.inputs(task), task.init_params(3), experts, counts, of, s, 5, 1)
+        assert set(seen) == classes
+        seen.clear()
+
+
+def test_bytes_of_statistics_count_half_of_a_symmetric_matrix() -> None:
+    base = {"federation": {"per_round": 1}, "rounds": 1}
+    up = {c: toy.simulate({**INPUTS, "covariance": c}, **base).rows[0]["bytes/up"] for c in ("diag", "full")}
+    d, classes = 8, 4
+    assert up["full"] - up["diag"] == 4 * classes * (d * (d + 1) // 2 - d)
 
 
 def train_loss(done: Any, model: Any, clients: Any) -> float:

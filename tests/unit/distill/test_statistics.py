@@ -102,7 +102,7 @@ def test_padding_and_rare_classes_count_nothing(covariance: Any) -> None:
     y, w = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([1.0, 1, 1, 1, 1, 0])
     got = {}
     for least in (1, 2):
-        made = statistics.sums_visit(task, covariance, least)
+        made = statistics.sums_visit(task, statistics.features(task), covariance, least)
         client = ClientContext(info=None, shared={"model": task.initial}, mine={}, own={})
         carry = made.phases[0].step(made.begin(client), {"x": x, "y": y, "w": w}, torch.tensor(0))
         got[least], _ = made.end(client, carry)
@@ -120,14 +120,18 @@ def test_a_refit_moves_the_last_layer_alone_and_only_rows_of_classes_that_were_s
     model, d = task.init_params(1), task.feature_size
     counts = torch.tensor([5.0, 0.0, 3.0, 9.0])
     of = statistics.Gaussians(counts, torch.randn(4, d, dtype=torch.float64), torch.ones(4, d, dtype=torch.float64))
-    done, loss = statistics.refit(task, model, of, keys.torch_generator(1), steps=5, lr=0.5, batch=16)
+    done, loss = statistics.refit(
+        task, statistics.features(task), model, of, keys.torch_generator(1), steps=5, lr=0.5, batch=16
+    )
     assert loss is not None
     for n, p in done.items():
         if n in task.classifier_names:
             assert torch.equal(p[1], model[n][1]) and not torch.equal(p, model[n])
         else:
             assert torch.equal(p, model[n])
-    same, loss = statistics.refit(task, model, of, keys.torch_generator(1), steps=0, lr=0.5, batch=16)
+    same, loss = statistics.refit(
+        task, statistics.features(task), model, of, keys.torch_generator(1), steps=0, lr=0.5, batch=16
+    )
     assert tree.same(same, model) and loss is None
 
 
@@ -141,7 +145,9 @@ def test_a_refit_learns_the_classes_it_draws_and_not_shuffled_ones() -> None:
 
     def accuracy(means: torch.Tensor) -> float:
         of = statistics.Gaussians(torch.ones(4), means, torch.ones(4, d, dtype=torch.float64))
-        done, _ = statistics.refit(task, model, of, keys.torch_generator(1), steps=200, lr=0.2, batch=32)
+        done, _ = statistics.refit(
+            task, statistics.features(task), model, of, keys.torch_generator(1), steps=200, lr=0.2, batch=32
+        )
         return float((task.classify(task.classifier(done), z).argmax(1) == y).double().mean())
 
     assert accuracy(means) > 0.95
@@ -159,7 +165,9 @@ def test_labels_are_drawn_uniformly_or_by_counts() -> None:
 
     def share(rho: float) -> float:
         rng = keys.torch_generator(1)
-        done, _ = statistics.refit(task, model, of, rng, steps=400, lr=0.5, batch=64, rho=rho)
+        done, _ = statistics.refit(
+            task, statistics.features(task), model, of, rng, steps=400, lr=0.5, batch=64, rho=rho
+        )
         return float(torch.softmax(done[bias][:2], 0)[0])
 
     assert abs(share(0.0) - 0.5) < 0.1 and share(1.0) > 0.95
