@@ -225,6 +225,14 @@ def previous(file: Path | None, machine: str) -> dict[str, Any]:
     return {"about": {}, "workloads": {}} | before
 
 
+def progress(measured: dict[str, Any], resume: bool) -> tuple[set[str], str]:
+    """Return the workloads that the sitting has measured, and its name: the last one's where it is resumed, else a new one's."""
+    last = max((s.get("sitting", "") for s in measured.values()), default="")
+    if not (resume and last):
+        return set(), time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    return {w for w, s in measured.items() if s.get("sitting") == last}, last
+
+
 def report(out: Path | None, found: dict[str, Any]) -> None:
     """Print the page, and write it and README's table: after each workload, so that nothing measured is lost."""
     others = (
@@ -245,7 +253,7 @@ def report(out: Path | None, found: dict[str, Any]) -> None:
 def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("--workloads", default="w1,n_mlp,w2,w3,n_cnn")
-    p.add_argument("--engines", help=f"of {', '.join(SIDES)}; default: those of each workload")
+    p.add_argument("--engines", help=f"of {', '.join(SIDES)}; each workload has some of them")
     p.add_argument("--repetitions", type=int, default=3)
     p.add_argument("--patience", type=float, default=90, help="seconds of a run beyond which it is not repeated")
     p.add_argument("--resume", action="store_true", help="leave out the workloads that the last sitting has measured")
@@ -265,14 +273,13 @@ def main() -> None:
     a = arguments()
     out, machine = a.out or (None if a.tiny else HERE.parent), about()
     found = previous(out / "peers.json" if out else None, machine["machine"])
-    last = max((s.get("sitting", "") for s in found["about"].values()), default="")
-    wanted = {w: a.engines or [*USUAL, *ALSO.get(w, ())] for w in a.workloads}
-    if a.resume:
-        wanted = {w: s for w, s in wanted.items() if not last or found["about"].get(w, {}).get("sitting") != last}
+    done, sitting = progress(found["about"], a.resume)
+    left = [w for w in a.workloads if w not in done]
+    wanted = {w: [s for s in (*USUAL, *ALSO.get(w, ())) if s in (a.engines or SIDES)] for w in left}
     pythons, missing = make_environments(list(dict.fromkeys(s for sides in wanted.values() for s in sides)), a.envs)
     peers = {SHOWN[SIDES[s].engine]: p for s, p in pythons.items() if SIDES[s].engine in SHOWN}
     setup = {
-        **machine, "sitting": last if a.resume and last else time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        **machine, "sitting": sitting,
         "command": " ".join(["python", *sys.argv]),
         **versions(Path(sys.executable), ["torch", "ray", "transformers", "peft"]),
         **{package: versions(python, [package])[package] for package, python in peers.items()},

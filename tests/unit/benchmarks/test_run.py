@@ -37,3 +37,11 @@ def test_a_slower_sides_weights_are_compared_with_the_loops_after_as_many_rounds
     found = run.judged([loop, slow, own], tmp_path)
     assert [found[s]["apart"] for s in ("loop", "flower", "rayfed_user")] == [0, 0, 0]
     assert found["loop"]["visits_per_s"] == 5.0
+
+
+def test_a_sitting_goes_on_with_what_it_has_not_measured() -> None:
+    measured = {"w1": {"sitting": "2026-02-01 10:00"}, "w2": {"sitting": "2026-01-01 10:00"}, "w3": {}}
+    assert run.progress(measured, True) == ({"w1"}, "2026-02-01 10:00")
+    done, fresh = run.progress(measured, False)
+    assert not done and fresh > "2026-02-01"
+    assert run.progress({"w3": {}}, True)[0] == set()
