@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from rayfed import keys, tree, visits
+from rayfed import keys, stragglers, tree, visits
 from rayfed.errors import RunFailed
 from rayfed.fold import Fold
 from rayfed.lazy import torch
@@ -224,8 +224,16 @@ class Fed:
     def sample(self, n: int | None = None, *, where: Sequence[int] | None = None) -> tuple[int, ...]:
         """Draw this round's clients by `federation.participation`, from a keyed stream that is the same for every method.
 
-        n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson).
+        n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson). Stragglers are left
+        out of them where `local.work.late` says so.
         """
+        drawn = self._draw(n, where)
+        if self.config.local.work.late == "keep":
+            return drawn
+        done = stragglers.shares(self.config, self.population, self.round)
+        return tuple(c for c in drawn if done[c] == 1)
+
+    def _draw(self, n: int | None, where: Sequence[int] | None) -> tuple[int, ...]:
         self._samples += 1
         rng = keys.numpy_again(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
         among = self._everyone if where is None else np.asarray(sorted(where), np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -125,10 +126,27 @@ def has_scores(rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(name.partition("/")[2].removesuffix("_ex") in SCOPES for name in names)
 
 
+ROUNDS_TO = re.compile(r"rounds to (\d+(?:\.\d+)?) of (\S+)")
+
+
+def rounds_to(metric: str) -> tuple[float, str] | None:
+    """Return (0.8, "accuracy/global") of "rounds to 0.8 of accuracy/global"; None of every other metric."""
+    found = ROUNDS_TO.fullmatch(metric)
+    return (float(found[1]), found[2]) if found else None
+
+
+def first_rounds(values: Sequence[tuple[int, float]], target: float, lower: bool = False) -> list[tuple[int, float]]:
+    """Return (round, rounds until a metric was first measured at `target` or better) of its values by round; a round that has not
+    seen it counts itself. lower: whether the metric is better when it is lower."""
+    reached = [r for r, v in values if (v <= target if lower else v >= target)]
+    return [(r, float(min(reached[:1] + [r]))) for r, _ in values]
+
+
 def lower_is_better(metric: str | None) -> bool:
-    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap..."""
+    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap...; also "rounds
+    to X of ..."."""
     name = str(metric or "")
-    return name.startswith("lora/gap") or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
+    return rounds_to(name) is not None or name.startswith("lora/gap") or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
 
 
 def outcome(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -285,12 +285,30 @@ class Schedule(Section):
     warmup: int = Field(0, ge=0, description="Rounds of linear warm-up.")
 
 
+class Work(Section):
+    needs: ClassVar = {name: (Need("kind", ("uniform",)),) for name in ("stragglers", "least", "late")}
+
+    kind: Literal["full", "uniform"] = Field(
+        "full", description="How much of the local work is done: all, or by stragglers a share that is drawn uniformly."
+    )
+    stragglers: float = Field(
+        0.9, ge=0, le=1, description="Share of the clients that are stragglers, drawn anew in every round."
+    )
+    least: float = Field(
+        0.05, ge=0, le=1, description="Least share of its steps that a straggler does, the first ones; at least one step."
+    )
+    late: Literal["keep", "drop"] = Field(
+        "keep", description="Stragglers' part of the work counts (FedProx), or they are left out of the round (FedAvg)."
+    )
+
+
 class Local(Section):
     epochs: int | None = Field(None, ge=1, description="Local epochs per visit (default 1 where `steps` is not set).")
     steps: int | None = Field(None, ge=1, description="Local steps per visit, instead of epochs.")
     batch_size: int = Field(16, ge=1, description="Examples per local step.")
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    work: Work = Work()
     buffers: Literal["average", "private", "frozen"] = Field(
         "average",
         description="What training writes in addition to parameters (BatchNorm's running statistics, counters): averaged with the model; "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rayfed import execute, keys, schedules, tree
+from rayfed import execute, keys, schedules, stragglers, tree
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained
 from rayfed.engine.evaluation import LOCAL_SCORES, Evaluation
@@ -151,6 +151,9 @@ class CohortVisit:
             rounds=call.rounds,
             lr=schedules.round_rate(resident.config.local, call.round, call.rounds),
         )
+        if resident.config.local.work.kind != "full" and not isinstance(call.visit, Evaluation):
+            done = stragglers.shares(resident.config, resident.sampler.fed.population, call.round)
+            self.cohort = self.cohort.shortened(self.visit, done[list(call.clients)])
         # Payloads are copied out of the store: an in-place write of a method must never reach another client.
         self.shared = {
             n: tree.map(torch.clone, tree.from_numpy(v, self.device)) for n, v in zip(call.shared, values, strict=False)

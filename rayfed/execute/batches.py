@@ -62,6 +62,19 @@ class Cohort:
         phases = [PhaseBatches(p.rows[at], p.w[at], p.active[at], p.keys[at]) for p in self.phases]
         return Cohort(tuple(self.clients[i] for i in stay), Info(*(x[at] for x in self.info)), phases, self.dtype), stay
 
+    def shortened(self, visit: Visit, share: np.ndarray) -> Cohort:
+        """Return the cohort whose clients do a share of their training steps, (k,): the first ones, at least one."""
+        phases = []
+        for phase, drawn in zip(visit.phases, self.phases, strict=True):
+            if phase.counts:
+                steps = drawn.active.sum(1).cpu()
+                steps = torch.minimum(steps, torch.ceil(torch.as_tensor(share) * steps).long().clamp(min=1))
+                most = int(steps.max())
+                rows, w, step_keys = (x[:, :most] for x in (drawn.rows, drawn.w, drawn.keys))
+                drawn = PhaseBatches(rows, w, torch.arange(most) < steps[:, None], step_keys)
+            phases.append(drawn)
+        return Cohort(self.clients, self.info, phases, self.dtype)
+
 
 def order_of(n: int, over: Over, batch: int, k: int) -> np.ndarray:
     """Return positions (T, m, B) into a client's n examples for one phase, -1 on padding; `k` is the key of the order."""

@@ -7,6 +7,8 @@
              arms: {fedprox: {method.mu: [0.01, 0.1, 1.0]}}}
       withdrawn: why               # stays listed, is run no more
 
+    like: label_skew             # the question of another file, on other data: its settings, with these over them
+
 Seeds come from a hash of the file's settings and the date, so that they cannot be chosen, and a changed file has others.
 """
 
@@ -16,12 +18,11 @@ import datetime
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rayfed.config import reading
@@ -83,12 +84,14 @@ class Registered(Section):
 
 @dataclass(frozen=True)
 class ClaimFile:
-    """A claim's file as read: its study with the seeds of the last look, its registration (None: none), and its digest."""
+    """A claim's file as read: its study with the seeds of the last look, its registration (None: none), its digest, and the file
+    whose question it asks of other data (None: its own)."""
 
     path: Path
     study: Study
     registered: Registered | None
     digest: str
+    like: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,12 +125,37 @@ class WithDates(reading.Loader):
     plain = (*reading.PLAIN, datetime.date)
 
 
-def read_claim_file(path: Path) -> ClaimFile:
-    """Read a claim's file. ConfigError if it is not a study with claims, or wrongly registered."""
+def as_written(path: Path) -> dict[str, Any]:
+    """Return a claim's settings as written, with `like` over those of the file beside it that it names. ConfigError where that is none."""
+    raw = _mapping(path)
+    like = raw.pop("like", None)
+    if like is None:
+        return raw
+    other = path.with_name(f"{like}.yaml")
+    if not other.is_file():
+        known = [f.stem for f in path.parent.glob("*.yaml")]
+        raise ConfigError(f"{path}: like: {like!r} found, no claim is called so{nearest(str(like), known)}")
+    base = _mapping(other)
+    if "like" in base:
+        raise ConfigError(f"{path}: like: {like!r} found, which is itself like {base['like']!r}; name that one")
+    if "registered" in base:
+        base["registered"] = {k: v for k, v in base["registered"].items() if k != "withdrawn"}
+    return merge(base, raw)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     raw = reading.read_file(path, WithDates)
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: a claim is a mapping of keys, found {type(raw).__name__}")
-    raw, registered = dict(raw), None
+    return dict(raw)
+
+
+def read_claim_file(path: Path, load: Callable[..., Any] = load_request) -> ClaimFile:
+    """Read a claim's file. ConfigError if it is not a study with claims, or wrongly registered.
+
+    load: what reads its study; `load_config` where its data need not be there.
+    """
+    raw, registered = as_written(path), None
     digest = settings_digest(path)
     if "registered" in raw:
         registered = _registered(raw.pop("registered"), path)
@@ -136,7 +164,7 @@ def read_claim_file(path: Path) -> ClaimFile:
         raw["seeds"] = drawn_seeds(path.stem, digest, registered.looks[-1], "judge")
     raw["resources"] = {**FIXED, **(raw.get("resources") or {})}
     raw["evaluate"] = {**(raw.get("evaluate") or {}), "rows": _judged_rounds(raw.get("claim"))}
-    study = _study(raw, path)
+    study = _study(raw, path, load)
     if not study.claims:
         raise ConfigError(f"{path}: a claim is a study (seeds, arms) with `claim:`")
     problems = _differing(study)
@@ -147,13 +175,12 @@ def read_claim_file(path: Path) -> ClaimFile:
         ]  # fmt: skip
     if problems:
         raise ConfigError([f"{path}: {p}" for p in problems])
-    return ClaimFile(path, study, registered, digest)
+    return ClaimFile(path, study, registered, digest, _mapping(path).get("like"))
 
 
 def settings_digest(path: Path) -> str:
     """Return a digest of a claim's settings, which does not depend on comments."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(raw, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(as_written(path), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def drawn_seeds(name: str, digest: str, n: int, purpose: str) -> list[int]:
@@ -197,9 +224,9 @@ def change_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _study(raw: Mapping[str, Any], path: Path) -> Study:
+def _study(raw: Mapping[str, Any], path: Path, load: Callable[..., Any] = load_request) -> Study:
     try:
-        request = load_request(raw)
+        request = load(raw)
     except ConfigError as e:
         raise ConfigError([f"{path}: {p}" for p in e.problems]) from None
     if not isinstance(request, Study):

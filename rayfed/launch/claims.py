@@ -16,12 +16,14 @@ from typing import Any
 
 import yaml
 
+from rayfed.config.load import load_config
 from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
 from rayfed.launch import claim_check, claim_provenance, claim_quotes, claim_rows, claims_page
 from rayfed.launch.claim_file import (
     ClaimFile,
     Tune,
+    as_written,
     at_edge,
     best_trial,
     change_of,
@@ -40,10 +42,13 @@ from rayfed.storage.text_files import json_bytes
 VERDICTS = Path(__file__).parent / "claims.json"
 CHECKOUT = Path(__file__).parents[2] / "benchmarks"
 SHELF = "RAYFED_SHELF"  # environment variable: the folder of data sets
-MODELS = "RAYFED_MODELS"  # environment variable: the folder of the models below
-PRETRAINED_BY = {  # model -> the command that trains it
-    "tiny-vit-digits": "python benchmarks/pretrain_vit.py",
-    "tiny-lm-tasks": "python benchmarks/pretrain_tasks.py",
+MODELS = "RAYFED_MODELS"  # environment variable: the folder of the models below; default: `models` in the cache
+SUBSTRATES = "RAYFED_SUBSTRATES"  # environment variable: the folder of data that packages carry; default: `substrates` in the cache
+MADE_BY = {  # what stands in these folders -> the command that makes it
+    f"${{{MODELS}}}/tiny-vit-digits": "python benchmarks/pretrain_vit.py",
+    f"${{{MODELS}}}/tiny-lm-tasks": "python benchmarks/pretrain_tasks.py",
+    f"${{{SUBSTRATES}}}/fashion_mnist": "python benchmarks/substrates.py fashion_mnist",
+    f"${{{SUBSTRATES}}}/banking77_minilm": "python benchmarks/substrates.py banking77_minilm --shelf DIR",
 }
 AS_LOOP: dict[str, Any] = {"resources": {"executor": "loop"}}
 AS_DOUBLE: dict[str, Any] = {"task": {"dtype": "float64"}}
@@ -77,25 +82,36 @@ def read_claim(file: Path, shelf: Path | None = None) -> ClaimFile:
     """Read a claim's file with the variables that it needs. ConfigError if it is wrong, or if its data is missing."""
     if shelf is not None:
         os.environ[SHELF] = str(shelf)
-    if MODELS in file.read_text(encoding="utf-8"):
-        os.environ.setdefault(MODELS, str(models_folder()))
+    for name, folder in _folders().items():
+        os.environ.setdefault(name, str(folder))
     return read_claim_file(file)
 
 
 def missing_data(file: Path, shelf: Path | None = None) -> str | None:
     """Return why a claim cannot be run here, None if it can: the data shelf or a model that it starts from is missing."""
-    text = file.read_text(encoding="utf-8")
+    text = json.dumps(as_written(file), default=str)
     if SHELF in text and shelf is None and SHELF not in os.environ:
         return f"its data is on the data shelf: --shelf DIR, or {SHELF}=DIR"
-    for name, command in PRETRAINED_BY.items():
-        if f"${{{MODELS}}}/{name}" in text and not (models_folder() / name / "config.json").is_file():
-            return f"it starts from the model {name}, which is not in {models_folder()}; to make it: {command}"
+    for name, command in MADE_BY.items():
+        folder = Path(name.replace(f"${{{MODELS}}}", str(models_folder())).replace(f"${{{SUBSTRATES}}}", str(substrates_folder())))
+        if name in text and not any((folder / f).is_file() for f in ("config.json", "train.parquet")):
+            return f"it needs {folder.name}, which is not in {folder.parent}; to make it: {command}"
     return None
 
 
 def models_folder() -> Path:
     """Return the folder of models that claims start from: $RAYFED_MODELS, or `models` in the cache."""
     return Path(os.environ.get(MODELS) or cache_folder() / "models")
+
+
+def substrates_folder() -> Path:
+    """Return the folder of data that `benchmarks/substrates.py` makes: $RAYFED_SUBSTRATES, or `substrates` in the cache."""
+    return Path(os.environ.get(SUBSTRATES) or cache_folder() / "substrates")
+
+
+def _folders() -> dict[str, Path]:
+    """Return environment variable -> folder, of those that have a default."""
+    return {MODELS: models_folder(), SUBSTRATES: substrates_folder()}
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------
@@ -150,7 +166,7 @@ def _withdrawn(entry: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     """Return an entry with the reason why it was withdrawn, if it was."""
     if file is None:
         return {**entry, "withdrawn": entry.get("withdrawn") or "its file was removed"}
-    registered = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("registered") or {}
+    registered = as_written(file).get("registered") or {}
     kept = {k: v for k, v in entry.items() if k != "withdrawn"}
     return {**kept, "withdrawn": registered["withdrawn"]} if registered.get("withdrawn") else kept
 
@@ -163,13 +179,15 @@ def claims_table(verdicts: Mapping[str, Mapping[str, Any]], files: Mapping[str, 
 
 def whats_changed(file: Path, entry: Mapping[str, Any]) -> list[str]:
     """Return what has changed since an entry was judged: its file's settings, the code behind it."""
-    if missing_data(file):  # the file cannot be read without the variables that it names
-        os.environ.setdefault(SHELF, "/")
-        os.environ.setdefault(MODELS, str(models_folder()))
+    unset = {n: str(f) for n, f in {SHELF: "/", **_folders()}.items() if n not in os.environ}
+    os.environ.update(unset)  # the file cannot be read without the variables that it names
     try:
-        claim = read_claim_file(file)
+        claim = read_claim_file(file, load_config)  # its data need not be there
     except ConfigError:
         return ["settings"]
+    finally:
+        for name in unset:
+            del os.environ[name]
     return claim_provenance.changed(entry, claim.digest, claim_provenance.code_digest(claim.study))
 
 
@@ -306,7 +324,7 @@ def _entry(
     first = next(iter(runs.values()))[0]
     execution = {arm: found[0].repeat_options for arm, found in runs.items()}
     return {
-        "title": claims_page.head_comment(file.path)[0], "digest": file.digest,
+        "title": claims_page.head_comment(file.path)[0], "like": file.like, "digest": file.digest,
         "code": claim_provenance.code_digest(file.study),
         "registered": str(file.registered.date) if file.registered else None,
         "judged": datetime.date.today().isoformat(), "commit": claim_provenance.commit(benchmarks_folder()),

@@ -58,6 +58,7 @@ def render(
     lines += [
         _verdict_line(n, r, p, _marks(shown[n], changed.get(n))) for (n, r), p in zip(tests, corrected, strict=True)
     ]
+    lines += _over_data(shown)
     if counts:
         lines += [
             "",
@@ -72,6 +73,9 @@ def render(
         if what := changed.get(name):
             lines += ["", f"**Stale: the {' and the '.join(what)} changed after it was judged.**"]
         lines += ["", *_arm_table(entry), *_tuning_lines(entry), *_stability_lines(entry), *_reproduction_lines(entry)]
+    waiting = [n for n in files if n not in verdicts]
+    if waiting:
+        lines += ["", "## Registered, not judged yet", "", *(f"- {n}: {head_comment(files[n])[0]}" for n in waiting)]
     withdrawn = [f"- {n} ({e.get('title', '')}): {e['withdrawn']}" for n, e in verdicts.items() if e.get("withdrawn")]
     withdrawn += [f"- {n}: {_former(r)}" for n, e in verdicts.items() for r in e.get("former", ())]
     if withdrawn:
@@ -156,6 +160,36 @@ def _tally(tests: Sequence[tuple[str, Mapping[str, Any]]], shown: Mapping[str, M
             f"Reproduced elsewhere (the same word, the mean within the interval): {sum(again)} of {len(again)}.",
         ]
     return lines
+
+
+def _over_data(shown: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a table of each question that was asked on several data sets (`like`): its verdict on each, and on how many it holds."""
+    asked: dict[str, list[str]] = {}
+    for name, entry in shown.items():
+        asked.setdefault(entry.get("like") or name, []).append(name)
+    lines = []
+    for first, names in asked.items():
+        if len(names) < 2:
+            continue
+        found: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for name in names:
+            for r in shown[name]["results"]:
+                found.setdefault(r["about"], {})[name] = r
+        lines += ["", f"## {first} on {len(names)} data sets", ""]
+        lines += [f"| claim | {' | '.join(names)} | holds on |", "|---" * (len(names) + 2) + "|"]
+        for about, by_name in found.items():
+            cells = [_cell(by_name[n]) if n in by_name else "–" for n in names]
+            lines.append(f"| {about} | {' | '.join(cells)} | {sum(map(_is_held, by_name.values()))} of {len(by_name)} |")
+    return lines
+
+
+def _is_held(r: Mapping[str, Any]) -> bool:
+    """Return whether what a claim says was found: its margin, or without one that `better` is better."""
+    return bool(r.get("holds")) if r["margin"] else str(r["verdict"]) == "better"
+
+
+def _cell(r: Mapping[str, Any]) -> str:
+    return f"{_signed(r['mean_difference'])} *{r['verdict']}*"
 
 
 def _marks(entry: Mapping[str, Any], changed: Sequence[str] | None) -> str:

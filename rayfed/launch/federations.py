@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rayfed import methods, models, partition
+from rayfed import methods, metrics, models, partition
 from rayfed.errors import ConfigError
 from rayfed.launch import metric_names, model_check
 from rayfed.launch.preflight import asked
@@ -71,7 +71,8 @@ class Federations:
             for i, claim in enumerate(study.claims):
                 where = f"claim.{i}.metric" if len(study.claims) > 1 else "claim.metric"
                 method = methods.of(first)
-                wrong = metric_names.problem(where, claim.metric, method, split)
+                measured = metrics.rounds_to(claim.metric) or (0, claim.metric)
+                wrong = metric_names.problem(where, measured[1], method, split)
                 if wrong and arm in (claim.better, claim.than):
                     found.setdefault(wrong, []).append(arm)
         for arm, problems in model_check.find_problems(questions).items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rayfed.errors import ConfigError, DamagedFile, nearest
-from rayfed.metrics import SCOPES, final_value
+from rayfed.metrics import SCOPES, final_value, first_rounds, lower_is_better, rounds_to
 from rayfed.report.settings import compared
 from rayfed.storage import round_log
 from rayfed.storage.listing import status
@@ -50,7 +50,10 @@ class RunRecord:
     rows: Sequence[Mapping[str, Any]]
 
     def series(self, metric: str) -> list[tuple[int, float]]:
-        """Return (round, value) of the rounds in which the metric was measured."""
+        """Return (round, value) of the rounds in which the metric was measured; of "rounds to X of METRIC", of METRIC's rounds."""
+        if wanted := rounds_to(metric):
+            target, of = wanted
+            return first_rounds(self.series(of), target, lower_is_better(of))
         return [(r["round"], float(r[metric])) for r in self.rows if r.get(metric) is not None]
 
     def final(self, metric: str) -> float | None:

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
     ("rayfed.adapters",),
     ("rayfed.execute", "rayfed.storage"),
     ("rayfed.method", "rayfed.training", "rayfed.fold"),
-    ("rayfed.wire", "rayfed.visits", "rayfed.optimizers", "rayfed.schedules"),
+    ("rayfed.wire", "rayfed.visits", "rayfed.optimizers", "rayfed.schedules", "rayfed.stragglers"),
     ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys"),
     ("rayfed.errors", "rayfed.lazy"),
     ("rayfed",),  # the package itself imports its names when they are used

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayfed.metrics import Mean, ari, lower_is_better, meaning, outcome, scope
+from rayfed.metrics import Mean, ari, first_rounds, lower_is_better, meaning, outcome, rounds_to, scope
 
 
 def test_scope_by_hand():
@@ -55,3 +55,13 @@ def test_names():
     assert outcome(rows) == {
         "a": {"final": 3.0, "best": 3.0, "best_round": 2}, "loss/x": {"final": 5.0, "best": 2.0, "best_round": 2},
     }  # fmt: skip
+
+
+def test_rounds_to_a_value_are_the_first_that_reach_it() -> None:
+    values = [(2, 0.5), (4, 0.81), (6, 0.79), (8, 0.9)]
+    assert rounds_to("rounds to 0.8 of accuracy/global") == (0.8, "accuracy/global")
+    assert rounds_to("accuracy/global") is None and rounds_to("rounds to much of accuracy/global") is None
+    assert first_rounds(values, 0.8) == [(2, 2), (4, 4), (6, 4), (8, 4)]
+    assert first_rounds(values, 0.95) == [(2, 2), (4, 4), (6, 6), (8, 8)]
+    assert first_rounds(values, 0.5, lower=True) == [(2, 2), (4, 2), (6, 2), (8, 2)]
+    assert lower_is_better("rounds to 0.8 of accuracy/global")

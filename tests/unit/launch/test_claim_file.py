@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from rayfed.errors import ConfigError
-from rayfed.launch.claim_file import Tune, at_edge, best_trial, change_of, drawn_seeds, read_claim_file, trials
+from rayfed.launch.claim_file import (
+    Tune,
+    as_written,
+    at_edge,
+    best_trial,
+    change_of,
+    drawn_seeds,
+    read_claim_file,
+    settings_digest,
+    trials,
+)
 
 TEXT = """\
 # A claim.
@@ -78,3 +88,24 @@ def test_trials_and_the_best_of_them() -> None:
     assert at_edge(tune, "prox", {"local.optimizer.lr": 1.0, "method.mu": 0.01}) == ["local.optimizer.lr"]
     assert at_edge(tune, "plain", {"local.optimizer.lr": 0.3}) == []
     assert change_of({"a.b": 1, "a.c": 2}) == {"a": {"b": 1, "c": 2}}
+
+
+def test_the_same_question_on_other_data(tmp_path: Path) -> None:
+    first = write(tmp_path, TEXT.replace("seeds: 4}", "seeds: 4, withdrawn: no more}"))
+    other = tmp_path / "other.yaml"
+    other.write_text("# On blobs.\nlike: small\nname: other\ntask: {data: {name: 'synthetic:blobs', features: 8}}\nrounds: 3\n")
+    made = read_claim_file(other)
+    assert (made.like, made.study.base.task.data.name, made.study.base.rounds) == ("small", "synthetic:blobs", 3)
+    assert made.study.claims == read_claim_file(first).study.claims and list(made.study.arms) == ["plain", "slow"]
+    assert made.registered is not None and made.registered.withdrawn is None and made.looks == [4]
+    assert not set(made.study.seeds) & set(read_claim_file(first).study.seeds)
+    before = settings_digest(other)
+    write(tmp_path, TEXT.replace("0.001", "0.002"))  # what it takes over is a part of it
+    assert settings_digest(other) != before and as_written(other)["arms"]["slow"]["local"]["optimizer"]["lr"] == 0.002
+    other.write_text("like: smal\n")
+    with pytest.raises(ConfigError, match=r"like: 'smal' found, no claim is called so \(did you mean 'small'"):
+        read_claim_file(other)
+    (tmp_path / "third.yaml").write_text("like: other\n")
+    other.write_text("like: small\n")
+    with pytest.raises(ConfigError, match="which is itself like 'small'; name that one"):
+        read_claim_file(tmp_path / "third.yaml")

@@ -29,7 +29,9 @@ def test_the_page_has_a_line_per_claim_and_a_table_per_file(tmp_path: Path) -> N
     )
     assert "`rayfed claims small`, seeds 100 to 102; 2 minutes of runs; torch 2; registered 2026-11-30." in page
     assert "| a | 0.9000 ± 0.0100 | 1.5 kB | 2.0 MB | 0.125 |" in page and "| b | 0.8500 | – | – | – |" in page
-    assert "Stale" not in page
+    assert "Stale" not in page and "not judged yet" not in page
+    new = render({}, {"small": file}, {})
+    assert "## Registered, not judged yet\n\n- small: What it is.\n" in new
     stale = render({"small": ENTRY}, {"small": file}, {"small": ["settings", "code"]})
     assert "**Stale: the settings and the code changed after it was judged.**" in stale and "*better* (stale)" in stale
 
@@ -94,3 +96,20 @@ def test_both_intervals_stand_there_and_the_wider_one_counts(tmp_path: Path) -> 
         "results": [{**by_row, "mean_difference": 0.12}],
     }
     assert with_reproduction({**ENTRY, "results": [by_row]}, again)["reproductions"][0]["results"][0]["same"]
+
+
+def test_one_question_on_several_data_sets(tmp_path: Path) -> None:
+    files = {n: tmp_path / f"{n}.yaml" for n in ("digits", "fashion", "alone")}
+    for f in files.values():
+        f.write_text("# What it is.\n")
+    worse = {**RESULT, "verdict": "worse", "holds": False, "mean_difference": -0.05}
+    close = {**RESULT, "about": "B is close", "margin": -0.02, "verdict": "equal within 0.02", "holds": True}
+    entries = {
+        "digits": {**ENTRY, "results": [RESULT, close]},
+        "fashion": {**ENTRY, "like": "digits", "results": [worse]},
+        "alone": ENTRY,
+    }
+    page = render(entries, files, {})
+    assert "## digits on 2 data sets" in page and "| claim | digits | fashion | holds on |" in page
+    assert "| A is better | +0.0500 *better* | -0.0500 *worse* | 1 of 2 |" in page
+    assert "| B is close | +0.0500 *equal within 0.02* | – | 1 of 1 |" in page and "alone on" not in page
