@@ -146,7 +146,11 @@ def lower_is_better(metric: str | None) -> bool:
     """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap...; also "rounds
     to X of ..."."""
     name = str(metric or "")
-    return rounds_to(name) is not None or name.startswith("lora/gap") or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
+    return (
+        rounds_to(name) is not None
+        or name.startswith("lora/gap")
+        or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
+    )
 
 
 def outcome(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -208,6 +208,11 @@ class Holdout(Section):
 class Split(Section):
     val: float = Field(0.0, ge=0, lt=1, description="Share of each client's examples for validation.")
     test: float = Field(0.25, ge=0, lt=1, description="Share of each client's examples for its own test.")
+    tests: Literal["own", "others"] = Field(
+        "own",
+        description="On whose test examples a client's served model is scored; others: on those of another client that takes part, of "
+        "another planted group where there is one: a shift at test time.",
+    )
 
     @model_validator(mode="after")
     def _leaves_some(self) -> Split:
@@ -295,7 +300,10 @@ class Work(Section):
         0.9, ge=0, le=1, description="Share of the clients that are stragglers, drawn anew in every round."
     )
     least: float = Field(
-        0.05, ge=0, le=1, description="Least share of its steps that a straggler does, the first ones; at least one step."
+        0.05,
+        ge=0,
+        le=1,
+        description="Least share of its steps that a straggler does, the first ones; at least one step.",
     )
     late: Literal["keep", "drop"] = Field(
         "keep", description="Stragglers' part of the work counts (FedProx), or they are left out of the round (FedAvg)."

@@ -93,7 +93,9 @@ def missing_data(file: Path, shelf: Path | None = None) -> str | None:
     if SHELF in text and shelf is None and SHELF not in os.environ:
         return f"its data is on the data shelf: --shelf DIR, or {SHELF}=DIR"
     for name, command in MADE_BY.items():
-        folder = Path(name.replace(f"${{{MODELS}}}", str(models_folder())).replace(f"${{{SUBSTRATES}}}", str(substrates_folder())))
+        folder = Path(
+            name.replace(f"${{{MODELS}}}", str(models_folder())).replace(f"${{{SUBSTRATES}}}", str(substrates_folder()))
+        )
         if name in text and not any((folder / f).is_file() for f in ("config.json", "train.parquet")):
             return f"it needs {folder.name}, which is not in {folder.parent}; to make it: {command}"
     return None

@@ -179,7 +179,9 @@ def _over_data(shown: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines += [f"| claim | {' | '.join(names)} | holds on |", "|---" * (len(names) + 2) + "|"]
         for about, by_name in found.items():
             cells = [_cell(by_name[n]) if n in by_name else "–" for n in names]
-            lines.append(f"| {about} | {' | '.join(cells)} | {sum(map(_is_held, by_name.values()))} of {len(by_name)} |")
+            lines.append(
+                f"| {about} | {' | '.join(cells)} | {sum(map(_is_held, by_name.values()))} of {len(by_name)} |"
+            )
     return lines
 
 

@@ -243,11 +243,24 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
             raise ConfigError(
                 "evaluate.split: val found, and no client has validation rows; federation.split.val gives them a share"
             )
+    if f.split.tests == "others":
+        test = exchanged(test, group[: n - held])
     return Federation(
         {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
         dataset.label_names, probe, dataset.notes,
     )  # fmt: skip
+
+
+def exchanged(test: Index, group: np.ndarray) -> Index:
+    """Return the index in which each of the first len(group) clients has another one's rows, where it can be of another group.
+
+    Clients stand in a circle by group and get the rows of who stands opposite; group: (n,) of the clients that take part.
+    """
+    order, source = np.argsort(group, kind="stable"), np.arange(len(test))
+    source[order] = np.roll(order, len(order) // 2)
+    offsets = np.concatenate([[0], np.cumsum(test.sizes()[source])])
+    return Index(offsets.astype(np.int64), np.concatenate([test[int(i)] for i in source]))
 
 
 def without_probe(size: int, dataset: Dataset, rng: np.random.Generator) -> tuple[np.ndarray, Dataset]:

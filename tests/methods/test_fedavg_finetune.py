@@ -63,7 +63,9 @@ def test_its_own_rate_is_that_of_serving_alone(plain: Any, schedule: dict[str, A
     """Training goes on at the round's rate, whatever that is by then; the served model is x^r after steps of finetune_lr."""
     local = {**plain.WORK["local"], "schedule": schedule}
     method = {"name": "fedavg_finetune", "finetune_epochs": 4, "finetune_lr": 0.02}
-    done, common = (toy.simulate(m, **{**SHORT, **plain.WORK, "local": local}) for m in (method, {"name": "fedavg_finetune"}))
+    done, common = (
+        toy.simulate(m, **{**SHORT, **plain.WORK, "local": local}) for m in (method, {"name": "fedavg_finetune"})
+    )
     assert tree.same(done.state, common.state) and done.rows == common.rows
     x_r = plain.vector(done.state["model"])
     for row in done.scores()[1]:

@@ -59,7 +59,8 @@ def test_steps_are_the_first_of_a_full_visit(executor: str, cohort: int) -> None
 
 def test_executors_agree() -> None:
     loop, vmap = (
-        toy.simulate("fednova", executor=e, dtype="float64", local={"work": HALF, "epochs": 5}) for e in ("loop", "vmap")
+        toy.simulate("fednova", executor=e, dtype="float64", local={"work": HALF, "epochs": 5})
+        for e in ("loop", "vmap")
     )
     assert float(tree.norm(tree.sub(loop.state, vmap.state))) < 1e-9
     assert loop.rows == vmap.rows
@@ -83,7 +84,10 @@ def test_late_ones_are_left_out_or_kept() -> None:
 @pytest.mark.parametrize("evaluate", [{"every": 1}, {"every": 1, "finetune_epochs": 2}])
 def test_what_a_client_does_for_itself_is_done_in_full(evaluate: dict[str, Any]) -> None:
     """Fine-tuning before a model is served or scored is no work of the round."""
-    method, work = {"name": "fedavg_finetune", "finetune_epochs": 3}, {"kind": "uniform", "stragglers": 1.0, "least": 0.0}
+    method, work = (
+        {"name": "fedavg_finetune", "finetune_epochs": 3},
+        {"kind": "uniform", "stragglers": 1.0, "least": 0.0},
+    )
     done = toy.simulate(method, rounds=1, local={"work": work}, evaluate=evaluate)
     full = toy.simulate(method, rounds=1, evaluate=evaluate)._replace(state=done.state)
     assert not tree.same(full.state, toy.simulate(method, rounds=1).state)

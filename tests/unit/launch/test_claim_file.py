@@ -93,7 +93,9 @@ def test_trials_and_the_best_of_them() -> None:
 def test_the_same_question_on_other_data(tmp_path: Path) -> None:
     first = write(tmp_path, TEXT.replace("seeds: 4}", "seeds: 4, withdrawn: no more}"))
     other = tmp_path / "other.yaml"
-    other.write_text("# On blobs.\nlike: small\nname: other\ntask: {data: {name: 'synthetic:blobs', features: 8}}\nrounds: 3\n")
+    other.write_text(
+        "# On blobs.\nlike: small\nname: other\ntask: {data: {name: 'synthetic:blobs', features: 8}}\nrounds: 3\n"
+    )
     made = read_claim_file(other)
     assert (made.like, made.study.base.task.data.name, made.study.base.rounds) == ("small", "synthetic:blobs", 3)
     assert made.study.claims == read_claim_file(first).study.claims and list(made.study.arms) == ["plain", "slow"]

@@ -369,7 +369,10 @@ def test_the_page_says_of_every_file_what_its_verdicts_are_worth() -> None:
     page = (FILES[0].parents[1] / "CLAIMS.md").read_text()
     for name, file in known.items():
         if name not in shown:
-            assert f"\n- {name}: {claims_page.head_comment(file)[0]}\n" in page.partition("## Registered, not judged yet")[2]
+            assert (
+                f"\n- {name}: {claims_page.head_comment(file)[0]}\n"
+                in page.partition("## Registered, not judged yet")[2]
+            )
             continue
         entry = shown[name]
         assert entry["status"] == "done" and all(r["n"] == len(entry["seeds"]) for r in entry["results"])

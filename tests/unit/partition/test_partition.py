@@ -423,3 +423,21 @@ def test_validation_rows_are_scored_in_the_place_of_test_rows() -> None:
     assert not set(chosen.pooled_test) & {*plain.test.rows, *plain.pooled_test, *plain.train.rows}
     with pytest.raises(ConfigError, match=r"evaluate.split: val found, .* federation.split.val gives them a share"):
         partition.build(toy.config("fedavg", federation={"split": {"val": 0.0}}, evaluate={"split": "val"}))
+
+
+@pytest.mark.parametrize("planted", ["none", "rotation"])
+@pytest.mark.parametrize("held", [0, 2])
+def test_a_shift_at_test_time_gives_each_client_the_tests_of_another(planted: str, held: int) -> None:
+    more = {"holdout": HOLD} if held else {}
+    own, others = (
+        partition.build(conf(1, clients=10, groups=GROUPS[planted], split={"test": 0.25, "tests": t}, **more), DATA)
+        for t in ("own", "others")
+    )
+    n = 10 - held
+    giver = {own.test[k].tobytes(): k for k in range(10)}
+    given = [giver[others.test[k].tobytes()] for k in range(10)]
+    assert sorted(given) == list(range(10)) and given[n:] == list(range(n, 10))
+    assert all(a != b for a, b in enumerate(given[:n]))
+    if planted != "none":
+        assert (own.group[given[:n]] != own.group[:n]).all()
+    assert bits(replace(others, test=own.test)) == bits(own)
