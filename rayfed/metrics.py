@@ -139,7 +139,7 @@ def first_rounds(values: Sequence[tuple[int, float]], target: float, lower: bool
     """Return (round, rounds until a metric was first measured at `target` or better) of its values by round; a round that has not
     seen it counts itself. lower: whether the metric is better when it is lower."""
     reached = [r for r, v in values if (v <= target if lower else v >= target)]
-    return [(r, float(min(reached[:1] + [r]))) for r, _ in values]
+    return [(r, float(min([*reached[:1], r]))) for r, _ in values]
 
 
 def lower_is_better(metric: str | None) -> bool:

@@ -33,8 +33,9 @@ def looks(seed: int) -> Dataset:
 
 
 def network(classes: int, input_shape: tuple[int, ...], **options: Any) -> nn.Module:
-    """Return two convolutions with BatchNorm and a linear layer, for images (B, 1, 8, 8)."""
+    """Return two convolutions with BatchNorm and a linear layer, for images (B, C, H, W) with even H and W."""
+    channels, height, width = input_shape
     return nn.Sequential(
-        nn.Conv2d(input_shape[0], 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, classes),
+        nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * (height // 2) * (width // 2), classes),
     )  # fmt: skip

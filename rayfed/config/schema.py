@@ -211,7 +211,7 @@ class Split(Section):
     tests: Literal["own", "others"] = Field(
         "own",
         description="On whose test examples a client's served model is scored; others: on those of another client that takes part, of "
-        "another planted group where there is one: a shift at test time.",
+        "another planted group where there is one: a shift at test time. Validation examples stay its own.",
     )
 
     @model_validator(mode="after")

@@ -32,6 +32,7 @@ from rayfed.launch.claim_file import (
     trials,
 )
 from rayfed.launch.claim_runs import Ran, RunStudies
+from rayfed.metrics import rounds_to
 from rayfed.report.statistics import mean_sd, spent_alpha
 from rayfed.report.study import POINT, SHARES, judge
 from rayfed.report.subject import RunRecord, load_study
@@ -47,7 +48,7 @@ SUBSTRATES = "RAYFED_SUBSTRATES"  # environment variable: the folder of data tha
 MADE_BY = {  # what stands in these folders -> the command that makes it
     f"${{{MODELS}}}/tiny-vit-digits": "python benchmarks/pretrain_vit.py",
     f"${{{MODELS}}}/tiny-lm-tasks": "python benchmarks/pretrain_tasks.py",
-    f"${{{SUBSTRATES}}}/fashion_mnist": "python benchmarks/substrates.py fashion_mnist",
+    f"${{{SUBSTRATES}}}/fashion_mnist_small": "python benchmarks/substrates.py fashion_mnist_small",
     f"${{{SUBSTRATES}}}/banking77_minilm": "python benchmarks/substrates.py banking77_minilm --shelf DIR",
 }
 AS_LOOP: dict[str, Any] = {"resources": {"executor": "loop"}}
@@ -365,7 +366,8 @@ def tune(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = print) 
     log(f"{file.name}: tuning: {sum(map(len, tried.values()))} trials x {block.seeds} seeds")
     studies = []
     for arm, config in file.study.arms.items():
-        held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": config.rounds}}
+        every = config.evaluate.every if rounds_to(block.metric) else config.rounds
+        held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": every}}
         studies += [file.alone(arm, seeds, [change_of(settings), held]) for settings in tried.get(arm, ())]
     made = iter(run_studies(studies, out))
     found = {}

@@ -243,7 +243,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
             raise ConfigError(
                 "evaluate.split: val found, and no client has validation rows; federation.split.val gives them a share"
             )
-    if f.split.tests == "others":
+    elif f.split.tests == "others":  # validation rows stay a client's own
         test = exchanged(test, group[: n - held])
     return Federation(
         {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pooled, n - held, group, owned.names,

@@ -58,6 +58,8 @@ class RunRecord:
 
     def final(self, metric: str) -> float | None:
         """Return the final value; see `rayfed.metrics.final_value`."""
+        if rounds_to(metric):
+            return self.series(metric)[-1][1] if self.series(metric) else None
         found = final_value(self.rows, metric)
         return None if found is None else float(found)
 
