@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rayfed.config.load import load_config
 from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
