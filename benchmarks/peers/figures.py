@@ -39,13 +39,10 @@ def of_side(times: Mapping[str, Any]) -> Span:
     return Span(rounds[0][0], times["finished"], [end - begin for begin, end in rounds], times["evaluations"])
 
 
-def of_run(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], begin: float | None = None) -> Span:
-    """Read rayfed's rows and events: rounds begin once the executor is chosen, and have ended when the run is finished.
-
-    begin: when they did where the executor was set; without it, when the run was created.
-    """
+def of_run(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> Span:
+    """Read rayfed's rows and events: rounds begin once the executor is chosen, and have ended when the run is finished."""
     at = {e["kind"]: datetime.fromisoformat(e["time"].replace("Z", "+00:00")).timestamp() for e in reversed(events)}
-    begin = begin or at.get("executor") or at["created"]  # the first of its kind
+    begin = at.get("executor") or at["created"]  # the first of its kind
     evaluations = [r["time/evaluate"] for r in rows if r.get("time/evaluate") is not None]
     return Span(begin, at["finished"], [r["time/round"] for r in rows], evaluations)
 

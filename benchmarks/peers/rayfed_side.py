@@ -1,7 +1,4 @@
-"""rayfed's side: a visit without training, a first round that says when it begins, and a visit that dies (kill.py)."""
-
-import os
-import time
+"""rayfed's side: a visit without training, and one that dies (kill.py)."""
 
 from rayfed import methods, tree
 from rayfed.visits import Visit, visit
@@ -19,16 +16,6 @@ class Nothing(methods.get("fedavg")):
             return {"delta": tree.map(lambda x: x * factor.to(x.dtype), client.shared["model"])}, client.own
 
         return Visit(lambda client: {}, (), end)
-
-
-class Begun(methods.get("fedavg")):
-    """FedAvg that writes down when its first round begins: a run whose executor is set has no event for it."""
-
-    def round(self, state, fed, task):
-        if not os.path.exists(file := os.environ["PEERS_BEGUN"]):
-            with open(file, "w", encoding="utf-8") as f:
-                f.write(str(time.time()))
-        return super().round(state, fed, task)
 
 
 class Mortal(methods.get("fedavg")):

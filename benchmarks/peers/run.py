@@ -64,9 +64,7 @@ SIDES = {e: Side(e) for e in NEEDS} | {
     "rayfed_user": Side("rayfed", True),
     "rayfed_local": Side("rayfed", True, args=("--local",)),
     "rayfed_actors": Side("rayfed", True, {"resources": {"visits": "actors"}}),
-    "rayfed_compiled": Side(
-        "rayfed", True, {"resources": {"executor": "compiled"}, "method": f"{HERE}/rayfed_side.py:Begun"}, once=True
-    ),
+    "rayfed_compiled": Side("rayfed", True, {"resources": {"executor": "compiled"}}, once=True),
     "rayfed_torch": Side("rayfed", False, {"resources": {"matmul": "torch", "channels_last": False}}),
     "rayfed_bf16": Side("rayfed", False, {"task": {"dtype": "bf16"}}),
     "loop_kernels": Side("loop", False, {"PEERS_KERNELS": "1"}),
@@ -90,7 +88,7 @@ def once(name: str, config: dict[str, Any], plan: Path, where: Path, python: Pat
     env |= {MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     if side.engine == "rayfed":
         command = rayfed_command(side, config, plan, out, python)
-        env |= {"RAYFED_CACHE": str(where / "cache"), "PEERS_BEGUN": str(out / "begun")}
+        env["RAYFED_CACHE"] = str(where / "cache")
     else:
         command = [str(python), str(HERE / f"{side.engine}_side.py"), str(plan), str(out), *side.args]
         env |= side.changes
@@ -130,9 +128,7 @@ def ran(out: Path) -> tuple[figures.Span, dict[str, Any]]:
     from rayfed.storage.run_folder import read_metrics
 
     (run,) = (p for p in (out / "runs").iterdir() if not p.name.startswith("."))
-    begun = out / "begun"
-    begin = float(begun.read_text(encoding="utf-8")) if begun.is_file() else None
-    span = figures.of_run(read_metrics(run).to_pylist(), read_events(run), begin)
+    span = figures.of_run(read_metrics(run).to_pylist(), read_events(run))
     return span, load_file(run / "model" / "model.safetensors")
 
 

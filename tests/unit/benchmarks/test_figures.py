@@ -35,10 +35,6 @@ def test_the_first_choice_of_an_executor_counts_and_without_one_the_runs_begin()
     fallen_back = [event("created", 1), event("executor", 2), event("executor", 7), event("finished", 12)]
     assert figures.of_run(rows, fallen_back).figures(0)["period_s"] == pytest.approx(5.0)
     assert figures.of_run(rows, [fallen_back[0], fallen_back[-1]]).figures(0)["period_s"] == pytest.approx(5.5)
-    begin = figures.of_run(rows, fallen_back).begin + 8
-    assert figures.of_run(rows, [fallen_back[0], fallen_back[-1]], begin).figures(begin)["period_s"] == pytest.approx(
-        1.0
-    )
 
 
 def test_repetitions_have_a_median_and_a_range_and_what_a_side_has_not_is_left_out() -> None:
