@@ -34,6 +34,8 @@ def map(f: Callable[..., Any], *trees: Any) -> Any:
     first = trees[0]
     if not _nested(first):
         return f(*trees)
+    if len(trees) == 1:
+        return {k: map(f, v) if _nested(v) else f(v) for k, v in first.items()}
     for other in trees[1:]:
         if not _nested(other) or other.keys() != first.keys():
             raise ValueError(f"trees differ: {_keys(first)} against {_keys(other)}")

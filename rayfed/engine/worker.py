@@ -91,7 +91,7 @@ class Worker:
             kernels.full_precision(self.device),
             kernels.deterministic(resources.deterministic),
             replay.using(resources.replay, notes),
-            compiled.using(cache_folder() / "compiled"),
+            compiled.using(lambda: cache_folder() / "compiled"),
             contained(),
         ):
             answer = self._handlers[type(job.request)](res, job.request, values)

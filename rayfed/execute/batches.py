@@ -180,14 +180,12 @@ class BatchSampler:
 
     def _phase(self, name: str, over: Over, clients: Sequence[int], dispatch: int) -> PhaseBatches:
         """Draw one phase; name: what its order is called in keys."""
-        none, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
         drawn = [keys.key(self.seed, dispatch, c, name) for c in clients]
-        own = [none if over.kind == "nothing" else self.rows(c, over.split) for c in clients]
-        at, steps = self._positions(over, [len(o) for o in own], drawn)
-        held = [o if len(o) else zero for o in own]
-        first = np.cumsum([0, *(len(h) for h in held[:-1])])
+        held, first, sizes = self._held(clients, over)
+        at, steps = self._positions(over, sizes.tolist(), drawn)
         # Padding reads the client's own data: weight 0 does not undo a NaN.
-        rows = np.concatenate(held)[first[:, None, None, None] + np.maximum(at, 0)]
+        where = first[:, None, None, None] + np.maximum(at, 0)
+        rows = held[where] if sizes.all() else np.where(sizes[:, None, None, None] > 0, held.take(where, mode="clip"), 0)
         step_keys = keys.fold(np.asarray(drawn, np.int64)[:, None], np.arange(at.shape[1]))
         return PhaseBatches(
             torch.as_tensor(rows, device=self.device),
@@ -196,17 +194,38 @@ class BatchSampler:
             torch.as_tensor(step_keys, device=self.device),
         )
 
+    def _held(self, clients: Sequence[int], over: Over) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows of the data arrays, (n,), and where those of each client begin in them and how many they are, (k,)."""
+        if over.kind == "nothing":
+            none = np.zeros(len(clients), np.int64)
+            return np.zeros(1, np.int64), none, none
+        if not over.split.startswith("pooled"):
+            index, ids = getattr(self.fed, over.split), np.asarray(clients, np.int64)
+            if ids.min() < 0 or ids.max() >= len(index):
+                raise IndexError(f"clients {ids.min()} to {ids.max()} of {len(index)}")
+            first = index.offsets[ids]
+            return index.rows if len(index.rows) else np.zeros(1, np.int64), first, index.offsets[ids + 1] - first
+        own = [self.rows(c, over.split) for c in clients]
+        sizes = np.array([len(o) for o in own])
+        return np.concatenate([*own, np.zeros(1, np.int64)]), np.cumsum(sizes) - sizes, sizes
+
     def _positions(self, over: Over, sizes: Sequence[int], drawn: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return positions (k, T, m, B) into the clients' examples, -1 on padding, and the real steps of each client, (k,)."""
         k = len(sizes)
-        if over.kind == "epochs" and over.batches == 1:  # as below, in one array from the start
-            passes = [math.ceil(n / self.batch) for n in sizes]
-            steps = over.n * np.array(passes)
-            at = np.full((k, steps.max(), 1, self.batch), -1)
-            for line, n, per_pass, key in zip(at.reshape(k, -1), sizes, passes, drawn, strict=True):
+        if over.kind in ("epochs", "steps") and over.batches == 1:  # as below, in one array from the start
+            each = [math.ceil(n / self.batch) for n in sizes]  # batches of a pass
+            if over.kind == "epochs":
+                passes, steps = [over.n] * k, over.n * np.array(each)
+            else:
+                passes, steps = [math.ceil(over.n / e) if e else 0 for e in each], over.n * (np.array(each) > 0)
+            longest = max(p * e for p, e in zip(passes, each, strict=True))
+            at = np.full((k, longest, 1, self.batch), -1)
+            for line, n, p, e, key in zip(at.reshape(k, -1), sizes, passes, each, drawn, strict=True):
                 rng = keys.numpy_again(key)
-                for begin in range(0, over.n * per_pass * self.batch, per_pass * self.batch or 1):
+                for begin in range(0, p * e * self.batch, e * self.batch or 1):
                     line[begin : begin + n] = rng.permutation(n)
+            at = at[:, : steps.max()]
+            at[np.arange(at.shape[1]) >= steps[:, None]] = -1
             return at, steps
         orders = [order_of(n, over, self.batch, key) for n, key in zip(sizes, drawn, strict=True)]
         steps = np.array([len(one) for one in orders])

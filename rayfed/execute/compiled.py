@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 SHARES = {"torch.float64": 1e-9, "torch.float32": 1e-4}
 ROUNDING = 16
 
-_folder: Path | None = None
+_folder: Callable[[], Path] | None = None
 _steps: WeakKeyDictionary[Any, dict[Hashable, Step]] = WeakKeyDictionary()
 
 
 @contextmanager
-def using(folder: Path) -> Iterator[None]:
-    """Keep packages in this folder inside the context."""
+def using(folder: Callable[[], Path]) -> Iterator[None]:
+    """Keep packages in the folder that `folder()` names inside the context."""
     global _folder
     before, _folder = _folder, folder
     try:
@@ -142,7 +142,7 @@ class Step:
             if self.shared:
                 made = program.make(f, args, self.shared)
             self.rebuild, self.constants = made.rebuild, made.constants
-            self.package = compiler.load(made.text, made.digest, _folder)
+            self.package = compiler.load(made.text, made.digest, _folder())
         except (program.NoProgram, compiler.CannotCompile) as error:
             self._switch_off(str(error))
         except torch.OutOfMemoryError:

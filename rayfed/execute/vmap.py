@@ -77,7 +77,8 @@ def _same_memory(x: Tensor, y: Tensor) -> bool:
 
 def vectorized(f: Callable[..., Any], in_dims: Any) -> Callable[..., Any]:
     """Return `f` over the clients' axis of the arguments that `in_dims` names (as `torch.vmap` takes it)."""
-    return torch.vmap(f, in_dims=in_dims, randomness="different")
+    # The transform is made when it is called, which most pieces are not: they are played.
+    return lambda *args: torch.vmap(f, in_dims=in_dims, randomness="different")(*args)
 
 
 def _masked(step: Callable[..., Tree]) -> Callable[..., Tree]:

@@ -31,7 +31,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
     """What is noted during the test; code is interpreted."""
     found: list[str] = []
     monkeypatch.setattr(compiler, "load", Interpreted)
-    with replay.using("auto", found), compiled.using(tmp_path):
+    with replay.using("auto", found), compiled.using(lambda: tmp_path):
         yield found
 
 
