@@ -185,7 +185,9 @@ class BatchSampler:
         at, steps = self._positions(over, sizes.tolist(), drawn)
         # Padding reads the client's own data: weight 0 does not undo a NaN.
         where = first[:, None, None, None] + np.maximum(at, 0)
-        rows = held[where] if sizes.all() else np.where(sizes[:, None, None, None] > 0, held.take(where, mode="clip"), 0)
+        rows = (
+            held[where] if sizes.all() else np.where(sizes[:, None, None, None] > 0, held.take(where, mode="clip"), 0)
+        )
         step_keys = keys.fold(np.asarray(drawn, np.int64)[:, None], np.arange(at.shape[1]))
         return PhaseBatches(
             torch.as_tensor(rows, device=self.device),

@@ -142,6 +142,7 @@ class Step:
             if self.shared:
                 made = program.make(f, args, self.shared)
             self.rebuild, self.constants = made.rebuild, made.constants
+            self.taken = [(n, n in self.shared) for n in made.taken]
             self.package = compiler.load(made.text, made.digest, _folder())
         except (program.NoProgram, compiler.CannotCompile) as error:
             self._switch_off(str(error))
@@ -154,7 +155,7 @@ class Step:
         k, full = inputs[0].shape[0], inputs
         if k == 1:
             full = [x.expand(2, *x.shape[1:]) for x in inputs]
-        given = [x.contiguous() if n not in self.shared else x[0] for n, x in enumerate(full)]
+        given = [full[n][0] if shared else full[n].contiguous() for n, shared in self.taken]
         out = self.package.run(given + self.constants)
         return self.rebuild(inputs, out if k > 1 else [x[:1] for x in out])
 

@@ -23,6 +23,9 @@ FEW, MORE = 2, 3  # clients that are recorded
 NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")  # whole numbers by themselves
 
 
+INPUT = re.compile(r"\bi\[(\d+)\]")
+
+
 class NoProgram(Exception):
     """A step that is no program; the text says why."""
 
@@ -38,11 +41,13 @@ class Leaf(NamedTuple):
 class Program(NamedTuple):
     """A step for any number of clients.
 
-    text: JSON that says what is computed: the inputs, the lines, the outputs' names; constants: tensors that follow the step's
-    own inputs; untouched: positions of inputs that the step hands on as they are; rebuild: (inputs, outputs) -> the step's result.
+    text: JSON that says what is computed: the inputs, the lines, the outputs' names; taken: positions of the step's inputs that
+    the program reads; constants: tensors that follow them; untouched: positions of inputs that the step hands on as they are;
+    rebuild: (inputs, outputs) -> the step's result.
     """
 
     text: str
+    taken: list[int]
     constants: list[Tensor]
     untouched: frozenset[int]
     rebuild: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
@@ -66,13 +71,19 @@ def make(f: Callable[..., Any], args: tuple[Any, ...], shared: frozenset[int]) -
     for a, b in zip(few.constants, more.constants, strict=True):
         if a.dtype != b.dtype or not torch.equal(a, b):
             raise NoProgram("a constant of it depends on the number of clients")
+    lines = [_for_any(a, b) for a, b in zip(few.lines, more.lines, strict=True)]
     leaves = [*few.inputs, *(Leaf(tuple(c.shape), str(c.dtype), False) for c in few.constants)]
+    read = {int(n) for line in lines for n in INPUT.findall(line)} | set(range(len(few.inputs), len(leaves)))
+    if not any(leaves[n].each for n in read):
+        raise NoProgram("it reads nothing of any client")
+    at = {n: place for place, n in enumerate(sorted(read))}
     text = {
-        "inputs": [list(leaf) for leaf in leaves],
-        "lines": [_for_any(a, b) for a, b in zip(few.lines, more.lines, strict=True)],
+        "inputs": [list(leaves[n]) for n in at],
+        "lines": [INPUT.sub(lambda m: f"i[{at[int(m[1])]}]", line) for line in lines],
         "outputs": few.outputs,
     }
-    return Program(json.dumps(text), few.constants, few.untouched, few.rebuild)
+    taken = [n for n in at if n < len(few.inputs)]
+    return Program(json.dumps(text), taken, few.constants, few.untouched, few.rebuild)
 
 
 class _Recorded(NamedTuple):
