@@ -99,10 +99,11 @@ class TaskSection(Section):
     model: Named = Field(
         description="linear | mlp | cnn | resnet | vit-tiny | hf:NAME_OR_DIR | path/to/file.py:function"
     )
-    dtype: Literal["float32", "float64", "bf16"] = Field(
+    dtype: Literal["float32", "float64", "bf16", "auto"] = Field(
         "float32",
         description="Type of parameters and inputs; bf16: frozen parameters and the forward pass in bfloat16, what is trained "
-        "in float32 (for GPUs; slow on most CPUs).",
+        "in float32 (for processors with bfloat16 units); auto: bf16 where a pretrained model is frozen, the processor has such "
+        "units, and timing finds it clearly faster, else float32.",
     )
 
 
@@ -630,6 +631,10 @@ class Config(Section):
     def with_resources(self, **changes: Any) -> Config:
         """Return the same config with other `resources`."""
         return self.model_copy(update={"resources": self.resources.model_copy(update=changes)})
+
+    def with_dtype(self, dtype: str) -> Config:
+        """Return the same config with another `task.dtype`."""
+        return self.model_copy(update={"task": self.task.model_copy(update={"dtype": dtype})})
 
 
 class Claim(Section):

@@ -31,6 +31,7 @@ from rayfed.execute.tuning import kernels
 from rayfed.fed import Fed
 from rayfed.lazy import torch
 from rayfed.metrics import has_scores, lower_is_better
+from rayfed.models.pretrained import has_frozen_base
 from rayfed.models.start import start_from
 from rayfed.storage import row_scores, snapshots
 from rayfed.storage.atomic import os_error_text, remove
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 
 LIVE_S = 0.2  # between two writings of state.json
+HALF_BASE = 0.75  # of float32's time, from which on `task.dtype: auto` takes a base in bfloat16: it rounds differently
 
 
 class Ending(NamedTuple):
@@ -251,6 +253,8 @@ class Runner:
         return f"{said}\nTo look at this client: rayfed {begin} --local --set resources.executor=debug"
 
     def _make_resident(self) -> PreparedRun:
+        if self.config.task.dtype == "auto":
+            self._choose_dtype()
         run_id, start = self.folder.run_id, start_from(self.config)
         self._resident = resident = Resident(self.config, self.federation, start, "cpu")
         method, task = resident.method, resident.task
@@ -308,6 +312,23 @@ class Runner:
         rows = [row for row in self.folder.metrics().to_pylist() if row["round"] <= r] if r else []
         return sum(row.get(n) or 0.0 for row in rows for n in ("time/round", "time/evaluate"))
 
+    def _choose_dtype(self) -> None:
+        """Make `task.dtype: auto` float32 or, where a frozen base in bfloat16 is clearly faster by timing, bf16: once, like an executor."""
+        asked, seconds = self.config, {}
+        for dtype in ("float32", "bf16") if has_frozen_base(asked) else ():
+            self.config = asked.with_dtype(dtype)
+            start = start_from(self.config)
+            self.pool.setup(self.folder.run_id, self.config, self.federation, start)
+            task = Resident(self.config, self.federation, start, "cpu").task
+            timing = self._time_executors(cohorts.cohort_size(self.config, task))
+            seconds[dtype] = timing.seconds.get(asked.resources.executor, min(timing.seconds.values()))
+            if not timing.bfloat16:
+                break
+        chosen = "bf16" if seconds.get("bf16", math.inf) < HALF_BASE * seconds.get("float32", 0.0) else "float32"
+        self.config = asked.with_dtype(chosen)
+        self.folder.set_config(self.config.to_dict())
+        self.folder.event("dtype", chosen=chosen, seconds=seconds, repeat=f"--set task.dtype={chosen}")
+
     def _choose_executor(self, method: Method, task: Task, start: Any) -> None:
         """Make `executor: auto` `vmap` or `loop`, once, by timing; with it go the size of cohorts and where visits run."""
         timing = self._time_executors(cohorts.cohort_size(self.config, task))
@@ -316,7 +337,7 @@ class Runner:
         step = timing.seconds["loop" if plain else chosen]
         size, where = cohorts.choose_calls(self.config, self.federation, task, step, self.pool.adopts)
         by = timing.kernels[chosen]._asdict()
-        choice = Choice(chosen, size, where, **by)
+        choice = Choice(chosen, size, where, **by, dtype=self.config.task.dtype)
         self.config = choice.apply(self.config)
         self.folder.set_config(self.config.to_dict())
         self.folder.event(

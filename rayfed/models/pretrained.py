@@ -155,8 +155,12 @@ def _dtype(config: Config) -> Any:
     """Return the base's type: bfloat16 where that is asked for and something of it is frozen."""
     import torch
 
-    half = config.task.dtype == "bf16" and config.adapter.kind not in ("none", "full")
-    return torch.bfloat16 if half else torch.float32
+    return torch.bfloat16 if config.task.dtype == "bf16" and has_frozen_base(config) else torch.float32
+
+
+def has_frozen_base(config: Config) -> bool:
+    """Return whether the model is a pretrained one of which something is not trained."""
+    return config.task.model.name.startswith("hf:") and config.adapter.kind not in ("none", "full")
 
 
 def adapter_arrays(where: Path) -> Tree:

@@ -34,7 +34,7 @@ class Timing:
     vectorised, and the kernels that give them; refused: why the model cannot, "" if it can.
 
     cpu_share: of the trial's wall time, the part in which this thread had a core; judged_by: "cpu time", which others' work on
-    the machine does not lengthen, or "wall time" (GPUs).
+    the machine does not lengthen, or "wall time" (GPUs); bfloat16: whether the device has units for it.
     """
 
     seconds: dict[str, float]
@@ -42,6 +42,7 @@ class Timing:
     refused: str = ""
     cpu_share: float = 1.0
     judged_by: str = "cpu time"
+    bfloat16: bool = False
 
     @property
     def faster(self) -> str:
@@ -69,7 +70,8 @@ def time_executors(res: Resident, cohort: int) -> Timing:
     best = {"loop": _fastest(loop), "vmap": _fastest(vmap)}
     seconds = {"loop": loop[best["loop"]], "vmap": vmap[best["vmap"]]}
     share = (time.thread_time() - cpu) / max(1e-9, time.perf_counter() - wall)
-    return Timing(seconds, best, refused, min(1.0, share), "cpu time" if res.device == "cpu" else "wall time")
+    judged_by = "cpu time" if res.device == "cpu" else "wall time"
+    return Timing(seconds, best, refused, min(1.0, share), judged_by, kernels.has_bfloat16(res.device))
 
 
 def _candidates(res: Resident) -> tuple[list[str], list[bool]]:

@@ -116,6 +116,13 @@ def in_memory_format(params: Tree) -> Tree:
         return params
 
 
+def has_bfloat16(device: str = "cpu") -> bool:
+    """Return whether a device has units for products of bfloat16 numbers; without them such products are slow, not wrong."""
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
 @cache
 def onednn_is_exact() -> bool:
     """Return whether torch hands this CPU's float32 products to oneDNN on request, and they keep float32's precision."""

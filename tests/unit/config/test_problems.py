@@ -47,7 +47,7 @@ def test_a_misspelt_section() -> None:
         ("rounds.x=3", "rounds: {'x': 3} found, should be a valid integer"),
         ("seed=-1", "seed: -1 found, should be greater than or equal to 0"),
         ("name=", "name: None found, should be a valid string"),
-        ("task.dtype=float16", "task.dtype: 'float16' found (did you mean 'float64'?), allowed: 'float32', 'float64' or 'bf16'"),
+        ("task.dtype=float16", "task.dtype: 'float16' found (did you mean 'float64'?), allowed: 'float32', 'float64', 'bf16' or 'auto'"),
         ("federation.clients=0", "federation.clients: 0 found, should be greater than or equal to 1"),
         ("federation.per_round=0", "federation.per_round: 0 found, allowed: a whole number >= 1, a fraction in (0, 1]"),
         ("federation.per_round=1.5", "federation.per_round: 1.5 found, allowed: "),

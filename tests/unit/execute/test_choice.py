@@ -31,6 +31,7 @@ from tests.unit.execute.convolutions import BOTH, CNN, FED, at_commits
 
 CHOICE = Choice("vmap", 4, "server", "onednn", True)
 OPEN = Choice("auto", "auto", "auto", "auto", "auto")
+NAMES = [f.name for f in fields(Choice) if f.name != "dtype"]  # of `resources`
 OPTIONS = (
     "--set resources.executor=vmap --set resources.cohort=4 --set resources.visits=server "
     "--set resources.matmul=onednn --set resources.channels_last=true"
@@ -49,11 +50,20 @@ def test_it_closes_what_a_config_leaves_open() -> None:
     assert Choice.from_config(config().to_dict()) == OPEN
     made = CHOICE.apply(config())
     assert Choice.from_config(made.to_dict()) == CHOICE
-    assert made.with_resources(**{f.name: "auto" for f in fields(Choice)}) == config(), "and nothing else"
+    assert made.with_resources(**{n: "auto" for n in NAMES}) == config(), "and nothing else"
     assert OPEN.apply(made) == made and replace(CHOICE, executor="loop").apply(made) == made
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Choice)])
+@pytest.mark.parametrize("dtype", ["bf16", "float32"])
+def test_a_type_that_is_left_open_is_closed_too(dtype: str) -> None:
+    chosen, asked = replace(CHOICE, dtype=dtype), toy.config(executor="auto", dtype="auto")
+    made = chosen.apply(asked)
+    assert made.task.dtype == dtype and Choice.from_config(made.to_dict()).dtype == dtype
+    assert chosen.apply(asked.with_dtype("float64")).task.dtype == "float64"
+    assert ("--set task.dtype=bf16" in chosen.as_options()) == (dtype == "bf16")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_a_config_sets_stays(name: str) -> None:
     value = {"executor": "loop", "cohort": 3, "visits": "actors", "matmul": "torch", "channels_last": False}[name]
     made = Choice.from_config(CHOICE.apply(config().with_resources(**{name: value})).to_dict())

@@ -37,6 +37,19 @@ def test_products_go_to_onednn_and_back(monkeypatch: pytest.MonkeyPatch) -> None
     assert precision() == "highest" and kernels._active == Kernels()
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "units"),
+    [({"avx512_f": True, "avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_bf16": False}, True),
+     ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False), ({}, False)],
+)  # fmt: skip
+def test_a_cpu_has_units_for_bfloat16_where_it_says_so(
+    capabilities: dict[str, bool], units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(torch.cpu.get_capabilities().values()) >= {True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert kernels.has_bfloat16() is units
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_run_computes_deterministically_where_it_is_asked_to(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []

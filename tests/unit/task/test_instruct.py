@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rayfed import partition, tree
 from rayfed.engine.pool import LocalPool
 from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
+from rayfed.execute.tuning import autotune
+from rayfed.execute.tuning.autotune import Timing
+from rayfed.execute.tuning.kernels import Kernels
 from rayfed.launch.federations import Federations
 from rayfed.models.start import start_from
+from rayfed.storage.events import read_events
 from tests import toy
 from tests.pretrained_runs import resident
 from tests.records import changes
@@ -310,6 +315,51 @@ def test_bf16_resumes_bit_by_bit(places: dict[str, Any], tmp_path: Path) -> None
     toy.run_folder("fedit", tmp_path / "parts", dtype="bf16", rounds=3, stop_after=1, **changed)
     rest = toy.run_folder("fedit", tmp_path / "parts", dtype="bf16", rounds=3, resume=True, **changed)
     assert tree.same(whole.state, rest.state) and whole.rows == rest.rows
+
+
+@pytest.mark.parametrize(
+    ("adapter", "units", "half", "timed", "chosen"),
+    [
+        ("lora", True, 0.7, ["float32", "bf16"], "bf16"),
+        ("lora", True, 0.8, ["float32", "bf16"], "float32"),  # not by much: it rounds differently
+        ("lora", False, 0.1, ["float32"], "float32"),
+        ("full", True, 0.1, [], "float32"),  # nothing is frozen
+    ],
+)
+def test_auto_takes_a_base_in_bfloat16_where_that_is_clearly_faster(
+    places: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    adapter: str,
+    units: bool,
+    half: float,
+    timed: list[str],
+    chosen: str,
+) -> None:
+    """The run is the one that sets the type itself; its folder says what was chosen, and how to repeat it."""
+    seen = []
+
+    def time_executors(res: Any, cohort: int) -> Timing:
+        seen.append(res.config.task.dtype)
+        assert res.task.half == (seen[-1] == "bf16")
+        seconds = half if seen[-1] == "bf16" else 1.0
+        return Timing({"loop": seconds, "vmap": 0.01}, {"loop": Kernels(), "vmap": Kernels()}, bfloat16=units)
+
+    monkeypatch.setattr(autotune, "time_executors", time_executors)
+    changed = changes(places)
+    changed["adapter"] = {"kind": "lora", "rank": 2} if adapter == "lora" else {"kind": adapter}
+    method = "fedit" if adapter == "lora" else "fedavg"
+    ran = toy.run_folder(method, tmp_path / "auto", dtype="auto", rounds=1, **changed)
+    assert seen == timed
+    (event,) = [e for e in read_events(ran.folder.path) if e["kind"] == "dtype"]
+    assert (
+        event["chosen"] == chosen
+        and event["repeat"] == f"--set task.dtype={chosen}"
+        and list(event["seconds"]) == timed
+    )
+    assert yaml.safe_load((ran.folder.path / "config.yaml").read_text())["task"]["dtype"] == chosen
+    plain = toy.run_folder(method, tmp_path / "set", dtype=chosen, rounds=1, **changed)
+    assert tree.same(ran.state, plain.state) and ran.rows == plain.rows
 
 
 def gradient_and_kept(c: Any, executor: str) -> tuple[Any, int]:
