@@ -40,6 +40,34 @@ def test_rayfed_and_the_plain_loop_end_with_the_same_weights(env: dict[str, str]
 
 
 @pytest.mark.slow
+def test_what_is_written_for_other_engines_ends_with_the_loops_weights(env: dict[str, str], tmp_path: Path) -> None:
+    """Those whose environments have been made here, and that run without a Ray of their own."""
+    envs = Path.home() / ".cache" / "rayfed-peers"
+    there = [e for e in ("jax", "blazefl", "fedjax", "fluke", "pfl") if (envs / e / "ready").is_file()]
+    if not there:
+        pytest.skip("no environment of another engine: python benchmarks/peers/run.py makes them")
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "peers" / "run.py"),
+        "--tiny",
+        "--repetitions",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [*command, "--engines", ",".join(["loop", *there]), "--workloads", "w1"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "peers.json").read_text())["workloads"]["w1"]
+    assert set(found) == {"loop", *there}
+    assert all(f["apart"] < 1e-4 and f["rounds"] == 3 for f in found.values())
+
+
+@pytest.mark.slow
 def test_a_visit_is_measured_with_and_without_what_makes_it_fast(env: dict[str, str]) -> None:
     command = [sys.executable, str(BENCHMARKS / "peers" / "visit.py"), "w1", "--tiny", "--cohort", "2", "--repeat", "1"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
