@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from rayfed.storage.behind import Behind
+
 DIED = 77  # exit code of a process that its disk ended
 
 
@@ -33,7 +35,8 @@ class Op(NamedTuple):
 class Disk:
     """Writes down the operations of this process under `root`, while it is entered.
 
-    What libraries write in C or Rust is not seen; rayfed writes its own files through `os.write` and `open`.
+    What libraries write in C or Rust is not seen; rayfed writes its own files through `os.write` and `open`. Operations have an order
+    only where one thread does them all: `AtOnce` or `AtTheLatest` stand for the folder's `Behind`.
     """
 
     def __init__(self, root: Path):
@@ -150,6 +153,36 @@ class Disk:
     def __exit__(self, *error: Any) -> None:
         for p in reversed(self._patches):
             p.stop()
+
+
+class AtOnce(Behind):
+    """Does work at the call that begins it, before anything of the next rounds."""
+
+    def start(self, work: Callable[[], None]) -> None:
+        self.wait()
+        self._do(work)
+
+
+class AtTheLatest(Behind):
+    """Does work when it is waited for, after all that the next rounds do before."""
+
+    work: Callable[[], None] | None = None
+
+    def busy(self) -> bool:
+        return self.work is not None
+
+    def start(self, work: Callable[[], None]) -> None:
+        self.wait()
+        self.work = work
+
+    def wait(self) -> None:
+        if self.work is not None:
+            work, self.work = self.work, None
+            self._do(work)
+        super().wait()
+
+
+ORDERS: dict[str, type[Behind]] = {"at once": AtOnce, "at the latest": AtTheLatest}  # of what a thread does behind the rounds
 
 
 class Failing(Disk):

@@ -30,6 +30,7 @@ from rayfed.engine.worker import Worker
 from rayfed.fed import Fed
 from rayfed.launch.preflight import load_request
 from rayfed.partition import Federation
+from rayfed.storage.behind import Behind
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
 from rayfed.storage.tree_files import load_tree
@@ -242,11 +243,14 @@ def run_folder(
     stop_after: int | None = None,
     resume: bool = False,
     committed: Callable[[int], None] = lambda round: None,
+    lasting: Callable[[int], None] = lambda round: None,
+    behind: Behind | None = None,
     **changes: Any,
 ) -> Ran:
     """Run a method through the engine in a folder under `where`, or continue (`resume`) the one that is there.
 
-    committed: is called with the number of each round that has been committed.
+    committed: is called with the number of each round that has been committed; lasting: then, and at the end, with the newest round
+    whose snapshot lasts; behind: does what is done behind the rounds, by default in a thread.
     """
     c = config(method, executor=executor, dtype=dtype, rounds=rounds, **changes)
     if resume:
@@ -255,8 +259,11 @@ def run_folder(
     else:
         folder = RunFolder.create(where, c.to_dict(), owner=Owner.me())
 
+    folder.behind = behind or folder.behind
+
     def watch(status: dict[str, Any]) -> None:
         committed(status["round"])
+        lasting(folder.snapshotted)
         if status["round"] == stop_after:
             runner.stop()
 

@@ -562,8 +562,18 @@ class Storage(Section):
     path: str = Field(
         "runs", description="Folder of run folders, or a place in object storage: s3://bucket/x, gs://..."
     )
-    snapshot_every: int = Field(5, ge=1, description="Rounds between two snapshots.")
+    snapshot_every: Literal["auto"] | int = Field(
+        "auto",
+        description="Rounds from one snapshot to the next; auto: as often as writing them takes 2 % of the time, or every ten minutes.",
+    )
     keep: int = Field(2, ge=1, description="Snapshots kept.")
+
+    @field_validator("snapshot_every")
+    @classmethod
+    def _rounds(cls, v: Any) -> Any:
+        if v != "auto" and v < 1:
+            raise ValueError(f"{v} found, allowed: auto or a whole number >= 1")
+        return v
 
 
 class ActorDeath(Section):

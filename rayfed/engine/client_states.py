@@ -111,7 +111,8 @@ class ClientStates:
         self._collect()
 
     def _collect(self) -> None:
-        for b in [b for b, live in self._live.items() if not live]:
+        written = {p.block for p in self.pending.values()}
+        for b in [b for b, live in self._live.items() if not live and b not in written]:
             del self.blocks[b], self._live[b], self._block_rows[b]
         held = [b for b, h in self.blocks.items() if not isinstance(h, Segment)]
         if len(held) > 64 and len(held) > len(self.places) // 4:
@@ -144,7 +145,10 @@ class ClientStates:
     # -- on disk -------------------------------------------------------------------------------------------------------
 
     def save(self, snapshot: Path, segments: Path, name: str) -> None:
-        """Write touched rows to a new segment and, where any client has a state, `clients.json` into the snapshot's folder."""
+        """Write touched rows to a new segment and, where any client has a state, `clients.json` into the snapshot's folder.
+
+        Nothing is synced: that is up to `rayfed.storage.snapshots.seal`. `snapshot_begun` and `snapshot_committed` follow.
+        """
         places, self._segments = dict(self.saved), segments
         dirty = self.dirty | self.pending.keys()  # the round that is being committed belongs to it
         self._rewritten = self._clients_to_rewrite(dirty)
@@ -152,7 +156,7 @@ class ClientStates:
             make_folder(segments)
             states = self._stacked(to_write)
             self._state_bytes = tree.nbytes(states) / len(to_write)
-            self._segment_sums[name] = Sum.of_file(save_tree(segments, name, states))
+            self._segment_sums[name] = Sum.of_file(save_tree(segments, name, states, sync=False))
             self._segment_rows[name] = len(to_write)
             places.update({c: (name, i) for i, c in enumerate(to_write)})
         if places:
@@ -179,9 +183,13 @@ class ClientStates:
             spare -= self._segment_rows[s] - len(live[s])
         return out
 
+    def snapshot_begun(self) -> None:
+        """Note that the round is committed whose snapshot `save` has filled: what is written from now on belongs to the next one."""
+        self.dirty = set()
+
     def snapshot_committed(self) -> None:
-        """Note that the snapshot that `save` wrote into has been committed."""
-        self.saved, self.dirty = self._places_written, set()
+        """Note that the snapshot that `save` filled lasts. Rounds may have been committed since it began."""
+        self.saved = self._places_written
         self._evict([c for c in self._rewritten if isinstance(self.blocks[self.places[c].block], Segment)])
         held = {
             b: n * self._state_bytes for b, n in self._block_rows.items() if not isinstance(self.blocks[b], Segment)
@@ -190,7 +198,7 @@ class ClientStates:
         for b, size in sorted(held.items()):
             if over <= 0:
                 break
-            self._evict(list(self._live[b]))
+            self._evict([c for c in self._live[b] if c not in self.dirty])
             over -= size
         self._collect()
 
@@ -225,16 +233,6 @@ class ClientStates:
         for s, rows in self._segment_rows.items():
             block = self._add(self.pool.put(load_tree(segments, s)) if fits else Segment(segments, s), rows)
             self._move({c: Place(block, self.saved[c][1]) for c in clients[s]})
-
-
-def collect_segments(snapshots: Path, segments: Path) -> None:
-    """Delete segments that no kept snapshot names."""
-    if not segments.is_dir():
-        return
-    used = {s for _, path in snapshot_files.list_snapshots(snapshots) for s in snapshot_files.read_segments(path)}
-    for f in segments.glob("round-*.safetensors"):
-        if f.stem not in used:
-            f.unlink(missing_ok=True)
 
 
 def _stack(rows: Sequence[Tree]) -> Tree:

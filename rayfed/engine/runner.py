@@ -18,12 +18,12 @@ from rayfed import keys, tree, visits
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.watchdog import Watchdog
 from rayfed.engine import cohorts, collapse
-from rayfed.engine.client_states import collect_segments
 from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.evaluation import Evaluator, Unscored, nothing_to_score
 from rayfed.engine.failures import ClientFailed, VectorizeError, may_pass
 from rayfed.engine.messages import Job, TimingCall, Value
 from rayfed.engine.resident import Resident
+from rayfed.engine.snapshotter import Snapshotter
 from rayfed.engine.worker import sums_are_finite
 from rayfed.errors import FailsAgain, RayfedError, RunFailed
 from rayfed.execute.choice import Choice
@@ -77,6 +77,7 @@ class PreparedRun:
     fed: Fed
     dispatch: Dispatch
     evaluator: Evaluator
+    snapshotter: Snapshotter
     state: Tree
     first: int
     seconds_before: float
@@ -118,7 +119,6 @@ class Runner:
         self.progress = progress or (lambda status: None)
         self.before_commit = before_commit or (lambda: None)
         self.config = config
-        self.segments = folder.path / "segments"
         self.status: dict[str, Any] = {
             "run": folder.run_id,
             "status": RunStatus.STARTING,
@@ -169,6 +169,7 @@ class Runner:
         with self._at_work():
             while run.reached < last and not run.early and not (self._stop_asked and run.snapshotted):
                 self._commit(self._compute(run.reached + 1), last)
+            run.snapshotter.settle(wait=True)
         return run.reached
 
     def finish(self) -> Ending:
@@ -223,6 +224,8 @@ class Runner:
 
     def _write_failure(self, error: BaseException) -> None:
         """Write an error into the folder, and into the error how to go on."""
+        with suppress(Exception):  # the snapshot under way is one to go on from; what went wrong with it is not the first error
+            self.folder.wait()
         if isinstance(error, RunFailed):
             error.hint = self._how_to_go_on(error)
             self.status["certain"] = error.certain
@@ -277,7 +280,7 @@ class Runner:
             state = method.init(task, keys.key(self.config.seed, 0, -1, "init"))
         else:
             state = tree.from_numpy(load_tree(snapshot, "server"))
-            dispatch.states.load(snapshot, self.segments)
+            dispatch.states.load(snapshot, self.folder.path / "segments")
             self.folder.event("resumed", round=first)
         undeclared = sorted(set(state) ^ set(method.wire.server))
         if undeclared:
@@ -292,6 +295,7 @@ class Runner:
             fed=fed,
             dispatch=dispatch,
             evaluator=Evaluator(fed, dispatch),
+            snapshotter=Snapshotter(self.folder, dispatch.states, self.config.storage.snapshot_every),
             state=state,
             first=first,
             seconds_before=self._seconds_of(first),
@@ -449,14 +453,14 @@ class Runner:
         """Make a round the run's newest. last: the round that a piece of work ends with."""
         run, r = self.prepared, result.round
         early = self._stops_early(result.row)
-        due = r % self.config.storage.snapshot_every == 0 or r == last or self._stop_asked or early
+        due = r == last or self._stop_asked or early or run.snapshotter.due(r)
         self.before_commit()
-        snapshot = (lambda folder: self._snapshot(folder, result)) if due else None
+        run.snapshotter.settle(wait=due)
+        snapshot = (lambda folder: run.snapshotter.fill(folder, r, result.state)) if due else None
         self.folder.commit(r, result.row, result.client_rows, snapshot)
         run.dispatch.states.commit()
         if due:
-            run.dispatch.states.snapshot_committed()
-            collect_segments(self.folder.path / "snapshots", self.segments)
+            run.snapshotter.begun(r)
         run.reached, run.state, run.snapshotted = r, result.state, due
         self.sinks.row(r, result.row)
         self._note_scores(result)
@@ -506,12 +510,6 @@ class Runner:
         if value is None or stop.at is None:
             return False
         return bool(value <= stop.at if lower_is_better(stop.metric) else value >= stop.at)
-
-    def _snapshot(self, folder: Path, result: RoundResult) -> None:
-        # whoever staged the folder waits for the disk
-        save_tree(folder, "server", tree.to_numpy(result.state), sync=False)
-        segment = f"round-{result.round:06d}-{self.folder.fence}"
-        self.prepared.dispatch.states.save(folder, self.segments, segment)
 
     # -- the live status -----------------------------------------------------------------------------------------------
 

@@ -59,6 +59,15 @@ def write_all(fd: int, data: Any) -> None:
         view = view[os.write(fd, view) :]
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable, whoever wrote it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_dir(path: Path) -> None:
     """Make names that were created, renamed or removed in a folder durable."""
     fd = os.open(path, os.O_RDONLY)

@@ -1,6 +1,7 @@
 """The lock of a run folder: one writer at a time, and a writer whose folder was taken over can write nothing more.
 
-The writer holds a number, the fence. Whoever opens the folder raises it; every write checks it under a file lock.
+The writer holds a number, the fence. Whoever opens the folder raises it; every write checks it, under a file lock unless
+what an older writer writes is in files of its own, which do not count.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class FencedFolder:
 
     def __init__(self, path: Path, fence: int):
         self.path, self.fence = Path(path), fence
+        self._checked: tuple[int, int, int] | None = None  # which `lock.json` had this fence: its inode, time and size
 
     def read_lock(self) -> dict[str, Any]:
         """Return `lock.json`: run, fence, owner and time. DamagedFile says what is wrong with it."""
@@ -52,19 +54,43 @@ class FencedFolder:
             fd = os.open(f"{self.path}/.lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 _flock(fd, self.path)
-                if check and (fence := self.read_lock()["fence"]) != self.fence:
-                    raise Fenced(
-                        f"{self.path} has been taken over by another process (its fence is {fence}, this writer's "
-                        f"{self.fence}); nothing was written"
-                    )
+                if check:
+                    self._check_fence()
                 yield
             finally:
                 os.close(fd)  # frees the lock, as does the end of the process
         except OSError as error:
-            where = error.filename or self.path
-            raise failure(
-                f"cannot {doing}: {where}: {os_error_text(error, self.path)}. The rows and snapshots written before stay valid"
-            ) from error
+            raise failure(self._failed(doing, error)) from error
+
+    @contextlib.contextmanager
+    def unlocked(self, doing: str) -> Iterator[None]:
+        """Check the fence without the lock, for what may take long or is done in every round, in files of this writer alone.
+
+        `lock.json` is read again only where it has changed. Arguments and errors as in `locked`; Fenced too where an OSError inside
+        comes from another writer that has cleared this one's files away.
+        """
+        try:
+            found = os.stat(f"{self.path}/lock.json")
+            mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if mark != self._checked:
+                self._check_fence()
+                self._checked = mark
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError, DamagedFile):
+                self._check_fence()
+            raise RunFailed(self._failed(doing, error)) from error
+
+    def _check_fence(self) -> None:
+        if (fence := self.read_lock()["fence"]) != self.fence:
+            raise Fenced(
+                f"{self.path} has been taken over by another process (its fence is {fence}, this writer's "
+                f"{self.fence}); nothing was written"
+            )
+
+    def _failed(self, doing: str, error: OSError) -> str:
+        where = error.filename or self.path
+        return f"cannot {doing}: {where}: {os_error_text(error, self.path)}. The rows and snapshots written before stay valid"
 
 
 def _flock(fd: int, path: Path) -> None:

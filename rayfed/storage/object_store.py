@@ -16,11 +16,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 from rayfed.errors import ConfigError, Fenced, RayfedError, RunFailed, nearest
-from rayfed.storage.atomic import durable_write, remove, sync_dir
+from rayfed.storage.atomic import Sum, durable_write, remove, sync_dir
 from rayfed.storage.cache import cache_folder
 from rayfed.storage.owner import Owner
 from rayfed.storage.provenance import read_settings
@@ -157,7 +157,12 @@ class Mirror:
         files = {}
         for path in self._files():
             name = path.relative_to(self.folder).as_posix()
-            files[name] = self._upload(name, path, before.get(name), in_use, version, plain)
+            try:
+                file = open(path, "rb")  # what it holds now: rounds that go on may replace it or append to it  # noqa: SIM115
+            except FileNotFoundError:  # nothing needs it any more
+                continue
+            with file:
+                files[name] = self._upload(name, file, before.get(name), in_use, version, plain)
         if last and files == before and last["fence"] == fence:
             return
         body = {"fence": fence, "sequence": sequence, "time": time.time(), "files": files}
@@ -173,26 +178,26 @@ class Mirror:
             yield from (here / n for n in sorted(names) if not n.startswith(".") and n != POINTER)
 
     def _upload(
-        self, name: str, path: Path, old: Mapping[str, Any] | None, in_use: set[str], version: str, plain: bool
+        self, name: str, file: BinaryIO, old: Mapping[str, Any] | None, in_use: set[str], version: str, plain: bool
     ) -> dict[str, Any]:
         """Upload a file if it is new or changed, and return its entry in the manifest.
 
         old: its entry in the last manifest; in_use: keys that this manifest names; version: of the new manifest.
         """
-        stat = path.stat()
+        stat = os.fstat(file.fileno())
         size, mark = stat.st_size, (stat.st_size, stat.st_mtime_ns)
         known = self._known.get(name)
-        crc = known[1] if known and known[0] == mark else _crc(path, size)
+        crc = known[1] if known and known[0] == mark else _crc(file, size)
         self._known[name] = (mark, crc)
         if old is not None and (old["size"], old["crc32"]) == (size, crc):
             if not plain or old["pieces"] == [[name, size]]:
                 return dict(old)
             old = None  # unchanged, but not yet under its plain name
         pieces, start = [], 0
-        if old is not None and not plain and _has_grown(path, old, size):  # a commit sends only the new lines
+        if old is not None and not plain and _has_grown(name, file, old, size):  # a commit sends only the new lines
             pieces, start = list(old["pieces"]), old["size"]
         key = name if not start and name not in in_use else f"{VERSIONS}/{version}-{quote(name, safe='')}"
-        _put(self.fs, f"{self.base}/{key}", lambda: _blocks(path, start, size), size - start)
+        _put(self.fs, f"{self.base}/{key}", lambda: _blocks(file, start, size), size - start)
         return {"size": size, "crc32": crc, "pieces": [*pieces, [key, size - start]]}
 
     def _clean(self, unused: set[str], fence: int, sequence: int) -> None:
@@ -209,25 +214,24 @@ class Mirror:
             pass
 
 
-def _has_grown(path: Path, old: Mapping[str, Any], size: int) -> bool:
+def _has_grown(name: str, file: BinaryIO, old: Mapping[str, Any], size: int) -> bool:
     """Return whether a file (rows, events) begins with what is stored of it."""
-    grown = path.suffix == ".jsonl" and 0 < old["size"] < size and len(old["pieces"]) < MAX_PIECES
-    return grown and _crc(path, old["size"]) == old["crc32"]
+    grown = name.endswith(".jsonl") and 0 < old["size"] < size and len(old["pieces"]) < MAX_PIECES
+    return grown and _crc(file, old["size"]) == old["crc32"]
 
 
-def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
+def _blocks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     """Yield the bytes of a file from `start` to `end`."""
-    with open(path, "rb") as f:
-        f.seek(start)
-        while start < end and (block := f.read(min(BLOCK, end - start))):
-            start += len(block)
-            yield block
+    file.seek(start)
+    while start < end and (block := file.read(min(BLOCK, end - start))):
+        start += len(block)
+        yield block
 
 
-def _crc(path: Path, end: int) -> int:
+def _crc(file: BinaryIO, end: int) -> int:
     """Return the checksum of a file's first `end` bytes."""
     crc = 0
-    for block in _blocks(path, 0, end):
+    for block in _blocks(file, 0, end):
         crc = zlib.crc32(block, crc)
     return crc
 
@@ -403,7 +407,8 @@ def _get(fs: Any, base: str, name: str, entry: Mapping[str, Any], old: Path, new
     if not goal.resolve().is_relative_to(new.resolve()):
         raise RunFailed(f"{uri}: {name!r} in its manifest leads out of the run")
     goal.parent.mkdir(parents=True, exist_ok=True)
-    if present.is_file() and present.stat().st_size == entry["size"] and _crc(present, entry["size"]) == entry["crc32"]:
+    wanted = Sum(entry["size"], entry["crc32"])
+    if wanted.damage(present) is None:
         shutil.copyfile(present, goal)
         return
 
@@ -415,7 +420,7 @@ def _get(fs: Any, base: str, name: str, entry: Mapping[str, Any], old: Path, new
                         out.write(block)
             out.flush()
             os.fsync(out.fileno())
-        if goal.stat().st_size != entry["size"] or _crc(goal, entry["size"]) != entry["crc32"]:
+        if wanted.damage(goal):
             raise DamagedObject(f"{name} is damaged in {uri}")
 
     _retry(once)

@@ -1,7 +1,7 @@
 """The rows of a run on disk: one per round, and one per evaluated round and client.
 
-During a run, rounds are lines of `parts/rows-FENCE.jsonl`, each appended at once and synced before each snapshot, from which
-a run continues; a torn last line does not count. Client rows are `parts/clients-ROUND-FENCE.parquet`. At the end they become
+During a run, rounds are lines of `parts/rows-FENCE.jsonl`, each appended at once and synced before a snapshot of them counts, from
+which a run continues; a torn last line does not count. Client rows are `parts/clients-ROUND-FENCE.parquet`. At the end they become
 `metrics.parquet` and `clients/round-000005.parquet`. Readers take both forms, so that a crash between them loses nothing and
 doubles nothing.
 
@@ -15,8 +15,9 @@ import json
 import os
 import re
 import shutil
+import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -210,46 +211,59 @@ def table(rows: Sequence[Row]) -> pa.Table:
     return pa.table(columns)
 
 
-def append(
-    folder: Path, fence: int, round: int, row: Mapping[str, Any], clients: Sum | None = None, sync: bool = True
-) -> Callable[[], None]:
-    """Append a row, and return a function that removes it again.
+class Rows:
+    """The part file to which one writer appends its rows. It is held open, so that what this process appends after another one has
+    taken the run over, and replaced the file, goes nowhere."""
 
-    clients: what `write_clients` returned for the round; sync: wait until the row and all before it are on the disk, so that they
-    survive the machine, not only this process. After an OSError the row is not there.
-    """
-    line = _line({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}, clients)
-    path = f"{folder}/parts/rows-{fence}.jsonl"
-    try:
-        fd, fresh = os.open(path, os.O_RDWR), False
-    except FileNotFoundError:
-        make_folder(folder / "parts")
-        fd, fresh = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), True
-    try:
-        end = _cut_torn_line(fd)
+    def __init__(self, folder: Path, fence: int):
+        """folder: of the run; the file appears with the first row."""
+        self.path = folder / "parts" / f"rows-{fence}.jsonl"
+        self._fd: int | None = None
+        self._torn = False  # whether an append may have left a line without its end
+
+    def append(self, round: int, row: Mapping[str, Any], clients: Sum | None = None) -> None:
+        """Append a row, for this process's death but not for the machine's. clients: what `write_clients` returned for the round.
+
+        After an OSError the row is not there.
+        """
+        line = _line({"round": round, **{k: number(k, v) for k, v in row.items() if k != "round"}}, clients)
+        fd = self._open() if self._fd is None else self._fd
+        if self._torn:
+            _cut_torn_line(fd)
+        end, self._torn = os.lseek(fd, 0, os.SEEK_END), True
         try:
             write_all(fd, line)
-            if sync:
-                os.fsync(fd)
         except OSError:
             os.ftruncate(fd, end)
             raise
-    finally:
-        os.close(fd)
-    if fresh:
-        sync_dir(folder / "parts")
+        self._torn = False
 
-    def undo() -> None:
-        os.truncate(path, end)
+    def _open(self) -> int:
+        make_folder(self.path.parent)
+        fresh = not self.path.exists()
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._fd, self._closing, self._torn = fd, weakref.finalize(self, os.close, fd), True
+        if fresh:
+            sync_dir(self.path.parent)
+        return fd
 
-    return undo
+    def sync(self) -> None:
+        """Wait until the rows are on the disk, so that they survive the machine."""
+        if self._fd is not None:
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close the file; the next row opens it again."""
+        if self._fd is not None:
+            self._fd = None
+            self._closing()
 
 
-def _cut_torn_line(fd: int) -> int:
-    """Cut off what an interrupted append left, and return the end of the last complete line, where the file is then positioned."""
+def _cut_torn_line(fd: int) -> None:
+    """Cut off what an interrupted append left after the last complete line."""
     size = end = os.lseek(fd, 0, os.SEEK_END)
     if not size or os.pread(fd, 1, size - 1) == b"\n":
-        return size
+        return
     while end:
         start = max(0, end - 65536)
         at = os.pread(fd, end - start, start).rfind(b"\n")
@@ -258,15 +272,14 @@ def _cut_torn_line(fd: int) -> int:
             break
         end = start
     os.ftruncate(fd, end)
-    return os.lseek(fd, end, os.SEEK_SET)
 
 
 # -- clients -----------------------------------------------------------------------------------------------------------
 
 
-def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mapping[str, Any]]) -> Sum:
-    """Write a Parquet part with a row per client, column `round` first; return its sum. It counts once the round's own row is
-    there."""
+def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mapping[str, Any]]) -> tuple[Path, Sum]:
+    """Write a Parquet part with a row per client, column `round` first; return the file and its sum. It counts once the round's own
+    row is there, and is not synced."""
     import pyarrow as pa
 
     names = list(dict.fromkeys(name for row in clients for name in row if name != "round"))
@@ -275,8 +288,9 @@ def write_clients(folder: Path, fence: int, round: int, clients: Sequence[Mappin
         columns[name] = pa.array(_column([row.get(name) for row in clients]), from_pandas=False)
     make_folder(folder / "parts")
     content = _parquet(pa.table(columns))
-    durable_write(folder / "parts" / f"clients-{round:06d}-{fence}.parquet", content)
-    return Sum.of(content)
+    path = folder / "parts" / f"clients-{round:06d}-{fence}.parquet"
+    durable_write(path, content, sync=False)
+    return path, Sum.of(content)
 
 
 def _column(values: Sequence[Any]) -> list[Any]:
@@ -337,10 +351,10 @@ def drop_after(folder: Path, last: int) -> int:
         lines, _ = _lines(path)
         kept = [line.content for line in lines if line.row["round"] <= last]
         dropped |= {line.row["round"] for line in lines if line.row["round"] > last}
-        if not kept:
+        if kept:
+            durable_write(path, *kept)  # always: a writer that has lost the run may still append to the file that was there
+        else:
             os.unlink(path)
-        elif sum(map(len, kept)) < path.stat().st_size:
-            durable_write(path, *kept)
     done = _compacted(folder)
     if later := [r for r in done.rows if r > last]:
         dropped |= set(later)

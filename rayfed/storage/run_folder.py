@@ -9,9 +9,10 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,8 @@ from rayfed.config import user_code
 from rayfed.errors import ConfigError, DamagedFile, Fenced, RunFailed, nearest
 from rayfed.metrics import outcome
 from rayfed.storage import object_store, provenance, round_log, snapshots
-from rayfed.storage.atomic import Sum, durable_write, os_error_text, remove_leftovers, set_aside, sync_dir, write_all
+from rayfed.storage.atomic import Sum, durable_write, os_error_text, remove_leftovers, set_aside, sync_dir, sync_file, write_all
+from rayfed.storage.behind import Behind
 from rayfed.storage.events import read_events
 from rayfed.storage.fence import FencedFolder
 from rayfed.storage.new_folder import create_folder, new_id, pointer_file
@@ -73,7 +75,12 @@ class RunFolder(FencedFolder):
 
     def __init__(self, path: Path, fence: int):
         super().__init__(path, fence)
+        self.behind = Behind()
+        self.snapshotted = 0  # the round of the newest snapshot that this writer wrote, or went back to
+        self.snapshot_s = 0.0  # what the newest snapshot took, from its first file until nothing was left to do for it
         self._last: int | None = None
+        self._rows = round_log.Rows(self.path, fence)
+        self._unsynced: list[Path] = []  # files of client rows
         self._mirror: object_store.Mirror | Literal[False] | None = None  # None: not looked up yet
 
     # -- opening -------------------------------------------------------------------------------------------------------
@@ -123,7 +130,7 @@ class RunFolder(FencedFolder):
                 _check_gone(path, previous, owner)
             mended = folder._mend()
             lock = folder.read_lock()
-            folder.fence = lock["fence"] + 1
+            folder = cls(path, lock["fence"] + 1)
             folder.write_lock(fence=folder.fence, owner=asdict(owner), time=timestamp())
             for part in ("", "parts", "clients", "snapshots", "segments", "model"):
                 remove_leftovers(path / part)
@@ -162,9 +169,9 @@ class RunFolder(FencedFolder):
             _copy_states(source, snapshot, hidden)
             for r, row in round_log.read(source).items():
                 if r <= round:
-                    clients = round_log.read_clients(source, r)
-                    summed = round_log.write_clients(hidden, folder.fence, r, clients) if clients else None
-                    round_log.append(hidden, folder.fence, r, row, summed)
+                    folder._append(r, row, round_log.read_clients(source, r))
+            folder._sync_rows(folder._unsynced)
+            folder._rows.close()
             folder.event("cloned", source=str(source), round=round)
             for name, content in pointer_file(stored).items():
                 durable_write(hidden / name, content)
@@ -248,36 +255,72 @@ class RunFolder(FencedFolder):
         clients: Sequence[Mapping[str, Any]] | None = None,
         snapshot: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write a round completely or not at all: its client rows, its row and, if `snapshot` fills a folder, a snapshot.
+        """Write a round completely or not at all: its client rows and its row, at once.
+
+        snapshot: fills a folder with a snapshot, at once too. It becomes one behind the rounds, as soon as it and all rows up to it
+        are on the disk (`snapshotted` says so); the next one waits for that. What goes wrong there is raised by the next `commit`,
+        or `wait`.
 
         Fenced if another writer has taken over; RunFailed if the disk does not take it (earlier rounds stay valid);
         ValueError if `round` does not follow the last one.
         """
-        with self.locked(f"write round {round}"):
+        if snapshot:
+            self.wait()
+        busy, began = self.behind.busy(), time.perf_counter()
+        with self.unlocked(f"write round {round}"):
             last = self._last_round()
             if round != last + 1:
                 raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
-            keep = self._keep if snapshot else 0
-            folder = self.path / "snapshots"
-            summed = round_log.write_clients(self.path, self.fence, round, clients) if clients else None
-            staged = snapshots.stage(folder, round, self.fence, snapshot) if snapshot else None
+            staged = snapshots.fill(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
             # The row before the snapshot becomes visible: every snapshot then has all its rows.
-            undo = round_log.append(self.path, self.fence, round, row, summed, sync=staged is not None)
-            if staged:
-                try:
-                    snapshots.publish(staged, round)
-                except OSError:
-                    undo()
-                    raise
-                snapshots.prune(folder, keep)
+            self._append(round, row, clients)
             self._last = round
+        if staged:
+            unsynced, self._unsynced = self._unsynced, []
+            self.behind.start(partial(self._publish, staged, round, unsynced, began))
+        elif not busy and self._is_stored():
+            self.behind.start(self.upload)
+
+    def wait(self) -> None:
+        """Return once nothing is written behind the rounds any more. Raises what went wrong there."""
+        self.behind.wait()
+
+    def _append(self, round: int, row: Mapping[str, Any], clients: Sequence[Mapping[str, Any]] | None) -> None:
+        """Write a row, and rows of clients, so that they survive this process; `_sync_rows` makes them survive the machine."""
+        summed = None
+        if clients:
+            path, summed = round_log.write_clients(self.path, self.fence, round, clients)
+            self._unsynced.append(path)
+        self._rows.append(round, row, summed)
+
+    def _sync_rows(self, clients: Sequence[Path]) -> None:
+        """Wait until all rows are on the disk. clients: files of client rows that may not be."""
+        for path in clients:
+            sync_file(path)
+        if clients:
+            sync_dir(self.path / "parts")
+        self._rows.sync()
+
+    def _publish(self, staged: Path, round: int, unsynced: Sequence[Path], began: float) -> None:
+        """Make a filled folder the snapshot of a round, and delete the oldest ones. unsynced: as in `_sync_rows`."""
+        doing = f"write the snapshot of round {round}"
+        with self.unlocked(doing):
+            self._sync_rows(unsynced)
+            snapshots.seal(staged, round, self.fence)
+        with self.locked(doing):
+            snapshots.publish(staged, round)
+            self.snapshotted = round
+            snapshots.prune(staged.parent, self._keep)
         self.upload()
+        self.snapshot_s = time.perf_counter() - began
 
     def rewind(self) -> tuple[int, Path | None]:
         """Go back to the newest snapshot that is undamaged and has all its rows; returns (its round, its folder), or (0, None).
 
         Drops what was written after it, so that the run continues from there, and `summary.json`: the run has not ended.
         """
+        self.wait()
+        self._rows.close()
         with self.locked("go back to the last snapshot"):
             for found, aside in round_log.mend(self.path):
                 self._note_aside(found, aside)
@@ -304,7 +347,7 @@ class RunFolder(FencedFolder):
             dropped = round_log.drop_after(self.path, chosen[0])
             if dropped or chosen[0]:
                 self._event("rewound", round=chosen[0], rows_dropped=dropped)
-            self._last = chosen[0]
+            self._last = self.snapshotted = chosen[0]
             return chosen
 
     def _set_client_rows_aside(self, round: int, damage: str) -> None:
@@ -379,9 +422,12 @@ class RunFolder(FencedFolder):
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """End the run: compact its rows, write `summary.json` (completed from config and rows), release the lock."""
+        self.wait()
         with self.locked("finish the run"):
             config = self.config
             try:
+                self._sync_rows(self._unsynced)
+                self._rows.close()
                 rows = round_log.compact(self.path)
             except OSError:  # a full disk: readers take the parts too
                 rows = round_log.read(self.path)
@@ -409,6 +455,9 @@ class RunFolder(FencedFolder):
 
     def close(self) -> None:
         """Release the run, ended or not, so that another process may resume it while this one is alive. May be called again."""
+        with contextlib.suppress(Exception):  # whoever needs what was written there has waited for it
+            self.wait()
+        self._rows.close()
         with contextlib.suppress(Fenced):
             with self.locked("free the lock"):
                 self.write_lock(owner=None)
@@ -416,10 +465,15 @@ class RunFolder(FencedFolder):
 
     def upload(self, plain: bool = False) -> None:
         """Commit the folder as it is to object storage, if it is stored there. Arguments and errors as in `Mirror.push`."""
+        if self._is_stored():
+            assert self._mirror
+            self._mirror.push(self.fence, plain=plain)
+
+    def _is_stored(self) -> bool:
+        """Return whether the folder is stored in object storage."""
         if self._mirror is None:
             self._mirror = object_store.mirror_of(self.path) or False
-        if self._mirror:
-            self._mirror.push(self.fence, plain=plain)
+        return bool(self._mirror)
 
 
 def _copy_states(source: Path, snapshot: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rayfed.storage.atomic import Sum, durable_write, make_folder, remove, set_aside, sync_dir
+from rayfed.storage.atomic import Sum, durable_write, make_folder, remove, set_aside, sync_dir, sync_file
 from rayfed.storage.text_files import load_json, sealed_bytes
 
 SEGMENTS = "segments.json"  # in a snapshot: segment -> its file's size and checksum
@@ -22,31 +22,39 @@ def folder_name(round: int) -> str:
     return f"round-{round:06d}"
 
 
-def stage(snapshots: Path, round: int, fence: int, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write a snapshot into a hidden folder and add the manifest; returns the folder, durable but not yet a snapshot."""
+def fill(snapshots: Path, round: int, fence: int, write: Callable[[Path], None]) -> Path:
+    """Let `write` write a snapshot into a hidden folder, which is returned; `seal` makes it last."""
     make_folder(snapshots)
     hidden = snapshots / f".{folder_name(round)}-{fence}"
     remove(hidden)
     hidden.mkdir()
     try:
-        fill(hidden)
+        write(hidden)
+    except BaseException:
+        remove(hidden)
+        raise
+    return hidden
+
+
+def seal(hidden: Path, round: int, fence: int) -> None:
+    """Wait until a filled folder and its segment of client states are on the disk, and add the manifest. OSError removes the folder."""
+    try:
+        segment = segment_file(hidden, segment_name(round, fence))
+        if segment.exists():
+            sync_file(segment)
+            sync_dir(segment.parent)
         files = {}
         for path in sorted(hidden.rglob("*")):
             if path.is_dir():
                 sync_dir(path)
             else:
-                fd = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(fd)  # the callback may have used plain writes
-                finally:
-                    os.close(fd)
+                sync_file(path)
                 files[path.relative_to(hidden).as_posix()] = Sum.of_file(path)._asdict()
         manifest = {"fence": fence, "round": round, "rows": round, "time": time.time(), "files": files}
         durable_write(hidden / "manifest.json", sealed_bytes(manifest, 1))
-    except Exception:
+    except OSError:
         remove(hidden)
         raise
-    return hidden
 
 
 def publish(hidden: Path, round: int) -> Path:
@@ -79,6 +87,11 @@ def read_segments(snapshot: Path) -> dict[str, Sum]:
     file = snapshot / SEGMENTS
     found = json.loads(file.read_bytes()) if file.exists() else {}
     return {str(name): Sum.read(value) for name, value in found.items()}
+
+
+def segment_name(round: int, fence: int) -> str:
+    """Return the name of the segment of client states that a writer's snapshot of a round adds."""
+    return f"{folder_name(round)}-{fence}"
 
 
 def segment_file(snapshot: Path, name: str) -> Path:
@@ -122,3 +135,13 @@ def prune(snapshots: Path, keep: int) -> None:
         except OSError:
             continue
         remove(hidden)
+
+
+def collect_segments(snapshots: Path, segments: Path) -> None:
+    """Delete segments that no kept snapshot names."""
+    if not segments.is_dir():
+        return
+    used = {s for _, path in list_snapshots(snapshots) for s in read_segments(path)}
+    for f in segments.glob("round-*.safetensors"):
+        if f.stem not in used:
+            f.unlink(missing_ok=True)

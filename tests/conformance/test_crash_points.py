@@ -1,7 +1,7 @@
 """Deaths of process and machine, and faults of the disk, at every disk operation of a run: a resume gives the uninterrupted run's bits.
 
-The run has three rounds and snapshots after the second and the third, of which one is kept. Where a resume goes on from
-is held to what was committed; rows, client rows, states and exported models to the uninterrupted run's. Methods with state of
+The run has four rounds and snapshots after the second and the fourth, of which one is kept. What is done behind the rounds is done at
+once in one case, in another at the latest, when it is waited for. Where a resume goes on from is held to the snapshot that lasted; rows, client rows, states and exported models to the uninterrupted run's. Methods with state of
 their clients (by their wire: `keep`, or `mine`) are tried one by one, in `slow` at every operation.
 """
 
@@ -27,7 +27,7 @@ from rayfed.storage.run_folder import RunFolder
 from tests import disk, toy
 from tests.conformance.checks import Case
 from tests.conformance.test_conformance import cases, fit  # noqa: F401
-from tests.disk import Disk, Failing, State, read_in, states, write_out
+from tests.disk import ORDERS, Disk, Failing, State, read_in, states, write_out
 
 SHORT = {"storage": {"snapshot_every": 2, "keep": 1}, "evaluate": {"every": 2}}
 LIVE = ("events.jsonl", "state.json", "lock.json")  # times of the clock, numbers of processes
@@ -46,12 +46,7 @@ OTHERS = [n for n in methods.names() if not stateful(n)]
 
 
 def play(case: Case, where: Path, **how: Any) -> toy.Ran:
-    return toy.run_folder(case.method, where, executor="vmap", rounds=3, **how, **toy.merge(case.changes, SHORT))
-
-
-def snapshotted(committed: int) -> int:
-    """The last round with a snapshot where `committed` is the last round."""
-    return committed if committed > 1 else 0
+    return toy.run_folder(case.method, where, executor="vmap", rounds=4, **how, **toy.merge(case.changes, SHORT))
 
 
 def visible(where: Path) -> Path | None:
@@ -60,19 +55,21 @@ def visible(where: Path) -> Path | None:
 
 
 class Whole(NamedTuple):
-    """The uninterrupted run: its numbers, its exported models, its disk operations, and how many of them made the folder."""
+    """The uninterrupted run: its numbers, its exported models, its disk operations (each mark is the round of the snapshot that
+    lasts), how many of them made the folder, and the order of what is done behind the rounds."""
 
     ran: toy.Ran
     model: disk.Content
     ops: list[disk.Op]
     made: int
+    order: str
 
 
-def record(case: Case, where: Path) -> Whole:
+def record(case: Case, where: Path, order: str) -> Whole:
     """Run a case to its end on a disk that writes its operations down; checks that they account for the folder."""
     where.mkdir()
     with Disk(where) as seen:
-        ran = play(case, where, committed=seen.mark)
+        ran = play(case, where, lasting=seen.mark, behind=ORDERS[order]())
     model = disk.Model()
     for op in seen.ops:
         model.apply(op)
@@ -80,13 +77,13 @@ def record(case: Case, where: Path) -> Whole:
     unseen = [p for p in found if found[p] != by_ops.get(p, ...) and "/model/" not in p]
     assert not unseen and by_ops.keys() <= found.keys(), f"written past the disk: {unseen}"
     made = next(i for i, op in enumerate(seen.ops) if op.path.startswith(ran.folder.path.name))
-    return Whole(ran, read_in(ran.folder.path / "model"), seen.ops, made)
+    return Whole(ran, read_in(ran.folder.path / "model"), seen.ops, made, order)
 
 
 def go_on(case: Case, where: Path, whole: Whole, least: int, known: set[str] | None = None) -> bool:
     """Resume what a death left under `where`, or start anew if there is no run; the numbers are the uninterrupted run's.
 
-    least: the last round with a snapshot that was committed before; known: what earlier resumes began with; False if this one would
+    least: the last round whose snapshot lasted before; known: what earlier resumes began with; False if this one would
     begin with the same.
     """
     path = visible(where)
@@ -94,13 +91,13 @@ def go_on(case: Case, where: Path, whole: Whole, least: int, known: set[str] | N
         folder = RunFolder.open(path, owner=Owner.me())
         first, _ = folder.rewind()
         folder.close()
-        assert first >= least, f"round {least} had been committed, the resume goes on from round {first}"
+        assert first >= least, f"the snapshot of round {least} lasted, the resume goes on from round {first}"
         files = {p: data for p, data in read_in(path).items() if p not in LIVE}
         begins = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
         if known is not None and begins in known:
             return False
         known is None or known.add(begins)
-    again = play(case, where, resume=path is not None)
+    again = play(case, where, resume=path is not None, behind=ORDERS[whole.order]())
     assert again.ending == whole.ran.ending
     for what in ("rows", "client_rows"):
         assert getattr(again, what) == getattr(whole.ran, what), what
@@ -114,7 +111,7 @@ def after_death(case: Case, whole: Whole, dead: State, where: Path, known: set[s
     write_out(dead.content, where)
     try:
         assert dead.n <= whole.made or visible(where), "the run folder is gone"
-        return go_on(case, where, whole, snapshotted(dead.mark), known)
+        return go_on(case, where, whole, dead.mark, known)
     except (Exception, AssertionError) as error:
         op = whole.ops[dead.n] if dead.n < len(whole.ops) else "the end"
         raise AssertionError(f"{case.name}, {dead.view!r} before operation {dead.n} ({op}): {error}") from error
@@ -128,10 +125,10 @@ def with_fault(case: Case, whole: Whole, code: int, n: int, where: Path) -> bool
     failed = None
     with Failing(where, n, code) as bad:
         try:
-            play(case, where, committed=bad.mark)
+            play(case, where, lasting=bad.mark, behind=ORDERS[whole.order]())
         except RayfedError as error:
             failed = error
-    least = snapshotted(max((op.at for op in bad.ops if op.kind == "mark"), default=0))
+    least = max((op.at for op in bad.ops if op.kind == "mark"), default=0)
     try:
         if failed is not None:
             assert bad.failed and disk.os.strerror(code) in str(failed) and "Traceback" not in str(failed), failed
@@ -156,7 +153,8 @@ def distinct(found: Iterable[State]) -> list[State]:
 def test_some_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
     """A death in each view and each fault, at operations drawn by the method's name; a process that is really killed."""
     case = fit(cases(name)[0])
-    whole, draw = record(case, tmp_path / "whole"), random.Random(name)
+    draw = random.Random(name)
+    whole = record(case, tmp_path / "whole", draw.choice([*ORDERS]))
     found = list(states(whole.ops))
     for view in ("torn", "power", "power, some"):
         after_death(
@@ -166,55 +164,58 @@ def test_some_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> 
     (tmp_path / "killed").mkdir()
     n, mark = draw.randrange(whole.made + 1, len(whole.ops) * 2 // 3), tmp_path / "mark"
     mark.write_text("0")
-    act = partial(play, case, tmp_path / "killed", committed=lambda r: mark.write_text(str(r)))
-    assert disk.killed(tmp_path / "killed", n, draw.random() < 0.5, act)
-    go_on(case, tmp_path / "killed", whole, snapshotted(int(mark.read_text())))
+    how = {"lasting": lambda r: mark.write_text(str(r)), "behind": ORDERS[whole.order]()}
+    assert disk.killed(tmp_path / "killed", n, draw.random() < 0.5, partial(play, case, tmp_path / "killed", **how))
+    go_on(case, tmp_path / "killed", whole, int(mark.read_text()))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", [*STATEFUL, *OTHERS])
-def test_all_deaths(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
+def test_all_deaths(name: str, order: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
     """Before every operation, in each view; some of them where clients keep nothing. With `-s`, says how many."""
     case = fit(cases(name)[0])
-    whole, known = record(case, tmp_path / "whole"), set[str]()
+    whole, known = record(case, tmp_path / "whole", order), set[str]()
     found = list(states(whole.ops))
     found = found if name in STATEFUL else random.Random(name).sample(found, SAMPLE)
     deaths = distinct(found)
     resumed = sum(after_death(case, whole, dead, tmp_path / "dead", known) for dead in deaths)
-    print(f"\n| {name} | {len(whole.ops)} | {len(found)} | {len(deaths)} | {resumed} |")
+    print(f"\n| {name}, {order} | {len(whole.ops)} | {len(found)} | {len(deaths)} | {resumed} |")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", [*STATEFUL, *OTHERS])
-def test_all_faults(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
+def test_all_faults(name: str, order: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
     """At every operation; some of them where clients keep nothing. With `-s`, says how many."""
     case = fit(cases(name)[0])
-    whole, found = record(case, tmp_path / "whole"), Counter[int]()
+    whole, found = record(case, tmp_path / "whole", order), Counter[int]()
     for n in range(1, 10_000) if name in STATEFUL else random.Random(name).sample(range(1, 50), SAMPLE // 2):
         code = FAULTS[(n + len(name)) % 2]  # over methods, whose operations are nearly the same, both at each of them
         if not with_fault(case, whole, code, n, tmp_path / "fault"):
             break
         found[code] += 1
-    print(f"\n| {name} | {found[errno.ENOSPC]} | {found[errno.EIO]} |")
+    print(f"\n| {name}, {order} | {found[errno.ENOSPC]} | {found[errno.EIO]} |")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_all_deaths_of_a_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_all_deaths_of_a_resume(order: str, tmp_path: Path) -> None:
     """A death at every operation of a resume, which itself follows a death."""
     case = Case("scaffold")
-    whole = record(case, tmp_path / "whole")
+    whole = record(case, tmp_path / "whole", order)
     after_two = [s for s in states(whole.ops) if s.mark == 2 and s.view == "kill"]
     write_out(after_two[len(after_two) // 2].content, tmp_path / "resumed")
     write_out(after_two[len(after_two) // 2].content, tmp_path / "start")
     with Disk(tmp_path / "resumed") as seen:
         seen.mark(2)
-        play(case, tmp_path / "resumed", resume=True, committed=seen.mark)
+        play(case, tmp_path / "resumed", resume=True, lasting=seen.mark, behind=ORDERS[order]())
     again, known = whole._replace(ops=seen.ops, made=0), set[str]()
     found = [s for s in states(seen.ops, tmp_path / "start") if s.mark]
     deaths = distinct(found)
     resumed = sum(after_death(case, again, dead, tmp_path / "dead", known) for dead in deaths)
-    print(f"\n| a resume of scaffold | {len(seen.ops)} | {len(found)} | {len(deaths)} | {resumed} |")
+    print(f"\n| a resume of scaffold, {order} | {len(seen.ops)} | {len(found)} | {len(deaths)} | {resumed} |")
     assert resumed > 3

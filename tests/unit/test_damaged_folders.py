@@ -25,6 +25,7 @@ from rayfed.storage.events import read_events
 from rayfed.storage.listing import list_runs
 from rayfed.storage.tree_files import load_tree
 from tests import toy
+from tests.disk import AtOnce
 from tests.fresh import FRESH
 
 SETTINGS: dict[str, Any] = {"rounds": 6, "evaluate": {"every": 2}, "storage": {"snapshot_every": 2, "keep": 2}}
@@ -54,7 +55,7 @@ def make_folders(home: Path) -> Folders:
         if round == 5 and not (home / "killed").exists():
             shutil.copytree(home / "done", home / "killed")
 
-    done = toy.run_folder("scaffold", home / "done", committed=copied, **SETTINGS).folder.path
+    done = toy.run_folder("scaffold", home / "done", committed=copied, behind=AtOnce(), **SETTINGS).folder.path
     (done / "report.html").write_text("a page")
     return Folders(home / "killed" / done.name, done)
 

@@ -16,7 +16,7 @@ from tune_spaces.sweep.trial_folder import TrialFolder
 
 def prune_snapshots(path: Path, keep: int) -> None:
     """Remove the snapshots that a clone might have needed, but for the newest `keep` of each run: no trial is cloned any more."""
-    from rayfed.engine.client_states import collect_segments
+    from rayfed.storage.snapshots import collect_segments
 
     for folder in (path / TRIALS).glob("**/snapshots"):
         snapshots.prune(folder, keep)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rayfed import tree
-from rayfed.engine.client_states import ClientStates, Segment, collect_segments
+from rayfed.engine.client_states import ClientStates, Segment
 from rayfed.engine.pool import LocalPool
-from rayfed.storage.snapshots import prune
+from rayfed.storage.snapshots import collect_segments, prune
 from rayfed.storage.tree_files import count_rows
 from rayfed.tree import BF16
 from tests import toy
@@ -47,12 +47,14 @@ class Disk:
     def __init__(self, path: Path):
         self.snapshots, self.segments = path / "snapshots", path / "segments"
 
-    def save(self, store: ClientStates, round: int, commit: bool = True) -> None:
+    def save(self, store: ClientStates, round: int, commit: bool = True, lasts: bool = True) -> None:
         where = self.snapshots / f"round-{round:06d}"
         where.mkdir(parents=True)
         store.save(where, self.segments, f"round-{round:06d}-1")
         if commit:
             store.commit()
+            store.snapshot_begun()
+        if commit and lasts:
             store.snapshot_committed()
 
     def load(self, round: int) -> ClientStates:
@@ -311,6 +313,30 @@ def test_states_beyond_the_room_are_read_from_the_segments(disk: Disk, room: flo
         if room == 0.0 and r % 3 == 0:
             assert segments_in(store) == len(store.blocks)
     assert (segments_in(store) == 0) == (room is None)
+
+
+@pytest.mark.parametrize("room", [0.0, 300.0, None])
+def test_rounds_go_on_while_a_snapshot_is_written(disk: Disk, room: float | None) -> None:
+    """What they write is the state, and belongs to the next snapshot, wherever the one under way puts what was there before."""
+    rng, n = np.random.default_rng(2), 40
+    store, want, saved = ClientStates(LocalPool(), room), dict[int, float](), dict[int, float]()
+    for r in range(1, 61):
+        ids = rng.permutation(n)[:8].tolist()
+        store.write(ids, block(*[100.0 * r + c for c in ids]))
+        want |= {c: 100.0 * r + c for c in ids}
+        if r % 4 == 0:
+            disk.save(store, r, lasts=False)
+            saved = dict(want)
+        else:
+            store.commit()
+        if r % 4 == 3 and saved:  # after three rounds more
+            store.snapshot_committed()
+            prune(disk.snapshots, 1)
+            collect_segments(disk.snapshots, disk.segments)
+            back = disk.load(r - 3)
+            assert values(back, *range(n)) == [saved.get(c) for c in range(n)]
+        assert values(store, *range(n)) == [want.get(c) for c in range(n)]
+    assert (segments_in(store) > 0) == (room is not None)
 
 
 def test_what_is_on_disk_is_at_most_twice_the_states(disk: Disk) -> None:

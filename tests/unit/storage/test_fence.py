@@ -45,18 +45,23 @@ def test_old_writer_is_fenced_and_writes_nothing(tmp_path):
 def test_two_writers_at_once_never_mix(tmp_path):
     """Threads take the run over from each other while they commit; every row is there once."""
     path = make_run(tmp_path).path
-    stop = time.monotonic() + 2.0
+    began = time.monotonic()
+    reached: list[int] = [0]
     failures: list[BaseException] = []
 
     def writer(seed):
         rng = random.Random(seed)
         try:
-            while time.monotonic() < stop:
+            while time.monotonic() < began + (2.0 if max(reached) else 60.0):
+                time.sleep(rng.uniform(0.0, 0.3))  # a snapshot takes a moment, and is given up where the run is taken over
                 folder = RunFolder.open(path, owner=ME)
                 try:
                     last, _ = folder.rewind()
+                    reached.append(last)
                     for r in range(last + 1, last + 1 + rng.randrange(12)):
                         step(folder, r)
+                    if rng.random() < 0.7:  # else another one finds a snapshot half-written
+                        folder.wait()
                 except Fenced:
                     pass
         except BaseException as error:

@@ -122,6 +122,12 @@ for _name in list(Faulty.__abstractmethods__):
 Faulty.__abstractmethods__ = frozenset()
 
 
+def commit(folder: RunFolder, *what: Any, **more: Any) -> None:
+    """Commit a round, and wait until it is uploaded."""
+    folder.commit(*what, **more)
+    folder.wait()
+
+
 @pytest.fixture
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
     handler = Faulty(tmp_path / "bucket")
@@ -190,7 +196,7 @@ def test_every_commit_is_there_and_sends_only_new_lines(store: str, tmp_path: Pa
     folder = made(tmp_path / "here", store)
     uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
     for r in range(1, 6):
-        folder.commit(r, {"loss/global": 1.0 / r})
+        commit(folder, r, {"loss/global": 1.0 / r})
         assert rounds(uri, tmp_path / f"copy{r}") == list(range(1, r + 1))
     entry = object_store.newest_manifest(*object_store.open_filesystem(uri))["files"]["parts/rows-1.jsonl"]  # type: ignore[index]
     assert [n for _, n in entry["pieces"]] == [
@@ -201,14 +207,14 @@ def test_every_commit_is_there_and_sends_only_new_lines(store: str, tmp_path: Pa
 def test_what_is_uploaded_is_no_commit_before_its_manifest(faulty: Faulty, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", "s3://b/x")
     uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
-    folder.commit(1, {"loss/global": 1.0})
+    commit(folder, 1, {"loss/global": 1.0})
     before = len(faulty.written)
-    folder.commit(2, {"loss/global": 0.5})
+    commit(folder, 2, {"loss/global": 0.5})
     news = faulty.written[before:]
     assert "manifest-" in news[-1] and not any("manifest-" in n for n in news[:-1])
     faulty.refuse = 10**6
     with pytest.raises(RunFailed, match=r"503 slow down.*rayfed resume"):
-        folder.commit(3, {"loss/global": 0.25})
+        commit(folder, 3, {"loss/global": 0.25})
     assert rounds(uri, tmp_path / "copy") == [1, 2]
     faulty.refuse = 0
     folder.upload()
@@ -220,7 +226,7 @@ def test_a_write_that_went_wrong_is_repeated(faulty: Faulty, tmp_path: Path, fau
     folder = made(tmp_path / "here", "s3://b/x")
     before = len(faulty.written)
     setattr(faulty, fault, 2)
-    folder.commit(1, {"loss/global": 1.0})
+    commit(folder, 1, {"loss/global": 1.0})
     assert getattr(faulty, fault) == 0
     again = faulty.written[before:]
     assert again[0] == again[1] == again[2]
@@ -230,14 +236,14 @@ def test_a_write_that_went_wrong_is_repeated(faulty: Faulty, tmp_path: Path, fau
 def test_doubled_writes_change_nothing(faulty: Faulty, tmp_path: Path) -> None:
     faulty.double = True
     folder = made(tmp_path / "here", "s3://b/x")
-    folder.commit(1, {"loss/global": 1.0})
-    folder.commit(2, {"loss/global": 0.5}, snapshot=lambda d: (d / "a").write_bytes(b"x") and None)
+    commit(folder, 1, {"loss/global": 1.0})
+    commit(folder, 2, {"loss/global": 0.5}, snapshot=lambda d: (d / "a").write_bytes(b"x") and None)
     assert rounds(object_store.mirror_of(folder.path).uri, tmp_path / "copy") == [1, 2]  # type: ignore[union-attr]
 
 
 def test_a_torn_manifest_does_not_count(store: str, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", store)
-    folder.commit(1, {"loss/global": 1.0})
+    commit(folder, 1, {"loss/global": 1.0})
     uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
     stored = Path(uri.removeprefix("file://"))
     (last,) = stored.glob("manifest-*")
@@ -247,7 +253,7 @@ def test_a_torn_manifest_does_not_count(store: str, tmp_path: Path) -> None:
 
 def test_a_damaged_object_is_an_error_and_nothing_half_arrives(store: str, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", store)
-    folder.commit(1, {"loss/global": 1.0})
+    commit(folder, 1, {"loss/global": 1.0})
     uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]
     (Path(uri.removeprefix("file://")) / "config.yaml").write_text("name: q\nstorage:\n  keep: 1\n")
     with pytest.raises(RunFailed, match=r"config\.yaml is damaged"):
@@ -257,13 +263,13 @@ def test_a_damaged_object_is_an_error_and_nothing_half_arrives(store: str, tmp_p
 
 def test_an_older_writer_can_upload_nothing_more(store: str, tmp_path: Path) -> None:
     old = made(tmp_path / "here", store)
-    old.commit(1, {"loss/global": 1.0})
+    commit(old, 1, {"loss/global": 1.0})
     uri = object_store.mirror_of(old.path).uri  # type: ignore[union-attr]
     new = RunFolder.open(object_store.download(uri, tmp_path / "there"), owner=Owner.me())
     assert new.fence == 2
     with pytest.raises(Fenced, match="taken over"):
-        old.commit(2, {"loss/global": 9.0})
-    new.commit(2, {"loss/global": 0.5})
+        commit(old, 2, {"loss/global": 9.0})
+    commit(new, 2, {"loss/global": 0.5})
     assert read_metrics(object_store.download(uri, tmp_path / "copy"))["loss/global"].to_pylist() == [1.0, 0.5]
 
 
@@ -335,13 +341,13 @@ def test_a_sweep_comes_back_whole(store: str, tmp_path: Path) -> None:
         )
         for p in ("trials/00000/seed-0", "trials/00001/seed-0")
     )
-    one.commit(1, {"loss/global": 1.0}, snapshot=lambda d: (d / "x").write_text("x"))
-    two.commit(1, {"loss/global": 2.0})
+    commit(one, 1, {"loss/global": 1.0}, snapshot=lambda d: (d / "x").write_text("x"))
+    commit(two, 1, {"loss/global": 2.0})
     at = top / "trials" / "00001" / "clone-1" / "seed-0"
     at.parent.mkdir()
     parts = at.relative_to(top).parts
     clone = RunFolder.clone(one.path, 1, at, {"name": "c"}, owner=Owner.me(), stored=object_store.join_uri(uri, *parts))
-    clone.commit(2, {"loss/global": 3.0})
+    commit(clone, 2, {"loss/global": 3.0})
     mirror = object_store.mirror_of(top)
     assert mirror is not None
     for text in ("{}", "{}{}"):  # ended, gone on, ended again

@@ -14,13 +14,19 @@ from rayfed.storage.atomic import Sum
 from rayfed.storage.tree_files import save_tree
 
 
+def written(folder, round, fill):
+    hidden = snapshots.fill(folder, round, 1, fill)
+    snapshots.seal(hidden, round, 1)
+    return snapshots.publish(hidden, round)
+
+
 def make(tmp_path, round):
     def fill(where):
         save_tree(where, "server", {"x": np.full(4, float(round))})
         (where / "more").mkdir()
         (where / "more" / "clients.json").write_text("{}")
 
-    return snapshots.publish(snapshots.stage(tmp_path, round, 1, fill), round)
+    return written(tmp_path, round, fill)
 
 
 def test_manifest_names_every_file(tmp_path):
@@ -68,7 +74,7 @@ def test_a_snapshot_stands_by_the_segments_that_it_leads_to(tmp_path):
         snapshots.write_segments(where, {n: Sum(100, zlib.crc32(n.encode() * 100)) for n in ("a", "b")})
 
     folder = tmp_path / "snapshots"
-    where = snapshots.publish(snapshots.stage(folder, 5, 1, fill), 5)
+    where = written(folder, 5, fill)
     assert snapshots.find_damage(where, 5) is None and snapshots.damaged_segments(where) == {}
     (segments / "b.safetensors").write_bytes(b"b" * 99 + b"c")
     assert snapshots.find_damage(where, 5) == "segments/b.safetensors: it has a wrong checksum"

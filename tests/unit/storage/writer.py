@@ -42,6 +42,7 @@ def make_run(tmp_path, until=0, **changes):
     folder = RunFolder.create(tmp_path, {**CONFIG, **changes}, owner=ME)
     for r in range(1, until + 1):
         step(folder, r)
+    folder.wait()
     return folder
 
 
