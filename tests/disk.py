@@ -182,7 +182,10 @@ class AtTheLatest(Behind):
         super().wait()
 
 
-ORDERS: dict[str, type[Behind]] = {"at once": AtOnce, "at the latest": AtTheLatest}  # of what a thread does behind the rounds
+ORDERS: dict[str, type[Behind]] = {
+    "at once": AtOnce,
+    "at the latest": AtTheLatest,
+}  # of what a thread does behind the rounds
 
 
 class Failing(Disk):

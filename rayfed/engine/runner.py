@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from rayfed import keys, tree, visits
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.watchdog import Watchdog
-from rayfed.engine import cohorts, collapse
+from rayfed.engine import cohorts, collapse, exports
 from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.evaluation import Evaluator, Unscored, nothing_to_score
 from rayfed.engine.failures import ClientFailed, VectorizeError, may_pass
@@ -224,7 +223,9 @@ class Runner:
 
     def _write_failure(self, error: BaseException) -> None:
         """Write an error into the folder, and into the error how to go on."""
-        with suppress(Exception):  # the snapshot under way is one to go on from; what went wrong with it is not the first error
+        with suppress(
+            Exception
+        ):  # the snapshot under way is one to go on from; what went wrong with it is not the first error
             self.folder.wait()
         if isinstance(error, RunFailed):
             error.hint = self._how_to_go_on(error)
@@ -607,14 +608,4 @@ class Runner:
         return notes
 
     def _save_models(self) -> None:
-        run, where = self.prepared, self.folder.path / "model"
-        method, task, state = run.method, run.task, run.state
-        remove(where)  # libraries add to what a killed export left
-        where.mkdir(exist_ok=True)
-        about = {"classes": task.classes, "input_shape": list(task.input_shape)}  # to build the module again
-        if method.universal:
-            save_tree(where, "model", tree.to_numpy(state[method.universal]), about)
-            task.publish(state[method.universal], where)
-        for k, expert in (method.experts(state) or {}).items():
-            save_tree(where, f"expert-{k}", tree.to_numpy(expert), about)
-            task.publish(expert, where / f"expert-{k}")
+        exports.save_models(self.folder.path / "model", self.prepared.method, self.prepared.task, self.prepared.state)

@@ -352,7 +352,9 @@ def drop_after(folder: Path, last: int) -> int:
         kept = [line.content for line in lines if line.row["round"] <= last]
         dropped |= {line.row["round"] for line in lines if line.row["round"] > last}
         if kept:
-            durable_write(path, *kept)  # always: a writer that has lost the run may still append to the file that was there
+            durable_write(
+                path, *kept
+            )  # always: a writer that has lost the run may still append to the file that was there
         else:
             os.unlink(path)
     done = _compacted(folder)

@@ -20,7 +20,16 @@ from rayfed.config import user_code
 from rayfed.errors import ConfigError, DamagedFile, Fenced, RunFailed, nearest
 from rayfed.metrics import outcome
 from rayfed.storage import object_store, provenance, round_log, snapshots
-from rayfed.storage.atomic import Sum, durable_write, os_error_text, remove_leftovers, set_aside, sync_dir, sync_file, write_all
+from rayfed.storage.atomic import (
+    Sum,
+    durable_write,
+    os_error_text,
+    remove_leftovers,
+    set_aside,
+    sync_dir,
+    sync_file,
+    write_all,
+)
 from rayfed.storage.behind import Behind
 from rayfed.storage.events import read_events
 from rayfed.storage.fence import FencedFolder

@@ -1,8 +1,9 @@
 """Deaths of process and machine, and faults of the disk, at every disk operation of a run: a resume gives the uninterrupted run's bits.
 
 The run has four rounds and snapshots after the second and the fourth, of which one is kept. What is done behind the rounds is done at
-once in one case, in another at the latest, when it is waited for. Where a resume goes on from is held to the snapshot that lasted; rows, client rows, states and exported models to the uninterrupted run's. Methods with state of
-their clients (by their wire: `keep`, or `mine`) are tried one by one, in `slow` at every operation.
+once in one case, in another at the latest, when it is waited for. Where a resume goes on from is held to the snapshot that lasted; rows,
+client rows, states and exported models to the uninterrupted run's. Methods with state of their clients (by their wire: `keep`,
+or `mine`) are tried one by one, in `slow` at every operation.
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ def test_what_goes_wrong_behind_the_rounds_ends_the_run_at_the_next(
             raise OSError(28, "No space left on device", "there")
 
         m.setattr(run_folder.snapshots, "seal", full)
-        with pytest.raises(RunFailed, match=r"(?s)cannot write the snapshot of round \d: there: No space left.*rayfed resume"):
+        with pytest.raises(
+            RunFailed, match=r"(?s)cannot write the snapshot of round \d: there: No space left.*rayfed resume"
+        ):
             runner.execute()
         assert runner.prepared.reached < 6 and runner.status["status"] == "failed"
     again = toy.run_folder("scaffold", tmp_path / "run", resume=True, **changes)

@@ -53,7 +53,9 @@ def test_two_writers_at_once_never_mix(tmp_path):
         rng = random.Random(seed)
         try:
             while time.monotonic() < began + (2.0 if max(reached) else 60.0):
-                time.sleep(rng.uniform(0.0, 0.3))  # a snapshot takes a moment, and is given up where the run is taken over
+                time.sleep(
+                    rng.uniform(0.0, 0.3)
+                )  # a snapshot takes a moment, and is given up where the run is taken over
                 folder = RunFolder.open(path, owner=ME)
                 try:
                     last, _ = folder.rewind()
