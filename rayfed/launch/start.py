@@ -166,10 +166,8 @@ def _check_resumable(sets: Sequence[str]) -> None:
 
 def _rounds_problem(config: Config, folder: Path) -> str | None:
     """Return a sentence where a run that has begun would go on with another number of rounds than its rounds so far follow from."""
-    if not (folder / "config.yaml").exists() or not (reached := max(round_log.read(folder), default=0)):
-        return None
-    before = read_yaml(folder / "config.yaml").get("rounds")
-    if config.rounds == before:
+    before = read_yaml(folder / "config.yaml").get("rounds") if (folder / "config.yaml").exists() else config.rounds
+    if config.rounds == before or not (reached := max(round_log.read(folder), default=0)):
         return None
     reader = schedules.reads_rounds(config.local) or methods.of(config).reads_rounds()
     if reader is None and any(e["kind"] == READS_ROUNDS for e in read_events(folder)):

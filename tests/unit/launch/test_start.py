@@ -215,3 +215,12 @@ def test_a_run_without_a_round_takes_any_number(tmp_path: Path) -> None:
         start.start_request(toy.config(**TINY, local={"schedule": {"kind": "cosine"}}), launcher, out=tmp_path)
     (path,) = tmp_path.iterdir()
     assert start.resume_local(path, sets=["rounds=3"]).summary["rounds"] == 3
+
+
+def test_a_run_whose_first_row_is_damaged_is_resumed(tmp_path: Path) -> None:
+    ran = toy.run_folder("fedavg", tmp_path, rounds=3, stop_after=2)
+    part = ran.folder.path / "parts" / "rows-1.jsonl"
+    data = bytearray(part.read_bytes())
+    data[20] ^= 8
+    part.write_bytes(bytes(data))
+    assert start.resume_local(ran.folder.path).summary["rounds"] == 3
