@@ -52,8 +52,10 @@ def load(text: str, digest: str, folder: Path) -> Any:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not _is_whole(path):
-            with _alone(folder / f".{path.stem}.lock"):
+            with _alone(folder / f".{path.stem}.lock") as alone:
                 if not _is_whole(path):
+                    for left in folder.glob(f".{path.stem}-*") if alone else ():  # by a process that was killed
+                        shutil.rmtree(left, ignore_errors=True)
                     _compile(text, path)
         return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
     except (OSError, RuntimeError) as error:
@@ -80,12 +82,14 @@ def _is_whole(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with its process, however that ends; without one where the file system knows none."""
+def _alone(path: Path) -> Iterator[bool]:
+    """Hold a lock that ends with its process, however that ends; yields whether the file system knows such."""
     with open(path, "w", encoding="utf-8") as file:
+        locked = False
         with contextlib.suppress(OSError), _unlimited():
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            locked = True
+        yield locked
 
 
 def _compile(text: str, path: Path) -> None:

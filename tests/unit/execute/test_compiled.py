@@ -257,6 +257,16 @@ def test_a_compilation_that_ends_early_leaves_nothing(body: str, quick: Callable
     compiler.load("{}", "name", tmp_path / "cache")
 
 
+def test_what_a_killed_process_has_left_is_cleared(quick: Callable[..., Path], tmp_path: Path) -> None:
+    quick()
+    path = Path(compiler.load("{}", "name", tmp_path / "cache"))
+    path.unlink()
+    for name in (f".{path.stem}-half", ".another-half"):
+        (path.parent / name).mkdir()
+    compiler.load("{}", "name", tmp_path / "cache")
+    assert {p.name for p in path.parent.iterdir()} == {path.name, f".{path.stem}.lock", ".another-half"}
+
+
 def test_without_a_compiler_a_package_still_serves(
     quick: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
