@@ -250,7 +250,7 @@ def _judged_rounds(claim: Any) -> list[int]:
 def _differing(study: Study) -> list[str]:
     """Return a problem for each setting of execution in which arms differ: verdicts compare like with like."""
     problems = []
-    for name in ("executor", "matmul", "channels_last"):
+    for name in ("executor", "matmul", "channels_last", "cpus_per_actor"):
         found = {arm: getattr(c.resources, name) for arm, c in study.arms.items()}
         if len(set(found.values())) > 1:
             problems.append(f"resources.{name}: arms differ ({', '.join(f'{a}: {v}' for a, v in found.items())})")

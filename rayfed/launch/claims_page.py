@@ -244,6 +244,11 @@ def _run_line(name: str, entry: Mapping[str, Any]) -> str:
         _minutes(entry), versions,
     ]  # fmt: skip
     parts += [f"{k} {entry[k]}" for k in ("registered", "judged", "commit") if entry.get(k)]
+    if execution := list(dict.fromkeys((entry.get("execution") or {}).values())):
+        shared = set.intersection(*(set(e.replace("--set ", "").split()) for e in execution))
+        parts.append(", ".join(s.removeprefix("resources.") for s in sorted(shared)))
+    if entry.get("threads"):
+        parts.append(f"{entry['threads']:g} thread{'s' if entry['threads'] != 1 else ''}")
     return "; ".join([*parts, *([entry["machine"]] if entry.get("machine") else [])]) + "."
 
 

@@ -79,6 +79,15 @@ def test_evidence_without_an_interval_and_with_a_margin() -> None:
     assert evidence(open_).endswith("a - b: – (95 % – to –, 1 seeds, margin 3,639,380)")
 
 
+def test_what_the_arms_share_in_execution_stands_there(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("# What it is.\n")
+    fixed = "--set resources.executor=vmap --set resources.matmul=torch"
+    execution = {"a": f"{fixed} --set resources.cohort=10", "b": f"{fixed} --set resources.cohort=5"}
+    page = render({"small": {**ENTRY, "execution": execution, "threads": 1.0}}, {"small": file}, {})
+    assert "; executor=vmap, matmul=torch; 1 thread." in page
+
+
 def test_both_intervals_stand_there_and_the_wider_one_counts(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text("# What it is.\n")
