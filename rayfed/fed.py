@@ -165,6 +165,7 @@ class Dispatcher(Protocol):
         folds: tuple[Fold, ...] = (),
         keep: tuple[str, ...] = (),
         metered: bool = False,
+        rows: np.ndarray | None = None,
     ) -> Replies:
         """Have a visit executed; see `Fed.ask`."""
         ...

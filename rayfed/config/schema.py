@@ -464,7 +464,11 @@ class Evaluate(Section):
     needs: ClassVar = {"finetune_lr": (Need("finetune_epochs", (0,), but=True),)}
 
     every: int = Field(5, ge=1, description="Rounds between two evaluations; the last round is always evaluated.")
-    clients: Literal["all"] | int | float = Field("all", description="Clients scored: all, a number, or a fraction.")
+    clients: Literal["auto", "all"] | int | float = Field(
+        "auto",
+        description="Clients scored, of those that have rows of the split: all, a number, or a fraction; auto: all of up to "
+        "10,000, and of more as many, drawn anew for each evaluation. Held-out clients are counted apart by auto.",
+    )
     split: Literal["test", "val"] = Field(
         "test",
         description="Rows that are scored; val: each client's validation rows (federation.split.val), and all of them together in "
@@ -480,8 +484,8 @@ class Evaluate(Section):
     @field_validator("clients")
     @classmethod
     def _amount(cls, v: Any) -> Any:
-        if v != "all" and (v <= 0 or (isinstance(v, float) and v > 1)):
-            raise ValueError(f"{v} found, allowed: all, a whole number >= 1 or a fraction in (0, 1]")
+        if v not in ("auto", "all") and (v <= 0 or (isinstance(v, float) and v > 1)):
+            raise ValueError(f"{v} found, allowed: auto, all, a whole number >= 1 or a fraction in (0, 1]")
         return v
 
 

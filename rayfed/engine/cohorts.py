@@ -27,6 +27,7 @@ SMALL_BYTES = (
     64 * 2**20
 )  # of a call's models, gradients and optimizer state, up to which more than USUAL clients are taken
 MOST_BYTES = 2 * 2**30  # of the same, at most
+SCORING_CALLS = 64  # calls, at most, that the pieces of scored rows go out in
 ONE_CALL_S = 4e-3  # seconds of a round's work: with less, a second call or the way to an actor costs more than it saves
 CALLS_S = {
     "loop": 1e-4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from rayfed.fold import Fold
 from rayfed.wire import ANY
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from rayfed.config.schema import Config
@@ -81,18 +83,20 @@ class Dispatch:
         folds: tuple[Fold, ...] = (),
         keep: tuple[str, ...] = (),
         metered: bool = False,
+        rows: np.ndarray | None = None,
     ) -> Replies:
         """Have a visit of the method or an evaluation executed by clients, in cohorts; arguments as in `Fed.ask`.
 
-        clients: of `Evaluation.GLOBAL`, the numbers of the pooled test set's pieces. Errors: ClientFailed where a failure ends
-        the run, and what the pool raises.
+        clients, rows: of `Evaluation.ROWS`, numbers of pieces from 0 and the rows of the data arrays in each, (pieces, b). Errors:
+        ClientFailed where a failure ends the run, and what the pool raises.
         """
         self._asks += 1
         handles = tuple(self._shared_handle(value) for value in shared.values())
         new = {part: self.meter.newcomers(value, clients) for part, value in shared.items()} if metered else {}
         jobs, calls = [], []
         for cohort in self._cut(visit, clients):
-            blocks, rows = self.states.lookup(cohort) if self.method.wire.keep else ((), ())
+            of_clients = rows is None and self.method.wire.keep
+            blocks, places = self.states.lookup(cohort) if of_clients else ((), ())
             call = VisitCall(
                 visit=visit,
                 clients=cohort,
@@ -101,11 +105,12 @@ class Dispatch:
                 rounds=self.config.rounds,
                 shared=tuple(shared),
                 mine=tree.to_numpy(tree.stack([mine[c] for c in cohort])) if mine else {},
-                states=rows,
+                states=places,
                 folds=folds,
                 keep=keep,
                 score_local=self.score_local and metered,
                 arguments=arguments,
+                rows=None if rows is None else rows[list(cohort)],
             )
             calls.append(call)
             jobs.append(Job(self.run_id, call, (*handles, *blocks)))
@@ -115,8 +120,8 @@ class Dispatch:
         return replies
 
     def _cut(self, visit: str | Evaluation, clients: Sequence[int]) -> list[cohorts.Cohort]:
-        if visit is Evaluation.GLOBAL:
-            return cohorts.cut_in_order(sorted(clients), self.cohort_size)
+        if visit is Evaluation.ROWS:
+            return cohorts.cut_in_order(clients, math.ceil(len(clients) / cohorts.SCORING_CALLS))
         return cohorts.cut(clients, self.federation, self.cohort_size)
 
     def _shared_handle(self, value: Tree) -> Any:
@@ -153,7 +158,7 @@ class Dispatch:
             if outcome.states is not None:
                 self.states.write(result.clients, outcome.states)
             self._count_result(result, outcome, metered)
-        if not _scores_pooled(visit):
+        if not _of_no_client(visit):
             self.dropped += len(failures)
         folded, weight = self._fold_calls(jobs, folds, merging)
         calls = [parts[i] for i in sorted(parts)]
@@ -164,7 +169,7 @@ class Dispatch:
         """Add a call's failures, by client; ClientFailed where the policy says that one ends the run."""
         for client, failure in found.items():
             failures[client] = failure.reason
-            if not _scores_pooled(visit) and isinstance(self.policy.decide(failure), Raise):
+            if not _of_no_client(visit) and isinstance(self.policy.decide(failure), Raise):
                 raise ClientFailed(client, self.round, str(visit), failure)
 
     def _count_result(self, result: CallResult, outcome: Outcome, metered: bool) -> None:
@@ -236,11 +241,11 @@ class Dispatch:
             return ""
         ids = [c for call in calls for c in call.clients]
         named = ", ".join(map(str, ids[:NAMED])) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
-        if calls[0].visit is Evaluation.GLOBAL:
-            return f"pieces of the pooled test set at work: {named}"
+        if calls[0].visit is Evaluation.ROWS:
+            return f"pieces of the scored rows at work: {named}"
         return f"clients at work: {named}; visit {str(calls[0].visit)!r}"
 
 
-def _scores_pooled(visit: str | Evaluation) -> bool:
-    """Return whether a visit scores the pooled test set, whose failure is no client's: the evaluation then says what is missing."""
-    return isinstance(visit, Evaluation) and visit.pooled
+def _of_no_client(visit: str | Evaluation) -> bool:
+    """Return whether a visit scores rows that are no client's; where it fails, the evaluation says what is missing."""
+    return visit in (Evaluation.ROWS, Evaluation.ENSEMBLE)

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed import keys, tree
-from rayfed.execute.batches import PIECE, pooled_pieces
+from rayfed.adapters import ranks
+from rayfed.execute.batches import scored_pieces
 from rayfed.fold import mean
 from rayfed.lazy import torch
+from rayfed.method import Method
 from rayfed.metrics import ari, scope
+from rayfed.models import private_buffers
 from rayfed.training import sgd_visit
 from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, once, whole
 
 if TYPE_CHECKING:
     from rayfed.fed import Dispatcher, Fed
-    from rayfed.method import Method
     from rayfed.partition import Federation
     from rayfed.task import Task
     from rayfed.tree import Tree
@@ -32,13 +34,14 @@ if TYPE_CHECKING:
 
 Scores = Mapping[str, float]  # of one client: sums over its examples by measure, and `n`, how many these are
 
+MOST_CLIENTS = 10_000  # that `evaluate.clients: auto` scores, of those that take part and of the held-out ones
 LOCAL_SCORES = "scores of the local model"  # the part that a training visit sends in addition to its method's
 
 
 class Evaluation(Enum):
     """What the engine itself asks clients for, where a method asks for its visits by name."""
 
-    GLOBAL = "global"  # scores of the one model on the pooled test set; piece i of it is "client" i
+    ROWS = "rows"  # scores of one model, row by row; piece i of the rows is "client" i
     PERSONAL = "personal"  # scores of what each client is served, on its own test split
     CLUSTER = "cluster"  # scores of the expert of each client's cluster, on its own test split
     LOCAL = "local"  # scores of what each client is served, fine-tuned on its train split
@@ -49,26 +52,21 @@ class Evaluation(Enum):
         return f"evaluation {self.value}"
 
     @property
-    def pooled(self) -> bool:
-        """Whether it scores the pooled test set."""
-        return self in (Evaluation.GLOBAL, Evaluation.ENSEMBLE)
-
-    @property
     def of_the_server(self) -> bool:
         """Whether it scores models of the server as they are, in no client's LoRA rank."""
-        return self in (Evaluation.GLOBAL, Evaluation.CLUSTER)
+        return self in (Evaluation.ROWS, Evaluation.CLUSTER)
 
 
 def build(evaluation: Evaluation, method: Method, task: Task, pieces: int, rows: int = 0) -> Visit:
     """Build the visit of an evaluation.
 
-    pieces: into how many pieces the pooled test set is cut; rows: if not 0, at least the largest number of rows that one client (or
-    piece) is scored on: scores of each row are then sent too, as part `rows` = {NAME: (2 rows,)}, padding at the end.
+    pieces: into how many pieces the pooled test set is cut; rows: if not 0, at least the largest number of rows that one client
+    is scored on: scores of each row are then sent too, as part `rows` = {NAME: (2 rows,)}, padding at the end.
     """
-    if evaluation is Evaluation.GLOBAL:
-        return _measure(task, "pooled", lambda client: client.shared["model"], rows)
+    if evaluation is Evaluation.ROWS:
+        return _row_by_row(task)
     if evaluation is Evaluation.CLUSTER:
-        return _measure(task, "test", lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
+        return _measure(task, lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
     if evaluation is Evaluation.PERSONAL:
         return scored(view, seen, lambda client, carry: view.end(client, carry)[0]["model"], rows)
@@ -95,6 +93,12 @@ def _zero(task: Task, rows: int = 0) -> Tree:
     return {"sum": {n: torch.zeros((), **like) for n in task.measures}, "n": torch.zeros((), **like), **seen}
 
 
+def _row_by_row(task: Task) -> Visit:
+    """Build a visit that scores `shared["model"]` on a piece of rows: by measure, a number for each row, (b,)."""
+    step = Phase(whole("rows"), lambda carry, batch, key: task.metrics(carry["model"], batch), counts=False)
+    return Visit(lambda client: {"model": client.shared["model"]}, [step], lambda client, carry: (carry, client.own))
+
+
 def _add(sums: Tree, scores: Tree, w: Any) -> Tree:
     """Add the scores (B,) of one batch's rows, whose weights w are 0 on padding."""
     out = accumulate(sums, scores, w)
@@ -110,8 +114,8 @@ def _sent(sums: Tree) -> Tree:
     return {**sums["sum"], **{part: x for part, x in sums.items() if part != "sum"}}
 
 
-def _measure(task: Task, split: str, model: Callable[[ClientContext], Tree], rows: int = 0) -> Visit:
-    """Build a visit that scores `model(client)` on a split."""
+def _measure(task: Task, model: Callable[[ClientContext], Tree], rows: int = 0) -> Visit:
+    """Build a visit that scores `model(client)` on the client's test split."""
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
         scores = task.metrics(carry["model"], batch)
@@ -119,7 +123,7 @@ def _measure(task: Task, split: str, model: Callable[[ClientContext], Tree], row
 
     return Visit(
         lambda client: {"model": model(client), "scored": _zero(task, rows)},
-        [Phase(once(split), step, counts=False)],
+        [Phase(once("test"), step, counts=False)],
         lambda client, carry: (_sent(carry["scored"]), client.own),
     )
 
@@ -130,7 +134,7 @@ def scored(inner: Visit, task: Task, model: Callable[[ClientContext, Tree], Tree
     def enter(client: ClientContext, carry: Tree) -> Tree:
         return {"model": model(client, carry), "scored": _zero(task, rows)}
 
-    last = _measure(task, "test", lambda client: {}, rows)
+    last = _measure(task, lambda client: {}, rows)
     phase = last.phases[0]._replace(enter=enter)
     return Visit(inner.begin, [*inner.phases, phase], last.end, inner.vectorize)
 
@@ -212,6 +216,18 @@ class Evaluator:
         self.unscored: list[Unscored] = []
         self.kept: dict[str, dict[str, np.ndarray]] = {}
         self.config, self.federation, self.method, self.task = fed.config, fed.federation, fed.method, fed.task
+        self._have_rows = np.flatnonzero(self.federation.test.sizes())
+
+    def sample(self) -> str | None:
+        """Return a sentence where `evaluate.clients: auto` scores a sample of the clients; None where it scores all."""
+        if self.config.evaluate.clients != "auto":
+            return None
+        among = self._have_rows if self.method.universal else np.arange(self.federation.clients)
+        held = int((among >= self.fed.population).sum())
+        sides = (len(among) - held, "clients"), (held, "held-out clients")
+        of = " and ".join(f"{MOST_CLIENTS:,} of {n:,} {who}" for n, who in sides if n > MOST_CLIENTS)
+        said = f"scores of single clients are of a sample, {of}, drawn anew for each evaluation; evaluate.clients: all scores everybody"
+        return said if of else None
 
     def evaluate(
         self, state: Tree, local_scores: Mapping[int, Scores], seconds: Mapping[int, float]
@@ -223,10 +239,10 @@ class Evaluator:
         """
         method, population = self.method, self.fed.population
         self.unscored, self.kept = [], {}
-        scored = self._draw_clients()
+        scored = self._draw_clients(self._have_rows)
         participants = [c for c in scored if c < population]
-        served = EvaluationPayload(method.serve(state), {c: method.mine(state, c) for c in scored})
-        personal = self._ask(Evaluation.PERSONAL, scored, served)
+        served = ServedPayload(method, state)
+        personal = self._score_served(scored, served)
         row: dict[str, float | None] = {}
         row |= scope("personal", {c: s for c, s in personal.items() if c < population})
         row |= scope("unseen", {c: s for c, s in personal.items() if c >= population})
@@ -238,7 +254,7 @@ class Evaluator:
         elif local_scores:
             row |= scope("local", local_scores)
         if len(self.federation.pooled_test):
-            row |= self._score_one_model(state) if method.universal else self._score_mixture(participants, served)
+            row |= self._score_one_model(state) if method.universal else self._score_mixture(served)
         return row, [self._make_row(c, personal[c], cluster_of, seconds.get(c)) for c in sorted(personal)]
 
     def _make_row(
@@ -252,41 +268,73 @@ class Evaluator:
             "unseen": client >= self.fed.population,
             "group": int(self.federation.group[client]),
             "cluster": None if cluster_of is None or client not in cluster_of else int(cluster_of[client]),
-            "examples": int(self.federation.class_counts[client].sum()),
+            "examples": int(self.federation.train.offsets[client + 1] - self.federation.train.offsets[client]),
             "test_examples": int(n),
             **means,
             "seconds": seconds,
         }
 
-    def _draw_clients(self) -> list[int]:
+    def _draw_clients(self, among: np.ndarray) -> list[int]:
         """Draw as many clients as the config says by a key of the round; all where it says so."""
-        wanted, n = self.config.evaluate.clients, len(self.federation.group)
+        wanted, n = self.config.evaluate.clients, len(among)
         if wanted == "all":
-            return list(range(n))
-        count = wanted if isinstance(wanted, int) else max(1, math.ceil(wanted * n))
+            return among.tolist()
         rng = keys.numpy(self.fed.key("evaluated clients"))
-        return sorted(rng.choice(n, min(count, n), replace=False).tolist())
+        if wanted == "auto":
+            sides = among[among < self.fed.population], among[among >= self.fed.population]
+            drawn = [s if len(s) <= MOST_CLIENTS else rng.choice(s, MOST_CLIENTS, replace=False) for s in sides]
+            return sorted(np.concatenate(drawn).tolist())
+        count = wanted if isinstance(wanted, int) else max(1, math.ceil(wanted * n))
+        return sorted(among[rng.choice(n, min(count, n), replace=False)].tolist())
 
-    def _ask(self, evaluation: Evaluation, clients: Sequence[int], served: EvaluationPayload) -> dict[int, Scores]:
+    # -- on clients' own rows ------------------------------------------------------------------------------------------
+
+    def _score_served(self, clients: Sequence[int], served: ServedPayload) -> dict[int, Scores]:
+        """Score what each client is served on its own test split; one model for all on all their rows at once."""
+        model = served_to_all(self.method, self.task, served.shared)
+        if model is None:
+            return self._ask(Evaluation.PERSONAL, clients, served)
+        if not clients:
+            return {}
+        rows, first, sizes = self._rows_of(np.asarray(clients))
+        by_row = self._score_rows(model, rows)
+        if (
+            by_row.failures
+        ):  # who of those with rows in the piece is to blame, and what follows, shows when each is asked
+            return self._ask(Evaluation.PERSONAL, clients, served)
+        if self._keeps():
+            taking_part = sizes[: sum(c < self.fed.population for c in clients)]
+            self._keep("personal", rows[: taking_part.sum()], taking_part, by_row.values)
+        sums = {name: np.add.reduceat(values, first).tolist() for name, values in by_row.values.items()}
+        return {
+            c: {"n": n, **{name: v[i] for name, v in sums.items()}}
+            for i, (c, n) in enumerate(zip(clients, sizes.tolist(), strict=True))
+        }
+
+    def _rows_of(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the rows of these clients' test splits one after another, where each client's begin, and how many they are."""
+        index = self.federation.test
+        begin = index.offsets[clients]
+        sizes = index.offsets[clients + 1] - begin
+        first = np.cumsum(sizes) - sizes
+        return index.rows[np.repeat(begin - first, sizes) + np.arange(sizes.sum())], first, sizes
+
+    def _score_rows(self, model: Tree, rows: np.ndarray) -> RowScores:
+        """Score one model of the server on rows of the data arrays, row by row."""
+        pieces = scored_pieces(rows, self.task)
+        made = self.dispatcher.ask(Evaluation.ROWS, range(len(pieces)), shared={"model": model}, mine={}, rows=pieces)
+        values = {name: np.full(pieces.shape, np.nan) for name in self.task.measures}
+        for name, found in values.items():
+            if made.ids:
+                found[list(made.ids)] = made.stacked(name).numpy()
+        return RowScores({n: v.reshape(-1)[: len(rows)] for n, v in values.items()}, made.failures, pieces.shape[1])
+
+    def _ask(self, evaluation: Evaluation, clients: Sequence[int], served: Payload) -> dict[int, Scores]:
         """Ask clients for an evaluation; returns the sums of each one's scores, and notes who cannot be scored."""
-        out, failures = self._ask_all(evaluation, clients, served)
-        if failures:
-            first, reason = min(failures.items())
-            said = f"means without {len(failures)} of {len(clients)} clients" if out else "missing: no client is left"
-            self._note(evaluation.value, f"{said} (client {first}: {reason})")
-        return out
-
-    def _ask_all(
-        self, evaluation: Evaluation, clients: Sequence[int], served: EvaluationPayload
-    ) -> tuple[dict[int, Scores], dict[int, str]]:
-        """Return the sums of each client's scores, and client -> why there are none."""
         out: dict[int, Scores] = {}
         failures: dict[int, str] = {}
-        pieces, test = pooled_pieces(self.federation), self.federation.test
-        seen = (
-            {c: (pieces[c] if evaluation is Evaluation.GLOBAL else test[c]) for c in clients} if self._keeps() else {}
-        )
-        most = max(map(len, seen.values()), default=0)
+        test = self.federation.test
+        most = max((len(test[c]) for c in clients), default=0) if self._keeps() else 0
         by_row: dict[int, Mapping[str, np.ndarray]] = {}
         for group, mine in served.groups(clients):
             replies = self.dispatcher.ask(
@@ -299,22 +347,26 @@ class Evaluator:
                     scores = replies.stacked("rows")
                     by_row |= {c: {n: x[i].numpy() for n, x in scores.items()} for i, c in enumerate(replies.ids)}
             failures |= replies.failures
-        if most and not failures:
-            counted = [c for c in sorted(seen) if evaluation is Evaluation.GLOBAL or c < self.fed.population]
-            scored = {n: np.concatenate([by_row[c][n][: len(seen[c])] for c in counted]) for n in self.task.measures}
-            self._keep(evaluation.value, [seen[c] for c in counted], scored)
-        return out, failures
+        if failures:
+            first, reason = min(failures.items())
+            said = f"means without {len(failures)} of {len(clients)} clients" if out else "missing: no client is left"
+            self._note(evaluation.value, f"{said} (client {first}: {reason})")
+        elif most and (counted := [c for c in sorted(clients) if c < self.fed.population]):
+            rows, _, sizes = self._rows_of(np.asarray(counted, np.int64))
+            scored = {n: np.concatenate([by_row[c][n][: len(test[c])] for c in counted]) for n in self.task.measures}
+            self._keep(evaluation.value, rows, sizes, scored)
+        return out
 
     def _keeps(self) -> bool:
         """Return whether the scores of each row of this round are kept."""
         return self.fed.round in self.config.evaluate.rows
 
-    def _keep(self, scope: str, rows: Sequence[np.ndarray], scores: Mapping[str, np.ndarray]) -> None:
-        """Keep a scope's scores by row; rows: of each client, or of the pooled test set's pieces."""
-        self.kept[scope] = {
-            "rows": np.concatenate(rows), "sizes": np.array([len(r) for r in rows]),
-            **{n: np.asarray(x, np.float32) for n, x in scores.items()},
-        }  # fmt: skip
+    def _keep(
+        self, scope: str, rows: np.ndarray, sizes: np.ndarray | list[int], scores: Mapping[str, np.ndarray]
+    ) -> None:
+        """Keep a scope's scores by row; sizes: of the clients whose rows follow each other. Of longer scores the first count."""
+        by_row = {n: np.asarray(x[: len(rows)], np.float32) for n, x in scores.items()}
+        self.kept[scope] = {"rows": rows, "sizes": np.asarray(sizes), **by_row}
 
     def _note(self, scope: str, what: str) -> None:
         """Note what all metrics of a scope are."""
@@ -335,32 +387,36 @@ class Evaluator:
         stacked = {"experts": tree.stack([experts[k] for k in ids])}
         members = [c for c in participants if cluster_of.get(c) in experts]
         places = {c: {"expert": torch.tensor(ids.index(cluster_of[c]))} for c in members}
-        return scope("cluster", self._ask(Evaluation.CLUSTER, members, EvaluationPayload(stacked, places)))
+        return scope("cluster", self._ask(Evaluation.CLUSTER, members, Payload(stacked, places.get)))
 
     def _score_clustering(self, cluster_of: Mapping[int, int]) -> dict[str, float]:
         """Count the clusters in use, and measure how well they agree with the planted groups."""
-        row: dict[str, float] = {"clusters/count": len(set(cluster_of.values()))}
-        planted = {c: int(self.federation.group[c]) for c in cluster_of if self.federation.group[c] >= 0}
-        if len(planted) > 1:
-            row["clusters/ari"] = ari(list(planted.values()), [cluster_of[c] for c in planted])
+        clients, found = (np.fromiter(x, np.int64, len(cluster_of)) for x in (cluster_of, cluster_of.values()))
+        row: dict[str, float] = {"clusters/count": len(np.unique(found))}
+        planted = self.federation.group[clients]
+        if (planted >= 0).sum() > 1:
+            row["clusters/ari"] = ari(planted[planted >= 0].tolist(), found[planted >= 0].tolist())
         return row
 
+    # -- on the pooled test set ----------------------------------------------------------------------------------------
+
     def _score_one_model(self, state: Tree) -> dict[str, float | None]:
-        """Score scope `global` of a method with one model: on the pooled test set, piece by piece."""
-        pieces = range(len(pooled_pieces(self.federation)))
-        model = EvaluationPayload({"model": state[str(self.method.universal)]}, {})
-        scores, failures = self._ask_all(Evaluation.GLOBAL, pieces, model)
-        if failures:
+        """Score scope `global` of a method with one model: on the pooled test set, row by row."""
+        pooled = self.federation.pooled_test
+        by_row = self._score_rows(state[str(self.method.universal)], pooled)
+        if failures := by_row.failures:
             piece, reason = min(failures.items())
-            first, last = piece * PIECE + 1, min((piece + 1) * PIECE, len(self.federation.pooled_test))
+            first, last = piece * by_row.width + 1, min((piece + 1) * by_row.width, len(pooled))
             more = f"; {len(failures) - 1} more pieces of it fail too" if len(failures) > 1 else ""
             return self._null_global(f"rows {first} to {last} of the pooled test set cannot be scored: {reason}{more}")
-        sums = scores.values()
-        n = sum(s["n"] for s in sums)
-        return {f"{name}/global": sum(s[name] for s in sums) / n for name in self.task.measures}
+        if self._keeps():
+            self._keep("global", pooled, [len(pooled)], by_row.values)
+        return {f"{name}/global": float(values.mean()) for name, values in by_row.values.items()}
 
-    def _score_mixture(self, participants: list[int], served: EvaluationPayload) -> dict[str, float | None]:
+    def _score_mixture(self, served: ServedPayload) -> dict[str, float | None]:
         """Score scope `global` without one model: the mean of the served models' predictions, weighted by train examples."""
+        everyone = np.arange(self.federation.clients)
+        participants = [c for c in self._draw_clients(everyone) if c < self.fed.population]
         total: Any = None
         weight = 0.0
         failures: dict[int, str] = {}
@@ -384,19 +440,73 @@ class Evaluator:
         rows = {n: torch.as_tensor(np.asarray(a)[pooled]) for n, a in self.federation.arrays.items()}
         judged = self.task.judge_mean(predictions, rows)
         if self._keeps():
-            self._keep("global", [pooled], {n: v.numpy() for n, v in judged.items()})
+            self._keep("global", pooled, [len(pooled)], {n: v.numpy() for n, v in judged.items()})
         return {f"{name}/global": float(v.mean()) for name, v in judged.items()}
 
 
-class EvaluationPayload(NamedTuple):
-    """What clients are sent for scoring: parts for everyone, and for some clients a small tree of their own."""
+class Payload:
+    """What clients are sent for scoring: parts for everyone, and for some clients a small tree of their own.
 
-    shared: Tree
-    mine: Mapping[int, Tree | None]
+    mine: client -> its tree, or None.
+    """
+
+    def __init__(self, shared: Tree, mine: Callable[[int], Tree | None]):
+        self.shared, self._mine = shared, mine
+        self._known: dict[int, Tree] = {}
 
     def groups(self, clients: Sequence[int]) -> Iterator[tuple[list[int], dict[int, Tree]]]:
         """Yield (clients, each one's own tree): those with one and those without, since their payloads differ."""
-        own = {c: mine for c in clients if (mine := self.mine.get(c))}
+        for c in clients:
+            if c not in self._known:
+                self._known[c] = self._mine(c) or {}
+        own = {c: self._known[c] for c in clients if self._known[c]}
         for group, theirs in (([c for c in clients if c in own], own), ([c for c in clients if c not in own], {})):
             if group:
                 yield group, theirs
+
+
+class ServedPayload(Payload):
+    """What a method serves from a server state."""
+
+    def __init__(self, method: Method, state: Tree):
+        super().__init__(method.serve(state), partial(method.mine, state))
+
+
+class RowScores(NamedTuple):
+    """Scores of one model: by measure a number for each row, (n,), NaN in pieces of `width` rows that fail, with the reason."""
+
+    values: dict[str, np.ndarray]
+    failures: Mapping[int, str]
+    width: int
+
+
+# -- one model for all clients -----------------------------------------------------------------------------------------
+
+
+class _Unread:
+    """Stand for what is known of a client where nothing may depend on it: whatever is done with it raises TypeError."""
+
+    def _refuse(self, *args: Any) -> Any:
+        raise TypeError("the client is read")
+
+    __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __contains__ = __eq__ = _refuse
+    __hash__ = None  # type: ignore[assignment]
+
+
+def served_to_all(method: Method, task: Task, shared: Tree) -> Tree | None:
+    """Return the one model that a method serves every client; None where it depends on the client.
+
+    It does not where `view` is no work on data and comes to its model without reading what is known of a client, which is tried;
+    and clients hold the same model of it: none of a lower LoRA rank, none with buffers of its own.
+    """
+    view, config = method.view(task), method.config
+    differ = ranks.unequal(config) or ranks.kept(config, method.wire) or private_buffers.PART in method.wire.keep
+    if differ or view.phases or type(method).logits is not Method.logits:
+        return None
+    unread: Any = _Unread()
+    client = ClientContext(unread, shared, unread, unread)
+    try:
+        model = view.end(client, view.begin(client))[0]["model"]
+        return model if all(isinstance(x, torch.Tensor) for x in tree.values(model)) else None
+    except Exception:  # of the stand-in, or what a client's own would raise where it is asked
+        return None

@@ -28,7 +28,7 @@ class VisitCall:
     shared: names of the shared parts, whose values come first; mine: tree with leaves (k, ...), a row for each client;
     states: per client (number of the value that holds its state, row in it), None for a client without one; folds, keep:
     what becomes of the parts that are sent; score_local: whether a training visit also scores its locally trained model;
-    arguments: the visit's own.
+    arguments: the visit's own; rows: of a scoring of rows, the rows of the data arrays in each piece, (k, b).
     """
 
     visit: str | Evaluation
@@ -43,6 +43,7 @@ class VisitCall:
     keep: tuple[str, ...] = ()
     score_local: bool = False
     arguments: Arguments = ()
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

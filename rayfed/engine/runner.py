@@ -290,12 +290,15 @@ class Runner:
         self._chance = collapse.chance(task, self.federation)
         if not first and (reason := nothing_to_score(self.federation)):
             self.folder.event("no metric", reason=reason)
+        evaluator = Evaluator(fed, dispatch)
+        if not first and (sample := evaluator.sample()):
+            self.folder.event("sample", text=sample)
         return PreparedRun(
             method=method,
             task=task,
             fed=fed,
             dispatch=dispatch,
-            evaluator=Evaluator(fed, dispatch),
+            evaluator=evaluator,
             snapshotter=Snapshotter(self.folder, dispatch.states, self.config.storage.snapshot_every),
             state=state,
             first=first,
@@ -551,6 +554,7 @@ class Runner:
         """End a run that is over: its models, its summary."""
         run, config = self.prepared, self.config
         notes = self._notes_on_scores() + list(self.federation.notes)
+        notes += [sample] if (sample := run.evaluator.sample()) else []
         if run.method.universal is None:
             notes.append(
                 "accuracy/global and loss/global score the size-weighted mean of the served models' predictions: "

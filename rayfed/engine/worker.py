@@ -143,6 +143,10 @@ class CohortVisit:
         self.resident, self.call, self.began, self.device = resident, call, began, resident.device
         self.visit = resident.visit(call.visit, call.score_local, call.arguments)
         self.executor = execute.choose_executor(resident.config.resources.executor, self.visit, bool(call.arguments))
+        self.of_clients = call.rows is None
+        self.keeps_rank = resident.keeps_rank and self.of_clients
+        if not self.of_clients and self.executor not in ("loop", "debug"):
+            self.executor = "loop"  # one model has nothing to vectorise, and a piece's bits then depend on itself alone
         self.cohort = resident.sampler.cohort(
             self.visit,
             call.clients,
@@ -150,6 +154,7 @@ class CohortVisit:
             round=call.round,
             rounds=call.rounds,
             lr=schedules.round_rate(resident.config.local, call.round, call.rounds),
+            given=call.rows,
         )
         if resident.config.local.work.kind != "full" and not isinstance(call.visit, Evaluation):
             done = stragglers.shares(resident.config, resident.sampler.fed.population, call.round)
@@ -186,7 +191,7 @@ class CohortVisit:
         large = {n: p for n, p in kept.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
         small = {n: p for n, p in kept.items() if n not in large}
         has_states = not isinstance(call.visit, Evaluation) and bool(res.method.wire.keep) and bool(self._clients)
-        before = dict(zip(call.clients, self.own["rank"].tolist(), strict=True)) if res.keeps_rank else {}
+        before = dict(zip(call.clients, self.own["rank"].tolist(), strict=True)) if self.keeps_rank else {}
         result = CallResult(
             clients=self._clients,
             failures=self.failures,
@@ -217,7 +222,7 @@ class CohortVisit:
             parts, after, steps = (tree.map(lambda x: x[rows], t) for t in (parts, after, steps))
         at = torch.as_tensor(good, device=self.device)
         ids = [self.cohort.clients[p] for p in good]
-        held = after["rank"] if res.keeps_rank else info.rank[at]
+        held = after["rank"] if self.keeps_rank else info.rank[at]
         scores = parts.get(LOCAL_SCORES)
         parts = {n: p for n, p in parts.items() if n != LOCAL_SCORES}
         if scores is not None:
@@ -332,7 +337,7 @@ class CohortVisit:
     def _stack_states(self, blocks: Sequence[Any]) -> Tree:
         """Stack the clients' states, (k, ...): from the blocks that hold them, or fresh for clients without one."""
         res, call = self.resident, self.call
-        if not res.method.wire.keep:
+        if not res.method.wire.keep or not self.of_clients:
             return {}
         rows = []
         for client, place in zip(call.clients, call.states or (None,) * len(call.clients), strict=True):

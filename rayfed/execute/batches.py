@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.partition import Federation
+    from rayfed.task import Task
     from rayfed.tree import Tree
 
 MEASURE_BATCH = 128  # rows per step of `once`: large enough for the kernels, small enough for memory
-PIECE = 512  # rows of the pooled test set that are scored as if they were one client's
+FEWEST, MOST = 64, 1024  # rows of one piece where one model is scored
+PIECE_WORK = 2**28  # multiplications in such a piece, about
+PIECE = 512  # rows of the pooled test set that a mixture of models predicts at a time
 GATHER_LIMIT = 8 * 2**20  # bytes of a phase's batches up to which all of them are gathered at once
 
 
@@ -108,12 +111,25 @@ def _cut(order: np.ndarray, width: int) -> np.ndarray:
 
 
 def pooled_pieces(federation: Federation) -> list[np.ndarray]:
-    """Cut the pooled test set into pieces of `PIECE` rows, so that any number of actors can share its scoring.
-
-    Returns rows of the data arrays, in the order of the set: piece i is what "client" i of a global evaluation scores.
-    """
+    """Cut the pooled test set into pieces of `PIECE` rows of the data arrays, in the order of the set."""
     rows = federation.pooled_test
     return [rows[i : i + PIECE] for i in range(0, len(rows), PIECE)]
+
+
+def scored_pieces(rows: np.ndarray, task: Task) -> np.ndarray:
+    """Cut rows that one model is scored on into pieces of one shape, (pieces, b), as few as their work allows and an even number
+    of several, so that any number of actors can share them; the last ones end with the last row again.
+
+    Data and model alone decide, so that how pieces are dealt to calls and actors changes no number.
+    """
+    places = task.input_shape[-1] if task.kind in ("text", "instruct") else 1
+    work = max(
+        task.size * places, 1024 * math.prod(task.input_shape)
+    )  # the latter, where a network's weights are used often
+    pieces = math.ceil(len(rows) / max(FEWEST, min(MOST, PIECE_WORK // work)))
+    pieces += pieces % 2 if pieces > 1 else 0
+    width = math.ceil(len(rows) / max(1, pieces))
+    return np.concatenate([rows, rows[-1:].repeat(pieces * width - len(rows))]).reshape(pieces, width)
 
 
 class BatchSampler:
@@ -135,19 +151,27 @@ class BatchSampler:
         self.pieces = pooled_pieces(federation)
 
     def rows(self, client: int, split: str) -> np.ndarray:
-        """Return the rows of the data arrays in one client's split, or in a piece of the pooled test set.
-
-        split: "train", "test" ...; "pooled": the piece of the client's number; "pooled 3": the same piece for everyone.
-        """
+        """Return the rows of the data arrays in one client's split ("train", "test" ...), or in a piece of the pooled test set
+        ("pooled 3"), the same for everyone."""
         if split.startswith("pooled"):
-            _, _, number = split.partition(" ")
-            return self.pieces[int(number) if number else client]
+            return self.pieces[int(split.removeprefix("pooled "))]
         return getattr(self.fed, split)[client]
 
     def cohort(
-        self, visit: Visit, clients: Sequence[int], *, dispatch: int, round: int, rounds: int, lr: float
+        self,
+        visit: Visit,
+        clients: Sequence[int],
+        *,
+        dispatch: int,
+        round: int,
+        rounds: int,
+        lr: float,
+        given: np.ndarray | None = None,
     ) -> Cohort:
-        """Draw everything that the clients of one call need beyond the payloads; lr: the round's learning rate."""
+        """Draw everything that the clients of one call need beyond the payloads.
+
+        lr: the round's learning rate; given: (k, b) the rows that each sees in the place of its own, whatever the split.
+        """
         n = len(clients)
         population = [c for c in clients if 0 <= c < len(self.fed.class_counts)]
         real = len(population) == n
@@ -174,14 +198,16 @@ class BatchSampler:
         return Cohort(
             tuple(clients),
             info,
-            [self._phase(name, p.over, clients, dispatch) for name, p in zip(names, visit.phases, strict=True)],
+            [self._phase(name, p.over, clients, dispatch, given) for name, p in zip(names, visit.phases, strict=True)],
             self.dtype,
         )
 
-    def _phase(self, name: str, over: Over, clients: Sequence[int], dispatch: int) -> PhaseBatches:
+    def _phase(
+        self, name: str, over: Over, clients: Sequence[int], dispatch: int, given: np.ndarray | None
+    ) -> PhaseBatches:
         """Draw one phase; name: what its order is called in keys."""
         drawn = [keys.key(self.seed, dispatch, c, name) for c in clients]
-        held, first, sizes = self._held(clients, over)
+        held, first, sizes = self._held(clients, over, given)
         at, steps = self._positions(over, sizes.tolist(), drawn)
         # Padding reads the client's own data: weight 0 does not undo a NaN.
         where = first[:, None, None, None] + np.maximum(at, 0)
@@ -196,11 +222,16 @@ class BatchSampler:
             torch.as_tensor(step_keys, device=self.device),
         )
 
-    def _held(self, clients: Sequence[int], over: Over) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _held(
+        self, clients: Sequence[int], over: Over, given: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows of the data arrays, (n,), and where those of each client begin in them and how many they are, (k,)."""
         if over.kind == "nothing":
             none = np.zeros(len(clients), np.int64)
             return np.zeros(1, np.int64), none, none
+        if given is not None:
+            each = np.full(len(given), given.shape[1])
+            return given.reshape(-1), np.cumsum(each) - each, each
         if not over.split.startswith("pooled"):
             index, ids = getattr(self.fed, over.split), np.asarray(clients, np.int64)
             if ids.min() < 0 or ids.max() >= len(index):

@@ -60,6 +60,7 @@ class Task:
             data moves and no gradient.
         counters: names of those among them that hold whole numbers; where models are aggregated, the largest of them counts.
         norms: names of the entries of normalisation layers with running statistics.
+        size: parameters of the whole network, frozen ones among them.
         dtype, device: of tensors that are made to go with the parameters.
 
     Every function is pure in `params` and works under `torch.func` transforms, under `vmap` where `vectorize` is True and no
@@ -111,6 +112,7 @@ class Task:
             module = module.to(device=device)
         self.vectorize: bool | str = getattr(module, "vectorize", True)
         self._module = module.eval().requires_grad_(False)
+        self.size = sum(p.numel() for p in module.parameters())
         # Of the client at work; copies of the task share it.
         self._during: dict[str, Any] = {"scale": None, "step": None}
         for m in module.modules():

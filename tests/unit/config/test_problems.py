@@ -64,7 +64,7 @@ def test_a_misspelt_section() -> None:
         ("local={epochs: 1, steps: 2}", "epochs and steps are both set; choose one"),
         ("local.schedule.kind=cosin", "local.schedule.kind: 'cosin' found (did you mean 'cosine'?)"),
         ("evaluate.every=0", "evaluate.every: 0 found, should be greater than or equal to 1"),
-        ("evaluate.clients=1.5", "evaluate.clients: 1.5 found, allowed: all, a whole number >= 1 or a fraction in (0, 1]"),
+        ("evaluate.clients=1.5", "evaluate.clients: 1.5 found, allowed: auto, all, a whole number >= 1 or a fraction in (0, 1]"),
         ("resources.actors=0", "resources.actors: 0 found, allowed: auto or a whole number >= 1"),
         ("resources.cpus_per_actor=0", "resources.cpus_per_actor: 0 found, should be greater than 0"),
         ("resources.gpus_per_actor=1.5", "resources.gpus_per_actor: 1.5 found, allowed: auto, a share in [0, 1]"),

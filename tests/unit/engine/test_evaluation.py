@@ -13,10 +13,14 @@ import pytest
 import torch
 
 from rayfed import report, tree
-from rayfed.engine.evaluation import Evaluator
+from rayfed.engine.evaluation import Evaluation, Evaluator, served_to_all
+from rayfed.engine.failures import ClientFailed
+from rayfed.execute.batches import scored_pieces
 from rayfed.fold import mean
+from rayfed.method import Method
 from rayfed.storage import row_scores
 from rayfed.storage.events import read_events
+from rayfed.visits import model_of
 from tests import toy
 from tests.toy import Result, ToyFed
 
@@ -76,23 +80,38 @@ def test_scores_of_one_model_are_plain_torch(executor: str) -> None:
 
 
 def test_the_pooled_test_set_in_several_pieces() -> None:
-    """1100 examples in pieces of 512: no example is lost or counted twice, whatever the size of calls."""
-    data = {"task": {"data": {"test": 1100}}}
-    rows = []
-    for k in (1, 2, 7):
-        done = toy.simulate(rounds=1, dtype="float64", resources={"cohort": k}, **data)
-        rows.append(done.scores()[0])
-    assert len(done.fed.federation.pooled_test) == 1100
-    for row in rows:
-        assert_scores(row, "global", judged(done.state["model"], done.fed.federation.pooled_test, done.fed))
+    """1101 examples in two pieces: no example is lost or counted twice."""
+    done = toy.simulate(rounds=1, dtype="float64", task={"data": {"test": 1101}})
+    pooled = done.fed.federation.pooled_test
+    assert len(pooled) == 1101 and scored_pieces(pooled, done.fed.task).shape == (2, 551)
+    assert_scores(done.scores()[0], "global", judged(done.state["model"], pooled, done.fed))
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap", "debug"])
+def test_how_pieces_are_dealt_to_calls_and_workers_changes_no_bit(
+    executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayfed.execute.batches.MOST", 10)
+    monkeypatch.setattr("rayfed.execute.batches.FEWEST", 10)
+    found = []
+    for calls, workers in ((64, 1), (64, 3), (3, 2), (1, 1)):
+        monkeypatch.setattr("rayfed.engine.cohorts.SCORING_CALLS", calls)
+        done = toy.simulate(rounds=1, executor=executor, pool=toy.SimPool(workers), resources={"cohort": 7})
+        before = done.fed.pool.calls
+        scores = done.scores()
+        found.append((scores, done.fed.pool.calls - before))
+    assert [n for _, n in found] == [16, 16, 6, 2]  # six pieces of pooled rows, ten of clients' own
+    assert all(scores == found[0][0] for scores, _ in found)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "local_only"])
 def test_the_global_score_does_not_depend_on_the_measuring_batch(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """900 rows are two pieces, whatever the number of rows that one step measures."""
+    """Neither on how many rows one step of a client's visit measures, nor on how many there are in a piece of the pooled ones."""
     rows = []
     for size in (128, 32, 64, 256, 600, 2000):
         monkeypatch.setattr("rayfed.execute.batches.MEASURE_BATCH", size)
+        monkeypatch.setattr("rayfed.execute.batches.FEWEST", size)
+        monkeypatch.setattr("rayfed.execute.batches.MOST", size)
         rows.append(toy.simulate(method, rounds=1, dtype="float64", task={"data": {"test": 900}}).scores()[0])
     for row in rows[1:]:
         assert row["accuracy/global"] == rows[0]["accuracy/global"]
@@ -166,6 +185,134 @@ def test_a_sample_of_clients_is_scored() -> None:
     assert half.scores() == half.scores()
 
 
+def asked(done: Result, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
+    """Score, and return what was asked of how many."""
+    found: list[tuple[Any, int]] = []
+    plain = done.fed.dispatch.ask
+
+    def ask(visit: Any, clients: Sequence[int], **more: Any) -> Any:
+        found.append((visit, len(clients)))
+        return plain(visit, clients, **more)
+
+    monkeypatch.setattr(done.fed.dispatch, "ask", ask)
+    done.scores()
+    return found
+
+
+def test_nobody_is_asked_who_has_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = {"split": {"test": 0.05}}  # clients of less than ten rows have none of them for tests
+    for method in ("fedavg", "local_only", {"name": "ifca", "clusters": 2}):
+        done = toy.simulate(method, rounds=1, federation=half)
+        with_rows = np.flatnonzero(done.fed.federation.test.sizes()).tolist()
+        assert 0 < len(with_rows) < 14
+        assert [c["client"] for c in done.scores()[1]] == with_rows
+        counts = dict(asked(done, monkeypatch))
+        assert counts.get(Evaluation.PERSONAL, len(with_rows)) == len(with_rows)
+        assert counts.get(Evaluation.CLUSTER, 0) <= len(with_rows)
+    nobody = toy.simulate("local_only", rounds=1, federation={"split": {"test": 0.0}})
+    assert nobody.scores()[1] == [] and set(nobody.scores()[0]) == {"loss/global", "accuracy/global"}
+    assert asked(nobody, monkeypatch) == [(Evaluation.ENSEMBLE, 12)], "the mixture is of all"
+
+
+# -- one model for all -------------------------------------------------------------------------------------------------
+
+
+class ReadsId(Method):
+    """A FedAvg whose view reads one thing of its client."""
+
+    def __init__(self, read: Any):
+        self.read = read
+        super().__init__(None, toy.config())
+
+    def view(self, task: Any) -> Any:
+        def choose(client: Any) -> Any:
+            self.read(client)
+            return client.shared["model"]
+
+        return model_of(choose)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda client: client.info.client,
+        lambda client: client.info.rank + 1,
+        lambda client: client.own["x"],
+        lambda client: {**client.own},
+        lambda client: client.own.get("x"),
+        lambda client: "x" in client.own,
+        lambda client: client.mine or None,
+        lambda client: len(client.mine),
+        lambda client: list(client.mine),
+        lambda client: client.mine == {},
+        lambda client: tree.map(torch.clone, client.own),
+    ],
+)
+def test_a_view_that_reads_anything_of_its_client_is_asked_of_each(read: Any) -> None:
+    task, shared = toy.make_fed(toy.config()).task, {"model": {"w": torch.ones(2)}}
+    assert served_to_all(ReadsId(read), task, shared) is None
+    assert served_to_all(ReadsId(lambda client: client.shared), task, shared) is shared["model"]
+
+
+def test_who_serves_one_model_to_all() -> None:
+    """By what the view does, whatever the method is called."""
+
+    def of(method: Any, **changes: Any) -> bool:
+        fed = toy.make_fed(toy.config(method, **changes))
+        state = fed.method.init(fed.task, 1)
+        return served_to_all(fed.method, fed.task, fed.method.serve(state)) is not None
+
+    assert all(map(of, ["fedavg", "fedprox", "scaffold", "fednova", "fedavgm"]))
+    personal = [
+        "local_only",
+        {"name": "ifca", "clusters": 2},
+        {"name": "disue", "clusters": 2},
+        {"name": "fedavg_finetune", "finetune_epochs": 1},
+        "fedpurel",
+    ]
+    assert not any(map(of, personal))
+
+
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_one_pass_gives_what_asking_each_client_gives(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = toy.simulate(executor=executor, dtype="float64", rounds=1, evaluate={"every": 1, "clients": 9})
+    assert dict(asked(done, monkeypatch)) == {Evaluation.ROWS: 1}
+    row, clients = done.scores()
+    monkeypatch.setattr("rayfed.engine.evaluation.served_to_all", lambda *args: None)
+    assert (Evaluation.PERSONAL, 9) in asked(done, monkeypatch)
+    want, each = done.scores()
+    assert row.keys() == want.keys() and all(row[n] == pytest.approx(want[n], rel=1e-12) for n in row)
+    assert len(clients) == 9
+    for got, one in zip(clients, each, strict=True):
+        assert got == {n: pytest.approx(v, rel=1e-12) if isinstance(v, float) else v for n, v in one.items()}
+
+
+# -- a sample ----------------------------------------------------------------------------------------------------------
+
+
+def test_auto_scores_everybody_where_there_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    everybody = toy.simulate(rounds=1, evaluate={"every": 1, "clients": "all"})
+    few = toy.simulate(rounds=1)
+    assert few.fed.config.evaluate.clients == "auto" and few.scores() == everybody.scores()
+    assert Evaluator(few.fed, few.fed.dispatch).sample() is None
+
+
+def test_auto_scores_a_sample_of_many_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayfed.engine.evaluation.MOST_CLIENTS", 5)
+    ran = toy.run_folder("fedavg", tmp_path)
+    drawn = {r: [c["client"] for c in ran.folder.clients(r)] for r in (1, 2)}
+    for ids in drawn.values():
+        assert len([c for c in ids if c < 12]) == 5 and [c for c in ids if c >= 12] == [12, 13], "held-out ones apart"
+    assert drawn[1] != drawn[2], "by a key of the round"
+    said = "scores of single clients are of a sample, 5 of 12 clients, drawn anew for each evaluation"
+    assert [e["text"].startswith(said) for e in read_events(ran.folder.path) if e["kind"] == "sample"] == [True]
+    summary = json.loads((ran.folder.path / "summary.json").read_text())
+    assert sum(n.startswith(said) for n in summary["notes"]) == 1
+    for clients, method in (("all", "fedavg"), (3, "fedavg")):
+        done = toy.simulate(method, rounds=1, evaluate={"every": 1, "clients": clients})
+        assert Evaluator(done.fed, done.fed.dispatch).sample() is None
+
+
 # -- what cannot be scored ---------------------------------------------------------------------------------------------
 
 
@@ -188,7 +335,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, position: int, split: str = "pooled_t
 def test_a_failing_piece_of_the_pooled_test_set_leaves_no_score_of_the_rest(
     monkeypatch: pytest.MonkeyPatch, client_error: str, executor: str
 ) -> None:
-    """1100 examples in pieces of 512; the NaN is in the second."""
+    """1100 examples in two pieces; the NaN is in the second."""
     spoil(monkeypatch, 600)
     changes: dict[str, Any] = {"task": {"data": {"test": 1100}}, "failures": {"client_error": client_error}}
     done = toy.simulate(rounds=1, executor=executor, **changes)
@@ -199,7 +346,7 @@ def test_a_failing_piece_of_the_pooled_test_set_leaves_no_score_of_the_rest(
     (missing,) = evaluator.unscored
     assert missing.metrics == ["loss/global", "accuracy/global"] and "client" not in missing.reason
     assert missing.reason == (
-        "loss/global and accuracy/global are null: rows 513 to 1024 of the pooled test set cannot be scored: NaN or infinity in part loss"
+        "loss/global and accuracy/global are null: rows 551 to 1100 of the pooled test set cannot be scored: NaN or infinity in part loss"
     )
     assert done.fed.meter["dropped"] == 0, "a piece is no client"
     evaluator.evaluate(done.state, {}, {})
@@ -224,8 +371,18 @@ def test_means_over_clients_say_whom_they_leave_out(monkeypatch: pytest.MonkeyPa
     evaluator = Evaluator(done.fed, done.fed.dispatch)
     row, clients = evaluator.evaluate(done.state, {}, {})
     assert row["accuracy/personal"] is not None and owner not in [c["client"] for c in clients]
+    assert len(clients) == 13, "only whose own rows cannot be scored"
     (missing,) = evaluator.unscored
     assert f"are means without 1 of 14 clients (client {owner}: NaN or infinity in part loss)" in missing.reason
+
+
+def test_a_client_whose_rows_cannot_be_scored_ends_a_run_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 0, "test")
+    done = toy.simulate(rounds=1, failures={"client_error": "raise"})
+    owner = int(np.flatnonzero(done.fed.federation.test.sizes())[0])
+    with pytest.raises(ClientFailed, match="NaN or infinity in part loss") as failed:
+        done.scores()
+    assert failed.value.client == owner
 
 
 def test_a_run_says_what_it_could_not_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

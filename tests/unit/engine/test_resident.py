@@ -47,7 +47,7 @@ def test_a_visit_is_built_once_and_old_ones_are_dropped(monkeypatch: pytest.Monk
     scoring = res.visit("train", True)
     assert scoring is not train and len(scoring.phases) == len(train.phases) + 1
     assert res.visit(Evaluation.PERSONAL, False) is res.visit(Evaluation.PERSONAL, False)
-    res.visit(Evaluation.GLOBAL, False)  # the fourth: the first is let go
+    res.visit(Evaluation.ROWS, False)  # the fourth: the first is let go
     assert len(res._visits) == 3 and res.visit("train", False) is not train
 
 
@@ -59,4 +59,4 @@ def test_an_evaluation_of_the_servers_own_models_is_in_no_clients_rank(monkeypat
     for e in Evaluation:
         wrapped.clear()
         res.visit(e, False)
-        assert bool(wrapped) != (e in (Evaluation.GLOBAL, Evaluation.CLUSTER)), e
+        assert bool(wrapped) != (e in (Evaluation.ROWS, Evaluation.CLUSTER)), e
