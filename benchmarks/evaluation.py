@@ -1,6 +1,6 @@
 """What an evaluation costs, in rounds of the same run.
 
-    python benchmarks/evaluation.py [--cases NAME,...] [--against PATH] [--times N] [--tiny] [--out DIR]
+    python benchmarks/evaluation.py [--cases NAME,...] [--against PATH] [--times N] [--rounds N] [--tiny] [--out DIR]
 
 Every run is a process of its own without Ray, of one thread; it says how many CPU seconds its rounds and its evaluations took,
 which other work on the machine does not change (`wall`: the same by the clock). `--against PATH` runs the rayfed of another
@@ -220,6 +220,7 @@ def main() -> None:
     p.add_argument("--cases", default=",".join(CASES))
     p.add_argument("--against", type=Path)
     p.add_argument("--times", type=int, default=1, help="runs of each case")
+    p.add_argument("--rounds", type=int, default=3, help="of each run; the first does not count")
     p.add_argument("--tiny", action="store_true")
     p.add_argument("--out", type=Path)
     p.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -238,7 +239,7 @@ def main() -> None:
         points: dict[str, list[dict[str, Any]]] = {tree: [] for tree in trees}
         for _ in range(asked.times):
             for tree, folder in trees.items():
-                points[tree].append(measure(name, folder, asked.tiny, 3))
+                points[tree].append(measure(name, folder, asked.tiny, asked.rounds))
                 print(name, tree, json.dumps(points[tree][-1]), flush=True)
         found["cases"][name] = {**found["cases"].get(name, {}), **{tree: middle(made) for tree, made in points.items()}}
         if asked.out or not asked.tiny:

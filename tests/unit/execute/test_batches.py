@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,8 +169,34 @@ def test_pieces_of_the_pooled_test_set() -> None:
     many = dataclasses.replace(fed, pooled_test=np.arange(1200) % 380)
     p = BatchSampler(many, seed=1, batch_size=BATCH, device="cpu", dtype=D)
     assert [len(c) for c in p.pieces] == [512, 512, 176]
-    assert np.concatenate([p.rows(i, "pooled") for i in range(3)]).tolist() == many.pooled_test.tolist()
+    assert np.concatenate([p.rows(0, f"pooled {i}") for i in range(3)]).tolist() == many.pooled_test.tolist()
     assert p.rows(0, "pooled 2").tolist() == p.rows(11, "pooled 2").tolist() == many.pooled_test[1024:].tolist()
+
+
+def test_rows_that_one_model_is_scored_on_come_in_even_pieces() -> None:
+    """Of one width, in order, an even number of several, as long as the model's work allows; the last row fills the end."""
+    network = SimpleNamespace(kind="tabular", input_shape=(8,), size=10_000)
+    texts = SimpleNamespace(kind="text", input_shape=(64,), size=22_000_000)
+    for task, most in ((network, batches.MOST), (texts, batches.FEWEST)):
+        for n in (1, 63, 64, 65, 128, 129, 520, 1024, 1025, 3000, 12_345):
+            rows = np.arange(n) * 3
+            pieces = batches.scored_pieces(rows, task)
+            count, width = pieces.shape
+            assert width <= most and (count == 1 or count % 2 == 0) and pieces.size - n < count
+            assert pieces.reshape(-1)[:n].tolist() == rows.tolist() and set(pieces.reshape(-1)[n:]) <= {rows[-1]}
+            assert count <= math.ceil(n / most) + 1, "as few as possible"
+    pictures = SimpleNamespace(kind="image", input_shape=(3, 224, 224), size=1000)
+    assert batches.scored_pieces(np.arange(640), pictures).shape == (10, batches.FEWEST), (
+        "convolutions use weights often"
+    )
+
+
+def test_rows_that_are_given_stand_in_the_place_of_a_clients_own() -> None:
+    given = {40: np.array([7, 7, 3]), 2: np.array([1, 2, 0])}
+    sampler = BatchSampler(toy.federation(toy.config()), seed=1, batch_size=BATCH, device="cpu", dtype=D)
+    one = over(v.whole("rows"))
+    c = sampler.cohort(one, (40, 2), dispatch=1, round=1, rounds=1, lr=0.1, given=given)
+    assert c.phases[0].rows.tolist() == [[[[7, 7, 3]]], [[[1, 2, 0]]]] and bool(c.phases[0].w.bool().all())
 
 
 def test_padding_reads_the_clients_own_rows() -> None:
