@@ -117,6 +117,20 @@ def test_cohorts_agree_with_peft(env: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_evaluations_are_measured_against_another_checkout(env: dict[str, str], tmp_path: Path) -> None:
+    where = ["--against", str(BENCHMARKS.parent), "--out", str(tmp_path)]
+    command = [sys.executable, str(BENCHMARKS / "evaluation.py"), "--tiny", "--cases", "no_rows,own_bn", *where]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = json.loads((tmp_path / "evaluation.json").read_text())["cases"]
+    assert list(cases) == ["no_rows", "own_bn"]
+    for case in cases.values():
+        assert case["now"]["scores"] == case["before"]["scores"] and case["now"]["evaluation_cpu_s"] > 0
+    assert "accuracy/global" in cases["no_rows"]["now"]["scores"]
+    assert "| no_rows |" in (tmp_path / "EVALUATION.md").read_text()
+
+
+@pytest.mark.slow
 def test_scale_is_measured_and_the_stateful_run_goes_on_after_its_end(env: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "scale.py"), "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(
