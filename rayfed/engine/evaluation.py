@@ -326,7 +326,7 @@ class Evaluator:
         values = {name: np.full(pieces.shape, np.nan) for name in self.task.measures}
         for name, found in values.items():
             if made.ids:
-                found[list(made.ids)] = made.stacked(name).numpy()
+                found[list(made.ids)] = made.stacked(name).double().numpy()
         return RowScores({n: v.reshape(-1)[: len(rows)] for n, v in values.items()}, made.failures, pieces.shape[1])
 
     def _ask(self, evaluation: Evaluation, clients: Sequence[int], served: Payload) -> dict[int, Scores]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import report, tree
+from rayfed import execute, report, tree
 from rayfed.engine.evaluation import Evaluation, Evaluator, served_to_all
 from rayfed.engine.failures import ClientFailed
 from rayfed.execute.batches import scored_pieces
@@ -93,13 +93,18 @@ def test_how_pieces_are_dealt_to_calls_and_workers_changes_no_bit(
 ) -> None:
     monkeypatch.setattr("rayfed.execute.batches.MOST", 10)
     monkeypatch.setattr("rayfed.execute.batches.FEWEST", 10)
-    found = []
+    found: list[Any] = []
+    used: set[str] = set()
+    plain = execute.execute_visit
     for calls, workers in ((64, 1), (64, 3), (3, 2), (1, 1)):
         monkeypatch.setattr("rayfed.engine.cohorts.SCORING_CALLS", calls)
         done = toy.simulate(rounds=1, executor=executor, pool=toy.SimPool(workers), resources={"cohort": 7})
         before = done.fed.pool.calls
-        scores = done.scores()
+        with monkeypatch.context() as patch:
+            patch.setattr(execute, "execute_visit", lambda kind, *args: used.add(kind) or plain(kind, *args))
+            scores = done.scores()
         found.append((scores, done.fed.pool.calls - before))
+    assert used == {"debug" if executor == "debug" else "loop"}, "a piece by itself"
     assert [n for _, n in found] == [16, 16, 6, 2]  # six pieces of pooled rows, ten of clients' own
     assert all(scores == found[0][0] for scores, _ in found)
 
