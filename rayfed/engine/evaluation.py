@@ -298,9 +298,7 @@ class Evaluator:
             return {}
         rows, first, sizes = self._rows_of(np.asarray(clients))
         by_row = self._score_rows(model, rows)
-        if (
-            by_row.failures
-        ):  # who of those with rows in the piece is to blame, and what follows, shows when each is asked
+        if by_row.failures:  # whose row it is, and what follows, shows when each client is asked
             return self._ask(Evaluation.PERSONAL, clients, served)
         if self._keeps():
             taking_part = sizes[: sum(c < self.fed.population for c in clients)]
