@@ -192,7 +192,7 @@ def test_rows_that_one_model_is_scored_on_come_in_even_pieces() -> None:
 
 
 def test_rows_that_are_given_stand_in_the_place_of_a_clients_own() -> None:
-    given = {40: np.array([7, 7, 3]), 2: np.array([1, 2, 0])}
+    given = np.array([[7, 7, 3], [1, 2, 0]])
     sampler = BatchSampler(toy.federation(toy.config()), seed=1, batch_size=BATCH, device="cpu", dtype=D)
     one = over(v.whole("rows"))
     c = sampler.cohort(one, (40, 2), dispatch=1, round=1, rounds=1, lr=0.1, given=given)
