@@ -127,7 +127,8 @@ def test_from_a_file_to_the_table(checkout: Path) -> None:
 
 
 class Studies:
-    """Stands for execution: writes no folder, and gives runs whose values are a function of arm, seed and settings."""
+    """Stands for execution: writes no folder, and gives runs whose values are a function of arm, seed and settings, or of the
+    round too."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
         self.value, self.made = value, []
@@ -143,7 +144,10 @@ class Studies:
             arm: [
                 RunRecord(
                     path, arm, seed, {}, {"versions": {}, "wall_s": 1.0, "notes": []}, "done",
-                    [{"round": t, **self.value(arm, seed, config)} for t in range(1, config.rounds + 1)],
+                    [
+                        {"round": t, **{n: v(t) if callable(v) else v for n, v in self.value(arm, seed, config).items()}}
+                        for t in range(1, config.rounds + 1)
+                    ],
                 )
                 for seed in study.seeds
             ]
@@ -179,6 +183,29 @@ def test_arms_are_tuned_alike_on_validation_rows(checkout: Path, monkeypatch: py
     assert not set(trials[0].seeds) & set(judged.seeds)
     page = claims_page.render({"small": entry}, {"small": file}, {})
     assert "- slow: local.optimizer.lr 0.8 of 3 tried; **at the edge of the grid: local.optimizer.lr**" in page
+
+
+def test_rounds_to_a_target_are_tuned_and_judged(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = "rounds to 0.8 of accuracy/global"
+    tune = f"{{grid: {{local.optimizer.lr: [0.05, 0.2]}}, seeds: 2, metric: {metric}}}"
+    text = (
+        SMALL.partition("claim:")[0] + f"claim: {{metric: {metric}, at: 6, better: plain, than: slow, about: fewer}}\n"
+    )
+    text = text.replace("rounds: 2", "rounds: 6").replace("seeds: 3}", f"seeds: 4, tune: {tune}}}")
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    file.write_text(text)
+
+    def value(arm: str, seed: int, config: Any) -> dict[str, Any]:
+        step = (0.2 if arm == "plain" else 0.15) * (1 if config.local.optimizer.lr == 0.2 else 0.5) + (seed % 3) / 100
+        return {"accuracy/global": lambda t: step * t}
+
+    studies = Studies(monkeypatch, value)
+    entry = claims.judge_file(claims.read_claim(file), studies, checkout)
+    assert {arm: t["chosen"]["local.optimizer.lr"] for arm, t in entry["tuned"].items()} == {"plain": 0.2, "slow": 0.2}
+    (found,) = entry["results"]
+    seeds = entry["seeds"]
+    gains = [math.ceil(0.8 / (0.15 + s % 3 / 100)) - math.ceil(0.8 / (0.2 + s % 3 / 100)) for s in seeds]
+    assert found["mean_difference"] == pytest.approx(statistics.fmean(gains)) and found["mean_difference"] > 0
 
 
 def test_a_trial_that_diverges_has_no_score_and_other_failures_end_the_command(
