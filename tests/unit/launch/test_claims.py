@@ -202,6 +202,7 @@ def test_rounds_to_a_target_are_tuned_and_judged(checkout: Path, monkeypatch: py
     studies = Studies(monkeypatch, value)
     entry = claims.judge_file(claims.read_claim(file), studies, checkout)
     assert {arm: t["chosen"]["local.optimizer.lr"] for arm, t in entry["tuned"].items()} == {"plain": 0.2, "slow": 0.2}
+    assert all(c.evaluate.every == 1 for s in studies.made for c in s.arms.values())  # also of trials
     (found,) = entry["results"]
     seeds = entry["seeds"]
     gains = [math.ceil(0.8 / (0.15 + s % 3 / 100)) - math.ceil(0.8 / (0.2 + s % 3 / 100)) for s in seeds]
