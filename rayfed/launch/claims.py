@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ MADE_BY = {  # what stands in these folders -> the command that makes it
 }
 AS_LOOP: dict[str, Any] = {"resources": {"executor": "loop"}}
 AS_DOUBLE: dict[str, Any] = {"task": {"dtype": "float64"}}
+MINUTES = re.compile(r"[Aa]bout (\d+) minutes?\b")
 OPEN = ("undecided", "incomplete", "unstable")  # verdicts that decide nothing
 
 Log = Callable[[str], None]
@@ -205,7 +207,8 @@ def check(names: Sequence[str] = ()) -> tuple[list[str], list[str]]:
 def plan(names: Sequence[str] = (), shelf: Path | None = None) -> list[tuple[str, int, float | None]]:
     """Return (claim file, its runs, minutes of one core that they take) of the named claims (default: all) that can be run here.
 
-    Minutes are those of the runs of its last judgement, by their number; None where it was never judged.
+    Minutes are those of its last judgement; else what its comment says ("About 20 minutes"); else those of runs of other settings, by
+    their number; None where nothing is known.
     """
     out = []
     for path in claim_files(names):
@@ -216,7 +219,9 @@ def plan(names: Sequence[str] = (), shelf: Path | None = None) -> list[tuple[str
             continue
         entry, runs = shipped_verdicts().get(file.name, {}), planned_runs(file)
         before = entry.get("runs") or sum(len(entry.get("seeds", ())) for _ in entry.get("cost", ()))
-        out.append((file.name, runs, runs / before * entry["wall_s"] / 60 if before else None))
+        minutes = runs / before * entry["wall_s"] / 60 if before else None
+        said = MINUTES.search("\n".join(claims_page.head_comment(path)))
+        out.append((file.name, runs, float(said[1]) if said and entry.get("digest") != file.digest else minutes))
     return out
 
 

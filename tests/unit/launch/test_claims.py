@@ -357,6 +357,10 @@ def test_a_plan_counts_runs_and_scales_minutes(checkout: Path) -> None:
     entry = {"results": [], "runs": 16, "wall_s": 480.0}
     (checkout / "claims.json").write_text(json.dumps({"small": entry}))
     assert claims.plan(["small"]) == [("small", runs, pytest.approx(runs / 2))]
+    file.write_text(f"# About 7 minutes.\n{file.read_text()}")
+    assert claims.plan(["small"]) == [("small", runs, 7.0)]  # until it is judged as it is now
+    (checkout / "claims.json").write_text(json.dumps({"small": {**entry, "digest": settings_digest(file)}}))
+    assert claims.plan(["small"]) == [("small", runs, pytest.approx(runs / 2))]
     file.write_text(SMALL.replace("seeds: 3}", "seeds: 3, withdrawn: it was wrong}"))
     assert claims.plan() == []
 
@@ -419,6 +423,17 @@ def test_every_method_is_judged_by_a_claim(monkeypatch: pytest.MonkeyPatch) -> N
         study = read_claim_file(file, load_config).study
         asked |= {c.method or claims._subject(study.arms[c.better], study.arms[c.than]) for c in study.claims}
     assert set(methods.names()) - asked <= {"fedavg", "local_only"}
+
+
+def test_personal_models_are_held_against_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every registered file that judges what clients are served has what they reach alone: `local_only`, or FedOA's untied model."""
+    for name in (claims.SHELF, claims.SUBSTRATES, claims.MODELS):
+        monkeypatch.setenv(name, "/nowhere")
+    for file in FILES:
+        found = read_claim_file(file, load_config)
+        if found.registered and any(c.metric.endswith("/personal") for c in found.study.claims):
+            arms = found.study.arms
+            assert "alone" in arms or "local_only" in {c.method.name for c in arms.values()}, file.stem
 
 
 def test_a_study_of_ranks_is_found_again(tmp_path: Path) -> None:
