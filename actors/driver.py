@@ -16,6 +16,7 @@ from actors.placement import Plan, nodes_of, plan_largest, shrink
 from actors.session import RayLost, Session, local_node
 from rayfed import models, track
 from rayfed.config import user_code
+from rayfed.engine.cohorts import may_begin_alone
 from rayfed.errors import PlacementError, RunFailed
 from rayfed.execute.choice import Choice
 from rayfed.launch import start as launch
@@ -47,17 +48,19 @@ class RayLauncher:
         self.shared: tuple[Federation, Any] | None = None  # the newest split and its object
 
     def warm_up(self, configs: Sequence[Config]) -> None:
-        """Start a local Ray; a cluster is joined only by a request that is right."""
+        """Start a local Ray and the server on it; a cluster is joined only by a request that is right."""
         if self.session.local:
-            self._connect(configs)
+            self.start(configs)
 
     def _connect(self, configs: Sequence[Config]) -> None:
         if self.session.local and not self.session.connected:
             plan_largest(configs, [local_node()])  # a local Ray has exactly this machine: refuse before starting it
-        self.session.connect(job_metadata(configs))
+        self.session.connect(job_metadata(configs), monitored=any("prometheus" in c.track for c in configs))
 
     def start(self, configs: Sequence[Config]) -> None:
-        """Connect, plan, reserve one placement group, start the server. Raises PlacementError before any actor starts."""
+        """Connect, plan, reserve one placement group, start the server, once. Raises PlacementError before any actor starts."""
+        if self.server is not None:
+            return
         self._connect(configs)
         import ray  # not before: a session chooses how
 
@@ -70,7 +73,8 @@ class RayLauncher:
         least = max((int(c.resources.actors) for c in configs if c.resources.actors != "auto"), default=1)
         wanted = self._reserve(wanted, min(least, wanted.actors))
         imports = {m for c in configs for m in models.imports(c.task.model)}
-        self._place(configs[0].name, wanted, sorted(imports))
+        late = self.session.local and not wanted.gpus and all(map(may_begin_alone, configs))
+        self._place(configs[0].name, wanted, sorted(imports), late)
 
     def _reserve(self, wanted: Plan, least: int) -> Plan:
         """Reserve the placement group of a plan, or of one with fewer actors where others hold what is missing; return the plan.
@@ -98,10 +102,10 @@ class RayLauncher:
             + (", or start fewer of these tasks at a time." if held else ".")
         )
 
-    def _place(self, name: str, wanted: Plan, imports: Sequence[str]) -> None:
+    def _place(self, name: str, wanted: Plan, imports: Sequence[str], late: bool) -> None:
         """Start the server in the placement group, or on this node if it asks for nothing.
 
-        name: the experiment's; imports: modules that the actors begin with.
+        name: the experiment's; imports: modules that the actors begin with; late: whether client actors may start after it.
         """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -121,7 +125,9 @@ class RayLauncher:
             "name": f"{label}/server", "num_cpus": wanted.server_cpus, "num_gpus": wanted.server_gpus,
             "max_concurrency": 6, "max_restarts": 0, "scheduling_strategy": where,
         }  # fmt: skip
-        self.server = ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, Owner.me(), imports)
+        self.server = (
+            ray.remote(ServerActor).options(**options).remote(wanted, self.group, label, Owner.me(), imports, late)
+        )
 
     def execute(self, config: Config, federation: Federation, folder: RunFolder, watch: launch.Watch) -> Ending:
         """Let the server execute a run and follow it to its end.

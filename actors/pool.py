@@ -20,7 +20,7 @@ from actors.ray_metrics import RayMetrics
 from rayfed import tree
 from rayfed.config import user_code
 from rayfed.engine.failures import ActorDeath, FailurePolicy, Raise
-from rayfed.engine.messages import CallResult, Job, label
+from rayfed.engine.messages import CallResult, Job, VisitCall, label
 from rayfed.engine.pool import Merging, Outcome
 from rayfed.engine.resident import Resident
 from rayfed.engine.worker import Worker
@@ -39,6 +39,7 @@ INLINE_BYTES = (
     64 * 2**10
 )  # up to here a payload travels with its calls; Ray keeps arguments of up to 100 kB out of its store
 CHECK_S = 0.5  # between two checks of actors that have nothing to do
+ALONE_S = 1.0  # of an ask's work, estimated: with more, the first actors are waited for
 IN_FLIGHT = 2  # calls per actor: one runs while the next one's arguments arrive
 
 
@@ -64,8 +65,8 @@ class _CallInFlight(NamedTuple):
 class RayPool:
     """Client actors in one placement group. Owned by the server: what calls return belongs to this process.
 
-    Attributes that the server sets for each run: `policy`, `on_restart` (called with the event's fields), `data` (split -> its
-    reference, where it is in the store already).
+    Attributes that the server sets for each run: `policy`, `on_restart` (called with the event's fields), `on_started` (called
+    when the last of actors that started late is ready), `data` (split -> its reference, where it is in the store already).
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class RayPool:
         first: int = 0,
         keep: int = Worker.RUNS,
         imports: Sequence[str] = (),
+        late: bool = False,
     ):
-        """Start the actors.
+        """Start the actors, or leave that to `start`, which the first ask that needs them also calls (late).
 
         group: their placement group; name: of the actors, as a path; first: bundle of the first actor; keep: runs that stay
         resident, the newest ones; imports: modules that actors begin with.
@@ -87,15 +89,21 @@ class RayPool:
         self.imports = tuple(imports)
         self.policy = FailurePolicy()
         self.on_restart: Callable[..., None] = lambda **about: None
+        self.on_started: Callable[[], None] = lambda: None
         self.data: dict[str, Any] = {}
         self.restarts, self.adopts = 0, not plan.gpus
         self.queued = 0  # calls that wait or are under way
         self.timings: dict[str, Timing] = {}
-        self.local_worker = Worker(keep=keep)  # of runs whose single jobs are done in this process
+        self.local_worker = Worker(keep=keep)  # of runs of which jobs are done in this process
+        self._adopted: set[str] = set()  # runs whose single jobs are done in this process
+        self._alone: dict[
+            str, float
+        ] = {}  # runs that may begin in this process -> estimated seconds of a client's visit
         prometheus.set_exporter(lambda labels: RayMetrics(labels, self))
-        self.actors = [self._start(i) for i in range(plan.actors)]
+        self._late = late  # whether actors that start late are not all there yet
+        self.actors: list[Any] = [] if late else [self._start(i) for i in range(plan.actors)]
         self.nodes: dict[int, str] = {}  # actor -> its node, once it is known
-        # A dead one's successor, which may have to wait for a node -> its last setup.
+        # An actor that starts late, or a dead one's successor, which may have to wait for a node -> its last setup.
         self._starting: dict[int, Any] = {}
         self._failed_starts = [0] * plan.actors  # times that a successor died before it was ready
         self._pings: Sequence[tuple[Any, Any]] = ()  # (actor, reference of its answer)
@@ -123,6 +131,14 @@ class RayPool:
         }
         made = ray.remote(ClientActor).options(**options)
         return made.remote(i, self.plan.threads, self.plan.gpus, self.keep, self.imports)
+
+    def start(self) -> None:
+        """Start actors that were to start late. May be called again; who is ready joins at the next ask."""
+        if self.actors:
+            return
+        self.actors = [self._start(i) for i in range(self.plan.actors)]
+        for i in range(len(self.actors)):
+            self._send_setups(i)
 
     def setup(self, run: str, config: Config, federation: Federation, start: Any) -> None:
         """Make a run resident in every actor. start: what it starts from, see `rayfed.models.start.start_from`."""
@@ -161,6 +177,10 @@ class RayPool:
         self.actors[i] = self._start(i)
         self.on_restart(actor=i, restarts=self.restarts)
         self.nodes.pop(i, None)
+        self._send_setups(i)
+
+    def _send_setups(self, i: int) -> None:
+        """Set up all runs in a new actor, which takes calls once that has ended."""
         for run in self._runs.values():  # calls of one actor run in order, so no need to wait
             self._starting[i] = self._send_setup(i, run)
 
@@ -175,6 +195,9 @@ class RayPool:
         try:
             self.nodes[i] = ray.get(self._starting.pop(i))
             self._failed_starts[i] = 0
+            if self._late and not self._starting:
+                self._late = False
+                self.on_started()
         except RayActorError as death:
             self._failed_starts[i] += 1
             self._apply_policy(ActorDeath(self._failed_starts[i], "before it was ready", str(death)))
@@ -222,6 +245,14 @@ class RayPool:
         if self.adopts:
             process.keep_freed_memory()
             self.local_worker.adopt(run, resident)
+            self._adopted.add(run)
+
+    def begin_here(self, run: str, resident: Resident, client_s: float) -> None:
+        """Begin a run in this process as `rayfed.engine.pool.Pool.begin_here` says, where the actors start late."""
+        if self._late:
+            process.keep_freed_memory()
+            self.local_worker.adopt(run, resident)
+            self._alone[run] = client_s
 
     def put(self, value: Tree) -> Any:
         """Return a handle. What is small travels with each call: putting it into the store and getting it out takes longer."""
@@ -236,10 +267,12 @@ class RayPool:
 
         The actors that live do the work of those that wait for a place.
         """
-        if len(jobs) == 1 and jobs[0].run in self.local_worker.runs and not self._on_nodes:
+        if self._may_execute_here(jobs):
             self._replace_dead()
-            yield 0, self._execute_here(jobs[0])
+            for number, job in enumerate(jobs):
+                yield number, self._execute_here(job)
             return
+        self.start()
         queue = JobQueue.distribute(len(jobs), [self.nodes.get(i, "") for i in range(len(self.actors))])
         on_nodes = self._on_nodes
         calls: dict[Any, _CallInFlight] = {}  # reference of the result -> its call
@@ -277,6 +310,15 @@ class RayPool:
             load[ended.actor] -= 1
             self.queued = len(queue) + len(calls)
             yield ended.job, self._outcome(result, ended, on_nodes)
+
+    def _may_execute_here(self, jobs: Sequence[Job]) -> bool:
+        """Return whether this process executes jobs of one run: a single one, or before there are actors what is little work."""
+        if not jobs or jobs[0].run not in self.local_worker.runs or self._on_nodes:
+            return False
+        if not self._late or self._ready() or jobs[0].run not in self._alone:
+            return len(jobs) == 1 and jobs[0].run in self._adopted
+        clients = sum(len(j.request.clients) for j in jobs if isinstance(j.request, VisitCall))
+        return clients * self._alone[jobs[0].run] <= ALONE_S
 
     def _execute_here(self, job: Job) -> Outcome:
         """Execute a job in this process."""

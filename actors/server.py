@@ -25,8 +25,10 @@ WAIT_S = 0.2  # between two checks whether a round is committed
 class ServerActor:
     """Owns the client actors and the state of the current run; stops when the driver that made it is gone."""
 
-    def __init__(self, plan: Plan, group: Any, name: str, driver: Owner | None, imports: Sequence[str] = ()):
-        """Start the client actors.
+    def __init__(
+        self, plan: Plan, group: Any, name: str, driver: Owner | None, imports: Sequence[str] = (), late: bool = False
+    ):
+        """Start the client actors; late: once the first round is computed, or an ask needs them.
 
         group: their placement group; name: of the actors, as a path; driver: None for a server that outlives it; imports: modules
         that actors begin with.
@@ -36,7 +38,9 @@ class ServerActor:
         self.driver, self.name, self.checked = driver, name, -math.inf
         self.runner: Runner | None = None
         self.stopping = False
-        self.pool = RayPool(plan, group, name, imports=imports)  # its actors import torch while this process does
+        self.pool = RayPool(
+            plan, group, name, imports=imports, late=late
+        )  # its actors import torch while this process does
         import torch
 
         from rayfed.execute.tuning import process
@@ -51,7 +55,7 @@ class ServerActor:
         return f"ServerActor({self.name}, {self.pool.plan.actors} client actors)"
 
     def locate_actors(self) -> PlacedActors:
-        """Return where the server and its client actors are; waits until they run."""
+        """Return where the server and those client actors are that take calls."""
         return PlacedActors(os.getpid(), self.pool.locate_actors())
 
     def execute_run(self, request: RunRequest) -> Ending:
@@ -73,8 +77,9 @@ class ServerActor:
         folder = RunFolder.attach(Path(request.path), request.fence)
         folder.event("placed", **self.locate_actors().to_event())
         self.pool.on_restart = lambda **about: folder.event("actor restarted", **about)
+        self.pool.on_started = lambda: folder.event("placed", **self.locate_actors().to_event())
         federation = Federation.from_numpy(ray.get(request.federation))
-        self.runner = Runner(config, federation, self.pool, folder, before_commit=self._check_driver)
+        self.runner = Runner(config, federation, self.pool, folder, before_commit=self._before_commit)
         if self.stopping:
             self.runner.stop()
         return self.runner.execute()
@@ -97,6 +102,10 @@ class ServerActor:
     def close(self) -> None:
         """End the client actors."""
         self.pool.close()
+
+    def _before_commit(self) -> None:
+        self._check_driver()
+        self.pool.start()  # while the rounds go on
 
     def _check_driver(self) -> None:
         """Raise RunFailed where the driver is gone, so that nothing more is committed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -38,7 +39,8 @@ class Session:
     """The Ray on which a request is computed.
 
     attached: whether this process was connected before, as a user's script or a Ray task is; that Ray is used and left alone.
-    local: whether it is started for this request, with this machine's CPUs and GPUs.
+    local: whether it is started for this request, with this machine's CPUs and GPUs; bare: whether nobody asked for it, so that
+    it has no dashboard.
     """
 
     def __init__(self, address: str | None = None):
@@ -56,13 +58,16 @@ class Session:
             )
         self.name, self.address = _choose(address) if here is None else ("Ray", here)
         self.local = not self.attached and self.address == "local"
+        self.bare = self.local and address is None and not os.environ.get("RAY_ADDRESS")
         self.connected = False
         self.resume = ""  # how to go on, for a process that is ended where its Ray is lost
         self._watch: RayWatch | None = None
         self._noticed = threading.Event()
 
-    def connect(self, metadata: dict[str, str]) -> None:
-        """Start the local Ray or join the cluster, once. metadata: what the dashboard shows of this job.
+    def connect(self, metadata: dict[str, str], monitored: bool = False) -> None:
+        """Start the local Ray or join the cluster, once.
+
+        metadata: what the dashboard shows of this job; monitored: whether a local Ray needs what watches it in any case.
 
         Raises PlacementError, one sentence, where no Ray answers or none can be started.
         """
@@ -70,7 +75,7 @@ class Session:
             return
         if not self.attached:
             if self.local:
-                _start(metadata)
+                _start(metadata, bare=self.bare and not monitored)
             else:
                 _join(self.name, self.address, metadata)
         self.connected = True
@@ -144,15 +149,16 @@ def _connected_to() -> str | None:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def _start(metadata: dict[str, str]) -> None:
-    """Start a local Ray. PlacementError where it does not come up, ConfigError where its folder has too long a name."""
+def _start(metadata: dict[str, str], bare: bool) -> None:
+    """Start a local Ray; bare: without what only watches it. PlacementError where it does not come up, ConfigError where its folder
+    has too long a name."""
     import ray
 
     node = local_node()
     resources = {"num_cpus": int(node["CPU"]), "num_gpus": int(node["GPU"])}
     try:
-        with _loopback():
-            ray.init(address="local", include_dashboard=None, **resources, **_options(metadata))
+        with _loopback(), _bare() if bare else contextlib.nullcontext():
+            ray.init(address="local", include_dashboard=False if bare else None, **resources, **_options(metadata))
     except Exception as e:
         ray.shutdown()  # what came up before
         why = " ".join(str(e).split())
@@ -259,6 +265,24 @@ def _loopback() -> Iterator[None]:
             yield
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _bare() -> Iterator[None]:
+    """Leave out of a Ray that starts here what its work does not need and its start waits for: more than a second.
+
+    These are the autoscaler's monitor and the monitor of logs, which `ray start` can leave out and `ray.init` cannot, and the head
+    process of the dashboard, which Ray starts even where it is to serve no page.
+    """
+    from ray._private import node, parameter
+
+    params, serve = parameter.RayParams, node.Node.start_api_server
+    parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
+    node.Node.start_api_server = lambda self, **about: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = params, serve
 
 
 @contextlib.contextmanager

@@ -75,6 +75,15 @@ def estimate_step(config: Config, federation: Federation, task: Task) -> float:
     return CALLS_S.get(config.resources.executor, CALLS_S["loop"]) + 6 * uses * config.local.batch_size / OPERATIONS
 
 
+def may_begin_alone(config: Config) -> bool:
+    """Return whether a run may begin in the server's process, before there are client actors, as far as its config says.
+
+    The server's process has no limit on time and no GPU; who asks for a number of actors, or for visits in them, gets them first.
+    """
+    r, pretrained = config.resources, config.task.model.name.startswith("hf:")
+    return r.actors == "auto" and r.visits != "actors" and config.failures.client_timeout_s is None and not pretrained
+
+
 def fits_one_call(config: Config, federation: Federation, step: float) -> bool:
     """Return whether a round's clients are better asked in one call, where a client's local step takes `step` seconds."""
     asked = config.per_round()

@@ -70,6 +70,13 @@ class Pool(Protocol):
         """Adopt a run that is resident in the calling process: jobs of it that come one at a time may be done there."""
         ...
 
+    def begin_here(self, run: str, resident: Resident, client_s: float) -> None:
+        """Let the calling process do a run's jobs until there are workers, where it is resident there and an ask is little work.
+
+        client_s: seconds of one client's visit, estimated.
+        """
+        ...
+
     def put(self, value: Tree) -> Any:
         """Put a tree of NumPy arrays where workers reach it; returns its handle."""
         ...
@@ -100,6 +107,9 @@ class LocalPool:
 
     def adopt(self, run: str, resident: Resident) -> None:
         pass  # its jobs are done there anyway
+
+    def begin_here(self, run: str, resident: Resident, client_s: float) -> None:
+        pass  # likewise
 
     def put(self, value: Tree) -> Any:
         return value

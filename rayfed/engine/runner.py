@@ -266,6 +266,9 @@ class Runner:
         self._timed = self.config.resources.executor == "auto" or any(
             "repeat" in e for e in read_events(self.folder.path) if e["kind"] == "executor"
         )
+        if self.pool.adopts and cohorts.may_begin_alone(self.config):
+            step = cohorts.estimate_step(self.config, self.federation, task)
+            self.pool.begin_here(run_id, resident, step * cohorts.client_steps(self.config, self.federation))
         if self.config.resources.executor == "auto":
             self._choose_executor(method, task, start)
         elif self.config.resources.visits == "auto":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import textwrap
 from pathlib import Path
 
-from tests.ray.conftest import numbers, only_run
+import psutil
+
+from tests.ray.conftest import at_round, numbers, only_run, placed, until
 from tests.tiny import make_places
 
 
@@ -23,6 +26,36 @@ def test_ray_gives_the_numbers_of_the_plain_process(rayfed, config, tmp_path):
     assert rows == numbers(only_run(tmp_path / "local"))
     summary = json.loads((only_run(tmp_path / "ray") / "summary.json").read_text())
     assert summary["status"] == "done" and summary["rounds"] == 8 and summary["executor"] == "vmap"
+
+
+def test_small_rounds_begin_before_there_are_client_actors(rayfed, config, tmp_path):
+    """In the server's process, several calls a round; the actors join while it is at work. The same numbers as without Ray, on a Ray
+    without a dashboard."""
+    file = config(
+        rounds=2000, local={"epochs": 20}, evaluate={"every": 1}, resources={"actors": "auto", "cohort": 4}
+    )  # some tens of ms a round
+    command = rayfed("run", file, "--out", tmp_path / "ray")
+    folder = at_round(tmp_path / "ray", 1)
+    until(lambda: len(placed(folder)["clients"]) == 2, "the client actors are there")
+    joined = json.loads((folder / "state.json").read_text())["round"]
+    at_round(tmp_path / "ray", joined + 5)
+    processes = psutil.Process(command.process.pid).children(recursive=True)
+    programs = " ".join(word for p in processes for word in p.cmdline()[:2])
+    command.kill(signal.SIGINT)
+    assert command.wait()[0] == 130
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    first, second = [e for e in events if e["kind"] == "placed"]
+    assert first["clients"] == [] and first["server"] == second["server"]
+    (chosen,) = [e for e in events if e["kind"] == "executor"]
+    assert (chosen["visits"], chosen["cohort"], chosen["judged_by"]) == ("actors", 4, "estimate")
+    from rayfed.api import Run
+
+    moved = Run(folder).metrics()["ray/bytes/up"].to_pylist()
+    assert moved[0] == 0 < moved[-1]
+    assert "/raylet" in programs and "dashboard.py" not in programs
+    rounds = f"rounds={len(moved)}"
+    assert rayfed("run", file, "--set", rounds, "--out", tmp_path / "local", "--local").wait()[0] == 0
+    assert numbers(folder) == numbers(only_run(tmp_path / "local"))
 
 
 def test_a_pretrained_model_gives_the_same_numbers_in_actors(rayfed, config, tmp_path):

@@ -100,7 +100,7 @@ def _ray(
     os.environ.update({k: v for k, v in tune_environment(request).items() if k not in os.environ})
     session = Session(address)
     placement = place([local_node()]) if session.local else None
-    session.connect(job_metadata([request.base]))
+    session.connect(job_metadata([request.base]), monitored="prometheus" in request.base.track)
     import ray
 
     try:

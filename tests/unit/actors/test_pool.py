@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors import pool as ray_pool
+from rayfed.engine.messages import Job, TimingCall, VisitCall
 
 
 def test_a_small_payload_stays_with_its_calls_and_a_large_one_goes_to_the_store(monkeypatch):
@@ -38,3 +39,68 @@ def test_an_actors_call_is_named_once_and_again_for_its_successor():
     pool.actors[0] = actor("c")
     assert pool._named_call(0, "train") == ("c", "train")
     assert made == [("a", "train"), ("b", "train"), ("a", "score"), ("c", "train")]
+
+
+def late_pool() -> Any:
+    """A pool of two actors that start late, without Ray; the run "r" is resident in it."""
+    pool: Any = object.__new__(ray_pool.RayPool)
+    pool.plan, pool.actors, pool._late, pool.restarts, pool._on_nodes = SimpleNamespace(actors=2), [], True, 0, False
+    pool._starting, pool.nodes, pool._failed_starts = {}, {}, [0, 0]
+    pool._runs = {"r": SimpleNamespace(setup="s", federation="f", start=None)}
+    pool._adopted, pool._alone, pool.local_worker = set(), {}, SimpleNamespace(runs={"r": None})
+    pool.started = []
+    pool._start = lambda i: SimpleNamespace(
+        setup=SimpleNamespace(remote=lambda *a: pool.started.append(i) or f"ref{i}")
+    )
+    return pool
+
+
+def jobs(*clients: int, run: str = "r") -> list[Job]:
+    """Visits of so many clients each."""
+    return [Job(run, VisitCall(visit="train", clients=tuple(range(n)), dispatch=1, round=1, rounds=1)) for n in clients]
+
+
+def test_actors_that_start_late_are_set_up_once_and_reported_when_all_are_ready(monkeypatch):
+    monkeypatch.setattr(ray_pool.ray, "get", lambda ref: f"node of {ref}")
+    pool, reported = late_pool(), []
+    pool.on_started = lambda: reported.append(dict(pool.nodes))
+    assert pool._ready() == []
+    pool.start()
+    pool.start()
+    assert pool.started == [0, 1] and pool._ready() == [] and not reported
+    pool._finish_start(1)
+    assert pool._ready() == [1] and not reported
+    pool._finish_start(0)
+    assert pool._ready() == [0, 1] and reported == [{0: "node of ref0", 1: "node of ref1"}]
+    pool._starting = {1: "ref1"}  # a successor, later: nothing new to report
+    pool._finish_start(1)
+    assert len(reported) == 1
+
+
+def test_little_work_is_done_here_until_the_first_actor_is_ready(monkeypatch):
+    monkeypatch.setattr(ray_pool.ray, "get", lambda ref: "here")
+    pool = late_pool()
+    pool.on_started = lambda: None
+    assert not pool._may_execute_here(jobs(4)), "the run does not say how much work it is"
+    pool._alone["r"] = 0.1
+    assert pool._may_execute_here(jobs(4)) and pool._may_execute_here(jobs(5, 5)) and not pool._may_execute_here([])
+    assert not pool._may_execute_here(jobs(6, 5)), "more than a second"
+    assert not pool._may_execute_here(jobs(1, run="other"))
+    assert pool._may_execute_here([Job("r", TimingCall(4))])
+    pool.start()
+    assert pool._may_execute_here(jobs(5, 5))
+    pool._finish_start(0)
+    assert not pool._may_execute_here(jobs(1))
+    pool._adopted.add("r")  # resources.visits: server
+    assert pool._may_execute_here(jobs(100)) and not pool._may_execute_here(jobs(1, 1))
+    pool._on_nodes = True
+    assert not pool._may_execute_here(jobs(1))
+
+
+def test_a_pool_whose_actors_start_at_once_does_single_jobs_of_adopted_runs_alone():
+    pool = late_pool()
+    pool._late, pool.actors = False, ["a", "b"]
+    pool._alone["r"] = 0.0
+    assert not pool._may_execute_here(jobs(1))
+    pool._adopted.add("r")
+    assert pool._may_execute_here(jobs(1)) and not pool._may_execute_here(jobs(1, 1))

@@ -200,6 +200,33 @@ def test_a_local_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.Monke
         Session("local").connect({})
 
 
+@pytest.mark.parametrize(
+    ("address", "variable", "monitored", "bare"),
+    [(None, "", False, True), (None, "", True, False), ("local", "", False, False), (None, "local", False, False)],
+)
+def test_a_ray_that_nobody_asked_for_has_nothing_that_only_watches_it(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, variable: str, monitored: bool, bare: bool
+) -> None:
+    import ray
+    from ray._private import node, parameter
+
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    before, seen = (parameter.RayParams, node.Node.start_api_server), []
+
+    def start(include_dashboard: bool | None, **about: Any) -> None:
+        made = parameter.RayParams()
+        seen.append((include_dashboard, made.no_monitor, made.include_log_monitor))
+        seen.append(node.Node.start_api_server is not before[1])
+        raise OSError("enough")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(PlacementError, match="enough"):
+        Session(address).connect({}, monitored)
+    assert seen == ([(False, True, False), True] if bare else [(None, False, None), False])
+    assert (parameter.RayParams, node.Node.start_api_server) == before
+
+
 def test_variables_of_ray_are_set_for_a_while_and_a_users_own_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "9")
     with module._variables(module.PATIENCE):

@@ -17,6 +17,7 @@ from rayfed.engine.cohorts import (
     cut_in_order,
     estimate_step,
     fits_one_call,
+    may_begin_alone,
     useful_actors,
 )
 from tests import toy
@@ -96,7 +97,7 @@ def test_the_estimate_of_a_step_follows_from_shapes_and_batch_alone() -> None:
     rest = sum(p.numel() for p in task.params_like.values() if p.ndim <= 2)
     assert estimate_step(c, toy.federation(c), task) == pytest.approx(1e-4 + 6 * 8 * (64 * inside + rest) / 2e10)
     c = c.model_copy(update={"task": c.task.model_copy(update={"model": Named(name="hf:any")})})
-    assert math.isinf(estimate_step(c, toy.federation(toy.config()), task))
+    assert math.isinf(estimate_step(c, toy.federation(toy.config()), task)) and not may_begin_alone(c)
 
 
 def test_a_clients_steps_are_those_of_the_mean() -> None:
@@ -105,6 +106,20 @@ def test_a_clients_steps_are_those_of_the_mean() -> None:
     c = toy.config()
     mean = toy.federation(c).class_counts[:12].sum(1).mean()
     assert client_steps(c, toy.federation(c)) == 2 * math.ceil(mean / 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alone"),
+    [
+        ({}, True),
+        ({"resources": {"visits": "server"}}, True),
+        ({"resources": {"visits": "actors"}}, False),
+        ({"resources": {"actors": 2}}, False),
+        ({"failures": {"client_timeout_s": 5}}, False),
+    ],
+)
+def test_a_run_begins_without_actors_unless_it_asks_for_them(changes: dict[str, Any], alone: bool) -> None:
+    assert may_begin_alone(toy.config(**changes)) == alone
 
 
 @pytest.mark.parametrize(("clients", "calls"), [(1, 2), (32, 2), (64, 2), (65, 4), (128, 4), (129, 6)])
