@@ -32,10 +32,10 @@ method:     {name: disue, clusters: 3}
 aggregate:  {kind: mean}
 attacks:    []
 transforms: []
-evaluate:   {every: 5, clients: all, finetune_epochs: 0}
+evaluate:   {every: 5, clients: auto, finetune_epochs: 0}
 resources:  {actors: auto, cpus_per_actor: 1, gpus_per_actor: auto, cohort: auto, executor: auto, server: {cpus: 0, gpus: 0, place: driver}}
 devices:    {profile: none}
-storage:    {path: runs, snapshot_every: 5, keep: 2}
+storage:    {path: runs, snapshot_every: auto, keep: 2}
 failures:   {client_error: raise, actor_death: {retries: 3}, stragglers: {deadline_s: null, over_select: 0}}
 stop:       {metric: null, at: null}
 track:      [tensorboard]

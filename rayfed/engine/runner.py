@@ -22,6 +22,7 @@ from rayfed.engine.evaluation import Evaluator, Unscored, nothing_to_score
 from rayfed.engine.failures import ClientFailed, VectorizeError, may_pass
 from rayfed.engine.messages import Job, TimingCall, Value
 from rayfed.engine.resident import Resident
+from rayfed.engine.score_notes import notes_on_scores
 from rayfed.engine.snapshotter import Snapshotter
 from rayfed.engine.worker import sums_are_finite
 from rayfed.errors import FailsAgain, RayfedError, RunFailed
@@ -29,7 +30,7 @@ from rayfed.execute.choice import Choice
 from rayfed.execute.tuning import kernels
 from rayfed.fed import Fed
 from rayfed.lazy import torch
-from rayfed.metrics import has_scores, lower_is_better
+from rayfed.metrics import lower_is_better
 from rayfed.models.pretrained import has_frozen_base
 from rayfed.models.start import start_from
 from rayfed.storage import row_scores, snapshots
@@ -556,7 +557,8 @@ class Runner:
     def _end_done(self) -> Ending:
         """End a run that is over: its models, its summary."""
         run, config = self.prepared, self.config
-        notes = self._notes_on_scores() + list(self.federation.notes)
+        notes = notes_on_scores(self.folder, self.federation, run.reached, run.collapsed, config.stop.metric)
+        notes += self.federation.notes
         notes += [sample] if (sample := run.evaluator.sample()) else []
         if run.method.universal is None:
             notes.append(
@@ -595,24 +597,6 @@ class Runner:
             self._given_up[what] = f"{what} could not be written: {reason}{remedy}"
             with suppress(RunFailed):
                 self.folder.event("given up", text=self._given_up[what])
-
-    def _notes_on_scores(self) -> list[str]:
-        """Return what a reader of the run's numbers should know of them first."""
-        run, rows = self.prepared, self.folder.metrics().to_pylist()
-        notes = [run.collapsed.sentence()] if run.collapsed else []
-        rounds: dict[str, set[int]] = {}
-        for event in read_events(self.folder.path):
-            if event["kind"] == "not scored" and event["round"] <= run.reached:
-                rounds.setdefault(event["reason"], set()).add(event["round"])
-        for reason, found in rounds.items():
-            several = f"{len(found)} rounds from {min(found)} to {max(found)}"
-            notes.append(f"{f'round {min(found)}' if len(found) == 1 else several}: {reason}")
-        if not has_scores(rows):
-            notes.append(nothing_to_score(self.federation) or "no metric: nothing that was to be scored could be")
-        stop = self.config.stop.metric
-        if stop and not any(row.get(stop) is not None for row in rows):
-            notes.append(f"stop.metric: {stop} was measured in no round")
-        return notes
 
     def _save_models(self) -> None:
         exports.save_models(self.folder.path / "model", self.prepared.method, self.prepared.task, self.prepared.state)
