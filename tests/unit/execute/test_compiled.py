@@ -179,7 +179,10 @@ def test_rounding_is_no_difference(notes: list[str], monkeypatch: pytest.MonkeyP
     ])  # fmt: skip
     call = caller(descend)
     for n in range(5):
-        call(*arguments(seed=n))
+        carry, batch, key = arguments(seed=n)
+        call(
+            {**carry, "lr": carry["lr"] * 1e-10}, batch, key
+        )  # an update of which the weights' own rounding is no small part
     assert not notes
 
 
