@@ -228,7 +228,8 @@ class Task:
                     if names
                 )
             )
-        return {**(self._drawn(key, False) if len(given) < len(self.params_like) else {}), **given}
+        whole = {**(self._drawn(key, False) if len(given) < len(self.params_like) else {}), **given}
+        return {n: whole[n] for n in self.params_like}  # in the model's order: a file's reader gives them in any
 
     def fresh_params(self, key: int) -> Tree:
         """Return fresh parameters drawn from `key`, whatever `init.from` or a pretrained model's classifier is (IFCA's other experts)."""

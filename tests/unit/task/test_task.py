@@ -188,3 +188,10 @@ def test_rows_that_depend_on_each_other_are_trained_without_padding(wrong_nets: 
     w = torch.tensor([1.0, 1, 1, 0, 0]).double()
     cut = task.loss(task.initial, {"x": x[:3], "y": y[:3], "w": w[:3]}, torch.tensor(1))
     assert torch.allclose(task.loss(task.initial, {"x": x, "y": y, "w": w}, torch.tensor(1))[:3], cut)
+
+
+def test_what_a_run_starts_from_is_in_the_models_order_whatever_the_file_readers_is() -> None:
+    """A tree's order is that of its sums, and of what is compiled for it; safetensors gives tensors in any order."""
+    drawn = task().initial
+    for names in (list(drawn), list(drawn)[::-1]):
+        assert same(task(start={"params": {n: drawn[n].numpy() for n in names}, "base": None}).initial, drawn)
