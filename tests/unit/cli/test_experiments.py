@@ -77,7 +77,7 @@ def test_the_resolved_config_is_the_one_that_ran(world: World) -> None:
     left = {n: getattr(resolved.resources, n) for n in ("visits", "matmul", "channels_last")}
     assert "auto" not in left.values() and resolved.with_resources(**dict.fromkeys(left, "auto")) == load_request(TINY)
     assert yaml.safe_load((world.run / "config.yaml").read_text())["evaluate"] == {
-        "every": 2, "clients": "all", "split": "test", "finetune_epochs": 0, "rows": [],
+        "every": 2, "clients": "auto", "split": "test", "finetune_epochs": 0, "finetune_lr": None, "rows": [],
     }  # fmt: skip
 
 
