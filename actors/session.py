@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import os
 import re
@@ -276,8 +277,13 @@ def _bare() -> Iterator[None]:
     """
     from ray._private import node, parameter
 
+    left_out = {"no_monitor": True, "include_log_monitor": False}
+    there = left_out.keys() <= inspect.signature(parameter.RayParams).parameters.keys()
+    if not (there and hasattr(node.Node, "start_api_server")):  # another Ray's insides: it starts whole
+        yield
+        return
     params, serve = parameter.RayParams, node.Node.start_api_server
-    parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
+    parameter.RayParams = functools.partial(params, **left_out)
     node.Node.start_api_server = lambda self, **about: None
     try:
         yield

@@ -291,3 +291,17 @@ def test_this_machine_has_the_visible_cards(monkeypatch: pytest.MonkeyPatch, vis
 def test_the_usual_ways_to_hide_all_cards(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert local_node()["GPU"] == 0
+
+
+def test_a_bare_ray_is_one_without_what_its_own_parts_can_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's insides are as before afterwards, and left alone where another version has others."""
+    from ray._private import node, parameter
+
+    params, serve = parameter.RayParams, node.Node.start_api_server
+    with module._bare():
+        made = parameter.RayParams()
+        assert made.no_monitor and not made.include_log_monitor and node.Node.start_api_server is not serve
+    assert parameter.RayParams is params and node.Node.start_api_server is serve
+    monkeypatch.setattr(parameter, "RayParams", lambda include_log_monitor=True: None)
+    with module._bare():
+        assert node.Node.start_api_server is serve
