@@ -25,7 +25,7 @@ NEEDS: dict[str, list[str]] = {
         "scipy<1.13",
         "dm-haiku<0.0.13",
     ],  # calls what later JAX has removed
-    "fluke": ["fluke-fl", "torch"],
+    "fluke": ["fluke-fl"],  # its torchvision does not load beside our torch
     "nvflare": ["nvflare", "torch"],
 }
 # Engines that need another Python than rayfed's, the first that is found.

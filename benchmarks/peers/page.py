@@ -97,7 +97,8 @@ thread, torch. Flower: `flwr.simulation.run_simulation`, two actors of one threa
 first round, no evaluation by clients. pfl-research: its simulated backend in one process, one thread. JAX: a round by hand,
 `jit(vmap(scan))`, clients with fewer batches masked, compiled before the first round, on XLA's own threads; nothing is written,
 nothing can be resumed. BlazeFL: its serial trainer, and its pool of two threads, each on one torch thread (not its free-threaded
-Python). FedJAX: its `for_each_client`, jitted, on the last JAX on which it runs. fluke: its centralized federation, one thread.
+Python). FedJAX: its `for_each_client`, jitted, on the last JAX on which it runs. fluke: its centralized federation, one
+thread, on the torch that it brings.
 NVFlare: its simulator, a process for each of a round's clients kept alive, ten rounds.
 
 Rows with more than a name separate the engine from the kernels (docs/speed.md): rayfed on the kernels that torch takes by
