@@ -178,7 +178,7 @@ def measure(name: str, tree: Path, tiny: bool, rounds: int) -> dict[str, Any]:
         (where / "config.json").write_text(json.dumps(config), encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(HERE / "evaluation.py"), "--child", str(where / "config.json"), str(out)]
-        done = subprocess.run(command, env=environment, cwd=where, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, cwd=where, capture_output=True, encoding="utf-8", check=False)
         if done.returncode:
             sys.exit(f"{name} in {tree} failed:\n{done.stderr[-3000:]}")
         return json.loads(out.read_text(encoding="utf-8"))

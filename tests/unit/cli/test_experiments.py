@@ -71,11 +71,14 @@ def test_the_run_folder_holds_what_the_contract_says(world: World) -> None:
     assert not [p for p in world.run.rglob(".*") if p.name != ".lock"]  # no temporaries left
 
 
+CHOSEN = ("visits", "matmul", "channels_last")  # what a run chooses, and writes, where its executor is set
+
+
 def test_the_resolved_config_is_the_one_that_ran(world: World) -> None:
     resolved = load_request(world.run / "config.yaml")
     assert isinstance(resolved, Config)
-    left = {n: getattr(resolved.resources, n) for n in ("visits", "matmul", "channels_last")}
-    assert "auto" not in left.values() and resolved.with_resources(**dict.fromkeys(left, "auto")) == load_request(TINY)
+    left = [getattr(resolved.resources, n) for n in CHOSEN]
+    assert "auto" not in left and resolved.with_resources(**dict.fromkeys(CHOSEN, "auto")) == load_request(TINY)
     assert yaml.safe_load((world.run / "config.yaml").read_text())["evaluate"] == {
         "every": 2, "clients": "auto", "split": "test", "finetune_epochs": 0, "finetune_lr": None, "rows": [],
     }  # fmt: skip
@@ -170,10 +173,12 @@ def test_resume_makes_a_run_longer_with_the_rows_of_one_that_never_stopped(
     assert (printed["path"], printed["status"], printed["summary"]["rounds"]) == (f"out/{world.run.name}", "done", 3)
     after = rows(world.run / "metrics.parquet")
     assert steady(after[:2]) == steady(before) and len(after) == 3
-    assert load_request(world.run / "config.yaml") == load_request({**TINY, "rounds": 3})
+    resolved = load_request(world.run / "config.yaml")
+    assert isinstance(resolved, Config)
+    assert resolved.with_resources(**dict.fromkeys(CHOSEN, "auto")) == load_request({**TINY, "rounds": 3})
     assert {p.name for p in (world.run / "snapshots").iterdir()} == {"round-000002", "round-000003"}  # keep: 2
     kinds = [json.loads(x)["kind"] for x in (world.run / "events.jsonl").read_text().splitlines()]
-    assert kinds[:3] == ["created", "finished", "opened"] and kinds[-1] == "finished"
+    assert kinds[:4] == ["created", "executor", "finished", "opened"] and kinds[-1] == "finished"
     assert {"settings", "resumed"} <= set(kinds)
 
     whole = call("run", str(world.base / "tiny.yaml"), "--local", "--json", "--set", "rounds=3", "--out", "whole")
