@@ -23,6 +23,7 @@ from rayfed.launch import start as launch
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder, read_metrics
 from rayfed.storage.run_status import RunStatus
+from rayfed.storage.snapshots import list_snapshots
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -245,8 +246,9 @@ def _held_here() -> str:
 
 
 def _all_committed(config: Config, path: Path) -> bool:
-    """Return whether no round of a run is left."""
-    return launch.has_ended(path, config.rounds) or read_metrics(path).num_rows >= config.rounds
+    """Return whether no round of a run is left, and none has to be computed again: the last one's snapshot lasts."""
+    reached = max((r for r, _ in list_snapshots(path / "snapshots")), default=0)
+    return launch.has_ended(path, config.rounds) or min(reached, read_metrics(path).num_rows) >= config.rounds
 
 
 def _end_here(config: Config, federation: Federation, path: Path, watch: launch.Watch) -> Ending:

@@ -195,15 +195,15 @@ class RayPool:
         try:
             self.nodes[i] = ray.get(self._starting.pop(i))
             self._failed_starts[i] = 0
-            if self._late and not self._starting:
-                self._late = False
-                self.on_started()
         except RayActorError as death:
             self._failed_starts[i] += 1
             self._apply_policy(ActorDeath(self._failed_starts[i], "before it was ready", str(death)))
             self._replace(i)
         except RayTaskError as e:
             raise _unwrap(e) from None
+        if self._late and not self._starting:
+            self._late = False
+            self.on_started()
 
     def _apply_policy(self, death: ActorDeath) -> None:
         """Raise RunFailed where the policy says that this death ends the run."""

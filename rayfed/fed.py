@@ -231,8 +231,8 @@ class Fed:
         drawn = self._draw(n, where)
         if self.config.local.work.late == "keep":
             return drawn
-        done = stragglers.shares(self.config, self.population, self.round)
-        return tuple(c for c in drawn if done[c] == 1)
+        late = set(stragglers.late(self.config, self.population, self.round).tolist())
+        return tuple(c for c in drawn if c not in late)
 
     def _draw(self, n: int | None, where: Sequence[int] | None) -> tuple[int, ...]:
         self._samples += 1

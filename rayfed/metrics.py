@@ -142,13 +142,18 @@ def first_rounds(values: Sequence[tuple[int, float]], target: float, lower: bool
     return [(r, float(min([*reached[:1], r]))) for r, _ in values]
 
 
+LOGGED_LOSSES = ("distill/fidelity", "distill/student", "generator/fidelity")
+
+
 def lower_is_better(metric: str | None) -> bool:
-    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/... and lora/gap...; also "rounds
-    to X of ..."."""
+    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/..., lora/gap... and losses that
+    methods log; also "rounds to X of ..."."""
     name = str(metric or "")
     return (
         rounds_to(name) is not None
         or name.startswith("lora/gap")
+        or name in LOGGED_LOSSES
+        or name.endswith("/loss")
         or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
     )
 

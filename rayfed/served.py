@@ -115,6 +115,9 @@ def _build_task(config: Config) -> Task:
     return tasks.of(federation.kind)(config, federation, "cpu", start_from(config))
 
 
+TRIES = 5  # to read a snapshot of a run that may go on
+
+
 class Served:
     """What each client is served after the newest snapshot's round, built at the client as in the run's evaluation.
 
@@ -122,15 +125,7 @@ class Served:
     """
 
     def __init__(self, folder: Path, config: Config):
-        usable = (
-            (r, path)
-            for r, path in snapshots.list_snapshots(folder / "snapshots")
-            if not snapshots.find_damage(path, r)
-        )
-        found = next(usable, None)
-        if found is None:
-            raise ConfigError(f"{folder}: no snapshot, so no client has a model yet")
-        self.round, where = found
+        self._newest(folder)
         if config.resources.executor == "auto":
             config = config.with_resources(executor="loop")
         self.config, self.federation, pool, start = config, partition.build(config), LocalPool(), start_from(config)
@@ -138,8 +133,22 @@ class Served:
         self.method, self.task = resident.method, resident.task
         pool.setup(folder.name, config, self.federation, start)
         self.dispatch = Dispatch(config, self.federation, self.method, self.task, pool, folder.name)
-        self.dispatch.states.load(where, folder / "segments")
-        self.state = tree.from_numpy(tree_files.load_tree(where, "server"))
+        for left in reversed(range(TRIES)):  # a run that goes on may delete a snapshot while it is read
+            try:
+                self.round, where = self._newest(folder)
+                self.dispatch.states.load(where, folder / "segments")
+                self.state = tree.from_numpy(tree_files.load_tree(where, "server"))
+                break
+            except FileNotFoundError:
+                if not left:
+                    raise
+
+    def _newest(self, folder: Path) -> tuple[int, Path]:
+        """Return round and folder of the newest whole snapshot. ConfigError if there is none."""
+        for r, path in snapshots.list_snapshots(folder / "snapshots"):
+            if not snapshots.find_damage(path, r):
+                return r, path
+        raise ConfigError(f"{folder}: no snapshot, so no client has a model yet")
 
     def _serve(self, client: int) -> tuple[Tree, int]:
         """Build what a client is served: (its parameters, its LoRA rank). ConfigError if there is no such client."""

@@ -210,7 +210,7 @@ def _check_claims(names: Sequence[str]) -> None:
 
     wrong, without = check(names)
     for name in without:
-        typer.echo(f"{name}: judged before values were published; nothing to check")
+        typer.echo(f"{name}: no values are published for it; nothing to check")
     for problem in wrong:
         typer.echo(problem)
     typer.echo(

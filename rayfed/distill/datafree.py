@@ -8,7 +8,7 @@ word embeddings, `inputs: embeddings`, which enter the model past its table of w
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -48,7 +48,8 @@ LOGS = {
 
 
 class DataFree(Section):
-    """Settings of the loop. Defaults are the desk-scale ones of the DisUE card; FedFTG's code has 10, 1, 5 iterations.
+    """Settings of the loop. Defaults are the desk-scale ones of the DisUE card, but for `student_lr`; FedFTG's code has 10, 1, 5
+    iterations.
 
     The student's loss is a mean over examples and classes, as in FedFTG's code: its gradient is 1 / C of a KL divergence's.
     """
@@ -130,12 +131,19 @@ def fits(s: DataFree, federation: Federation) -> list[str]:
     if s.iterations and (problems := needs_classes(federation, "its distillation weighs classes")):
         return problems
     if federation.kind == "text" and s.inputs == "generator" and s.iterations:
-        return ["method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe"]
+        allowed = _inputs_but(s, "generator")
+        return [f"method.inputs: generator found, it makes images or features, not texts; allowed: {allowed}"]
     if federation.kind != "text" and s.inputs == "embeddings" and s.iterations:
         return [
-            "method.inputs: embeddings found, they are of texts, which task.data does not hold; allowed: generator, probe"
+            "method.inputs: embeddings found, they are of texts, which task.data does not hold; allowed: "
+            + _inputs_but(s, "embeddings")
         ]
     return []
+
+
+def _inputs_but(s: DataFree, wrong: str) -> str:
+    """Return the kinds of inputs that the method has besides one."""
+    return ", ".join(kind for kind in get_args(type(s).model_fields["inputs"].annotation) if kind != wrong)
 
 
 def _generates(task: Task, s: DataFree) -> tuple[tuple[int, ...], Any, Any]:
@@ -151,7 +159,10 @@ def _generates(task: Task, s: DataFree) -> tuple[tuple[int, ...], Any, Any]:
 
 
 def init(task: Task, key: int, s: DataFree) -> Tree:
-    """Return the part of the server state that is kept between rounds: generator, its Adam state, its average if asked for."""
+    """Return the part of the server state that is kept between rounds: generator, its Adam state, its average if asked for. Nothing
+    where the inputs are not generated."""
+    if s.inputs not in ("generator", "embeddings"):
+        return {}
     g = gen.init(key, s.noise, task.classes, _generates(task, s)[0], dtype=task.dtype)
     return {"g": g, "adam": optimizers.adam().init(g), **({"ema": g} if s.generator_ema else {})}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rayfed import tree
+from rayfed.adapters import ranks
 from rayfed.lazy import F, torch
 from rayfed.visits import Phase, Visit, once
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed import ClientContext, Task, Tree
+    from rayfed.config.schema import Config
 
 Covariance = Literal["diag", "full", "shared"]
 PARTS = ("rows", "sums", "squares")  # what `sums_visit` sends
@@ -60,6 +62,15 @@ def inputs(task: Task) -> Space:
 
     size = math.prod(task.input_shape)
     return Space(size, lambda model, x: x.flatten(1), lambda model: model, answer, lambda model, learnt: learnt)
+
+
+def check(config: Config) -> list[str]:
+    """Return what `Method.check` says of features: with unequal LoRA ranks clients would take them of different models."""
+    if not ranks.unequal(config):
+        return []
+    found, name = getattr(config.adapter, "rank", None), config.method.name
+    why = "features of clients of different ranks are of different models"
+    return [f"adapter.rank: {found} found, method.name: {name} allows one: {why}"]
 
 
 def sums_visit(task: Task, space: Space, covariance: Covariance, least: int = 1) -> Visit:

@@ -78,10 +78,13 @@ def estimate_step(config: Config, federation: Federation, task: Task) -> float:
 def may_begin_alone(config: Config) -> bool:
     """Return whether a run may begin in the server's process, before there are client actors, as far as its config says.
 
-    The server's process has no limit on time and no GPU; who asks for a number of actors, or for visits in them, gets them first.
+    The server's process has no limit on time and no GPU, and must survive what clients do, so that it executes no code of the
+    user's own; who asks for a number of actors, or for visits in them, gets them first.
     """
     r, pretrained = config.resources, config.task.model.name.startswith("hf:")
-    return r.actors == "auto" and r.visits != "actors" and config.failures.client_timeout_s is None and not pretrained
+    own = any(".py:" in name for name in (config.method.name, config.task.model.name))
+    asked = r.actors != "auto" or r.visits == "actors" or config.failures.client_timeout_s is not None
+    return not (asked or pretrained or own)
 
 
 def fits_one_call(config: Config, federation: Federation, step: float) -> bool:

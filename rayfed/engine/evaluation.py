@@ -502,7 +502,9 @@ def served_to_all(method: Method, task: Task, shared: Tree) -> Tree | None:
     if differ or view.phases or type(method).logits is not Method.logits:
         return None
     unread: Any = _Unread()
-    client = ClientContext(unread, shared, unread, unread)
+    client = ClientContext(
+        unread, tree.map(torch.clone, shared), unread, unread
+    )  # a view may write into what it is sent
     try:
         model = view.end(client, view.begin(client))[0]["model"]
         return model if all(isinstance(x, torch.Tensor) for x in tree.values(model)) else None

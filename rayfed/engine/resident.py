@@ -98,4 +98,5 @@ class Resident:
 def data_key(config: Config) -> str:
     """Return what decides a run's task and data, as text: runs that agree in it share one set."""
     d = config.to_dict()
-    return json.dumps([d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")], sort_keys=True)
+    parts = [d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")]
+    return json.dumps([*parts, d["evaluate"]["split"]], sort_keys=True)  # whose rows are scored

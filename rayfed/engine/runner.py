@@ -437,7 +437,8 @@ class Runner:
                 unscored = run.evaluator.unscored
                 row["time/evaluate"] = time.perf_counter() - clock - seconds
                 if run.evaluator.kept:
-                    row_scores.write(self.folder.path, r, run.evaluator.kept)
+                    with self.folder.unlocked(f"write the scores of rows of round {r}"):
+                        row_scores.write(self.folder.path, r, run.evaluator.kept)
         except BaseException:
             run.dispatch.states.rollback()
             raise

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rayfed import execute, keys, schedules, stragglers, tree
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained
@@ -157,7 +159,9 @@ class CohortVisit:
             given=call.rows,
         )
         if resident.config.local.work.kind != "full" and not isinstance(call.visit, Evaluation):
-            done = stragglers.shares(resident.config, resident.sampler.fed.population, call.round)
+            fed = resident.sampler.fed
+            done = np.ones(fed.clients)  # held-out clients take no part, and are late for nothing
+            done[: fed.population] = stragglers.shares(resident.config, fed.population, call.round)
             self.cohort = self.cohort.shortened(self.visit, done[list(call.clients)])
         # Payloads are copied out of the store: an in-place write of a method must never reach another client.
         self.shared = {

@@ -66,7 +66,7 @@ def _call(phase: Phase, f: Callable[..., Any], *args: Any) -> Any:
     step = known.get(key)
     if step is None:
         step = known[key] = Step(phase.step)
-    return step(f, args, inputs)
+    return step(phase.step, f, args, inputs)
 
 
 def _describe(x: Any, leaves: list[Tensor], kind: list[Any]) -> None:
@@ -95,17 +95,17 @@ class Step:
     """A step whose arguments have one structure, compiled."""
 
     def __init__(self, piece: Any):
-        self.piece, self.name = piece, replay.name_of(piece)
+        self.name = replay.name_of(piece)  # the piece itself is the key under which this is kept, as long as it lives
         self.off = self.begun = False
         self.seen: set[int] = set()
         self.plays, self.next_check = 0, replay.FIRST_CHECK
 
-    def __call__(self, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor]) -> Any:
-        """Return `f(*args)`, raising only what `f` raises."""
+    def __call__(self, piece: Any, f: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor]) -> Any:
+        """Return `f(*args)`, raising only what `f` raises. piece: the step that `f` comes from."""
         if not self.begun:
             self._begin(f, args, inputs)
         if self.off:
-            return replay.call(self.piece, f, *args)
+            return replay.call(piece, f, *args)
         failure = ""
         try:
             out = self._run(inputs)

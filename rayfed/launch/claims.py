@@ -91,8 +91,12 @@ def read_claim(file: Path, shelf: Path | None = None) -> ClaimFile:
 def missing_data(file: Path, shelf: Path | None = None) -> str | None:
     """Return why a claim cannot be run here, None if it can: the data shelf or a model that it starts from is missing."""
     text = json.dumps(as_written(file), default=str)
-    if SHELF in text and shelf is None and SHELF not in os.environ:
-        return f"its data is on the data shelf: --shelf DIR, or {SHELF}=DIR"
+    where = shelf or os.environ.get(SHELF)
+    for name in sorted(set(re.findall(rf"\$\{{{SHELF}\}}/([\w-]+)", text))):
+        if where is None:
+            return f"its data is on the data shelf: --shelf DIR, or {SHELF}=DIR"
+        if not (Path(where) / name / "train.parquet").is_file():
+            return f"{name} is not on the data shelf {where}"
     for name, command in MADE_BY.items():
         folder = Path(
             name.replace(f"${{{MODELS}}}", str(models_folder())).replace(f"${{{SUBSTRATES}}}", str(substrates_folder()))
@@ -195,10 +199,16 @@ def whats_changed(file: Path, entry: Mapping[str, Any]) -> list[str]:
 
 
 def check(names: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Return what the published values of these verdicts (default: all) do not give, and the claim files that have no values."""
+    """Return what the published values of these verdicts (default: all) do not give, and the claim files that have no values.
+
+    ConfigError for an unknown name.
+    """
+    if names:
+        claim_files(names)
     found = {n: e for n, e in shipped_verdicts().items() if (not names or n in names) and not e.get("withdrawn")}
     known = {n: e for n, e in found.items() if claim_check.has_values(e)}
-    return [p for n, e in known.items() for p in claim_check.differences(n, e)], [n for n in found if n not in known]
+    without = [n for n in (names or found) if n not in known]
+    return [p for n, e in known.items() for p in claim_check.differences(n, e)], without
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------
@@ -253,6 +263,8 @@ def judge_claims(
     if names and absent:
         raise ConfigError([f"claims: {f.stem}: {reason}" for f, reason in absent.items()])
     files = [read_claim(f, shelf) for f in chosen if f not in absent]
+    if reproduce:
+        files = _reproducible(files, bool(names), log)
     for f, reason in absent.items():
         log(f"{f.stem}: left as it is, {reason}")
     judged = {}
@@ -266,6 +278,18 @@ def judge_claims(
         judged[file.name] = entry
         write_verdicts(judged)
     return judged
+
+
+def _reproducible(files: list[ClaimFile], named: bool, log: Log) -> list[ClaimFile]:
+    """Return the files whose shipped verdicts are of the same settings; ConfigError for others that are named."""
+    digests = {n: e.get("digest") for n, e in shipped_verdicts().items()}
+    other = [f.name for f in files if digests.get(f.name) != f.digest]
+    said = {n: "settings changed since it was judged" if n in digests else "never judged" for n in other}
+    if named and said:
+        raise ConfigError([f"claims: {n}: {why}, so there is no verdict to reproduce" for n, why in said.items()])
+    for n, why in said.items():
+        log(f"{n}: left as it is, {why}")
+    return [f for f in files if f.name not in said]
 
 
 def judge_file(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = print) -> dict[str, Any]:

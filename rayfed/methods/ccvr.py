@@ -13,6 +13,7 @@ from rayfed.wire import ANY, tensor
 
 if TYPE_CHECKING:
     from rayfed import Fed, Task, Tree, Visit
+    from rayfed.config.schema import Config
     from rayfed.partition import Federation
 
 
@@ -75,6 +76,9 @@ class CCVR(Method):
     def fits(self, federation: Federation) -> list[str]:
         return needs_classes(federation, "ccvr draws features of classes")
 
+    def check(self, config: Config) -> list[str]:
+        return statistics.check(config)
+
     def reads_rounds(self) -> str | None:
         return "method.when" if self.settings.when == "after" else None
 
@@ -101,10 +105,11 @@ class CCVR(Method):
         s = self.settings
         got = fed.ask(self.train, fed.sample(), shared={"model": state["average"]}, fold=mean("delta"))
         average = tree.add(state["average"], got.folded["delta"])
-        model, loss = average, None
-        if got.ids and s.steps and (s.when != "after" or fed.round == fed.rounds):
-            everyone = s.asked == "all" or (s.asked == "auto" and s.when == "after")
-            to = range(fed.population) if everyone else got.ids
+        everyone = s.asked == "all" or (s.asked == "auto" and s.when == "after")
+        to = range(fed.population) if everyone else got.ids
+        # who serves goes on serving what was refitted last, where nobody says anything
+        model, loss = state["model"] if s.when == "serve" and s.steps else average, None
+        if len(to) and s.steps and (s.when != "after" or fed.round == fed.rounds):
             sums = fed.ask(
                 self.features, to, shared={"model": average}, fold=tuple(total(part) for part in statistics.PARTS)
             )

@@ -394,6 +394,8 @@ class DisUE(Method):
             found, allowed = s.clusterer, "a clusterer that takes a number"
             problems.append(unread.sentence("method.clusters", s.clusters, "method.clusterer", found, allowed))
         problems += unread.sentences(clusterer.settings, "method.clusterer")
+        if s.distill and s.inputs == "statistics" and s.space == "features":
+            problems += statistics.check(config)
         return problems + datafree.check(self.settings, config)
 
     def fits(self, federation: Federation) -> list[str]:

@@ -171,11 +171,17 @@ class Mirror:
         self._clean(in_use - {key for f in files.values() for key, _ in f["pieces"]}, fence, sequence)
 
     def _files(self) -> Iterator[Path]:
-        """Yield the folder's files without hidden ones and, in a study or a sweep, without the runs, which have mirrors of their own."""
+        """Yield the folder's files without hidden ones and, in a study or a sweep, without the runs, which have mirrors of their own.
+
+        Rows come first: what a row leads to was written before it, and rounds go on meanwhile.
+        """
+        first = sorted((self.folder / "parts").glob("rows-*"))
+        yield from first
         for at, dirs, names in os.walk(self.folder):
             here = Path(at)
             dirs[:] = sorted(d for d in dirs if not d.startswith(".") and not (here / d / POINTER).is_file())
-            yield from (here / n for n in sorted(names) if not n.startswith(".") and n != POINTER)
+            found = (here / n for n in sorted(names) if not n.startswith(".") and n != POINTER)
+            yield from (path for path in found if path not in first)
 
     def _upload(
         self, name: str, file: BinaryIO, old: Mapping[str, Any] | None, in_use: set[str], version: str, plain: bool

@@ -238,6 +238,11 @@ class Rows:
             raise
         self._torn = False
 
+    def open(self) -> None:
+        """Open the file, if it is not open: before another writer may take over, while what comes before a row is written."""
+        if self._fd is None:
+            self._open()
+
     def _open(self) -> int:
         make_folder(self.path.parent)
         fresh = not self.path.exists()

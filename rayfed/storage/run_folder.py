@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 # what a run folder holds where, and of which kind it is
 FILES = ("config.yaml", "lock.json", "state.json", "summary.json", "events.jsonl", "metrics.parquet", "report.html")
 ENDINGS = (".jsonl", ".parquet", ".safetensors")  # of files in these folders
-FOLDERS = ("parts", "clients", "snapshots", "segments", "model", "plots", "debug", "tensorboard")
+FOLDERS = ("parts", "clients", "snapshots", "segments", "rows", "model", "plots", "debug", "tensorboard")
 
 
 def read_metrics(path: Path) -> pa.Table:
@@ -280,6 +280,7 @@ class RunFolder(FencedFolder):
             last = self._last_round()
             if round != last + 1:
                 raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
+            self._rows.open()
             staged = snapshots.fill(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
             # The row before the snapshot becomes visible: every snapshot then has all its rows.
             self._append(round, row, clients)
@@ -318,8 +319,8 @@ class RunFolder(FencedFolder):
             snapshots.seal(staged, round, self.fence)
         with self.locked(doing):
             snapshots.publish(staged, round)
-            self.snapshotted = round
             snapshots.prune(staged.parent, self._keep)
+        self.snapshotted = round
         self.upload()
         self.snapshot_s = time.perf_counter() - began
 

@@ -84,8 +84,10 @@ def write_segments(snapshot: Path, sums: Mapping[str, Sum]) -> None:
 
 def read_segments(snapshot: Path) -> dict[str, Sum]:
     """Return the segments that a snapshot leads to, and their sums. OSError or ValueError if they cannot be read."""
-    file = snapshot / SEGMENTS
-    found = json.loads(file.read_bytes()) if file.exists() else {}
+    try:
+        found = json.loads((snapshot / SEGMENTS).read_bytes())
+    except FileNotFoundError:
+        return {}
     return {str(name): Sum.read(value) for name, value in found.items()}
 
 
@@ -138,10 +140,13 @@ def prune(snapshots: Path, keep: int) -> None:
 
 
 def collect_segments(snapshots: Path, segments: Path) -> None:
-    """Delete segments that no kept snapshot names."""
+    """Delete segments that no kept snapshot names; none where one of these does not say which it names."""
     if not segments.is_dir():
         return
-    used = {s for _, path in list_snapshots(snapshots) for s in read_segments(path)}
+    try:
+        used = {s for _, path in list_snapshots(snapshots) for s in read_segments(path)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
     for f in segments.glob("round-*.safetensors"):
         if f.stem not in used:
             f.unlink(missing_ok=True)

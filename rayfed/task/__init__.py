@@ -419,6 +419,8 @@ class Task:
             for n, m in self._module.named_modules()
             if isinstance(m, torch.nn.Linear)
         ]
+        for m in self._switched:  # one row has no statistics
+            m.training = self._is_training = False
         try:
             with torch.no_grad(), self._precision():
                 kind = torch.int32 if self.kind == "text" else self.dtype

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from rayfed import keys, methods, total, tree
+from rayfed.config.schema import Config
 from rayfed.distill import statistics
 from tests import toy
+from tests.toy import ToyFed
 
 SHORT = {"name": "ccvr", "steps": 5, "batch": 8}
 DOUBLE = {"executor": "vmap", "dtype": "float64"}
@@ -122,3 +124,27 @@ def test_bytes_count_half_of_a_symmetric_matrix() -> None:
 def test_what_reads_the_last_round_is_not_resumed_with_others() -> None:
     made = [methods.of(toy.config({**SHORT, "when": when})) for when in ("after", "serve", "loop")]
     assert [m.reads_rounds() for m in made] == ["method.when", None, None]
+
+
+class Empty(ToyFed):
+    """Nobody takes part in round 2."""
+
+    def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
+        found = super().sample(n, where=where)
+        return () if self.round == 2 else found
+
+
+@pytest.mark.parametrize("when", ["after", "serve", "loop"])
+def test_a_round_without_clients_takes_nothing_back(when: str) -> None:
+    """What was refitted last is served on; after the last round all clients are asked, whoever trained in it."""
+    one, two = (toy.simulate({**SHORT, "when": when}, rounds=2, until=n, kind=Empty).state for n in (1, 2))
+    assert tree.same(one["average"], two["average"])
+    assert tree.same(one["model"], two["model"]) == (when != "after")
+
+
+def test_unequal_ranks_are_refused() -> None:
+    adapter = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}}, "task": {"model": "hf:nowhere"}}
+    for method in (SHORT, {"name": "disue", "inputs": "statistics", "signature": "all"}):
+        made = methods.of(toy.config(method))
+        (problem,) = made.check(Config.model_validate(toy.merge(toy.TOY, {**adapter, "method": method})))
+        assert problem.startswith("adapter.rank: ") and "features of clients of different ranks" in problem

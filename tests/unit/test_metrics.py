@@ -40,6 +40,9 @@ def test_names():
     assert (
         lower_is_better("loss/global_ex")
         and lower_is_better("lora/gap")
+        and lower_is_better("refit/loss")
+        and lower_is_better("distill/student")
+        and not lower_is_better("distill/accepted")
         and not lower_is_better("accuracy/global")
         and not lower_is_better(None)
     )

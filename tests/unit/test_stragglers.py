@@ -81,6 +81,17 @@ def test_late_ones_are_left_out_or_kept() -> None:
         assert len(in_time) == 6
 
 
+def test_late_ones_are_left_out_whatever_they_would_have_done() -> None:
+    done = toy.simulate(rounds=2, local={"work": {**HALF, "least": 1.0, "late": "drop"}}, **ALL)
+    assert [len(d.ids) for d in done.fed.drawn] == [6, 6]
+
+
+def test_held_out_clients_may_be_asked() -> None:
+    """PACFL asks those that take no part for bases of their inputs."""
+    done = toy.simulate("pacfl", rounds=2, local={"work": HALF})
+    assert done.fed.federation.clients > done.fed.population
+
+
 @pytest.mark.parametrize("evaluate", [{"every": 1}, {"every": 1, "finetune_epochs": 2}])
 def test_what_a_client_does_for_itself_is_done_in_full(evaluate: dict[str, Any]) -> None:
     """Fine-tuning before a model is served or scored is no work of the round."""

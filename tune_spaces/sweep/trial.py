@@ -182,7 +182,10 @@ class SweepTrial(tune.Trainable):
 
         config = self.config_here
         if self.request.keep_snapshots:
-            config = config.model_copy(update={"storage": config.storage.model_copy(update={"keep": ALL_SNAPSHOTS})})
+            kept = {"keep": ALL_SNAPSHOTS}  # each of them, so no more than are asked for: one per report
+            if config.storage.snapshot_every == "auto":
+                kept["snapshot_every"] = config.evaluate.every
+            config = config.model_copy(update={"storage": config.storage.model_copy(update=kept)})
         folder.write_record(self.point)
         self._start_pool()
         self.pool.policy = FailurePolicy.of(config.failures)

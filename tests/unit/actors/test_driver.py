@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from actors import driver
 from actors.driver import RayLauncher
 from actors.placement import Plan
 from actors.session import RayLost
@@ -70,6 +72,15 @@ def test_a_run_with_rounds_left_says_how_to_go_on(tmp_path: Path, error: Excepti
     assert caught.value.exit_code == 4 and f"rayfed resume {folder}" in str(caught.value)
     assert start.resume_local(folder).status == "done"
     assert RunFolder.open(folder, owner=Owner.me()).metrics().num_rows == 3
+
+
+def test_a_run_whose_last_snapshot_does_not_last_is_resumed_rather_than_computed_here(tmp_path: Path) -> None:
+    whole = start.run_local(toy.config(rounds=3), out=tmp_path)
+    (whole.path / "summary.json").unlink()
+    config = toy.config(rounds=3)
+    assert driver._all_committed(config, whole.path)
+    shutil.rmtree(whole.path / "snapshots" / "round-000003")
+    assert not driver._all_committed(config, whole.path)
 
 
 # -- a place for the actors --------------------------------------------------------------------------------------------

@@ -384,8 +384,8 @@ def test_switched_off_it_is_fedavg_to_the_bit(places: dict[str, Path]) -> None:
     for task in (on_texts(places, {"name": "disue", "distill": False}).task, toy.make_fed(toy.config("disue")).task):
         key = keys.key(1, 0, -1, "generator")
         old = generator.init(key, 4, task.classes, task.input_shape, dtype=task.dtype)
-        for inputs in ("generator", "probe"):
-            assert tree.same(datafree.init(task, key, s.model_copy(update={"inputs": inputs}))["g"], old)
+        assert tree.same(datafree.init(task, key, s)["g"], old)
+        assert datafree.init(task, key, s.model_copy(update={"inputs": "probe"})) == {}
 
 
 def simulate(places: dict[str, Path], spec: Any) -> Any:
@@ -422,11 +422,11 @@ def test_data_and_lengths_that_do_not_fit_are_refused(places: dict[str, Path]) -
 
     texts = changes(places)
     assert problem({**DISUE, "inputs": "generator", "length": 8}, **texts) == (
-        "method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe"
+        "method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe, statistics"
     )
-    for method in (DISUE, {"name": "fedftg", "inputs": "embeddings"}):
+    for method, more in ((DISUE, ", statistics"), ({"name": "fedftg", "inputs": "embeddings"}, "")):
         assert problem(method) == (
-            "method.inputs: embeddings found, they are of texts, which task.data does not hold; allowed: generator, probe"
+            f"method.inputs: embeddings found, they are of texts, which task.data does not hold; allowed: generator, probe{more}"
         )
     assert "method.length: 25 found" in problem({**DISUE, "length": 25}, **texts)
     prompt = changes(places, adapter=ADAPTERS["prompt"])

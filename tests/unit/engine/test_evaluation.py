@@ -256,7 +256,19 @@ class ReadsId(Method):
 def test_a_view_that_reads_anything_of_its_client_is_asked_of_each(read: Any) -> None:
     task, shared = toy.make_fed(toy.config()).task, {"model": {"w": torch.ones(2)}}
     assert served_to_all(ReadsId(read), task, shared) is None
-    assert served_to_all(ReadsId(lambda client: client.shared), task, shared) is shared["model"]
+    served = served_to_all(ReadsId(lambda client: client.shared), task, shared)
+    assert served is not None and tree.same(served, shared["model"])
+
+
+def test_a_view_that_writes_into_what_it_is_sent_changes_no_server_state() -> None:
+    task, shared = toy.make_fed(toy.config()).task, {"model": {"w": torch.ones(2)}}
+
+    def written(client: Any) -> Any:
+        client.shared["model"]["w"].mul_(0.5)
+        return client.shared
+
+    served = served_to_all(ReadsId(written), task, shared)
+    assert served is not None and served["w"].tolist() == [0.5, 0.5] and shared["model"]["w"].tolist() == [1, 1]
 
 
 def test_who_serves_one_model_to_all() -> None:

@@ -25,6 +25,7 @@ def made(like: Resident | None = None, **changes: Any) -> Resident:
         ({"seed": 2}, False),
         ({"local": {"batch_size": 4}}, False),
         ({"dtype": "float64"}, False),
+        ({"evaluate": {"split": "val"}}, False),  # other rows are scored
     ],
 )
 def test_runs_on_the_same_data_share_it(changes: dict[str, Any], shared: bool) -> None:

@@ -449,3 +449,36 @@ def test_a_study_of_ranks_is_found_again(tmp_path: Path) -> None:
     assert find_study(study, tmp_path) == tmp_path / "small-1"
     arms["ranks"]["adapter"]["rank"] = {2: 0.5, 8: 0.5}
     assert find_study(study, tmp_path) is None
+
+
+def test_a_data_set_that_is_not_on_the_shelf_is_named(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(claims.SHELF, raising=False)
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    file.write_text(f"{file.read_text()}init: {{from: '${{{claims.SHELF}}}/writers'}}\n")
+    assert "--shelf DIR" in str(claims.missing_data(file))
+    assert claims.missing_data(file, tmp_path) == f"writers is not on the data shelf {tmp_path}"
+    (tmp_path / "writers").mkdir()
+    (tmp_path / "writers" / "train.parquet").touch()
+    assert claims.missing_data(file, tmp_path) is None
+
+
+def test_only_what_was_judged_as_it_is_can_be_reproduced(checkout: Path) -> None:
+    def reproduce(*names: str) -> list[str]:
+        said: list[str] = []
+        claims.judge_claims(names, lambda *a: [], out=checkout / "runs", reproduce=True, log=said.append)
+        return said
+
+    with pytest.raises(ConfigError, match="small: never judged, so there is no verdict to reproduce"):
+        reproduce("small")
+    assert reproduce() == ["small: left as it is, never judged"]
+    (checkout / "claims.json").write_text(json.dumps({"small": {"digest": "another"}}))
+    with pytest.raises(ConfigError, match="small: settings changed since it was judged"):
+        reproduce("small")
+
+
+def test_what_can_be_checked_is_asked_by_a_known_name(checkout: Path) -> None:
+    assert isinstance(call("claims", "smal", "--check").exception, ConfigError)
+    said = call("claims", "small", "--check")
+    assert said.exit_code == 0 and "small: no values are published for it; nothing to check" in said.stdout

@@ -214,3 +214,15 @@ def test_a_method_that_needs_features_refuses_a_model_without_a_last_linear_laye
     (problem,) = problems_of({**values, "adapter": {"kind": "lora", "rank": 2}}, tmp_path)
     name = method if isinstance(method, str) else method["name"]
     assert f"does not end in a torch.nn.Linear on features (B, d), and method {name} needs the model in two" in problem
+
+
+@pytest.mark.parametrize(
+    "method", ["ccvr", "fedgen", {"name": "fedoa", "pool": "head"}, {"name": "disue", "inputs": "statistics"}], ids=str
+)
+def test_a_method_that_needs_features_takes_a_network_with_batch_normalisation(method: Any, tmp_path: Path) -> None:
+    """Its features are asked for after a training step on some rows has been tried."""
+    net = {"task": {"model": {"name": f"{Path(__file__).parents[2] / 'own_nets.py'}:batchnorm"}}, "method": method}
+    values = toy.merge(toy.TOY, {**net, "storage": {"path": str(tmp_path / "out")}})
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Started):
+        m.setenv("RAYFED_CACHE", str(tmp_path / "cache"))
+        launch.start_request(load_request(values), Launcher())

@@ -204,6 +204,16 @@ def test_every_commit_is_there_and_sends_only_new_lines(store: str, tmp_path: Pa
     ]
 
 
+def test_rows_are_read_before_what_they_lead_to(store: str, tmp_path: Path) -> None:
+    """A round that is committed during an upload is not there without its client rows."""
+    folder = made(tmp_path / "here", store)
+    commit(folder, 1, {"loss/global": 1.0})
+    mirror = object_store.mirror_of(folder.path)
+    assert mirror is not None
+    names = [p.relative_to(folder.path).as_posix() for p in mirror._files()]
+    assert names[0] == "parts/rows-1.jsonl" and len(set(names)) == len(names)
+
+
 def test_what_is_uploaded_is_no_commit_before_its_manifest(faulty: Faulty, tmp_path: Path) -> None:
     folder = made(tmp_path / "here", "s3://b/x")
     uri = object_store.mirror_of(folder.path).uri  # type: ignore[union-attr]

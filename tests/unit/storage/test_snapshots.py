@@ -89,3 +89,23 @@ def test_a_manifest_has_a_checksum_of_itself(tmp_path):
     text = (where / "manifest.json").read_text()
     (where / "manifest.json").write_text(text.replace('"fence": 1', '"fence": 2'))
     assert "wrong checksum" in snapshots.find_damage(where, 5)
+
+
+@pytest.mark.parametrize("harm", [b"{", b"[]", b'{"a": 1}'])
+def test_no_segment_is_deleted_where_a_kept_snapshot_does_not_say_which_it_needs(tmp_path, harm):
+    segments, folder = tmp_path / "segments", tmp_path / "snapshots"
+    segments.mkdir()
+    for name in ("round-000001-1", "round-000002-1"):
+        (segments / f"{name}.safetensors").write_bytes(b"x")
+
+    def fill(where):
+        snapshots.write_segments(where, {"round-000002-1": Sum(1, zlib.crc32(b"x"))})
+
+    old, _ = written(folder, 5, fill), written(folder, 6, fill)
+    whole = (old / snapshots.SEGMENTS).read_bytes()
+    (old / snapshots.SEGMENTS).write_bytes(harm)
+    snapshots.collect_segments(folder, segments)
+    assert len(list(segments.iterdir())) == 2
+    (old / snapshots.SEGMENTS).write_bytes(whole)
+    snapshots.collect_segments(folder, segments)
+    assert [f.stem for f in segments.iterdir()] == ["round-000002-1"]
