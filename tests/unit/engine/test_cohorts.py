@@ -21,6 +21,7 @@ from rayfed.engine.cohorts import (
     useful_actors,
 )
 from tests import toy
+from tests.conftest import ROOT
 
 
 def test_cohorts_hold_clients_of_similar_size_in_any_order_of_asking() -> None:
@@ -116,6 +117,8 @@ def test_a_clients_steps_are_those_of_the_mean() -> None:
         ({"resources": {"visits": "actors"}}, False),
         ({"resources": {"actors": 2}}, False),
         ({"failures": {"client_timeout_s": 5}}, False),
+        ({"method": f"{ROOT / 'tests' / 'unit' / 'engine' / 'odd_method.py'}:Odd"}, False),
+        ({"task": {"model": f"{ROOT / 'tests' / 'own_nets.py'}:batchnorm"}}, False),
     ],
 )
 def test_a_run_begins_without_actors_unless_it_asks_for_them(changes: dict[str, Any], alone: bool) -> None:
