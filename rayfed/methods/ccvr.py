@@ -109,7 +109,7 @@ class CCVR(Method):
         to = range(fed.population) if everyone else got.ids
         # who serves goes on serving what was refitted last, where nobody says anything
         model, loss = state["model"] if s.when == "serve" and s.steps else average, None
-        if len(to) and s.steps and (s.when != "after" or fed.round == fed.rounds):
+        if len(to) and s.steps and (got.ids if s.when != "after" else fed.round == fed.rounds):
             sums = fed.ask(
                 self.features, to, shared={"model": average}, fold=tuple(total(part) for part in statistics.PARTS)
             )

@@ -238,7 +238,7 @@ class Rows:
             raise
         self._torn = False
 
-    def open(self) -> None:
+    def begin(self) -> None:
         """Open the file, if it is not open: before another writer may take over, while what comes before a row is written."""
         if self._fd is None:
             self._open()

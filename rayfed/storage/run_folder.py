@@ -280,7 +280,7 @@ class RunFolder(FencedFolder):
             last = self._last_round()
             if round != last + 1:
                 raise ValueError(f"round {round} cannot follow round {last} in {self.path}")
-            self._rows.open()
+            self._rows.begin()
             staged = snapshots.fill(self.path / "snapshots", round, self.fence, snapshot) if snapshot else None
             # The row before the snapshot becomes visible: every snapshot then has all its rows.
             self._append(round, row, clients)
