@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import CLASSES, PARAMS, Method, MethodSettings, Part, Wire, keys, mean, sgd_visit, total, tree, visit
+from rayfed import CLASSES, PARAMS, MethodSettings, Part, Wire, keys, mean, total, tree, visit
 from rayfed.distill import statistics
+from rayfed.methods._bases.one_model import OneModel
 from rayfed.task import needs_classes
 from rayfed.wire import ANY, tensor
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 
-class CCVR(Method):
+class CCVR(OneModel):
     """Luo et al. 2021, "No Fear of Heterogeneity: Classifier Calibration for Federated Learning with Non-IID Data" (NeurIPS 2021,
     2106.05001).
 
@@ -88,10 +89,6 @@ class CCVR(Method):
     def init(self, task: Task, key: int) -> Tree:
         first = task.init_params(key)
         return {"model": first, "average": first}
-
-    @visit
-    def train(self, task: Task) -> Visit:
-        return sgd_visit(task.loss, self.local)
 
     @visit
     def features(self, task: Task) -> Visit:
