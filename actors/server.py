@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CHECK_S = 0.1  # between two checks whether the driver lives: rounds may take less
 WAIT_S = 0.2  # between two checks whether a round is committed
+WORTH_S = 8.0  # of rounds that are left, from which on client actors repay their start: seconds of CPU each
 
 
 class ServerActor:
@@ -28,7 +29,7 @@ class ServerActor:
     def __init__(
         self, plan: Plan, group: Any, name: str, driver: Owner | None, imports: Sequence[str] = (), late: bool = False
     ):
-        """Start the client actors; late: once the first round is computed, or an ask needs them.
+        """Start the client actors; late: once an ask needs them, or much of the run is left.
 
         group: their placement group; name: of the actors, as a path; driver: None for a server that outlives it; imports: modules
         that actors begin with.
@@ -105,7 +106,8 @@ class ServerActor:
 
     def _before_commit(self) -> None:
         self._check_driver()
-        self.pool.start()  # while the rounds go on
+        if self.runner is not None and self.runner.seconds_left() > WORTH_S:
+            self.pool.start()  # while the rounds go on
 
     def _check_driver(self) -> None:
         """Raise RunFailed where the driver is gone, so that nothing more is committed."""

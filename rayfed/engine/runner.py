@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 
 LIVE_S = 0.2  # between two writings of state.json
+ONE_OFF = 2  # rounds after a start, which record, compile and fill caches
 HALF_BASE = 0.75  # of float32's time, from which on `task.dtype: auto` takes a base in bfloat16: it rounds differently
 
 
@@ -131,6 +132,7 @@ class Runner:
         self._prepared: PreparedRun | None = None
         self._stop_asked = False
         self._seconds = 0.0  # of work so far
+        self._quickest = math.inf  # seconds of a round, without those that do one-off work
         self._began = 0.0  # the clock's reading when the work began, without the pauses since
         self._status_written = -math.inf
         self._active = time.monotonic()  # when a piece of work began or a round was committed
@@ -461,6 +463,8 @@ class Runner:
     def _commit(self, result: RoundResult, last: int) -> None:
         """Make a round the run's newest. last: the round that a piece of work ends with."""
         run, r = self.prepared, result.round
+        if r > run.first + ONE_OFF:
+            self._quickest = min(self._quickest, result.row["time/round"])
         early = self._stops_early(result.row)
         due = r == last or self._stop_asked or early or run.snapshotter.due(r)
         self.before_commit()
@@ -479,6 +483,11 @@ class Runner:
             metric = str(self.config.stop.metric)
             with suppress(RunFailed):  # the round is committed
                 self.folder.event("early stop", round=r, metric=metric, value=result.row[metric])
+
+    def seconds_left(self) -> float:
+        """Return the least time that the rest of the run takes, by its quickest round; 0 while only one-off work was seen."""
+        left = self.config.rounds - self.prepared.reached
+        return left * self._quickest if self._quickest < math.inf else 0.0
 
     def _note_scores(self, result: RoundResult) -> None:
         """Write into the folder's events what a committed round could not score; once, that the run fell apart, or reads `rounds`."""

@@ -65,3 +65,12 @@ def test_a_stop_before_the_run_begins_is_remembered(server: Any) -> None:
     server.runner = SimpleNamespace(stop=lambda: stopped.append(1))
     server.stop()
     assert stopped == [1]
+
+
+def test_client_actors_that_start_late_start_where_much_is_left(server: Any) -> None:
+    started: list[int] = []
+    server.pool = SimpleNamespace(start=lambda: started.append(1))
+    for left, times in ((0.0, 0), (module.WORTH_S, 0), (module.WORTH_S + 1, 1)):
+        server.runner = SimpleNamespace(seconds_left=lambda left=left: left)
+        server._before_commit()
+        assert len(started) == times

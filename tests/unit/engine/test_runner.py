@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,6 +175,16 @@ def test_a_round_moves_the_run_only_when_it_is_committed(tmp_path: Path) -> None
     with pytest.raises(RunFailed, match="nothing is committed"):
         runner.advance(1)
     assert run.state is before and run.reached == 0 and runner.folder.metrics().num_rows == 0
+
+
+def test_what_is_left_is_judged_by_the_quickest_round_after_the_first_two(tmp_path: Path) -> None:
+    c = toy.config("scaffold", rounds=7)
+    runner = Runner(c, toy.federation(c), LocalPool(), RunFolder.create(tmp_path, c.to_dict(), owner=Owner.me()))
+    runner.prepare()
+    for r, seconds, left in ((1, 0.1, 0.0), (2, 0.1, 0.0), (3, 4.0, 16.0), (4, 2.0, 6.0), (5, 3.0, 4.0)):
+        result = runner._compute(r)
+        runner._commit(replace(result, row={**result.row, "time/round": seconds}), last=7)
+        assert runner.seconds_left() == left
 
 
 @pytest.mark.parametrize("name", ["lazy", "lstm", "branch", "centred"])
