@@ -253,6 +253,8 @@ class RayPool:
             process.keep_freed_memory()
             self.local_worker.adopt(run, resident)
             self._alone[run] = client_s
+            if resident.config.per_round() * client_s > ALONE_S:
+                self.start()  # while executors are timed here
 
     def put(self, value: Tree) -> Any:
         """Return a handle. What is small travels with each call: putting it into the store and getting it out takes longer."""

@@ -91,10 +91,12 @@ def _state(c: dict[str, Any]) -> list[str]:
     lines = [
         f"SCAFFOLD on {c['parameters']:,} parameters, {c['clients']:,} clients, a snapshot every round, cyclic participation.",
         "",
-        "| clients touched by a round | bytes of states written | per client | bytes of the manifest | s from snapshot to snapshot | of it the round |",
+        "| clients touched by a round | bytes of states written | per client | bytes of the manifest "
+        "| s from snapshot to snapshot | of it the round |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {p['x']:,} | {p['state_bytes']:,.0f} | {p['bytes_per_client']:,.0f} | {p['manifest_bytes']:,.0f} | {_number(p, 'period_s', '.3f')} | {_number(p, 'round_s', '.3f')} |"
+            f"| {p['x']:,} | {p['state_bytes']:,.0f} | {p['bytes_per_client']:,.0f} | {p['manifest_bytes']:,.0f} "
+            f"| {_number(p, 'period_s', '.3f')} | {_number(p, 'round_s', '.3f')} |"
             for p in c["touched"]
         ),
         "",

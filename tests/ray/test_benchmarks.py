@@ -150,7 +150,10 @@ def test_scale_is_measured_and_the_stateful_run_goes_on_after_its_end(env: dict[
     small, large = state["touched"]
     per_client = 4 * state["parameters"]  # float32
     for p in (small, large):
-        assert per_client * p["x"] < p["state_bytes"] < 1.2 * per_client * p["x"] + 2000 and p["period_s"] > 0 < p["round_s"]
+        assert (
+            per_client * p["x"] < p["state_bytes"] < 1.2 * per_client * p["x"] + 2000
+            and p["period_s"] > 0 < p["round_s"]
+        )
     assert state["rounds"] == list(range(1, 203)) and state["stateful_clients"] == state["clients"] == 6000
     first, second = state["resumed_at"]  # the kill may fall between a round's row and its snapshot
     assert 100 <= state["killed_after_round"] < 200 and state["killed_after_round"] - first in (0, 1) and second == 200

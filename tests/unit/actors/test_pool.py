@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from actors import pool as ray_pool
 from rayfed.engine.messages import Job, TimingCall, VisitCall
@@ -104,3 +105,13 @@ def test_a_pool_whose_actors_start_at_once_does_single_jobs_of_adopted_runs_alon
     assert not pool._may_execute_here(jobs(1))
     pool._adopted.add("r")
     assert pool._may_execute_here(jobs(1)) and not pool._may_execute_here(jobs(1, 1))
+
+
+@pytest.mark.parametrize(("per_round", "started"), [(10, []), (11, [0, 1])])
+def test_actors_start_while_a_run_is_prepared_whose_asks_are_no_little_work(monkeypatch, per_round, started):
+    pool, kept = late_pool(), []
+    pool.local_worker = SimpleNamespace(adopt=lambda run, resident: kept.append(run))
+    monkeypatch.setattr(ray_pool.process, "keep_freed_memory", lambda: True)
+    resident: Any = SimpleNamespace(config=SimpleNamespace(per_round=lambda: per_round))
+    pool.begin_here("r", resident, 0.1)
+    assert kept == ["r"] and pool._alone == {"r": 0.1} and pool.started == started
