@@ -39,6 +39,7 @@ class Method:
         universal: the part of the server state that is the one global model; None if there is none.
         no_buffers: why the method cannot have a network that writes buffers in training (running statistics, counters), as the end
             of a sentence; None if it can.
+        no_rule: why a rule of aggregation (`aggregate`) cannot take the place of its mean, as the end of a sentence; None if it can.
         logs: of each name given to `fed.log` what it is and in which unit, name -> (sentence, unit).
 
     Arguments:
@@ -77,6 +78,7 @@ class Method:
     logs: ClassVar[Mapping[str, tuple[str, str]]] = NO_LOGS
     universal: ClassVar[str | None] = "model"
     no_buffers: ClassVar[str | None] = None
+    no_rule: ClassVar[str | None] = None
 
     def __init__(self, settings: Any, config: Config):
         self.settings, self.config, self.local = settings, config, config.local

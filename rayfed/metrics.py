@@ -81,6 +81,10 @@ SCOPES: dict[str, tuple[str, str]] = {
     "cluster": ("the expert of the client's cluster", "clients, each on its own test split"),
     "local": ("after local training", "clients, each on its own test split"),
     "unseen": ("what held-out clients are served", "held-out clients, each on its own test split"),
+    "backdoor": (
+        "what honest clients are served, on test rows with an attacker's trigger, of which the attacker's class is correct",
+        "honest clients, each on marked copies of its own test rows of other classes",
+    ),
 }
 OTHERS: dict[str, Meaning] = {
     "clusters/ari": Meaning("adjusted Rand index of found and planted clusters", "1 = equal", "clients that have both"),
@@ -98,6 +102,12 @@ OTHERS: dict[str, Meaning] = {
     "clients/dropped": Meaning("visits that failed and were left out", "visits per round", "sum"),
     "clients/per_second": Meaning("client visits per second of wall time", "1/s", "-"),
     "actors/restarts": Meaning("actors replaced since the start", "actors", "sum"),
+    "aggregate/skipped": Meaning(
+        "means that the rule of aggregation could not judge: too few replies", "means per round", "sum"
+    ),
+    "aggregate/attackers": Meaning(
+        "share of a rule's weights that attackers' updates got", "fraction", "means of a round"
+    ),
 }
 
 NO_LOGS: Mapping[str, tuple[str, str]] = MappingProxyType({})
@@ -146,14 +156,17 @@ LOGGED_LOSSES = ("distill/fidelity", "distill/student", "generator/fidelity")
 
 
 def lower_is_better(metric: str | None) -> bool:
-    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/..., lora/gap... and losses that
-    methods log; also "rounds to X of ..."."""
+    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/..., aggregate/..., lora/gap...
+    and losses that methods log; also "rounds to X of ...". In scope `backdoor` it is the other way round."""
     name = str(metric or "")
+    if name.partition("/")[2].removesuffix("_ex") == "backdoor":  # there a good score is the attacker's
+        return not lower_is_better(name.partition("/")[0] + "/global")
     return (
         rounds_to(name) is not None
         or name.startswith("lora/gap")
         or name in LOGGED_LOSSES
         or name.endswith("/loss")
+        or name.startswith("aggregate/")
         or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
     )
 

@@ -7,7 +7,7 @@ its bits in a `BF16`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -126,6 +126,13 @@ def combine(weights: Tensor, stacked: T) -> T:
     return map(
         lambda x: (weights.to(x.dtype) @ x.reshape(x.shape[0], -1)).reshape(weights.shape[0], *x.shape[1:]), stacked
     )
+
+
+def without(a: T, names: Collection[str]) -> T:
+    """Return a tree without the entries of these names at its top; a leaf as it is."""
+    if not names or not _nested(a):
+        return a
+    return {n: x for n, x in a.items() if n not in names}  # type: ignore[return-value, union-attr]
 
 
 def flatten(tree: Tree | Leaf) -> Tensor:

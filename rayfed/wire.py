@@ -162,6 +162,7 @@ class Part:
         note: one sentence about it, for `rayfed methods NAME`.
         routed: whether it is a stack of K rows of which a deployment sends each client only one (its cluster's, or a mixture made
             at the server), so that `bytes/down` counts one.
+        robust: of several updates, whether the config's rule of aggregation acts on this one; an only update is ruled anyway.
 
     Raises TypeError if the shape is none.
 
@@ -180,6 +181,7 @@ class Part:
     private: bool = False
     note: str = ""
     routed: bool = False
+    robust: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, Shape):

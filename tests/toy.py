@@ -77,7 +77,7 @@ _federations: dict[str, Federation] = {}
 def federation(c: Config) -> Federation:
     """The config's federation, read-only; the same object for the same split."""
     d = c.to_dict()
-    split = json.dumps([d["seed"], d["task"]["data"], d["federation"]], sort_keys=True)
+    split = json.dumps([d["seed"], d["task"]["data"], d["federation"], d["attacks"]], sort_keys=True)
     if split not in _federations:
         made = partition.build(c)
         for a in (

@@ -23,7 +23,7 @@ Judge = Callable[[Mapping[str, Any], Config | None, Collection[str]], list[str]]
 READY = Path(__file__).parent / "ready"
 SHORT = (
     *((k, "name") for k in ("method", "task.data", "task.model")),
-    ("adapter", "kind"),
+    *((k, "kind") for k in ("adapter", "aggregate")),
     *((f"federation.{k}", "kind") for k in ("partition", "groups", "participation", "holdout")),
 )
 STUDY_KEYS = ("seeds", "arms", "claim")

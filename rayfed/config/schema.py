@@ -92,6 +92,26 @@ class Named(Section):
         return {"name": self.name, **self.options}
 
 
+class Kind(Section):
+    """A part chosen by kind, with that part's own settings: `median`, or `{kind: krum, f: 2}`."""
+
+    kind: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"kind": value}
+        if isinstance(value, Mapping) and "kind" in value:
+            return {"kind": value["kind"], "options": {k: v for k, v in value.items() if k != "kind"}}
+        return value
+
+    @model_serializer
+    def _plain(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.options}
+
+
 class TaskSection(Section):
     data: Named = Field(
         description="digits | parquet:DIR | hf:NAME_OR_PATH | synthetic:KIND | path/to/file.py:function"
@@ -611,6 +631,13 @@ class Config(Section):
     init: Init = Init()
     adapter: Adapter = Field(Whole(), discriminator="kind")
     method: Named = Field(description="A method's name and its own settings.")
+    aggregate: Kind = Field(
+        Kind(kind="mean"),
+        description="What becomes of the clients' updates where a method averages them: the mean, or a robust rule.",
+    )
+    attacks: tuple[Kind, ...] = Field(
+        (), description="What attackers among the clients do; each has `clients`: who they are."
+    )
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
     storage: Storage = Storage()

@@ -1,6 +1,6 @@
 """Words of the config whose part is not built yet: refused by name, so that nobody thinks that they are misspelt.
 
-The value that asks for nothing, `attacks: []`, is accepted and left out of the resolved config.
+The value that asks for nothing, `transforms: []`, is accepted and left out of the resolved config.
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ from typing import Any
 from rayfed.errors import nearest
 
 EMPTY: dict[str, Any] = {  # sections that the schema does not have -> the value that asks for nothing
-    "aggregate": {"kind": "mean"},
-    "attacks": [],
     "transforms": [],
     "devices": {"profile": "none"},
     "failures.stragglers": {"deadline_s": None, "over_select": 0},
 }
 REFUSED: dict[str, tuple[str, ...]] = {  # section -> kinds (profiles, items of a list) that are to come
     "federation.participation": ("trace",),
-    "aggregate": ("krum", "multi_krum", "trimmed_mean", "median", "bulyan", "foolsgold"),
-    "attacks": ("label_flip",),
     "transforms": ("clip", "gaussian", "topk", "randomk", "quantise", "mask"),
     "devices": ("trace", "synthetic"),
 }

@@ -7,23 +7,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rayfed import fold as folding
 from rayfed import tree
 from rayfed.adapters import ranks
 from rayfed.engine import cohorts
+from rayfed.engine.attackers import Attackers
 from rayfed.engine.byte_meter import ByteMeter
 from rayfed.engine.client_states import ClientStates
 from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import ClientFailed, Failure, FailurePolicy, Raise
 from rayfed.engine.messages import CallResult, Job, Request, Value, VisitCall
 from rayfed.engine.replies import CallParts, UnfoldedParts
+from rayfed.engine.ruling import Ruling
 from rayfed.errors import FailsAgain, RunFailed
 from rayfed.fed import FoldedParts, Replies, Reply
 from rayfed.fold import Fold
 from rayfed.wire import ANY
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from rayfed.config.schema import Config
@@ -54,6 +57,7 @@ class Dispatch:
         self.cohort_size = cohorts.cohort_size(config, task)
         ranked = ranks.kept(config, method.wire) or ranks.unequal(config)
         self.meter = ByteMeter(method, (lambda client: int(task.ranks[client])) if ranked else None)
+        self.ruling, self.attackers = Ruling.of(config, method), Attackers.of(config, method, task)
         self.watch: Callable[[int], None] = lambda visits: None
         self.note: Callable[[str], None] = lambda sentence: None
         self.active = time.monotonic()  # when an ask or a job began or ended last
@@ -68,6 +72,8 @@ class Dispatch:
             int, tuple[Tree, Any]
         ] = {}  # id of a shared value -> it, so that it stays alive, and its handle
         self.meter.reset()
+        if self.ruling:
+            self.ruling.begin(round)
         self.visits = self.dropped = 0
         self.local_scores: dict[int, dict[str, float]] = {}
         self.seconds: dict[int, float] = {}
@@ -91,9 +97,47 @@ class Dispatch:
         ClientFailed where a failure ends the run, and what the pool raises.
         """
         self._asks += 1
-        handles = tuple(self._shared_handle(value) for value in shared.values())
+        ruled = self.ruling.takes(folds) if self.ruling else ()
+        if ruled:
+            folds = tuple(f for f in folds if f not in ruled)
+            read = {n for f in ruled for n in (f.weight, f.by) if n in self.method.wire.up}
+            keep = (*keep, *sorted(read - set(keep)))
         new = {part: self.meter.newcomers(value, clients) for part, value in shared.items()} if metered else {}
-        jobs, calls = [], []
+        sent: dict[str, Any] = {"arguments": arguments, "shared": shared, "mine": mine}
+        crafted = self._collude(visit, clients, sent) if self.attackers and metered else None
+        jobs = self._jobs(
+            visit,
+            clients,
+            **sent,
+            folds=folds,
+            keep=keep,
+            score_local=self.score_local and metered,
+            rows=rows,
+            crafted=crafted,
+        )
+        replies, unfolded = self._execute_calls(visit, jobs, folds, metered)
+        if ruled:
+            self._rule(ruled, replies, unfolded, mine, metered)
+        elif self.ruling and metered and isinstance(visit, str):
+            self.ruling.refuse_unruled(visit, folds, unfolded)
+        if metered:
+            self.meter.count_down(shared, new, [job.request for job in jobs if isinstance(job.request, VisitCall)])
+        return replies
+
+    def _jobs(
+        self,
+        visit: str | Evaluation,
+        clients: Sequence[int],
+        *,
+        shared: Tree,
+        mine: Mapping[int, Tree],
+        rows: np.ndarray | None = None,
+        crafted: Any = None,
+        **more: Any,
+    ) -> list[Job]:
+        """Return a job for each cohort; crafted: the handle of what colluding attackers send; more: of the calls."""
+        handles = tuple(self._shared_handle(value) for value in shared.values())
+        jobs = []
         for cohort in self._cut(visit, clients):
             of_clients = rows is None and self.method.wire.keep
             blocks, places = self.states.lookup(cohort) if of_clients else ((), ())
@@ -106,23 +150,48 @@ class Dispatch:
                 shared=tuple(shared),
                 mine=tree.to_numpy(tree.stack([mine[c] for c in cohort])) if mine else {},
                 states=places,
-                folds=folds,
-                keep=keep,
-                score_local=self.score_local and metered,
-                arguments=arguments,
                 rows=None if rows is None else rows[list(cohort)],
+                crafted=crafted is not None,
+                **more,
             )
-            calls.append(call)
-            jobs.append(Job(self.run_id, call, (*handles, *blocks)))
-        replies = self._execute_calls(visit, jobs, folds, metered)
-        if metered:
-            self.meter.count_down(shared, new, calls)
-        return replies
+            jobs.append(Job(self.run_id, call, (*handles, *blocks, *((crafted,) if crafted is not None else ()))))
+        return jobs
 
     def _cut(self, visit: str | Evaluation, clients: Sequence[int]) -> list[cohorts.Cohort]:
         if visit is Evaluation.ROWS:
             return cohorts.cut_in_order(clients, math.ceil(len(clients) / cohorts.SCORING_CALLS))
         return cohorts.cut(clients, self.federation, self.cohort_size)
+
+    def _collude(self, visit: str | Evaluation, clients: Sequence[int], sent: Mapping[str, Any]) -> Any:
+        """Return the handle of what colluding attackers send in the place of each update; None where nobody colludes.
+
+        They are asked first, for what they would send as honest clients, which counts nowhere and changes no state.
+        """
+        assert self.attackers is not None
+        theirs = self.attackers.colluders(clients)
+        if not theirs:
+            return None
+        jobs, calls = self._jobs(visit, theirs, **sent, rehearsal=True), {}
+        for number, outcome in self._execute_jobs(jobs):
+            result = outcome.result
+            assert isinstance(result, CallResult)
+            if result.clients:
+                calls[number] = CallParts(result.clients, result.small, result.large, outcome.large)
+        replies = self._unfolded([calls[i] for i in sorted(calls)])
+        crafted = {}
+        for part in sorted(self.attackers.parts & {n for c in calls.values() for n in (*c.small, *c.names)}):
+            everyone = [np.arange(sum(len(c.clients) for c in calls.values()))]
+            (crafted[part],) = replies.combine(part, self._zero(part), everyone, self.attackers.colluding, len(clients))
+        return self._put(crafted) if crafted else None
+
+    def _rule(
+        self, folds: tuple[Fold, ...], got: Replies, unfolded: UnfoldedParts, mine: Mapping[int, Tree], metered: bool
+    ) -> None:
+        """Put what the rule of aggregation makes of these folds into the replies."""
+        assert self.ruling is not None
+        self.ruling.apply(folds, got, unfolded, mine, self._zero, self._put_zero)
+        if metered and self.ruling.rule.weighted and any(f.weight == "examples" for f in folds):
+            self.meter.up += 8 * len(got)  # n_i
 
     def _shared_handle(self, value: Tree) -> Any:
         """Put a shared part into the pool, once a round however many asks carry it."""
@@ -139,7 +208,7 @@ class Dispatch:
 
     def _execute_calls(
         self, visit: str | Evaluation, jobs: list[Job], folds: tuple[Fold, ...], metered: bool
-    ) -> Replies:
+    ) -> tuple[Replies, UnfoldedParts]:
         """Execute the calls and bring their replies, folds and failures into one."""
         merging = self.pool.merging()
         parts: dict[int, CallParts] = {}
@@ -161,9 +230,11 @@ class Dispatch:
         if not _of_no_client(visit):
             self.dropped += len(failures)
         folded, weight = self._fold_calls(jobs, folds, merging)
-        calls = [parts[i] for i in sorted(parts)]
-        unfolded = UnfoldedParts(calls, self.pool, self._reduce, self._put, self.task.counters)
-        return Replies(replies, unfolded, folded, weight, failures)
+        unfolded = self._unfolded([parts[i] for i in sorted(parts)])
+        return Replies(replies, unfolded, folded, weight, failures), unfolded
+
+    def _unfolded(self, calls: list[CallParts]) -> UnfoldedParts:
+        return UnfoldedParts(calls, self.pool, self._reduce, self._put, self.task.counters)
 
     def _add_failures(self, visit: str | Evaluation, found: Mapping[int, Failure], failures: dict[int, str]) -> None:
         """Add a call's failures, by client; ClientFailed where the policy says that one ends the run."""
@@ -200,11 +271,14 @@ class Dispatch:
                 folded[fold.part], weight[fold.part] = folding.finish(fold, partials)
                 continue
             weight[fold.part] = 0.0
-            try:
-                folded[fold.part] = self._zero(fold.part)
-            except RunFailed as error:
-                folded.without_zero[fold.part] = error
+            self._put_zero(fold.part, folded)
         return folded, weight
+
+    def _put_zero(self, part: str, folded: FoldedParts) -> None:
+        try:
+            folded[part] = self._zero(part)
+        except RunFailed as error:
+            folded.without_zero[part] = error
 
     def _zero(self, part: str) -> Tree | Tensor:
         """Return what a fold over no reply gives: zeros of the declared shape. RunFailed where it has none."""

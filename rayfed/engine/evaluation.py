@@ -27,7 +27,7 @@ from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, once,
 
 if TYPE_CHECKING:
     from rayfed.fed import Dispatcher, Fed
-    from rayfed.partition import Federation
+    from rayfed.partition import Federation, Index
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -46,6 +46,7 @@ class Evaluation(Enum):
     CLUSTER = "cluster"  # scores of the expert of each client's cluster, on its own test split
     LOCAL = "local"  # scores of what each client is served, fine-tuned on its train split
     ENSEMBLE = "ensemble"  # the served models' predictions on the pooled test set
+    BACKDOOR = "backdoor"  # scores of what honest clients are served, on test rows with an attacker's trigger
     SERVED = "served"  # the served model itself, for use from Python
 
     def __str__(self) -> str:
@@ -68,8 +69,9 @@ def build(evaluation: Evaluation, method: Method, task: Task, pieces: int, rows:
     if evaluation is Evaluation.CLUSTER:
         return _measure(task, lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
-    if evaluation is Evaluation.PERSONAL:
-        return scored(view, seen, lambda client, carry: view.end(client, carry)[0]["model"], rows)
+    if evaluation in (Evaluation.PERSONAL, Evaluation.BACKDOOR):
+        split = "backdoor" if evaluation is Evaluation.BACKDOOR else "test"
+        return scored(view, seen, lambda client, carry: view.end(client, carry)[0]["model"], rows, split)
     if evaluation is Evaluation.SERVED:
         return Visit(
             view.begin,
@@ -114,8 +116,8 @@ def _sent(sums: Tree) -> Tree:
     return {**sums["sum"], **{part: x for part, x in sums.items() if part != "sum"}}
 
 
-def _measure(task: Task, model: Callable[[ClientContext], Tree], rows: int = 0) -> Visit:
-    """Build a visit that scores `model(client)` on the client's test split."""
+def _measure(task: Task, model: Callable[[ClientContext], Tree], rows: int = 0, split: str = "test") -> Visit:
+    """Build a visit that scores `model(client)` on a split of the client's."""
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
         scores = task.metrics(carry["model"], batch)
@@ -123,18 +125,20 @@ def _measure(task: Task, model: Callable[[ClientContext], Tree], rows: int = 0) 
 
     return Visit(
         lambda client: {"model": model(client), "scored": _zero(task, rows)},
-        [Phase(once("test"), step, counts=False)],
+        [Phase(once(split), step, counts=False)],
         lambda client, carry: (_sent(carry["scored"]), client.own),
     )
 
 
-def scored(inner: Visit, task: Task, model: Callable[[ClientContext, Tree], Tree], rows: int = 0) -> Visit:
-    """Extend a visit: after `inner`, its `model(client, carry)` is scored on the client's test split, and only that is sent."""
+def scored(
+    inner: Visit, task: Task, model: Callable[[ClientContext, Tree], Tree], rows: int = 0, split: str = "test"
+) -> Visit:
+    """Extend a visit: after `inner`, its `model(client, carry)` is scored on a split of the client's, and only that is sent."""
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
         return {"model": model(client, carry), "scored": _zero(task, rows)}
 
-    last = _measure(task, lambda client: {}, rows)
+    last = _measure(task, lambda client: {}, rows, split)
     phase = last.phases[0]._replace(enter=enter)
     return Visit(inner.begin, [*inner.phases, phase], last.end, inner.vectorize)
 
@@ -255,6 +259,8 @@ class Evaluator:
             row |= scope("local", local_scores)
         if len(self.federation.pooled_test):
             row |= self._score_one_model(state) if method.universal else self._score_mixture(served)
+        if self.federation.backdoor is not None:
+            row |= self._score_backdoor(self.federation.backdoor, scored, served)
         return row, [self._make_row(c, personal[c], cluster_of, seconds.get(c)) for c in sorted(personal)]
 
     def _make_row(
@@ -309,6 +315,11 @@ class Evaluator:
             for i, (c, n) in enumerate(zip(clients, sizes.tolist(), strict=True))
         }
 
+    def _score_backdoor(self, triggered: Index, clients: Sequence[int], served: ServedPayload) -> dict[str, float]:
+        """Score scope `backdoor`: what honest clients are served, on their test rows with an attacker's trigger."""
+        theirs = [c for c in clients if len(triggered[c])]
+        return scope("backdoor", self._ask(Evaluation.BACKDOOR, theirs, served))
+
     def _rows_of(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the rows of these clients' test splits one after another, where each client's begin, and how many they are."""
         index = self.federation.test
@@ -332,7 +343,8 @@ class Evaluator:
         out: dict[int, Scores] = {}
         failures: dict[int, str] = {}
         test = self.federation.test
-        most = max((len(test[c]) for c in clients), default=0) if self._keeps() else 0
+        keeps = self._keeps() and evaluation is not Evaluation.BACKDOOR  # whose rows are copies
+        most = max((len(test[c]) for c in clients), default=0) if keeps else 0
         by_row: dict[int, Mapping[str, np.ndarray]] = {}
         for group, mine in served.groups(clients):
             replies = self.dispatcher.ask(

@@ -28,7 +28,8 @@ class VisitCall:
     shared: names of the shared parts, whose values come first; mine: tree with leaves (k, ...), a row for each client;
     states: per client (number of the value that holds its state, row in it), None for a client without one; folds, keep:
     what becomes of the parts that are sent; score_local: whether a training visit also scores its locally trained model;
-    arguments: the visit's own; rows: of a scoring of rows, the rows of the data arrays in each piece, (k, b).
+    arguments: the visit's own; rows: of a scoring of rows, the rows of the data arrays in each piece, (k, b); rehearsal: whether
+    attackers are asked what they would send as honest clients; crafted: whether the last value is what colluding attackers send.
     """
 
     visit: str | Evaluation
@@ -44,14 +45,17 @@ class VisitCall:
     score_local: bool = False
     arguments: Arguments = ()
     rows: np.ndarray | None = None
+    rehearsal: bool = False
+    crafted: bool = False
 
 
 @dataclass(frozen=True)
 class LinearCall:
-    """`weights` (K, c) times a part of one call's c replies; gives K stacked trees."""
+    """`weights` (K, c) times a part of one call's c replies; gives K stacked trees, of some entries where `names` has any."""
 
     part: str
     weights: np.ndarray
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class PickCall:
 
 @dataclass(frozen=True)
 class GramCall:
-    """Inner products of a part between the replies of two calls, (a, b)."""
+    """Inner products of a part between the replies of two calls, (a, b); apart: of each of its entries by itself, in a tree."""
 
     part: str
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,35 @@ class DotCall:
 
 
 @dataclass(frozen=True)
+class CombineCall:
+    """Coordinates `begin` to `end` of a part of all calls' replies, each combined by a rule; gives (G, end - begin).
+
+    paths: of the part's leaves, in whose order coordinates count; picks: which of the replies, in the order of the calls, for each
+    of G results; attack: whose `craft` combines them (the number in the config), None for the rule of aggregation; asked: how many
+    clients the round asks.
+    """
+
+    part: str
+    paths: tuple[tuple[str, ...], ...]
+    begin: int
+    end: int
+    picks: tuple[np.ndarray, ...]
+    attack: int | None = None
+    asked: int = 0
+
+
+@dataclass(frozen=True)
 class TimingCall:
     """How long one local step takes under each executor, for cohorts of `cohort` clients."""
 
     cohort: int
 
 
-Request = VisitCall | LinearCall | PickCall | GramCall | DotCall | TimingCall
+Request = VisitCall | LinearCall | PickCall | GramCall | DotCall | CombineCall | TimingCall
 
-_LABELS = {LinearCall: "linear", PickCall: "pick", GramCall: "gram", DotCall: "dot", TimingCall: "timing"}
+_LABELS = {
+    LinearCall: "linear", PickCall: "pick", GramCall: "gram", DotCall: "dot", CombineCall: "combine", TimingCall: "timing"
+}  # fmt: skip
 
 
 def label(request: Request) -> str:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rayfed import methods, tree
+from rayfed import aggregate, methods, tree
 from rayfed import task as tasks
 from rayfed.adapters import ranks
 from rayfed.engine import evaluation
+from rayfed.engine.attackers import Attackers
 from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import FailurePolicy
 from rayfed.execute.batches import BatchSampler
 from rayfed.models import private_buffers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from rayfed.config.schema import Config
+    from rayfed.fold import Fold
     from rayfed.method import Method
     from rayfed.partition import Federation
     from rayfed.task import Task
+    from rayfed.tree import Tree
     from rayfed.visits import Arguments, Visit
 
 KEPT = 64  # visits of a run in one process
@@ -59,11 +67,35 @@ class Resident:
         self.checks_each_reply = False  # each reply by itself for NaN; from the first call on whose fold has one
         self.keeps_rank = ranks.kept(config, self.method.wire)
         self.ranked = self.keeps_rank or ranks.unequal(config)
+        self.rule = aggregate.of(config)
+        self.scales = set(aggregate.ruled(self.method)) if self.rule and self.rule.needs == ("fold",) else set()
+        self.attackers = Attackers.of(config, self.method, self.task)
         self._visits: dict[tuple[str | Evaluation, str, bool], Visit] = {}
 
     def _tensor(self, array: Any) -> Any:
         x = tree.from_numpy(array)
         return x.to(self.device, self.task.dtype if x.is_floating_point() else x.dtype)
+
+    def scaled(self, parts: Tree, folds: Sequence[Fold]) -> Tree:
+        """Return parts (k, ...) in which the rule has scaled each update whose mean is folded, by the norm of
+        all that it sends of them, buffers aside."""
+        names = sorted(self.scales & {f.part for f in folds if f.kind == "mean"})
+        moved = {n: tree.without(parts[n], self.task.buffers) for n in names}
+        if not moved:
+            return parts
+        norms = sum((x.flatten(1) ** 2).sum(1) for x in tree.values(moved)).sqrt()
+        assert self.rule is not None
+        factor = self.rule.scale(norms)
+        made = tree.map(lambda x: x * factor.reshape(-1, *[1] * (x.dim() - 1)), moved)
+        return {**parts, **{n: {**parts[n], **t} if isinstance(t, Mapping) else t for n, t in made.items()}}
+
+    def combine(self, rows: Tensor, attack: int | None, asked: int) -> Tensor:
+        """Combine coordinates (n, b) by the rule of aggregation, or by what an attack's clients agree on; (b,)."""
+        if attack is None:
+            assert self.rule is not None
+            return self.rule.combine(rows)
+        assert self.attackers is not None
+        return self.attackers.attacks[attack].craft(rows, asked)
 
     def visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments = ()) -> Visit:
         """Build a visit of the method, or an evaluation, once.
@@ -98,5 +130,5 @@ class Resident:
 def data_key(config: Config) -> str:
     """Return what decides a run's task and data, as text: runs that agree in it share one set."""
     d = config.to_dict()
-    parts = [d[k] for k in ("seed", "task", "federation", "local", "init", "adapter")]
+    parts = [d[k] for k in ("seed", "task", "federation", "local", "init", "adapter", "attacks")]
     return json.dumps([*parts, d["evaluate"]["split"]], sort_keys=True)  # whose rows are scored

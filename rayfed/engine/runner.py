@@ -456,6 +456,7 @@ class Runner:
             "time/round": seconds,
             "clients/visits": dispatch.visits,
             "clients/dropped": dispatch.dropped,
+            **(dispatch.ruling.row() if dispatch.ruling else {}),
             "clients/per_second": dispatch.visits / max(seconds, 1e-9),
             "actors/restarts": self.pool.restarts,
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from rayfed.engine.failures import NOT_FINITE, Failure, Retry, TooLarge, Vectori
 from rayfed.engine.messages import (
     Answer,
     CallResult,
+    CombineCall,
     DotCall,
     GramCall,
     Job,
@@ -67,6 +68,7 @@ class Worker:
             PickCall: self._pick,
             GramCall: self._gram,
             DotCall: self._dot,
+            CombineCall: self._combine,
             TimingCall: self._time,
         }
 
@@ -112,6 +114,7 @@ class Worker:
 
     def _linear(self, res: Resident, call: LinearCall, values: Sequence[Any]) -> Answer:
         part = tree.from_numpy(values[0][call.part], self.device)
+        part = {n: part[n] for n in call.names} if call.names else part
         weights = torch.as_tensor(call.weights, device=self.device)
         made, counters = tree.combine(weights, part), {n: part[n] for n in res.task.counters if n in part}
         return Answer(Value(tree.to_numpy({**made, **largest(weights, counters)} if counters else made)))
@@ -121,15 +124,29 @@ class Worker:
         return Answer(Value({n: part[n] for n in call.names}))
 
     def _gram(self, res: Resident, call: GramCall, values: Sequence[Any]) -> Answer:
-        a, b = (tree.values(_learned(res, tree.from_numpy(v[call.part], self.device))) for v in values)
-        g = sum(x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in zip(a, b, strict=True))
-        return Answer(Value(tree.to_numpy(g)))
+        a, b = (tree.without(tree.from_numpy(v[call.part], self.device), res.task.buffers) for v in values)
+        each = tree.map(lambda x, y: x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T, a, b)
+        return Answer(Value(tree.to_numpy(each if call.apart else sum(tree.values(each)))))
+
+    def _combine(self, res: Resident, call: CombineCall, values: Sequence[Any]) -> Answer:
+        """Combine some coordinates of all replies; values: the part (c, ...) of each call."""
+        parts = [dict(tree.leaves(tree.from_numpy(v[call.part], self.device))) for v in values]
+        pieces, first = [], 0
+        for path in call.paths:
+            size = parts[0][path][0].numel()
+            low, high = max(call.begin - first, 0), min(call.end - first, size)
+            if low < high:
+                pieces.append(torch.cat([p[path].reshape(len(p[path]), -1)[:, low:high] for p in parts]))
+            first += size
+        rows, picks = torch.cat(pieces, 1), [torch.as_tensor(p, device=self.device) for p in call.picks]
+        made = torch.stack([res.combine(rows[p], call.attack, call.asked) for p in picks])
+        return Answer(Value(tree.to_numpy(made)))
 
     def _dot(self, res: Resident, call: DotCall, values: Sequence[Any]) -> Answer:
         """Multiply; values: the part (c, ...) and the trees (K, ...), whose entries may be some of the part's."""
         part, trees = (tree.from_numpy(v, self.device) for v in (values[0][call.part], values[1]))
         entries, products = dict(tree.leaves(part)), []
-        for path, y in tree.leaves(_learned(res, trees)):
+        for path, y in tree.leaves(tree.without(trees, res.task.buffers)):
             # Row by row and in fresh memory: a client's bits depend neither on its cohort nor on where its row was.
             wide = y.reshape(y.shape[0], -1).to(torch.float64, copy=True)
             rows = (x.reshape(-1).to(torch.float64, copy=True) for x in entries[path])
@@ -169,6 +186,7 @@ class CohortVisit:
         }
         self.mine = tree.from_numpy(call.mine, self.device)
         self.own = self._stack_states(values[len(call.shared) :])
+        self.crafted: Tree = tree.from_numpy(values[-1], self.device) if call.crafted else {}
         self.failures: dict[int, Failure] = {}
         self.folded: Folded = {}
         self._kept: list[Tree] = []
@@ -217,6 +235,9 @@ class CohortVisit:
     def _collect(self, positions: list[int], parts: Tree, after: Tree, steps: Any) -> None:
         """Check a piece's replies against NaN and the wire, count their bytes, and fold or keep their parts."""
         call, res, info = self.call, self.resident, self.cohort.info
+        if res.attackers and not call.rehearsal and not isinstance(call.visit, Evaluation):
+            ids = [self.cohort.clients[p] for p in positions]
+            parts = res.attackers.attack(parts, ids, call.dispatch, self.crafted)
         checked = {n: p for n, p in parts.items() if n not in self.checked_in_fold}
         good = self._finite_positions(positions, checked, after)
         if not good:
@@ -239,6 +260,7 @@ class CohortVisit:
             self._bytes_up += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
         examples = info.examples[at]
         mine = tree.map(lambda x: x[at], self.mine)
+        parts = res.scaled(parts, call.folds) if res.scales else parts
         for fold in call.folds:
             onto = self.folded.get(fold.part)
             self.folded[fold.part] = partial(fold, parts, mine, examples, onto, res.task.counters)
@@ -352,12 +374,6 @@ class CohortVisit:
             else:
                 rows.append(tree.from_numpy(tree.row(blocks[place[0]], place[1]), self.device))
         return tree.stack(rows)
-
-
-def _learned(res: Resident, part: Tree) -> Tree:
-    """Return a part without running statistics and counters, whose sizes would hide what gradients moved."""
-    buffers = res.task.buffers
-    return {n: x for n, x in part.items() if n not in buffers} if buffers and isinstance(part, Mapping) else part
 
 
 def _concatenate(pieces: list[Tree]) -> Tree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rayfed import metrics, task
+from rayfed.engine import ruling
 from rayfed.errors import nearest
 from rayfed.method import Method
 
@@ -28,12 +29,13 @@ def known(method: Method, federation: Federation) -> list[str]:
         ("cluster", clusters and type(method).experts is not Method.experts and tests[:n].any()),
         ("local", tests[:n].any()),
         ("unseen", tests[n:].any()),
+        ("backdoor", federation.backdoor is not None),
     ):
         scopes += [scope, f"{scope}_ex"] if there else []
     names = [f"{name}/{scope}" for scope in scopes for name in task.of(federation.kind).measures]
     names += ["clusters/count"] if clusters else []
     names += ["clusters/ari"] if clusters and int((federation.group[:n] >= 0).sum()) > 1 else []
-    return list(dict.fromkeys([*names, *method.logs, *COUNTS, *TIMES]))
+    return list(dict.fromkeys([*names, *method.logs, *ruling.names(method), *COUNTS, *TIMES]))
 
 
 def problem(where: str, metric: str, method: Method, federation: Federation) -> str | None:

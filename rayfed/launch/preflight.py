@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rayfed import adapters, data, methods, models, track, visits
+from rayfed import adapters, aggregate, attack, data, methods, models, track, visits
 from rayfed.adapters import ranks
 from rayfed.adapters.start import start_problems
 from rayfed.config import unread
@@ -60,9 +60,11 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     rules: list[str] = []
     if make_method is not None:
         rules = asked(raw["method"]["name"], "check", lambda: make_method(config).check(config))
+    cls = methods.get(config.method.name) if make_method is not None else None
+    rules = [*rules, *aggregate.problems(config, cls), *attack.problems(config, cls)]
     rules = [*rules, *unread.sentences(config)]
-    if make_method is not None and config.local.buffers == "private":
-        rules = rules + private_buffers.problems(methods.get(config.method.name))
+    if cls is not None and config.local.buffers == "private":
+        rules = rules + private_buffers.problems(cls)
     rules = rules + check_rules(config)
     return problems + [p for p in rules if not blames(p, wrong)]
 

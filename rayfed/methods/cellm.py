@@ -65,6 +65,7 @@ class CELLM(Method):
         eps: float = Field(1e-8, gt=0, description="Its epsilon.")
         weight_decay: float = Field(0.01, ge=0, description="Its decoupled weight decay.")
 
+    no_rule = "the updates of its tiers are summed, and it takes their mean by itself"
     no_buffers = "it thins every entry of the model, so a mask of the largest would set running variances to zero"
 
     wire: ClassVar[Wire] = Wire(

@@ -30,6 +30,7 @@ class FedExLoRA(MovesBase):
     """
 
     logs = GAP
+    no_rule = "what is averaged are the clients' products B A, each from its own factors"
     one_rank = "the base takes what the mean factors miss, and a client of a smaller rank does not hold those factors"
 
     class Settings(MethodSettings):

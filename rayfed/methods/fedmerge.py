@@ -71,6 +71,7 @@ class FedMerge(Method):
         },
     )
     universal: ClassVar[str | None] = None
+    no_rule = "each of its models gets another mixture of the updates"
 
     def init(self, task: Task, key: int) -> Tree:
         self._names(task)  # refuses now what the first round would

@@ -29,6 +29,7 @@ class FlexLoRA(OverLoRA):
     """
 
     logs = GAP
+    no_rule = "what is averaged are the clients' products B A, each from its own factors"
 
     class Settings(MethodSettings):
         weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")

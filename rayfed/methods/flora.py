@@ -28,6 +28,8 @@ class FLoRA(MovesBase):
     A run ends in a whole model, the adapter merged.
     """
 
+    no_rule = "what is averaged are the clients' products B A, each from its own factors"
+
     class Settings(MethodSettings):
         weight: Literal["examples", "one"] = Field("examples", description="Weights p_i: by examples, or equal.")
 

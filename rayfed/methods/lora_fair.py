@@ -40,6 +40,7 @@ class LoRAFAIR(OverLoRA):
         "lora/gap_before": ("`lora/gap` of B' in the place of B", "0 = exact"),
         "lora/corrected": ("share of layers whose B is not the mean's", "0 = FedIT"),
     }
+    no_rule = "what is corrected are the clients' products B A, each from its own factors"
     one_rank = "B is corrected for all rows of A at once, of which a client of a smaller rank holds only some"
 
     class Settings(MethodSettings):

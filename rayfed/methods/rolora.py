@@ -34,9 +34,9 @@ class RoLoRA(OverLoRA):
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS)},
         up={
-            "a": Part(params_of("lora_A"), update=True, note="in even rounds"),
-            "b": Part(params_of("lora_B"), update=True, note="in odd rounds"),
-            "head": Part(params_of("head"), update=True),
+            "a": Part(params_of("lora_A"), update=True, robust=True, note="in even rounds"),
+            "b": Part(params_of("lora_B"), update=True, robust=True, note="in odd rounds"),
+            "head": Part(params_of("head"), update=True, robust=True),
         },
         server={"model": Part(PARAMS)},
     )

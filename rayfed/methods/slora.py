@@ -49,9 +49,9 @@ class SLoRA(OverLoRA):
             "sparse": Part(ANY, note="v, (|M|,) of each adapted layer"),
         },
         up={
-            "delta": Part(PARAMS, update=True),
-            "head_delta": Part(params_of("head"), update=True),
-            "sparse_delta": Part(ANY, update=True, note="of v"),
+            "delta": Part(PARAMS, update=True, robust=True),
+            "head_delta": Part(params_of("head"), update=True, robust=True),
+            "sparse_delta": Part(ANY, update=True, robust=True, note="of v"),
         },
         server={
             "model": Part(ANY, note="params, in stage 1 also W of each adapted layer"),

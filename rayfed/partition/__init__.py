@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed import keys
+from rayfed import attack, keys
 from rayfed.errors import ConfigError
 from rayfed.partition import groups as planted
 
@@ -102,7 +102,7 @@ class Federation:
     arrays: x, y of all rows, training rows first, then the pooled test rows and the probe's, after the planted groups'
     transforms; train, val, test: rows per client; pooled_test: rows of the pooled test set; group: (N,) planted group or -1;
     names: natural ids or numbers; class_counts: (N, C) of the train split; probe: rows of the public probe set, whose
-    labels are -1; notes: the data set's.
+    labels are -1; notes: the data set's; backdoor: rows per client of marked copies of honest clients' test rows, None without a trigger.
     """
 
     arrays: dict[str, np.ndarray]
@@ -120,6 +120,7 @@ class Federation:
     label_names: tuple[str, ...]
     probe: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     notes: tuple[str, ...] = ()
+    backdoor: Index | None = None
 
     @property
     def clients(self) -> int:
@@ -129,7 +130,7 @@ class Federation:
     def numpy(self) -> dict[str, Any]:
         """Return a flat dict of arrays (so that an object store shares them without copies) and `meta`, plain values."""
         flat: dict[str, Any] = {f"arrays/{n}": a for n, a in self.arrays.items()}
-        for n in ("train", "val", "test"):
+        for n in ("train", "val", "test", *(("backdoor",) if self.backdoor else ())):
             index = getattr(self, n)
             flat[f"{n}/offsets"], flat[f"{n}/rows"] = index.offsets, index.rows
         for n in ("pooled_test", "group", "class_counts", "probe"):
@@ -159,7 +160,8 @@ class Federation:
         meta = dict(flat["meta"])
         meta |= {n: tuple(meta[n]) for n in ("input_shape", "label_names", "notes")}
         made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts", "probe")}
-        made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in ("train", "val", "test")}
+        splits = [n for n in ("train", "val", "test", "backdoor") if f"{n}/offsets" in flat]
+        made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in splits}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
         return cls(names=Names(len(flat["group"]), flat["names"]), **made, **meta)
 
@@ -175,7 +177,8 @@ def split_key(config: Mapping[str, Any]) -> str:
     task, model = config["task"], config["task"]["model"]["name"]
     words = [model, config["adapter"].get("tokens")] if ":" in model else []
     scored = config["evaluate"].get("split")
-    return json.dumps([config["seed"], task["data"], config["federation"], words, scored], sort_keys=True, default=str)
+    asked = [config["seed"], task["data"], config["federation"], words, scored, config.get("attacks") or []]
+    return json.dumps(asked, sort_keys=True, default=str)
 
 
 def build(config: Config, dataset: Dataset | None = None) -> Federation:
@@ -236,7 +239,6 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     x = np.concatenate([dataset.train.x, dataset.test.x, public])
     x, y = planted.transform(f.groups, x, y, row_group, dataset.classes, draw("transforms"))
     y[probe] = -1
-    counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
     if config.evaluate.split == "val":
         test, pooled = val, np.sort(val.rows[val.owners() < n - held])
         if not len(pooled):
@@ -245,11 +247,25 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
             )
     elif f.split.tests == "others":  # validation rows stay a client's own
         test = exchanged(test, group[: n - held])
+    backdoor = None
+    if config.attacks:
+        x, y, backdoor = _attacked(config, x, y, train, test, dataset)
+    counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
     return Federation(
         {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
-        dataset.label_names, probe, dataset.notes,
+        dataset.label_names, probe, dataset.notes, backdoor,
     )  # fmt: skip
+
+
+def _attacked(
+    config: Config, x: np.ndarray, y: np.ndarray, train: Index, test: Index, dataset: Dataset
+) -> tuple[np.ndarray, np.ndarray, Index | None]:
+    """Return x and y after the attacks on data, and the rows with an attacker's trigger by client, None without any."""
+    mine, theirs = ([split[c] for c in range(config.training_clients())] for split in (train, test))
+    made = attack.poison(config, x, y, mine, theirs, dataset.kind, dataset.classes)
+    backdoor = Index.of(made.owner, made.triggered, len(train)) if len(made.triggered) else None
+    return made.x, made.y, backdoor
 
 
 def exchanged(test: Index, group: np.ndarray) -> Index:

@@ -199,6 +199,25 @@ def by_expense(subject: Subject) -> Picture | None:
     return _picture("worth", f"{name} by what was spent", panels, key, band_note(subject))
 
 
+def backdoor(subject: Subject) -> Picture | None:
+    """Draw the last accuracy against the attackers' last success, a dot per run; None where no trigger was scored."""
+    x, y = "accuracy/backdoor", "accuracy/global"
+    if x not in subject.metrics or y not in subject.metrics:
+        return None
+
+    def paint(axis: Any) -> None:
+        for i, runs in enumerate(subject.arms.values()):
+            dots = [(run.series(x)[-1][1], run.series(y)[-1][1]) for run in runs if run.series(x) and run.series(y)]
+            if dots:
+                axis.scatter(*zip(*dots, strict=True), s=36, color=line_style(i)["color"], alpha=0.8, linewidths=0)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_xlabel("test rows with the trigger taken for the attackers' class")
+        axis.set_ylabel(y)
+
+    note = "A dot per run, at its last evaluation: upper left is what a defence wants."
+    return Picture("backdoor", "Accuracy and the backdoor's success", [paint], arm_key(subject), note)
+
+
 def _picture(name: str, title: str, panels: Sequence[Panel], key: Mapping[str, Style], note: str = "") -> Picture:
     return Picture(name, title, [p.paint for p in panels], key, note)
 

@@ -29,7 +29,7 @@ KIND = {"run": "Run", "study": "Study", "comparison": "Comparison"}
 
 def render(subject: Subject) -> tuple[str, list[Picture]]:
     """Return the page of what the folders hold now, and its pictures."""
-    scopes, others = curves.scope_curves(subject), curves.other_metrics(subject)
+    scopes, others = curves.scope_curves(subject), [curves.other_metrics(subject), curves.backdoor(subject)]
     clients = client_pictures.distribution(subject)
     clusters = [curves.clusters(subject), client_pictures.membership(subject)]
     splits, missing_splits = _splits(subject)
@@ -39,7 +39,7 @@ def render(subject: Subject) -> tuple[str, list[Picture]]:
         results.verdicts(subject),
         "<h2>Results</h2>" + results.final_values(subject),
         results.difference_table(subject),
-        section("Curves", [*scopes, others]),
+        section("Curves", [*scopes, *others]),
         section("Clients", [clients], after=results.client_table(subject) if clients else ""),
         section("Clusters", clusters),
         section("Who holds what", splits, after=missing_splits),
@@ -49,7 +49,7 @@ def render(subject: Subject) -> tuple[str, list[Picture]]:
         "<h2>Settings and versions</h2>" + _settings(subject),
         "<h2>What the numbers mean</h2>" + _meanings(subject),
     ]
-    pictures = [*scopes, others, clients, *clusters, *splits, expense, cost]
+    pictures = [*scopes, *others, clients, *clusters, *splits, expense, cost]
     return document(f"{subject.name} · rayfed", sections), [p for p in pictures if p]
 
 

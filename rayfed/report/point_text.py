@@ -30,7 +30,7 @@ def value_text(value: Any) -> str:
         if head is None:
             return f"{{{rest}}}"
         return f"{value[head]}({rest})" if rest else str(value[head])
-    return ",".join(value_text(v) for v in value) if isinstance(value, list | tuple) else str(value)
+    return (",".join(map(value_text, value)) or "none") if isinstance(value, list | tuple) else str(value)
 
 
 def point_text(point: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

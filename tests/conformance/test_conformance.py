@@ -77,6 +77,7 @@ VARIANTS: dict[str, list[Any]] = {
         ({"generator_steps": 2, "hidden": 8, "generated": 3, "rho": 1.0, "beta": 0.5}, {"local": MOMENTUM}),
     ],
     "fedit": [{}, ({"gap": True}, RANKS)],
+    "fedld": [{}, ({"per": "example", "weight": "examples"}, {"aggregate": {"kind": "principal", "first": 1}})],
     "fedmerge": [
         {},
         {"models": 2, "inner": "all", "step": "client", "mu": 0.0, "server_lr": 0.5, "newcomers": "least_loss"},
@@ -96,8 +97,10 @@ VARIANTS: dict[str, list[Any]] = {
         {"gap": "weights"},
     ],
     "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],
+    "fedsoft": [{}, {"clusters": 2, "lam": 0.0, "selection": "weighted", "every": 1, "floor": 0.0}],
     "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
     "ifca": [{}, {"clusters": 2, "weight": "examples"}],
+    "fedgroup": [{"pretrain": 3}, {"clusters": 2, "pretrain": 2, "per_group": 2, "eta": 0.5, "weight": "one"}],
     "flexlora": [{}, ({"weight": "one"}, RANKS)],
     "flora": [{}, ({"weight": "one"}, RANKS)],
     "hetlora": [
@@ -106,6 +109,10 @@ VARIANTS: dict[str, list[Any]] = {
         ({"gamma": 1.0, "pad": "rank_wise", "weight": "examples"}, RANKS),
     ],
     "lora_fair": [{"distance": "cosine", "steps": 5}, {}],
+    "ocfl": [
+        ({}, {"federation": {"per_round": None}}),
+        ({"clusterer": {"kind": "affinity"}, "server_lr": 0.5, "p": 3.0}, {"federation": {"per_round": None}}),
+    ],
     "pacfl": [
         {},
         {"angles": "principal", "basis": 1, "threshold": 0.9, "relative": True, "linkage": "average", "weight": "one"},

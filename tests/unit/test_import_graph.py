@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
     ("rayfed.models",),
     ("rayfed.adapters",),
     ("rayfed.execute", "rayfed.storage"),
-    ("rayfed.method", "rayfed.training", "rayfed.fold"),
+    ("rayfed.method", "rayfed.training", "rayfed.fold", "rayfed.aggregate", "rayfed.attack"),
     ("rayfed.wire", "rayfed.visits", "rayfed.optimizers", "rayfed.schedules", "rayfed.stragglers"),
     ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys"),
     ("rayfed.errors", "rayfed.lazy"),

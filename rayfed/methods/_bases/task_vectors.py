@@ -66,6 +66,7 @@ class TaskVectors(Method):
         },
     )
     universal: ClassVar[str | None] = None
+    no_rule = "every client gets another mixture of the updates"
 
     def check(self, config: Config) -> list[str]:
         if self.settings.similarity == "product" and config.adapter.kind != "lora":

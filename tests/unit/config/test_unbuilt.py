@@ -14,8 +14,6 @@ from tests import configs
 from tests.configs import LEAST
 
 EMPTY_SECTIONS: dict[str, Any] = {
-    "aggregate": {"kind": "mean"},
-    "attacks": [],
     "transforms": [],
     "devices": {"profile": "none"},
     "failures": {"stragglers": {"deadline_s": None, "over_select": 0}},
@@ -28,10 +26,8 @@ the_problem = partial(configs.the_problem, load=load_config)
 @pytest.mark.parametrize(
     ("change", "at"),
     [
-        *((f"aggregate={k}", "aggregate.kind") for k in ("krum", "trimmed_mean", "median")),
         *((f"transforms=[{{kind: {k}, x: 1}}]", "transforms") for k in ("clip", "gaussian", "topk")),
         ("federation.participation=trace", "federation.participation.kind"),
-        ("attacks=[{kind: label_flip, clients: 0.2}]", "attacks"),
         ("devices=trace", "devices.profile"),
     ],
 )
@@ -42,7 +38,7 @@ def test_what_is_not_built_yet_is_refused_by_its_name(change: str, at: str) -> N
     assert kind is not None and next(g for g in kind.groups() if g) in sentence
 
 
-@pytest.mark.parametrize("change", ["devices={profile: trace, file: x}", "aggregate={kind: krum, byzantine: 2}"])
+@pytest.mark.parametrize("change", ["devices={profile: trace, file: x}"])
 def test_settings_of_what_is_not_built_yet_are_not_called_unknown(change: str) -> None:
     assert "not available yet" in the_problem(change)
 
@@ -55,11 +51,6 @@ def test_stragglers_are_refused_by_name(change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("aggregate=meen", "aggregate.kind: 'meen' found, allowed: 'mean'"),
-        ("aggregate={kind: mean, x: 1}", "aggregate.x: unknown key; known: kind"),
-        ("aggregate=3", "aggregate: 3 found, should be a valid dictionary"),
-        ("attacks=3", "attacks: 3 found, should be a valid list"),
-        ("attacks=[noise]", "attacks.0: 'noise' found (available: none, leave the list empty)"),
         ("devices={profil: none}", "devices.profil: unknown key (did you mean 'profile'?); known: profile"),
         ("failures.stragglers={deadline: 3}", "failures.stragglers.deadline: unknown key (did you mean 'deadline_s'?)"),
         ("federation.participation=fastest", "federation.participation.kind: 'fastest' found"),
@@ -75,13 +66,13 @@ def test_what_asks_for_nothing_is_accepted_and_left_out() -> None:
     assert config == load_config(LEAST)
     assert not EMPTY_SECTIONS.keys() - {"failures"} & config.to_dict().keys()
     assert "stragglers" not in config.to_dict()["failures"]
-    assert load_config({**LEAST, "aggregate": "mean", "devices": "none", "failures": {"stragglers": {}}}) == config
+    assert load_config({**LEAST, "devices": "none", "failures": {"stragglers": {}}}) == config
 
 
 def test_a_refused_word_does_not_hide_another_problem() -> None:
-    found = problems(aggregate="krum", rounds=0, federation={"participation": "trace", "clients": 0})
+    found = problems(devices="trace", rounds=0, federation={"participation": "trace", "clients": 0})
     assert [p.split(":")[0] for p in found] == [
-        "federation.participation.kind", "aggregate.kind", "rounds", "federation.clients",
+        "federation.participation.kind", "devices.profile", "rounds", "federation.clients",
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayfed.report.curves import Panel, band_note, by_expense, cost, scope_curves
+from rayfed.report.curves import Panel, backdoor, band_note, by_expense, cost, scope_curves
 from rayfed.report.subject import load, load_comparison
 from tests.unit.report.folders import painted
 
@@ -36,3 +36,14 @@ def test_what_was_spent_is_cumulative(several):
         "sent by clients", "sent to clients", "both directions, since the start",
     ]  # fmt: skip
     assert painted(spent.panels[2]).lines[0].get_ydata().tolist() == pytest.approx([4.0, 8.0, 12.0])
+
+
+def test_a_backdoors_success_has_a_dot_per_run(several):
+    assert backdoor(load_comparison(several)) is None
+    subject = load_comparison(several)
+    for i, run in enumerate(subject.runs):
+        run.rows[-1].update({"accuracy/backdoor": 0.1 * i})
+    picture = backdoor(subject)
+    assert picture is not None and list(picture.key) == ["fedavg", "ifca"]
+    dots = [c.get_offsets().tolist() for c in painted(picture.panels[0]).collections]
+    assert dots == [[[0.0, 0.5], [0.1, 0.6]], [[0.2, 0.75], [pytest.approx(0.3), 0.95]]]

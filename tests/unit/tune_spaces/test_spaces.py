@@ -16,7 +16,8 @@ from tune_spaces.sweep.spaces import load_spaces
 @pytest.mark.parametrize(
     "name",
     ["clusters:both", "distillation", "distillation:mix", "distillation:losses", "heterogeneity:groups", "heterogeneity:kinds",
-     "heterogeneity:quantity", "heterogeneity:continuous", "local_work:both", "participation:kind", "participation:continuous"],
+     "heterogeneity:quantity", "heterogeneity:continuous", "local_work:both", "participation:kind", "participation:continuous",
+     "robustness:rules", "robustness:attacks", "robustness:methods"],
 )  # fmt: skip
 def test_every_part_fits_a_config(name: str) -> None:
     images = {"data": {"name": "digits"}, "model": {"name": "mlp"}}
