@@ -81,4 +81,6 @@ def test_what_it_needs_is_said() -> None:
     assert the_problem("method=ocfl", "federation.per_round=10").startswith(
         "federation.per_round: 10 found, ocfl compares all clients"
     )
-    assert "allowed: hdbscan, mean_shift, affinity" in the_problem("method={name: ocfl, clusterer: {kind: kmeans}}")
+    assert "allowed: hdbscan, mean_shift, affinity, oracle" in the_problem(
+        "method={name: ocfl, clusterer: {kind: kmeans}}"
+    )

@@ -26,6 +26,7 @@ REQUESTS: list[Any] = [
     messages.PickCall("delta", ("head.bias",)),
     messages.GramCall("delta"),
     messages.DotCall("delta"),
+    messages.CombineCall("delta", (("head.bias",),), 0, 4, (np.arange(3),), 1, 9),
     messages.TimingCall(4),
 ]
 
@@ -53,7 +54,7 @@ def test_an_evaluation_is_the_same_object_in_every_process() -> None:
 
 def test_labels_name_the_kind_and_the_visit() -> None:
     assert [label(r) for r in REQUESTS] == [
-        "visit:train", "visit:evaluation personal", "linear", "pick", "gram", "dot", "timing",
+        "visit:train", "visit:evaluation personal", "linear", "pick", "gram", "dot", "combine", "timing",
     ]  # fmt: skip
 
 
