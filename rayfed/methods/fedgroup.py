@@ -31,8 +31,8 @@ class FedGroup(Clustered):
     Every round: FedAvg in each group; then with `eta` > 0 (FedGrouProx's inter-group step) c_k <- (c_k + sum_{l != k} b_l c_l) /
     (1 + sum_{l != k} b_l), b_l = eta / ||c_l||.
     V and E follow from inner products of the updates, which stay where the clients are. Groups never change.
-    Down: a group's model (P); once for each client, w_0 (P). Up: update (P), n_i; once, dW_i (P). Kept at clients: nothing. At the
-    server: K models, w_0, K directions d_k, each client's group. With one group it is FedAvg from the pre-trained mean.
+    Down: a group's model (P); once for each client, w_0 (P). Up: update (P), n_i; once, dW_i (P). Kept at clients: nothing.
+    At the server: K models, w_0, K directions d_k, each client's group. With one group it is FedAvg from the pre-trained mean.
     """
 
     class Settings(MethodSettings):

@@ -26,7 +26,7 @@ KINDS = (
 
 
 class OCFL(Clustered):
-    """Zuziak et al. 2025, "One-Shot Clustered Federated Learning" (2503.04231; clustering-agnostic: 2509.01587).
+    """Zuziak et al. 2025, "One-Shot Clustered Federated Learning" (2503.04231), and its later, clustering-agnostic version.
 
     Client i of cluster c: E epochs of SGD from w_c; sends D_i.
     Server: G_ij = 1 - cos(D_i, D_j), temperature T = ||G||_p / (n (n - 1) 2^p)^{1/p} in [0, 1]. In the first round whose T is above

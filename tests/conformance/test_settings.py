@@ -36,7 +36,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     ("cfl", "absent"): (CUTS, {"federation": {"per_round": None}}),
     ("cfl", "relative"): ({**CUTS, "eps_2": 0.99}, {}),
     ("disue", "classes"): ({**SHORT, "clusters": 1}, {}),  # one expert shares no class
-    "ocfl": ({}, {"federation": {"per_round": None}}),
+    "ocfl": ({}, {"federation": {"per_round": None}, "local": {"epochs": 4}}),
     ("pacfl", "relative"): ({"threshold": 20.0}, {}),
     ("fedftg", "classes"): (SHORT, {"federation": {"per_round": 1}}),
 }
