@@ -22,6 +22,7 @@ KINDS = (
     "mean_shift",
     "affinity",
     "oracle",
+    "singletons",
 )  # clusterers that go by updates alone, or by the truth, and need no number
 
 
