@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from rayfed import keys, stragglers, tree, visits
-from rayfed.errors import RunFailed
+from rayfed import clock, keys, participation, stragglers, tree, visits
+from rayfed.errors import FailsAgain, RunFailed
 from rayfed.fold import Fold
 from rayfed.lazy import torch
 
@@ -148,7 +148,12 @@ class Replies(Sequence[Reply]):
 
 
 class Dispatcher(Protocol):
-    """What brings visits to clients and their replies back: the engine's is `rayfed.engine.dispatch.Dispatch`."""
+    """What brings visits to clients and their replies back: the engine's is `rayfed.engine.dispatch.Dispatch`.
+
+    simulated: seconds that this round's asks take on the clients' devices.
+    """
+
+    simulated: float
 
     def begin(self, round: int, score_local: bool) -> None:
         """Begin a round: numbers of asks and counts of bytes start at 0 again."""
@@ -182,6 +187,11 @@ class Fed:
         self.population, self.read_rounds = federation.population, False
         self._dispatcher = dispatcher
         self._everyone = np.arange(federation.population)
+        kind = config.federation.participation.kind
+        self._comes = participation.Availability(config, federation) if kind in participation.BY_THEMSELVES else None
+        self._devices = clock.devices(config, federation.clients)
+        late = config.failures.stragglers
+        self._hurries = late.deadline_s is not None or late.over_select > 0
         self.begin(0)
 
     def begin(self, round: int, score_local: bool = False) -> None:
@@ -191,6 +201,8 @@ class Fed:
         """
         self.round = round
         self._samples = 0
+        self._elapsed: float | None = None
+        self._waited = 0.0
         self.logged: dict[str, tuple[float, float]] = {}  # name -> (weighted sum, weight)
         self._dispatcher.begin(round, score_local)
 
@@ -225,10 +237,12 @@ class Fed:
     def sample(self, n: int | None = None, *, where: Sequence[int] | None = None) -> tuple[int, ...]:
         """Draw this round's clients by `federation.participation`, from a keyed stream that is the same for every method.
 
-        n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson). Stragglers are left
-        out of them where `local.work.late` says so.
+        n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson, or nobody is there).
+        Left out are stragglers where `local.work.late` says so, and who is not in time by `failures.stragglers`.
         """
         drawn = self._draw(n, where)
+        if n is None and self._hurries:
+            drawn = self._in_time(drawn)
         if self.config.local.work.late == "keep":
             return drawn
         late = set(stragglers.late(self.config, self.population, self.round).tolist())
@@ -238,7 +252,11 @@ class Fed:
         self._samples += 1
         rng = keys.numpy_again(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
         among = self._everyone if where is None else np.asarray(sorted(where), np.int64)
-        want = min(self.config.per_round() if n is None else n, len(among))
+        if self._comes is not None:
+            among = among[np.isin(among, self._comes.there(self.round))]
+        want = min(
+            self.config.per_round() + self.config.failures.stragglers.over_select if n is None else n, len(among)
+        )
         p = self.config.federation.participation
         if p.kind == "poisson" and n is None:
             q = want / max(1, len(among))
@@ -249,6 +267,55 @@ class Fed:
             start = (self.round - 1) * want % max(1, len(order))
             return tuple(sorted(np.take(order, np.arange(start, start + want), mode="wrap").tolist()))
         return tuple(sorted(rng.choice(among, want, replace=False).tolist())) if want else ()
+
+    def _in_time(self, drawn: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the fastest `per_round` of the drawn clients that meet the deadline."""
+        deadline = self.config.failures.stragglers.deadline_s
+        took, wanted = self.durations(), min(len(drawn), self.config.per_round())
+        first = sorted((took[c], c) for c in drawn if deadline is None or took[c] <= deadline)[:wanted]
+        if deadline is not None and len(first) < wanted:  # it has waited for the others in vain
+            self._waited = max(self._waited, deadline)
+        return tuple(sorted(c for _, c in first))
+
+    def available(self) -> tuple[int, ...]:
+        """Return who is there in this round, sorted: everybody, unless clients come by themselves (`federation.participation`)."""
+        return tuple((self._everyone if self._comes is None else self._comes.there(self.round)).tolist())
+
+    def chances(self) -> Tensor:
+        """Return the chance with which `sample()` draws each client in a round, (N,) float64. FailsAgain where nobody knows it."""
+        if why := participation.unknown(self.config):
+            raise FailsAgain(why[0])
+        if self._comes is None:
+            found = np.full(self.population, min(1.0, self.config.per_round() / self.population))
+        else:
+            found = self._comes.chances
+        if self.config.local.work.late == "drop":
+            found = found * (1 - len(stragglers.late(self.config, self.population, self.round)) / self.population)
+        return torch.as_tensor(found)
+
+    # -- simulated time ----------------------------------------------------------------------------------------------
+
+    def durations(self, steps: Any = None) -> np.ndarray:
+        """Return how long a visit takes each client by `devices`, (N,) float64 seconds: its local steps, and a model each way.
+
+        steps: (N,) in place of those that the config asks for. One second for everybody under profile none.
+        """
+        n = self.population
+        if self._devices is None:
+            return np.ones(n)
+        if steps is None:
+            steps = clock.local_steps(self.config, self.federation)[:n]
+        size = tree.nbytes(self.task.params_like)
+        return self._devices.seconds(range(n), steps, size, size)
+
+    def elapse(self, seconds: float) -> None:
+        """Say how long this round takes on the clients' devices, where that is not until the slowest of each ask has replied."""
+        self._elapsed = (self._elapsed or 0.0) + seconds
+
+    @property
+    def elapsed(self) -> float:
+        """The simulated seconds of this round so far: what `elapse` was told, or until the slowest of each ask has replied."""
+        return max(self._waited, self._dispatcher.simulated) if self._elapsed is None else self._elapsed
 
     # -- asking --------------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Fold(NamedTuple):
     """Describe how a part of many replies is aggregated; made by `mean` and `total`.
 
-    kind: mean | sum; weight: "examples", "one", or the name of a scalar part of the reply; by: the name of an integer
-    part (of the reply or of `mine`) that sorts replies into separate folds; denominator: fixed instead of the weights' sum.
+    kind: mean | sum; weight: "examples", "one", or the name of a scalar part (of the reply or of `mine`); by: the name of an integer
+    part (likewise) that sorts replies into separate folds; denominator: fixed instead of the weights' sum.
     """
 
     kind: str
@@ -38,7 +38,7 @@ def mean(part: str, weight: str = "examples", by: str | None = None, denominator
 
     Arguments:
         part: its name in `wire.up`.
-        weight: "examples" (n_i), "one", or the name of a scalar part of the reply.
+        weight: "examples" (n_i), "one", or the name of a scalar part, of the reply or of `mine` (what the server gave the client).
         by: the name of an integer part, of the reply or of `mine`: one mean for each of its values.
         denominator: what the weighted sum is divided by, in place of the sum of the weights (q N, say).
 
@@ -90,7 +90,7 @@ def partial(
     elif fold.weight == "one":
         w = torch.ones(n, dtype=torch.float64, device=examples.device)
     else:
-        w = parts[fold.weight].to(torch.float64)
+        w = (parts if fold.weight in parts else mine)[fold.weight].to(torch.float64)
     out = onto or {}
     if fold.by is None:
         out[""] = _weighted(w, part, out.get(""), _counters(fold, part, counters))

@@ -7,10 +7,12 @@ clients are the executor's business.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed import tree
+from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import torch
 from rayfed.tree import Tree
 
@@ -24,7 +26,9 @@ class Optimizer(NamedTuple):
 
 
 def make(o: Any) -> Optimizer:
-    """Return the optimizer of `local.optimizer` (fields name, momentum, nesterov, weight_decay, betas, eps)."""
+    """Return the optimizer of `local.optimizer` (fields name, momentum, nesterov, weight_decay, betas, eps, options)."""
+    if is_own(o):
+        return of_torch(o)
     return (
         sgd(o.momentum, o.nesterov, o.weight_decay)
         if o.name == "sgd"
@@ -80,3 +84,66 @@ def adam(
         return tree.map(move, params, m, v), {"m": m, "v": v, "t": t}
 
     return Optimizer(init, update)
+
+
+# -- any class of torch.optim, one client at a time ----------------------------------------------------------------------
+
+ALONE = "local.optimizer.name is a class that keeps its state in Python objects, so clients train one at a time"
+
+
+def is_own(o: Any) -> bool:
+    """Return whether `local.optimizer` names a class by its path, which cannot be vectorised."""
+    return "." in o.name
+
+
+def of_torch(o: Any) -> Optimizer:
+    """Return a `torch.optim.Optimizer` class as a pair of functions: it is made anew in each step with the state that the step before
+    left, so that nothing lives outside of the carry. State: {number of the parameter: {name: tensor}}, {} before the first step."""
+    cls = find(o.name)
+    more = {**o.options, **({"weight_decay": o.weight_decay} if o.weight_decay else {})}
+
+    def update(grads: Tree, state: Tree, params: Tree, lr: Any) -> tuple[Tree, Tree]:
+        moved = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+        opt = cls(list(moved.values()), lr=float(lr), **more)
+        for i, (n, p) in enumerate(moved.items()):
+            p.grad = grads[n]
+            opt.state[p].update({k: x.clone() for k, x in state.get(str(i), {}).items()})
+        opt.step()
+        left = {str(i): {k: x for k, x in opt.state[p].items() if x is not None} for i, p in enumerate(moved.values())}
+        return {n: p.detach() for n, p in moved.items()}, left
+
+    return Optimizer(lambda params: {}, update)
+
+
+def find(name: str) -> Any:
+    """Return the optimizer class of a path, `torch.optim.RMSprop`. ConfigError names the nearest where there is none."""
+    module, _, cls = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), cls, None)
+    except ImportError as e:
+        raise ConfigError(f"local.optimizer.name: {name!r} cannot be imported: {e}") from e
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return found
+    known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+    raise ConfigError(
+        f"local.optimizer.name: {name!r} is no optimizer class{nearest(cls, known)}; of torch.optim there are {', '.join(sorted(known))}"
+    )
+
+
+def problems(o: Any) -> list[str]:
+    """Return what is wrong with an optimizer that is named by its path, tried for two steps on two numbers."""
+    if not is_own(o):
+        return []
+    find(o.name)
+    said = f"local.optimizer.name: {o.name}"
+    params: Tree = {"w": torch.ones(2)}
+    try:
+        opt = of_torch(o)
+        state = opt.init(params)
+        with torch.no_grad():
+            for _ in range(2):
+                params, state = opt.update({"w": torch.ones(2)}, state, params, o.lr)
+    except Exception as e:
+        return [f"{said} with options {o.options} raised {type(e).__name__}: {e}"]
+    strange = [k for s in state.values() for k, x in s.items() if not isinstance(x, torch.Tensor)]
+    return [f"{said} keeps {strange[0]!r}, which is no tensor; needed: a state of tensors"] if strange else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed import optimizers, schedules, tree
 from rayfed.lazy import torch
 from rayfed.tree import Tree
-from rayfed.visits import Batch, ClientContext, Over, Phase, Visit, epochs, steps
+from rayfed.visits import Batch, ClientContext, Info, Over, Phase, Visit, epochs, steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Local
 
 Loss = Callable[[Tree, Batch, Any], Any]  # (params, batch, key) -> one number per example, (B,)
+# (params, carry, batch, key) -> (what the optimizer takes for the gradient, changed entries of the carry)
+Formula = Callable[[Tree, Tree, Batch, Any], tuple[Tree, Tree]]
 
-
-_written: list[dict[str, Tensor]] = []  # what training forward passes wrote, for each `grad` that runs
+_written: list[dict[str, Tensor]] = []  # what training forward passes wrote, for each `grad` and own formula that runs
 
 
 def grad(f: Callable[..., Tensor]) -> Callable[..., tuple[Tree, Tree]]:
@@ -35,11 +36,19 @@ def grad(f: Callable[..., Tensor]) -> Callable[..., tuple[Tree, Tree]]:
         finally:
             _written.pop()
 
-    return lambda params, *args: torch.func.grad(value, has_aux=True)(params, *args)
+    def made(params: Tree, *args: Any) -> tuple[Tree, Tree]:
+        grads, written = torch.func.grad(value, has_aux=True)(params, *args)
+        note_written(written)  # for what is around it
+        return grads, written
+
+    return made
+
+
+_gradients = grad  # the name that `sgd_visit`'s argument leaves it
 
 
 def note_written(buffers: Mapping[str, Tensor]) -> None:
-    """Give the innermost `grad` what a training forward pass wrote; tasks call this."""
+    """Give the innermost `grad` or own formula what a training forward pass wrote, the first one's; tasks call this."""
     if _written and not _written[-1]:
         _written[-1].update(buffers)
 
@@ -55,34 +64,63 @@ def mean_loss(loss: Loss, params: Tree, batch: Batch, key: Any) -> Tensor:
     return (loss(params, batch, key) * w).sum() / w.sum().clamp(min=1)
 
 
+def gradient(loss: Loss, params: Tree, batch: Batch, key: Any) -> Tree:
+    """Return the gradient of `mean_loss` at params, {name: tensor}: what an own formula (`sgd_visit`'s `grad`) is made of."""
+    return grad(lambda p: mean_loss(loss, p, batch, key))(params)[0]
+
+
+def clipped(grads: Tree, most: float, moves: Callable[[str], bool] | None = None) -> Tree:
+    """Return gradients scaled down to a norm of at most `most` over all entries, as torch.nn.utils.clip_grad_norm_ does; moves: which
+    names count, all by default."""
+    counted = {n: g for n, g in grads.items() if moves is None or moves(n)}
+    return tree.scale(grads, (most / (tree.norm(counted) + 1e-6)).clamp(max=1.0))
+
+
+def _by_formula(formula: Formula, params: Tree, carry: Tree, batch: Batch, key: Any) -> tuple[Tree, Tree, Tree]:
+    """Return (gradients, changed entries of the carry, what its first training forward pass wrote)."""
+    _written.append({})
+    try:
+        grads, changes = formula(params, carry, batch, key)
+        return grads, changes, _written[-1]
+    finally:
+        _written.pop()
+
+
 def sgd_visit(
     loss: Loss,
     local: Local,
     *,
     train: str = "model",
     start: Callable[[ClientContext], Tree] | None = None,
+    grad: Formula | None = None,
     hook: Callable[[Tree, Tree], Tree] | None = None,
+    after: Callable[[Tree, Tree], Tree] | None = None,
     end: Callable[[ClientContext, Tree], tuple[Tree, Tree]] | None = None,
     phases: Sequence[tuple[Over, Callable[[str], bool]]] | None = None,
     before: Sequence[Phase] = (),
     objective: Callable[[Tree, Tree, Batch, Any], Any] | None = None,
     vectorize: bool | str = True,
-    lr: float | None = None,
+    lr: float | Callable[[Info, Tree], Tensor] | None = None,
 ) -> Visit:
     """Return a visit that trains carry[`train`] by minibatches with the config's optimizer: the visit of nine methods in ten.
 
     Arguments:
         loss: loss(params, batch, key) -> (B,), one number per example; mostly `task.loss`.
-        local: optimizer, its rate and the local work, mostly `self.local`.
+        local: optimizer, its rate, clipping and the local work, mostly `self.local`.
         train: the entry of the carry that is trained, {name: tensor}.
         start: start(client) -> the first carry; default {train: client.shared["model"]}.
-        hook: hook(gradient, carry) -> gradient, for what bends it (FedProx, SCAFFOLD).
+        grad: grad(params, carry, batch, key) -> (gradients, changes) in place of the loss's gradient: what the optimizer is given, made
+            of `rayfed.training.gradient`s, and the entries of the carry that a step changes, mostly {}. Where a phase has
+            `batches=2`, `batch` is a tuple (Per-FedAvg, FedSpeed, FedAMD).
+        hook: hook(gradient, carry) -> gradient, for what bends it (FedProx, SCAFFOLD); it is given the clipped one.
+        after: after(params, carry) -> params, the parameters after each step: a projection, a mask.
         end: end(client, carry) -> (parts sent, new state); default {"delta": trained - client.shared["model"]}, the state as it was.
         phases: pairs (over, which parameter names move) where not all parameters train all the time (FedRep).
         before: phases that come first (IFCA's choice).
         objective: objective(params, carry, batch, key) -> (B,) in place of `loss` where it needs what is carried (FedGen).
         vectorize: as in `Visit`.
-        lr: a learning rate in place of the round's, for fine-tuning; `client.info` still has the round's.
+        lr: a learning rate in place of the round's: a number for all (fine-tuning), or lr(info, mine) -> 0-d tensor, the client's own
+            from what it was sent alone. `client.info` still has the round's.
 
     The optimizer's state is part of the carry, fresh in every visit; `client.info.steps` and `sum_lr` in `end` count its steps.
 
@@ -100,26 +138,42 @@ def sgd_visit(
         ({'delta': {'w': tensor(1.)}}, {})
     """
     opt = optimizers.make(local.optimizer)
+    if grad is not None and objective is not None:
+        raise TypeError(
+            "sgd_visit: grad and objective are both given, and each stands for the loss's gradient; give one"
+        )
 
     def begin(client: ClientContext) -> Tree:
         return dict(start(client)) if start else {train: client.shared["model"]}
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
-        first = client.info.lr if lr is None else torch.full_like(client.info.lr, lr)
-        rate = schedules.start_rate(local, first, client.info.ahead)
+        info = client.info
+        first = info.lr if lr is None else lr(info, client.mine) if callable(lr) else torch.full_like(info.lr, lr)
+        rate = schedules.start_rate(local, first, info.ahead)
         return {**carry, "opt": opt.init(carry[train]), **rate}
+
+    def slope(carry: Tree, batch: Batch, key: Tensor) -> tuple[Tree, Tree, Tree]:
+        """Return (gradients, changed entries of the carry, buffers written)."""
+        if grad:
+            return _by_formula(grad, carry[train], carry, batch, key)
+        of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
+        grads, written = _gradients(lambda p: mean_loss(of, p, batch, key))(carry[train])
+        return grads, {}, written
 
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
-            of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
-            grads, written = grad(lambda p: mean_loss(of, p, batch, key))(carry[train])
+            grads, changes, written = slope(carry, batch, key)
+            if local.clip is not None:
+                grads = clipped(grads, local.clip, moves)
             if hook:
                 grads = hook(grads, carry)
             params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])
             if moves:
                 params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
+            if after:
+                params = after(params, carry)
             params = {**params, **written}  # statistics follow the data, never a gradient
-            return {**carry, train: params, "opt": state, **schedules.advance_rate(carry)}
+            return {**carry, **changes, train: params, "opt": state, **schedules.advance_rate(carry)}
 
         return step
 

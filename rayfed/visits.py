@@ -76,6 +76,7 @@ class Over:
     n: int = 1
     split: str = "train"
     batches: int = 1
+    each: str = ""
 
 
 def epochs(n: int, split: str = "train", batches: int = 1) -> Over:
@@ -83,9 +84,9 @@ def epochs(n: int, split: str = "train", batches: int = 1) -> Over:
     return Over("epochs", n, split, batches)
 
 
-def steps(n: int, split: str = "train", batches: int = 1) -> Over:
-    """Run over n steps of reshuffled passes."""
-    return Over("steps", n, split, batches)
+def steps(n: int, split: str = "train", batches: int = 1, each: str = "") -> Over:
+    """Run over n steps of reshuffled passes; `each` names the part of `mine` that says how many of them each client does, at least one."""
+    return Over("steps", n, split, batches, each)
 
 
 def once(split: str = "train") -> Over:

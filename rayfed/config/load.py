@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rayfed.config import reading, unbuilt, unread, user_code
-from rayfed.config.problems import blames, kinds, sentences
+from rayfed.config.problems import TAGS, blames, sentences
 from rayfed.config.schema import Claim, Config, Study
 from rayfed.errors import NUMBER, ConfigError, nearest, refusing
 
@@ -24,6 +24,7 @@ READY = Path(__file__).parent / "ready"
 SHORT = (
     *((k, "name") for k in ("method", "task.data", "task.model")),
     *((k, "kind") for k in ("adapter", "aggregate")),
+    ("devices", "profile"),
     *((f"federation.{k}", "kind") for k in ("partition", "groups", "participation", "holdout")),
 )
 STUDY_KEYS = ("seeds", "arms", "claim")
@@ -120,14 +121,14 @@ def variables(raw: Any, env: Mapping[str, str], problems: list[str], where: str 
 
 
 def merge(base: Any, change: Any) -> Any:
-    """Return `base` with `change` over it, key by key; a section whose `name` or `kind` changes is replaced whole."""
+    """Return `base` with `change` over it, key by key; a section whose `name`, `kind` or `profile` changes is replaced whole."""
     values = isinstance(change, Mapping) and any(not isinstance(k, str) for k in change)  # {rank: share} is one value
     if values or not (isinstance(base, Mapping) and isinstance(change, Mapping)):
-        if isinstance(base, Mapping) and isinstance(change, str) and base.keys() & {"name", "kind"}:
-            key = "name" if "name" in base else "kind"
+        key = next((k for k in ("name", *TAGS) if isinstance(base, Mapping) and k in base), "")
+        if isinstance(change, str) and key:
             return dict(base) if base[key] == change else {key: change}
         return copy.deepcopy(change)
-    for key in ("name", "kind"):
+    for key in ("name", *TAGS):
         if key in change and key in base and change[key] != base[key] and not _top(base):
             return copy.deepcopy(dict(change))
     return {**base, **{k: merge(base.get(k), v) for k, v in change.items()}}
@@ -265,7 +266,7 @@ def _claim_problems(
 
 def _config(raw: Mapping[str, Any], judge: Judge | None, problems: list[str]) -> Config | None:
     """Return the config, None if it is wrong; what is wrong goes to `problems`, also what is seen without a valid whole."""
-    raw, found = unbuilt.take_out(_shorthand(raw), {"federation.participation": kinds("federation.participation")})
+    raw, found = unbuilt.take_out(_shorthand(raw))
     config: Config | None = None
     wrong: set[str] = set()
     try:

@@ -13,7 +13,11 @@ from rayfed.config.schema import Config
 from rayfed.config.unbuilt import sections_to_come
 from rayfed.errors import NUMBER, nearest
 
-UNIONS = {"partition": "federation.partition", "adapter": "adapter"}  # sections whose keys depend on their kind
+TAGS = ("kind", "profile")  # keys by which a section chooses its kind
+# sections whose keys depend on their kind
+UNIONS = {
+    "partition": "federation.partition", "participation": "federation.participation", "adapter": "adapter", "devices": "devices"
+}  # fmt: skip
 
 
 def kinds(where: str) -> list[str]:
@@ -27,7 +31,7 @@ def kinds(where: str) -> list[str]:
     while waiting:
         a = waiting.pop()
         if isinstance(a, type) and issubclass(a, BaseModel):
-            waiting += [a.model_fields["kind"].annotation] if "kind" in a.model_fields else []
+            waiting += [a.model_fields[k].annotation for k in TAGS if k in a.model_fields]
         elif get_origin(a) is Literal:
             found |= {v for v in get_args(a) if isinstance(v, str)}
         else:
@@ -66,9 +70,9 @@ def _sentences(e: Any, model: type[BaseModel], prefix: str) -> list[str]:
     if e["type"] == "union_tag_invalid":
         found = str(context.get("tag", ""))
         known = sorted(re.findall(r"'([^']*)'", str(context.get("expected_tags", ""))))
-        return [f"{name}.kind: {found!r} found{nearest(found, known)}, allowed: {', '.join(known)}"]
+        return [f"{name}.{_tag_key(name)}: {found!r} found{nearest(found, known)}, allowed: {', '.join(known)}"]
     if e["type"] == "union_tag_not_found":
-        return [f"{name}.kind: missing, allowed: {', '.join(kinds(name))}"]
+        return [f"{name}.{_tag_key(name)}: missing, allowed: {', '.join(kinds(name))}"]
     if e["type"] == "literal_error":
         allowed = str(context.get("expected", ""))
         words = [a.strip("'") for a in allowed.replace(" or ", ", ").split(", ")]
@@ -78,6 +82,11 @@ def _sentences(e: Any, model: type[BaseModel], prefix: str) -> list[str]:
         return [_of_rule(line, name, _fields(model, path, at)) for line in lines]
     message = str(e["msg"]).replace("Input should be", "should be")
     return [f"{name}: {e['input']!r} found, {message[0].lower()}{message[1:]}"]
+
+
+def _tag_key(name: str) -> str:
+    """Return the key by which a section chooses its kind."""
+    return "profile" if name == "devices" else "kind"
 
 
 def _of_rule(line: str, name: str, keys: Sequence[str]) -> str:
@@ -114,5 +123,10 @@ def _fields(model: Any, path: Sequence[str], where: Sequence[str]) -> list[str]:
         sections = [a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)]
         if not sections:
             return []
-        model = next((s for s in sections if s.__name__.lower() in where), sections[0])
+        model = next((s for s in sections if _tags(s) & set(where)), sections[0])
     return [f.alias or n for n, f in model.model_fields.items()]
+
+
+def _tags(section: type[BaseModel]) -> set[str]:
+    """Return the kinds that a section of a union stands for."""
+    return {str(v) for k in TAGS if k in section.model_fields for v in get_args(section.model_fields[k].annotation)}

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from rayfed.errors import nearest
+
 
 class Need(NamedTuple):
     """What a setting belongs to: setting `of` of the same section with one of these values, or with `but` with any other."""
@@ -127,8 +129,71 @@ class TaskSection(Section):
     )
 
 
-class Participation(Section):
-    kind: Literal["uniform", "poisson", "cyclic"] = Field("uniform", description="How a round's clients are drawn.")
+class Uniform(Section):
+    kind: Literal["uniform"]
+
+
+class Poisson(Section):
+    kind: Literal["poisson"]
+
+
+class Cyclic(Section):
+    kind: Literal["cyclic"]
+
+
+class Chances(Section):
+    """What kinds have in common whose clients come by themselves, each with its own chance."""
+
+    needs: ClassVar = {
+        "alpha": (Need("chances", ("labels",)),),
+        "least": (Need("chances", ("labels",)),),
+        "chance": (Need("chances", ("equal", "labels")),),
+    }
+
+    chance: float = Field(0.5, gt=0, le=1, description="Mean chance that a client is available in a round.")
+    chances: Literal["equal", "labels"] | list[float] = Field(
+        "equal",
+        description="The same for all; by labels, so that classes come and go with their clients; or a chance for each planted group.",
+    )
+    alpha: float = Field(
+        0.1, gt=0, description="For labels: concentration of the classes' weights, one Dirichlet draw for all clients."
+    )
+    least: float = Field(0.02, gt=0, le=1, description="For labels: least chance of a client.")
+
+    @field_validator("chances")
+    @classmethod
+    def _shares(cls, v: Any) -> Any:
+        if isinstance(v, list) and (not v or not all(0 < p <= 1 for p in v)):
+            raise ValueError(f"{v} found, allowed: equal, labels, or a number in (0, 1] for each planted group")
+        return v
+
+
+class Bernoulli(Chances):
+    kind: Literal["bernoulli"]
+
+
+class Markov(Chances):
+    kind: Literal["markov"]
+    switch: float = Field(
+        0.05, gt=0, le=1, description="Chance per round that an absent client comes back; lower is longer stays."
+    )
+
+
+class Periodic(Chances):
+    kind: Literal["periodic"]
+    period: int = Field(
+        20,
+        ge=2,
+        description="Rounds of a period, of which each client is there for its chance's share, at a phase of its own.",
+    )
+
+
+class Trace(Section):
+    kind: Literal["trace"]
+    file: str = Field(description="CSV with columns client, first, last: rounds in which a client is available.")
+
+
+Participation = Uniform | Poisson | Cyclic | Bernoulli | Markov | Periodic | Trace
 
 
 class IID(Section):
@@ -245,7 +310,11 @@ class Split(Section):
 class FederationSection(Section):
     clients: int = Field(60, ge=1, description="Number of clients; under `natural`, so many ids drawn by seed.")
     per_round: int | float | None = Field(None, description="Clients per round: a number, a fraction, or null for all.")
-    participation: Participation = Participation()
+    participation: Participation = Field(
+        Uniform(kind="uniform"),
+        discriminator="kind",
+        description="Who can be asked in a round, and how they are drawn.",
+    )
     partition: IID | Dirichlet | Shards | Natural | Quantity | Domain | Embedding | LongTail = Field(
         IID(kind="iid"), discriminator="kind"
     )
@@ -273,20 +342,35 @@ class FederationSection(Section):
 
 
 class Optimizer(Section):
+    READY: ClassVar = ("sgd", "adam", "adamw")
     needs: ClassVar = {
+        "options": (Need("name", READY, but=True),),
         "momentum": (Need("name", ("sgd",)),),
         "nesterov": (Need("name", ("sgd",)), Need("momentum", (0.0,), but=True)),
         "betas": (Need("name", ("adam", "adamw")),),
         "eps": (Need("name", ("adam", "adamw")),),
     }
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: str = Field(
+        "sgd", description="sgd | adam | adamw | the path of a class, torch.optim.RMSprop (one client at a time)."
+    )
     lr: float = Field(0.1, gt=0, description="Local learning rate.")
     momentum: float = Field(0.0, ge=0, lt=1, description="SGD's momentum.")
     nesterov: bool = Field(False, description="Nesterov's form of momentum.")
     weight_decay: float = Field(0.0, ge=0, description="L2 (decoupled for adamw).")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates.")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    options: dict[str, Any] = Field({}, description="Further arguments of a class that is named by its path.")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, v: str) -> str:
+        if "." not in v and v not in cls.READY:
+            allowed = ", ".join(map(repr, cls.READY))
+            raise ValueError(
+                f"{v!r} found{nearest(v, cls.READY)}, allowed: {allowed}, or the path of a class, torch.optim.RMSprop"
+            )
+        return v
 
     @field_validator("betas")
     @classmethod
@@ -336,6 +420,14 @@ class Local(Section):
     steps: int | None = Field(None, ge=1, description="Local steps per visit, instead of epochs.")
     batch_size: int = Field(16, ge=1, description="Examples per local step.")
     optimizer: Optimizer = Optimizer()
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of a step's gradient over all parameters; of the loss, before what a method adds to it.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target that is spread evenly over all classes, in training alone."
+    )
     schedule: Schedule = Schedule()
     work: Work = Work()
     buffers: Literal["average", "private", "frozen"] = Field(
@@ -582,6 +674,45 @@ class Resources(Section):
         return v
 
 
+class Equal(Section):
+    profile: Literal["none"] = "none"
+
+
+class Tier(Section):
+    share: float = Field(gt=0, le=1, description="Share of the clients.")
+    speed: float = Field(gt=0, description="Local steps per second.")
+    bandwidth: float | None = Field(None, gt=0, description="Bytes per second, each way; null: transfers take no time.")
+
+
+class Tiers(Section):
+    profile: Literal["tiers"]
+    tiers: list[Tier] = Field(min_length=1, description="Kinds of devices, dealt out by share at random.")
+
+    @field_validator("tiers")
+    @classmethod
+    def _whole(cls, v: list[Tier]) -> list[Tier]:
+        if abs(sum(t.share for t in v) - 1) > 1e-6:
+            raise ValueError(f"the shares sum to {sum(t.share for t in v):g}, allowed: 1")
+        return v
+
+
+class Lognormal(Section):
+    profile: Literal["lognormal"]
+    speed: float = Field(10.0, gt=0, description="Median of the local steps per second.")
+    bandwidth: float | None = Field(None, gt=0, description="Median of the bytes per second, each way; null: no time.")
+    sigma: float = Field(0.5, ge=0, description="Spread of both, of the logarithm.")
+
+
+class Measured(Section):
+    profile: Literal["trace"]
+    file: str = Field(
+        description="CSV with columns client, speed, up, down: steps and bytes per second of each client."
+    )
+
+
+Devices = Equal | Tiers | Lognormal | Measured
+
+
 class Storage(Section):
     path: str = Field(
         "runs", description="Folder of run folders, or a place in object storage: s3://bucket/x, gs://..."
@@ -604,6 +735,17 @@ class ActorDeath(Section):
     retries: int = Field(3, ge=0, description="How often one call is repeated after its actor died.")
 
 
+class Stragglers(Section):
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        description="Simulated seconds after which a round takes nobody any more, by `devices`. null: no limit.",
+    )
+    over_select: int = Field(
+        0, ge=0, description="Clients drawn beyond `federation.per_round`; the fastest ones by `devices` count."
+    )
+
+
 class Failures(Section):
     client_error: Literal["raise", "drop", "retry"] = Field(
         "raise", description="A client that raises: end the run, drop it, or try once more and then drop it."
@@ -612,6 +754,7 @@ class Failures(Section):
         None, gt=0, description="Seconds that a client's visit may take; one that takes longer fails. null: no limit."
     )
     actor_death: ActorDeath = ActorDeath()
+    stragglers: Stragglers = Stragglers()
 
 
 class Stop(Section):
@@ -640,6 +783,9 @@ class Config(Section):
     )
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
+    devices: Devices = Field(
+        Equal(), discriminator="profile", description="How fast clients compute and send, for simulated time."
+    )
     storage: Storage = Storage()
     failures: Failures = Failures()
     stop: Stop = Stop()

@@ -12,13 +12,9 @@ from rayfed.errors import nearest
 
 EMPTY: dict[str, Any] = {  # sections that the schema does not have -> the value that asks for nothing
     "transforms": [],
-    "devices": {"profile": "none"},
-    "failures.stragglers": {"deadline_s": None, "over_select": 0},
 }
 REFUSED: dict[str, tuple[str, ...]] = {  # section -> kinds (profiles, items of a list) that are to come
-    "federation.participation": ("trace",),
     "transforms": ("clip", "gaussian", "topk", "randomk", "quantise", "mask"),
-    "devices": ("trace", "synthetic"),
 }
 
 
@@ -27,13 +23,10 @@ def sections_to_come(where: str) -> list[str]:
     return [name.rpartition(".")[2] for name in EMPTY if name.rpartition(".")[0] == where]
 
 
-def take_out(raw: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """Return a config without the words whose part is not built yet, and a sentence for each of them that asks for something.
-
-    kinds: the kinds that are built, of the sections that the schema has.
-    """
+def take_out(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a config without the words whose part is not built yet, and a sentence for each of them that asks for something."""
     out, problems = dict(raw), []
-    for where in dict.fromkeys((*REFUSED, *EMPTY)):
+    for where in EMPTY:
         *above, last = where.split(".")
         section: dict[str, Any] | None = out
         for key in above:
@@ -43,11 +36,7 @@ def take_out(raw: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> tupl
             section = inner if isinstance(inner, dict) else None
         if section is None or last not in section:
             continue
-        if where in EMPTY:
-            problems += _asked_for(where, section.pop(last))
-        elif found := _refused_kind(where, section[last], "kind", kinds[where]):
-            problems += found
-            del section[last]
+        problems += _asked_for(where, section.pop(last))
     return out, problems
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rayfed import clock, tree
 from rayfed import fold as folding
-from rayfed import tree
 from rayfed.adapters import ranks
 from rayfed.engine import cohorts
 from rayfed.engine.attackers import Attackers
@@ -44,7 +44,8 @@ NAMED = 8  # clients at work that are named
 class Dispatch:
     """The engine behind `Fed.ask` (see `rayfed.fed.Dispatcher`), for one run on one pool.
 
-    states: of the clients; meter, visits, dropped, local_scores, seconds: of this round, the last two by client; watch: is called
+    states: of the clients; meter, visits, dropped, local_scores, seconds: of this round, the last two by client; simulated: its seconds
+    on the clients' devices; watch: is called
     with the number of visits so far whenever a call has ended; note: with each sentence that a worker notes about its process.
     """
 
@@ -58,6 +59,7 @@ class Dispatch:
         ranked = ranks.kept(config, method.wire) or ranks.unequal(config)
         self.meter = ByteMeter(method, (lambda client: int(task.ranks[client])) if ranked else None)
         self.ruling, self.attackers = Ruling.of(config, method), Attackers.of(config, method, task)
+        self._devices = clock.devices(config, federation.clients)
         self.watch: Callable[[int], None] = lambda visits: None
         self.note: Callable[[str], None] = lambda sentence: None
         self.active = time.monotonic()  # when an ask or a job began or ended last
@@ -77,6 +79,7 @@ class Dispatch:
         self.visits = self.dropped = 0
         self.local_scores: dict[int, dict[str, float]] = {}
         self.seconds: dict[int, float] = {}
+        self.simulated = 0.0
 
     def ask(
         self,
@@ -115,6 +118,7 @@ class Dispatch:
             rows=rows,
             crafted=crafted,
         )
+        up, down = self.meter.up, self.meter.down
         replies, unfolded = self._execute_calls(visit, jobs, folds, metered)
         if ruled:
             self._rule(ruled, replies, unfolded, mine, metered)
@@ -122,6 +126,10 @@ class Dispatch:
             self.ruling.refuse_unruled(visit, folds, unfolded)
         if metered:
             self.meter.count_down(shared, new, [job.request for job in jobs if isinstance(job.request, VisitCall)])
+            if self._devices is not None and len(replies):
+                each = (self.meter.up - up) / len(replies), (self.meter.down - down) / len(clients)
+                took = self._devices.seconds(replies.ids, [r.steps for r in replies], *each)
+                self.simulated += float(took.max())
         return replies
 
     def _jobs(

@@ -93,7 +93,7 @@ class Ruling:
             if not got.ids:
                 groups, weights = {}, np.zeros(0)
             else:
-                groups, weights = _groups(by, got, unfolded, mine), _weights(weight, got, unfolded)
+                groups, weights = _groups(by, got, unfolded, mine), _weights(weight, got, unfolded, mine)
             enough = {k: rows for k, rows in groups.items() if len(rows) >= self.rule.least}
             self.skipped += len(groups) - len(enough)
             made = (
@@ -194,10 +194,12 @@ def _groups(by: str | None, got: Replies, unfolded: UnfoldedParts, mine: Mapping
     return {int(v): np.flatnonzero(np.asarray(value) == v) for v in sorted(set(value))}
 
 
-def _weights(weight: str, got: Replies, unfolded: UnfoldedParts) -> np.ndarray:
+def _weights(weight: str, got: Replies, unfolded: UnfoldedParts, mine: Mapping[int, Tree]) -> np.ndarray:
     """Return the weights of the replies in the mean, (n,) float64, not yet divided by their sum."""
     if weight == "one":
         return np.ones(len(got.ids))
+    if weight in mine.get(got.ids[0], {}):
+        return np.array([float(mine[c][weight]) for c in got.ids])
     found: Any = got.examples if weight == "examples" else unfolded.stacked(weight, ())
     return found.double().numpy()
 

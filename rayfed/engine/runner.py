@@ -71,6 +71,7 @@ class PreparedRun:
     reached: the last committed round; state: the server's after it; snapshotted: whether it has a snapshot; early: whether
     `stop` of the config ended the run there; scored: rows of the evaluated rounds; collapsed: see `rayfed.engine.collapse`;
     reads_rounds: whether the folder's events say that the method reads `fed.rounds`.
+    simulated: seconds on the clients' devices up to the last committed round.
     """
 
     method: Method
@@ -88,6 +89,7 @@ class PreparedRun:
     scored: list[dict[str, Any]] = field(default_factory=list)
     collapsed: collapse.Collapse | None = None
     reads_rounds: bool = False
+    simulated: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,8 @@ class Runner:
         undeclared = sorted(set(state) ^ set(method.wire.server))
         if undeclared:
             raise FailsAgain(f"the server state's parts and `wire.server` differ in {undeclared}")
-        scored = [row for row in self.folder.metrics().to_pylist() if row.get(collapse.METRIC) is not None]
+        rows = self.folder.metrics().to_pylist()
+        scored = [row for row in rows if row.get(collapse.METRIC) is not None]
         self._chance = collapse.chance(task, self.federation)
         if not first and (reason := nothing_to_score(self.federation)):
             self.folder.event("no metric", reason=reason)
@@ -313,6 +316,7 @@ class Runner:
             scored=scored,
             collapsed=collapse.find(scored, self._chance),
             reads_rounds=any(e["kind"] == READS_ROUNDS for e in read_events(self.folder.path)),
+            simulated=max((row.get("time/simulated") or 0.0 for row in rows), default=0.0),
         )
 
     def _add_note(self, sentence: str) -> None:
@@ -450,7 +454,9 @@ class Runner:
         """Return what a round's row says of bytes, time and visits."""
         dispatch = self.prepared.dispatch
         bytes_ = dispatch.meter.row()
+        virtual = self.prepared.simulated + self.prepared.fed.elapsed
         return {
+            **({"time/simulated": virtual} if self.config.devices.profile != "none" else {}),
             **{name: float(n) for name, n in bytes_.items()},
             "ray/bytes": float(bytes_["ray/bytes/up"] + bytes_["ray/bytes/down"]),
             "time/round": seconds,
@@ -476,6 +482,7 @@ class Runner:
         if due:
             run.snapshotter.begun(r)
         run.reached, run.state, run.snapshotted = r, result.state, due
+        run.simulated = result.row.get("time/simulated", 0.0)
         self.sinks.row(r, result.row)
         self._note_scores(result)
         self._publish(r, result.row)

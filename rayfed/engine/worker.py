@@ -175,6 +175,9 @@ class CohortVisit:
             lr=schedules.round_rate(resident.config.local, call.round, call.rounds),
             given=call.rows,
         )
+        self.mine = tree.from_numpy(call.mine, self.device)
+        if any(p.over.each for p in self.visit.phases):
+            self.cohort = self.cohort.told(self.visit, self.mine)
         if resident.config.local.work.kind != "full" and not isinstance(call.visit, Evaluation):
             fed = resident.sampler.fed
             done = np.ones(fed.clients)  # held-out clients take no part, and are late for nothing
@@ -184,7 +187,6 @@ class CohortVisit:
         self.shared = {
             n: tree.map(torch.clone, tree.from_numpy(v, self.device)) for n, v in zip(call.shared, values, strict=False)
         }
-        self.mine = tree.from_numpy(call.mine, self.device)
         self.own = self._stack_states(values[len(call.shared) :])
         self.crafted: Tree = tree.from_numpy(values[-1], self.device) if call.crafted else {}
         self.failures: dict[int, Failure] = {}

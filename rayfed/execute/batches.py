@@ -11,7 +11,7 @@ import numpy as np
 
 from rayfed import keys
 from rayfed.lazy import torch
-from rayfed.visits import Info, Over, Visit
+from rayfed.visits import Info, Over, Phase, Visit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,14 +67,26 @@ class Cohort:
 
     def shortened(self, visit: Visit, share: np.ndarray) -> Cohort:
         """Return the cohort whose clients do a share of their training steps, (k,): the first ones, at least one."""
+        return self._first(
+            visit, lambda phase, steps: torch.ceil(torch.as_tensor(share) * steps) if phase.counts else None
+        )
+
+    def told(self, visit: Visit, mine: Tree) -> Cohort:
+        """Return the cohort whose clients do as many steps as `mine` says where a phase asks for that (`Over.each`), the first ones."""
+        if absent := sorted({p.over.each for p in visit.phases} - {""} - mine.keys()):
+            raise TypeError(f"a phase does as many steps as part {absent[0]!r} says, which no client was sent")
+        return self._first(visit, lambda phase, steps: mine[phase.over.each].cpu() if phase.over.each else None)
+
+    def _first(self, visit: Visit, most: Callable[[Phase, Tensor], Tensor | None]) -> Cohort:
+        """Return the cohort whose clients do only the first steps of a phase: most(phase, their steps), (k,), at least one; None is all."""
         phases = []
         for phase, drawn in zip(visit.phases, self.phases, strict=True):
-            if phase.counts:
-                steps = drawn.active.sum(1).cpu()
-                steps = torch.minimum(steps, torch.ceil(torch.as_tensor(share) * steps).long().clamp(min=1))
-                most = int(steps.max())
-                rows, w, step_keys = (x[:, :most] for x in (drawn.rows, drawn.w, drawn.keys))
-                drawn = PhaseBatches(rows, w, torch.arange(most) < steps[:, None], step_keys)
+            steps = drawn.active.sum(1).cpu()
+            if (fewer := most(phase, steps)) is not None:
+                steps = torch.minimum(steps, fewer.long().clamp(min=1))
+                longest = int(steps.max())
+                rows, w, step_keys = (x[:, :longest] for x in (drawn.rows, drawn.w, drawn.keys))
+                drawn = PhaseBatches(rows, w, torch.arange(longest) < steps[:, None], step_keys)
             phases.append(drawn)
         return Cohort(self.clients, self.info, phases, self.dtype)
 

@@ -19,8 +19,8 @@ from rayfed.data import SOURCES
 
 PACKAGE = Path(__file__).parents[1]
 COUNTED = (  # what decides a run's numbers; engine, execution and storage are held to the same numbers by tests
-    "adapters", "cluster", "data", "distill", "fed", "fold", "keys", "method", "methods", "metrics", "models", "optimizers",
-    "partition", "schedules", "stragglers", "task", "training", "tree", "visits",
+    "adapters", "clock", "cluster", "data", "distill", "fed", "fold", "keys", "method", "methods", "metrics", "models", "optimizers",
+    "participation", "partition", "schedules", "stragglers", "task", "traces", "training", "tree", "visits",
 )  # fmt: skip
 ALWAYS = ("fed", "fold", "metrics", "partition", "stragglers", "task", "training")
 CHOSEN = ("adapters", "data", "models", "partition")  # packages of which a config names the module that it runs

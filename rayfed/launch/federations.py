@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rayfed import methods, metrics, models, partition
+from rayfed import clock, methods, metrics, models, partition
 from rayfed.errors import ConfigError
 from rayfed.launch import metric_names, model_check
 from rayfed.launch.preflight import asked
@@ -31,7 +31,9 @@ class Federations:
         problems = models.fits(config.task.model, split.input_shape) or asked(
             config.method.name, "fits", lambda: methods.of(config).fits(split)
         )
-        problems = problems or metric_names.stop_problems(config, methods.of(config), split)
+        problems = (
+            problems or metric_names.stop_problems(config, methods.of(config), split) or clock.problems(config, split)
+        )
         if problems:
             raise ConfigError(problems)
         return split

@@ -35,7 +35,8 @@ def known(method: Method, federation: Federation) -> list[str]:
     names = [f"{name}/{scope}" for scope in scopes for name in task.of(federation.kind).measures]
     names += ["clusters/count"] if clusters else []
     names += ["clusters/ari"] if clusters and int((federation.group[:n] >= 0).sum()) > 1 else []
-    return list(dict.fromkeys([*names, *method.logs, *ruling.names(method), *COUNTS, *TIMES]))
+    simulated = ["time/simulated"] if method.config.devices.profile != "none" else []
+    return list(dict.fromkeys([*names, *method.logs, *ruling.names(method), *COUNTS, *TIMES, *simulated]))
 
 
 def problem(where: str, metric: str, method: Method, federation: Federation) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rayfed import adapters, aggregate, attack, data, methods, models, track, visits
+from rayfed import adapters, aggregate, attack, clock, data, methods, models, optimizers, participation, track, visits
 from rayfed.adapters import ranks
 from rayfed.adapters.start import start_problems
 from rayfed.config import unread
@@ -137,6 +137,8 @@ def check_rules(config: Config) -> list[str]:
     n = config.training_clients()
     return [
         *_check_clients(config, n),
+        *_found("federation.participation", lambda: participation.problems(config)),
+        *_found("devices", lambda: clock.check(config)),
         *_found("adapter", lambda: _check_adapter(config)),
         *ranks.problems(config, max(n, 0)),
         *too_many(config.federation.groups, max(n, 1)),
@@ -145,6 +147,7 @@ def check_rules(config: Config) -> list[str]:
         *track.missing(config.track),
         *_check_evaluation(config),
         *_check_compiled(config),
+        *_found("local.optimizer", lambda: _check_optimizer(config)),
     ]
 
 
@@ -160,6 +163,14 @@ def _check_compiled(config: Config) -> list[str]:
     )
 
 
+def _check_optimizer(config: Config) -> list[str]:
+    """Return what is wrong with an optimizer that is named by its path."""
+    found, executor = optimizers.problems(config.local.optimizer), config.resources.executor
+    if optimizers.is_own(config.local.optimizer) and config.resources.vectorised:
+        found.append(f"resources.executor: {executor} found, but {optimizers.ALONE}. Allowed here: auto, loop, debug")
+    return found
+
+
 def _check_clients(config: Config, n: int) -> list[str]:
     """Return what is wrong with the numbers of clients; n: those that can take part."""
     f = config.federation
@@ -168,7 +179,7 @@ def _check_clients(config: Config, n: int) -> list[str]:
     if isinstance(f.per_round, int) and f.per_round > n:
         return [f"federation.per_round: {f.per_round} found, allowed: at most {n} (the clients that are not held out)"]
     kind = f.participation.kind
-    if kind != "uniform" and config.per_round() == n:
+    if kind in ("poisson", "cyclic") and config.per_round() == n:
         allowed = f"per_round below {n}"
         return [unread.sentence("federation.participation.kind", kind, "federation.per_round", "all clients", allowed)]
     return []

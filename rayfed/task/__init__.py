@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rayfed import keys
+from rayfed import keys, optimizers
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained, describe
 from rayfed.errors import ConfigError
@@ -111,6 +111,8 @@ class Task:
         else:
             module = module.to(device=device)
         self.vectorize: bool | str = getattr(module, "vectorize", True)
+        if optimizers.is_own(config.local.optimizer):
+            self.vectorize = optimizers.ALONE
         self._module = module.eval().requires_grad_(False)
         self.size = sum(p.numel() for p in module.parameters())
         # Of the client at work; copies of the task share it.
@@ -480,11 +482,14 @@ class Task:
         return F.linear(h, classifier["weight"], classifier.get("bias"))
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
-        """Return cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training."""
+        """Return cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training and targets are
+        smoothed (`local.label_smoothing`)."""
         with self.training(batch, key):
             logp = torch.log_softmax(self.apply(params, batch["x"]), -1)
         # F.cross_entropy's bits; vmap takes that one apart in Python
-        return -logp.gather(-1, batch["y"][:, None])[:, 0]
+        loss = -logp.gather(-1, batch["y"][:, None])[:, 0]
+        e = self.config.local.label_smoothing if key is not None else 0
+        return (1 - e) * loss - e * logp.mean(-1) if e else loss
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Return class probabilities (B, C)."""

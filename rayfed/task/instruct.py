@@ -47,7 +47,7 @@ class Instruct(Task):
             target = batch["x"][:, 0, 1:].to(torch.int64)
             counts = (target >= 0).to(logits.dtype)
             target = target.clamp(min=0)
-        return _mean(_nll(logits, target), counts)
+        return _mean(_nll(logits, target, self.config.local.label_smoothing if key is not None else 0), counts)
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Return (B, L - 1, 3): the probability of each target token, 1 where it is the most probable one, and 1 where all of its
@@ -103,9 +103,11 @@ class Instruct(Task):
         return int(self._module.vocabulary)
 
 
-def _nll(logits: Tensor, target: Tensor) -> Tensor:
-    """Return -log softmax(logits)[target], (B, L - 1)."""
-    return torch.logsumexp(logits, -1) - logits.gather(-1, target[..., None])[..., 0]
+def _nll(logits: Tensor, target: Tensor, smoothing: float = 0) -> Tensor:
+    """Return -log softmax(logits)[target], (B, L - 1); smoothing: the share of the target that is spread over all tokens."""
+    hit = logits.gather(-1, target[..., None])[..., 0]
+    hit = (1 - smoothing) * hit + smoothing * logits.mean(-1) if smoothing else hit
+    return torch.logsumexp(logits, -1) - hit
 
 
 def _all(hit: Tensor, w: Tensor) -> Tensor:

@@ -273,6 +273,9 @@ def later_rounds_add_nothing(case: Case, tmp_path: Path) -> None:
     """
 
     class SameClients(ToyFed):
+        def key(self, purpose: str) -> int:  # in the same roles, too
+            return keys.key(self.config.seed, 1 << 20, -1, purpose)
+
         def sample(self, n: int | None = None, *, where: Any = None) -> tuple[int, ...]:
             now, self.round = self.round, 1
             try:
@@ -291,6 +294,7 @@ def later_rounds_add_nothing(case: Case, tmp_path: Path) -> None:
             fed.begin(r)
             state = fed.method.round(state, fed, fed.task)
             fed.states.commit()
+            fed.begin(r + 1)  # what this round's asks held is gone
             shapes[r], after[r] = [(p, x.shape) for p, x in tree.leaves(state)], alive(state)
             if r >= 6 and shapes[r] == shapes[r - 4]:  # clusters that split have new shapes
                 break

@@ -18,6 +18,11 @@ MOMENTUM = {"optimizer": {"momentum": 0.9, "nesterov": True}, "epochs": None, "s
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha": 8}}
 
 BATCHNORM = {"task": {"model": {"name": f"{Path(__file__).parents[1] / 'own_nets.py'}:batchnorm"}}}
+COMES = {
+    "federation": {"per_round": None, "participation": {"kind": "markov", "chances": [0.9, 0.5, 0.2], "switch": 0.3}}
+}
+ALL = {"federation": {"per_round": None}}
+DEVICES = {"devices": {"profile": "lognormal", "sigma": 0.5, "bandwidth": 10000.0}}
 
 # settings, or (settings, changes to the config)
 VARIANTS: dict[str, list[Any]] = {
@@ -66,9 +71,15 @@ VARIANTS: dict[str, list[Any]] = {
         ({}, {"local": MOMENTUM, "federation": {"participation": {"kind": "cyclic"}}}),
         ({}, {**BATCHNORM, "local": {"buffers": "private"}}),
     ],
+    "fedamd": [{}, {"period": 2, "everyone_first": False}],
+    "fedau": [{}, ({"cutoff": 2}, COMES), ({"weights": "known"}, COMES)],
+    "afa_cs": [{}, ({"buffer": 2, "most": 4, "missing": "zero"}, DEVICES)],
+    "fedbuff": [{}, ({"buffer": 2, "weight": "examples"}, DEVICES)],
+    "fedfix": [({}, ALL), ({"period": 2.0, "weight": "one"}, {**ALL, **DEVICES})],
     "fedbn": [({}, BATCHNORM), {}],
     "fedbip": [{}, {"negative": "raw", "temperature": 0.5, "neighbours": 3, "newcomers": "first"}],
     "fedbip_l": [{}, {"layers": "module", "weights": "uniform"}],
+    "feddyn": [{}, ({"alpha": 1.0}, {"local": {"clip": 0.5, "label_smoothing": 0.1}})],
     "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],
     "fedftg": [SHORT, {**SHORT, "adversary": "kl", "fidelity_of": "ensemble", "cross_entropy": 0.5}],
     "feddpa": [{}, {"mode": "F", "weight": "examples", "instances": 3}],
@@ -101,6 +112,8 @@ VARIANTS: dict[str, list[Any]] = {
     "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
     "ifca": [{}, {"clusters": 2, "weight": "examples"}],
     "fedgroup": [{"pretrain": 3}, {"clusters": 2, "pretrain": 2, "per_group": 2, "eta": 0.5, "weight": "one"}],
+    "fedspeed": [{}, ({"server": "active", "alpha": 0.5}, BATCHNORM)],
+    "fedstale": [{}, ({"chances": "estimated", "weight": "one", "empty": "stale"}, COMES)],
     "flexlora": [{}, ({"weight": "one"}, RANKS)],
     "flora": [{}, ({"weight": "one"}, RANKS)],
     "hetlora": [
@@ -118,6 +131,7 @@ VARIANTS: dict[str, list[Any]] = {
         {"angles": "principal", "basis": 1, "threshold": 0.9, "relative": True, "linkage": "average", "weight": "one"},
         {"measure": "smallest", "basis": 1, "threshold": 20.0},
     ],
+    "qfedavg": [{}, {"q": 0.0}],
     "scaffold": [{}, ({"server_lr": 0.5}, {"local": {"schedule": {"kind": "exponential", "gamma": 0.5}}})],
     "slora": [{"sparse_rounds": 1}, {"sparse_rounds": 1, "density": 0.3}],
 }

@@ -19,6 +19,9 @@ SHORT = {"iterations": 2, "student_steps": 2, "batch": 8}
 PROBE = {"federation": {"probe": 40}}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}, "alpha": 8}}
 CUTS = {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0}
+ALL = {"federation": {"per_round": None}}
+DEVICES = {"devices": {"profile": "lognormal", "sigma": 1.0}}
+COMES = {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.5}}}
 
 # Under which settings and changes to the toy's config a method runs here; ("method", "setting") where one needs others.
 BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -31,6 +34,14 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedftg": (SHORT, PROBE),
     "feddf": ({"steps": 3, "batch": 16}, PROBE),
     "fedgen": ({"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8}, {}),
+    "fedfix": ({}, {**ALL, **DEVICES}),
+    ("fedfix", "period"): ({}, ALL),
+    ("fedbuff", "restart"): ({}, DEVICES),
+    ("fedau", "cutoff"): ({}, COMES),
+    ("fedstale", "empty"): (
+        {},
+        {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.1}}},
+    ),
     "hetlora": ({}, RANKS),
     ("hetlora", "least"): ({"gamma": 0.5}, RANKS),
     ("cfl", "absent"): (CUTS, {"federation": {"per_round": None}}),

@@ -36,9 +36,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
     ("rayfed.models",),
     ("rayfed.adapters",),
     ("rayfed.execute", "rayfed.storage"),
-    ("rayfed.method", "rayfed.training", "rayfed.fold", "rayfed.aggregate", "rayfed.attack"),
-    ("rayfed.wire", "rayfed.visits", "rayfed.optimizers", "rayfed.schedules", "rayfed.stragglers"),
-    ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys"),
+    ("rayfed.method", "rayfed.training", "rayfed.fold", "rayfed.clock", "rayfed.aggregate", "rayfed.attack"),
+    (
+        "rayfed.wire",
+        "rayfed.visits",
+        "rayfed.optimizers",
+        "rayfed.schedules",
+        "rayfed.stragglers",
+        "rayfed.participation",
+    ),
+    ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys", "rayfed.traces"),
     ("rayfed.errors", "rayfed.lazy"),
     ("rayfed",),  # the package itself imports its names when they are used
 )

@@ -10,6 +10,8 @@ import torch
 
 from rayfed import optimizers, tree
 from rayfed.config.schema import Optimizer
+from rayfed.errors import ConfigError
+from tests import toy
 
 SHAPES = {"body.w": (4, 3), "head": {"b": (5,), "s": ()}}
 STEPS = 25
@@ -105,3 +107,66 @@ def test_states_hold_what_they_say() -> None:
     assert list(optimizers.adam().init(p)) == ["m", "v", "t"]
     half = tree.map(lambda x: x.float(), p)
     assert all(x.dtype == torch.float32 for x in tree.values(optimizers.adam().init(half)))
+
+
+# -- classes by their path ---------------------------------------------------------------------------------------------
+
+BY_PATH: dict[str, tuple[dict[str, Any], Any]] = {
+    "RMSprop": ({"alpha": 0.9, "momentum": 0.5}, lambda p: torch.optim.RMSprop(p, lr=0.05, alpha=0.9, momentum=0.5)),
+    "Adagrad": ({}, lambda p: torch.optim.Adagrad(p, lr=0.05)),
+    "NAdam": ({"momentum_decay": 0.01}, lambda p: torch.optim.NAdam(p, lr=0.05, momentum_decay=0.01)),
+    "Adadelta": ({}, lambda p: torch.optim.Adadelta(p, lr=0.05)),
+    "SGD": ({"momentum": 0.9}, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+}
+
+
+@pytest.mark.parametrize("name", BY_PATH)
+def test_a_class_by_its_path_is_itself(name: str) -> None:
+    options, reference = BY_PATH[name]
+    ours, opt = draw(0), optimizers.make(Optimizer(name=f"torch.optim.{name}", lr=0.05, options=options))
+    state = opt.init(ours)
+    theirs = {n: p.clone().requires_grad_() for n, p in draw(0).items()}
+    ref = reference(list(theirs.values()))
+    for t in range(STEPS):
+        ours, state = opt.update(gradient(ours, t), state, ours, torch.tensor(0.05, dtype=torch.float64))
+        for n, g in gradient(tree.detach(theirs), t).items():
+            theirs[n].grad = g
+        ref.step()
+    assert max(float((ours[n] - theirs[n].detach()).abs().max()) for n in ours) <= 1e-12
+    assert all(isinstance(x, torch.Tensor) for x in tree.values(state))
+
+
+def test_our_adam_is_the_path_to_torchs() -> None:
+    local = {"optimizer": {"name": "torch.optim.AdamW", "lr": 0.01, "options": {"weight_decay": 0.1}}}
+    own = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}}
+    a, b = (toy.simulate(dtype="float64", local=x).state for x in (local, own))
+    assert float(tree.norm(tree.sub(a, b))) < 1e-9
+
+
+def test_it_runs_for_one_client_at_a_time_and_says_so() -> None:
+    local = {"optimizer": {"name": "torch.optim.RMSprop", "lr": 0.01}}
+    loop, debug = (toy.simulate("ifca", executor=e, local=local) for e in ("loop", "debug"))
+    assert tree.same(loop.state, debug.state)
+    for executor in ("vmap", "compiled"):
+        with pytest.raises(ConfigError, match=rf"resources.executor: {executor} found, but .* one at a time"):
+            toy.config(executor=executor, local=local)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ({"name": "torch.optim.RMSprob"}, "is no optimizer class (did you mean 'RMSprop'?)"),
+        ({"name": "nowhere.RMSprop"}, "'nowhere.RMSprop' cannot be imported"),
+        ({"name": "torch.optim.LBFGS"}, "torch.optim.LBFGS with options {} raised TypeError"),
+        ({"name": "torch.optim.RMSprop", "options": {"alfa": 0.5}}, "with options {'alfa': 0.5} raised TypeError"),
+        ({"name": "torch.optim.RMSprop", "momentum": 0.5}, "local.optimizer.momentum: 0.5 found, but nothing reads it"),
+        (
+            {"options": {"alpha": 0.5}},
+            "local.optimizer.options: {'alpha': 0.5} found, but nothing reads it with name: sgd",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_path_is_said(optimizer: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        toy.config(local={"optimizer": optimizer})
+    assert any(said in p for p in caught.value.problems), caught.value.problems
