@@ -73,7 +73,7 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "fedamd": [{}, {"period": 2, "everyone_first": False}],
     "fedau": [{}, ({"cutoff": 2}, COMES), ({"weights": "known"}, COMES)],
-    "afa_cs": [{}, ({"buffer": 2, "most": 4, "missing": "zero"}, DEVICES)],
+    "afa_cs": [{}, {"buffer": 2, "most": 4, "missing": "zero"}],
     "fedbuff": [{}, ({"buffer": 2, "weight": "examples"}, DEVICES)],
     "fedfix": [({}, ALL), ({"period": 2.0, "weight": "one"}, {**ALL, **DEVICES})],
     "fedbn": [({}, BATCHNORM), {}],

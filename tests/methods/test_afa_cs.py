@@ -49,8 +49,8 @@ def test_the_cards_two_workers(quadratics: Any, tmp_path: Path) -> None:
     ends = {}
     for name in ("afa_cd", "afa_cs"):
         settings = {"name": name, "least": 5, "most": 5, "buffer": 1, "server_lr": 0.02}
-        done = toy.simulate(settings, rounds=600, **changes)
+        done = toy.simulate(settings, rounds=160, **changes)
         ends[name] = float(done.state["model"]["head.weight"])
-        assert abs(sum(row["visits"] for row in done.rows) - 600) < 1
+        assert abs(sum(row["visits"] for row in done.rows) - 160) < 1
     assert ends["afa_cd"] == pytest.approx(0.978, abs=0.03)
     assert ends["afa_cs"] == pytest.approx(9 / 11, abs=0.02)

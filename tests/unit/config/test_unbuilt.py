@@ -34,10 +34,6 @@ def test_what_is_not_built_yet_is_refused_by_its_name(change: str, at: str) -> N
     assert kind is not None and next(g for g in kind.groups() if g) in sentence
 
 
-def test_settings_of_what_is_not_built_yet_are_not_called_unknown(change: str) -> None:
-    assert "not available yet" in the_problem(change)
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
