@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from rayfed.fold import total as total
     from rayfed.method import Method as Method
     from rayfed.method import MethodSettings as MethodSettings
+    from rayfed.metrics import Measure as Measure
     from rayfed.task import Task as Task
+    from rayfed.task import TaskKind as TaskKind
+    from rayfed.task import TaskSettings as TaskSettings
     from rayfed.training import sgd_visit as sgd_visit
     from rayfed.tree import Tree as Tree
     from rayfed.visits import ClientContext as ClientContext
@@ -52,7 +55,8 @@ _HOME = {
     **dict.fromkeys(("Fed", "Replies"), "fed"),
     **dict.fromkeys(("mean", "total"), "fold"),
     **dict.fromkeys(("Method", "MethodSettings"), "method"),
-    **dict.fromkeys(("Task",), "task"),
+    **dict.fromkeys(("Measure",), "metrics"),
+    **dict.fromkeys(("Task", "TaskKind", "TaskSettings"), "task"),
     **dict.fromkeys(("sgd_visit",), "training"),
     **dict.fromkeys(("Tree",), "tree"),
     **dict.fromkeys(("ClientContext", "Phase", "Visit", "measure", "model_of", "visit"), "visits"),
@@ -68,6 +72,7 @@ __all__ = [
     "SCALAR",
     "ClientContext",
     "Fed",
+    "Measure",
     "Method",
     "MethodSettings",
     "Need",
@@ -77,6 +82,8 @@ __all__ = [
     "Run",
     "Study",
     "Task",
+    "TaskKind",
+    "TaskSettings",
     "Tree",
     "Visit",
     "Wire",

@@ -228,9 +228,15 @@ class Fed:
         return torch.as_tensor(self.federation.group[list(clients)])
 
     def probe(self) -> Tensor:
-        """Return the inputs of the public probe set (`federation.probe`), (n, *input_shape) where the task is; no labels."""
-        x = torch.as_tensor(self.federation.arrays["x"][self.federation.probe])
-        return x.to(self.task.device, self.task.dtype if x.is_floating_point() else x.dtype)
+        """Return the inputs of the public set, (n, *input_shape) where the task is; see `public`."""
+        return self.public()["x"]
+
+    def public(self) -> Tree:
+        """Return the public set (`federation.public`, or `federation.probe`) as one batch where the task is: x (n, *input_shape), y,
+        further columns and w, all 1. Labels that are not known are -1 (numbers: 0). A visit has it as split "public".
+        """
+        rows = self.federation.public
+        return self.task.batch({n: np.asarray(a)[rows] for n, a in self.federation.arrays.items()})
 
     # -- participation -----------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class Method:
     Class attributes:
         Settings: the method's own settings, each field with its range and a sentence.
         wire: the parts that travel (`down`, `up`) and that are kept (`keep` at clients, `server`).
+        needs: what it needs of the task, words of `rayfed.task.OFFERS` and "columns:NAME"; checked before anything starts.
         universal: the part of the server state that is the one global model; None if there is none.
         no_buffers: why the method cannot have a network that writes buffers in training (running statistics, counters), as the end
             of a sentence; None if it can.
@@ -76,6 +77,7 @@ class Method:
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     wire: ClassVar[Wire] = Wire()
     logs: ClassVar[Mapping[str, tuple[str, str]]] = NO_LOGS
+    needs: ClassVar[frozenset[str]] = frozenset()
     universal: ClassVar[str | None] = "model"
     no_buffers: ClassVar[str | None] = None
     no_rule: ClassVar[str | None] = None
@@ -126,8 +128,8 @@ class Method:
 
     def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
         """Return logits (B, C) of what `view` gives, for inputs (B, *input_shape); overridden where that is more than one
-        network's parameters (two models' sum, a mixture that depends on the input). Of such a tree `evaluate.finetune_epochs`
-        trains the entry `own`."""
+        network's parameters (two models' sum, a mixture that depends on the input); also of the universal model where that is such a tree.
+        Of such a tree `evaluate.finetune_epochs` trains the entry `own`."""
         return task.apply(model, x)
 
     def cost(self, part: str, sent: Tree) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rayfed.errors import ConfigError
+
 
 class Mean(NamedTuple):
     """A mean as a sum and a weight, so that `a + b` is the mean over both."""
@@ -65,16 +67,68 @@ class Meaning(NamedTuple):
     over: str = "-"
 
 
-NAMES: dict[str, tuple[str, str]] = {
-    "accuracy": ("share of correct predictions", "fraction"),
-    "loss": ("cross-entropy", "nats"),
-    "exact": (
-        "share of answers whose tokens are all the most probable ones, as greedy decoding would give them",
-        "fraction",
-    ),
-    "rmse": ("root mean squared error", "unit of the target"),
-    "hypervolume": ("hypervolume of the found front", "product of the objectives' units"),
+class Measure(NamedTuple):
+    """What a task measures: its name, which way is better, its unit, and what it is in a sentence.
+
+    better: higher | lower; of: rows, where it is the mean of a number for each row; set, where it is had from all rows at once, of
+    one client or of several together.
+    """
+
+    name: str
+    better: str
+    unit: str
+    text: str
+    of: str = "rows"
+
+
+MEASURES: dict[str, Measure] = {
+    m.name: m
+    for m in (
+        Measure("accuracy", "higher", "fraction", "share of correct predictions"),
+        Measure("loss", "lower", "nats", "cross-entropy"),
+        Measure(
+            "exact",
+            "higher",
+            "fraction",
+            "share of answers whose tokens are all the most probable ones, as greedy decoding would give them",
+        ),
+        Measure("mae", "lower", "unit of the target", "mean absolute error"),
+        Measure("rmse", "lower", "unit of the target", "root mean squared error", "set"),
+        Measure("r2", "higher", "1 = exact, 0 = the mean", "coefficient of determination", "set"),
+        Measure("auroc", "higher", "fraction", "area under the ROC curve, mean over classes or labels", "set"),
+        Measure("ap", "higher", "fraction", "average precision, mean over classes or labels", "set"),
+        Measure("f1", "higher", "fraction", "F1, mean over classes or labels (macro)", "set"),
+        Measure(
+            "balanced_accuracy",
+            "higher",
+            "fraction",
+            "share of correct predictions of each class, mean over classes",
+            "set",
+        ),
+        Measure("ece", "lower", "fraction", "expected calibration error of the most probable class, 15 bins", "set"),
+        Measure("brier", "lower", "-", "Brier score: squared distance of the probabilities from the truth", "set"),
+        Measure("hypervolume", "higher", "product of the objectives' units", "hypervolume of the found front", "set"),
+    )
 }
+
+
+FAMILIES = ("recall-", "confusion-")  # of metrics, a class or a pair of classes each: too many to be drawn
+READY_MEASURES: Mapping[str, Measure] = MappingProxyType(dict(MEASURES))  # those that every reader of a run knows
+
+
+def declare(measures: Iterable[Measure]) -> None:
+    """Make known in this process which way measures of own tasks and own metrics are better.
+
+    ConfigError where a name is known already and better the other way: rows of two runs could not be compared.
+    """
+    for m in measures:
+        known = MEASURES.setdefault(m.name, m)
+        if known.better != m.better:
+            raise ConfigError(
+                f"measure {m.name!r}: {m.better} is better found, elsewhere {known.better} is; allowed: another name"
+            )
+
+
 SCOPES: dict[str, tuple[str, str]] = {
     "global": ("the one server or universal model", "examples of the pooled test data"),
     "personal": ("what each client is served", "clients, each on its own test split"),
@@ -113,10 +167,14 @@ OTHERS: dict[str, Meaning] = {
 NO_LOGS: Mapping[str, tuple[str, str]] = MappingProxyType({})
 
 
-def meaning(metric: str, logs: Mapping[str, tuple[str, str]] = NO_LOGS) -> Meaning | None:
+def meaning(
+    metric: str,
+    logs: Mapping[str, tuple[str, str]] = NO_LOGS,
+    measures: Mapping[str, Measure] = MEASURES,
+) -> Meaning | None:
     """Return what a metric is, or None for a name that neither rayfed nor `logs` knows.
 
-    logs: a method's own names, as `Method.logs` has them: name -> (sentence, unit).
+    logs: a method's own names, as `Method.logs` has them: name -> (sentence, unit); measures: of the run's task, by name.
     """
     if metric in OTHERS:
         return OTHERS[metric]
@@ -125,7 +183,8 @@ def meaning(metric: str, logs: Mapping[str, tuple[str, str]] = NO_LOGS) -> Meani
     found = SCOPES.get(where.removesuffix("_ex"))
     if found is None:
         return Meaning(*logs[metric]) if metric in logs else None
-    text, unit = NAMES.get(name, (name, "-"))
+    measure = measures.get(name) or MEASURES.get(name)
+    text, unit = (measure.text, measure.unit) if measure else (name, "-")
     over = found[1].replace("clients, each", "all examples of clients,") if examples else found[1]
     return Meaning(f"{text}: {found[0]}", unit, over)
 
@@ -156,18 +215,19 @@ LOGGED_LOSSES = ("distill/fidelity", "distill/student", "generator/fidelity")
 
 
 def lower_is_better(metric: str | None) -> bool:
-    """Return whether a metric is better when it is lower: loss/..., rmse/..., time/..., bytes/..., ray/..., aggregate/..., lora/gap...
-    and losses that methods log; also "rounds to X of ...". In scope `backdoor` it is the other way round."""
+    """Return whether a metric is better when it is lower: measures that say so (loss/..., rmse/...), time/..., bytes/..., ray/...,
+    aggregate/..., lora/gap... and losses that methods log; also "rounds to X of ...". In scope `backdoor` it is the other way round."""
     name = str(metric or "")
+    family = name.partition("/")[0]
     if name.partition("/")[2].removesuffix("_ex") == "backdoor":  # there a good score is the attacker's
-        return not lower_is_better(name.partition("/")[0] + "/global")
+        return not lower_is_better(f"{family}/global")
     return (
         rounds_to(name) is not None
         or name.startswith("lora/gap")
         or name in LOGGED_LOSSES
         or name.endswith("/loss")
-        or name.startswith("aggregate/")
-        or name.split("/")[0] in ("loss", "rmse", "time", "bytes", "ray")
+        or family in ("time", "bytes", "ray", "aggregate")
+        or (family in MEASURES and MEASURES[family].better == "lower")
     )
 
 

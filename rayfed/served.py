@@ -112,7 +112,7 @@ def load_model(folder: Path, config: Config, name: str) -> Model:
 
 def _build_task(config: Config) -> Task:
     federation = partition.build(config)
-    return tasks.of(federation.kind)(config, federation, "cpu", start_from(config))
+    return tasks.of(federation.task)(config, federation, "cpu", start_from(config))
 
 
 TRIES = 5  # to read a snapshot of a run that may go on

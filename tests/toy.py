@@ -77,7 +77,8 @@ _federations: dict[str, Federation] = {}
 def federation(c: Config) -> Federation:
     """The config's federation, read-only; the same object for the same split."""
     d = c.to_dict()
-    split = json.dumps([d["seed"], d["task"]["data"], d["federation"], d["attacks"]], sort_keys=True)
+    task = d["task"]["data"], d["task"]["kind"]
+    split = json.dumps([d["seed"], task, d["federation"], d["attacks"]], sort_keys=True)
     if split not in _federations:
         made = partition.build(c)
         for a in (

@@ -81,15 +81,17 @@ def methods(name: Annotated[str | None, typer.Argument()] = None, as_json: Json 
 
 
 def tasks(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
-    """List data sets and models."""
-    from rayfed import data, models
+    """List kinds of task, data sets, models and metrics."""
+    from rayfed import data, models, set_metrics
+    from rayfed import task as kinds
 
-    known = {"data": dict(data.names()), "model": dict(models.names())}
+    every = {"kind": kinds.names(), "data": data.names(), "model": models.names(), "metric": set_metrics.names()}
+    known = {k: dict(v) for k, v in every.items()}
     if name is not None:
         known = {k: {n: t for n, t in v.items() if n == name} for k, v in known.items()}
         if not any(known.values()):
-            every = [n for n, _ in (*data.names(), *models.names())]
-            raise ConfigError(f"tasks: {name!r} is unknown{nearest(name, every)}; known: {', '.join(every)}")
+            there = [n for v in every.values() for n, _ in v]
+            raise ConfigError(f"tasks: {name!r} is unknown{nearest(name, there)}; known: {', '.join(there)}")
     if as_json:
         typer.echo(json.dumps(known, indent=1))
         return

@@ -22,7 +22,7 @@ Judge = Callable[[Mapping[str, Any], Config | None, Collection[str]], list[str]]
 
 READY = Path(__file__).parent / "ready"
 SHORT = (
-    *((k, "name") for k in ("method", "task.data", "task.model")),
+    *((k, "name") for k in ("method", "task.data", "task.model", "task.kind")),
     *((k, "kind") for k in ("adapter", "aggregate")),
     ("devices", "profile"),
     *((f"federation.{k}", "kind") for k in ("partition", "groups", "participation", "holdout")),
@@ -135,8 +135,8 @@ def merge(base: Any, change: Any) -> Any:
 
 
 def _top(section: Mapping[str, Any]) -> bool:
-    """Return whether a section is the whole config, whose `name` is only a name."""
-    return "task" in section or "rounds" in section or "method" in section
+    """Return whether a section is the whole config, whose `name` is only a name, or `task`, whose `kind` is one part of several."""
+    return bool({"task", "rounds", "method", "data", "model"} & section.keys())
 
 
 def _read(source: str | Path) -> dict[str, Any]:

@@ -121,6 +121,11 @@ class TaskSection(Section):
     model: Named = Field(
         description="linear | mlp | cnn | resnet | vit-tiny | hf:NAME_OR_DIR | path/to/file.py:function"
     )
+    kind: Named = Field(
+        Named(name="auto"),
+        description="auto | classify | multilabel | regress | ... (rayfed tasks) | path/to/file.py:Class: what is learned, with that "
+        "kind's own settings; auto: by what the data holds.",
+    )
     dtype: Literal["float32", "float64", "bf16", "auto"] = Field(
         "float32",
         description="Type of parameters and inputs; bf16: frozen parameters and the forward pass in bfloat16, what is trained "
@@ -307,6 +312,16 @@ class Split(Section):
         return self
 
 
+class Public(Section):
+    needs: ClassVar = {n: (Need("rows", (0,), but=True),) for n in ("labels", "domain")}
+
+    rows: int = Field(
+        0, ge=0, description="Training rows set aside before any is dealt: known to the server and to all."
+    )
+    labels: bool = Field(False, description="Whether their labels are known too.")
+    domain: str | None = Field(None, description="Of which domain they are; default: of any.")
+
+
 class FederationSection(Section):
     clients: int = Field(60, ge=1, description="Number of clients; under `natural`, so many ids drawn by seed.")
     per_round: int | float | None = Field(None, description="Clients per round: a number, a fraction, or null for all.")
@@ -321,9 +336,8 @@ class FederationSection(Section):
     groups: Groups = Groups()
     holdout: Holdout = Holdout()
     split: Split = Split()
-    probe: int = Field(
-        0, ge=0, description="Training rows set aside before any is dealt: a public set without labels at the server."
-    )
+    public: Public = Public()
+    probe: int = Field(0, ge=0, description="Rows of a public set without labels; short for `public.rows`.")
 
     @field_validator("per_round")
     @classmethod
@@ -332,8 +346,15 @@ class FederationSection(Section):
             raise ValueError(f"{v} found, allowed: a whole number >= 1, a fraction in (0, 1], or null")
         return v
 
+    @property
+    def public_rows(self) -> int:
+        """Return how many training rows are public."""
+        return self.probe or self.public.rows
+
     @model_validator(mode="after")
     def _unmixed(self) -> FederationSection:
+        if self.probe and self.public.rows:
+            raise ValueError(f"probe: {self.probe} found beside public.rows: {self.public.rows}; allowed: one of them")
         if self.groups.kind == "domain" and isinstance(self.partition, Domain) and self.partition.mixed:
             raise ValueError(
                 f"partition.mixed: {self.partition.mixed:g} found, groups of kind domain keep clients in their domain: only 0"
@@ -588,6 +609,11 @@ class Evaluate(Section):
     )
     finetune_epochs: int = Field(0, ge=0, description="Epochs of local fine-tuning before `local` is scored.")
     finetune_lr: float | None = Field(None, gt=0, description="Learning rate of it; default: the round's local rate.")
+    metrics: tuple[str, ...] | None = Field(
+        None,
+        description="Metrics of all rows at once beside the task's own: auroc, f1, rmse ... (rayfed tasks), or your own, "
+        "path/to/file.py:function; null: the usual ones of the task's kind.",
+    )
     rows: tuple[int, ...] = Field(
         (),
         description="Evaluated rounds in which the scores of each scored row are kept too, in rows/round-R.npz of the run folder.",

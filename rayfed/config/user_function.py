@@ -71,3 +71,21 @@ def load_function(name: str, setting: str) -> Any:
         has = ", ".join(known) or "none"
         raise ConfigError(f"{setting}: {file} has no function {attribute!r}{nearest(attribute, known)}; it has: {has}")
     return found
+
+
+def load_class(name: str, base: type, setting: str) -> Any:
+    """Return the class behind path/to/file.py:Class, a subclass of `base`; runs the file. ConfigError names what is missing."""
+    file, _, attribute = name.rpartition(":")
+    if content(file) is None:
+        raise ConfigError(f"{setting}: file {file!r} does not exist")
+    try:
+        module = load_file(file)
+    except Exception as e:
+        raise ConfigError(f"{setting}: {file} cannot be imported: {describe(e)}") from e
+    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
+    if attribute not in known:
+        has = ", ".join(known) or "none"
+        raise ConfigError(
+            f"{setting}: {file} has no {base.__name__} named {attribute!r}{nearest(attribute, known)}; it has: {has}"
+        )
+    return vars(module)[attribute]

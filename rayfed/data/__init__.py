@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,21 @@ from rayfed.errors import ConfigError, nearest, refusing
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
 
-SOURCES = {"digits": "digits", "parquet": "parquet", "hf": "hub", "synthetic": "synthetic"}  # head of the name -> file
+SOURCES = {  # head of the name -> file
+    "digits": "digits",
+    "parquet": "parquet",
+    "hf": "hub",
+    "synthetic": "synthetic",
+    "sklearn": "bundled",
+}
+RESERVED = ("x", "y", "w")  # names of what every batch has
+BUNDLED = {  # name -> of what it is, and what is predicted
+    "breast_cancer": "569 biopsies, 30 measurements; malignant or benign",
+    "diabetes": "442 patients, 10 measurements; progression of the disease after a year, a number",
+    "iris": "150 flowers, 4 measurements; 3 species",
+    "linnerud": "20 men, 3 exercises; weight, waist and pulse, three numbers",
+    "wine": "178 wines, 13 measurements; 3 growers",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,10 @@ class Part:
     int32, or instruction, input and response (n, 3) as objects until they are ids and targets (n, 2, L) int32; y (n,) int64;
     natural client, domain, split (n,) str.
 
-    split: train | valid | test | test_unseen (a client without training rows). An empty client name means none.
+    split: train | valid | test | test_unseen (a client without training rows). An empty client name means none. columns: further
+    ones by name, (n, ...) numbers, that batches carry beside x and y; of what may be absent, one more column says where it is there.
+
+    Where a row has no class, y holds its labels (n, L), each 0 or 1, or its numbers (n,) or (n, T) floats.
     """
 
     x: np.ndarray
@@ -30,16 +48,19 @@ class Part:
     client: np.ndarray | None = None
     domain: np.ndarray | None = None
     split: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def take(self, rows: np.ndarray) -> Part:
         """Return these rows."""
-        rest = (None if a is None else a[rows] for a in (self.client, self.domain, self.split))
-        return Part(self.x[rows], self.y[rows], *rest)
+        client, domain, split = (None if a is None else a[rows] for a in (self.client, self.domain, self.split))
+        columns = {n: a[rows] for n, a in self.columns.items()}
+        return Part(self.x[rows], self.y[rows], client, domain, split, columns)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set; kind: image | tabular | text | instruct; notes: what a reader of results should know of how it was read."""
+    """A named data set; kind: image | tabular | text | instruct | items; classes, label_names: of the
+    classes, of the labels, or of the numbers that y holds; notes: what a reader of results should know of how it was read."""
 
     name: str
     train: Part
@@ -48,6 +69,15 @@ class Dataset:
     label_names: tuple[str, ...]
     kind: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> str:
+        """Return what y holds: classes (n,) whole numbers | labels (n, L) 0 or 1 | numbers (n,) or (n, T) floats | records, whose x
+        holds the targets too | items that the row's user took, whole numbers (n,)."""
+        y = self.train.y
+        if self.kind in ("instruct", "items"):
+            return "records" if self.kind == "instruct" else "items"
+        return "numbers" if y.dtype.kind == "f" else "labels" if y.ndim == 2 else "classes"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -61,13 +91,19 @@ def names() -> list[tuple[str, str]]:
         ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
         (
             "parquet:DIR",
-            "train.parquet and test.parquet: images, texts, instructions with responses, or numeric columns; a label, maybe client "
-            "and domain",
+            "train.parquet and test.parquet: images, texts, instructions with responses, numeric columns, or who took which item; a "
+            "label, labels or numbers, maybe client and domain",
         ),
         ("hf:NAME_OR_PATH", "a labelled set through the `datasets` library, from the hub or a local folder"),
         ("synthetic:blobs", "Gaussian classes in `features` dimensions"),
         ("synthetic:images", "images of one smooth pattern per class under noise"),
         ("synthetic:logistic", "synthetic(alpha, beta) of Li et al. 2020 with natural clients"),
+        ("synthetic:tastes", "users of some taste groups and the items that they took (constructed)"),
+        (
+            "synthetic:multilabel",
+            "rows with several labels each, every label a half-space of the features (constructed)",
+        ),
+        *((f"sklearn:{n}", about) for n, about in BUNDLED.items()),
         ("path/to/file.py:function", "your own function (seed, **options) -> rayfed.data.Dataset"),
     ]
 

@@ -122,7 +122,7 @@ def label_problem(of: pa.DataType, name: str, file: str) -> str | None:
     if kind_of(of) == "lists":
         return (
             f"task.data.label: column {name!r} of {file} holds lists ({of}), one label a row is needed; "
-            "several labels a row (multi-label) are not supported"
+            "several labels a row are read by labels: COLUMN"
         )
     if kind_of(of) not in ("whole numbers", "text", "nothing"):
         return f"task.data.label: column {name!r} of {file} is {of}, allowed: whole numbers or text"
@@ -139,7 +139,7 @@ def _text_labels(
             raise ConfigError(
                 f"task.data.label: column {name!r} of {f} holds {unknown[0]!r}, its label names are {_listed(found)}"
             )
-    _limit(len(found), name, files)
+    limit(len(found), name, files)
     return [np.array([number[v] for v in a], np.int64) for a in arrays], found, []
 
 
@@ -164,7 +164,7 @@ def _number_labels(
     if label_names:
         return [a.astype(np.int64) for a in arrays], tuple(label_names), []
     values = np.unique(np.concatenate(arrays))
-    _limit(len(values), name, files)
+    limit(len(values), name, files)
     found = tuple(str(v) for v in values)
     y = [np.searchsorted(values, a).astype(np.int64) for a in arrays]
     if found == tuple(map(str, range(len(found)))):
@@ -172,7 +172,7 @@ def _number_labels(
     return y, found, [f"labels in column {name!r} do not count from 0: {_listed(found)} are {len(found)} classes"]
 
 
-def _limit(classes: int, name: str, files: Sequence[str]) -> None:
+def limit(classes: int, name: str, files: Sequence[str]) -> None:
     if classes > CLASSES:
         raise ConfigError(
             f"task.data.label: column {name!r} of {files[0]} holds {classes:,} different values, allowed: at most {CLASSES:,} classes"
@@ -184,14 +184,14 @@ def _listed(values: Sequence[str]) -> str:
     return ", ".join(values) if len(values) <= 10 else f"{', '.join(values[:9])}, ... {values[-1]}"
 
 
-def features(table: pa.Table, columns: Sequence[str], file: str) -> np.ndarray:
+def features(table: pa.Table, columns: Sequence[str], file: str, setting: str = "features") -> np.ndarray:
     """Return (n, f) float64, NaN where missing. ConfigError for infinite values, and whole numbers that float64 cannot hold."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     out = np.empty((table.num_rows, len(columns)))
     for i, name in enumerate(columns):
-        column, where = plain(table[name], name, file, "features"), f"task.data.features: column {name!r} of {file}"
+        column, where = plain(table[name], name, file, setting), f"task.data.{setting}: column {name!r} of {file}"
         if pa.types.is_integer(column.type) and len(column) > column.null_count:
             ends = [int(v.as_py()) for v in pc.min_max(column).values()]
             if max(map(abs, ends)) > EXACT:

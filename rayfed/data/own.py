@@ -10,7 +10,7 @@ import numpy as np
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.user_function import check_function, load_function
 from rayfed.config.watchdog import say_if_slow
-from rayfed.data import Dataset, Part, pictures
+from rayfed.data import RESERVED, Dataset, Part, pictures
 from rayfed.data.columns import EXACT
 from rayfed.data.table import SPLITS
 from rayfed.errors import ConfigError, nearest
@@ -18,7 +18,7 @@ from rayfed.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
 
-KINDS = ("image", "tabular", "text", "instruct")
+KINDS = ("image", "tabular", "text", "instruct", "items")
 
 
 def check(spec: Named) -> list[str]:
@@ -62,8 +62,9 @@ def checked(d: Dataset) -> Dataset:
         try:
             parts[which] = _arrays(part, which)
             _check_shape(parts[which], which, d.kind, parts.get("train", parts[which]))
-            _check_labels(parts[which].y, which, int(d.classes))
+            _check_targets(parts[which].y, which, int(d.classes), parts.get("train", parts[which]).y)
             _check_columns(parts[which], which)
+            _check_further(parts[which], which, parts.get("train", parts[which]))
             _check_values(parts[which].x, which, d.kind)
         except ConfigError as e:
             problems += e.problems
@@ -73,7 +74,7 @@ def checked(d: Dataset) -> Dataset:
         raise ConfigError(problems)
     train, test = parts["train"], parts["test"]
     xs, notes = _typed([train.x, test.x], d.kind, str(d.name))
-    train, test = replace(train, x=xs[0]), replace(test, x=xs[1])
+    train, test = (replace(p, x=x, columns=_typed_columns(p)) for p, x in zip((train, test), xs, strict=True))
     return Dataset(str(d.name), train, test, int(d.classes), names, d.kind, (*map(str, d.notes or ()), *notes))
 
 
@@ -91,22 +92,32 @@ def _arrays(part: Any, which: str) -> Part:
     for n in ("client", "domain", "split"):
         if found[n] is not None and found[n].ndim == 1:
             found[n] = np.array([*("" if v is None else str(v) for v in found[n]), ""], dtype=str)[:-1]
+    found["columns"] = {}
+    for n, value in dict(part.columns).items():
+        try:
+            found["columns"][str(n)] = np.asarray(value)
+        except Exception as e:
+            raise ConfigError(
+                f"{which}.columns.{n}: {type(value).__name__} is no array: {type(e).__name__}: {e}"
+            ) from None
     return Part(**found)
 
 
 def _check_shape(part: Part, which: str, kind: str, first: Part) -> None:
     x, y = part.x, part.y
-    if y.ndim > 1 or (y.dtype == object and y.ndim == 1 and any(np.ndim(v) for v in y)):
+    if y.dtype == object and y.ndim == 1 and any(np.ndim(v) for v in y):
         raise ConfigError(f"{which}: y {y.dtype} {y.shape} holds lists, one label a row is needed")
     words = (kind == "text" and x.dtype.kind in "OU") or kind == "instruct"
-    if x.dtype.kind not in ("OU" if words else "iu" if kind == "text" else "fiub") or y.dtype.kind not in "iu":
+    if x.dtype.kind not in ("OU" if words else "iu" if kind in ("text", "items") else "fiub") or y.dtype.kind not in (
+        "iu" if kind == "instruct" else "fiub"
+    ):
         needed = {"text": "texts (n,) or token ids (n, length)", "instruct": "texts (n, 3)"}.get(
             kind, "numbers (n, ...)"
         )
         raise ConfigError(
             f"{which}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape} found, needed: {needed} and whole numbers (n,)"
         )
-    if y.ndim != 1 or not x.ndim or len(x) != len(y):
+    if y.ndim not in (1, 2) or not x.ndim or len(x) != len(y) or (y.ndim == 1 and y.dtype.kind == "b"):
         raise ConfigError(
             f"{which}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape} found, needed: numbers (n, ...) and whole numbers (n,)"
         )
@@ -117,6 +128,50 @@ def _check_shape(part: Part, which: str, kind: str, first: Part) -> None:
             kind, "(n, C, H, W) for images, (n, features) otherwise"
         )
         raise ConfigError(f"{which}: x of shape {x.shape} found, needed: {needed}")
+
+
+def _check_targets(y: np.ndarray, which: str, classes: int, first: np.ndarray) -> None:
+    """Refuse targets that are neither a class, nor labels, nor numbers, or that are something else than those of the training rows."""
+    if (y.ndim, y.dtype.kind == "f") != (first.ndim, first.dtype.kind == "f"):
+        raise ConfigError(
+            f"{which}: y {y.dtype} {y.shape} found, that of train is {first.dtype} {first.shape}; allowed: the same"
+        )
+    if y.ndim == 1 and y.dtype.kind in "iu":
+        return _check_labels(y, which, classes)
+    if (1 if y.ndim == 1 else y.shape[1]) != classes:
+        raise ConfigError(
+            f"{which}: y {y.dtype} {y.shape} and {classes} classes found, needed: whole numbers (n,) for classes, (n, classes) of 0 or 1 "
+            "for several labels a row, floats (n, classes) for numbers (one of them: (n,) and classes 1)"
+        )
+    wrong = ~np.isfinite(y) if y.dtype.kind == "f" else (y != 0) & (y != 1)
+    if wrong.any():
+        row = int(np.argmax(wrong.reshape(len(y), -1).any(1)))
+        allowed = "finite numbers" if y.dtype.kind == "f" else "0 or 1; what is not known is 0 in a column `mask`"
+        raise ConfigError(f"{which}: y of row {row} is {y[row].tolist()}, allowed: {allowed}")
+
+
+def _check_further(part: Part, which: str, first: Part) -> None:
+    """Refuse further columns that no batch can carry."""
+    problems = []
+    if part.columns.keys() != first.columns.keys():
+        problems.append(
+            f"{which}.columns: {', '.join(part.columns) or 'none'} found, train has: {', '.join(first.columns) or 'none'}"
+        )
+    for n, a in part.columns.items():
+        if not n.isidentifier() or n in RESERVED:
+            problems.append(
+                f"{which}.columns.{n}: a name found that no column can have; allowed: letters, digits and _, not {', '.join(RESERVED)}"
+            )
+        elif a.dtype.kind not in "fiub" or a.ndim < 1 or len(a) != len(part.y):
+            problems.append(f"{which}.columns.{n}: {a.dtype} {a.shape} found, needed: numbers ({len(part.y)}, ...)")
+        elif n in first.columns and a.shape[1:] != first.columns[n].shape[1:]:
+            problems.append(f"{which}.columns.{n}: shape {a.shape} found, that of train is {first.columns[n].shape}")
+        elif a.dtype.kind == "f" and not np.isfinite(a).all():
+            problems.append(
+                f"{which}.columns.{n}: NaN or infinity found, allowed: finite numbers; what is absent is 0 in one more column"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_labels(y: np.ndarray, which: str, classes: int) -> None:
@@ -174,6 +229,11 @@ def _check_values(x: np.ndarray, which: str, kind: str) -> None:
         )
 
 
+def _typed_columns(part: Part) -> dict[str, np.ndarray]:
+    """Return further columns as float32, whole numbers as int64."""
+    return {n: a.astype(np.int64 if a.dtype.kind in "iu" else np.float32) for n, a in part.columns.items()}
+
+
 def _typed(xs: list[np.ndarray], kind: str, name: str) -> tuple[list[np.ndarray], list[str]]:
     """Return (x of both parts in the types that `Part` promises, notes)."""
     if xs[0].dtype.kind in "OU":
@@ -182,6 +242,8 @@ def _typed(xs: list[np.ndarray], kind: str, name: str) -> tuple[list[np.ndarray]
         width = max(x.shape[1] for x in xs)
         ids = [np.pad(x.astype(np.int64), ((0, 0), (0, width - x.shape[1])), constant_values=-1) for x in xs]
         return [np.ascontiguousarray(x, np.int32) for x in ids], []
+    if kind == "items":
+        return [np.ascontiguousarray(x, np.int32) for x in xs], []
     if kind != "image":
         return [np.ascontiguousarray(x, np.float32) for x in xs], []
     made, of = pictures.scaled(xs, name), xs[0].dtype.name

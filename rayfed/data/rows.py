@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rayfed import keys
-from rayfed.data import Dataset, Part, columns, instruct, pictures, stratified
+from rayfed.data import Dataset, Part, columns, instruct, pictures, stratified, targets
+from rayfed.data.interactions import leave_one_out
 from rayfed.data.table import SPLITS, Columns, columns_of
 from rayfed.errors import ConfigError, nearest
 
@@ -37,31 +39,53 @@ def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "
         raise ConfigError(problems)
     if not files[0].table.num_rows:
         raise ConfigError(f"task.data: {files[0].name} has no rows")
-    ys, names, notes = _labels(files, use)
+    if use.item:
+        return _items(files, use, spec.name)
+    read = _targets(files, use)
+    further = targets.further(files, use.further)
     for option, name in (("client", use.client), ("domain", use.domain)):
         has = [f for f in files if name in f.table.column_names]
         columns.same_kind([f.table[name] for f in has], str(name), [f.name for f in has], option)
     xs, about = _images(files, use, spec) if use.image else (_rows(files, use), [])
     parts = []
-    for x, y, f, missing in zip(xs, ys, files, ("train", "test"), strict=False):
+    for i, (x, y, f, missing) in enumerate(zip(xs, read.ys, files, ("train", "test"), strict=False)):
         client, domain = _names(f, use.client, "client", ""), _names(f, use.domain, "domain", "")
-        parts.append(Part(x, y, client, domain, _names(f, use.split, "split", missing)))
+        own = {**read.columns[i], **further[i]}
+        parts.append(Part(x, y, client, domain, _names(f, use.split, "split", missing), own))
     _check_splits(parts, use, files)
     train, test = _train_and_test(parts, float(o.get("test", 0.2)), purpose)
     if not len(train.y):
         raise ConfigError(f"task.data.split: no row of {folder} is for training (train or valid)")
     if use.features:
         a, b = columns.standardised(train.x, test.x, use.features, folder)
-        train, test = (Part(x, p.y, p.client, p.domain, p.split) for x, p in ((a, train), (b, test)))
-    return Dataset(spec.name, train, test, len(names), names, use.kind, (*notes, *about))
+        train, test = (replace(p, x=x) for x, p in ((a, train), (b, test)))
+    return Dataset(spec.name, train, test, len(read.names), read.names, use.kind, (*read.notes, *about))
 
 
-def _labels(files: Sequence[File], use: Columns) -> tuple[list[np.ndarray], tuple[str, ...], list[str]]:
-    """Return each table's labels (n,) int64, the classes' names, and notes; one class where no column holds labels."""
+def _items(files: Sequence[File], use: Columns, name: str) -> Dataset:
+    """Return who took which item: the rows of all files together, split by time anew."""
+    if not use.client:
+        raise ConfigError(f"task.data.client: missing, the column of {files[0].name} that says whose the items are")
+    item, time = str(use.item), use.time
+    user = [columns.names(f.table[use.client], use.client, f.name, "client") for f in files]
+    what = [columns.names(f.table[item], item, f.name, "item") for f in files]
+    when = [columns.features(f.table, [time], f.name, "time")[:, 0] for f in files] if time else None
+    return leave_one_out(
+        name, np.concatenate(user), np.concatenate(what), None if when is None else np.concatenate(when)
+    )
+
+
+def _targets(files: Sequence[File], use: Columns) -> targets.Read:
+    """Return what each table's y is: labels (n,) int64, several labels (n, L), or numbers; one class where no column holds any."""
+    none: list[dict[str, np.ndarray]] = [{} for _ in files]
+    if use.target:
+        return targets.numbers(files, use.target)
+    if use.labels:
+        return targets.labels(files, use.labels)
     if not use.label:
-        return [np.zeros(f.table.num_rows, np.int64) for f in files], ("all",), []
+        return targets.Read([np.zeros(f.table.num_rows, np.int64) for f in files], ("all",), [], none)
     found = [f.table[use.label] for f in files]
-    return columns.labels(found, use.label, [f.name for f in files], use.label_names)
+    return targets.Read(*columns.labels(found, use.label, [f.name for f in files], use.label_names), none)
 
 
 def _train_and_test(parts: list[Part], share: float, purpose: str) -> tuple[Part, Part]:
@@ -77,15 +101,17 @@ def _train_and_test(parts: list[Part], share: float, purpose: str) -> tuple[Part
             n: None if getattr(parts[0], n) is None else np.concatenate([getattr(p, n) for p in parts])
             for n in ("x", "y", "client", "domain", "split")
         }
-        whole = Part(**joined)
+        further = {n: np.concatenate([p.columns[n] for p in parts]) for n in parts[0].columns}
+        whole = Part(**joined, columns=further)
     else:
         whole = parts[0]
     mask = np.concatenate(is_test)
     if mask.any():
         return whole.take(~mask), whole.take(mask)
-    mask = stratified(whole.y, share, keys.numpy(keys.key(0, 0, -1, purpose)))
+    classes = whole.y if whole.y.ndim == 1 and whole.y.dtype.kind == "i" else np.zeros(len(whole.y), np.int64)
+    mask = stratified(classes, share, keys.numpy(keys.key(0, 0, -1, purpose)))
     train, test = whole.take(~mask), whole.take(mask)
-    return train, Part(test.x, test.y, test.client, test.domain, None)  # these rows are test now, whatever they were
+    return train, replace(test, split=None)  # these rows are test now, whatever they were
 
 
 def _check_splits(parts: list[Part], use: Columns, files: Sequence[File]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rayfed import keys
 from rayfed.data import Dataset, Part, unknown_options
+from rayfed.data.interactions import leave_one_out
 from rayfed.errors import nearest
 
 if TYPE_CHECKING:
@@ -17,9 +18,24 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, dict[str, int | float]] = {  # kind -> options with defaults; whole numbers stay whole
     "blobs": {"classes": 10, "examples": 5000, "test": 1000, "features": 16, "noise": 1.0, "separation": 1.0},
     "images": {"classes": 10, "examples": 5000, "test": 1000, "size": 16, "channels": 1, "noise": 0.3},
+    "tastes": {"users": 300, "items": 400, "each": 30, "groups": 4, "taste": 8.0, "skew": 1.0},
+    "multilabel": {"labels": 6, "examples": 3000, "test": 600, "features": 16, "noise": 1.0, "share": 0.3},
     "logistic": {"classes": 10, "clients": 30, "examples": 6000, "features": 60, "alpha": 1.0, "beta": 1.0},
 }
-LEAST = {"classes": 2, "test": 0, "noise": 0, "separation": 0, "alpha": 0, "beta": 0, "size": 2}  # others: 1
+LEAST = {
+    "classes": 2,
+    "labels": 2,
+    "share": 0,
+    "each": 3,
+    "taste": 0,
+    "skew": 0,
+    "test": 0,
+    "noise": 0,
+    "separation": 0,
+    "alpha": 0,
+    "beta": 0,
+    "size": 2,
+}  # others: 1
 
 
 def check(spec: Named) -> list[str]:
@@ -36,15 +52,22 @@ def check(spec: Named) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < least:
             word = "whole number" if whole else "number"
             problems.append(f"task.data.{name}: {value!r} found, allowed: a {word} >= {least}")
-    return problems or _too_large({**OPTIONS[kind], **spec.options}, kind)
+    o = {**OPTIONS[kind], **spec.options}
+    if not problems and kind == "tastes" and o["each"] >= o["items"]:
+        problems.append(f"task.data.each: {o['each']} found, allowed: less than the {o['items']} items")
+    if not problems and o.get("share", 0.5) >= 1:
+        problems.append(f"task.data.share: {o['share']!r} found, allowed: below 1")
+    return problems or _too_large(o, kind)
 
 
 def _too_large(o: Mapping[str, Any], kind: str) -> list[str]:
     """Return a sentence where the rows, or the parameters that they are drawn from, do not fit into this machine's memory."""
     import psutil
 
+    if kind == "tastes":
+        o = {**o, "examples": o["users"], "features": 2 * o["items"]}
     width = o["channels"] * o["size"] ** 2 if kind == "images" else o["features"]
-    rows = max(o["examples"] + o.get("test", 0), 10 * o.get("clients", 0)) + o["classes"]
+    rows = max(o["examples"] + o.get("test", 0), 10 * o.get("clients", 0)) + o.get("classes", 0)
     asked, free = 8 * rows * width, psutil.virtual_memory().available
     if asked <= free:
         return []
@@ -59,7 +82,8 @@ def load(spec: Named, seed: int) -> Dataset:
     kind = spec.name.partition(":")[2]
     o = {**OPTIONS[kind], **spec.options}
     rng = keys.numpy(keys.key(seed, 0, -1, f"synthetic/{kind}"))
-    return {"blobs": _blobs, "images": _images, "logistic": _logistic}[kind](o, rng)
+    makers = {"blobs": _blobs, "images": _images, "logistic": _logistic, "multilabel": _multilabel, "tastes": _tastes}
+    return makers[kind](o, rng)
 
 
 def _labels(n: int, classes: int, rng: np.random.Generator) -> np.ndarray:
@@ -116,3 +140,32 @@ def _logistic(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
     return Dataset(
         "synthetic:logistic", whole.take(~test), whole.take(test), classes, tuple(map(str, range(classes))), "tabular"
     )
+
+
+def _multilabel(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Return the set whose label k is there where w_k x + noise e > b_k, with x, w_k, e ~ Normal(0, I), w_k of length 1, and b_k such that
+    a share of the rows between `share` / 2 and 3 `share` / 2 has it."""
+    n, test, labels, d = int(o["examples"]), int(o["test"]), int(o["labels"]), int(o["features"])
+    x, w = rng.normal(size=(n + test, d)), rng.normal(size=(d, labels))
+    score = x @ (w / np.linalg.norm(w, axis=0)) + o["noise"] * rng.normal(size=(n + test, labels))
+    wanted = o["share"] * rng.uniform(0.5, 1.5, labels)
+    y = score > [np.quantile(s, max(0.0, 1 - q)) for s, q in zip(score.T, wanted, strict=True)]
+    train, held = (
+        Part(x[test:].astype(np.float32), y[test:].astype(np.int64)),
+        Part(x[:test].astype(np.float32), y[:test].astype(np.int64)),
+    )
+    names = tuple(f"label {k}" for k in range(labels))
+    return Dataset("synthetic:multilabel", train, held, labels, names, "tabular")
+
+
+def _tastes(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Return who took what of users and items that each belong to one of `groups`: a user takes `each` different items one after another,
+    item number r in popularity with a chance in proportion to r^-skew, `1 + taste` times as likely where it is of the user's group."""
+    users, items, groups = int(o["users"]), int(o["items"]), int(o["groups"])
+    popular = rng.permutation(np.arange(1, items + 1) ** -float(o["skew"]))
+    of_item, of_user = rng.permutation(np.arange(items) % groups), rng.permutation(np.arange(users) % groups)
+    chance = popular * (1 + o["taste"] * (of_user[:, None] == of_item))
+    race = rng.exponential(size=(users, items)) / chance  # who comes first was drawn first
+    taken = np.argsort(race, 1)[:, : int(o["each"])]
+    user = np.repeat(np.arange(users), taken.shape[1])
+    return leave_one_out("synthetic:tastes", user, taken.reshape(-1))

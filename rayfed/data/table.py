@@ -7,25 +7,25 @@ else by the usual names.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed.data import columns, instruct, pictures
+from rayfed.data import columns, instruct, pictures, targets
 from rayfed.data.columns import kind_of
 from rayfed.errors import nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NAMED = ("image", "text", "label", "client", "domain")  # options that name a column, of every source
-OPTIONS = (*NAMED, "features", "length", "test", *pictures.OPTIONS, *instruct.OPTIONS)
+NAMED = ("image", "text", "label", "client", "domain", "item", "time")  # options that name a column, of every source
+OPTIONS = (*NAMED, *targets.OPTIONS, "features", "length", "test", *pictures.OPTIONS, *instruct.OPTIONS)
 TEXT = ("text", "sentence")
 IMAGE = ("image", "img")
 SPLITS = ("train", "valid", "test", "test_unseen")
-ROLES = ("image", "text", *instruct.FIELDS, "label", "client", "domain", "split")  # of one column each
+ROLES = ("image", "text", *instruct.FIELDS, "label", "client", "domain", "split", "item", "time")  # of one column each
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Columns:
     """Names of the columns, None for what the table does not hold.
 
     features: names of numeric columns; shape: (height, width, channels) of images; label_names: of the classes, () where
-    nothing says them. Exactly one of image, text, response and features is there.
+    nothing says them; target: of numbers to predict, labels: of several labels a row, in the place of label; further: columns of a
+    batch beside x and y, by its name for them; item: what the row's user, the client, took, time: when. Exactly one of item, image,
+    text, response and features is there.
     """
 
     label: str | None
@@ -48,10 +50,17 @@ class Columns:
     split: str | None = None
     shape: Sequence[int] | None = None
     label_names: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    item: str | None = None
+    time: str | None = None
 
     @property
     def kind(self) -> str:
-        """Return the kind of the data: image, text, instruct or tabular."""
+        """Return the kind of the data: items, image, text, instruct or tabular."""
+        if self.item:
+            return "items"
         if self.image:
             return "image"
         if self.text:
@@ -61,7 +70,9 @@ class Columns:
     def named(self) -> list[tuple[str, str]]:
         """Return (option, column) of all that are named."""
         one = [(n, getattr(self, n)) for n in ROLES]
-        return [(n, c) for n, c in one if c] + [("features", f) for f in self.features or ()]
+        several = [("features", self.features or ()), ("target", self.target), ("labels", self.labels)]
+        several += [(f"columns.{n}", c) for n, c in self.further.items()]
+        return [(n, c) for n, c in one if c] + [(n, c) for n, found in several for c in found]
 
 
 def option_problems(options: dict[str, Any]) -> list[str]:
@@ -78,13 +89,17 @@ def option_problems(options: dict[str, Any]) -> list[str]:
         out.append(f"task.data.features: {features!r} found, allowed: each column once")
     if shape is not None and not (_all_are(shape, int) and len(shape) == 3 and min(shape) > 0):
         out.append(f"task.data.shape: {shape!r} found, allowed: [height, width, channels]")
-    given = [n for n in ("image", "text", "features", "response") if options.get(n)]
+    given = [n for n in ("item", "image", "text", "features", "response") if options.get(n)]
+    if options.get("time") and not options.get("item"):
+        out.append("task.data.time: belongs to item: COLUMN, what a row's user took")
     if len(given) > 1:
         out.append(f"task.data.{given[-1]}: {' and '.join(given)} are both set; choose one")
     length = options.get("length", 1)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         out.append(f"task.data.length: {length!r} found, allowed: tokens of a text, a whole number >= 1")
-    return out + pictures.option_problems(options) + instruct.option_problems(options)
+    return (
+        out + targets.option_problems(options) + pictures.option_problems(options) + instruct.option_problems(options)
+    )
 
 
 def _all_are(value: Any, kind: type) -> bool:
@@ -155,24 +170,31 @@ def _chosen(options: dict[str, Any], names: Sequence[str], about: dict[str, Any]
     features = options.get("features") or about.get("features")
     usual = next((c for c in IMAGE if c in names), None)
     record = _record(options, names, bool(features or usual))
-    label = options.get("label", "label")
-    if record["response"] and "label" not in options:
+    target, labels = (targets.names_of(options.get(n)) for n in ("target", "labels"))
+    item = options.get("item")
+    label = None if item or target or labels else options.get("label", "label")
+    if label and record["response"] and "label" not in options:
         label = next((n for n in instruct.LABELS if n in names), None)
     text = options.get("text")
-    if not text and not (features or record["response"] or usual or "image" in options):
+    if not text and not (item or features or record["response"] or usual or "image" in options):
         text = next((t for t in TEXT if t in names), None)
     shape = options.get("shape")
     if not shape and "height" in about:
         shape = [about["height"], about["width"], about.get("channels", 1)]
     return Columns(
         label=label,
-        image=options.get("image") or (None if features or text or record["response"] else usual or "image"),
+        image=options.get("image") or (None if item or features or text or record["response"] else usual or "image"),
         text=text,
         **record,
-        features=features,
+        features=None if item else features,
         **{n: options.get(n, n if n in names else None) for n in ("client", "domain", "split")},
         shape=shape,
         label_names=tuple(map(str, about.get("label_names") or ())),
+        target=target,
+        labels=labels,
+        item=item,
+        time=options.get("time"),
+        further={n: targets.names_of(c) for n, c in options.get("columns", {}).items()},
     )
 
 
@@ -200,6 +222,10 @@ def _type_problem(option: str, field: pa.Field, use: Columns, file: str) -> str 
     if option == "features":
         numbers = kind in ("whole numbers", "numbers", "nothing") and not pa.types.is_dictionary(field.type)
         return None if numbers else where + "numbers"
+    if option == "time":
+        return None if kind in ("whole numbers", "numbers") else where + "numbers"
+    if option in ("target", "labels") or option.startswith("columns."):
+        return targets.type_problem(option, field, len(use.labels) == 1, file)
     if option in ("text", *instruct.FIELDS):
         return None if kind in ("text", "nothing") else where + "text"
     return None if kind in ("text", "whole numbers", "numbers", "nothing") else where + "text or numbers"

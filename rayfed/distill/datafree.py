@@ -114,7 +114,7 @@ class DataFree(Section):
 
 def check(s: DataFree, config: Config) -> list[str]:
     """Return what `Method.check` says of these settings."""
-    if s.inputs == "probe" and not config.federation.probe:
+    if s.inputs == "probe" and not config.federation.public_rows:
         return ["federation.probe: 0 found, method.inputs: probe distils on a public set; allowed: a whole number >= 1"]
     if s.inputs == "embeddings" and config.task.model.name.startswith("hf:"):
         with contextlib.suppress(ConfigError):  # a folder that is none is the model check's to report

@@ -82,7 +82,7 @@ def may_begin_alone(config: Config) -> bool:
     user's own; who asks for a number of actors, or for visits in them, gets them first.
     """
     r, pretrained = config.resources, config.task.model.name.startswith("hf:")
-    own = any(".py:" in name for name in (config.method.name, config.task.model.name))
+    own = any(".py:" in n for n in (config.method.name, config.task.model.name, config.task.kind.name))
     asked = r.actors != "auto" or r.visits == "actors" or config.failures.client_timeout_s is not None
     return not (asked or pretrained or own)
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from rayfed import keys, tree
 from rayfed.adapters import ranks
+from rayfed.engine.scoring import ClientRows, Scoring, SetScores, scoring
 from rayfed.execute.batches import scored_pieces
 from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.method import Method
-from rayfed.metrics import ari, scope
+from rayfed.metrics import Measure, ari, scope
 from rayfed.models import private_buffers
 from rayfed.training import sgd_visit
-from rayfed.visits import ClientContext, Phase, Visit, accumulate, epochs, once, whole
+from rayfed.visits import Arguments, ClientContext, Phase, Visit, accumulate, epochs, once, whole
 
 if TYPE_CHECKING:
     from rayfed.fed import Dispatcher, Fed
@@ -36,6 +37,19 @@ Scores = Mapping[str, float]  # of one client: sums over its examples by measure
 
 MOST_CLIENTS = 10_000  # that `evaluate.clients: auto` scores, of those that take part and of the held-out ones
 LOCAL_SCORES = "scores of the local model"  # the part that a training visit sends in addition to its method's
+
+
+class Scored(NamedTuple):
+    """What scoring clients gave: client -> sums over its rows, and where metrics of sets are asked for, client -> what is known of each
+    row."""
+
+    sums: Mapping[int, Scores]
+    rows: Mapping[int, ClientRows]
+
+    def of(self, keep: Callable[[int], bool]) -> Scored:
+        """Return those of some clients."""
+        sums = {c: s for c, s in self.sums.items() if keep(c)}
+        return Scored(sums, {c: r for c, r in self.rows.items() if keep(c)})
 
 
 class Evaluation(Enum):
@@ -58,20 +72,29 @@ class Evaluation(Enum):
         return self in (Evaluation.ROWS, Evaluation.CLUSTER)
 
 
-def build(evaluation: Evaluation, method: Method, task: Task, pieces: int, rows: int = 0) -> Visit:
+def build(
+    evaluation: Evaluation,
+    method: Method,
+    task: Task,
+    pieces: int,
+    rows: int = 0,
+    data: Mapping[str, Any] | None = None,
+) -> Visit:
     """Build the visit of an evaluation.
 
     pieces: into how many pieces the pooled test set is cut; rows: if not 0, at least the largest number of rows that one client
-    is scored on: scores of each row are then sent too, as part `rows` = {NAME: (2 rows,)}, padding at the end.
+    is scored on: scores of each row are then sent too, as part `rows` = {NAME: (2 rows, ...)}, padding at the end; data: see `scoring`.
     """
     if evaluation is Evaluation.ROWS:
-        return _row_by_row(task)
+        return _row_by_row(scoring(task, data)._replace(task=_read_at_server(method, task)))
     if evaluation is Evaluation.CLUSTER:
-        return _measure(task, lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
+        of = scoring(task, data)
+        return _measure(of, lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
     if evaluation in (Evaluation.PERSONAL, Evaluation.BACKDOOR):
         split = "backdoor" if evaluation is Evaluation.BACKDOOR else "test"
-        return scored(view, seen, lambda client, carry: view.end(client, carry)[0]["model"], rows, split)
+        of = scoring(task, data)._replace(task=seen)
+        return scored(view, of, lambda client, carry: view.end(client, carry)[0]["model"], rows, split)
     if evaluation is Evaluation.SERVED:
         return Visit(
             view.begin,
@@ -84,31 +107,48 @@ def build(evaluation: Evaluation, method: Method, task: Task, pieces: int, rows:
         )
     if evaluation is Evaluation.LOCAL:
         tuned = _finetuned(view, method, seen)
-        return scored(tuned, seen, lambda client, carry: carry["model"], rows)
+        of = scoring(task, data)._replace(task=seen)
+        return scored(tuned, of, lambda client, carry: carry["model"], rows)
     return _predictions(view, seen, pieces)
 
 
-def _zero(task: Task, rows: int = 0) -> Tree:
+def _zero(of: Scoring, rows: int = 0) -> Tree:
     """Return what one scoring has summed, and which rows it has seen, before its first batch; rows: see `build`."""
-    like: Any = {"dtype": task.dtype, "device": task.device}
-    seen = {"rows": {n: torch.zeros(2 * rows, **like) for n in task.measures}} if rows else {}
-    return {"sum": {n: torch.zeros((), **like) for n in task.measures}, "n": torch.zeros((), **like), **seen}
+    like: Any = {"dtype": of.task.dtype, "device": of.task.device}
+    seen = {"rows": {n: torch.zeros(2 * rows, *shape, **like) for n, shape in of.shapes.items()}} if rows else {}
+    return {"sum": {n: torch.zeros((), **like) for n in of.task.row_measures}, "n": torch.zeros((), **like), **seen}
 
 
-def _row_by_row(task: Task) -> Visit:
-    """Build a visit that scores `shared["model"]` on a piece of rows: by measure, a number for each row, (b,)."""
-    step = Phase(whole("rows"), lambda carry, batch, key: task.metrics(carry["model"], batch), counts=False)
+def _read_at_server(method: Method, task: Task) -> Task:
+    """Return the task that reads models of the server: the network's own parameters by the network, any other tree by `Method.logits`."""
+    if type(method).logits is Method.logits:
+        return task
+
+    def answer(model: Tree, x: Any) -> Any:
+        plain = all(n in task.params_like or n in task.frozen for n in model)
+        return task.apply(model, x) if plain else method.logits(task, model, x)
+
+    return task.read_by(answer)
+
+
+def _row_by_row(of: Scoring) -> Visit:
+    """Build a visit that scores `shared["model"]` on a piece of rows: by name what is known of each row, (b, ...)."""
+    step = Phase(whole("rows"), lambda carry, batch, key: of.of(carry["model"], batch), counts=False)
     return Visit(lambda client: {"model": client.shared["model"]}, [step], lambda client, carry: (carry, client.own))
 
 
 def _add(sums: Tree, scores: Tree, w: Any) -> Tree:
-    """Add the scores (B,) of one batch's rows, whose weights w are 0 on padding."""
-    out = accumulate(sums, scores, w)
+    """Add the scores (B, ...) of one batch's rows, whose weights w are 0 on padding."""
+    out = accumulate(sums, {n: scores[n] for n in sums["sum"]}, w)
     if "rows" not in sums:
         return out
     place = sums["n"].long() + torch.arange(len(w), device=w.device)  # only the last batch of a client has padding
-    kept = {n: torch.where(w > 0, s, torch.zeros_like(s)) for n, s in scores.items()}
-    return {**out, "rows": {n: x.scatter(0, place, kept[n].to(x.dtype)) for n, x in sums["rows"].items()}}
+
+    def put(x: Any, s: Any) -> Any:
+        there, at = (t.reshape(-1, *[1] * (s.dim() - 1)).expand_as(s) for t in (w > 0, place))
+        return x.scatter(0, at, torch.where(there, s, torch.zeros_like(s)).to(x.dtype))
+
+    return {**out, "rows": {n: put(x, scores[n]) for n, x in sums["rows"].items()}}
 
 
 def _sent(sums: Tree) -> Tree:
@@ -116,43 +156,43 @@ def _sent(sums: Tree) -> Tree:
     return {**sums["sum"], **{part: x for part, x in sums.items() if part != "sum"}}
 
 
-def _measure(task: Task, model: Callable[[ClientContext], Tree], rows: int = 0, split: str = "test") -> Visit:
+def _measure(of: Scoring, model: Callable[[ClientContext], Tree], rows: int = 0, split: str = "test") -> Visit:
     """Build a visit that scores `model(client)` on a split of the client's."""
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
-        scores = task.metrics(carry["model"], batch)
+        scores = of.of(carry["model"], batch)
         return {"model": carry["model"], "scored": _add(carry["scored"], scores, batch["w"])}
 
     return Visit(
-        lambda client: {"model": model(client), "scored": _zero(task, rows)},
+        lambda client: {"model": model(client), "scored": _zero(of, rows)},
         [Phase(once(split), step, counts=False)],
         lambda client, carry: (_sent(carry["scored"]), client.own),
     )
 
 
 def scored(
-    inner: Visit, task: Task, model: Callable[[ClientContext, Tree], Tree], rows: int = 0, split: str = "test"
+    inner: Visit, of: Scoring, model: Callable[[ClientContext, Tree], Tree], rows: int = 0, split: str = "test"
 ) -> Visit:
     """Extend a visit: after `inner`, its `model(client, carry)` is scored on a split of the client's, and only that is sent."""
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
-        return {"model": model(client, carry), "scored": _zero(task, rows)}
+        return {"model": model(client, carry), "scored": _zero(of, rows)}
 
-    last = _measure(task, lambda client: {}, rows, split)
+    last = _measure(of, lambda client: {}, rows, split)
     phase = last.phases[0]._replace(enter=enter)
     return Visit(inner.begin, [*inner.phases, phase], last.end, inner.vectorize)
 
 
 def with_local_score(inner: Visit, task: Task) -> Visit:
     """Extend a training visit, so that it also sends LOCAL_SCORES: the scores of its locally trained model on the client's test split."""
-    trained = inner.local
+    trained, of = inner.local, scoring(task)
     assert trained is not None
 
     def enter(client: ClientContext, carry: Tree) -> Tree:
-        return {"inner": carry, "scored": _zero(task)}
+        return {"inner": carry, "scored": _zero(of)}
 
     def step(carry: Tree, batch: Any, key: Any) -> Tree:
-        scores = task.metrics(trained(carry["inner"]), batch)
+        scores = of.of(trained(carry["inner"]), batch)
         return {"inner": carry["inner"], "scored": _add(carry["scored"], scores, batch["w"])}
 
     def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
@@ -221,6 +261,14 @@ class Evaluator:
         self.kept: dict[str, dict[str, np.ndarray]] = {}
         self.config, self.federation, self.method, self.task = fed.config, fed.federation, fed.method, fed.task
         self._have_rows = np.flatnonzero(self.federation.test.sizes())
+        self.sets = SetScores.of(self.config, self.federation, self.task)
+
+    def measures(self) -> list[Measure]:
+        """Return all that is measured."""
+        return [
+            *self.task.measures,
+            *(m for m in (self.sets.measures if self.sets else ()) if m not in self.task.measures),
+        ]
 
     def sample(self) -> str | None:
         """Return a sentence where `evaluate.clients: auto` scores a sample of the clients; None where it scores all."""
@@ -248,24 +296,25 @@ class Evaluator:
         served = ServedPayload(method, state)
         personal = self._score_served(scored, served)
         row: dict[str, float | None] = {}
-        row |= scope("personal", {c: s for c, s in personal.items() if c < population})
-        row |= scope("unseen", {c: s for c, s in personal.items() if c >= population})
+        row |= self._scope("personal", personal.of(lambda c: c < population))
+        row |= self._scope("unseen", personal.of(lambda c: c >= population))
         cluster_of = method.clusters(state)
         if cluster_of is not None:
             row |= self._score_clusters(state, participants, cluster_of) | self._score_clustering(cluster_of)
         if self.config.evaluate.finetune_epochs:
-            row |= scope("local", self._ask(Evaluation.LOCAL, participants, served))
+            row |= self._scope("local", self._ask(Evaluation.LOCAL, participants, served))
         elif local_scores:
             row |= scope("local", local_scores)
         if len(self.federation.pooled_test):
-            row |= self._score_one_model(state) if method.universal else self._score_mixture(served)
+            row |= self._score_pool(state, served)
         if self.federation.backdoor is not None:
             row |= self._score_backdoor(self.federation.backdoor, scored, served)
-        return row, [self._make_row(c, personal[c], cluster_of, seconds.get(c)) for c in sorted(personal)]
+        return row, [self._make_row(c, personal, cluster_of, seconds.get(c)) for c in sorted(personal.sums)]
 
     def _make_row(
-        self, client: int, sums: Scores, cluster_of: Mapping[int, int] | None, seconds: float | None
+        self, client: int, scored: Scored, cluster_of: Mapping[int, int] | None, seconds: float | None
     ) -> dict[str, Any]:
+        sums = scored.sums[client]
         n = sums["n"]
         means = {name: total / n if n else None for name, total in sums.items() if name != "n"}
         return {
@@ -277,8 +326,18 @@ class Evaluator:
             "examples": int(self.federation.train.offsets[client + 1] - self.federation.train.offsets[client]),
             "test_examples": int(n),
             **means,
+            **(self.sets.of_client(scored.rows.get(client)) if self.sets else {}),
             "seconds": seconds,
         }
+
+    def _scope(self, name: str, found: Scored) -> dict[str, float | None]:
+        """Return a scope's metrics, and note where one of a set of rows is undefined."""
+        row: dict[str, float | None] = {**scope(name, found.sums)}
+        if self.sets is not None and found.rows:
+            values, undefined = self.sets.scope(name, found.rows)
+            self.unscored += [Unscored(metrics, why) for metrics, why in undefined]
+            row |= values
+        return row
 
     def _draw_clients(self, among: np.ndarray) -> list[int]:
         """Draw as many clients as the config says by a key of the round; all where it says so."""
@@ -295,13 +354,13 @@ class Evaluator:
 
     # -- on clients' own rows ------------------------------------------------------------------------------------------
 
-    def _score_served(self, clients: Sequence[int], served: ServedPayload) -> dict[int, Scores]:
+    def _score_served(self, clients: Sequence[int], served: ServedPayload) -> Scored:
         """Score what each client is served on its own test split; one model for all on all their rows at once."""
         model = served_to_all(self.method, self.task, served.shared)
         if model is None:
             return self._ask(Evaluation.PERSONAL, clients, served)
         if not clients:
-            return {}
+            return Scored({}, {})
         rows, first, sizes = self._rows_of(np.asarray(clients))
         by_row = self._score_rows(model, rows)
         if by_row.failures:  # whose row it is, and what follows, shows when each client is asked
@@ -309,16 +368,19 @@ class Evaluator:
         if self._keeps():
             taking_part = sizes[: sum(c < self.fed.population for c in clients)]
             self._keep("personal", rows[: taking_part.sum()], taking_part, by_row.values)
-        sums = {name: np.add.reduceat(values, first).tolist() for name, values in by_row.values.items()}
-        return {
-            c: {"n": n, **{name: v[i] for name, v in sums.items()}}
-            for i, (c, n) in enumerate(zip(clients, sizes.tolist(), strict=True))
-        }
+        sums = {n: np.add.reduceat(by_row.values[n], first).tolist() for n in self.task.row_measures}
+        each = list(enumerate(zip(clients, sizes.tolist(), strict=True)))
+        kept: dict[int, ClientRows] = {}
+        if self.sets is not None:
+            for i, (c, n) in each:
+                at = slice(first[i], first[i] + n)
+                kept[c] = ClientRows(rows[at], {name: v[at] for name, v in by_row.values.items()})
+        return Scored({c: {"n": n, **{name: v[i] for name, v in sums.items()}} for i, (c, n) in each}, kept)
 
     def _score_backdoor(self, triggered: Index, clients: Sequence[int], served: ServedPayload) -> dict[str, float]:
         """Score scope `backdoor`: what honest clients are served, on their test rows with an attacker's trigger."""
         theirs = [c for c in clients if len(triggered[c])]
-        return scope("backdoor", self._ask(Evaluation.BACKDOOR, theirs, served))
+        return scope("backdoor", self._ask(Evaluation.BACKDOOR, theirs, served).sums)
 
     def _rows_of(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the rows of these clients' test splits one after another, where each client's begin, and how many they are."""
@@ -331,27 +393,37 @@ class Evaluator:
     def _score_rows(self, model: Tree, rows: np.ndarray) -> RowScores:
         """Score one model of the server on rows of the data arrays, row by row."""
         pieces = scored_pieces(rows, self.task)
-        made = self.dispatcher.ask(Evaluation.ROWS, range(len(pieces)), shared={"model": model}, mine={}, rows=pieces)
-        values = {name: np.full(pieces.shape, np.nan) for name in self.task.measures}
+        made = self.dispatcher.ask(
+            Evaluation.ROWS,
+            range(len(pieces)),
+            shared={"model": model},
+            mine={},
+            rows=pieces,
+            arguments=self._arguments(),
+        )
+        shapes = self.sets.shapes if self.sets else dict.fromkeys(self.task.row_measures, ())
+        values = {name: np.full((*pieces.shape, *shape), np.nan) for name, shape in shapes.items()}
         for name, found in values.items():
             if made.ids:
                 found[list(made.ids)] = made.stacked(name).double().numpy()
-        return RowScores({n: v.reshape(-1)[: len(rows)] for n, v in values.items()}, made.failures, pieces.shape[1])
+        return RowScores(
+            {n: v.reshape(-1, *v.shape[2:])[: len(rows)] for n, v in values.items()}, made.failures, pieces.shape[1]
+        )
 
-    def _ask(self, evaluation: Evaluation, clients: Sequence[int], served: Payload) -> dict[int, Scores]:
+    def _ask(self, evaluation: Evaluation, clients: Sequence[int], served: Payload) -> Scored:
         """Ask clients for an evaluation; returns the sums of each one's scores, and notes who cannot be scored."""
         out: dict[int, Scores] = {}
         failures: dict[int, str] = {}
         test = self.federation.test
-        keeps = self._keeps() and evaluation is not Evaluation.BACKDOOR  # whose rows are copies
-        most = max((len(test[c]) for c in clients), default=0) if keeps else 0
+        sends = (self._keeps() or self.sets) and evaluation is not Evaluation.BACKDOOR  # whose rows are copies
+        most = max((len(test[c]) for c in clients), default=0) if sends else 0
         by_row: dict[int, Mapping[str, np.ndarray]] = {}
         for group, mine in served.groups(clients):
             replies = self.dispatcher.ask(
-                evaluation, group, shared=served.shared, mine=mine, arguments=(("rows", most),) if most else ()
+                evaluation, group, shared=served.shared, mine=mine, arguments=self._arguments(most)
             )
             if replies.ids:
-                sums = {part: replies.stacked(part).tolist() for part in ("n", *self.task.measures)}
+                sums = {part: replies.stacked(part).tolist() for part in ("n", *self.task.row_measures)}
                 out.update({c: {name: v[i] for name, v in sums.items()} for i, c in enumerate(replies.ids)})
                 if most:
                     scores = replies.stacked("rows")
@@ -361,11 +433,19 @@ class Evaluator:
             first, reason = min(failures.items())
             said = f"means without {len(failures)} of {len(clients)} clients" if out else "missing: no client is left"
             self._note(evaluation.value, f"{said} (client {first}: {reason})")
-        elif most and (counted := [c for c in sorted(clients) if c < self.fed.population]):
+        elif self._keeps() and (counted := [c for c in sorted(clients) if c < self.fed.population]):
             rows, _, sizes = self._rows_of(np.asarray(counted, np.int64))
-            scored = {n: np.concatenate([by_row[c][n][: len(test[c])] for c in counted]) for n in self.task.measures}
+            scored = {
+                n: np.concatenate([by_row[c][n][: len(test[c])] for c in counted]) for n in self.task.row_measures
+            }
             self._keep(evaluation.value, rows, sizes, scored)
-        return out
+        kept = {c: ClientRows(test[c], {n: x[: len(test[c])] for n, x in found.items()}) for c, found in by_row.items()}
+        return Scored(out, kept if self.sets else {})
+
+    def _arguments(self, most: int = 0) -> Arguments:
+        """Return the arguments of an evaluation: how many rows at most it scores of a client, where they are to be sent; and whether
+        with all that metrics of sets read."""
+        return ((("rows", most),) if most else ()) + ((("everything", True),) if self.sets else ())
 
     def _keeps(self) -> bool:
         """Return whether the scores of each row of this round are kept."""
@@ -375,20 +455,26 @@ class Evaluator:
         self, scope: str, rows: np.ndarray, sizes: np.ndarray | list[int], scores: Mapping[str, np.ndarray]
     ) -> None:
         """Keep a scope's scores by row; sizes: of the clients whose rows follow each other. Of longer scores the first count."""
-        by_row = {n: np.asarray(x[: len(rows)], np.float32) for n, x in scores.items()}
+        by_row = {n: np.asarray(scores[n][: len(rows)], np.float32) for n in self.task.row_measures}
         self.kept[scope] = {"rows": rows, "sizes": np.asarray(sizes), **by_row}
 
     def _note(self, scope: str, what: str) -> None:
         """Note what all metrics of a scope are."""
-        metrics = [f"{name}/{scope}" for name in self.task.measures]
+        metrics = [f"{name}/{scope}" for name in self._names()]
         self.unscored.append(Unscored(metrics, f"{' and '.join(metrics)} are {what}"))
 
     def _null_global(self, why: str) -> dict[str, float | None]:
         """Return scope `global` without numbers, and note why: a score of the rest would be of another test set."""
         self._note("global", f"null: {why}")
-        return {f"{name}/global": None for name in self.task.measures}
+        return {f"{name}/global": None for name in self._names()}
 
-    def _score_clusters(self, state: Tree, participants: list[int], cluster_of: Mapping[int, int]) -> dict[str, float]:
+    def _names(self) -> tuple[str, ...]:
+        """Return the names of all that is measured."""
+        return self.task.row_measures + (self.sets.names if self.sets else ())
+
+    def _score_clusters(
+        self, state: Tree, participants: list[int], cluster_of: Mapping[int, int]
+    ) -> dict[str, float | None]:
         """Score scope `cluster`: each client's expert on the client's own test split."""
         experts = self.method.experts(state)
         if not experts:
@@ -397,7 +483,7 @@ class Evaluator:
         stacked = {"experts": tree.stack([experts[k] for k in ids])}
         members = [c for c in participants if cluster_of.get(c) in experts]
         places = {c: {"expert": torch.tensor(ids.index(cluster_of[c]))} for c in members}
-        return scope("cluster", self._ask(Evaluation.CLUSTER, members, Payload(stacked, places.get)))
+        return self._scope("cluster", self._ask(Evaluation.CLUSTER, members, Payload(stacked, places.get)))
 
     def _score_clustering(self, cluster_of: Mapping[int, int]) -> dict[str, float]:
         """Count the clusters in use, and measure how well they agree with the planted groups."""
@@ -410,6 +496,12 @@ class Evaluator:
 
     # -- on the pooled test set ----------------------------------------------------------------------------------------
 
+    def _score_pool(self, state: Tree, served: ServedPayload) -> dict[str, float | None]:
+        """Score scope `global`: of the one model, or of a mixture of what clients are served, where the task can be answered by one."""
+        if self.method.universal:
+            return self._score_one_model(state)
+        return self._score_mixture(served) if self.task.pooled else {}
+
     def _score_one_model(self, state: Tree) -> dict[str, float | None]:
         """Score scope `global` of a method with one model: on the pooled test set, row by row."""
         pooled = self.federation.pooled_test
@@ -421,7 +513,15 @@ class Evaluator:
             return self._null_global(f"rows {first} to {last} of the pooled test set cannot be scored: {reason}{more}")
         if self._keeps():
             self._keep("global", pooled, [len(pooled)], by_row.values)
-        return {f"{name}/global": float(values.mean()) for name, values in by_row.values.items()}
+        return self._global(pooled, by_row.values)
+
+    def _global(self, rows: np.ndarray, scores: Mapping[str, Any]) -> dict[str, float | None]:
+        """Return scope `global` of one model's scores of rows."""
+        out: dict[str, float | None] = {f"{n}/global": float(scores[n].mean()) for n in self.task.row_measures}
+        return out | self._scope(
+            "global",
+            Scored({}, {-1: ClientRows(rows, {n: np.asarray(x) for n, x in scores.items()})} if self.sets else {}),
+        )
 
     def _score_mixture(self, served: ServedPayload) -> dict[str, float | None]:
         """Score scope `global` without one model: the mean of the served models' predictions, weighted by train examples."""
@@ -449,9 +549,11 @@ class Evaluator:
         pooled = self.federation.pooled_test
         rows = {n: torch.as_tensor(np.asarray(a)[pooled]) for n, a in self.federation.arrays.items()}
         judged = self.task.judge_mean(predictions, rows)
+        if self.sets is not None and "prediction" in self.sets.shapes:
+            judged = {**judged, "prediction": predictions}
         if self._keeps():
             self._keep("global", pooled, [len(pooled)], {n: v.numpy() for n, v in judged.items()})
-        return {f"{name}/global": float(v.mean()) for name, v in judged.items()}
+        return self._global(pooled, judged)
 
 
 class Payload:

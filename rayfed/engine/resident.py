@@ -51,7 +51,7 @@ class Resident:
         if like is not None and like.data_key == self.data_key:
             self.task, self.data, self.sampler = like.task, like.data, like.sampler
         else:
-            self.task = tasks.of(federation.kind)(config, federation, device, start)
+            self.task = tasks.of(federation.task)(config, federation, device, start)
             self.data = {n: self._tensor(x) for n, x in federation.arrays.items()}
             self.sampler = BatchSampler(
                 federation,
@@ -111,7 +111,9 @@ class Resident:
 
     def _build_visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments) -> Visit:
         if isinstance(name, Evaluation):
-            made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces), **dict(arguments))
+            given = dict(arguments)
+            data = self.data if given.pop("everything", False) else None
+            made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces), data=data, **given)
         else:
             made = getattr(self.method, name).with_(**dict(arguments))(self.task)
             if self.private_buffers:

@@ -30,7 +30,7 @@ from rayfed.execute.choice import Choice
 from rayfed.execute.tuning import kernels
 from rayfed.fed import Fed
 from rayfed.lazy import torch
-from rayfed.metrics import lower_is_better
+from rayfed.metrics import READY_MEASURES, lower_is_better
 from rayfed.models.pretrained import has_frozen_base
 from rayfed.models.start import start_from
 from rayfed.storage import row_scores, snapshots
@@ -579,9 +579,9 @@ class Runner:
         notes += self.federation.notes
         notes += [sample] if (sample := run.evaluator.sample()) else []
         if run.method.universal is None:
+            measured = " and ".join(f"{n}/global" for n in sorted(run.task.row_measures)[:2])
             notes.append(
-                "accuracy/global and loss/global score the size-weighted mean of the served models' predictions: "
-                "the method has no single model"
+                f"{measured} score the size-weighted mean of the served models' predictions: the method has no single model"
             )
             notes += [run.task.mixture] if run.task.mixture else []
         repeat = Choice.in_effect(config, run.dispatch.cohort_size).as_options()
@@ -604,10 +604,17 @@ class Runner:
             "notes": notes,
             "stopped_early": run.early,
             "collapsed": run.collapsed.to_dict() if run.collapsed else None,
+            **self._measures(),
         }
         self._write_status()
         self.folder.finish(RunStatus.DONE, summary)
         return Ending(RunStatus.DONE, run.reached)
+
+    def _measures(self) -> dict[str, Any]:
+        """Return what is measured, for the summary, where its readers do not know it from its names."""
+        found = self.prepared.evaluator.measures()
+        own = [m for m in found if READY_MEASURES.get(m.name) != m]
+        return {"measures": [list(m) for m in own]} if own else {}
 
     def _give_up(self, what: str, reason: object, remedy: str = "") -> None:
         """Note, once, that something besides the rounds cannot be written, which ends no run."""

@@ -164,7 +164,9 @@ class BatchSampler:
 
     def rows(self, client: int, split: str) -> np.ndarray:
         """Return the rows of the data arrays in one client's split ("train", "test" ...), or in a piece of the pooled test set
-        ("pooled 3"), the same for everyone."""
+        ("pooled 3") or the public set ("public"), the same for everyone."""
+        if split == "public":
+            return self.fed.public
         if split.startswith("pooled"):
             return self.pieces[int(split.removeprefix("pooled "))]
         return getattr(self.fed, split)[client]
@@ -241,6 +243,10 @@ class BatchSampler:
         if over.kind == "nothing":
             none = np.zeros(len(clients), np.int64)
             return np.zeros(1, np.int64), none, none
+        if over.split == "public":
+            k = len(clients)
+            rows = self.fed.public if len(self.fed.public) else np.zeros(1, np.int64)
+            return rows, np.zeros(k, np.int64), np.full(k, len(self.fed.public))
         if given is not None:
             each = np.full(len(given), given.shape[1])
             return given.reshape(-1), np.cumsum(each) - each, each

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rayfed import clock, methods, metrics, models, partition
 from rayfed.errors import ConfigError
-from rayfed.launch import metric_names, model_check
+from rayfed.launch import metric_names, model_check, task_check
 from rayfed.launch.preflight import asked
 
 if TYPE_CHECKING:
@@ -28,12 +28,10 @@ class Federations:
         if k not in self.known:
             self.known = {k: partition.build(config)}  # seeds come one after the other: one split at a time
         split = self.known[k]
-        problems = models.fits(config.task.model, split.input_shape) or asked(
-            config.method.name, "fits", lambda: methods.of(config).fits(split)
-        )
-        problems = (
-            problems or metric_names.stop_problems(config, methods.of(config), split) or clock.problems(config, split)
-        )
+        method = methods.of(config)
+        problems = models.fits(config.task.model, split.input_shape) + task_check.problems(config, split, method)
+        problems = problems or asked(config.method.name, "fits", lambda: method.fits(split))
+        problems = problems or metric_names.stop_problems(config, method, split) or clock.problems(config, split)
         if problems:
             raise ConfigError(problems)
         return split

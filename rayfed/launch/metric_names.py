@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayfed import metrics, task
-from rayfed.engine import ruling
+from rayfed import metrics
+from rayfed import task as tasks
+from rayfed.engine import ruling, scoring
 from rayfed.errors import nearest
 from rayfed.method import Method
 
@@ -22,7 +23,7 @@ def known(method: Method, federation: Federation) -> list[str]:
     clusters = type(method).clusters is not Method.clusters
     tests, n = federation.test.sizes() > 0, federation.population
     scopes = []
-    if len(federation.pooled_test):
+    if len(federation.pooled_test) and (method.universal or tasks.of(federation.task).pooled):
         scopes.append("global")
     for scope, there in (
         ("personal", tests[:n].any()),
@@ -32,7 +33,11 @@ def known(method: Method, federation: Federation) -> list[str]:
         ("backdoor", federation.backdoor is not None),
     ):
         scopes += [scope, f"{scope}_ex"] if there else []
-    names = [f"{name}/{scope}" for scope in scopes for name in task.of(federation.kind).measures]
+    config = method.config
+    measured = scoring.measures(config, federation, scoring.asked(config, federation)[0])
+    without = {"backdoor"} if config.evaluate.finetune_epochs else {"backdoor", "local"}
+    of_sets = [s for s in scopes if s.removesuffix("_ex") not in without]
+    names = [f"{m.name}/{s}" for s in scopes for m in measured if m.of == "rows" or s in of_sets]
     names += ["clusters/count"] if clusters else []
     names += ["clusters/ari"] if clusters and int((federation.group[:n] >= 0).sum()) > 1 else []
     simulated = ["time/simulated"] if method.config.devices.profile != "none" else []

@@ -31,6 +31,7 @@ from rayfed.config import unread, user_code
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder
+from rayfed.partition.targets import Targets
 from rayfed.storage.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ ROWS = 4  # of the data, on which an own network is tried
 
 @dataclass(frozen=True)
 class Question:
-    """Plain values: a config, what a task reads of its federation, some rows of its inputs, the method's `no_buffers` and
+    """Plain values: a config, what a task reads of its federation, some rows of its arrays by name, the method's `no_buffers` and
     `splits_model`, and the key under which a good answer is remembered."""
 
     config: dict[str, Any]
     federation: dict[str, Any]
-    rows: list[Any]
+    rows: dict[str, list[Any]]
     no_buffers: str | None
     splits_model: bool
     key: str
@@ -58,7 +59,8 @@ def question(config: Config, federation: Federation) -> Question | None:
     if config.task.model.name in models.KNOWN and config.init.from_ is None and not _needs_vmap(config):
         return None
     values = config.to_dict()
-    about = {n: getattr(federation, n) for n in ("classes", "kind", "population", "clients")}
+    about = {n: getattr(federation, n) for n in ("classes", "answers", "kind", "population", "clients", "task")}
+    about["targets"] = federation.targets and federation.targets.to_dict()
     about["input_shape"] = list(federation.input_shape)
     versions = [importlib.metadata.version(n) for n in ("torch", "transformers", "peft")]
     # Only settings from which a model is built: others change from run to run.
@@ -79,8 +81,8 @@ def question(config: Config, federation: Federation) -> Question | None:
     key = hashlib.sha256(decides.encode()).hexdigest()[:32]
     if _known(key).exists():
         return None
-    rows = federation.arrays["x"][federation.train.rows[:ROWS]]
-    return Question(values, about, np.asarray(rows).tolist(), method.no_buffers, splits, key)
+    rows = {n: np.asarray(a)[federation.train.rows[:ROWS]].tolist() for n, a in federation.arrays.items()}
+    return Question(values, about, rows, method.no_buffers, splits, key)
 
 
 def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
@@ -131,18 +133,20 @@ def _problems_of(q: Question) -> list[str]:
     from rayfed.models import pretrained
     from rayfed.models.start import start_from
 
-    config, about = Config.from_dict(q.config), cast("Federation", SimpleNamespace(**q.federation))
+    known = {**q.federation, "targets": Targets.of(q.federation["targets"])}
+    config, about = Config.from_dict(q.config), cast("Federation", SimpleNamespace(**known))
     name = config.task.model.name
     try:
         with refusing(f"task.model: {name} cannot be built"):
-            if name.startswith("hf:") and (problems := pretrained.size_problems(config, about.classes, about.kind)):
+            if name.startswith("hf:") and (problems := pretrained.size_problems(config, about.answers, about.kind)):
                 return problems
-            built = task.of(about.kind)(config, about, "cpu", start_from(config))
+            built = task.of(about.task)(config, about, "cpu", start_from(config))
             built.init_params(0)  # what `init.from` holds must fit
             own = name not in models.KNOWN and not name.startswith("hf:")
-            problems = built.check_network(built.rows(q.rows)) if own and built.per_class else []
-            if _needs_vmap(config) and built.per_class and not problems:
-                problems = vmap_check.problems(config, built, built.rows(q.rows))
+            batch, judged = built.batch(q.rows), bool(built.predicts)  # whether `apply` gives (B, answers)
+            problems = built.check_network(batch) if own and judged else []
+            if _needs_vmap(config) and judged and not problems:
+                problems = vmap_check.problems(config, built, batch)
             if q.splits_model and not problems:
                 _ = built.feature_size  # ConfigError where there are no features before a last linear layer
             if q.no_buffers and built.buffers:

@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rayfed import adapters, aggregate, attack, clock, data, methods, models, optimizers, participation, track, visits
+from rayfed import (
+    adapters,
+    aggregate,
+    attack,
+    clock,
+    data,
+    methods,
+    models,
+    optimizers,
+    participation,
+    set_metrics,
+    track,
+    visits,
+)
+from rayfed import task as tasks
 from rayfed.adapters import ranks
 from rayfed.adapters.start import start_problems
 from rayfed.config import unread
@@ -22,8 +36,9 @@ from rayfed.config.load import LONGEST, VARIABLE, load_config
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.problems import blames, sentences
 from rayfed.config.schema import Named
+from rayfed.config.user_function import check_function
 from rayfed.config.watchdog import say_if_slow
-from rayfed.errors import ConfigError, refusing
+from rayfed.errors import ConfigError, nearest, refusing
 from rayfed.execute.tuning import compiler
 from rayfed.models import folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
@@ -90,7 +105,30 @@ def check_task(raw: Mapping[str, Any]) -> list[str]:
             continue  # the schema reports it
         if not VARIABLE.search(named.name):  # a variable that is not set is reported already
             problems += _found(f"task.{key}", partial(check, named))
-    return problems
+    return problems + _check_kind(task.get("kind", "auto") if isinstance(task, Mapping) else "auto")
+
+
+def _check_kind(spec: Any) -> list[str]:
+    """Return what is wrong with `task.kind`: its name, or its own settings."""
+    try:
+        named = Named.model_validate(spec)
+    except ValidationError:
+        return []  # the schema reports it
+    if named.name == "auto":
+        return [f"task.kind.{o}: belongs to a kind; name it (rayfed tasks)" for o in named.options]
+    try:
+        with refusing("task.kind"):
+            cls = tasks.get(named.name)
+    except ConfigError as e:
+        return e.problems
+    try:
+        with contained():
+            cls.Settings(**named.options)
+    except ValidationError as e:
+        return sentences(e, cls.Settings, "task.kind")
+    except Exception as e:
+        return [f"task.kind: the settings of {named.name} raised {describe(e)}"]
+    return []
 
 
 def check_method(raw: Mapping[str, Any]) -> tuple[Callable[[Config], Method] | None, list[str]]:
@@ -237,6 +275,18 @@ def _check_evaluation(config: Config) -> list[str]:
         problems.append(unread.sentence("local.buffers", buffers, "task.model", model, allowed))
     if (config.stop.metric is None) != (config.stop.at is None):
         problems.append("stop: metric and at belong together; set both or none")
+    problems += _check_metrics(config.evaluate.metrics or ())
     if isinstance(asked, int) and asked > clients:
         problems.append(f"evaluate.clients: {asked} found, there are {clients} clients")
+    return problems
+
+
+def _check_metrics(names: Sequence[str]) -> list[str]:
+    """Return what is wrong with names of `evaluate.metrics`; whether the task can give them shows once its data is read."""
+    known, problems = [n for n, _ in set_metrics.names()], []
+    for name in names:
+        if set_metrics.is_own(name):
+            problems += check_function(name, "evaluate.metrics", (), 2)
+        elif name not in known:
+            problems.append(f"evaluate.metrics: {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}")
     return problems

@@ -23,10 +23,10 @@ CLIENTS = 2
 KEYS = torch.arange(CLIENTS)
 
 
-def problems(config: Config, task: Task, x: torch.Tensor) -> list[str]:
+def problems(config: Config, task: Task, batch: Tree) -> list[str]:
     """Return a sentence for each visit that runs for one client at a time, but not under `vmap`, and does not say so.
 
-    x: some rows of the data. What the server would send is made up, of the declared shapes: a visit that cannot run on that at all is
+    batch: some rows of the data. What the server would send is made up, of the declared shapes: a visit that cannot run on that at all is
     not judged.
     """
     if task.vectorize is not True:
@@ -40,7 +40,7 @@ def problems(config: Config, task: Task, x: torch.Tensor) -> list[str]:
     for name, make in visits.without_arguments(method).items():
         try:
             with contained(), torch.no_grad():
-                visit, clients, batch = make(task), _clients(config, method, task), _batch(x)
+                visit, clients = make(task), _clients(config, method, task)
                 one = ClientContext(*(t if n == "shared" else tree.pick(t, 0) for n, t in clients._asdict().items()))
                 _execute(
                     visit, one._replace(info=Info(*(f[0] for f in clients.info))), batch, KEYS[0], lambda f, axes: f
@@ -85,8 +85,3 @@ def _clients(config: Config, method: Method, task: Task) -> ClientContext:
     own = tree.stack([method.own_init(task, c, 0) for c in range(CLIENTS)])
     several = Info(*(torch.stack([f] * CLIENTS) for f in info))
     return ClientContext(several, down, tree.stack([down] * CLIENTS), own)
-
-
-def _batch(x: torch.Tensor) -> Tree:
-    w = torch.ones(len(x), dtype=x.dtype if x.is_floating_point() else torch.float32)
-    return {"x": x, "y": torch.zeros(len(x), dtype=torch.int64), "w": w}

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rayfed.config.own_errors import contained, describe
-from rayfed.config.user_code import content, load_file
+from rayfed.config.user_function import load_class
 from rayfed.errors import ConfigError, nearest
 from rayfed.method import Method
 
@@ -71,17 +71,5 @@ def _only_method(module: ModuleType, name: str) -> type[Method]:
 
 
 def _from_file(name: str) -> type[Method]:
-    file, _, cls = name.rpartition(":")
-    if content(file) is None:
-        raise ConfigError(f"method.name: file {file!r} does not exist")
-    try:
-        module = load_file(file)
-    except Exception as e:
-        raise ConfigError(f"method.name: {file} cannot be imported: {describe(e)}") from e
-    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method]
-    found = vars(module).get(cls)
-    if cls not in known or not isinstance(found, type):
-        raise ConfigError(
-            f"method.name: {file} has no Method named {cls!r}{nearest(cls, known)}; it has: {', '.join(known) or 'none'}"
-        )
+    found: type[Method] = load_class(name, Method, "method.name")
     return found

@@ -399,7 +399,7 @@ class DisUE(Method):
         return problems + datafree.check(self.settings, config)
 
     def fits(self, federation: Federation) -> list[str]:
-        if self.settings.signature == "head" and not of(federation.kind).per_class:
+        if self.settings.signature == "head" and not of(federation.task).per_class:
             return [
                 "method.signature: head found, task.data holds instructions, whose model has no classifier; allowed: all, counts"
             ]

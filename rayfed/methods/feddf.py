@@ -51,7 +51,7 @@ class FedDF(OneModel):
         tau: float = Field(1.0, gt=0, description="Distillation temperature.")
 
     def check(self, config: Config) -> list[str]:
-        if not config.federation.probe:
+        if not config.federation.public_rows:
             return ["federation.probe: 0 found, feddf distils on a public set; allowed: a whole number >= 1"]
         return []
 

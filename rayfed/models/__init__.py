@@ -22,6 +22,11 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
     "mlp": ("multi-layer perceptron with ReLU; hidden: widths", {"hidden": [128]}),
     "cnn": ("McMahan et al. 2017: two 5x5 convolutions (32, 64), 2x2 max pooling, a layer of 512", {}),
     "resnet": ("small residual network with GroupNorm; width, blocks per stage", {"width": 16, "blocks": 1}),
+    "factors": ("matrix factorisation, for items: a user's vector times an item's and a bias; dim", {"dim": 16}),
+    "ncf": (
+        "neural collaborative filtering, for items: an MLP on both vectors; dim, hidden",
+        {"dim": 16, "hidden": [32, 16]},
+    ),
     "vit-tiny": ("vision transformer; patch, dim, depth, heads", {"patch": 4, "dim": 64, "depth": 2, "heads": 4}),
 }
 

@@ -17,14 +17,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayfed import attack, keys
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, nearest
 from rayfed.partition import groups as planted
+from rayfed.partition.targets import Targets, by_stratum
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
-    from rayfed.data import Dataset
+    from rayfed.data import Dataset, Part
 
 MANY = 10**6  # clients, beyond which arrays with an entry for each take memory before a partition refuses their number
+# what y holds -> the kind of task that `task.kind: auto` is
+DEFAULTS = {
+    "classes": "classify",
+    "labels": "multilabel",
+    "numbers": "regress",
+    "records": "instruct",
+    "items": "ranking",
+}
 SHARED, VAL, TEST = 0, 1, 2  # role of a row: to be split by `federation.split`, or the data's own valid or test row
 
 Draw = Callable[[str], np.random.Generator]  # a generator for a purpose, always the same one for the same purpose
@@ -99,10 +108,11 @@ class Owned:
 class Federation:
     """The whole split. Clients 0..population-1 take part, the others are held out ("unseen").
 
-    arrays: x, y of all rows, training rows first, then the pooled test rows and the probe's, after the planted groups'
-    transforms; train, val, test: rows per client; pooled_test: rows of the pooled test set; group: (N,) planted group or -1;
-    names: natural ids or numbers; class_counts: (N, C) of the train split; probe: rows of the public probe set, whose
-    labels are -1; notes: the data set's; backdoor: rows per client of marked copies of honest clients' test rows, None without a trigger.
+    arrays: x, y and further columns of all rows, training rows first, then the pooled test rows and the public ones, after the planted
+    groups' transforms; train, val, test: rows per client; pooled_test: rows of the pooled test set; group: (N,) planted group or -1;
+    names: natural ids or numbers; class_counts: (N, C) of the train split; public: rows of the public set, whose labels are -1 unless
+    `public_labels`; notes: the data set's; backdoor: rows per client of marked copies of honest clients' test rows, None without a
+    trigger; task: the task's kind; targets: what y holds where that is no class, the classes being strata then.
     """
 
     arrays: dict[str, np.ndarray]
@@ -118,9 +128,38 @@ class Federation:
     input_shape: tuple[int, ...]
     kind: str
     label_names: tuple[str, ...]
-    probe: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    public: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     notes: tuple[str, ...] = ()
     backdoor: Index | None = None
+    task: str = "classify"
+    targets: Targets | None = None
+    public_labels: bool = False
+
+    @property
+    def form(self) -> str:
+        """Return what y holds: classes | labels | numbers | records | items (see `rayfed.data.Dataset.form`)."""
+        kinds = {"instruct": "records", "items": "items"}
+        return self.targets.form if self.targets else kinds.get(self.kind, "classes")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the classes, labels or numbers that a model answers for."""
+        return self.targets.names if self.targets else self.label_names
+
+    @property
+    def answers(self) -> int:
+        """Return how many classes, labels or numbers a model answers for."""
+        return len(self.targets.names) if self.targets else self.classes
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the columns that batches carry beside x, y and w."""
+        return tuple(n for n in self.arrays if n not in "xy")
+
+    @property
+    def probe(self) -> np.ndarray:
+        """Return the rows of the public set, of which a probe is the case without labels."""
+        return self.public
 
     @property
     def clients(self) -> int:
@@ -139,6 +178,8 @@ class Federation:
         flat["meta"] = {
             "population": self.population, "classes": self.classes, "input_shape": list(self.input_shape),
             "kind": self.kind, "label_names": list(self.label_names), "notes": list(self.notes),
+            "task": self.task, "public_labels": self.public_labels,
+            **({"targets": self.targets.to_dict()} if self.targets else {}),
         }  # fmt: skip
         return flat
 
@@ -148,7 +189,7 @@ class Federation:
         Of the arrays it holds CRC-32s, which gigabytes of pictures take seconds for and other digests many.
         """
         flat = self.numpy()
-        about = {k: v for k, v in flat.pop("meta").items() if k != "notes"}
+        about = {k: v for k, v in flat.pop("meta").items() if k not in ("notes", "task", "public_labels")}
         for name, array in flat.items():
             crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if array.nbytes else 0
             about[f"array {name}"] = [array.dtype.str, array.shape, crc]
@@ -159,7 +200,9 @@ class Federation:
         """Return what `numpy` gave; the arrays are used as they are, not copied."""
         meta = dict(flat["meta"])
         meta |= {n: tuple(meta[n]) for n in ("input_shape", "label_names", "notes")}
-        made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts", "probe")}
+        meta["targets"] = Targets.of(meta.get("targets"))
+        made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts")}
+        made["public"] = flat["probe"]
         splits = [n for n in ("train", "val", "test", "backdoor") if f"{n}/offsets" in flat]
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in splits}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
@@ -177,7 +220,15 @@ def split_key(config: Mapping[str, Any]) -> str:
     task, model = config["task"], config["task"]["model"]["name"]
     words = [model, config["adapter"].get("tokens")] if ":" in model else []
     scored = config["evaluate"].get("split")
-    asked = [config["seed"], task["data"], config["federation"], words, scored, config.get("attacks") or []]
+    asked = [
+        config["seed"],
+        task["data"],
+        task.get("kind"),
+        config["federation"],
+        words,
+        scored,
+        config.get("attacks") or [],
+    ]
     return json.dumps(asked, sort_keys=True, default=str)
 
 
@@ -187,8 +238,8 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     Only `seed`, `federation`, `evaluate.split` and the data decide; with `split: val` validation splits stand in the place of
     test splits, and those of the clients that take part are the pooled test set. Clients hold every training row, and each only
     once, except the rows of natural ids that were not drawn, of classes that no group of `groups.sets` holds, without a domain
-    where domains decide, what `embedding` and `longtail` say they leave out, and the `probe` rows, which are taken out before
-    anything is dealt.
+    where domains decide, what `embedding` and `longtail` say they leave out, and the public rows, which are taken out before
+    anything is dealt. Rows without a class are dealt by strata (`rayfed.partition.targets`).
     """
     if dataset is None:
         from rayfed import data
@@ -209,11 +260,16 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         raise ConfigError(f"federation.clients: {n:,} found, allowed: at most the {there:,} rows of {dataset.name}")
 
     draw = draws(config.seed)
-    public = dataset.train.x[:0]
-    if f.probe:
-        public, dataset = without_probe(f.probe, dataset, draw("probe"))
+    name = config.task.kind.name
+    name = DEFAULTS[dataset.form] if name == "auto" else name
+    if dataset.kind == "items" and f.partition.kind != "natural":
+        raise ConfigError(
+            f"federation.partition.kind: {f.partition.kind} found, {dataset.name} says who took which item; allowed: natural"
+        )
+    dataset, targets = by_stratum(dataset)
+    public, dataset = without_public(f, dataset, draw("probe"))
     f = f.model_copy(update={"groups": planted.counted(f.groups, dataset)})
-    if problems := planted.problems(f.groups, dataset) + planted.too_many(f.groups, n - held):
+    if problems := planted.problems(f.groups, dataset, targets) + planted.too_many(f.groups, n - held):
         raise ConfigError(problems)
     rows = _domain_rows(f, dataset, n - held) if f.groups.kind == "domain" else None
     # Each side gets every group in equal numbers: an unseen client's group should be one that trained.
@@ -225,10 +281,11 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     group = group if owned.group is None else owned.group
     train, val, test = _client_splits(owned, n, f.split, draw("client splits"))
     row_client = owned.client
-    probe = np.arange(len(row_client), len(row_client) + len(public))
-    row_group = np.concatenate([np.where(row_client >= 0, group[row_client], -1), np.full(len(public), -1)])
+    probe = np.arange(len(row_client), len(row_client) + len(public.y))
+    row_group = np.concatenate([np.where(row_client >= 0, group[row_client], -1), np.full(len(public.y), -1)])
 
-    y = np.concatenate([dataset.train.y, dataset.test.y, np.zeros(len(public), np.int64)])
+    parts = (dataset.train, dataset.test, public)
+    y = np.concatenate([p.y for p in parts])
     pooled = _pooled_test(f, dataset, y, owned.pooled_test)
     if f.groups.kind not in ("none", "domain"):
         weights = np.zeros(f.groups.count)
@@ -236,9 +293,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         free = pooled[row_client[pooled] < 0]
         row_group[free] = keys.proportional(weights, len(free), draw("pooled test"))
         row_group[probe] = keys.proportional(weights, len(probe), draw("probe's groups"))
-    x = np.concatenate([dataset.train.x, dataset.test.x, public])
+    x = np.concatenate([p.x for p in parts])
     x, y = planted.transform(f.groups, x, y, row_group, dataset.classes, draw("transforms"))
-    y[probe] = -1
+    if dataset.kind == "items":
+        pooled = pooled[row_client[pooled] >= 0]  # nobody's history is known of the others
     if config.evaluate.split == "val":
         test, pooled = val, np.sort(val.rows[val.owners() < n - held])
         if not len(pooled):
@@ -248,22 +306,39 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     elif f.split.tests == "others":  # validation rows stay a client's own
         test = exchanged(test, group[: n - held])
     backdoor = None
+    columns = {c: np.concatenate([p.columns[c] for p in parts]) for c in dataset.train.columns}
+    if dataset.kind == "items":
+        columns["user"] = np.concatenate([row_client, np.full(len(public.y), -1)])
     if config.attacks:
-        x, y, backdoor = _attacked(config, x, y, train, test, dataset)
+        x, y, backdoor = _attacked(config, x, y, train, test, dataset, tuple(columns))
     counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
+    arrays = {"x": x, "y": y} | columns
+    if not f.public.labels:
+        arrays["y"][probe] = 0 if targets and targets.form == "numbers" else -1
     return Federation(
-        {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}, train, val, test, pooled, n - held, group, owned.names,
+        {n: np.ascontiguousarray(a) for n, a in arrays.items()}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
-        dataset.label_names, probe, dataset.notes, backdoor,
+        dataset.label_names, probe, dataset.notes, backdoor, name, targets, f.public.labels,
     )  # fmt: skip
 
 
 def _attacked(
-    config: Config, x: np.ndarray, y: np.ndarray, train: Index, test: Index, dataset: Dataset
+    config: Config,
+    x: np.ndarray,
+    y: np.ndarray,
+    train: Index,
+    test: Index,
+    dataset: Dataset,
+    columns: tuple[str, ...],
 ) -> tuple[np.ndarray, np.ndarray, Index | None]:
     """Return x and y after the attacks on data, and the rows with an attacker's trigger by client, None without any."""
     mine, theirs = ([split[c] for c in range(config.training_clients())] for split in (train, test))
     made = attack.poison(config, x, y, mine, theirs, dataset.kind, dataset.classes)
+    if columns and not np.array_equal(made.y, y):  # marked copies would lack the columns, and labels may stand in one
+        raise ConfigError(
+            f"attacks: an attack on data found, {dataset.name} has more than x and classes ({', '.join(columns)}); allowed: "
+            "attacks on updates"
+        )
     backdoor = Index.of(made.owner, made.triggered, len(train)) if len(made.triggered) else None
     return made.x, made.y, backdoor
 
@@ -279,15 +354,28 @@ def exchanged(test: Index, group: np.ndarray) -> Index:
     return Index(offsets.astype(np.int64), np.concatenate([test[int(i)] for i in source]))
 
 
-def without_probe(size: int, dataset: Dataset, rng: np.random.Generator) -> tuple[np.ndarray, Dataset]:
-    """Return the inputs of `size` training rows, (size, ...), and the data set without these rows."""
-    n = len(dataset.train.y)
-    if size >= n:
-        raise ConfigError(f"federation.probe: {size} found, allowed: less than the {n} training rows of {dataset.name}")
-    taken = np.zeros(n, bool)
-    taken[rng.choice(n, size, replace=False)] = True
+def without_public(f: Any, dataset: Dataset, rng: np.random.Generator) -> tuple[Part, Dataset]:
+    """Return the training rows that become the public set, drawn from those of its domain, and the data set without them."""
+    size, where = f.public_rows, "public.rows" if f.public.rows else "probe"
+    if not size:
+        return dataset.train.take(np.zeros(0, np.int64)), dataset
+    among = np.arange(len(dataset.train.y))
+    if f.public.domain is not None:
+        names, code, _ = planted.domains(dataset, "federation.public.domain")
+        if f.public.domain not in names:
+            raise ConfigError(
+                f"federation.public.domain: {f.public.domain!r} found{nearest(f.public.domain, names)}, "
+                f"{dataset.name} has: {', '.join(names)}"
+            )
+        among = np.flatnonzero(code == names.index(f.public.domain))
+    if size > len(among) - (len(among) == len(dataset.train.y)):
+        of = f"of domain {f.public.domain}" if f.public.domain is not None else f"training rows of {dataset.name}"
+        least = "at most" if len(among) < len(dataset.train.y) else "less than"
+        raise ConfigError(f"federation.{where}: {size} found, allowed: {least} the {len(among)} {of}")
+    taken = np.zeros(len(dataset.train.y), bool)
+    taken[among[rng.choice(len(among), size, replace=False)]] = True
     rest = replace(dataset, train=dataset.train.take(np.flatnonzero(~taken)))
-    return dataset.train.x[taken], rest
+    return dataset.train.take(np.flatnonzero(taken)), rest
 
 
 def _client_splits(owned: Owned, n: int, split: Any, rng: np.random.Generator) -> tuple[Index, Index, Index]:

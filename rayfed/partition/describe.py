@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayfed import partition
+from rayfed.config.schema import Public
 from rayfed.errors import ConfigError
 from rayfed.partition import Federation, embed, embedding
 from rayfed.partition import groups as planted
+from rayfed.partition.targets import by_stratum
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -106,12 +108,12 @@ def describe(request: Config | Study, seed: int | None = None) -> list[Descripti
     for names in splits.values():
         config = arms[names[0]] if seed is None else arms[names[0]].model_copy(update={"seed": seed})
         try:
-            probe = config.federation.probe
-            key = f"{config.task.data.model_dump_json()} {probe}"
+            public = config.federation.model_dump(mode="json", include={"probe", "public"})
+            key = f"{config.task.data.model_dump_json()} {public}"
             if key not in known:
                 dataset = data.load(config.task.data, config.seed)
-                if probe:  # as `build` does before anything is dealt
-                    dataset = partition.without_probe(probe, dataset, partition.draws(config.seed)("probe"))[1]
+                dataset = by_stratum(dataset, keep=False)[0]  # as `build` does before anything is dealt
+                dataset = partition.without_public(config.federation, dataset, partition.draws(config.seed)("probe"))[1]
                 known = {key: (dataset, _embedder(dataset, config.seed))}  # one at a time: they may be large
             found.append(_one(config, *known[key], tuple(n for n in names if n)))
         except ConfigError as e:
@@ -130,14 +132,14 @@ def _split_of(config: Config) -> str:
 def _embedder(dataset: Dataset, seed: int) -> embed.Embed | None:
     """Return the task embedding, the same that a partition of kind embedding clusters; None for data of one class."""
     train = dataset.train
-    if len(np.unique(train.y)) < 2:
+    if len(np.unique(train.y)) < 2 or dataset.kind == "items":
         return None
     return embed.task(train.x, train.y, dataset.kind, partition.draws(seed)("task embedding"))
 
 
 def _one(config: Config, dataset: Dataset, embedder: embed.Embed | None, arms: tuple[str, ...]) -> Description:
     """Return the description of one split; dataset: without the probe's rows."""
-    federation = config.federation.model_copy(update={"probe": 0})
+    federation = config.federation.model_copy(update={"probe": 0, "public": Public()})
     f = partition.build(config.model_copy(update={"federation": federation}), dataset)
     draw = partition.draws(config.seed)
     compared = np.arange(f.clients)
@@ -154,7 +156,7 @@ def _one(config: Config, dataset: Dataset, embedder: embed.Embed | None, arms: t
         "classes": f.classes,
         "rows": {
             "train": len(f.train.rows), "val": len(f.val.rows), "test": len(f.test.rows), "pool": len(f.pooled_test),
-            "probe": config.federation.probe, "data": every, "nobody": every - owned,
+            "probe": config.federation.public_rows, "data": every, "nobody": every - owned,
         },
         "sizes": {
             "min": int(sizes.min()), "median": float(np.median(sizes)), "max": int(sizes.max()), "gini": gini(sizes),

@@ -75,8 +75,8 @@ def counted(groups: Any, dataset: Any) -> Any:
     return groups.model_copy(update={"count": len(domains(dataset, "federation.groups.kind")[0])})
 
 
-def problems(groups: Any, dataset: Any) -> list[str]:
-    """Return why this data cannot be grouped as asked."""
+def problems(groups: Any, dataset: Any, targets: Any = None) -> list[str]:
+    """Return why this data cannot be grouped as asked; targets: what it has in the place of classes."""
     k, classes, shape = groups.count, dataset.classes, dataset.input_shape
     if groups.kind == "rotation" and k > 1:
         if dataset.kind != "image":
@@ -89,6 +89,11 @@ def problems(groups: Any, dataset: Any) -> list[str]:
         return [
             f"federation.groups.kind: label_permutation found, the labels of {dataset.name} are categories that no loss reads; "
             "allowed: none, classes, domain"
+        ]
+    if groups.kind == "label_permutation" and targets is not None:
+        return [
+            f"federation.groups.kind: label_permutation found, {dataset.name} has {targets.form}, no classes that could be permuted; "
+            "allowed: none, classes (of strata), rotation, domain"
         ]
     if groups.kind == "label_permutation" and k > math.factorial(min(classes, 12)):
         return [

@@ -26,9 +26,9 @@ MAX_CLUSTERS = 12  # in the key
 
 
 def client_metric(subject: Subject) -> str | None:
-    """Return the per-client column to show: accuracy, else loss or rmse; None if there is none of them."""
+    """Return the per-client column to show: accuracy, else rmse or loss; None if there is none of them."""
     columns = {k for run in subject.runs for row in run.clients[:1] for k in row}
-    return next((m for m in ("accuracy", "loss", "rmse") if m in columns), None)
+    return next((m for m in ("accuracy", "rmse", "loss") if m in columns), None)
 
 
 def client_values(run: RunRecord, metric: str, unseen: bool = False) -> list[float]:

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from rayfed.metrics import meaning
+from rayfed.metrics import FAMILIES, meaning
 from rayfed.report.picture import SCOPE_COLOURS, Picture, Style, file_name, line_style, line_width
 from rayfed.report.subject import RunRecord, Subject
 
@@ -63,8 +63,8 @@ def _paint_line(axis: Any, series: Sequence[Curve], style: Style) -> None:
         axis.fill_between(xs, low, high, color=style["color"], alpha=0.16, linewidth=0)
 
 
-def _axis_label(metric: str) -> str:
-    about = meaning(metric)
+def _axis_label(metric: str, subject: Subject) -> str:
+    about = meaning(metric, measures=subject.measures)
     name = metric.partition("/")[0] if about else metric
     return f"{name} ({about.unit})" if about and about.unit not in ("fraction", "-") else name
 
@@ -96,7 +96,7 @@ def scope_curves(subject: Subject) -> list[Picture]:
     For a run one picture, a panel per NAME with its scopes as lines; else a picture per NAME, a panel per scope with the
     arms as lines.
     """
-    scopes = subject.scopes()
+    scopes = {name: found for name, found in subject.scopes().items() if not name.startswith(FAMILIES)}
     if subject.kind == "run":
         (run,) = subject.runs
         measured = {s for found in scopes.values() for s in found}
@@ -104,11 +104,11 @@ def scope_curves(subject: Subject) -> list[Picture]:
         panels = []
         for name, found in scopes.items():
             lines = [(key[s], [by_round(run, f"{name}/{s}")]) for s in found]
-            panels.append(Panel(name, "round", _axis_label(f"{name}/global"), lines))
+            panels.append(Panel(name, "round", _axis_label(f"{name}/global", subject), lines))
         return [_picture("curves", f"{' and '.join(scopes)} by round", panels, key)] if panels else []
     pictures = []
     for name, found in scopes.items():
-        label = _axis_label(f"{name}/global")
+        label = _axis_label(f"{name}/global", subject)
         panels = []
         for scope in found:
             lines = _arm_lines(subject, partial(by_round, metric=f"{name}/{scope}"))
@@ -122,7 +122,7 @@ def other_metrics(subject: Subject) -> Picture | None:
     """Draw privacy spent and the method's own metrics by round."""
     drawn_elsewhere = ("clusters", *subject.scopes())
     shown = [m for m in subject.quality_metrics() if m.partition("/")[0] not in drawn_elsewhere][:MAX_PANELS]
-    wanted = {m: (m, _axis_label(m), 1.0) for m in shown}
+    wanted = {m: (m, _axis_label(m, subject), 1.0) for m in shown}
     return _by_round(subject, "others", "Other metrics by round", wanted, from_zero=False)
 
 

@@ -179,7 +179,7 @@ def _meanings(subject: Subject) -> str:
     """Return a table of what each metric means."""
     body, logs = [], _logs(subject)
     for metric in subject.metrics:
-        about = meaning(metric, logs)
+        about = meaning(metric, logs, subject.measures)
         cells = (metric, about.text, about.unit, about.over) if about else (metric, "the method's own", "", "")
         body.append([escape(c) for c in cells])
     meanings = table(["metric", "what", "unit", "averaged over"], body, kind="about")

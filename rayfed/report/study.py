@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.metrics import lower_is_better
+from rayfed.metrics import READY_MEASURES, lower_is_better
 from rayfed.report.crossed import RowValues, crossed_difference, row_values
 from rayfed.report.statistics import compare_pairs, equal_within, mean_sd
 from rayfed.report.subject import RunRecord, Subject, load_study
@@ -16,7 +16,8 @@ from rayfed.storage.text_files import sealed_bytes
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARES = ("accuracy", "exact")  # metrics between 0 and 1
+# metrics between 0 and 1
+SHARES = tuple(n for n, m in READY_MEASURES.items() if m.unit == "fraction" and m.better == "higher")
 Interval = tuple[float, float] | list[float]
 POINT = 0.01  # how near two such means must be to be called equal, where a claim says nothing
 

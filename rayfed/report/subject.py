@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rayfed.errors import ConfigError, DamagedFile, nearest
-from rayfed.metrics import SCOPES, final_value, first_rounds, lower_is_better, rounds_to
+from rayfed.metrics import SCOPES, Measure, declare, final_value, first_rounds, lower_is_better, rounds_to
 from rayfed.report.settings import compared
 from rayfed.storage import round_log
 from rayfed.storage.listing import status
@@ -68,6 +69,11 @@ class RunRecord:
         """The round in which the run fell to chance (`rayfed.engine.collapse`); None where it did not, or has not ended."""
         found = self.summary.get("collapsed") or {}
         return found.get("round")
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """What the run measured that is not known by its name alone, by name."""
+        return {m[0]: Measure(*m) for m in self.summary.get("measures") or []}
 
     def cumulative(self, *metrics: str) -> dict[int, float]:
         """Return round -> the sum of these metrics from the first round to this one."""
@@ -188,6 +194,11 @@ class Subject:
                 out.setdefault(name, []).append(where)
         return out
 
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """What the runs measured that is not known by its name alone, by name."""
+        return {n: m for run in self.runs for n, m in run.measures.items()}
+
     def quality_metrics(self) -> list[str]:
         """Return the metrics that measure quality, not cost: with a scope, of clusters, privacy, and the method's own."""
         return [m for m in self.metrics if not m.endswith("_ex") and m.partition("/")[0] not in NO_QUALITY]
@@ -213,7 +224,7 @@ def read_run(path: Path, arm: str | None = None, seed: int | None = None) -> Run
     config, summary, rows = read_settings(path), read_json(path / "summary.json"), round_log.read(path)
     if (ended := summary.get("rounds", 0)) > len(rows):
         raise DamagedFile(path, path / "metrics.parquet", f"{len(rows)} rows found, the run has {ended} rounds")
-    return RunRecord(
+    record = RunRecord(
         path,
         arm or method_name(config),
         int(config.get("seed", 0)) if seed is None else seed,
@@ -222,6 +233,9 @@ def read_run(path: Path, arm: str | None = None, seed: int | None = None) -> Run
         status(path),
         list(rows.values()),
     )
+    with contextlib.suppress(ConfigError):  # of runs that disagree the first one counts
+        declare(record.measures.values())
+    return record
 
 
 def load_study(path: Path) -> Subject:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-from collections.abc import Callable, Iterator
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rayfed import keys, optimizers
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained, describe
-from rayfed.errors import ConfigError
+from rayfed.config.schema import Section
+from rayfed.config.user_function import load_class
+from rayfed.errors import ConfigError, nearest
 from rayfed.execute.tuning import kernels
 from rayfed.lazy import F, torch
+from rayfed.metrics import MEASURES, Measure, declare
 from rayfed.training import grad, mean_loss, note_written
 from rayfed.tree import Tree
 
@@ -29,30 +33,83 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
 
 
-KINDS = {"instruct": ("rayfed.task.instruct", "Instruct")}  # kind of the data -> its task, where that is not `Task`
+OFFERS = {  # what a task offers to methods, as `Method.needs` and `Task.offers` have it
+    "classes": "logits of classes (B, C), and one label for each example",
+    "labels": "logits of labels (B, L), of which an example may have several",
+    "numbers": "predicted numbers (B, T)",
+    "features": "a penultimate representation of whole inputs",
+    "items": "scores of items (B, K), of one user",
+    "tokens": "logits of the token that comes next",
+    "public": "a public set (federation.public)",
+    "public labels": "a public set with labels (federation.public.labels)",
+}
+DATA = ("image", "tabular", "text")  # kinds of data, by whose names today's one kind of task is found too
+
+
+class TaskSettings(Section):
+    """The own settings of a kind of task: frozen, strict, each field with a sentence and its unit."""
+
+
+def names() -> list[tuple[str, str]]:
+    """Return (name, one sentence) of every kind of task, for `rayfed tasks`."""
+    return [(n, (get(n).__doc__ or "").strip().splitlines()[0].rstrip(".")) for n in ready()] + [
+        ("path/to/file.py:Class", "your own, a subclass of rayfed.TaskKind")
+    ]
+
+
+def ready() -> list[str]:
+    """Return the names of the kinds of this folder: classification is `Task` itself, each other one is a file."""
+    return ["classify", *sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))]
+
+
+def get(name: str) -> type[Task]:
+    """Return the class of a kind of task by its name, or `path/to/file.py:Class`. ConfigError naming the nearest known name."""
+    if ".py:" in name:
+        found: type[Task] = load_class(name, Task, "task.kind")
+        declare(found.measures)
+        return found
+    if name == "classify":
+        return Task
+    if name not in ready():
+        known = ", ".join([*ready(), "auto", "path/to/file.py:Class"])
+        raise ConfigError(f"task.kind: {name!r} is unknown{nearest(name, [*ready(), 'auto'])}; known: {known}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    mine = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Task)]
+    (made,) = [c for c in mine if c.__module__ == module.__name__]
+    return made
 
 
 def of(kind: str) -> type[Task]:
-    """Return the task of data of a kind."""
-    if kind not in KINDS:
-        return Task
-    module, name = KINDS[kind]
-    found: type[Task] = getattr(importlib.import_module(module), name)
+    """Return the task of a kind (`Federation.task`), or of a kind of data."""
+    return Task if kind in DATA else get(kind)
+
+
+def offers(federation: Federation) -> set[str]:
+    """Return what a run's task offers to its method: words of `OFFERS`, and `columns:NAME` for each column."""
+    found = {*of(federation.task).offers, *(f"columns:{n}" for n in federation.columns)}
+    if len(federation.public):
+        found |= {"public", "public labels"} if federation.public_labels else {"public"}
     return found
 
 
 def needs_classes(federation: Federation, why: str) -> list[str]:
     """Return what a method's `fits` says where it reads logits of classes, (B, C), and the task's are of tokens; why: for what."""
-    if of(federation.kind).per_class:
+    if of(federation.task).per_class:
         return []
-    return [f"method.name: {why}; task.data holds instructions, for which a model gives probabilities of tokens"]
+    if federation.task == "instruct":
+        what = "task.data holds instructions, for which a model gives probabilities of tokens"
+    else:
+        what = f"task.kind: {federation.task} has none"
+    return [f"method.name: {why}; {what}"]
 
 
 class Task:
     """Give a method its model, loss and metrics as functions of the trained parameters: classification with `rayfed.models`.
 
     Attributes:
-        classes: C; input_shape: of one example; kind: of the data, image | tabular | text | instruct.
+        classes: C, or of another kind of task how many labels or numbers a model answers with; input_shape: of one example;
+        kind: of the data, image | tabular | text | instruct; settings: the kind's own.
+        measures: what `metrics` and `summary` give, with direction, unit and a sentence.
         population: N, the clients that can take part.
         params_like: zeros, {name of a trained parameter or a written buffer: tensor}; initial: the run's first parameters, alike.
         head: names of the classifier's parameters, maybe none.
@@ -79,8 +136,24 @@ class Task:
         ['accuracy', 'loss']
     """
 
+    Settings: ClassVar[type[TaskSettings]] = TaskSettings
+    reads: ClassVar[tuple[str, ...]] = ("classes",)  # forms of targets that it can learn from (`Federation.form`)
+    columns: ClassVar[tuple[str, ...]] = ()  # that the data must have beside x and y
+    offers: ClassVar[frozenset[str]] = frozenset({"classes", "features"})  # words of `OFFERS`
+    predicts: ClassVar[str] = (
+        "classes"  # what the ready metrics of sets take `predict` for: classes | labels | numbers | ""
+    )
+    usual: ClassVar[tuple[str, ...]] = ()  # metrics of sets where `evaluate.metrics` does not say
+    models: ClassVar[tuple[str, ...]] = (
+        "linear",
+        "mlp",
+        "cnn",
+        "resnet",
+        "vit-tiny",
+    )  # ready ones that it can learn with
+    pooled: ClassVar[bool] = True  # whether several clients' models can answer together for any row
     per_class: ClassVar[bool] = True  # whether `apply` gives logits of classes, (B, C)
-    measures: ClassVar[tuple[str, ...]] = ("loss", "accuracy")  # what `metrics` gives of each example
+    measures: tuple[Measure, ...] = (MEASURES["loss"], MEASURES["accuracy"])
     mixture: ClassVar[str] = (
         ""  # what scores of a mixture of models mean, where it is not the mixture's own loss and accuracy
     )
@@ -90,7 +163,10 @@ class Task:
         from rayfed.models import pretrained, training_mode
 
         self.config, self.device = config, device
-        self.classes, self.input_shape = federation.classes, tuple(federation.input_shape)
+        self.settings: Any = self.Settings(**config.task.kind.options)
+        self.measures = self.measured(self.settings)
+        self.targets = federation.targets
+        self.classes, self.input_shape = federation.answers, tuple(federation.input_shape)
         self.population, self.kind = federation.population, federation.kind
         self.ranks = ranks.drawn(config, federation.population, federation.clients)
         self.dtype = torch.float64 if config.task.dtype == "float64" else torch.float32
@@ -139,6 +215,21 @@ class Task:
         self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
         self._start = start.get("params")
         self._initial: Tree | None = None
+
+    @classmethod
+    def measured(cls, settings: Any) -> tuple[Measure, ...]:
+        """Return what is measured under these settings; by default `measures`."""
+        return cls.measures
+
+    @classmethod
+    def problems(cls, config: Config, federation: Federation) -> list[str]:
+        """Return why this data cannot be learned as the settings say; asked before anything starts. None by default."""
+        return []
+
+    @property
+    def row_measures(self) -> tuple[str, ...]:
+        """Return the names of the measures that are means of a number for each row, which `metrics` gives."""
+        return tuple(m.name for m in self.measures if m.of == "rows")
 
     def _network(self, base: Any) -> Any:
         """Return the network with what is not trained drawn from the seed; base: of a pretrained one, else None."""
@@ -337,9 +428,16 @@ class Task:
         made = torch.as_tensor(x, device=self.device)
         return made.to(self.dtype) if made.is_floating_point() or self.kind != "text" else made
 
-    def check_network(self, x: Tensor) -> list[str]:
-        """Return what is wrong with a user's own network, tried on some rows (B, *input_shape): one forward pass in eval mode, one
+    def batch(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return rows of arrays, or nested lists, by name as a batch of this task, all of weight 1."""
+        made = {n: torch.as_tensor(a, device=self.device) for n, a in arrays.items()}
+        made = {n: x.to(self.dtype) if x.is_floating_point() else x for n, x in made.items()}
+        return {**made, "w": torch.ones(len(made["x"]), dtype=self.dtype, device=self.device)}
+
+    def check_network(self, batch: Any) -> list[str]:
+        """Return what is wrong with a user's own network, tried on a batch of some rows: one forward pass in eval mode, one
         forward and backward pass in train mode."""
+        x = batch["x"]
         name, shape = f"task.model: {self.config.task.model.name}", tuple(x.shape)
         # The first row in a batch of other rows than before; token ids stay among those of the data.
         changed = torch.cat([x[:1], 1 - x[1:]]) if x.is_floating_point() else x[:1].expand_as(x)
@@ -362,11 +460,6 @@ class Task:
                 f"{name}: in evaluation a row's answer depends on the other rows of its batch, so that a score would depend on how "
                 "rows are cut into batches; needed: running statistics, or normalisation within a row"
             ]
-        batch = {
-            "x": x,
-            "y": torch.zeros(len(x), dtype=torch.int64, device=self.device),
-            "w": torch.ones_like(out[:, 0]),
-        }
         try:
             with contained():
                 slopes, _ = grad(lambda p: mean_loss(self.loss, p, batch, torch.tensor(1, device=self.device)))(
@@ -499,6 +592,18 @@ class Task:
         """Return loss and accuracy of each example, (B,)."""
         return self.judge(torch.log_softmax(self.apply(params, batch["x"]), -1), batch["y"])
 
+    def score(self, params: Tree, batch: Any) -> dict[str, Tensor]:
+        """Return what metrics of sets read of each row: `metrics`, (B,), and `prediction`, (B, C) probabilities."""
+        logp = torch.log_softmax(self.apply(params, batch["x"]), -1)
+        return {**self.judge(logp, batch["y"]), "prediction": logp.exp()}
+
+    def summary(self, rows: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, float]:
+        """Return the kind's own measures of a set of rows, those that say `of="set"`; none by default.
+
+        rows: what `score` gave of each, (n, ...) float64 arrays; batch: their columns, (n, ...) arrays. NaN where one is undefined.
+        """
+        return {}
+
     def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
         """Return loss and accuracy of each example, (B,), of a weighted mean of `predict`s."""
         return self.judge(torch.log(p.clamp(min=1e-12)), batch["y"])
@@ -509,6 +614,48 @@ class Task:
             "loss": -log_probs.gather(-1, y[..., None])[..., 0],
             "accuracy": (log_probs.argmax(-1) == y).to(log_probs.dtype),
         }
+
+
+class TaskKind(Task):
+    """Base of the kinds of task beside classification, and of your own ones (docs/tasks.md).
+
+    A subclass says in `measures` what it measures, and defines
+
+        loss(params, batch, key)   of each example, (B,): what is trained; the forward pass within `self.training(batch, key)`
+        predict(params, batch)     the model's answers, (B, ...)
+        judge_mean(p, batch)       of answers, of one model or a mean of several models', the measures of each row, (B,)
+        summary(rows, batch)       the measures of a set of rows, where it has such
+
+    and, where they are not the defaults, `reads`, `columns`, `offers`, `predicts`, `usual` and `Settings`.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("classes", "labels", "numbers")
+    offers: ClassVar[frozenset[str]] = frozenset({"features"})
+    predicts: ClassVar[str] = ""
+    per_class: ClassVar[bool] = False
+    measures: tuple[Measure, ...] = ()
+
+    def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
+        """Return the loss of each example, (B,)."""
+        raise TypeError(f"{type(self).__name__} defines no loss(params, batch, key)")
+
+    def predict(self, params: Tree, batch: Any) -> Tensor:
+        """Return the model's answers, (B, ...); by default `apply`."""
+        return self.apply(params, batch["x"])
+
+    def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
+        """Return the measures of each row, (B,), of answers `p`."""
+        raise TypeError(f"{type(self).__name__} defines no judge_mean(p, batch)")
+
+    def metrics(self, params: Tree, batch: Any) -> dict[str, Tensor]:
+        """Return the measures of each row, (B,)."""
+        found = self.judge_mean(self.predict(params, batch), batch)
+        return {n: found[n] for n in self.row_measures}
+
+    def score(self, params: Tree, batch: Any) -> dict[str, Tensor]:
+        """Return what metrics of sets read of each row: what `judge_mean` gives, and `prediction`."""
+        p = self.predict(params, batch)
+        return {**self.judge_mean(p, batch), "prediction": p}
 
 
 def _named(module: Any) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
+from rayfed.metrics import MEASURES, Measure
 from rayfed.task import Task
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ class Instruct(Task):
     """
 
     per_class: ClassVar[bool] = False
-    measures: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "exact")
+    reads: ClassVar[tuple[str, ...]] = ("records",)
+    offers: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    predicts: ClassVar[str] = ""
+    measures: tuple[Measure, ...] = (
+        MEASURES["loss"],
+        MEASURES["accuracy"],
+        MEASURES["exact"],
+    )
     mixture: ClassVar[str] = (
         "accuracy/global and exact/global are means of the served models' own, loss/global that of their mixture"
     )
@@ -70,13 +78,17 @@ class Instruct(Task):
             return torch.stack([_mean(_nll(logits, target), answer), _mean(hit, answer), _all(hit, answer)], -1)
 
         got = self._in_pieces(one, batch["x"])
-        return dict(zip(self.measures, got.unbind(-1), strict=True))
+        return dict(zip(self.row_measures, got.unbind(-1), strict=True))
+
+    def score(self, params: Tree, batch: Any) -> dict[str, Tensor]:
+        """Return `metrics`: what a model says of every token is too much to bring to the server."""
+        return self.metrics(params, batch)
 
     def judge_mean(self, p: Tensor, batch: Any) -> dict[str, Tensor]:
         """Return loss, accuracy and exact (B,) of a weighted mean of `predict`s, (B, L - 1, 3)."""
         answer = (batch["x"][:, 1, 1:] >= 0).to(p.dtype)
         found = (-torch.log(p[..., 0].clamp(min=1e-12)), p[..., 1], p[..., 2])
-        return {n: _mean(x, answer) for n, x in zip(self.measures, found, strict=True)}
+        return {n: _mean(x, answer) for n, x in zip(self.row_measures, found, strict=True)}
 
     def _next(self, params: Tree, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (logits (B, L - 1, V), the tokens they are of (B, L - 1), 1 on answer tokens and 0 elsewhere)."""

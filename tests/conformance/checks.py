@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from rayfed import keys, methods, schedules, tree
+from rayfed.engine import scoring
 from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import compiler, replay
 from rayfed.launch import metric_names
@@ -92,15 +93,16 @@ def two_rounds_run(case: Case, tmp_path: Path) -> None:
     ran = toy.run_folder(case.method, tmp_path, executor="vmap", **case.changes)
     assert ran.ending.status == "done"
     assert [r["round"] for r in ran.rows] == [1, 2]
+    c = toy.config(case.method, **case.changes)
+    federation = toy.federation(c)
     for row in ran.rows:
-        for name in ("loss", "accuracy"):
+        for name in [m.name for m in scoring.measures(c, federation, [])]:
             for scope in ("global", "personal", "unseen"):
                 value = row.get(f"{name}/{scope}")
                 assert value is not None and math.isfinite(value), f"{name}/{scope} is {value} in round {row['round']}"
         assert all(math.isfinite(v) for v in row.values() if v is not None), row
-        assert 0 <= row["accuracy/global"] <= 1 and row["clients/dropped"] == 0
-    c = toy.config(case.method, **case.changes)
-    known = metric_names.known(methods.of(c), toy.federation(c))
+        assert 0 <= row.get("accuracy/global", 0.0) <= 1 and row["clients/dropped"] == 0
+    known = metric_names.known(methods.of(c), federation)
     measured = {n for row in ran.rows for n, v in row.items() if v is not None} - {"round"}
     scores = {n for n in known if n.partition("/")[2].removesuffix("_ex") in SCOPES}
     assert measured <= {*known} and scores <= measured, "what rows can have is known before the start"

@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
         "rayfed.schedules",
         "rayfed.stragglers",
         "rayfed.participation",
+        "rayfed.set_metrics",
     ),
     ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys", "rayfed.traces"),
     ("rayfed.errors", "rayfed.lazy"),

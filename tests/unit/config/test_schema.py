@@ -27,7 +27,7 @@ good = partial(configs.good, load=load_config)
 
 
 ADDED = {  # keys of sections that the contract does not have yet
-    "evaluate": {"split", "rows", "finetune_lr"}, "failures": {"client_timeout_s"},
+    "evaluate": {"split", "rows", "finetune_lr", "metrics"}, "failures": {"client_timeout_s"},
     "resources": {"deterministic", "matmul", "channels_last", "visits", "replay"},
 }  # fmt: skip
 

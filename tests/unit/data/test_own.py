@@ -95,7 +95,10 @@ def test_token_ids_are_texts_already() -> None:
 @pytest.mark.parametrize(
     ("d", "says"),
     [
-        (made(np.zeros((12, 2)), [[0, 1]] * 12), "train: y int64 (12, 2) holds lists, one label a row is needed"),
+        (
+            made(np.zeros((12, 2)), [[0, 1]] * 12),
+            "train: y int64 (12, 2) and 3 classes found, needed: whole numbers (n,) for classes",
+        ),
         (made(np.zeros((12, 2)), np.array([[0], [0, 1]] * 6, object)), "holds lists, one label a row is needed"),
         (made(np.array(["a", "b\ud800"] * 6), kind="text"), "train: row 1 holds text that UTF-8 cannot write"),
         (made(np.zeros((12, 2)), client=["\udfff"] * 12), "train.client: it holds text that UTF-8 cannot write"),
@@ -287,7 +290,7 @@ def test_an_error_inside_the_function_stays_the_cause(own: Any) -> None:
         ("None", "returned NoneType, needed: rayfed.data.Dataset"),
         ("D(P(x[:0], y[:0]), P(x, y))", "it has no training rows"),
         ("D(P(x, y[:3]), P(x, y))", "train: x float64 (4, 2) and y int64 (3,) found"),
-        ("D(P(x, y * 1.0), P(x, y))", "train: x float64 (4, 2) and y float64 (4,) found"),
+        ("D(P(x, y * 1.0), P(x, y))", "train: y float64 (4,) and 2 classes found"),
         ("D(P(x.astype(str), y), P(x, y))", "needed: numbers (n, ...) and whole numbers (n,)"),
         ("D(P(x, y), P(x[:, :1], y))", "test: x of shape (4, 1) found"),
         ("D(P(x[:, 0], y), P(x[:, 0], y))", "train: x of shape (4,) found"),

@@ -21,6 +21,7 @@ from rayfed.method import Method
 from rayfed.storage import row_scores
 from rayfed.storage.events import read_events
 from rayfed.visits import model_of
+from rayfed.wire import ANY, Part, Wire
 from tests import toy
 from tests.toy import Result, ToyFed
 
@@ -459,3 +460,31 @@ def test_kept_scores_change_no_number() -> None:
         done = toy.simulate("fedavg_finetune", executor="vmap", evaluate={"rows": kept})
         rows.append(done.scores())
     assert rows[0] == rows[1]
+
+
+class Pair(Method):
+    """Holds two models, whose logits it adds."""
+
+    wire = Wire(server={"model": Part(ANY)})
+
+    def init(self, task: Any, key: int) -> tree.Tree:
+        return {"model": {"a": task.fresh_params(key), "b": task.fresh_params(key + 1)}}
+
+    def round(self, state: tree.Tree, fed: Any, task: Any) -> tree.Tree:
+        return state
+
+    def logits(self, task: Any, model: tree.Tree, x: torch.Tensor) -> torch.Tensor:
+        return task.apply(model["a"], x) + task.apply(model["b"], x)
+
+
+def test_one_model_that_is_no_networks_parameters_is_scored_by_logits(tmp_path: Path) -> None:
+    (tmp_path / "pair.py").write_text(
+        "from tests.unit.engine.test_evaluation import Pair as Base\n\n\nclass Pair(Base):\n    pass\n"
+    )
+    fed = toy.make_fed(toy.config(f"{tmp_path / 'pair.py'}:Pair", dtype="float64"))
+    state = fed.method.init(fed.task, 3)
+    row, _ = Evaluator(fed, fed.dispatch).evaluate(state, {}, {})
+    rows = fed.federation.pooled_test
+    batch = fed.task.batch({n: a[rows] for n, a in fed.federation.arrays.items()})
+    logits = fed.method.logits(fed.task, state["model"], batch["x"])
+    assert row["loss/global"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch["y"])))

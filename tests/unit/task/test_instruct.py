@@ -115,7 +115,7 @@ def test_exact_is_every_token_of_the_answer(places: dict[str, Any]) -> None:
     mixed = 0.75 * task.predict(one, {"x": x}) + 0.25 * task.predict(other, {"x": x})
     judged = task.judge_mean(mixed, {"x": x})
     assert judged["exact"].tolist() == pytest.approx([0.75, 0, 0.75, 0.75])
-    assert set(judged) == set(task.measures) == {"loss", "accuracy", "exact"}
+    assert set(judged) == set(task.row_measures) == {"loss", "accuracy", "exact"}
 
 
 def test_padding_and_what_comes_after_change_nothing(places: dict[str, Any]) -> None:
