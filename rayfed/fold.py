@@ -23,7 +23,8 @@ class Fold(NamedTuple):
     """Describe how a part of many replies is aggregated; made by `mean` and `total`.
 
     kind: mean | sum; weight: "examples", "one", or the name of a scalar part (of the reply or of `mine`); by: the name of an integer
-    part (likewise) that sorts replies into separate folds; denominator: fixed instead of the weights' sum.
+    part (likewise) that sorts replies into separate folds; denominator: fixed instead of the weights' sum;
+    exact: whether the part holds whole numbers, weighted already, whose sum modulo 2^64 is wanted to the bit.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Fold(NamedTuple):
     weight: str = "examples"
     by: str | None = None
     denominator: float | None = None
+    exact: bool = False
 
 
 def mean(part: str, weight: str = "examples", by: str | None = None, denominator: float | None = None) -> Fold:
@@ -92,6 +94,9 @@ def partial(
     else:
         w = (parts if fold.weight in parts else mine)[fold.weight].to(torch.float64)
     out = onto or {}
+    if fold.exact:
+        out[""] = _summed(w, part, out.get(""))
+        return out
     if fold.by is None:
         out[""] = _weighted(w, part, out.get(""), _counters(fold, part, counters))
         return out
@@ -105,6 +110,14 @@ def partial(
 
 def _counters(fold: Fold, part: Tree, counters: Sequence[str]) -> list[str]:
     return [n for n in counters if fold.kind == "mean" and isinstance(part, Mapping) and n in part]
+
+
+def _summed(w: Tensor, part: Tree, onto: Partial | None) -> Partial:
+    """Return the plain sum over the first axis, added to `onto`."""
+    total = tree.map(lambda x: x.sum(0), part)
+    if onto is None:
+        return {"total": total, "weight": float(w.sum())}
+    return {"total": tree.add(onto["total"], total), "weight": onto["weight"] + float(w.sum())}
 
 
 def _weighted(w: Tensor, part: Tree, onto: Partial | None, counters: Sequence[str]) -> Partial:

@@ -93,6 +93,12 @@ def fold(k: X, n: int | X) -> X:
     return _mix(_mix(k + _GOLDEN) + n * _GOLDEN)
 
 
+def bits(k: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return int64 of `shape` from key `k`, all 64 bits of each random."""
+    counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64, device=k.device)
+    return _mix(_mix(k) + counter * _GOLDEN).reshape(tuple(shape))
+
+
 def uniform(k: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """Return uniform numbers in [0, 1) of `shape` from key `k`; 24 random bits each."""
     n = math.prod(shape)

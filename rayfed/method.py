@@ -38,6 +38,8 @@ class Method:
         wire: the parts that travel (`down`, `up`) and that are kept (`keep` at clients, `server`).
         needs: what it needs of the task, words of `rayfed.task.OFFERS` and "columns:NAME"; checked before anything starts.
         universal: the part of the server state that is the one global model; None if there is none.
+        sums_only: whether `round` reads nothing of its replies but means and sums of updates: not who or how many replied, no single
+            reply. Differential privacy is claimed only where it is so.
         no_buffers: why the method cannot have a network that writes buffers in training (running statistics, counters), as the end
             of a sentence; None if it can.
         no_rule: why a rule of aggregation (`aggregate`) cannot take the place of its mean, as the end of a sentence; None if it can.
@@ -79,6 +81,7 @@ class Method:
     logs: ClassVar[Mapping[str, tuple[str, str]]] = NO_LOGS
     needs: ClassVar[frozenset[str]] = frozenset()
     universal: ClassVar[str | None] = "model"
+    sums_only: ClassVar[bool] = False
     no_buffers: ClassVar[str | None] = None
     no_rule: ClassVar[str | None] = None
 

@@ -136,7 +136,7 @@ class Served:
         for left in reversed(range(TRIES)):  # a run that goes on may delete a snapshot while it is read
             try:
                 self.round, where = self._newest(folder)
-                self.dispatch.states.load(where, folder / "segments")
+                self.dispatch.load(where, folder / "segments")
                 self.state = tree.from_numpy(tree_files.load_tree(where, "server"))
                 break
             except FileNotFoundError:

@@ -29,7 +29,7 @@ def simulate(places: dict[str, Path], executor: str, dtype: str = "float64", **m
     for r in (1, 2):
         fed.begin(r)
         state = fed.method.round(state, fed, fed.task)
-        fed.states.commit()
+        fed.dispatch.commit()
     return first, state, fed
 
 

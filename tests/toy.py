@@ -204,7 +204,7 @@ def simulate(
         done.rows.append({**{n: t / w for n, (t, w) in fed.logged.items()}, **fed.meter})
         if score:
             done.scores()
-        fed.states.commit()
+        fed.dispatch.commit()
     return done
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayfed.config import reading, unbuilt, unread, user_code
+from rayfed.config import reading, unread, user_code
 from rayfed.config.problems import TAGS, blames, sentences
 from rayfed.config.schema import Claim, Config, Study
 from rayfed.errors import NUMBER, ConfigError, nearest, refusing
@@ -266,7 +266,7 @@ def _claim_problems(
 
 def _config(raw: Mapping[str, Any], judge: Judge | None, problems: list[str]) -> Config | None:
     """Return the config, None if it is wrong; what is wrong goes to `problems`, also what is seen without a valid whole."""
-    raw, found = unbuilt.take_out(_shorthand(raw))
+    raw, found = _shorthand(raw), []
     config: Config | None = None
     wrong: set[str] = set()
     try:

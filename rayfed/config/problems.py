@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from rayfed.config.schema import Config
-from rayfed.config.unbuilt import sections_to_come
 from rayfed.errors import NUMBER, nearest
 
 TAGS = ("kind", "profile")  # keys by which a section chooses its kind
@@ -63,7 +62,7 @@ def _sentences(e: Any, model: type[BaseModel], prefix: str) -> list[str]:
     if e["type"] == "extra_forbidden":
         known = _fields(model, path[:-1], at)
         of_kind = f" of kind {tag}" if tag else ""
-        hint = nearest(path[-1], [*known, *sections_to_come(".".join(path[:-1]))])
+        hint = nearest(path[-1], known)
         return [f"{name}: unknown key{of_kind}{hint}; known: {', '.join(known)}"]
     if e["type"] == "missing":
         return [f"{name}: missing"]

@@ -807,6 +807,9 @@ class Config(Section):
     attacks: tuple[Kind, ...] = Field(
         (), description="What attackers among the clients do; each has `clients`: who they are."
     )
+    transforms: tuple[Kind, ...] = Field(
+        (), description="What happens to updates on their way to the server, in this order: docs/transforms.md."
+    )
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
     devices: Devices = Field(

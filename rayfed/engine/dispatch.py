@@ -16,6 +16,7 @@ from rayfed.engine import cohorts
 from rayfed.engine.attackers import Attackers
 from rayfed.engine.byte_meter import ByteMeter
 from rayfed.engine.client_states import ClientStates
+from rayfed.engine.engine_state import EngineState
 from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import ClientFailed, Failure, FailurePolicy, Raise
 from rayfed.engine.messages import CallResult, Job, Request, Value, VisitCall
@@ -24,9 +25,12 @@ from rayfed.engine.ruling import Ruling
 from rayfed.errors import FailsAgain, RunFailed
 from rayfed.fed import FoldedParts, Replies, Reply
 from rayfed.fold import Fold
+from rayfed.transform.chain import Chain
 from rayfed.wire import ANY
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from rayfed.config.schema import Config
@@ -39,21 +43,24 @@ if TYPE_CHECKING:
 
 
 NAMED = 8  # clients at work that are named
+TRANSFORMS = "transforms"  # their name in the engine's state
 
 
 class Dispatch:
     """The engine behind `Fed.ask` (see `rayfed.fed.Dispatcher`), for one run on one pool.
 
-    states: of the clients; meter, visits, dropped, local_scores, seconds: of this round, the last two by client; simulated: its seconds
-    on the clients' devices; watch: is called
-    with the number of visits so far whenever a call has ended; note: with each sentence that a worker notes about its process.
+    states: of the clients; engine: what the engine itself carries; meter, visits, dropped, local_scores, seconds: of this round, the
+    last two by client; simulated: its seconds on the clients' devices; watch: is called with the number of visits so far whenever a
+    call has ended; note: with each sentence that a worker notes about its process.
     """
 
     def __init__(self, config: Config, federation: Federation, method: Method, task: Task, pool: Pool, run: str):
         """run: the id under which the run is resident in the pool."""
         self.config, self.federation, self.method, self.task = config, federation, method, task
         self.pool, self.run_id = pool, run
-        self.states = ClientStates(pool)
+        self.states, self.engine = ClientStates(pool), EngineState()
+        self.chain = Chain.of(config, method, task)
+        self.keeps_states = bool(method.wire.keep) or (self.chain is not None and self.chain.keeps)
         self.policy = FailurePolicy.of(config.failures)
         self.cohort_size = cohorts.cohort_size(config, task)
         ranked = ranks.kept(config, method.wire) or ranks.unequal(config)
@@ -81,6 +88,29 @@ class Dispatch:
         self.seconds: dict[int, float] = {}
         self.simulated = 0.0
 
+    def commit(self) -> None:
+        """Make what the round has kept of clients, and for the engine itself, the state."""
+        self.states.commit()
+        self.engine.commit()
+
+    def rollback(self) -> None:
+        """Forget what the round has kept."""
+        self.states.rollback()
+        self.engine.rollback()
+
+    def load(self, snapshot: Path, segments: Path) -> None:
+        """Load what a snapshot holds of clients and of the engine itself."""
+        self.states.load(snapshot, segments)
+        self.engine.load(snapshot)
+
+    def logged(self) -> dict[str, float]:
+        """Return what the round's row says of transforms."""
+        return self.chain.row(self._transform_state(), spent=self.score_local) if self.chain is not None else {}
+
+    def _transform_state(self) -> Tree:
+        assert self.chain is not None
+        return self.engine.get(TRANSFORMS) or self.chain.state_init()
+
     def ask(
         self,
         visit: str | Evaluation,
@@ -100,6 +130,13 @@ class Dispatch:
         ClientFailed where a failure ends the run, and what the pool raises.
         """
         self._asks += 1
+        number = (self.round << 20) + self._asks
+        chain = self.chain if metered else None  # what is not metered does not travel
+        asked = None
+        if chain is not None:
+            folds = chain.rule(str(visit), folds, keep, self._transform_state())
+            asked = chain.asked(self._transform_state(), clients)
+        all_folds = folds
         ruled = self.ruling.takes(folds) if self.ruling else ()
         if ruled:
             folds = tuple(f for f in folds if f not in ruled)
@@ -117,6 +154,7 @@ class Dispatch:
             score_local=self.score_local and metered,
             rows=rows,
             crafted=crafted,
+            transforms=asked,
         )
         up, down = self.meter.up, self.meter.down
         replies, unfolded = self._execute_calls(visit, jobs, folds, metered)
@@ -124,6 +162,9 @@ class Dispatch:
             self._rule(ruled, replies, unfolded, mine, metered)
         elif self.ruling and metered and isinstance(visit, str):
             self.ruling.refuse_unruled(visit, folds, unfolded)
+        if chain is not None:
+            state = chain.finish(all_folds, replies.folded, self._transform_state(), len(replies), number)
+            self.engine.put(TRANSFORMS, state)
         if metered:
             self.meter.count_down(shared, new, [job.request for job in jobs if isinstance(job.request, VisitCall)])
             if self._devices is not None and len(replies):
@@ -147,7 +188,7 @@ class Dispatch:
         handles = tuple(self._shared_handle(value) for value in shared.values())
         jobs = []
         for cohort in self._cut(visit, clients):
-            of_clients = rows is None and self.method.wire.keep
+            of_clients = rows is None and self.keeps_states
             blocks, places = self.states.lookup(cohort) if of_clients else ((), ())
             call = VisitCall(
                 visit=visit,
@@ -237,7 +278,7 @@ class Dispatch:
             self._count_result(result, outcome, metered)
         if not _of_no_client(visit):
             self.dropped += len(failures)
-        folded, weight = self._fold_calls(jobs, folds, merging)
+        folded, weight = self._fold_calls(jobs, folds, merging, [reply.client for reply in replies])
         unfolded = self._unfolded([parts[i] for i in sorted(parts)])
         return Replies(replies, unfolded, folded, weight, failures), unfolded
 
@@ -264,13 +305,17 @@ class Dispatch:
         self.watch(self.visits)
 
     def _fold_calls(
-        self, jobs: list[Job], folds: tuple[Fold, ...], merging: Merging
+        self, jobs: list[Job], folds: tuple[Fold, ...], merging: Merging, replied: Sequence[int]
     ) -> tuple[FoldedParts, dict[str, Any]]:
         """Finish the folds: (part -> what its fold gave, part -> its weight). Calls whose folds are lost are executed again."""
         while again := merging.lost():
             for i, outcome in self._execute_jobs([jobs[number] for number in again]):
                 merging.add(again[i], outcome)
         merged = merging.result()
+        if self.chain is not None:
+            asked = [job.request for job in jobs if isinstance(job.request, VisitCall)]
+            everyone = [c for call in asked for c in call.clients]
+            merged = self.chain.open(folds, merged, replied, everyone, asked[0].dispatch if asked else 0)
         self.meter.moved_up += merging.moved
         folded, weight = FoldedParts(), {}
         for fold in folds:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rayfed.engine.evaluation import Evaluation
     from rayfed.engine.failures import Failure
+    from rayfed.transform.chain import Asked
     from rayfed.visits import Arguments
 
 
@@ -29,7 +30,8 @@ class VisitCall:
     states: per client (number of the value that holds its state, row in it), None for a client without one; folds, keep:
     what becomes of the parts that are sent; score_local: whether a training visit also scores its locally trained model;
     arguments: the visit's own; rows: of a scoring of rows, the rows of the data arrays in each piece, (k, b); rehearsal: whether
-    attackers are asked what they would send as honest clients; crafted: whether the last value is what colluding attackers send.
+    attackers are asked what they would send as honest clients; crafted: whether the last value is what colluding attackers send;
+    transforms: what transforms of updates are told of the ask, NumPy arrays, None where none act on it.
     """
 
     visit: str | Evaluation
@@ -47,6 +49,7 @@ class VisitCall:
     rows: np.ndarray | None = None
     rehearsal: bool = False
     crafted: bool = False
+    transforms: Asked | None = None
 
 
 @dataclass(frozen=True)

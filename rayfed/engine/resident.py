@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rayfed import aggregate, methods, tree
+from rayfed import aggregate, keys, methods, tree
 from rayfed import task as tasks
 from rayfed.adapters import ranks
 from rayfed.engine import evaluation
@@ -15,6 +15,7 @@ from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import FailurePolicy
 from rayfed.execute.batches import BatchSampler
 from rayfed.models import private_buffers
+from rayfed.transform.chain import Chain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +65,8 @@ class Resident:
         self.private_buffers = config.local.buffers == "private" and bool(self.task.buffers)
         if self.private_buffers:
             private_buffers.keep(self.method, self.task)
+        self.chain = Chain.of(config, self.method, self.task)
+        self.keeps_states = bool(self.method.wire.keep) or (self.chain is not None and self.chain.keeps)
         self.checks_each_reply = False  # each reply by itself for NaN; from the first call on whose fold has one
         self.keeps_rank = ranks.kept(config, self.method.wire)
         self.ranked = self.keeps_rank or ranks.unequal(config)
@@ -96,6 +99,11 @@ class Resident:
             return self.rule.combine(rows)
         assert self.attackers is not None
         return self.attackers.attacks[attack].craft(rows, asked)
+
+    def fresh_state(self, client: int) -> Tree:
+        """Return a client's state before its first visit: the method's, or where transforms keep something too, both by name."""
+        own = self.method.own_init(self.task, client, keys.key(self.config.seed, 0, client, "own state"))
+        return {"method": own, "chain": self.chain.own_init()} if self.chain is not None and self.chain.keeps else own
 
     def visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments = ()) -> Visit:
         """Build a visit of the method, or an evaluation, once.

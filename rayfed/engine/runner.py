@@ -289,7 +289,7 @@ class Runner:
             state = method.init(task, keys.key(self.config.seed, 0, -1, "init"))
         else:
             state = tree.from_numpy(load_tree(snapshot, "server"))
-            dispatch.states.load(snapshot, self.folder.path / "segments")
+            dispatch.load(snapshot, self.folder.path / "segments")
             self.folder.event("resumed", round=first)
         undeclared = sorted(set(state) ^ set(method.wire.server))
         if undeclared:
@@ -308,7 +308,7 @@ class Runner:
             fed=fed,
             dispatch=dispatch,
             evaluator=evaluator,
-            snapshotter=Snapshotter(self.folder, dispatch.states, self.config.storage.snapshot_every),
+            snapshotter=Snapshotter(self.folder, dispatch.states, self.config.storage.snapshot_every, dispatch.engine),
             state=state,
             first=first,
             seconds_before=self._seconds_of(first),
@@ -446,7 +446,7 @@ class Runner:
                     with self.folder.unlocked(f"write the scores of rows of round {r}"):
                         row_scores.write(self.folder.path, r, run.evaluator.kept)
         except BaseException:
-            run.dispatch.states.rollback()
+            run.dispatch.rollback()
             raise
         return RoundResult(r, state, row | self._counts(seconds), client_rows, unscored)
 
@@ -456,6 +456,7 @@ class Runner:
         bytes_ = dispatch.meter.row()
         virtual = self.prepared.simulated + self.prepared.fed.elapsed
         return {
+            **dispatch.logged(),
             **({"time/simulated": virtual} if self.config.devices.profile != "none" else {}),
             **{name: float(n) for name, n in bytes_.items()},
             "ray/bytes": float(bytes_["ray/bytes/up"] + bytes_["ray/bytes/down"]),
@@ -478,7 +479,7 @@ class Runner:
         run.snapshotter.settle(wait=due)
         snapshot = (lambda folder: run.snapshotter.fill(folder, r, result.state)) if due else None
         self.folder.commit(r, result.row, result.client_rows, snapshot)
-        run.dispatch.states.commit()
+        run.dispatch.commit()
         if due:
             run.snapshotter.begun(r)
         run.reached, run.state, run.snapshotted = r, result.state, due

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rayfed import tree
+from rayfed.engine.engine_state import EngineState
 from rayfed.storage import snapshots
 from rayfed.storage.tree_files import save_tree
 
@@ -22,9 +23,11 @@ LONGEST_S = 600.0  # from one to the next, whatever it takes
 class Snapshotter:
     """The snapshots of one run, each of them written behind the rounds that follow it."""
 
-    def __init__(self, folder: RunFolder, states: ClientStates, every: int | Literal["auto"]):
+    def __init__(
+        self, folder: RunFolder, states: ClientStates, every: int | Literal["auto"], engine: EngineState | None = None
+    ):
         """every: rounds from one snapshot to the next, or `auto`: what one costs decides (`due`)."""
-        self.folder, self.states, self.every = folder, states, every
+        self.folder, self.states, self.every, self.engine = folder, states, every, engine or EngineState()
         self._under_way = 0  # the round whose snapshot is being written, 0 if none is
         self._began = time.monotonic()
 
@@ -37,9 +40,10 @@ class Snapshotter:
         return not self._under_way and passed >= min(self.folder.snapshot_s / SHARE, LONGEST_S)
 
     def fill(self, where: Path, round: int, state: Tree) -> None:
-        """Write a server state and the states of clients into a new snapshot's folder, without waiting for the disk."""
+        """Write a server state, the engine's own and those of clients into a new snapshot's folder, without waiting for the disk."""
         self._began = time.monotonic()
         save_tree(where, "server", tree.to_numpy(state), sync=False)
+        self.engine.save(where)
         segments = self.folder.path / "segments"
         self.states.save(where, segments, snapshots.segment_name(round, self.folder.fence))
 

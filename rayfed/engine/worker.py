@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed import execute, keys, schedules, stragglers, tree
+from rayfed import execute, schedules, stragglers, tree
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained
 from rayfed.engine.evaluation import LOCAL_SCORES, Evaluation
@@ -40,6 +40,7 @@ from rayfed.fold import Folded, largest, partial
 from rayfed.fold import to_numpy as fold_to_numpy
 from rayfed.lazy import torch
 from rayfed.storage.cache import cache_folder
+from rayfed.transform.chain import SUMS
 from rayfed.tree import Tree
 from rayfed.wire import check_parts
 
@@ -187,7 +188,7 @@ class CohortVisit:
         self.shared = {
             n: tree.map(torch.clone, tree.from_numpy(v, self.device)) for n, v in zip(call.shared, values, strict=False)
         }
-        self.own = self._stack_states(values[len(call.shared) :])
+        self.own, self.chained = self._stack_states(values[len(call.shared) :])
         self.crafted: Tree = tree.from_numpy(values[-1], self.device) if call.crafted else {}
         self.failures: dict[int, Failure] = {}
         self.folded: Folded = {}
@@ -200,7 +201,8 @@ class CohortVisit:
         self._local_scores: dict[int, dict[str, float]] = {}
         self._bytes_up = 0
         # What only folds is checked in the fold: a pass over memory fewer for each reply.
-        self.checked_in_fold = set() if resident.checks_each_reply else {f.part for f in call.folds} - set(call.keep)
+        in_fold = call.transforms is None and not resident.checks_each_reply  # transforms would hide what is not finite
+        self.checked_in_fold = {f.part for f in call.folds} - set(call.keep) if in_fold else set()
 
     def execute(self) -> Answer | None:
         """Execute the call; None where a fold came out with a NaN or an infinity and the replies were not checked by themselves."""
@@ -214,7 +216,7 @@ class CohortVisit:
         kept = _concatenate(self._kept)
         large = {n: p for n, p in kept.items() if sum(x[0].numel() for x in tree.values(p)) > SMALL}
         small = {n: p for n, p in kept.items() if n not in large}
-        has_states = not isinstance(call.visit, Evaluation) and bool(res.method.wire.keep) and bool(self._clients)
+        has_states = not isinstance(call.visit, Evaluation) and res.keeps_states and bool(self._clients)
         before = dict(zip(call.clients, self.own["rank"].tolist(), strict=True)) if self.keeps_rank else {}
         result = CallResult(
             clients=self._clients,
@@ -258,7 +260,7 @@ class CohortVisit:
             wire = res.method.wire
             check_parts(wire.up, parts, res.task, call.visit)
             check_parts(wire.keep, after, res.task, f"{call.visit} (client state)", complete=True)
-            self._bytes_up += ranks.cost(res.method.cost, parts, held.tolist() if res.ranked else None)
+            parts, after = self._transform(parts, after, at, ids, held.tolist() if res.ranked else None)
             self._bytes_up += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
         examples = info.examples[at]
         mine = tree.map(lambda x: x[at], self.mine)
@@ -274,6 +276,30 @@ class CohortVisit:
         self._examples += examples.tolist()
         self._ranks += held.tolist()
         self._steps += torch.as_tensor(steps).reshape(-1).tolist()
+
+    def _transform(
+        self, parts: Tree, after: Tree, at: Any, ids: list[int], held: list[int] | None
+    ) -> tuple[Tree, Tree]:
+        """Count the bytes of replies, and let transforms act on them where there are any: (parts as the server decodes them, states)."""
+        call, res = self.call, self.resident
+        if res.chain is None:
+            self._bytes_up += ranks.cost(res.method.cost, parts, held)
+            return parts, after
+        own = tree.map(lambda x: x[at], self.chained)
+        if call.transforms is None:
+            self._bytes_up += ranks.cost(res.method.cost, parts, held)
+        else:
+            folded = {f.part for f in call.folds}
+            res.chain.refuse_single(call.visit, [n for n in parts if n in call.keep or n not in folded])
+            examples = self.cohort.info.examples[at]
+            weights = {f.part: examples if f.weight == "examples" else torch.ones_like(examples) for f in call.folds}
+            made = res.chain.encode(parts, own, ids, call.transforms, call.dispatch, weights)
+            plain = parts if made.nbytes is None else {n: p for n, p in parts.items() if n not in made.names}
+            self._bytes_up += ranks.cost(res.method.cost, plain, held) + (made.nbytes or 0)
+            own, parts = made.own, made.parts
+            if any(f.part == SUMS for f in call.folds):
+                parts = {**parts, SUMS: made.sums}
+        return parts, {"method": after, "chain": own} if res.chain.keeps else after
 
     # -- execution -----------------------------------------------------------------------------------------------------
 
@@ -362,20 +388,20 @@ class CohortVisit:
             self.failures[self.cohort.clients[positions[i]]] = Failure(reason, repeatable=False, diverged=True)
         return [p for i, p in enumerate(positions) if i not in reasons]
 
-    def _stack_states(self, blocks: Sequence[Any]) -> Tree:
-        """Stack the clients' states, (k, ...): from the blocks that hold them, or fresh for clients without one."""
+    def _stack_states(self, blocks: Sequence[Any]) -> tuple[Tree, Tree]:
+        """Stack the clients' states, (k, ...), the method's and the transforms': from the blocks that hold them, or fresh for clients
+        without one."""
         res, call = self.resident, self.call
-        if not res.method.wire.keep or not self.of_clients:
-            return {}
+        if not res.keeps_states or not self.of_clients:
+            return {}, {}
         rows = []
         for client, place in zip(call.clients, call.states or (None,) * len(call.clients), strict=True):
             if place is None:
-                key = keys.key(res.config.seed, 0, client, "own state")
-                fresh = res.method.own_init(res.task, client, key)
-                rows.append(tree.map(lambda x: x.to(self.device), fresh))
+                rows.append(tree.map(lambda x: x.to(self.device), res.fresh_state(client)))
             else:
                 rows.append(tree.from_numpy(tree.row(blocks[place[0]], place[1]), self.device))
-        return tree.stack(rows)
+        states = tree.stack(rows)
+        return (states["method"], states["chain"]) if res.chain is not None and res.chain.keeps else (states, {})
 
 
 def _concatenate(pieces: list[Tree]) -> Tree:

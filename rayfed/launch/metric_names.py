@@ -9,6 +9,7 @@ from rayfed import task as tasks
 from rayfed.engine import ruling, scoring
 from rayfed.errors import nearest
 from rayfed.method import Method
+from rayfed.transform.checks import metrics as transform_metrics
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -41,7 +42,8 @@ def known(method: Method, federation: Federation) -> list[str]:
     names += ["clusters/count"] if clusters else []
     names += ["clusters/ari"] if clusters and int((federation.group[:n] >= 0).sum()) > 1 else []
     simulated = ["time/simulated"] if method.config.devices.profile != "none" else []
-    return list(dict.fromkeys([*names, *method.logs, *ruling.names(method), *COUNTS, *TIMES, *simulated]))
+    own = [*method.logs, *ruling.names(method), *transform_metrics(method.config)]
+    return list(dict.fromkeys([*names, *own, *COUNTS, *TIMES, *simulated]))
 
 
 def problem(where: str, metric: str, method: Method, federation: Federation) -> str | None:

@@ -33,6 +33,7 @@ from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder
 from rayfed.partition.targets import Targets
 from rayfed.storage.cache import cache_folder
+from rayfed.transform import checks
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -43,7 +44,8 @@ ROWS = 4  # of the data, on which an own network is tried
 
 @dataclass(frozen=True)
 class Question:
-    """Plain values: a config, what a task reads of its federation, some rows of its arrays by name, the method's `no_buffers` and
+    """Plain values: a config, what a task reads of its federation, some rows of its arrays by name, why it must not write buffers, the
+    method's
     `splits_model`, and the key under which a good answer is remembered."""
 
     config: dict[str, Any]
@@ -77,12 +79,13 @@ def question(config: Config, federation: Federation) -> Question | None:
     ]
     method = methods.of(config)
     splits = method.splits_model()
-    decides = json.dumps([about, method.no_buffers, splits, *settings], sort_keys=True, default=str)
+    no_buffers = method.no_buffers or checks.no_buffers(config)
+    decides = json.dumps([about, no_buffers, splits, *settings], sort_keys=True, default=str)
     key = hashlib.sha256(decides.encode()).hexdigest()[:32]
     if _known(key).exists():
         return None
     rows = {n: np.asarray(a)[federation.train.rows[:ROWS]].tolist() for n, a in federation.arrays.items()}
-    return Question(values, about, rows, method.no_buffers, splits, key)
+    return Question(values, about, rows, no_buffers, splits, key)
 
 
 def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:

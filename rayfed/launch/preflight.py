@@ -44,6 +44,7 @@ from rayfed.models import folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
 from rayfed.storage.run_folder import model_damage
+from rayfed.transform import checks
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config, Study
@@ -69,7 +70,7 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     valid form; wrong: keys whose defaults stand for wrong values in it, and about which nothing more is said.
     """
     make_method, problems = check_method(raw)
-    problems = check_task(raw) + problems
+    problems = check_task(raw) + problems + checks.settings_problems(raw)
     if config is None:
         return problems
     rules: list[str] = []
@@ -77,6 +78,7 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
         rules = asked(raw["method"]["name"], "check", lambda: make_method(config).check(config))
     cls = methods.get(config.method.name) if make_method is not None else None
     rules = [*rules, *aggregate.problems(config, cls), *attack.problems(config, cls)]
+    rules = [*rules, *checks.rules(config, cls)] if cls is not None else rules
     rules = [*rules, *unread.sentences(config)]
     if cls is not None and config.local.buffers == "private":
         rules = rules + private_buffers.problems(cls)

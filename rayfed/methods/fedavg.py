@@ -25,6 +25,7 @@ class FedAvg(Method):
             1.0, gt=0, description="Step of the server along the mean update (1 is plain averaging)."
         )
 
+    sums_only = True
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS)}, up={"delta": Part(PARAMS, update=True)}, server={"model": Part(PARAMS)}
     )

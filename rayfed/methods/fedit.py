@@ -26,6 +26,7 @@ class FedIT(OverLoRA):
     """
 
     logs = GAP
+    sums_only = True
 
     class Settings(MethodSettings):
         gap: bool = Field(False, description="Log how far the mean factors' product is from the mean product.")

@@ -26,6 +26,8 @@ class FedProx(OneModel):
     class Settings(MethodSettings):
         mu: float = Field(0.01, ge=0, description="Strength of the pull; the paper's grid is 0.001 to 1.")
 
+    sums_only = True
+
     @visit
     def train(self, task: Task) -> Visit:
         mu = self.settings.mu

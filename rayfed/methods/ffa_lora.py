@@ -23,6 +23,7 @@ class FFALoRA(OverLoRA):
     Down: B (m, r) of each layer, head. Up: their updates, n_i. Kept at clients: A^0. At the server: the whole adapter.
     """
 
+    sums_only = True
     wire: ClassVar[Wire] = Wire(
         down={"trained": Part(params_of("lora_B", "head"))},
         up={"delta": Part(params_of("lora_B", "head"), update=True)},

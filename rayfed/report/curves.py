@@ -163,15 +163,16 @@ class _Expense(NamedTuple):
     label: str
     metrics: tuple[str, ...]
     scale: float
+    summed: bool = True  # over the rounds; a metric that is a sum already is not
 
     def curve(self, run: RunRecord, metric: str) -> Curve:
         """Return a metric against what was spent until then."""
-        spent = run.cumulative(*self.metrics)
-        return [(r, self.scale * spent[r], v) for r, v in run.series(metric)]
+        spent = run.cumulative(*self.metrics) if self.summed else dict(run.series(self.metrics[0]))
+        return [(r, self.scale * spent[r], v) for r, v in run.series(metric) if r in spent]
 
 
 def by_expense(subject: Subject) -> Picture | None:
-    """Draw the first NAME against the megabytes and the seconds that were spent so far."""
+    """Draw the first NAME against the megabytes, the seconds and the privacy that were spent so far."""
     scopes = subject.scopes()
     name = next(iter(scopes), None)
     if name is None:
@@ -182,6 +183,8 @@ def by_expense(subject: Subject) -> Picture | None:
         expenses.append(_Expense("MB sent, both directions", ("bytes/up", "bytes/down"), 1e-6))
     if "time/round" in subject.metrics:
         expenses.append(_Expense("seconds in rounds", ("time/round",), 1.0))
+    if "privacy/epsilon" in subject.metrics:
+        expenses.append(_Expense("privacy, epsilon", ("privacy/epsilon",), 1.0, summed=False))
     if not shown or not expenses:
         return None
     panels, key = [], arm_key(subject)

@@ -269,3 +269,18 @@ def test_weights_that_sum_to_zero_have_no_mean(q: list[float]) -> None:
     fold = mean("x", denominator=0.0)
     with pytest.raises(FailsAgain, match="the denominator of part 'x' is 0"):
         finish(fold, partial(fold, parts, {}, examples))
+
+
+def test_an_exact_fold_sums_whole_numbers_modulo_two_to_the_64() -> None:
+    fold = total("p", weight="examples")._replace(exact=True)
+    big = (1 << 62) + 5
+    parts = {"p": {"x": torch.tensor([[big, 1], [big, 2], [big, -9]])}}
+    here = partial(fold, {"p": {"x": parts["p"]["x"][:2]}}, {}, N[:2])
+    here = partial(fold, {"p": {"x": parts["p"]["x"][2:]}}, {}, N[2:], here)
+    (got, weight) = finish(fold, here)
+    assert got["x"].tolist() == [3 * big - (1 << 64), -6] and weight == 12.0
+    there = merge(
+        partial(fold, {"p": {"x": parts["p"]["x"][:1]}}, {}, N[:1]),
+        partial(fold, {"p": {"x": parts["p"]["x"][1:]}}, {}, N[1:]),
+    )
+    assert torch.equal(finish(fold, there)[0]["x"], got["x"])

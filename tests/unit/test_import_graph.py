@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
     ("rayfed.track",),
     ("rayfed.report",),
     ("rayfed.methods",),
-    ("rayfed.fed", "rayfed.cluster", "rayfed.distill"),
+    ("rayfed.fed", "rayfed.cluster", "rayfed.distill", "rayfed.transform"),
     ("rayfed.task",),
     ("rayfed.partition",),
     ("rayfed.data",),
@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
         "rayfed.participation",
         "rayfed.set_metrics",
     ),
-    ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys", "rayfed.traces"),
+    ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys", "rayfed.traces", "rayfed.privacy"),
     ("rayfed.errors", "rayfed.lazy"),
     ("rayfed",),  # the package itself imports its names when they are used
 )

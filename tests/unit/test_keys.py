@@ -151,3 +151,13 @@ def test_generators_repeat_and_leave_the_global_ones_alone() -> None:
 def test_sharing_out_by_largest_remainders(weights: list[int], n: int, by_hand: list[int]) -> None:
     got = keys.proportional(np.array(weights, float), n, np.random.default_rng(0))
     assert np.bincount(got, minlength=len(weights)).tolist() == by_hand
+
+
+def test_bits_are_those_that_uniform_numbers_are_made_of() -> None:
+    k = torch.tensor(K)
+    bits = keys.bits(k, (1000,))
+    assert [int(x) & MASK for x in bits[:5]] == [mix((mix(K) + i * GOLDEN) & MASK) for i in range(1, 6)]
+    top = ((bits >> 40) & ((1 << 24) - 1)).double() / (1 << 24)
+    assert torch.equal(top, keys.uniform(k, (1000,), torch.float64))
+    share = torch.stack([(bits >> i) & 1 for i in range(64)]).double().mean(1)
+    assert float((share - 0.5).abs().max()) < 0.08

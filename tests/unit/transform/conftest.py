@@ -1,0 +1,1 @@
+from tests.tiny import on_bert  # noqa: F401
