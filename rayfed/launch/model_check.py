@@ -44,9 +44,8 @@ ROWS = 4  # of the data, on which an own network is tried
 
 @dataclass(frozen=True)
 class Question:
-    """Plain values: a config, what a task reads of its federation, some rows of its arrays by name, why it must not write buffers, the
-    method's
-    `splits_model`, and the key under which a good answer is remembered."""
+    """Plain values: a config, what a task reads of its federation, some rows of its arrays by name, why it must not write buffers,
+    the method's `splits_model`, and the key under which a good answer is remembered."""
 
     config: dict[str, Any]
     federation: dict[str, Any]
