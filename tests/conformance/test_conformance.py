@@ -142,8 +142,8 @@ def cases(name: str) -> list[Case]:
     return [Case({"name": name, **settings}, changes) for settings, changes in rows]
 
 
-ALL = [  # the first two variants of each method in every run of the tests, the others where `slow` ones run
-    pytest.param(case, id=f"{name}-{i}", marks=[pytest.mark.slow] if i > 1 else [])
+ALL = [  # the first variant of each method in every run of the tests, the others where `slow` ones run
+    pytest.param(case, id=f"{name}-{i}", marks=[pytest.mark.slow] if i else [])
     for name in methods.names()
     for i, case in enumerate(cases(name))
 ]
