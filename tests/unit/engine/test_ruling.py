@@ -100,9 +100,10 @@ def test_too_few_replies_are_no_update_and_are_counted() -> None:
     assert fed.dispatch.ruling.row()["aggregate/skipped"] == 1.0
 
 
-def test_a_reply_beyond_all_numbers_gets_no_weight() -> None:
+@pytest.mark.parametrize("kind", ["krum", "flag", "geometric_median"])
+def test_a_reply_beyond_all_numbers_gets_no_weight(kind: str) -> None:
     scale = [{"kind": "scale", "clients": [5], "factor": 1e30}]
-    fed, got = asked("krum", attacks=scale)
+    fed, got = asked(kind, attacks=scale)
     assert tree.finite(got.folded["delta"])
     assert fed.dispatch.ruling.row() == {"aggregate/skipped": 0.0, "aggregate/attackers": 0.0}
 
