@@ -152,6 +152,9 @@ OTHERS: dict[str, Meaning] = {
     "time/evaluate": Meaning("wall time of the evaluation", "s", "-"),
     "time/simulated": Meaning("virtual time since the start, by the device profiles", "s", "-"),
     "privacy/epsilon": Meaning("privacy spent so far", "epsilon at the set delta", "-"),
+    "privacy/epsilon_examples": Meaning(
+        "privacy of one example spent so far, by training (DP-SGD)", "epsilon at the set delta", "-"
+    ),
     "transforms/clip": Meaning("norm to which updates are clipped, after the round", "norm", "-"),
     "clients/visits": Meaning("client visits", "visits per round", "sum"),
     "clients/dropped": Meaning("visits that failed and were left out", "visits per round", "sum"),

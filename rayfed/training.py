@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rayfed import optimizers, schedules, tree
+from rayfed.errors import FailsAgain
 from rayfed.lazy import torch
+from rayfed.privacy import per_example
 from rayfed.tree import Tree
 from rayfed.visits import Batch, ClientContext, Info, Over, Phase, Visit, epochs, steps
 
@@ -138,6 +140,10 @@ def sgd_visit(
         ({'delta': {'w': tensor(1.)}}, {})
     """
     opt = optimizers.make(local.optimizer)
+    if grad is not None and local.privacy is not None:
+        raise FailsAgain(
+            "local.privacy found, and this visit has a formula of its own in the place of the loss's gradient"
+        )
     if grad is not None and objective is not None:
         raise TypeError(
             "sgd_visit: grad and objective are both given, and each stands for the loss's gradient; give one"
@@ -157,6 +163,8 @@ def sgd_visit(
         if grad:
             return _by_formula(grad, carry[train], carry, batch, key)
         of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
+        if local.privacy is not None:
+            return per_example.gradient(of, carry[train], batch, key, local.privacy, local.batch_size), {}, {}
         grads, written = _gradients(lambda p: mean_loss(of, p, batch, key))(carry[train])
         return grads, {}, written
 

@@ -436,6 +436,21 @@ class Work(Section):
     )
 
 
+class ExamplePrivacy(Section):
+    needs: ClassVar = {name: (Need("accountant", ("none",), but=True),) for name in ("epsilon", "delta")}
+
+    norm: float = Field(gt=0, description="Largest norm of an example's gradient.")
+    noise_multiplier: float = Field(
+        ge=0.01, description="Standard deviation of the noise on a batch's sum of gradients over the norm."
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="Delta of (epsilon, delta) differential privacy of one example.")
+    epsilon: float | None = Field(None, gt=0, description="Budget: a run that would spend more is refused.")
+    accountant: Literal["exact", "none"] = Field(
+        "exact",
+        description="exact: closed form, an example being in one batch of an epoch; none: noise without an epsilon.",
+    )
+
+
 class Local(Section):
     epochs: int | None = Field(None, ge=1, description="Local epochs per visit (default 1 where `steps` is not set).")
     steps: int | None = Field(None, ge=1, description="Local steps per visit, instead of epochs.")
@@ -451,6 +466,9 @@ class Local(Section):
     )
     schedule: Schedule = Schedule()
     work: Work = Work()
+    privacy: ExamplePrivacy | None = Field(
+        None, description="DP-SGD: each example's gradient is clipped, and their sum gets noise; docs/transforms.md."
+    )
     buffers: Literal["average", "private", "frozen"] = Field(
         "average",
         description="What training writes in addition to parameters (BatchNorm's running statistics, counters): averaged with the model; "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed import clock, tree
+from rayfed import clock, privacy, tree
 from rayfed import fold as folding
 from rayfed.adapters import ranks
 from rayfed.engine import cohorts
@@ -104,8 +104,15 @@ class Dispatch:
         self.engine.load(snapshot)
 
     def logged(self) -> dict[str, float]:
-        """Return what the round's row says of transforms."""
-        return self.chain.row(self._transform_state(), spent=self.score_local) if self.chain is not None else {}
+        """Return what the round's row says of transforms and of privacy."""
+        row = self.chain.row(self._transform_state(), spent=self.score_local) if self.chain is not None else {}
+        private = self.config.local.privacy
+        if private is not None and private.accountant != "none" and self.score_local:
+            epochs = self.round * (self.config.local.epochs or 1)  # of a client that was asked in every round
+            row["privacy/epsilon_examples"] = privacy.epsilon(
+                "exact", 1.0, private.noise_multiplier, epochs, private.delta
+            )
+        return row
 
     def _transform_state(self) -> Tree:
         assert self.chain is not None

@@ -78,7 +78,8 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
         rules = asked(raw["method"]["name"], "check", lambda: make_method(config).check(config))
     cls = methods.get(config.method.name) if make_method is not None else None
     rules = [*rules, *aggregate.problems(config, cls), *attack.problems(config, cls)]
-    rules = [*rules, *checks.rules(config, cls)] if cls is not None else rules
+    if cls is not None:
+        rules = [*rules, *checks.rules(config, cls), *checks.example_rules(config, cls)]
     rules = [*rules, *unread.sentences(config)]
     if cls is not None and config.local.buffers == "private":
         rules = rules + private_buffers.problems(cls)

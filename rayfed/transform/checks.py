@@ -253,8 +253,36 @@ def _ruled(found: Sequence[Transform], at: Mapping[str, str], config: Config) ->
     return out
 
 
+def example_rules(config: Config, method: type[Method]) -> list[str]:
+    """Return what is wrong with `local.privacy`: an epsilon that would say nothing, or a budget that is not kept."""
+    private = config.local.privacy
+    if private is None or private.accountant == "none":
+        return []
+    none, where = "; allowed: accountant: none, noise without an epsilon", "local.privacy"
+    if not _sums_only(method) or any(not p.update for p in method.wire.up.values()):
+        return [
+            f"{where}: accountant exact found, but whether clients of {config.method.name} send nothing but what they trained is not known"
+            + none
+        ]
+    if config.local.steps is not None:
+        return [
+            f"{where}: accountant exact found with local.steps, of which epsilon is not worked out; allowed: local.epochs{none[9:]}"
+        ]
+    epochs = min(config.rounds, MOST) * min(config.local.epochs or 1, MOST)
+    spent = privacy.epsilon("exact", 1.0, private.noise_multiplier, epochs, private.delta)
+    if private.epsilon is None or spent <= private.epsilon:
+        return []
+    needed = privacy.noise_for("exact", 1.0, epochs, private.delta, private.epsilon)
+    return [
+        f"{where}.epsilon: {private.epsilon:g} found, {epochs} epochs in all with noise_multiplier {private.noise_multiplier:g} spend "
+        f"{spent:.3g}; allowed: noise_multiplier of at least {needed:g}, or epsilon of at least {spent:.4g}"
+    ]
+
+
 def no_buffers(config: Config) -> str | None:
-    """Return why a network must not write buffers in training under these transforms, as the end of a sentence; None if it may."""
+    """Return why a network must not write buffers in training under these settings, as the end of a sentence; None if it may."""
+    if config.local.privacy is not None:
+        return "local.privacy takes gradients of one example at a time, which has no batch statistics"
     kinds = {t.kind: t.options for t in config.transforms}
     if "mask" in kinds:
         return "transforms: mask would send them without a mask"
@@ -263,8 +291,14 @@ def no_buffers(config: Config) -> str | None:
 
 
 def metrics(config: Config) -> list[str]:
-    """Return the metrics that a config's transforms add to the rows."""
+    """Return the metrics that a config's transforms and privacy add to the rows."""
     found = transforms.of(config)
     gaussian = _get(found, Gaussian)
     accounts = gaussian is not None and gaussian.accountant() is not None
-    return [*(["transforms/clip"] if _get(found, Clip) else []), *(["privacy/epsilon"] if accounts else [])]
+    private = config.local.privacy
+    of_examples = private is not None and private.accountant != "none"
+    return [
+        *(["transforms/clip"] if _get(found, Clip) else []),
+        *(["privacy/epsilon"] if accounts else []),
+        *(["privacy/epsilon_examples"] if of_examples else []),
+    ]

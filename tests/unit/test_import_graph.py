@@ -44,9 +44,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
         "rayfed.schedules",
         "rayfed.stragglers",
         "rayfed.participation",
+        "rayfed.privacy",
         "rayfed.set_metrics",
     ),
-    ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys", "rayfed.traces", "rayfed.privacy"),
+    ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys", "rayfed.traces"),
     ("rayfed.errors", "rayfed.lazy"),
     ("rayfed",),  # the package itself imports its names when they are used
 )
