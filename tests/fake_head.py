@@ -23,7 +23,7 @@ class Mine(FedAvg):
 
 LOG = (
     "2026-01-01 00:00:00,000\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
-    "Running entrypoint for job j: exec python -m rayfed.cli run config.yaml\n"
+    "Running entrypoint for job j: exec python -m rayfed run config.yaml\n"
     "starting\nround 1/9  accuracy/global 0.100\n[2/6] a seed 1  round 7/9  loss/global 1.000\nreport: /r/report.html\n"
 )
 

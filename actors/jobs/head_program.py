@@ -181,7 +181,7 @@ def kill_drivers(run: str) -> Killed:
             command = (proc / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"RAYFED_RUN_ID={run}".encode() in environ and b"rayfed.cli" in command and int(proc.name) != os.getpid():
+        if f"RAYFED_RUN_ID={run}".encode() in environ and b"-m\0rayfed\0" in command and int(proc.name) != os.getpid():
             os.kill(int(proc.name), signal.SIGKILL)
             killed += 1
     return Killed(killed)

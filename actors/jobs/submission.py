@@ -126,7 +126,7 @@ def submit_resume(
     metadata = replace(metadata, command="resume", rounds=rounds)
     name = next(n for i in itertools.count(2) if (n := f"{metadata.run}-{i}") not in known)
     arguments = [part for s in sets for part in ("--set", s)] + list(options)
-    entry = f"exec python -m rayfed.cli resume {quote_out(folder)} {shlex.join(arguments)}".rstrip()
+    entry = f"exec python -m rayfed resume {quote_out(folder)} {shlex.join(arguments)}".rstrip()
     return connection, _start_job(connection, name, package, entry, metadata)
 
 
@@ -217,8 +217,8 @@ def describe_request(request: Config | Study, *, run: str, out: str, command: st
 
 
 def entrypoint(command: str, arguments: Sequence[str], out: str) -> str:
-    """Write the job's command line: `exec python -m rayfed.cli run config.yaml --out ...`."""
-    return f"exec python -m rayfed.cli {command} {shlex.join(arguments)} --out {quote_out(out)}"
+    """Write the job's command line: `exec python -m rayfed run config.yaml --out ...`."""
+    return f"exec python -m rayfed {command} {shlex.join(arguments)} --out {quote_out(out)}"
 
 
 def quote_out(out: str) -> str:

@@ -60,7 +60,7 @@ def once(engine: str, made: dict[str, Any], plan: Path, where: Path, python: Pat
         command = [
             str(python),
             "-m",
-            "rayfed.cli",
+            "rayfed",
             "run",
             str(out / "config.yaml"),
             "--out",

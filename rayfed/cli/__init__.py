@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
 import typer
 
-from rayfed.cli import catalogue, cluster, experiments, results
+from rayfed import __version__
+from rayfed.cli import catalogue, cluster, experiments, results, setup
 from rayfed.cli.output import keep_writable
 from rayfed.config.own_errors import OwnCodeExit, contained
 from rayfed.errors import RayfedError
@@ -16,11 +18,11 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Federated-learning experiments on Ray.",
 )
 for _command in (  # in the order of `rayfed --help`
+    setup.init,
     experiments.run,
     experiments.resume,
     catalogue.validate,
@@ -37,9 +39,27 @@ for _command in (  # in the order of `rayfed --help`
     cluster.logs,
     cluster.stop,
     cluster.fetch,
+    setup.doctor,
+    setup.clean,
 ):
     app.command()(_command)
 app.add_typer(cluster.submit, name="submit")
+app.add_typer(setup.config, name="config")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rayfed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Federated-learning experiments on Ray."""
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from rayfed.cli.options import Json, Sets
+from rayfed.cli.options import ConfigName, Json, Sets, complete_config, complete_method
 from rayfed.errors import ConfigError, nearest
 
 
-def validate(config: str, sets: Sets = None, as_json: Json = False) -> None:
+def validate(config: ConfigName, sets: Sets = None, as_json: Json = False) -> None:
     """Print the resolved config, or everything that is wrong with it."""
     import yaml
 
@@ -24,7 +24,10 @@ def validate(config: str, sets: Sets = None, as_json: Json = False) -> None:
 
 
 def partition(
-    config: Annotated[str, typer.Argument(help="A file, or the name of a ready config; of a study, every split.")],
+    config: Annotated[
+        str,
+        typer.Argument(help="A file, or the name of a ready config; of a study, every split.", autocompletion=complete_config),
+    ],
     sets: Sets = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The split of this seed.")] = None,
     out: Annotated[
@@ -66,7 +69,7 @@ def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", hel
     typer.echo(f"{file}: edit it, then: rayfed run {file}")
 
 
-def methods(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+def methods(name: Annotated[str | None, typer.Argument(autocompletion=complete_method)] = None, as_json: Json = False) -> None:
     """List the methods, or show one: paper, formula, settings, wire, visits, logged names, claims."""
     from rayfed import methods as registry
     from rayfed.launch import method_pages

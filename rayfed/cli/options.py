@@ -1,14 +1,48 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what a shell completes."""
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-ConfigName = Annotated[str, typer.Argument(help="A file, or the name of a ready config.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting; may be repeated.")]
+
+def complete_config(incomplete: str) -> list[str]:
+    """Return the ready configs, YAML files and folders that begin so."""
+    from rayfed.config.load import ready
+
+    there = [p for p in glob.glob(f"{glob.escape(incomplete)}*") if Path(p).is_dir() or p.endswith((".yaml", ".yml"))]
+    return [n for n in ready() if n.startswith(incomplete)] + [f"{p}/" if Path(p).is_dir() else p for p in sorted(there)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Return the keys of a config that begin so."""
+    from rayfed.launch.explain import keys
+
+    return [key for key in keys() if key.startswith(incomplete)]
+
+
+def complete_set(incomplete: str) -> list[str]:
+    """Return the keys of a config that begin so, ready for a value."""
+    return [] if "=" in incomplete else [f"{key}=" for key in complete_key(incomplete)]
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Return the methods whose names begin so."""
+    from rayfed.methods import names
+
+    return [n for n in names() if n.startswith(incomplete)]
+
+
+ConfigName = Annotated[
+    str, typer.Argument(help="A file, or the name of a ready config.", autocompletion=complete_config)
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a setting; may be repeated.", autocompletion=complete_set),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 AcceptChanges = Annotated[
     bool,

@@ -684,7 +684,9 @@ class Resources(Section):
         "finds that it works; off: plain calls, also for code of a visit whose Python must run every time.",
     )
     deterministic: bool = Field(
-        False, description="Kernels that give the same bits every time; CPUs' do anyway, some of CUDA's are slower."
+        False,
+        description="The same settings give the same bits in every run: what auto leaves to timing is fixed (vmap, or loop where that cannot "
+        "be; torch's products; float32), and kernels are taken that repeat themselves, as CPUs' do; some of CUDA's are slower.",
     )
     server: Server = Server()
 

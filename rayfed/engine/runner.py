@@ -26,7 +26,7 @@ from rayfed.engine.score_notes import notes_on_scores
 from rayfed.engine.snapshotter import Snapshotter
 from rayfed.engine.worker import sums_are_finite
 from rayfed.errors import FailsAgain, RayfedError, RunFailed
-from rayfed.execute.choice import Choice
+from rayfed.execute.choice import FIXED, Choice
 from rayfed.execute.tuning import kernels
 from rayfed.fed import Fed
 from rayfed.lazy import torch
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 LIVE_S = 0.2  # between two writings of state.json
 ONE_OFF = 2  # rounds after a start, which record, compile and fill caches
+REPEATABLE = "--set resources.deterministic=true"
 HALF_BASE = 0.75  # of float32's time, from which on `task.dtype: auto` takes a base in bfloat16: it rounds differently
 
 
@@ -262,15 +263,17 @@ class Runner:
         return f"{said}\nTo look at this client: rayfed {begin} --local --set resources.executor=debug"
 
     def _make_resident(self) -> PreparedRun:
+        self._timed = self.config.resources.executor == "auto" or any(
+            "repeat" in e for e in read_events(self.folder.path) if e["kind"] == "executor"
+        )
+        if self.config.resources.deterministic:
+            self._fix_choices()
         if self.config.task.dtype == "auto":
             self._choose_dtype()
         run_id, start = self.folder.run_id, start_from(self.config)
         self._resident = resident = Resident(self.config, self.federation, start, "cpu")
         method, task = resident.method, resident.task
         self.pool.setup(run_id, self.config, self.federation, start)
-        self._timed = self.config.resources.executor == "auto" or any(
-            "repeat" in e for e in read_events(self.folder.path) if e["kind"] == "executor"
-        )
         if self.pool.adopts and cohorts.may_begin_alone(self.config):
             step = cohorts.estimate_step(self.config, self.federation, task)
             self.pool.begin_here(run_id, resident, step * cohorts.client_steps(self.config, self.federation))
@@ -329,6 +332,14 @@ class Runner:
         """Sum the seconds that the first r rounds took, in whichever process."""
         rows = [row for row in self.folder.metrics().to_pylist() if row["round"] <= r] if r else []
         return sum(row.get(n) or 0.0 for row in rows for n in ("time/round", "time/evaluate"))
+
+    def _fix_choices(self) -> None:
+        """Choose by rule what timing would choose, so that the same settings give the same bits in every run."""
+        fixed = FIXED.apply(self.config)
+        if fixed != self.config:
+            self.config = fixed
+            self.folder.set_config(self.config.to_dict())
+            self.folder.event("executor", chosen=fixed.resources.executor, judged_by="rule", repeat=REPEATABLE)
 
     def _choose_dtype(self) -> None:
         """Make `task.dtype: auto` float32 or, where a frozen base in bfloat16 is clearly faster by timing, bf16: once, like an executor."""
@@ -585,7 +596,8 @@ class Runner:
                 f"{measured} score the size-weighted mean of the served models' predictions: the method has no single model"
             )
             notes += [run.task.mixture] if run.task.mixture else []
-        repeat = Choice.in_effect(config, run.dispatch.cohort_size).as_options()
+        chosen = Choice.in_effect(config, run.dispatch.cohort_size)
+        repeat = REPEATABLE if config.resources.deterministic else chosen.as_options()
         notes += [f"to repeat: {repeat}", *self.sinks.notes, *self.notes]
         try:
             self._save_models()

@@ -54,3 +54,6 @@ class Choice:
         dtype = chosen.pop("dtype")
         said = [f"--set resources.{name}={str(value).lower()}" for name, value in chosen.items()]
         return " ".join(said + [f"--set task.dtype={dtype}"] * (dtype != "float32"))
+
+
+FIXED = Choice("vmap", "auto", "auto", "torch", False)  # of `resources.deterministic`: calls are left to estimates

@@ -21,18 +21,25 @@ def temporary(parent: Path, kind: str) -> Path:
 
 
 def sweep(parent: Path) -> None:
-    """Delete hidden folders that processes of this machine left which do not run any more. What cannot be deleted stays."""
+    """Delete what `abandoned` gives. What cannot be deleted stays."""
+    for path in abandoned(parent):
+        remove(path)
+
+
+def abandoned(parent: Path) -> list[Path]:
+    """Return hidden folders in a folder that processes of this machine left which do not run any more."""
     try:
         entries = [e.name for e in os.scandir(parent) if e.name.startswith(".")]
     except OSError:
-        return
-    here = _short(Owner.me().host)
+        return []
+    here, left = _short(Owner.me().host), []
     for name in entries:
         found = NAME.fullmatch(name)
         if found and found[1] == here:
             start = process_start(int(found[2]))
             if start is None or _short(start) != found[3]:
-                remove(parent / name)
+                left.append(parent / name)
+    return left
 
 
 def _short(text: str) -> str:

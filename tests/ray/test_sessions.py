@@ -232,3 +232,20 @@ def test_an_address_without_a_head_is_refused(rayfed, config, tmp_path, service)
         code, out = rayfed("run", config(), "--out", tmp_path / "o", "--address", address).wait()
     assert code == 3 and f"--address {address}: no Ray answers there" in out and "Traceback" not in out, out
     assert not (tmp_path / "o").exists()
+
+
+DOCTOR = """
+    import json
+    from actors.health import check_ray
+
+    found = check_ray("local")
+    import ray
+    print(json.dumps([found, ray.is_initialized(), check_ray("127.0.0.1:1")]))
+"""
+
+
+def test_doctor_computes_on_a_ray_of_its_own(env):
+    """And leaves none behind; where no Ray answers, that is what it finds."""
+    (started, node), connected, (refused,) = script(env, DOCTOR)
+    assert (started[1], node[1]) == ("ok", "ok") and "1 nodes" in started[2] and not connected
+    assert refused[1] == "wrong" and "no Ray answers there" in refused[2]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AWS = ROOT / "cluster.yaml"
 LOCAL = ROOT / "rayfed" / "config" / "ready" / "clusters" / "local.yaml"
 KUBERAY = ROOT / "rayfed" / "config" / "ready" / "clusters" / "kuberay.yaml"
+SLURM = ROOT / "rayfed" / "config" / "ready" / "clusters" / "slurm.sbatch"
 
 
 def valid(made: dict[str, Any]) -> dict[str, Any]:
@@ -74,3 +79,66 @@ def test_the_kubernetes_manifest() -> None:
     group = spec["workerGroupSpecs"][0]
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     assert pods[1]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+# -- Slurm -------------------------------------------------------------------------------------------------------------
+
+STUBS = {  # what the script calls, on a machine without Slurm and Ray: each call is a line of `calls`
+    "scontrol": 'echo "scontrol $*" >> calls; [ "$1" = show ] && printf "n1\\nn2\\n"; true',
+    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; if [ "$1" = hostname ]; then echo "127.0.0.1 ::1"; else echo "$*" >> calls; fi',
+    "python": 'if [ "$1" = -c ]; then echo secret; else cat > /dev/null; echo "waited for $2 nodes" >> calls; fi',
+    "rayfed": 'echo "rayfed $* as $RAYFED_RUN_ID with $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> calls; exec ./work',
+    "work": "exit 4",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Any:
+    """Starts the script on stubs; a server that only listens stands for Ray's head."""
+    import socket
+
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "activate").write_text("")
+    for name, text in STUBS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        port = head.getsockname()[1]
+        job = 4711
+        script = SLURM.read_text().replace("20000 + SLURM_JOB_ID % 20000", str(port))
+        assert script.count(str(port)) == 1
+        about = {"SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "4"}
+        env = {**os.environ, **about, "HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+        def start(*words: str) -> tuple[subprocess.Popen[str], str]:
+            command = ["bash", "-c", script, "slurm.sbatch", *words]
+            return subprocess.Popen(command, cwd=tmp_path, env=env, text=True), f"slurm-{job}"
+
+        yield start
+
+
+def test_the_slurm_script_starts_a_ray_and_a_run_and_ends_as_it_does(slurm: Any, tmp_path: Path) -> None:
+    process, run = slurm("run", "mine.yaml", "--set", "rounds=3")
+    assert process.wait(30) == 4
+    calls = (tmp_path / "calls").read_text()
+    assert "ray start --num-cpus=4 --disable-usage-stats --block --head --node-ip-address=127.0.0.1" in calls
+    assert calls.count("ray start") == 2 and "waited for 2 nodes" not in calls.partition("ray start")[0]
+    assert "rayfed run mine.yaml --set rounds=3 --address 127.0.0.1:" in calls
+    assert f"as {run} with token secret" in calls and "requeue" not in calls
+    (tmp_path / "runs" / run).mkdir(parents=True)
+    slurm("run", "mine.yaml")[0].wait(30)
+    assert f"rayfed resume runs/{run} --address" in (tmp_path / "calls").read_text()
+
+
+def test_a_slurm_job_whose_time_is_over_ends_its_round_and_is_queued_again(slurm: Any, tmp_path: Path) -> None:
+    work = 'trap "sleep 0.3; touch committed; exit 143" TERM; touch began; while true; do sleep 0.05; done'
+    (tmp_path / "work").write_text(f"#!/usr/bin/env bash\n{work}\n")
+    process, _ = slurm("run", "mine.yaml")
+    end = time.monotonic() + 20
+    while not (tmp_path / "began").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143 and (tmp_path / "committed").exists()
+    assert "scontrol requeue" in (tmp_path / "calls").read_text()

@@ -22,6 +22,7 @@ TOPS = ("rayfed", "actors", "tune_spaces")
 LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers below its own
     ("tune_spaces",),
     ("actors",),
+    ("rayfed.__main__",),
     ("rayfed.cli", "rayfed.api"),
     ("rayfed.launch",),
     ("rayfed.served", "rayfed.monitor"),

@@ -58,7 +58,7 @@ def test_removing_a_method_is_deleting_one_file(tmp_path: Path) -> None:
     def rayfed(*words: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(tmp_path)}
         return subprocess.run(
-            [sys.executable, "-m", "rayfed.cli", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+            [sys.executable, "-m", "rayfed", *words], cwd=tmp_path, env=env, capture_output=True, text=True
         )
 
     listed = rayfed("methods")

@@ -43,7 +43,7 @@ def test_a_job_is_the_command_in_a_folder_with_exactly_its_files(
     made.client.unready = 2  # a head that has just started
     name = submission.submit_package(made, c, pack(c), "run", ["config.yaml"], "runs/a b")
     sent = made.client.sent
-    assert sent["entrypoint"] == "exec python -m rayfed.cli run config.yaml --out \"${RAYFED_HOME:-$HOME}\"/'runs/a b'"
+    assert sent["entrypoint"] == "exec python -m rayfed run config.yaml --out \"${RAYFED_HOME:-$HOME}\"/'runs/a b'"
     assert len(sent["files"]) == 2 and yaml.safe_load(sent["files"]["config.yaml"])["rounds"] == c.rounds
     about = sent["metadata"]
     assert about["job_name"] == about["run"] == name == sent["submission_id"] and name.startswith("toy-")
@@ -70,7 +70,7 @@ def test_an_ended_job_is_continued_in_its_own_folder(
     monkeypatch.setattr(submission, "Connection", lambda address: made)
     assert submission.submit_resume("j", ["rounds=12"], address=None)[1] == "j-2"
     sent = made.client.sent
-    assert sent["entrypoint"] == 'exec python -m rayfed.cli resume "${RAYFED_HOME:-$HOME}"/runs/j --set rounds=12'
+    assert sent["entrypoint"] == 'exec python -m rayfed resume "${RAYFED_HOME:-$HOME}"/runs/j --set rounds=12'
     assert sent["files"] == {"data/0-data/train.parquet": b"x"}
     about = sent["metadata"]
     assert (about["run"], about["out"], about["rounds"], about["folders"]) == ("j", "runs", "12", folders)

@@ -40,7 +40,7 @@ TINY: dict[str, Any] = {
 def shell(*words: str, cwd: Path, hide: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The installed command; `hide`: a folder whose modules come before all others."""
     script = Path(sys.executable).with_name("rayfed")
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "rayfed.cli"]
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "rayfed"]
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     env["PYTHONPATH"] = os.pathsep.join(str(p) for p in (hide, ROOT) if p)
     return subprocess.run([*start, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)

@@ -28,6 +28,10 @@ COMMANDS = (
     "logs",
     "stop",
     "fetch",
+    "init",
+    "doctor",
+    "clean",
+    "config",
 )
 
 

@@ -187,9 +187,11 @@ def test_what_is_left_is_judged_by_the_quickest_round_after_the_first_two(tmp_pa
         assert runner.seconds_left() == left
 
 
-@pytest.mark.parametrize("name", ["lazy", "lstm", "branch", "centred"])
-def test_what_vmap_cannot_run_is_run_by_loop(wrong_nets: Any, name: str, tmp_path: Path) -> None:
-    changes = toy.merge(wrong_nets(name), {"resources": {"cohort": "auto"}})
+@pytest.mark.parametrize(
+    ("name", "by_rule"), [("lazy", False), ("lstm", False), ("branch", False), ("centred", False), ("lstm", True), ("branch", True)]
+)
+def test_what_vmap_cannot_run_is_run_by_loop(wrong_nets: Any, name: str, by_rule: bool, tmp_path: Path) -> None:
+    changes = toy.merge(wrong_nets(name), {"resources": {"cohort": "auto", "deterministic": by_rule}})
     done = run_local(toy.config("fedavg", executor="auto", **changes), out=tmp_path)
     assert done.status == "done"
 

@@ -117,6 +117,25 @@ def test_a_round_of_little_work_is_one_call(
     )
 
 
+def test_what_is_to_repeat_itself_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same choice on every machine, and a note that names the one option."""
+    monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: pytest.fail("it was timed"))
+    asked = {"deterministic": True, "cohort": "auto"}
+    ran = toy.run_folder("fedavg", tmp_path, executor="auto", rounds=1, resources=asked, dtype="auto")
+    found = yaml.safe_load((ran.folder.path / "config.yaml").read_text())
+    kept = [found["resources"][n] for n in ("executor", "cohort", "visits", "matmul", "channels_last")]
+    assert [*kept, found["task"]["dtype"]] == ["vmap", 7, "server", "torch", False, "float32"]
+    notes = json.loads((ran.folder.path / "summary.json").read_text())["notes"]
+    assert "to repeat: --set resources.deterministic=true" in notes
+
+
+def test_what_a_config_sets_is_not_fixed(tmp_path: Path) -> None:
+    asked = {"deterministic": True, "matmul": "onednn"}
+    ran = toy.run_folder("fedavg", tmp_path, executor="loop", rounds=1, resources=asked)
+    found = yaml.safe_load((ran.folder.path / "config.yaml").read_text())["resources"]
+    assert (found["executor"], found["matmul"]) == ("loop", "onednn")
+
+
 def test_visits_stay_with_actors_that_have_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Timing({"loop": 1.0, "vmap": 1e-5}, {"loop": Kernels(), "vmap": Kernels()})
     monkeypatch.setattr(autotune, "time_executors", lambda res, cohort: chosen)

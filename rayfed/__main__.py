@@ -1,4 +1,4 @@
-"""`python -m rayfed.cli`: the same as the command `rayfed`."""
+"""`python -m rayfed`: the same as the command `rayfed`."""
 
 from rayfed.cli import main
 
