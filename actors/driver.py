@@ -15,7 +15,7 @@ from actors.messages import RunRequest
 from actors.placement import Plan, nodes_of, plan_largest, shrink
 from actors.session import RayLost, Session, local_node
 from rayfed import models, track
-from rayfed.config import user_code
+from rayfed.config import phases, user_code
 from rayfed.engine.cohorts import may_begin_alone
 from rayfed.errors import PlacementError, RunFailed
 from rayfed.execute.choice import Choice
@@ -72,6 +72,7 @@ class RayLauncher:
                 raise
             wanted = _scale_up(configs, self.scale_up, missing)
         least = max((int(c.resources.actors) for c in configs if c.resources.actors != "auto"), default=1)
+        phases.begin("starting actors")
         wanted = self._reserve(wanted, min(least, wanted.actors))
         imports = {m for c in configs for m in models.imports(c.task.model)}
         late = self.session.local and not wanted.gpus and all(map(may_begin_alone, configs))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.ray_watch import LOST_S, Place, RayWatch, parse_place
+from rayfed.config import phases
 from rayfed.errors import ConfigError, PlacementError, RunFailed
 
 PLACE = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})")  # HOST:PORT
@@ -75,6 +76,7 @@ class Session:
         if self.connected:
             return
         if not self.attached:
+            phases.begin("starting a local Ray" if self.local else f"joining the Ray at {self.address}")
             if self.local:
                 _start(metadata, bare=self.bare and not monitored)
             else:

@@ -3,6 +3,7 @@
     import rayfed
     run = rayfed.run("quickstart")        # or a file, or a dict
     run.metrics()                          # one row per round, a pyarrow Table
+    run.plot()                             # in a notebook, run itself shows a table and its curves
 
 To write a method: `Method`, `visit`, `sgd_visit`, `Part`, `Wire`, `mean`, `tree` (docs/writing-a-method.md).
 """
@@ -13,12 +14,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayfed import partition as partition
+    from rayfed import report as report
     from rayfed import tree as tree
+    from rayfed.api import Callback as Callback
     from rayfed.api import Run as Run
+    from rayfed.api import Running as Running
     from rayfed.api import Study as Study
+    from rayfed.api import Sweep as Sweep
+    from rayfed.api import compare as compare
     from rayfed.api import load as load
     from rayfed.api import resume as resume
     from rayfed.api import run as run
+    from rayfed.api import runs as runs
+    from rayfed.api import start as start
+    from rayfed.api import sweep as sweep
     from rayfed.config.schema import Need as Need
     from rayfed.fed import Fed as Fed
     from rayfed.fed import Replies as Replies
@@ -50,7 +60,10 @@ if TYPE_CHECKING:
     from rayfed.wire import tensor as tensor
 
 _HOME = {
-    **dict.fromkeys(("Run", "Study", "load", "resume", "run"), "api"),
+    **dict.fromkeys(
+        ("Callback", "Run", "Running", "Study", "Sweep", "compare", "load", "resume", "run", "runs", "start", "sweep"),
+        "api",
+    ),
     **dict.fromkeys(("Need",), "config.schema"),
     **dict.fromkeys(("Fed", "Replies"), "fed"),
     **dict.fromkeys(("mean", "total"), "fold"),
@@ -70,6 +83,7 @@ __all__ = [
     "CLASSES",
     "PARAMS",
     "SCALAR",
+    "Callback",
     "ClientContext",
     "Fed",
     "Measure",
@@ -80,23 +94,31 @@ __all__ = [
     "Phase",
     "Replies",
     "Run",
+    "Running",
     "Study",
+    "Sweep",
     "Task",
     "TaskKind",
     "TaskSettings",
     "Tree",
     "Visit",
     "Wire",
+    "compare",
     "load",
     "mean",
     "measure",
     "model_of",
     "params_but",
     "params_of",
+    "partition",
+    "report",
     "resume",
     "run",
+    "runs",
     "sgd_visit",
     "stack",
+    "start",
+    "sweep",
     "tensor",
     "total",
     "tree",
@@ -107,8 +129,12 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     # Names are fetched when used: `import rayfed` must cost nothing in a process that only reads configs.
-    if name == "tree":
-        return importlib.import_module("rayfed.tree")
+    if name in ("partition", "report", "tree"):  # the first two can be called (rayfed.lazy)
+        return importlib.import_module(f"rayfed.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"rayfed.{_HOME[name]}"), name)
     raise AttributeError(f"module 'rayfed' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__all__", "__doc__", "__version__"])

@@ -1,32 +1,38 @@
-"""The Python interface: `rayfed.run`, `rayfed.resume`, `rayfed.load` and what they return (docs/python.md)."""
+"""The Python interface: runs, studies and sweeps, started, read and shown (docs/python.md)."""
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import ConfigError, Stopped, nearest
 
 if TYPE_CHECKING:
     import pyarrow
 
     from rayfed.config.schema import Config
+    from rayfed.launch.following import Follower
     from rayfed.launch.start import Finished
+    from rayfed.partition.describe import Description
+    from rayfed.report.picture import Picture
+    from rayfed.report.tables import ResultTable
     from rayfed.served import Model, Served
 
 Sets = Sequence[str] | Mapping[str, Any]  # overrides: ["a.b=c"] or {"a.b": c}
-Watch = Callable[[dict[str, Any]], None]  # is called with the live status
+Watch = Callable[[dict[str, Any]], Any]  # is called with the live status; True stops the run
 
 
 @dataclass(frozen=True)
 class Run:
     """Read a run folder, finished or not; `rayfed.run`, `resume` and `load` return one. Files are read when they are asked for.
 
-    path: the folder.
+    path: the folder. In a notebook it shows its final values and curves.
 
     Example:
 
@@ -52,11 +58,25 @@ class Run:
         """The content of summary.json: status, final and best values, versions ...; None while the run has not ended."""
         return _summary(self.path)
 
-    def metrics(self) -> pyarrow.Table:
-        """Return a row per committed round: column `round` from 1, then the metrics, null where a metric was not measured."""
+    @property
+    def status(self) -> str:
+        """The status in words, as `rayfed runs` shows it: running, done, failed ..."""
+        from rayfed.storage.listing import status
+
+        return status(self.path)
+
+    def metrics(self, evaluated: bool = False) -> pyarrow.Table:
+        """Return a row per committed round: column `round` from 1, then the metrics, null where a metric was not measured.
+
+        evaluated: only the rounds that were evaluated.
+        """
+        from rayfed.metrics import has_scores
         from rayfed.storage.run_folder import read_metrics
 
-        return read_metrics(self.path)
+        table = read_metrics(self.path)
+        if not evaluated:
+            return table
+        return table.take([i for i, row in enumerate(table.to_pylist()) if has_scores([row])])
 
     def clients(self, round: int | None = None) -> pyarrow.Table:
         """Return a row per client of an evaluated round, by default the newest: group, cluster, examples, its metrics ...
@@ -75,23 +95,42 @@ class Run:
             )
         return pa.Table.from_pylist(found)
 
-    def models(self) -> list[str]:
-        """Return the names of the saved models: "model" (the global one), "expert-0", ...; none before the run has ended."""
-        from rayfed.served import list_models
+    def plot(self, *metrics: str) -> Picture:
+        """Return the curves by round; a notebook shows them, `.save("curves.pdf")` writes them (.pdf, .svg, .png), and `.figure()` is a
+        matplotlib figure to be changed.
 
-        return list_models(self.path)
+        metrics: one panel each; by default the first measure with all its scopes. ConfigError for one that was not measured.
+        """
+        from rayfed.report.notebook import plot
 
-    def model(self, name: str = "model", *, cluster: int | None = None, client: int | None = None) -> Model:
+        return plot(self.path, metrics)
+
+    def models(self, best: bool = False) -> list[str]:
+        """Return the names of the saved models: "model" (the global one), "expert-0", ...; none before the run has ended.
+
+        best: those of the best round, which `storage.best` keeps.
+        """
+        from rayfed.served import best_models, list_models
+
+        return list_models(self.path, best_models(self.path) if best else "model")
+
+    def model(
+        self, name: str = "model", *, cluster: int | None = None, client: int | None = None, best: bool = False
+    ) -> Model:
         """Return a trained model: a dict of its parameters; `model(x)` returns logits (B, classes) of inputs (B, *input_shape).
 
         name: a saved model, by default the global one; cluster: that cluster's expert; client: what this client is served,
-        also a held-out one (the data is split again for that). ConfigError with the models that there are.
+        also a held-out one (the data is split again for that); best: of the best round, which `storage.best` keeps, not of the last
+        one. ConfigError with the models that there are.
         """
-        from rayfed.served import load_model
+        from rayfed.served import best_models, load_model
 
         if client is not None:
+            if best:
+                raise ConfigError("model: best and client found; what clients keep is there for the last round only")
             return self._served.model(client)
-        return load_model(self.path, self._config, name if cluster is None else f"expert-{cluster}")
+        where = best_models(self.path) if best else "model"
+        return load_model(self.path, self._config, name if cluster is None else f"expert-{cluster}", where)
 
     def save_adapter(self, client: int, folder: str | Path) -> Path:
         """Write the adapter that a client is served, also a held-out one, into a new folder and return the folder.
@@ -102,6 +141,11 @@ class Run:
         """
         self._served.save_adapter(client, Path(folder))
         return Path(folder)
+
+    def _repr_html_(self) -> str:
+        from rayfed.report.notebook import show
+
+        return show(self.path)
 
     @cached_property
     def _config(self) -> Config:
@@ -121,7 +165,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder, finished or not: every arm with every seed.
+    """A study's folder, finished or not: every arm with every seed. In a notebook it shows its table and curves.
 
     path: the folder.
     """
@@ -159,6 +203,66 @@ class Study:
 
         return results(load_study(self.path))
 
+    def table(self, *metrics: str) -> ResultTable:
+        """Return the final values by arm, mean and standard deviation over seeds, of the runs that are done.
+
+        A notebook shows it; `.to_markdown()`, `.to_latex()`, `.to_csv()` and `.to_arrow()` give it for use elsewhere. metrics: its
+        columns, by default all scores. ConfigError for one that was not measured.
+        """
+        from rayfed.report.subject import load_study
+        from rayfed.report.tables import result_table
+
+        return result_table(load_study(self.path), metrics)
+
+    def plot(self, *metrics: str) -> Picture:
+        """Return the arms' curves by round, a mean and a band over seeds; as `Run.plot`."""
+        from rayfed.report.notebook import plot
+
+        return plot(self.path, metrics)
+
+    def _repr_html_(self) -> str:
+        from rayfed.report.notebook import show
+
+        return show(self.path)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's folder, finished or not: every trial with every seed. In a notebook it shows its best trials.
+
+    path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The content of summary.json: the best trials with their points, those that diverged or failed; None before the end."""
+        return _summary(self.path)
+
+    @property
+    def trials(self) -> dict[str, dict[int, Run]]:
+        """Runs of trials that have results, best trial first: trial -> seed -> run."""
+        from rayfed.storage.sweep_folder import load_sweep
+
+        found = load_sweep(self.path)
+        return {
+            t.name: {int(s): Run(self.path / t.last["folder"] / f"seed-{s}") for s in t.last["seeds"]}
+            for t in found.ranked
+        }
+
+    def results(self) -> pyarrow.Table:
+        """Return a row per trial and evaluated round: the point's settings, and of each metric mean, sd and 95 % interval."""
+        from rayfed.report.sweep import results
+        from rayfed.storage.sweep_folder import load_sweep
+
+        return results(load_sweep(self.path))
+
+    def _repr_html_(self) -> str:
+        from rayfed.report.notebook import show_sweep
+
+        return show_sweep(self.path)
+
 
 def _summary(path: Path) -> dict[str, Any] | None:
     from rayfed.storage.text_files import read_json
@@ -166,17 +270,132 @@ def _summary(path: Path) -> dict[str, Any] | None:
     return read_json(path / "summary.json") or None
 
 
-def load(path: str | Path) -> Run | Study:
-    """Return the run or the study in a folder, also while it is still running in another process. ConfigError if there is none."""
+# -- what is there -----------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> Run | Study | Sweep:
+    """Return the run, study or sweep in a folder, also while it is still running in another process. ConfigError if there is none."""
     path = Path(path)
-    if (path / "study.yaml").is_file():
-        return Study(path)
-    if (path / "config.yaml").is_file():
-        return Run(path)
+    for file, kind in (("study.yaml", Study), ("sweep.yaml", Sweep), ("config.yaml", Run)):
+        if (path / file).is_file():
+            return kind(path)
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
     raise ConfigError(
-        f"{path}: neither a run folder (config.yaml) nor a study's (study.yaml){nearest(path.name, siblings)}"
+        f"{path}: neither a run folder (config.yaml) nor a study's (study.yaml) nor a sweep's (sweep.yaml)"
+        f"{nearest(path.name, siblings)}"
     )
+
+
+class Runs(list[Run | Study | Sweep]):
+    """Runs, studies and sweeps of a folder, oldest first; a notebook shows them with their statuses."""
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]]):
+        """entries: as `rayfed.storage.listing.list_runs` gives them."""
+        kinds: dict[str, type[Run | Study | Sweep]] = {"run": Run, "study": Study, "sweep": Sweep}
+        super().__init__(kinds[e["kind"]](Path(e["path"])) for e in entries)
+        self.entries = entries
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from rayfed.report.notebook import table
+
+        head = ("kind", "name", "method", "round", "rounds", "status")
+        return table(head, [[escape(str(e[c])) for c in head] for e in self.entries])
+
+
+def runs(folder: str | Path = "runs") -> Runs:
+    """Return the runs, studies and sweeps in a folder, oldest first. ConfigError if it is no folder."""
+    from rayfed.storage.listing import list_runs
+
+    if not Path(folder).is_dir():
+        raise ConfigError(f"runs: {folder} is not a folder")
+    return Runs(list_runs(folder))
+
+
+Folder = str | Path | Run | Study | Sweep
+
+
+def report(run: Folder) -> Path:
+    """Write `report.html` and `plots/` of a run or a study again, `sweep.html` of a sweep, and return the page."""
+    from rayfed.report import write_report
+
+    return write_report(_path(run))
+
+
+def compare(*runs: Folder, out: str | Path | None = None) -> Path:
+    """Write one page that compares runs and studies, and return it.
+
+    out: its file; default: compare-IDS.html here. ConfigError for a folder that is neither, or if there is none.
+    """
+    from rayfed.report import write_comparison
+
+    if not runs:
+        raise ConfigError("compare: nothing to compare; pass runs, studies, or their folders")
+    return write_comparison([_path(r) for r in runs], out)
+
+
+def _path(run: Folder) -> Path:
+    return Path(run if isinstance(run, str | Path) else run.path)
+
+
+class Splits(list["Description"]):
+    """Data splits in numbers: of a config one, of a study every different one; a notebook shows them with a picture, `str` in words."""
+
+    def save(self, file: str | Path) -> Path:
+        """Write the picture into a .png, .pdf or .svg file and return it. ConfigError if that is not possible."""
+        from rayfed.report.split_pictures import write
+
+        write(self, Path(file))
+        return Path(file)
+
+    def __str__(self) -> str:
+        return "\n\n".join(d.text() for d in self)
+
+    def _repr_png_(self) -> bytes:
+        from rayfed.report.split_pictures import png
+
+        return png(self)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from rayfed.report.notebook import image
+
+        return f"<pre>{escape(str(self))}</pre>{image(self)}"
+
+
+def partition(config: str | Path | Mapping[str, Any], *, sets: Sets = (), seed: int | None = None) -> Splits:
+    """Return who holds what, without training: the data split of a config, or every different one of a study.
+
+    config, sets: as in `run`; seed: default the config's, or the study's first. ConfigError as in `run`.
+    """
+    from rayfed.launch.preflight import load_request
+    from rayfed.partition.describe import describe
+
+    return Splits(describe(load_request(config, sets), seed))
+
+
+# -- to compute --------------------------------------------------------------------------------------------------------
+
+
+class Callback:
+    """What is called while runs go on, for `run(..., callbacks=[...])`: a subclass defines what it needs of the three.
+
+    They are called in the calling process, in order, for every committed round once; on Ray perhaps for several rounds at once, since
+    these do not wait. One that returns True stops the run after its current round: `run` then returns it as it is, to be resumed.
+    A config has its own means for what must be the same in every run: `stop.patience` ends a run that does not get better, and
+    `storage.best` keeps the models of the best round.
+    """
+
+    def on_round(self, run: Run, row: dict[str, Any]) -> bool | None:
+        """Take a committed round: its row, as in `run.metrics()`."""
+
+    def on_evaluate(self, run: Run, row: dict[str, Any]) -> bool | None:
+        """Take an evaluated round, after `on_round`."""
+
+    def on_end(self, run: Run) -> None:
+        """Take a run that is done; in a study this is called for every one."""
 
 
 def run(
@@ -187,6 +406,8 @@ def run(
     address: str | None = None,
     local: bool = False,
     watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
 ) -> Run | Study:
     """Run an experiment or a study to its end.
 
@@ -198,7 +419,9 @@ def run(
         address: the Ray cluster, as `--address`: "local", "auto" or an address; default: the Ray that this process is connected
             to, which is left alone, RAY_ADDRESS, or a local Ray.
         local: whether to compute in this process, without Ray.
-        watch: is called with the live status after each round.
+        watch: is called with the live status after each round; True stops the run.
+        callbacks: are called with rounds, evaluations and ends.
+        progress: whether to show it; default: in notebooks and on terminals.
 
     Returns the run, or the study if the config is one (it has arms or seeds).
 
@@ -218,10 +441,12 @@ def run(
     if local:
         from rayfed.launch.start import run_local
 
-        return _folder(run_local(request, out=out, watch=watch))
-    from actors.driver import run_on_ray
+        work = partial(run_local, request, out=out)
+    else:
+        from actors.driver import run_on_ray
 
-    return _folder(run_on_ray(request, out=out, address=address, watch=watch))
+        work = partial(run_on_ray, request, out=out, address=address)
+    return _compute(work, watch, callbacks, progress)
 
 
 def resume(
@@ -232,6 +457,8 @@ def resume(
     address: str | None = None,
     local: bool = False,
     watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
 ) -> Run | Study:
     """Continue a run or a study from its last snapshot to its end.
 
@@ -242,13 +469,170 @@ def resume(
     if local:
         from rayfed.launch.start import resume_local
 
-        return _folder(resume_local(path, sets=sets, accept_changes=accept_changes, watch=watch))
-    from actors.driver import resume_on_ray
+        work = partial(resume_local, path, sets=sets, accept_changes=accept_changes)
+    else:
+        from actors.driver import resume_on_ray
 
-    return _folder(resume_on_ray(path, sets=sets, accept_changes=accept_changes, address=address, watch=watch))
+        work = partial(resume_on_ray, path, sets=sets, accept_changes=accept_changes, address=address)
+    return _compute(work, watch, callbacks, progress, Path(path))
 
 
-def _folder(finished: Finished) -> Run | Study:
-    for sentence in finished.given_up:
+def sweep(
+    spaces: str | Sequence[str],
+    config: str | Path | Mapping[str, Any],
+    *,
+    sets: Sequence[str] = (),
+    out: str | Path | None = None,
+    search: str | None = None,
+    samples: int | None = None,
+    scheduler: str = "none",
+    seeds: Sequence[int] = (),
+    metric: str = "accuracy/global",
+    concurrent: int | None = None,
+    arm: str | None = None,
+    address: str | None = None,
+    watch: Watch | None = None,
+    progress: bool | None = None,
+) -> Sweep:
+    """Search a space on Ray Tune, as `rayfed sweep` (docs/sweeps.md).
+
+    Arguments:
+        spaces: a ready space ("clusters"), a file of yours, or several, which are multiplied.
+        config, out, address, watch, progress: as in `run`; sets: overrides ["a.b=c"].
+        search: grid | random | optuna; default: grid where the space has one. samples: points of a search that draws them.
+        scheduler: none | asha | pbt. seeds: of every point; default: the config's. metric: NAME/SCOPE that trials are judged by.
+        concurrent: trials at a time; default: what fits. arm: which one, where the config is a study.
+
+    Errors as in `run`.
+    """
+    from tune_spaces.sweep.request import SweepOptions, check_request
+    from tune_spaces.sweep.start import start_sweep
+
+    options = SweepOptions(search, samples, scheduler, tuple(seeds), metric, concurrent)
+    names = spaces.split(",") if isinstance(spaces, str) else list(spaces)
+    request = check_request(names, config, options, sets, arm)
+    with _shown(progress) as show:
+        done = start_sweep(request, out=out, address=address, watch=lambda status: _all(status, show, watch))
+    return Sweep(done.path)
+
+
+def start(config: str | Path | Mapping[str, Any], **options: Any) -> Running:
+    """Start a run or a study in the background and return its handle at once. Arguments as `run`; nothing is shown but the handle.
+
+    It goes on in a thread of this process, and ends with it (what is committed stays; `resume` continues). Errors of the request are
+    raised here, later ones by `Running.result`.
+    """
+    from rayfed.launch.preflight import load_request
+
+    load_request(config, options.get("sets", ()))
+    return Running(partial(run, config, **{"progress": False, **options}), options.get("watch"))
+
+
+class Running:
+    """A run or a study that goes on in the background; a notebook shows how it stands.
+
+    Attributes:
+        status: the live status, a mapping; {} before there is one.
+        run: the run under way, with the rows that it has so far; None before it has begun.
+    """
+
+    def __init__(self, work: Callable[..., Run | Study], watch: Watch | None = None):
+        """work: takes `watch` and returns the run; watch: of the caller."""
+        self.status: dict[str, Any] = {}
+        self.run: Run | None = None
+        self._watch, self._stop = watch, False
+        self._future: Future[Run | Study] = Future()
+        threading.Thread(target=self._work, args=(work,), name="rayfed-run", daemon=True).start()
+
+    def done(self) -> bool:
+        """Return whether it has ended, well or not."""
+        return self._future.done()
+
+    def stop(self) -> None:
+        """Let the current round be committed, and end; `rayfed.resume` continues."""
+        self._stop = True
+
+    def result(self, timeout: float | None = None) -> Run | Study:
+        """Wait for the end and return the run or the study; raise what ended it. TimeoutError after so many seconds."""
+        return self._future.result(timeout)
+
+    def _work(self, work: Callable[..., Run | Study]) -> None:
+        try:
+            self._future.set_result(work(watch=self._see))
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def _see(self, status: dict[str, Any]) -> bool:
+        self.status = status
+        self.run = Run(Path(status["path"])) if "path" in status else self.run
+        asked = self._watch is not None and self._watch(status) is True
+        return self._stop or asked
+
+    def __repr__(self) -> str:
+        from rayfed.launch.progress import line
+
+        return f"<Running: {line(self.status) if self.status else 'starting'}>"
+
+
+def _compute(
+    work: Callable[..., Finished],
+    watch: Watch | None,
+    callbacks: Sequence[Callback],
+    progress: bool | None,
+    resumed: Path | None = None,
+) -> Run | Study:
+    """Do some work that takes `watch`, and return the run or the study that it leaves, also one that a caller has stopped."""
+    follower = _follower(callbacks, resumed) if callbacks else None
+    asked = False
+
+    with _shown(progress) as show:
+
+        def tell(status: dict[str, Any]) -> bool:
+            nonlocal asked
+            asked |= _all(status, show, watch, follower)
+            return asked
+
+        try:
+            finished = work(watch=tell)
+            path, given_up = finished.path, finished.given_up
+        except Stopped as stopped:
+            if not asked:
+                raise
+            path, given_up = stopped.folder, []
+    if follower:
+        follower.close()
+    for sentence in given_up:
         warnings.warn(sentence, stacklevel=3)
-    return load(finished.path)
+    return _folder(path)
+
+
+def _all(status: dict[str, Any], *listeners: Callable[[dict[str, Any]], Any] | None) -> bool:
+    """Tell a status to all who listen; return whether one of them asks for a stop."""
+    return any([listener is not None and listener(status) is True for listener in listeners])
+
+
+def _shown(progress: bool | None) -> Any:
+    """Return the context in which a status is shown: its value takes statuses."""
+    from rayfed.launch.live import shown
+
+    return shown(progress)
+
+
+def _follower(callbacks: Sequence[Callback], resumed: Path | None) -> Follower:
+    from rayfed.launch.following import Follower
+
+    def tell(event: str, path: Path, row: dict[str, Any]) -> bool:
+        if event == "end":
+            for callback in callbacks:
+                callback.on_end(Run(path))
+            return False
+        name = {"round": "on_round", "evaluate": "on_evaluate"}[event]
+        return any([getattr(callback, name)(Run(path), row) is True for callback in callbacks])
+
+    return Follower(tell, resumed)
+
+
+def _folder(path: Path) -> Run | Study:
+    found = load(path)
+    assert not isinstance(found, Sweep)
+    return found

@@ -72,6 +72,17 @@ class DamagedFile(RunFailed):
         return (type(self), (self.folder, self.file, self.found))
 
 
+class Stopped(RunFailed):
+    """A run was asked to stop, by no signal, and did after a committed round; `folder` is that of the request."""
+
+    def __init__(self, folder: Path):
+        super().__init__(f"the run was stopped from outside; continue with: rayfed resume {folder}")
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[type[Stopped], tuple[Path]]:
+        return (type(self), (self.folder,))
+
+
 class FailsAgain(RunFailed):
     """A run failed, and would fail there again: its code or its settings have to change."""
 

@@ -7,6 +7,7 @@ The process that reads the config never computes, and importing torch costs it s
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -28,3 +29,17 @@ if TYPE_CHECKING:
 else:
     torch = _Lazy("torch")
     F = _Lazy("torch.nn.functional")
+
+
+class _CallableModule(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function of `rayfed.api` that is named as this package."""
+        return getattr(importlib.import_module("rayfed.api"), self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+def make_callable(package: str) -> None:
+    """Let a package of rayfed be called as the function of `rayfed.api` of its name: `rayfed.partition(config)`.
+
+    Packages and functions have the same words here; whichever was imported first, both stay reachable by them.
+    """
+    sys.modules[package].__class__ = _CallableModule

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed import models, partition, tree
 from rayfed import task as tasks
 from rayfed.adapters import ranks
+from rayfed.engine.best import FOLDER, kept
 from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.pool import LocalPool
@@ -86,23 +87,34 @@ class Model(dict[str, Any]):
         return self._build()
 
 
-def list_models(folder: Path) -> list[str]:
-    """List the models of the run's `model/`, which may also hold files of a pretrained model's adapter and classifier."""
-    found = {f.name.split(".")[0] for f in (folder / "model").glob("*.safetensors")}
+def list_models(folder: Path, where: str = "model") -> list[str]:
+    """List the models in a folder of a run, which may also hold files of a pretrained model's adapter and classifier.
+
+    where: `model`, the final ones, or what `best_models` gives.
+    """
+    found = {f.name.split(".")[0] for f in (folder / where).glob("*.safetensors")}
     return sorted(n for n in found if n == "model" or n.startswith("expert-"))
 
 
-def load_model(folder: Path, config: Config, name: str) -> Model:
-    """Load a model of the run's `model/`: "model", or "expert-0", ... ConfigError naming those that exist."""
-    known = list_models(folder)
+def best_models(folder: Path) -> str:
+    """Return the folder within a run's that holds the best round's models, best/round-000007. ConfigError if there is none."""
+    found = kept(folder)
+    if not found:
+        raise ConfigError(f"{folder}: no models of a best round; storage.best: accuracy/global keeps them")
+    return f"{FOLDER}/{list(found.values())[-1].name}"
+
+
+def load_model(folder: Path, config: Config, name: str, where: str = "model") -> Model:
+    """Load a model of a run: "model", or "expert-0", ... ConfigError naming those that exist. where: as in `list_models`."""
+    known = list_models(folder, where)
     if name not in known:
         raise ConfigError(
             f"{folder}: no model {name!r}; there are: {', '.join(known) or 'none (the run has not ended)'}"
         )
-    if damage := model_damage(folder, f"{name}."):
+    if where == "model" and (damage := model_damage(folder, f"{name}.")):
         raise ConfigError(f"{folder}: {damage}; rayfed resume {folder} writes it again")
-    meta = tree_files.load_meta(folder / "model", name)
-    parameters = tree.from_numpy(tree_files.load_tree(folder / "model", name))
+    meta = tree_files.load_meta(folder / where, name)
+    parameters = tree.from_numpy(tree_files.load_tree(folder / where, name))
     pretrained: dict[str, Any] = {}
     if config.task.model.name.startswith("hf:"):
         task = lru_cache(lambda: _build_task(config))  # the base is read once it is needed

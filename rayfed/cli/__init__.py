@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -32,6 +34,7 @@ for _command in (  # in the order of `rayfed --help`
     catalogue.tasks,
     results.runs,
     results.report,
+    results.export,
     experiments.claims,
     experiments.sweep,
     results.monitor,
@@ -70,7 +73,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
     try:
-        with contained():
+        with contained() if _may_run_own_code() else nullcontext():
             code = app(standalone_mode=False) or 0
         sys.exit(code)
     except RayfedError as e:
@@ -88,6 +91,11 @@ def main() -> None:
             raise
         typer.echo(f"rayfed: {e.format_message()}\nSee: rayfed --help", err=True)
         sys.exit(2)
+
+
+def _may_run_own_code() -> bool:
+    """Return whether this is a command: what a shell asks for completion, and options before any command, end by `sys.exit`."""
+    return "_RAYFED_COMPLETE" not in os.environ and not "".join(sys.argv[1:2]).startswith("-")
 
 
 def _say_lost(reason: str) -> None:

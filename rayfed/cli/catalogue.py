@@ -26,12 +26,15 @@ def validate(config: ConfigName, sets: Sets = None, as_json: Json = False) -> No
 def partition(
     config: Annotated[
         str,
-        typer.Argument(help="A file, or the name of a ready config; of a study, every split.", autocompletion=complete_config),
+        typer.Argument(
+            help="A file, or the name of a ready config; of a study, every split.", autocompletion=complete_config
+        ),
     ],
     sets: Sets = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The split of this seed.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.png", help="The picture; default NAME-partition.png here.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The picture: .png, .pdf or .svg; default NAME-partition.png here."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON for scripts; a picture only where --out says so.")
@@ -69,12 +72,21 @@ def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", hel
     typer.echo(f"{file}: edit it, then: rayfed run {file}")
 
 
-def methods(name: Annotated[str | None, typer.Argument(autocompletion=complete_method)] = None, as_json: Json = False) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(autocompletion=complete_method)] = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="The papers of one, as BibTeX.")] = False,
+    as_json: Json = False,
+) -> None:
     """List the methods, or show one: paper, formula, settings, wire, visits, logged names, claims."""
     from rayfed import methods as registry
+    from rayfed.launch import bibtex as papers
     from rayfed.launch import method_pages
 
-    if name is None:
+    if bibtex:
+        if name is None or as_json:
+            raise ConfigError("methods: --bibtex goes with the name of a method, and without --json")
+        typer.echo(papers.bibtex(name), nl=False)
+    elif name is None:
         about = {n: method_pages.summary(registry.get(n)) for n in registry.names()}
         typer.echo(json.dumps(about, indent=1) if as_json else "\n".join(f"{n:18} {t}" for n, t in about.items()))
     elif as_json:

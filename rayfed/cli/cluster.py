@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayfed.cli.options import AcceptChanges, ConfigName, Dashboard, Job, Json, NoWait, ScaleUp, Sets, Shared, StoredIn
+from rayfed.errors import ConfigError
 
 if TYPE_CHECKING:
     from actors.jobs.connection import Connection
-    from actors.jobs.states import JobRow
+    from actors.jobs.states import JobRow, JobState
 
 submit = typer.Typer(no_args_is_help=True, help="Run or sweep on a cluster, as a job that needs no terminal.")
 
@@ -95,6 +96,7 @@ def _follow(connection: Connection, job: str, no_wait: bool, as_json: bool) -> N
 
 def status(
     job: Annotated[str | None, typer.Argument(help="A job's name; default: a list of all.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until nothing runs any more.")] = False,
     address: Dashboard = None,
     as_json: Json = False,
 ) -> None:
@@ -102,32 +104,47 @@ def status(
     from actors.jobs.connection import Connection
     from actors.jobs.states import list_states, read_state
 
+    if watch and as_json:
+        raise ConfigError("status: --watch is for people, --json for scripts; leave one out")
     connection = Connection(address)
-    if job is None:
-        _print_jobs(list_states(connection), connection.url, as_json)
-        return
-    about = read_state(connection, job)
     if as_json:
-        typer.echo(json.dumps(about.to_json(), indent=1))
+        found = (
+            [row.to_json() for row in list_states(connection)] if job is None else read_state(connection, job).to_json()
+        )
+        typer.echo(json.dumps(found, indent=1))
         return
+
+    def look() -> tuple[str, bool]:
+        if job is None:
+            rows = list_states(connection)
+            return _jobs_text(rows, connection.url), any(not row.job.status.ended for row in rows)
+        about = read_state(connection, job)
+        return _state_text(job, about), about.exit_code is None
+
+    if not watch:
+        typer.echo(look()[0])
+        return
+    from rayfed.launch.live import keep_showing
+
+    keep_showing(look)
+
+
+def _state_text(job: str, about: JobState) -> str:
     from rayfed.launch.progress import line
 
-    typer.echo(f"{job}: {about.status}  {line(about.state) if about.state else 'no round yet'}")
-    typer.echo(f"{about.path} on the head" + (f", stored in {about.out}" if "://" in about.out else ""))
+    stored = f", stored in {about.out}" if "://" in about.out else ""
+    return f"{job}: {about.status}  {line(about.state) if about.state else 'no round yet'}\n{about.path} on the head{stored}"
 
 
-def _print_jobs(rows: list[JobRow], url: str, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps([row.to_json() for row in rows], indent=1))
-        return
+def _jobs_text(rows: list[JobRow], url: str) -> str:
+    lines = []
     for row in rows:
         about = row.job.metadata
         per_round, clients, rounds = ("?" if n is None else n for n in (about.per_round, about.clients, about.rounds))
         runs = f"  {about.runs} runs" if (about.runs or 1) > 1 else ""
         people, progress = f"{per_round} of {clients} clients", f"round {row.round}/{rounds}{runs}"
-        typer.echo(f"{row.job.name:40} {about.method or '':18} {people}  {progress}  {row.job.standing}")
-    if not rows:
-        typer.echo(f"no jobs on {url}")
+        lines.append(f"{row.job.name:40} {about.method or '':18} {people}  {progress}  {row.job.standing}")
+    return "\n".join(lines) or f"no jobs on {url}"
 
 
 def logs(

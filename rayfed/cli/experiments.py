@@ -15,7 +15,7 @@ from rayfed.cli.options import AcceptChanges, Address, ConfigName, Json, Local, 
 from rayfed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rayfed.launch.progress import Progress
+    from rayfed.launch.live import Progress
 
 
 def run(
@@ -231,7 +231,7 @@ def _is_sweep(where: str) -> bool:
 
 
 def _progress(as_json: bool) -> Progress:
-    from rayfed.launch.progress import Progress
+    from rayfed.launch.live import Progress
 
     return Progress(quiet=as_json)
 

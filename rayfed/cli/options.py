@@ -14,7 +14,9 @@ def complete_config(incomplete: str) -> list[str]:
     from rayfed.config.load import ready
 
     there = [p for p in glob.glob(f"{glob.escape(incomplete)}*") if Path(p).is_dir() or p.endswith((".yaml", ".yml"))]
-    return [n for n in ready() if n.startswith(incomplete)] + [f"{p}/" if Path(p).is_dir() else p for p in sorted(there)]
+    return [n for n in ready() if n.startswith(incomplete)] + [
+        f"{p}/" if Path(p).is_dir() else p for p in sorted(there)
+    ]
 
 
 def complete_key(incomplete: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -41,18 +42,50 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File of the page that compares; default: compare-IDS.html here.")
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Write every picture as a file of its own there; no page."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="Of the figures: pdf | svg | png.")] = "pdf",
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="FORM", help="Print the final values as latex | md | csv; no page.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME/SCOPE", help="Of the table; may be repeated; default: all scores."),
+    ] = None,
 ) -> None:
-    """Write report.html again, or a page that compares several, and print its path."""
-    from rayfed.report import write_comparison, write_report
+    """Write report.html again, or a page that compares several, and print its path; or figures and a table for a paper."""
+    from rayfed.report import write_comparison, write_figures, write_report
     from rayfed.storage.provenance import settings_file
 
-    kinds = ("config.yaml", "study.yaml", *(["sweep.yaml"] if len(runs) == 1 else []))
+    alone = figures is None and table is None
+    kinds = ("config.yaml", "study.yaml", *(["sweep.yaml"] if len(runs) == 1 and alone else []))
     missing = [str(r) for r in runs if settings_file(r) not in kinds]
     if missing:
         raise ConfigError([f"report: {m} is not a run or a study folder" for m in missing])
-    if out is not None and len(runs) == 1:
-        raise ConfigError(f"report: --out {out} is for a page that compares; the report of {runs[0]} goes into it")
-    typer.echo(str(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)))
+    if out is not None and (len(runs) == 1 or not alone):
+        other = f"the report of {runs[0]} goes into it" if alone else "--figures DIR takes figures"
+        raise ConfigError(f"report: --out {out} is for a page that compares; {other}")
+    if metrics and table is None:
+        raise ConfigError("report: --metric chooses columns of --table latex | md | csv")
+    if alone:
+        typer.echo(str(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)))
+        return
+    text = table and result_text(runs, table, metrics or ())
+    if figures is not None:
+        for file in write_figures(runs, figures, form):
+            typer.echo(str(file), err=text is not None)
+    if text:
+        typer.echo(text, nl=False)
+
+
+def result_text(runs: list[Path], form: str, metrics: Sequence[str]) -> str:
+    """Return the final values of runs and studies as latex | md | csv."""
+    from rayfed.report.subject import load, load_comparison
+    from rayfed.report.tables import result_table
+
+    return result_table(load(runs[0]) if len(runs) == 1 else load_comparison(runs), metrics).text(form)
 
 
 def monitor(
@@ -79,3 +112,20 @@ def monitor(
     if page is not None:
         typer.echo(f"{page.url} shows {folder}; Ctrl-C ends it")
         page.serve_forever()
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder; of a study: STUDY/ARM/seed-0.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.")],
+    model: Annotated[str, typer.Option("--model", help="model, or expert-0 ...")] = "model",
+    best: Annotated[bool, typer.Option("--best", help="Of the best round (storage.best).")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="An adapter goes into its base's weights: a whole model.")
+    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx.")] = False,
+) -> None:
+    """Write a run's model for use without rayfed: weights, tokenizer, names of classes, model card."""
+    from rayfed.launch.export import export as write
+
+    for file in sorted(p for p in write(run, out, name=model, best=best, merge=merge, onnx=onnx).iterdir()):
+        typer.echo(str(file))

@@ -14,7 +14,9 @@ from rayfed.errors import PlacementError, RunFailed
 config = typer.Typer(no_args_is_help=True, help="What the keys of a config mean.")
 
 
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or one without these files.")]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or one without these files.")],
+) -> None:
     """Start a project: a config, data, a model and a method that run as they are, to be filled with yours."""
     from rayfed.launch.new_project import write_project
 
@@ -25,7 +27,9 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folde
 
 def doctor(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of run folders.")] = Path("runs"),
-    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start a local Ray, or join --address, and compute on it.")] = True,
+    ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="Start a local Ray, or join --address, and compute on it.")
+    ] = True,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -61,7 +65,9 @@ def clean(
     found = find_leftovers(folder, cache)
     left = delete(found) if yes else []
     if as_json:
-        rows = [{"path": str(f.path), "what": f.what, "bytes": f.bytes, "deleted": yes and f not in left} for f in found]
+        rows = [
+            {"path": str(f.path), "what": f.what, "bytes": f.bytes, "deleted": yes and f not in left} for f in found
+        ]
         typer.echo(json.dumps(rows, indent=1))
     else:
         for f in found:
@@ -78,7 +84,10 @@ def clean(
 @config.command("explain")
 def explain(
     key: Annotated[
-        str, typer.Argument(help="A key, local.optimizer.lr, or its last part; default: all sections.", autocompletion=complete_key)
+        str,
+        typer.Argument(
+            help="A key, local.optimizer.lr, or its last part; default: all sections.", autocompletion=complete_key
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:

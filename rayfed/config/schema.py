@@ -685,8 +685,8 @@ class Resources(Section):
     )
     deterministic: bool = Field(
         False,
-        description="The same settings give the same bits in every run: what auto leaves to timing is fixed (vmap, or loop where that cannot "
-        "be; torch's products; float32), and kernels are taken that repeat themselves, as CPUs' do; some of CUDA's are slower.",
+        description="The same settings give the same bits in every run: what auto leaves to timing is fixed (vmap, or loop where that "
+        "cannot be; torch's products; float32), and kernels are taken that repeat themselves, as CPUs' do; some of CUDA's are slower.",
     )
     server: Server = Server()
 
@@ -768,6 +768,10 @@ class Storage(Section):
         description="Rounds from one snapshot to the next; auto: as often as writing them takes 2 % of the time, or every ten minutes.",
     )
     keep: int = Field(2, ge=1, description="Snapshots kept.")
+    best: str | None = Field(
+        None,
+        description="Metric whose best round's models are kept too, in best/ of the run folder, e.g. accuracy/global.",
+    )
 
     @field_validator("snapshot_every")
     @classmethod
@@ -804,8 +808,14 @@ class Failures(Section):
 
 
 class Stop(Section):
+    needs: ClassVar = {"min_change": (Need("patience", (None,), but=True),)}
+
     metric: str | None = Field(None, description="Metric that ends the run early, e.g. accuracy/global.")
     at: float | None = Field(None, description="Its value.")
+    patience: int | None = Field(
+        None, ge=1, description="Evaluations without a better value of the metric after which the run ends."
+    )
+    min_change: float = Field(0.0, ge=0, description="How much better a value has to be to count as better.")
 
 
 class Config(Section):

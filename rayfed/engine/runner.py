@@ -9,14 +9,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError
 
 from rayfed import keys, tree, visits
+from rayfed.config import phases
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.watchdog import Watchdog
 from rayfed.engine import cohorts, collapse, exports
+from rayfed.engine.best import BestModels, is_over
 from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.evaluation import Evaluator, Unscored, nothing_to_score
 from rayfed.engine.failures import ClientFailed, VectorizeError, may_pass
@@ -33,6 +36,7 @@ from rayfed.lazy import torch
 from rayfed.metrics import READY_MEASURES, lower_is_better
 from rayfed.models.pretrained import has_frozen_base
 from rayfed.models.start import start_from
+from rayfed.report.model_card import write_card
 from rayfed.storage import row_scores, snapshots
 from rayfed.storage.atomic import os_error_text, remove
 from rayfed.storage.events import READS_ROUNDS, read_events
@@ -72,7 +76,8 @@ class PreparedRun:
     reached: the last committed round; state: the server's after it; snapshotted: whether it has a snapshot; early: whether
     `stop` of the config ended the run there; scored: rows of the evaluated rounds; collapsed: see `rayfed.engine.collapse`;
     reads_rounds: whether the folder's events say that the method reads `fed.rounds`.
-    simulated: seconds on the clients' devices up to the last committed round.
+    simulated: seconds on the clients' devices up to the last committed round; watched: the values of `stop.metric` so far;
+    best: keeps the models of the best round, None where nobody asked for them.
     """
 
     method: Method
@@ -91,6 +96,8 @@ class PreparedRun:
     collapsed: collapse.Collapse | None = None
     reads_rounds: bool = False
     simulated: float = 0.0
+    watched: list[float] = field(default_factory=list)
+    best: BestModels | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,7 @@ class Runner:
         self._quickest = math.inf  # seconds of a round, without those that do one-off work
         self._began = 0.0  # the clock's reading when the work began, without the pauses since
         self._status_written = -math.inf
+        self._paced: tuple[int, float] | None = None  # the first round that was committed here, and when
         self._active = time.monotonic()  # when a piece of work began or a round was committed
         self._watchdog = Watchdog(self._active_at, self._say_waiting)
 
@@ -262,7 +270,13 @@ class Runner:
         begin = f"resume {path}" if snapshots.list_snapshots(path / "snapshots") else f"run {path / 'config.yaml'}"
         return f"{said}\nTo look at this client: rayfed {begin} --local --set resources.executor=debug"
 
+    def _enter(self, phase: str) -> None:
+        """Say what the time before the first round goes into."""
+        self.status["phase"] = phase
+        phases.begin(phase)
+
     def _make_resident(self) -> PreparedRun:
+        self._enter("building the model")
         self._timed = self.config.resources.executor == "auto" or any(
             "repeat" in e for e in read_events(self.folder.path) if e["kind"] == "executor"
         )
@@ -278,6 +292,7 @@ class Runner:
             step = cohorts.estimate_step(self.config, self.federation, task)
             self.pool.begin_here(run_id, resident, step * cohorts.client_steps(self.config, self.federation))
         if self.config.resources.executor == "auto":
+            self._enter("trying executors")
             self._choose_executor(method, task, start)
         elif self.config.resources.visits == "auto":
             self._choose_calls(method, task)
@@ -299,9 +314,12 @@ class Runner:
             raise FailsAgain(f"the server state's parts and `wire.server` differ in {undeclared}")
         rows = self.folder.metrics().to_pylist()
         scored = [row for row in rows if row.get(collapse.METRIC) is not None]
+        stop, kept = str(self.config.stop.metric), self.config.storage.best
+        watched = [row[stop] for row in rows if row.get(stop) is not None]
         self._chance = collapse.chance(task, self.federation)
         if not first and (reason := nothing_to_score(self.federation)):
             self.folder.event("no metric", reason=reason)
+        self._enter(f"round {first + 1}")
         evaluator = Evaluator(fed, dispatch)
         if not first and (sample := evaluator.sample()):
             self.folder.event("sample", text=sample)
@@ -320,6 +338,9 @@ class Runner:
             collapsed=collapse.find(scored, self._chance),
             reads_rounds=any(e["kind"] == READS_ROUNDS for e in read_events(self.folder.path)),
             simulated=max((row.get("time/simulated") or 0.0 for row in rows), default=0.0),
+            early=self._stops_early(watched),
+            watched=watched,
+            best=BestModels(self.folder.path, kept, rows) if kept else None,
         )
 
     def _add_note(self, sentence: str) -> None:
@@ -484,16 +505,21 @@ class Runner:
         run, r = self.prepared, result.round
         if r > run.first + ONE_OFF:
             self._quickest = min(self._quickest, result.row["time/round"])
-        early = self._stops_early(result.row)
+        value = result.row.get(str(self.config.stop.metric))
+        watched = run.watched if value is None else [*run.watched, value]
+        early = value is not None and self._stops_early(watched)
         due = r == last or self._stop_asked or early or run.snapshotter.due(r)
         self.before_commit()
+        self._keep_best(result)
         run.snapshotter.settle(wait=due)
         snapshot = (lambda folder: run.snapshotter.fill(folder, r, result.state)) if due else None
         self.folder.commit(r, result.row, result.client_rows, snapshot)
         run.dispatch.commit()
+        if run.best:
+            run.best.committed()
         if due:
             run.snapshotter.begun(r)
-        run.reached, run.state, run.snapshotted = r, result.state, due
+        run.reached, run.state, run.snapshotted, run.watched = r, result.state, due, watched
         run.simulated = result.row.get("time/simulated", 0.0)
         self.sinks.row(r, result.row)
         self._note_scores(result)
@@ -542,20 +568,33 @@ class Runner:
             error.diverged, error.certain = r, True
             raise error
 
-    def _stops_early(self, row: dict[str, Any]) -> bool:
+    def _stops_early(self, values: list[float]) -> bool:
+        """Return whether the last of the values of `stop.metric` ends the run."""
         stop = self.config.stop
-        value = row.get(stop.metric) if stop.metric else None
-        if value is None or stop.at is None:
+        if not (values and stop.metric):
             return False
-        return bool(value <= stop.at if lower_is_better(stop.metric) else value >= stop.at)
+        if stop.at is not None and (values[-1] <= stop.at if lower_is_better(stop.metric) else values[-1] >= stop.at):
+            return True
+        return stop.patience is not None and is_over(values, stop.metric, stop.patience, stop.min_change)
+
+    def _keep_best(self, result: RoundResult) -> None:
+        """Write the models of a round that is the best so far, before it is committed. RunFailed if the disk does not take them."""
+        run = self.prepared
+        if run.best:
+            with self.folder.unlocked(f"write the models of round {result.round}"):
+                run.best.take(result.round, result.row, lambda where: self._save_models(where, result.state))
 
     # -- the live status -----------------------------------------------------------------------------------------------
 
     def _publish(self, r: int, row: dict[str, Any]) -> None:
         """Make a committed round the live status."""
         spent, self._active = time.perf_counter() - self._began, time.monotonic()
-        self.status.pop("waiting", None)
-        left = (spent / max(1, r - self.prepared.first)) * (self.config.rounds - r)
+        for gone in ("waiting", "phase"):
+            self.status.pop(gone, None)
+        self._paced = self._paced or (r, spent)  # the first round also pays for what happens once
+        since, before = self._paced
+        pace = (spent - before) / (r - since) if r > since else spent / max(1, r - self.prepared.first)
+        left = pace * (self.config.rounds - r)
         known = {**self.status.get("metrics", {}), **{n: v for n, v in row.items() if "/" in n and v is not None}}
         self.status.update(
             status=RunStatus.RUNNING, round=r, rounds=self.config.rounds, metrics=known, clients_per_s=row["clients/per_second"],
@@ -600,7 +639,8 @@ class Runner:
         repeat = REPEATABLE if config.resources.deterministic else chosen.as_options()
         notes += [f"to repeat: {repeat}", *self.sinks.notes, *self.notes]
         try:
-            self._save_models()
+            self._save_models(self.folder.path / "model", run.state)
+            self._write_card()
         except (OSError, SafetensorError) as error:
             remove(self.folder.path / "model")
             text = os_error_text(error, self.folder.path) if isinstance(error, OSError) else str(error)
@@ -636,5 +676,17 @@ class Runner:
             with suppress(RunFailed):
                 self.folder.event("given up", text=self._given_up[what])
 
-    def _save_models(self) -> None:
-        exports.save_models(self.folder.path / "model", self.prepared.method, self.prepared.task, self.prepared.state)
+    def _save_models(self, where: Path, state: Tree) -> None:
+        labels = self.federation.label_names
+        exports.save_models(where, self.prepared.method, self.prepared.task, state, labels)
+
+    def _write_card(self) -> None:
+        """Write the card of a pretrained model that was trained further, next to it; one that cannot be written ends no run."""
+        if not self.config.task.model.name.startswith("hf:"):
+            return
+        try:
+            write_card(
+                self.folder.path, self.folder.path / "model", self.prepared.task.kind, self.federation.label_names
+            )
+        except Exception as error:
+            self._give_up("the model card", error)

@@ -58,16 +58,16 @@ def check_versions() -> Iterator[Check]:
         yield Check("extras", "note", f"not installed: {', '.join(lacking)} (pip install '{PACKAGE}[NAME]')")
 
 
-def compare_requirements(
-    needed: Iterable[str], extras: Sequence[str] = ()
-) -> tuple[list[str], list[str], list[str]]:
+def compare_requirements(needed: Iterable[str], extras: Sequence[str] = ()) -> tuple[list[str], list[str], list[str]]:
     """Compare requirements as metadata has them with what is installed.
 
     Returns ("name version" of what is right, a sentence for each that is wrong, those of the extras that lack something).
     """
     from packaging.requirements import Requirement
 
-    right, wrong, lacking = [], [], {}
+    right: list[str] = []
+    wrong: list[str] = []
+    lacking: dict[str, None] = {}
     for text in needed:
         requirement = Requirement(text)
         marker = requirement.marker
@@ -107,7 +107,9 @@ def check_gpus() -> Iterator[Check]:
     there = _driver_gpus()
     if not torch.cuda.is_available():
         if there:
-            yield Check("GPUs", "note", f"the driver lists {', '.join(there)}, but torch {torch.__version__} cannot use them")
+            yield Check(
+                "GPUs", "note", f"the driver lists {', '.join(there)}, but torch {torch.__version__} cannot use them"
+            )
         else:
             yield Check("GPUs", "ok", "none; clients are computed on CPUs")
         return
@@ -133,7 +135,9 @@ def _driver_gpus() -> list[str]:
 def check_compiler() -> Check:
     """Say whether `resources.executor: compiled` works here."""
     reason = compiler.missing()
-    return Check("compiler", "note" if reason else "ok", f"executor: compiled is not available: {reason}" if reason else "there")
+    return Check(
+        "compiler", "note" if reason else "ok", f"executor: compiled is not available: {reason}" if reason else "there"
+    )
 
 
 def check_ports(ports: dict[int, str] = PORTS) -> Iterator[Check]:

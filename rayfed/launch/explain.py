@@ -18,8 +18,14 @@ WORDS = {bool: "true | false", int: "whole number", float: "number", str: "text"
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 NAMED = "a name, or {name: NAME} with its own settings"
 OF_STUDIES = {  # keys that make a config a study: `rayfed.config.load` reads them
-    "seeds": ("list of whole number", "Every arm runs with each of these seeds, on the same splits; the file is then a study."),
-    "arms": ("names, each with overrides", "Named changes of this config that are compared; each runs with every seed."),
+    "seeds": (
+        "list of whole number",
+        "Every arm runs with each of these seeds, on the same splits; the file is then a study.",
+    ),
+    "arms": (
+        "names, each with overrides",
+        "Named changes of this config that are compared; each runs with every seed.",
+    ),
     "claim": (
         "{metric, at, better, than}, or a list of such",
         "What is claimed of two arms at a round; judged over seeds in the report.",
@@ -54,7 +60,9 @@ def explain(key: str = "") -> list[Meaning]:
     if not found:
         last = {m.key.rpartition(".")[2]: m.key for m in reversed(known)}
         near = nearest(key, [m.key for m in known]) or nearest(key.rpartition(".")[2], last)
-        raise ConfigError(f"config explain: {key!r} is no key of a config{near}; `rayfed config explain` lists its sections")
+        raise ConfigError(
+            f"config explain: {key!r} is no key of a config{near}; `rayfed config explain` lists its sections"
+        )
     sections = {m.key for m in found}
     return [*found, *(m for m in known if m.key.rpartition(".")[0] in sections and m not in found)]
 
@@ -149,5 +157,3 @@ def _yaml(value: Any) -> str:
     """Return a value as one would write it into a config, in a line."""
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-
-

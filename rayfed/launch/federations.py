@@ -31,7 +31,7 @@ class Federations:
         method = methods.of(config)
         problems = models.fits(config.task.model, split.input_shape) + task_check.problems(config, split, method)
         problems = problems or asked(config.method.name, "fits", lambda: method.fits(split))
-        problems = problems or metric_names.stop_problems(config, method, split) or clock.problems(config, split)
+        problems = problems or metric_names.settings_problems(config, method, split) or clock.problems(config, split)
         if problems:
             raise ConfigError(problems)
         return split

@@ -59,13 +59,14 @@ def problem(where: str, metric: str, method: Method, federation: Federation) -> 
     )
 
 
-def stop_problems(config: Config, method: Method, federation: Federation) -> list[str]:
-    """Return what is wrong with `stop`: a metric that no row can have, or a value that it cannot reach."""
-    metric, at = config.stop.metric, config.stop.at
+def settings_problems(config: Config, method: Method, federation: Federation) -> list[str]:
+    """Return what is wrong with `stop` and `storage.best`: a metric that no row can have, or a value that it cannot reach."""
+    metric, at, best = config.stop.metric, config.stop.at, config.storage.best
+    named = {"stop.metric": metric, "storage.best": best}
+    if wrong := [p for key, m in named.items() if m is not None and (p := problem(key, m, method, federation))]:
+        return wrong
     if metric is None or at is None:
         return []
-    if wrong := problem("stop.metric", metric, method, federation):
-        return [wrong]
     meaning = metrics.meaning(metric, method.logs)
     if meaning is not None and meaning.unit == "fraction" and not 0 <= at <= 1:
         return [f"stop.at: {at:g} found, {metric} is a fraction; allowed: 0 to 1"]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from rayfed import methods, models
-from rayfed.config import unread, user_code
+from rayfed.config import phases, unread, user_code
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, refusing
 from rayfed.models import folder
@@ -110,6 +110,7 @@ def _check_elsewhere(asked: Mapping[str, Question]) -> dict[str, list[str]]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
         atexit.register(process.kill)  # Ctrl-C does not wait for the thread that this runs in
         names = {n: q.config["task"]["model"]["name"] for n, q in asked.items()}
+        phases.begin(f"trying {', '.join(sorted(set(names.values())))}")
         with say_if_slow(f"the trial of {', '.join(sorted(set(names.values())))}"):
             out, err = process.communicate()
         atexit.unregister(process.kill)

@@ -276,8 +276,8 @@ def _check_evaluation(config: Config) -> list[str]:
     if buffers != "average" and model in models.KNOWN:  # none of them writes any
         allowed = "a model with running statistics or counters"
         problems.append(unread.sentence("local.buffers", buffers, "task.model", model, allowed))
-    if (config.stop.metric is None) != (config.stop.at is None):
-        problems.append("stop: metric and at belong together; set both or none")
+    if (config.stop.metric is None) != (config.stop.at is None and config.stop.patience is None):
+        problems.append("stop: metric belongs together with at or patience; set it and one of them, or none")
     problems += _check_metrics(config.evaluate.metrics or ())
     if isinstance(asked, int) and asked > clients:
         problems.append(f"evaluate.clients: {asked} found, there are {clients} clients")

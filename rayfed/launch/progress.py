@@ -1,11 +1,12 @@
-"""Live progress of a command, and the table that it prints at the end."""
+"""A live status as a line, and the table that a command prints at the end; `rayfed.launch.live` shows the former."""
 
 from __future__ import annotations
 
-import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from rayfed.launch.time_left import time_text
 
 SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")  # in the live line
 STUDY_METRICS = ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
@@ -21,7 +22,7 @@ def human(n: float) -> str:
     return f"{n:.1f} TB"
 
 
-def line(state: dict[str, Any]) -> str:
+def line(state: Mapping[str, Any]) -> str:
     """Return a live status as one line: which run, round, last metrics, clients/s, bytes, time left."""
     parts = []
     if "arm" in state:
@@ -34,7 +35,7 @@ def line(state: dict[str, Any]) -> str:
     if state.get("round"):
         parts.append(f"round {state['round']}/{state.get('rounds', '?')}")
     else:
-        parts.append(state.get("status", "starting"))
+        parts.append(state.get("status", "starting") + (f": {state['phase']}" if state.get("phase") else ""))
     metrics = state.get("metrics", {})
     parts += [state["score"]] if "score" in state else []
     parts += [state["waiting"]] if state.get("waiting") else []
@@ -44,47 +45,11 @@ def line(state: dict[str, Any]) -> str:
         parts.append(f"{state['clients_per_s']:.0f} clients/s")
     if state.get("bytes"):
         parts.append(human(state["bytes"]))
-    if state.get("eta_s") is not None and state.get("status") == "running":
-        parts.append(f"{state['eta_s']:.0f} s left")
+    if state.get("all_s") is not None:  # of a study or a sweep
+        parts.append(f"{time_text(state['all_s'])} left in all")
+    elif state.get("eta_s") is not None and state.get("status") == "running":
+        parts.append(f"{time_text(state['eta_s'])} left")
     return "  ".join(parts)
-
-
-class Progress:
-    """Shows a live line on a terminal, elsewhere a plain line at most once a second and always each run's last one."""
-
-    def __init__(self, quiet: bool = False):
-        self.quiet, self._last, self._at = quiet, "", 0.0
-        self.live: Any = None
-        self.terminal = sys.stdout.isatty()
-
-    def __enter__(self) -> Progress:
-        if self.terminal and not self.quiet:
-            from rich.live import Live
-
-            self.live = Live("starting", refresh_per_second=8)
-            self.live.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self.live is not None:
-            self.live.__exit__(*error)
-
-    def update(self, state: dict[str, Any]) -> None:
-        """Show a live status, as in state.json; in a study it has arm, seed, run_number and runs too."""
-        if self.quiet:
-            return
-        text = line(state)
-        if text == self._last:
-            return
-        ended = state.get("status") in ("done", "stopped", "failed")
-        if self.live is not None:
-            if ended and ("arm" in state or "about" in state):
-                self.live.console.print(text)
-            self.live.update(text)
-        elif ended or time.monotonic() - self._at >= 1:
-            print(text, flush=True)
-            self._at = time.monotonic()
-        self._last = text
 
 
 def print_result(path: Path, summary: dict[str, Any]) -> None:
@@ -125,7 +90,9 @@ def _print_run(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"{summary['method']}, {summary['rounds']} rounds in {summary['wall_s']:.1f} s")
+    seconds = summary["wall_s"]
+    took = f"{seconds:.1f} s" if seconds < 100 else time_text(seconds)
+    table = Table(title=f"{summary['method']}, {summary['rounds']} rounds in {took}")
     for column in ("metric", "final", "best", "round of best"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, value in summary["metrics"].items():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from rayfed.errors import Interrupted, RunFailed
+from rayfed.errors import Interrupted, RunFailed, Stopped
 
 
 class Stoppable(Protocol):
@@ -81,7 +81,7 @@ def _say(text: str) -> None:
 def stopped_error(received: list[int], path: Path) -> RunFailed | Interrupted:
     """Return the error of a run that stopped after its round: by a signal, or without one."""
     if not received:
-        return RunFailed(f"the run was stopped from outside; continue with: rayfed resume {path}")
+        return Stopped(path)
     error = Interrupted(f"interrupted; the last round is committed. Continue with: rayfed resume {path}")
     error.exit_code = 128 + received[0]
     return error

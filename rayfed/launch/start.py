@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rayfed.engine.runner import Ending
     from rayfed.partition import Federation
 
-Watch = Callable[[dict[str, Any]], None]  # is called with the live status
+Watch = Callable[[dict[str, Any]], Any]  # is called with the live status; True stops the run after its round
 T = TypeVar("T")
 HEAD_START = 0.25  # seconds in which most errors of a request are found
 RUN_ID = "RAYFED_RUN_ID"  # environment variable: the folder's name, chosen by whoever started the command
@@ -216,7 +216,7 @@ def _execute_run(
 ) -> Finished:
     """Execute a run and write its report, while the launcher closes."""
     with stop_on_signals(launcher, lambda: waited_for(launcher.status())) as received:
-        ending = launcher.execute(config, federation, folder, watch)
+        ending = launcher.execute(config, federation, folder, _tell(watch, {"path": str(folder.path)}, launcher))
         if ending.status == RunStatus.STOPPED:
             raise stopped_error(received, folder.path)
         received.done = folder.path
@@ -273,13 +273,15 @@ def _execute_study(
     runs = sorted(
         study.runs(), key=lambda r: study.seeds.index(r[1])
     )  # arms of a seed in sequence: they share its split
+    waiting = [not has_ended(path / arm / f"seed-{seed}", c.rounds) for arm, seed, c in runs]
+    arms = [arm for arm, _, _ in runs]
     reports: list[Future[list[str]]] = []
     done: list[RunFolder] = []
     now: dict[str, Any] = {}  # which run
     with stop_on_signals(launcher, lambda: waited_for({**launcher.status(), **now})) as received:
         for k, (arm, seed, config) in enumerate(runs):
             where = path / arm / f"seed-{seed}"
-            if has_ended(where, config.rounds):
+            if not waiting[k]:
                 continue
             federation, split, code = *federations.with_digest(config), code_digests(config.to_dict())
             if provenance.settings_file(where):
@@ -298,8 +300,9 @@ def _execute_study(
                 )
             for note in notes:
                 folder.event("changed", note=note)
-            now = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs)}
-            ending = launcher.execute(config, federation, folder, _add_to_status(watch, now))
+            now = {"arm": arm, "seed": seed, "run_number": k + 1, "runs": len(runs), "path": str(where)}
+            now["to_come"] = [later for later, left in zip(arms[k + 1 :], waiting[k + 1 :]) if left]
+            ending = launcher.execute(config, federation, folder, _tell(watch, now, launcher))
             if ending.status == RunStatus.STOPPED:
                 raise stopped_error(received, path)
             reports.append(_in_background(partial(write_report, where)))
@@ -315,8 +318,14 @@ def _execute_study(
     return Finished(path, summary["status"], summary, given_up)
 
 
-def _add_to_status(watch: Watch, about: dict[str, Any]) -> Watch:
-    return lambda state: watch({**state, **about})
+def _tell(watch: Watch, about: dict[str, Any], launcher: Launcher) -> Watch:
+    """Return what passes a live status on, with which run it is of, and stops that run where the one who is told says so."""
+
+    def tell(state: dict[str, Any]) -> None:
+        if watch({**state, **about}) is True:
+            launcher.stop()
+
+    return tell
 
 
 def has_ended(folder: Path, rounds: int) -> bool:

@@ -256,7 +256,10 @@ def _about(name: str, found: dict[str, Any], classes: int, auto: Any) -> Any:
         raise ConfigError(
             f"task.model: {name} ({about.model_type}) has no {auto.__name__.removeprefix('Auto')} in transformers"
         )
-    about._name_or_path = str(Path(name.removeprefix("hf:")).expanduser())
+    path = Path(name.removeprefix("hf:")).expanduser()
+    about._name_or_path = str(
+        path.resolve() if path.is_dir() else path
+    )  # files that name it are opened from any folder
     return about
 
 

@@ -156,6 +156,21 @@ class Wrapped(nn.Module):
             for n, before in held.items():
                 own[n].data = before
 
+    def merge(self, params: Any, where: Path) -> Any:
+        """Write the network with the trained parameters in it, an adapter merged into the weights, in transformers' format into `where`,
+        and return that network, in float32; this module is of no use any more.
+
+        The classifier of `head: mean` goes into `where`/head.safetensors.
+        """
+        self.to(torch.float32).load_state_dict(dict(params), strict=False)
+        network = self.network
+        if hasattr(network, "merge_and_unload"):
+            network = network.merge_and_unload()
+        _save_whole(network, where)
+        if head := {n: p.detach() for n, p in params.items() if n.startswith("head.")}:
+            save_tree(where, "head", tree.to_numpy(head))
+        return network
+
     def _write(self, where: Path, rank: int | None) -> None:
         if self.adapter.kind not in adapters.IN_PEFT:
             _save_whole(self.network, where / "hf")

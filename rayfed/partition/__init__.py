@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayfed import attack, keys
+from rayfed.config import phases
 from rayfed.errors import ConfigError, nearest
+from rayfed.lazy import make_callable
 from rayfed.partition import groups as planted
 from rayfed.partition.targets import Targets, by_stratum
 
@@ -244,8 +246,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     if dataset is None:
         from rayfed import data
 
+        phases.begin(f"reading {config.task.data.name}")
         dataset = data.load(config.task.data, config.seed)
     if dataset.train.x.dtype == object:
+        phases.begin(f"tokenising the texts of {dataset.name}")
         from rayfed.data import instruct, text
 
         dataset = (instruct if dataset.kind == "instruct" else text).tokenised(dataset, config)
@@ -254,6 +258,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
 
         text.check_ids(dataset, config)
     f, n = config.federation, config.federation.clients
+    phases.begin(f"splitting {dataset.name} over {n:,} clients")
     held = n - config.training_clients()
     there = len(dataset.train.y) + len(dataset.test.y)
     if n > max(there, MANY):
@@ -503,3 +508,6 @@ def top_up(client: np.ndarray, n: int, least: int, rng: np.random.Generator) -> 
     out = client.copy()
     out[rng.permutation(moved)] = np.repeat(np.arange(n), lack)
     return out
+
+
+make_callable(__name__)  # `rayfed.partition(config)` describes a split

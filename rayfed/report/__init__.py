@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayfed.errors import ConfigError, RunFailed
+from rayfed.errors import ConfigError, RunFailed, nearest
+from rayfed.lazy import make_callable
 from rayfed.report.study import study_summary
 
-__all__ = ["study_summary", "write_comparison", "write_report"]
+__all__ = ["study_summary", "write_comparison", "write_figures", "write_report"]
 
 
 def write_report(path: Path | str) -> Path:
@@ -63,3 +64,29 @@ def write_comparison(paths: Sequence[Path | str], out: Path | str | None = None)
     except OSError as error:
         raise ConfigError(f"report: cannot write {page}: {os_error_text(error, page.parent)}") from error
     return page
+
+
+def write_figures(paths: Sequence[Path | str], folder: Path | str, form: str = "pdf") -> list[Path]:
+    """Write every picture of the report of a run or a study, or of the page that compares several, into a file of its own.
+
+    folder: is made where it is missing; form: pdf | svg | png. Returns the files. ConfigError for another form, and where a file cannot
+    be written.
+    """
+    from rayfed.report.page import pictures
+    from rayfed.report.picture import FORMATS
+    from rayfed.report.subject import load, load_comparison
+    from rayfed.storage.atomic import os_error_text
+
+    known, where = [f[1:] for f in FORMATS], Path(folder)
+    if form not in known:
+        raise ConfigError(f"--format: {form!r} found{nearest(form, known)}, allowed: {', '.join(known)}")
+    sources = [Path(p) for p in paths]
+    subject = load(sources[0]) if len(sources) == 1 else load_comparison(sources)
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--figures: cannot make {where}: {os_error_text(error, where)}") from error
+    return [picture.save(where / f"{picture.name}.{form}") for picture in pictures(subject)]
+
+
+make_callable(__name__)  # `rayfed.report(run)` writes a report

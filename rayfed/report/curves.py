@@ -235,3 +235,9 @@ def _by_round(
             lines = _arm_lines(subject, partial(by_round, metric=metric, scale=scale))
             panels.append(Panel(heading, "round", unit, lines, from_zero))
     return _picture(name, title, panels, arm_key(subject), band_note(subject)) if panels else None
+
+
+def chosen(subject: Subject, metrics: Sequence[str]) -> Picture:
+    """Draw these metrics by round, a panel each."""
+    panels = [Panel(m, "round", _axis_label(m), _arm_lines(subject, partial(by_round, metric=m))) for m in metrics]
+    return _picture("chosen", f"{', '.join(metrics)} by round", panels, arm_key(subject), band_note(subject))

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from rayfed import methods
 from rayfed.errors import ConfigError
@@ -29,28 +29,53 @@ KIND = {"run": "Run", "study": "Study", "comparison": "Comparison"}
 
 def render(subject: Subject) -> tuple[str, list[Picture]]:
     """Return the page of what the folders hold now, and its pictures."""
-    scopes, others = curves.scope_curves(subject), [curves.other_metrics(subject), curves.backdoor(subject)]
-    clients = client_pictures.distribution(subject)
-    clusters = [curves.clusters(subject), client_pictures.membership(subject)]
-    splits, missing_splits = _splits(subject)
-    expense, cost = curves.by_expense(subject), curves.cost(subject)
+    drawn = _draw(subject)
     sections = [
         headline(subject.name, KIND[subject.kind], _facts(subject)),
         results.verdicts(subject),
         "<h2>Results</h2>" + results.final_values(subject),
         results.difference_table(subject),
-        section("Curves", [*scopes, *others]),
-        section("Clients", [clients], after=results.client_table(subject) if clients else ""),
-        section("Clusters", clusters),
-        section("Who holds what", splits, after=missing_splits),
-        "<h2>Bytes and time</h2>" + results.cost_table(subject) + figures([expense, cost]),
+        section("Curves", drawn.curves),
+        section("Clients", drawn.clients, after=results.client_table(subject) if any(drawn.clients) else ""),
+        section("Clusters", drawn.clusters),
+        section("Who holds what", drawn.splits, after=drawn.missing),
+        "<h2>Bytes and time</h2>" + results.cost_table(subject) + figures(drawn.cost),
         _notes(subject),
         "<h2>Repeat it</h2>" + _repeat(subject),
         "<h2>Settings and versions</h2>" + _settings(subject),
         "<h2>What the numbers mean</h2>" + _meanings(subject),
     ]
-    pictures = [*scopes, *others, clients, *clusters, *splits, expense, cost]
-    return document(f"{subject.name} · rayfed", sections), [p for p in pictures if p]
+    return document(f"{subject.name} · rayfed", sections), drawn.all()
+
+
+def pictures(subject: Subject) -> list[Picture]:
+    """Return the pictures of the page alone."""
+    return _draw(subject).all()
+
+
+class _Drawn(NamedTuple):
+    """The pictures of a page by section, None for one that there is not; missing: a paragraph per split that is left out."""
+
+    curves: list[Picture | None]
+    clients: list[Picture | None]
+    clusters: list[Picture | None]
+    splits: list[Picture]
+    missing: str
+    cost: list[Picture | None]
+
+    def all(self) -> list[Picture]:
+        """Return all there are, in the page's order."""
+        return [p for p in (*self.curves, *self.clients, *self.clusters, *self.splits, *self.cost) if p]
+
+
+def _draw(subject: Subject) -> _Drawn:
+    return _Drawn(
+        [*curves.scope_curves(subject), curves.other_metrics(subject), curves.backdoor(subject)],
+        [client_pictures.distribution(subject)],
+        [curves.clusters(subject), client_pictures.membership(subject)],
+        *_splits(subject),
+        [curves.by_expense(subject), curves.cost(subject)],
+    )
 
 
 def _facts(subject: Subject) -> dict[str, str]:

@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rayfed.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
 # Readable on white and on black; the first five also for readers who confuse red and green.
 COLOURS = ("#2f7fd0", "#e08a1e", "#1fa187", "#c9528f", "#8b6fd6", "#a0763b", "#d1493f", "#7a8794")
@@ -23,10 +27,12 @@ INK = "#010203"  # in the SVG replaced by the page's text colour
 PAPER = "#fefdfc"  # likewise by the colour behind a picture
 SCOPE_COLOURS = dict(zip(("global", "personal", "cluster", "local", "unseen", "backdoor"), COLOURS))
 DPI = 150  # of the PNGs
+FORMATS = (".pdf", ".svg", ".png")
 _AXIS_COLOURS = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rayfed",
+    "pdf.fonttype": 42,  # TrueType, as publishers ask for
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -80,9 +86,7 @@ class Picture:
             for paint in self.panels:
                 figure = _figure(*self.size)
                 axis = figure.add_subplot()
-                axis.grid(True, axis="y", color="#808080", alpha=0.25, linewidth=0.7)
-                axis.set_axisbelow(True)
-                paint(axis)
+                _paint(axis, paint)
                 figure.get_layout_engine().execute(figure)
                 figure.set_layout_engine("none")
                 out.append(figure)
@@ -98,6 +102,33 @@ class Picture:
             out.append(_inline(sink.getvalue().decode(), f"{self.name}-{i}", self.title))
         return out
 
+    def figure(self) -> Figure:
+        """Draw all panels and the key into one matplotlib figure, to be changed or saved."""
+        rows, columns = math.ceil(len(self.panels) / self.columns), self.columns
+        with _drawing():
+            width, height = self.size
+            figure = _figure(columns * width, rows * height + (0.35 if self.key else 0.0))
+            axes = figure.subplots(rows, columns, squeeze=False).ravel()
+            for axis, paint in zip(axes, self.panels):
+                _paint(axis, paint)
+            for axis in axes[len(self.panels) :]:
+                axis.remove()
+            if self.key:
+                handles, in_row = [_handle(style) for style in self.key.values()], _in_row(self, columns)
+                figure.legend(handles, list(self.key), loc="outside lower center", ncols=in_row)
+        return figure
+
+    def save(self, file: Path | str) -> Path:
+        """Write all panels and the key into a .pdf, .svg or .png file, replacing it, and return the file.
+
+        ConfigError for another ending, and where the file cannot be written.
+        """
+        return write_figure(self.figure(), Path(file))
+
+    def _repr_png_(self) -> bytes:
+        """Show the picture in a notebook."""
+        return self.png()
+
     def png(self) -> bytes:
         """Return all panels and the key on white."""
         import numpy as np
@@ -109,7 +140,7 @@ class Picture:
             panels += [np.full_like(panels[0], 255)] * (-len(panels) % columns)
             rows = [np.concatenate(panels[i : i + columns], 1) for i in range(0, len(panels), columns)]
             if self.key:
-                in_row = min(len(self.key), max(2, int(columns * self.size[0] / 1.6)))
+                in_row = _in_row(self, columns)
                 width = rows[0].shape[1] / DPI + 0.01  # whole pixels, at least
                 figure = _figure(width, 0.2 + 0.22 * math.ceil(len(self.key) / in_row))
                 handles = [_handle(style) for style in self.key.values()]
@@ -118,6 +149,42 @@ class Picture:
             sink = io.BytesIO()
             imsave(sink, np.concatenate([row[:, : rows[0].shape[1]] for row in rows]), format="png", dpi=DPI)
         return sink.getvalue()
+
+
+def _paint(axis: Any, paint: Callable[[Any], None]) -> None:
+    """Paint a panel onto an axis with a grid."""
+    axis.grid(True, axis="y", color="#808080", alpha=0.25, linewidth=0.7)
+    axis.set_axisbelow(True)
+    paint(axis)
+
+
+def _in_row(picture: Picture, columns: int) -> int:
+    """Return the number of labels in a row of the key."""
+    return min(len(picture.key), max(2, int(columns * picture.size[0] / 1.6)))
+
+
+def check_file(file: Path, option: str) -> None:
+    """Check that a picture can be written to a file, before anything is computed. ConfigError if not; option: what named it."""
+    if file.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{option}: {str(file)!r} found, allowed: a file that ends in {', '.join(FORMATS)}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option}: {file} cannot be written, {file.parent} is not a folder")
+
+
+def write_figure(figure: Figure, file: Path, option: str = "file", dpi: int = DPI) -> Path:
+    """Write a matplotlib figure on white, in the format of the file's ending; errors as in `check_file`."""
+    from rayfed.storage.atomic import durable_write, os_error_text
+
+    check_file(file, option)
+    sink, kind = io.BytesIO(), file.suffix.lower()[1:]
+    with _drawing():
+        about = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]  # the same bytes every time
+        figure.savefig(sink, format=kind, dpi=dpi, facecolor="white", metadata=about)
+    try:
+        durable_write(file, sink.getvalue(), sync=False)
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot write {file}: {os_error_text(error, file.parent)}") from error
+    return file
 
 
 @contextmanager

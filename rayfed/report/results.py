@@ -14,6 +14,7 @@ from rayfed.report.picture import line_style
 from rayfed.report.statistics import mean_sd, worst_decile
 from rayfed.report.study import differences, summarise
 from rayfed.report.subject import RunRecord, Subject
+from rayfed.report.tables import caution
 
 COST = ("time/", "bytes/", "ray/", "clients/", "actors/")  # beginnings of metrics that the cost table shows
 
@@ -92,7 +93,8 @@ def final_values(subject: Subject) -> str:
     body.append([_soft("seeds"), *(_soft(str(len(done[arm]))) for arm in arms)])
     missing = subject.planned_runs - sum(len(runs) for runs in done.values())
     more = f" {missing} of {subject.planned_runs} runs are not done and do not count." if missing else ""
-    about = f"Mean over seeds ± standard deviation over seeds; best mean in bold.{more}"
+    few = caution({arm: len(runs) for arm, runs in done.items()})
+    about = f"Mean over seeds ± standard deviation over seeds; best mean in bold.{more} {few}".rstrip()
     return table(["final value", *(arm_name(subject, a) for a in arms)], body, about)
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rayfed.errors import ConfigError
 from rayfed.report.client_pictures import blocks, paint_cells
 from rayfed.report.data_split import DataSplit, data_split
-from rayfed.report.picture import COLOURS, INK, SETTINGS, Picture, Style, shorten
+from rayfed.report.picture import COLOURS, INK, SETTINGS, Picture, Style, check_file, shorten, write_figure
 from rayfed.report.subject import RunRecord
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from rayfed.partition.describe import Description, View
 
 MAX_COLUMNS = 2000  # clients drawn
@@ -109,25 +110,30 @@ def _shade_key(edges: Sequence[int]) -> dict[str, Style]:
 # -- `rayfed partition` ------------------------------------------------------------------------------------------------
 
 
+DPI = 110  # of PNGs, which are large
+
+
 def check(file: Path) -> None:
     """Check that a picture can be written to a file, before anything is computed. ConfigError if not."""
-    if file.suffix.lower() != ".png":
-        raise ConfigError(f"--out: {str(file)!r} found, allowed: a file that ends in .png")
-    if not file.parent.is_dir():
-        raise ConfigError(f"--out: {file} cannot be written, {file.parent} is not a folder")
+    check_file(file, "--out")
 
 
 def write(splits: Sequence[Description], file: Path) -> None:
-    """Draw splits into a PNG file, replacing it. ConfigError if it cannot be written."""
-    from rayfed.storage.atomic import durable_write, os_error_text
-
-    try:
-        durable_write(file, png(splits), sync=False)
-    except OSError as e:
-        raise ConfigError(f"--out: cannot write {file}: {os_error_text(e, file.parent)}") from e
+    """Draw splits into a .pdf, .svg or .png file, replacing it. ConfigError if it cannot be written."""
+    write_figure(figure(splits), file, "--out", DPI)
 
 
-def png(splits: Sequence[Description], dpi: int = 110) -> bytes:
+def png(splits: Sequence[Description]) -> bytes:
+    """Draw splits as `figure` does, as the content of a PNG file."""
+    import matplotlib
+
+    sink, drawn = io.BytesIO(), figure(splits)
+    with matplotlib.rc_context(SETTINGS):
+        drawn.savefig(sink, format="png", dpi=DPI, facecolor="white")
+    return sink.getvalue()
+
+
+def figure(splits: Sequence[Description]) -> Figure:
     """Draw each split: the clients' sizes as bars, and cells for each of its views, clients x classes (domains, clusters).
 
     A column is the same client in all drawings of a split.
@@ -140,17 +146,15 @@ def png(splits: Sequence[Description], dpi: int = 110) -> bytes:
     inches = [h for d in splits for h in (1.1, *(_height(v) for v in d.views))]
     with matplotlib.rc_context(SETTINGS):
         layout = ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.07)
-        figure = Figure(figsize=(9.6, sum(inches) + 0.4), layout=layout)
-        axes = iter(figure.subplots(len(inches), 1, squeeze=False, height_ratios=inches)[:, 0])
+        drawn = Figure(figsize=(9.6, sum(inches) + 0.4), layout=layout)
+        axes = iter(drawn.subplots(len(inches), 1, squeeze=False, height_ratios=inches)[:, 0])
         for d in splits:
             columns = _columns(d)
             _paint_sizes(next(axes), columns, shorten(f"{d.title()}, seed {d.config.seed}", 105))
             for i, view in enumerate(d.views):
                 _paint_view(next(axes), view, columns, edges, "clients" if i == len(d.views) - 1 else "")
-        _paint_key(figure, edges)
-        sink = io.BytesIO()
-        figure.savefig(sink, format="png", dpi=dpi, facecolor="white")
-    return sink.getvalue()
+        _paint_key(drawn, edges)
+    return drawn
 
 
 class _Columns(NamedTuple):

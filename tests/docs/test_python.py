@@ -38,7 +38,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_every_block_ran(session: dict[str, Any]) -> None:
-    assert len(BLOCKS) == 8 and len(list(Path("runs").iterdir())) == 5
+    assert len(BLOCKS) == 9 and len(list(Path("runs").iterdir())) == 6 and Path("behind.pdf").is_file()
 
 
 def test_tables(session: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,12 @@ def made(method: toy.Spec, where: Path, **changes: Any) -> rayfed.Run:
     found = rayfed.load(toy.run_folder(method, where, **changes).folder.path)
     assert isinstance(found, rayfed.Run)
     return found
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pages: they take most of a tiny run's time."""
+    monkeypatch.setattr("rayfed.report.write_report", lambda path: path)
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +125,131 @@ def test_images_are_called_as_images(tmp_path: Path) -> None:
 
 def test_readme_names_the_page() -> None:
     assert "docs/python.md" in (ROOT / "README.md").read_text()
+
+
+# -- the whole interface -----------------------------------------------------------------------------------------------
+
+
+def test_the_interface_is_what_dir_shows() -> None:
+    assert {"run", "sweep", "partition", "runs", "compare", "report", "start", "Callback", "Method"} <= set(dir(rayfed))
+    assert set(dir(rayfed)) - {"__all__", "__doc__", "__version__"} == set(rayfed.__all__)
+    assert all(hasattr(rayfed, name) for name in rayfed.__all__)
+
+
+@pytest.mark.parametrize(
+    "before", ["", "import rayfed.partition, rayfed.report", "from rayfed import partition; partition.build"]
+)
+def test_packages_that_are_functions_too(before: str) -> None:
+    """Whichever was imported first."""
+    code = f"{before}\nimport rayfed\nassert callable(rayfed.partition) and callable(rayfed.report)\nprint(rayfed.partition.build.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "build\n", done.stderr
+
+
+def test_a_split(tmp_path: Path) -> None:
+    (split,) = found = rayfed.partition(toy.TOY | {"method": "fedavg"}, sets={"seed": 3})
+    assert split.numbers["clients"] == 14 and "dirichlet" in str(found) and "seed 3" in str(found)
+    assert found.save(tmp_path / "a.pdf").read_bytes().startswith(b"%PDF") and "data:image/png" in found._repr_html_()
+    assert (
+        len(rayfed.partition({**toy.TOY, "method": "fedavg", "arms": {"a": {}, "b": {"federation": {"clients": 20}}}}))
+        == 2
+    )
+
+
+def tiny(**more: Any) -> dict[str, Any]:
+    return {**toy.TOY, "method": "fedavg", "rounds": 3, "evaluate": {"every": 2}, **more}
+
+
+class Heard(rayfed.Callback):
+    def __init__(self, stop_at: int = 0) -> None:
+        self.calls: list[Any] = []
+        self.stop_at = stop_at
+
+    def on_round(self, run: rayfed.Run, row: dict[str, Any]) -> bool | None:
+        self.calls.append((run.path.parent.name, row["round"]))
+        return row["round"] == self.stop_at
+
+    def on_evaluate(self, run: rayfed.Run, row: dict[str, Any]) -> bool | None:
+        self.calls.append(row["accuracy/global"])
+        return None
+
+    def on_end(self, run: rayfed.Run) -> None:
+        assert run.summary is not None
+        self.calls.append(run.summary["rounds"])
+
+
+def test_callbacks(tmp_path: Path, no_report: None) -> None:
+    heard = Heard()
+    run = rayfed.run(tiny(), out=tmp_path, local=True, callbacks=[heard, rayfed.Callback()])
+    assert isinstance(run, rayfed.Run)
+    scores = run.metrics(evaluated=True)
+    assert scores["round"].to_pylist() == [2, 3] and None not in scores["accuracy/global"].to_pylist()
+    first, second = scores["accuracy/global"].to_pylist()
+    where = tmp_path.name
+    assert heard.calls == [(where, 1), (where, 2), first, (where, 3), second, 3]
+
+
+def test_callbacks_of_a_study(tmp_path: Path, no_report: None) -> None:
+    heard = Heard()
+    rayfed.run(tiny(rounds=1, seeds=[0, 1], arms={"a": {}, "b": {}}), out=tmp_path, local=True, callbacks=[heard])
+    rounds = [c for c in heard.calls if isinstance(c, tuple)]
+    assert rounds == [("a", 1), ("b", 1), ("a", 1), ("b", 1)] and heard.calls.count(1) == 4
+
+
+def test_a_callback_stops_a_run_which_goes_on_later(tmp_path: Path, no_report: None) -> None:
+    run = rayfed.run(tiny(), out=tmp_path, local=True, callbacks=[Heard(stop_at=1)])
+    assert isinstance(run, rayfed.Run) and run.summary is None and run.status.startswith("stopped")
+    reached, again = run.metrics().num_rows, Heard()
+    assert 1 <= reached < 3
+    whole = rayfed.resume(run.path, local=True, callbacks=[again])
+    assert whole.summary is not None and [c[1] for c in again.calls if isinstance(c, tuple)] == list(
+        range(reached + 1, 4)
+    )
+
+
+def test_a_callback_that_fails_is_the_callers_error(tmp_path: Path, no_report: None) -> None:
+    class Wrong(rayfed.Callback):
+        def on_round(self, run: rayfed.Run, row: dict[str, Any]) -> bool | None:
+            raise ValueError("my own")
+
+    with pytest.raises(Exception, match="my own"):
+        rayfed.run(tiny(), out=tmp_path, local=True, callbacks=[Wrong()])
+
+
+def test_in_the_background(tmp_path: Path, no_report: None) -> None:
+    seen: list[int] = []
+    running = rayfed.start(tiny(), out=tmp_path, local=True, watch=lambda status: seen.append(status["round"]))
+    run = running.result(60)
+    assert running.done() and isinstance(run, rayfed.Run) and run.summary is not None and seen[-1] == 3
+    assert running.run == run and running.status["status"] == "done" and "round 3/3" in repr(running)
+    with pytest.raises(ConfigError, match="rouns"):
+        rayfed.start(tiny(rouns=3))
+
+
+def test_a_run_in_the_background_is_stopped(tmp_path: Path, no_report: None) -> None:
+    running = rayfed.start(tiny(rounds=100_000), out=tmp_path, local=True)
+    running.stop()
+    run = running.result(60)
+    assert isinstance(run, rayfed.Run) and run.summary is None and running.done()
+
+
+def test_what_ends_a_run_in_the_background_is_raised_by_its_result(tmp_path: Path, no_report: None) -> None:
+    (tmp_path / "file").touch()
+    running = rayfed.start(tiny(), out=tmp_path / "file", local=True)
+    with pytest.raises(ConfigError, match="cannot make a run folder"):
+        running.result(60)
+
+
+def test_the_best_rounds_model(tmp_path: Path, no_report: None) -> None:
+    run = rayfed.run(tiny(storage={"best": "loss/global"}, evaluate={"every": 1}), out=tmp_path, local=True)
+    assert isinstance(run, rayfed.Run) and run.models(best=True) == ["model"]
+    rows = run.metrics().to_pylist()
+    best = min(rows, key=lambda r: r["loss/global"])["round"]
+    assert (run.path / "best" / f"round-{best:06d}").is_dir()
+    x = np.zeros((2, 8))
+    assert run.model(best=True)(x).shape == (2, 4)
+    assert torch.equal(run.model(best=True)(x), run.model()(x)) is (best == 3)
+    with pytest.raises(ConfigError, match="best and client"):
+        run.model(best=True, client=1)
+    with pytest.raises(ConfigError, match=r"storage\.best"):
+        made("fedavg", tmp_path / "without").model(best=True)

@@ -109,7 +109,12 @@ def slurm(tmp_path: Path) -> Any:
         job = 4711
         script = SLURM.read_text().replace("20000 + SLURM_JOB_ID % 20000", str(port))
         assert script.count(str(port)) == 1
-        about = {"SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "4"}
+        about = {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_NNODES": "2",
+            "SLURM_CPUS_PER_TASK": "4",
+        }
         env = {**os.environ, **about, "HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
         def start(*words: str) -> tuple[subprocess.Popen[str], str]:

@@ -53,7 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
     ("rayfed",),  # the package itself imports its names when they are used
 )
 # What the user calls reaches Ray only when it is asked to: inside functions.
-REACHES_RAY = {("rayfed.cli", "actors"), ("rayfed.cli", "tune_spaces"), ("rayfed.api", "actors")}
+REACHES_RAY = {(user, top) for user in ("rayfed.cli", "rayfed.api") for top in ("actors", "tune_spaces")}
 
 
 class Import(NamedTuple):

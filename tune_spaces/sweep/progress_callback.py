@@ -39,6 +39,9 @@ class ProgressCallback(tune.Callback):
             "round": report.round,
             "rounds": report.rounds,
             "status": "done" if report.done else "running",
+            "trial_id": str(trial.trial_id),
+            "trials_done": others.count("TERMINATED") + report.done,
+            "trials": self.total,
             "score": "diverged" if report.diverged else f"{self.metric} {report.score:.3f}{spread}",
         }
         for listener in listeners:

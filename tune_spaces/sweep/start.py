@@ -29,7 +29,7 @@ from tune_spaces.sweep.request import SweepRequest, repeat_request
 from tune_spaces.sweep.summary import failure, interruption, prune_snapshots, resume_command, write_summary
 from tune_spaces.sweep.trial_placement import TrialPlacement, check_fits, place_trials
 
-Watch = Callable[[dict[str, Any]], None]
+Watch = Callable[[dict[str, Any]], Any]
 
 
 def start_sweep(

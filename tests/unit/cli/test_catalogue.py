@@ -56,3 +56,9 @@ def test_tasks(call: Call) -> None:
         assert re.search(rf"^(data|model) +{re.escape(word)} ", said, re.M), word
     assert json.loads(call("tasks", "digits", "--json").out)["model"] == {}
     assert list(json.loads(call("tasks", "digits", "--json").out)["data"]) == ["digits"]
+
+
+def test_papers_as_bibtex(call: Call) -> None:
+    said = call("methods", "scaffold", "--bibtex")
+    assert said.code == 0 and said.out.startswith("@misc{karimireddy") and "eprint" in said.out
+    assert call("methods", "--bibtex").code == 2 and call("methods", "scaffold", "--bibtex", "--json").code == 2

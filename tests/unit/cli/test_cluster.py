@@ -110,3 +110,20 @@ def test_fetch(call: Call, head_with: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert call("fetch", "j").out == "runs/j\n"
     assert json.loads(call("fetch", "j", "--out", "here", "--json").out) == {"job": "j", "path": "here/j"}
     assert asked == [(made, "j", Path("runs")), (made, "j", Path("here"))]
+
+
+def test_status_is_watched_until_nothing_runs(call: Call, head_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayfed.launch import live
+
+    head = head_with(details("j"))
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        head.client.known["j"] = details("j", *DONE)
+
+    monkeypatch.setattr(live.time, "sleep", sleep)
+    said = call("status", "--watch")
+    first, last = said.out.splitlines()
+    assert said.code == 0 and len(looks) == 1 and "running" in first and "done" in last
+    assert "leave one out" in call("status", "--watch", "--json").err

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rayfed.launch.preflight import load_request
+from rayfed.launch.start import run_local
 from tests import toy
 from tests.unit.cli.commands import Call
 
@@ -49,3 +51,57 @@ def test_monitor(call: Call, tmp_path: Path) -> None:
     wrote = call("monitor", "--out", str(tmp_path / "out"))
     assert wrote.code == 0 and (tmp_path / "out" / "prometheus.yml").is_file()
     assert f"prometheus --config.file={tmp_path}/out/prometheus.yml" in wrote.out and "grafana" in wrote.out
+
+
+# -- for papers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two arms with two seeds."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rayfed.report.write_report", lambda path: path)
+        arms = {"one": {"method": "fedavg"}, "two": {"method": "local_only"}}
+        request = load_request({**toy.TOY, "method": "fedavg", "rounds": 1, "seeds": [0, 1], "arms": arms})
+        return run_local(request, out=tmp_path_factory.mktemp("study")).path
+
+
+def test_figures_of_a_study(call: Call, study: Path, tmp_path: Path) -> None:
+    said = call("report", str(study), "--figures", "figures", "--format", "svg")
+    files = [Path(line) for line in said.out.splitlines()]
+    assert said.code == 0 and {f.name for f in files} >= {"accuracy.svg", "loss.svg", "cost.svg"}
+    assert all(f.read_text().startswith("<?xml") for f in files) and not (study / "report.html").exists()
+    said = call("report", str(study), "--figures", "figures", "--format", "sgv")
+    assert said.code == 2 and "(did you mean 'svg'?), allowed: pdf, svg, png" in said.err
+
+
+def test_a_table_of_a_study(call: Call, study: Path) -> None:
+    said = call("report", str(study), "--table", "latex", "--metric", "accuracy/global")
+    assert said.code == 0 and said.out.startswith("% Final values") and "Caution: 2 seeds only" in said.out
+    assert "arm & accuracy/global & seeds" in said.out
+    both = call("report", str(study), "--table", "csv", "--figures", "f", "--format", "png")
+    assert both.out.startswith("arm,metric,mean,sd,ci95,n\n") and "f/accuracy.png" in both.err
+    runs = [str(study / arm / "seed-0") for arm in ("one", "two")]
+    assert "| local_only |" in call("report", *runs, "--table", "md").out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--metric", "a/b"], "report: --metric chooses columns of --table"),
+        (["--table", "tex"], "--table: 'tex' found (did you mean 'latex'?), allowed: md, latex, csv"),
+        (["--table", "md", "--out", "x.html"], "--figures DIR takes figures"),
+        (["--table", "md", "--metric", "accurcy/global"], "(did you mean 'accuracy/global'?)"),
+    ],
+)
+def test_what_does_not_go_together(call: Call, study: Path, words: list[str], says: str) -> None:
+    said = call("report", str(study), *words)
+    assert said.code == 2 and says in said.err, said.err
+
+
+def test_export(call: Call, finished: Path, tmp_path: Path) -> None:
+    said = call("export", str(finished), "--out", "there", "--model", "expert-1")
+    assert said.code == 0 and said.out.split() == ["there/README.md", "there/model.safetensors"], said.err
+    said = call("export", str(finished), "--out", "there")
+    assert said.code == 2 and "--model: 'model' found" in said.err and "is no empty folder" in said.err

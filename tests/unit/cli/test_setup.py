@@ -26,7 +26,13 @@ def test_the_version(call: Call) -> None:
 def completed(line: str, cwd: Path) -> list[str]:
     """What bash would complete at the end of a line, of a `python -m rayfed` whose program is called rayfed."""
     words = line.split(" ")
-    env = {**os.environ, "_RAYFED_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "_RAYFED_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+        "PYTHONPATH": str(ROOT),
+    }
     code = "import sys; from rayfed.cli import main; sys.argv[0] = 'rayfed'; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=True)
     return done.stdout.split()
@@ -54,7 +60,9 @@ def test_doctor(call: Call, monkeypatch: pytest.MonkeyPatch, status: str, code: 
     said = call("doctor", "there", "--no-ray")
     assert (said.code, said.out.split(maxsplit=2)) == (code, [status, "disk", "there: a finding\n"])
     said = call("doctor", "--no-ray", "--json")
-    assert said.code == code and json.loads(said.out) == [{"what": "disk", "status": status, "found": "runs: a finding"}]
+    assert said.code == code and json.loads(said.out) == [
+        {"what": "disk", "status": status, "found": "runs: a finding"}
+    ]
 
 
 def test_clean(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,8 @@ def test_what_is_left_is_judged_by_the_quickest_round_after_the_first_two(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "by_rule"), [("lazy", False), ("lstm", False), ("branch", False), ("centred", False), ("lstm", True), ("branch", True)]
+    ("name", "by_rule"),
+    [("lazy", False), ("lstm", False), ("branch", False), ("centred", False), ("lstm", True), ("branch", True)],
 )
 def test_what_vmap_cannot_run_is_run_by_loop(wrong_nets: Any, name: str, by_rule: bool, tmp_path: Path) -> None:
     changes = toy.merge(wrong_nets(name), {"resources": {"cohort": "auto", "deterministic": by_rule}})
@@ -244,7 +245,7 @@ def test_a_full_disk_fails_no_committed_run(tmp_path: Path, monkeypatch: pytest.
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, *parts, **more)
 
-    def models(self: Runner) -> None:
+    def models(self: Runner, *given: Any) -> None:
         (self.folder.path / "model").mkdir()
         (self.folder.path / "model" / "half.safetensors").touch()
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -12,10 +12,20 @@ from rayfed.launch import doctor
 
 
 def test_requirements_are_compared_with_what_is_installed() -> None:
-    needed = ["numpy>=1.0", "numpy>=9999", "no-such-library>=1", 'no-such-sink>=1; extra == "wandb"', 'nothing; extra == "test"']
+    needed = [
+        "numpy>=1.0",
+        "numpy>=9999",
+        "no-such-library>=1",
+        'no-such-sink>=1; extra == "wandb"',
+        'nothing; extra == "test"',
+    ]
     right, wrong, lacking = doctor.compare_requirements(needed, ["wandb", "mlflow"])
     assert len(right) == 1 and right[0].startswith("numpy ") and lacking == ["wandb"]
-    assert len(wrong) == 2 and wrong[0].endswith("found, needed: >=9999") and wrong[1].startswith("no-such-library is missing")
+    assert (
+        len(wrong) == 2
+        and wrong[0].endswith("found, needed: >=9999")
+        and wrong[1].startswith("no-such-library is missing")
+    )
 
 
 def test_a_port_on_which_somebody_listens() -> None:
@@ -30,7 +40,7 @@ def test_a_port_on_which_somebody_listens() -> None:
 
 
 def test_a_disk_that_is_full_or_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, cache, ray = doctor.check_disks(tmp_path / "a" / "runs")
+    runs, _, _ = doctor.check_disks(tmp_path / "a" / "runs")
     assert "a/runs" in runs.found and "GB free" in runs.found
     monkeypatch.setattr(doctor, "LEAST_DISK", 1e18)
     assert [c.status for c in doctor.check_disks(tmp_path)] == ["wrong"] * 3
@@ -57,5 +67,15 @@ def test_gpus_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, names: list
 def test_the_whole_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYFED_CACHE", str(tmp_path))
     found: list[Any] = doctor.check_machine(tmp_path)
-    assert {c.what for c in found} >= {"python", "rayfed", "libraries", "processors", "GPUs", "compiler", "ports", "disk", "limits"}
+    assert {c.what for c in found} >= {
+        "python",
+        "rayfed",
+        "libraries",
+        "processors",
+        "GPUs",
+        "compiler",
+        "ports",
+        "disk",
+        "limits",
+    }
     assert {c.status for c in found} <= {"ok", "note", "wrong"}

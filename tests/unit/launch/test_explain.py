@@ -34,7 +34,9 @@ def test_a_key_that_several_kinds_have_says_which() -> None:
 
 def test_what_a_setting_needs_is_said() -> None:
     (momentum,) = explain("nesterov")
-    assert momentum.key == "local.optimizer.nesterov" and momentum.about.endswith("Only with name: sgd and momentum other than 0.")
+    assert momentum.key == "local.optimizer.nesterov" and momentum.about.endswith(
+        "Only with name: sgd and momentum other than 0."
+    )
 
 
 def test_a_section_lists_its_keys() -> None:
@@ -51,8 +53,12 @@ def test_settings_of_methods() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "near"), [("local.optimizer.lrr", "local.optimizer.lr"), ("rouns", "rounds"), ("momentun", "local.optimizer.momentum")]
+    ("key", "near"),
+    [("local.optimizer.lrr", "local.optimizer.lr"), ("rouns", "rounds"), ("momentun", "local.optimizer.momentum")],
 )
 def test_an_unknown_key_names_the_nearest(key: str, near: str) -> None:
     said = refusal(explain, key)
-    assert said.startswith(f"config explain: {key!r} is no key of a config (did you mean ") and near.rpartition(".")[2] in said
+    assert (
+        said.startswith(f"config explain: {key!r} is no key of a config (did you mean ")
+        and near.rpartition(".")[2] in said
+    )

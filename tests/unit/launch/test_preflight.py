@@ -30,7 +30,7 @@ from tests.configs import good, problems, the_problem
         ("storage.path=s4://b", "storage.path: 's4://b' found: unknown scheme s4:// (did you mean 's3'?)"),
         ("storage.path=s3://", "storage.path: 's3://' found: the place is missing, e.g. s3://bucket/runs"),
         ("resources.server.place=any", "resources.server.place: any needs resources.server.gpus > 0"),
-        ("stop.metric=accuracy/global", "stop: metric and at belong together; set both or none"),
+        ("stop.metric=accuracy/global", "stop: metric belongs together with at or patience; set it and one of them, or none"),
         ("method=fedavgg", "method.name: 'fedavgg' is unknown (did you mean 'fedavg'?); known: "),
         ("method=nowhere.py:Mine", "method.name: file 'nowhere.py' does not exist"),
     ],

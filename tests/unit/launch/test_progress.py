@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayfed.launch.progress import Progress, human, line, print_sweep
+from rayfed.launch.progress import human, line, print_sweep
 
 
 def test_bytes_are_short() -> None:
@@ -29,22 +29,6 @@ def test_a_line_says_run_round_scores_and_time() -> None:
         "[2/4] ifca seed 1  round 3/20  accuracy/global 0.512  loss/global 1.500  13 clients/s  2.5 MB  61 s left"
     )
     assert line({"status": "starting", "round": 0}) == "starting"
-
-
-def test_lines_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """At most one a second, none twice, and always the last one of a run."""
-    with Progress() as progress:
-        for state in (
-            {"round": 1, "rounds": 3},
-            {"round": 2, "rounds": 3},
-            {"round": 3, "rounds": 3, "status": "done"},
-        ):
-            progress.update(state)
-            progress.update(state)
-    assert capsys.readouterr().out.splitlines() == ["round 1/3", "round 3/3"]
-    with Progress(quiet=True) as progress:
-        progress.update({"round": 1, "status": "done"})
-    assert capsys.readouterr().out == ""
 
 
 def test_the_table_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

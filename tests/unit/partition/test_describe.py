@@ -211,7 +211,7 @@ def test_json_has_the_same_numbers_and_draws_only_on_request(file: str, monkeypa
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--out", "p.jpg"], "--out: 'p.jpg' found, allowed: a file that ends in .png"),
+        (["--out", "p.jpg"], "--out: 'p.jpg' found, allowed: a file that ends in .pdf, .svg, .png"),
         (["--out", "nowhere/p.png"], "--out: nowhere/p.png cannot be written, nowhere is not a folder"),
         (["--set", "federation.clients=500"], "arms.c: federation.clients: 500 clients cannot get 2 examples each"),
         (["--seed", "-1"], "--seed"),

@@ -34,7 +34,7 @@ def test_columns_are_clients_by_group_and_the_key_says_how_many(tmp_path):
     assert next(iter(picture.key)).endswith(("example", "examples"))
 
 
-@pytest.mark.parametrize(("file", "says"), [("p.jpg", "ends in .png"), ("no/p.png", "is not a folder")])
+@pytest.mark.parametrize(("file", "says"), [("p.jpg", "ends in .pdf, .svg, .png"), ("no/p.png", "is not a folder")])
 def test_a_file_is_checked_before_anything_is_computed(tmp_path, file, says):
     with pytest.raises(ConfigError, match=says):
         check(tmp_path / file)

@@ -32,7 +32,13 @@ def test_runs_without_a_round_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (found,) = find_leftovers(tmp_path)
     assert found.path == empty and found.bytes > 0 and "before its first round (failed)" in found.what
-    assert delete([found]) == [] and not empty.exists() and done.exists() and behind.exists() and (tmp_path / "mine").exists()
+    assert (
+        delete([found]) == []
+        and not empty.exists()
+        and done.exists()
+        and behind.exists()
+        and (tmp_path / "mine").exists()
+    )
     assert find_leftovers(tmp_path) == [] and find_leftovers(tmp_path / "nowhere") == []
 
 

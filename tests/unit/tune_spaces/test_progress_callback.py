@@ -14,7 +14,7 @@ def test_a_report_becomes_a_line(monkeypatch: Any) -> None:
     states: list[dict[str, Any]] = []
     monkeypatch.setattr(progress_callback, "listeners", [states.append])
     callback = progress_callback.ProgressCallback({"method.clusters": "clusters"}, 3, "accuracy/global")
-    trial = SimpleNamespace(status="RUNNING", config={"point": {"method.clusters": 2}})
+    trial = SimpleNamespace(status="RUNNING", trial_id="ab12_00001", config={"point": {"method.clusters": 2}})
     others = [SimpleNamespace(status=s) for s in ("TERMINATED", "RUNNING", "ERROR")]
     reports = [TrialReport(2, 4, 0.5, [0.4, 0.6], False), TrialReport(4, 4, 0.25, [0.25], True)]
     for report in (*reports, TrialReport(3, 4, -1e30, [], True, diverged=True)):

@@ -1,0 +1,40 @@
+"""The papers that a method's docstring cites, as BibTeX entries: `rayfed methods NAME --bibtex`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from rayfed import methods
+from rayfed.errors import ConfigError
+from rayfed.launch.method_pages import papers_of
+
+SMALL = {"a", "an", "the", "on", "of", "for", "in", "to", "towards", "and", "with"}  # words that make no key
+LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_"}
+
+
+def bibtex(name: str) -> str:
+    """Return an entry for each paper that a method's docstring cites, with what it says of it: authors as it abbreviates them, year,
+    title, arXiv number. ConfigError for an unknown method, and for one that cites none."""
+    doc = inspect.cleandoc(methods.get(name).__doc__ or "")
+    if not (papers := papers_of(doc)):
+        raise ConfigError(f"methods: {name} cites no paper with an arXiv number, so there is no BibTeX of it")
+    return "\n".join(_entry(by, title, number, name) for by, title, number in papers)
+
+
+def _entry(by: str, title: str, number: str, method: str) -> str:
+    """Return one entry. by: `Roe et al. 2020, ` or nothing; the year is then that of the arXiv number."""
+    found = re.match(r"(\w+) et al\. (\d{4})", by)
+    first, year = (found[1], found[2]) if found else ("", f"20{number[:2]}")
+    word = next((w for w in re.findall(r"\w+", title.lower()) if w not in SMALL), method)
+    author = f"{first} and others" if first else ""
+    fields = {
+        "title": "{" + "".join(LATEX.get(c, c) for c in title) + "}",
+        "author": author,
+        "year": year,
+        "eprint": number,
+        "archiveprefix": "arXiv",
+        "url": f"https://arxiv.org/abs/{number}",
+    }
+    lines = [f"  {key:13} = {{{value}}}," for key, value in fields.items() if value]
+    return "\n".join([f"@misc{{{(first or method).lower()}{year}{word},", *lines, "}"]) + "\n"
