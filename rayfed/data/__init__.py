@@ -91,10 +91,13 @@ def names() -> list[tuple[str, str]]:
         ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
         (
             "parquet:DIR",
-            "train.parquet and test.parquet: images, texts, instructions with responses, numeric columns, or who took which item; a "
+            "train.parquet and test.parquet, or one file: images, texts, instructions with responses, numeric columns, or who took which item; a "
             "label, labels or numbers, maybe client and domain",
         ),
-        ("hf:NAME_OR_PATH", "a labelled set through the `datasets` library, from the hub or a local folder"),
+        (
+            "hf:NAME_OR_PATH",
+            "a labelled set through the `datasets` library, from the hub, a local folder or a file (CSV, JSON, Parquet, Arrow)",
+        ),
         ("synthetic:blobs", "Gaussian classes in `features` dimensions"),
         ("synthetic:images", "images of one smooth pattern per class under noise"),
         ("synthetic:logistic", "synthetic(alpha, beta) of Li et al. 2020 with natural clients"),

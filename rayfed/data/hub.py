@@ -1,7 +1,7 @@
-"""Labelled sets through the `datasets` library: `hf:NAME` from the hub or its cache, `hf:FOLDER` from disk.
+"""Labelled sets through the `datasets` library: `hf:NAME` from the hub or its cache, `hf:FOLDER` and `hf:FILE` from disk.
 
-A folder was made with `save_to_disk`, or holds files that `load_dataset` understands (Parquet, CSV, image folders). Rows are read
-as `rayfed.data.table` and `rayfed.data.rows` say.
+A folder was made with `save_to_disk`, or holds files that `load_dataset` understands (Parquet, CSV, image folders); a file is one of
+READERS. Rows are read as `rayfed.data.table` and `rayfed.data.rows` say.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from rayfed.config.schema import Named
 
-OPTIONS = (*table.OPTIONS, "train", "config")
+OPTIONS = (*table.OPTIONS, "train", "config", "delimiter", "decimal")
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 
 
@@ -40,17 +41,21 @@ def check(spec: Named) -> list[str]:
         for n in ("train", "config")
         if n in o and not isinstance(o[n], str)
     ]
-    problems += table.option_problems(o)
+    problems += table.option_problems(o) + _csv_problems(o)
     if "test" in o and not isinstance(o["test"], str):
         problems += fraction_problems(o["test"])
     path = _path(spec)
     if (where.startswith((".", "/", "~")) or where.count("/") > 1) and not path.exists():
-        return [*problems, f"task.data: folder {where!r} does not exist"]
-    if path.is_file():
-        return [*problems, f"task.data: {where!r} is a file; hf:FOLDER names its folder: hf:{path.parent}"]
+        return [*problems, f"task.data: {where!r} does not exist, neither a folder nor a file"]
+    if path.is_file() and (wrong := _file_problem(path, o)):
+        return [*problems, wrong]
     if path.is_dir() and not any(path.iterdir()):
         return [*problems, f"task.data: folder {where!r} is empty"]
-    if problems or not path.is_dir():
+    if not path.exists() and (given := next((n for n in ("delimiter", "decimal") if n in o), None)):
+        problems.append(
+            f"task.data.{given}: {o[given]!r} found, allowed for CSV files on this machine, hf:FILE or hf:FOLDER"
+        )
+    if problems or not path.exists():
         return problems
     splits = _splits(spec)
     return table.columns_of(_options(spec), [(t.features.arrow_schema, name) for name, t in splits.items()])[1]
@@ -102,15 +107,16 @@ def _splits(spec: Named) -> dict[str, Any]:
 
 def _open(spec: Named) -> Mapping[str, Any]:
     """Return split -> table. A local folder is opened once, as long as it stays as it is."""
-    path, config = _path(spec), spec.options.get("config")
-    if path.is_dir():
-        stamp = tuple((str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in sorted(path.rglob("*")) if f.is_file())
-        return _local(path, config, spec.name, stamp)
+    path, o = _path(spec), spec.options
+    if path.exists():
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        stamp = tuple((str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
+        return _local(path, o.get("config"), spec.name, stamp, o.get("delimiter"), o.get("decimal"))
     import datasets
 
     name = spec.name.partition(":")[2]
     try:
-        return _by_split(datasets.load_dataset(name, config))
+        return _by_split(datasets.load_dataset(name, o.get("config")))
     except Exception as e:
         text = _failure(spec.name, e)
         if isinstance(e, OSError):
@@ -126,18 +132,56 @@ def _by_split(found: Any) -> Mapping[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _local(path: Path, config: str | None, name: str, stamp: object) -> Mapping[str, Any]:
+def _local(
+    path: Path, config: str | None, name: str, stamp: object, delimiter: str | None, decimal: str | None
+) -> Mapping[str, Any]:
     import datasets
 
-    for file in sorted(path.rglob("*.arrow")):
+    for file in sorted(path.rglob("*.arrow")) if path.is_dir() else [path] if path.suffix == ".arrow" else ():
         _check_arrow(file)
     try:
         with _quiet():
             if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
                 return _by_split(datasets.load_from_disk(str(path)))
-            return _by_split(datasets.load_dataset(str(path), config))
+            kind, how = _reading(path, delimiter, decimal)
+            return _by_split(datasets.load_dataset(kind, config, **how))
     except Exception as e:
         raise ConfigError(_not_utf8(path) or _failure(name, e)) from None
+
+
+def _reading(path: Path, delimiter: str | None, decimal: str | None) -> tuple[str, dict[str, Any]]:
+    """Return what `load_dataset` reads a folder or a file by, and its arguments."""
+    csv = {n: v for n, v in (("sep", delimiter), ("decimal", decimal)) if v is not None}
+    if path.is_file():
+        if path.suffix.lower() == ".tsv":
+            csv = {"sep": "\t", **csv}
+        return READERS[path.suffix.lower()], {"data_files": str(path), **csv}
+    return ("csv", {"data_dir": str(path), **csv}) if csv else (str(path), {})
+
+
+def _csv_problems(o: dict[str, Any]) -> list[str]:
+    """Return what is wrong with how the values of CSV files are divided and written."""
+    out = []
+    if "delimiter" in o and not (isinstance(o["delimiter"], str) and len(o["delimiter"]) == 1):
+        out.append(f"task.data.delimiter: {o['delimiter']!r} found, allowed: one character, such as ';' or \"\\t\"")
+    if "decimal" in o and o["decimal"] not in (".", ","):
+        out.append(f"task.data.decimal: {o['decimal']!r} found, allowed: '.', ','")
+    if o.get("decimal") == "," and o.get("delimiter", ",") == ",":
+        out.append("task.data.decimal: ',' found, allowed with another delimiter than the comma (delimiter: ';')")
+    return out
+
+
+def _file_problem(path: Path, o: dict[str, Any]) -> str | None:
+    """Return why a file is not one that can be read, or not as the options say."""
+    kind = READERS.get(path.suffix.lower())
+    if kind is None:
+        return f"task.data: '{path}' is no file that hf: reads; allowed: {', '.join(READERS)}, or a folder"
+    given = next((n for n in ("delimiter", "decimal") if n in o), None)
+    return (
+        f"task.data.{given}: {o[given]!r} found, which belongs to CSV files; {path} is none"
+        if given and kind != "csv"
+        else None
+    )
 
 
 def _check_arrow(file: Path) -> None:
@@ -182,9 +226,10 @@ def _failure(name: str, e: BaseException) -> str:
     return f"task.data: {name} cannot be loaded: {type(e).__name__}: {e}"
 
 
-def _not_utf8(folder: Path) -> str | None:
+def _not_utf8(path: Path) -> str | None:
     """Return a sentence about the first text file that is not UTF-8, if there is one."""
-    for file in sorted(f for f in folder.rglob("*") if f.suffix in FILES and f.is_file()):
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    for file in (f for f in files if f.suffix in FILES):
         at, decoder = 0, codecs.getincrementaldecoder("utf-8")()
         with open(file, "rb") as f:
             while block := f.read(1 << 20):

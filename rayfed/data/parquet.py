@@ -1,4 +1,4 @@
-"""Parquet folders: train.parquet, optionally test.parquet, read as `rayfed.data.table` and `rayfed.data.rows` say."""
+"""Parquet folders, train.parquet and optionally test.parquet, or single files, read as `rayfed.data.table` and `rayfed.data.rows` say."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ def check(spec: Named) -> list[str]:
     problems = unknown_options(spec, OPTIONS) + table.option_problems(o)
     problems += fraction_problems(o["test"]) if "test" in o else []
     train = folder / "train.parquet"
+    if folder.is_file() and folder.suffix != ".parquet":
+        other = f"; hf:{folder} reads it" if folder.suffix.lstrip(".") in ELSEWHERE else ""
+        return [*problems, f"task.data: {str(folder)!r} is no Parquet file{other}"]
     if folder.is_file():
-        right = "parquet:" + str(folder.parent)
-        rename = (
-            "" if folder.name in ("train.parquet", "test.parquet") else f", once {folder.name} is called train.parquet"
-        )
-        return [*problems, f"task.data: {str(folder)!r} is a file; parquet:DIR names its folder: {right}{rename}"]
+        return problems or table.columns_of(o, [(_opened(folder).schema_arrow, str(folder))])[1]
     if not folder.is_dir():
-        return [*problems, f"task.data: folder {str(folder)!r} does not exist (parquet:DIR needs DIR/train.parquet)"]
+        return [
+            *problems,
+            f"task.data: folder {str(folder)!r} does not exist (parquet:DIR needs DIR/train.parquet, parquet:FILE one file)",
+        ]
     if not train.is_file():
         return [*problems, f"task.data: {train} does not exist; found: {_found(folder)}"]
     if problems:
@@ -42,6 +44,8 @@ def check(spec: Named) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
     return [f for f in (folder / "train.parquet", folder / "test.parquet") if f.is_file()]
 
 
@@ -64,7 +68,7 @@ def _opened(file: Path) -> Any:
 
 
 def load(spec: Named, seed: int) -> Dataset:
-    """Return the set. Without test.parquet, a stratified share `test` (0.2) of the rows, the same for every seed, is its test part."""
+    """Return the set. Without test.parquet, and of a single file, a stratified share `test` (0.2) of the rows, the same for every seed, is its test part."""
     folder = _folder(spec)
     read = []
     for file in _files(folder):

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayfed.data.columns import kind_of
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OPTIONS = ("size", "channels", "scale")
+OPTIONS = ("size", "fit", "channels", "scale")
+FITS = ("stretch", "crop")  # how a picture of other proportions comes to a size
 CHANNELS = {1: "grey", 2: "grey with transparency", 3: "colour", 4: "colour with transparency"}
 TOP = {"uint8": 255, "uint16": 65535}  # what stands for 1
 LARGEST = 8192  # pixels of a side that pictures can be resized to
@@ -35,6 +36,11 @@ def option_problems(o: dict[str, Any]) -> list[str]:
     sides = size if isinstance(size, list) and len(size) == 2 else [size]
     if not all(isinstance(s, int) and not isinstance(s, bool) and 0 < s <= LARGEST for s in sides):
         out.append(f"task.data.size: {size!r} found, allowed: pixels of a side, or [height, width], 1 to {LARGEST}")
+    if o.get("fit", FITS[0]) not in FITS or ("fit" in o and "size" not in o):
+        needs = "" if "size" in o else ", with size: PIXELS"
+        out.append(
+            f"task.data.fit: {o['fit']!r} found{nearest(str(o['fit']), FITS)}, allowed: {', '.join(FITS)}{needs}"
+        )
     if ("channels" in o and o["channels"] not in (1, 3)) or isinstance(o.get("channels"), bool):
         out.append(f"task.data.channels: {o['channels']!r} found, allowed: 1 (grey), 3 (colour)")
     scale = o.get("scale", 1)
@@ -175,7 +181,7 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 def unified(parts: Sequence[Pictures], name: str, o: dict[str, Any]) -> tuple[list[np.ndarray], list[str]]:
     """Return ([(n, C, H, W) float32 per part], notes) in one form.
 
-    name: of the data set; o: the options `size`, `channels`, `scale`. ConfigError for several sizes without `size`, for whole
+    name: of the data set; o: the options `size`, `fit`, `channels`, `scale`. ConfigError for several sizes without `size`, for whole
     numbers mixed with fractions, and for values that are not finite.
     """
     every = [p for part in parts for p in part]
@@ -202,8 +208,10 @@ def unified(parts: Sequence[Pictures], name: str, o: dict[str, Any]) -> tuple[li
         parts = [[_scaled(p, scale) for p in part] for part in parts]
         scale = 1
     if resized and to is not None:
-        parts = [[_resized(p, to) for p in part] for part in parts]
-        notes.append(f"the images of {name} were resized to {to[0]}x{to[1]} (task.data.size)")
+        crop = o.get("fit") == "crop"
+        parts = [[_resized(p, to, crop) for p in part] for part in parts]
+        how = " and cropped around their middle (task.data.fit)" if crop else ""
+        notes.append(f"the images of {name} were resized to {to[0]}x{to[1]} (task.data.size){how}")
     elif len(shapes) > 1:
         shown = ", ".join("x".join(map(str, s[1:] if s[0] == shapes[0][0] else s)) for s in shapes[:3])
         raise ConfigError(
@@ -245,11 +253,20 @@ def _scaled(p: np.ndarray, scale: float | None) -> np.ndarray:
     return x
 
 
-def _resized(x: np.ndarray, to: tuple[int, int]) -> np.ndarray:
-    """Return a float32 picture of another size: each channel by Pillow's antialiased bilinear filter."""
+def _resized(x: np.ndarray, to: tuple[int, int], crop: bool = False) -> np.ndarray:
+    """Return a float32 picture of another size: each channel by Pillow's antialiased bilinear filter.
+
+    crop: keep its proportions and cut off what is too much of one side, as much at either end.
+    """
     from PIL import Image
 
-    channels = [Image.fromarray(c).resize((to[1], to[0]), Image.Resampling.BILINEAR) for c in x]
+    box = None
+    if crop:
+        h, w = x.shape[1:]
+        by = min(h / to[0], w / to[1])  # pixels of the picture for one of the result
+        top, left = (h - by * to[0]) / 2, (w - by * to[1]) / 2
+        box = (left, top, left + by * to[1], top + by * to[0])
+    channels = [Image.fromarray(c).resize((to[1], to[0]), Image.Resampling.BILINEAR, box) for c in x]
     return np.stack([np.asarray(c, np.float32) for c in channels])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,10 @@ def test_latin_1_is_refused_with_file_and_byte(folder: Path) -> None:
 def test_another_delimiter_is_named(folder: Path, mark: str) -> None:
     (folder / "train.csv").write_text(ROWS.replace(",", mark))
     (text,) = check(folder, **OF_ROWS)
-    assert f"has one column, {'species' + mark + 'bill'!r}: its values are divided by {mark!r}, needed: a comma" in text
+    assert (
+        f"has one column, {'species' + mark + 'bill'!r}: its values are divided by {mark!r}, needed: a comma, or delimiter: {mark!r}"
+        in text
+    )
 
 
 def test_a_config_is_judged_by_the_columns_of_a_local_folder(folder: Path) -> None:
@@ -249,8 +253,10 @@ def test_pictures_of_several_sizes_are_refused(hub: Any, tmp_path: Path) -> None
 
 
 def test_an_absent_or_empty_folder_is_seen_before_anything_is_asked(tmp_path: Path) -> None:
-    assert sets.check(f"hf:{tmp_path}/gone") == [f"task.data: folder '{tmp_path}/gone' does not exist"]
-    assert sets.check("hf:./gone") == ["task.data: folder './gone' does not exist"]
+    assert sets.check(f"hf:{tmp_path}/gone") == [
+        f"task.data: '{tmp_path}/gone' does not exist, neither a folder nor a file"
+    ]
+    assert sets.check("hf:./gone") == ["task.data: './gone' does not exist, neither a folder nor a file"]
     assert sets.check(f"hf:{tmp_path}") == [f"task.data: folder '{tmp_path}' is empty"]
     assert sets.check("hf:owner/name") == []
 
@@ -278,3 +284,67 @@ def test_an_arrow_file_with_values_beyond_its_end_is_refused_before_it_is_used(f
     assert problem.startswith(f"task.data: {file} is damaged: ") and "2147483638" in problem
     file.write_bytes(b"")
     assert check(folder, features=["a"])[0].startswith(f"task.data: {file} is damaged: ")
+
+
+# -- single files ------------------------------------------------------------------------------------------------------
+
+MANY = "species,bill\n" + "".join(f"{'Adelie' if i % 2 else 'Gentoo'},{30 + i}.5\n" for i in range(20))
+
+
+def write_as(file: Path) -> Path:
+    """Write the same rows in the format of the file's ending."""
+    import pyarrow.csv
+
+    import pyarrow.parquet as pq
+
+    table = pyarrow.csv.read_csv(pa.BufferReader(MANY.encode()))
+    if file.suffix == ".parquet":
+        pq.write_table(table, file)
+    elif file.suffix == ".arrow":
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    elif file.suffix in (".json", ".jsonl"):
+        file.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        file.write_text(MANY.replace(",", "\t" if file.suffix == ".tsv" else ","))
+    return file
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"])
+def test_a_single_file_is_read_whatever_its_format(tmp_path: Path, ending: str) -> None:
+    file = write_as(tmp_path / f"birds{ending}")
+    assert check(file, **OF_ROWS) == []
+    found = load(file, **OF_ROWS)
+    assert (len(found.train.y), len(found.test.y), found.label_names) == (16, 4, ("Adelie", "Gentoo"))
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_delimiters_and_decimal_commas(folder: Path, where: str) -> None:
+    (folder / "train.csv").write_text(MANY.replace(",", ";").replace(".", ","))
+    place = folder if where == "folder" else folder / "train.csv"
+    asked: dict[str, Any] = {**OF_ROWS, "delimiter": ";", "decimal": ","}
+    assert check(place, **asked) == []
+    plain = folder.parent / "plain.csv"
+    plain.write_text(MANY)
+    assert np.array_equal(load(place, **asked).train.x, load(plain, **OF_ROWS).train.x)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("a.xlsx", {}, "is no file that hf: reads; allowed: .csv, .tsv, .json, .jsonl, .parquet, .arrow, or a folder"),
+        ("a.json", {"delimiter": ";"}, "task.data.delimiter: ';' found, which belongs to CSV files"),
+        ("a.csv", {"delimiter": ";;"}, "task.data.delimiter: ';;' found, allowed: one character"),
+        ("a.csv", {"decimal": "'"}, "task.data.decimal: \"'\" found, allowed: '.', ','"),
+        ("a.csv", {"decimal": ","}, "allowed with another delimiter than the comma"),
+    ],
+)
+def test_what_cannot_be_read_as_asked(tmp_path: Path, name: str, options: Any, says: str) -> None:
+    (tmp_path / name).write_text(MANY)
+    (text,) = check(tmp_path / name, **OF_ROWS, **options)
+    assert says in text
+
+
+def test_a_hub_set_has_no_delimiter() -> None:
+    (text,) = sets.check("hf:nobody/nothing", delimiter=";")
+    assert text.startswith("task.data.delimiter: ';' found, allowed for CSV files on this machine")

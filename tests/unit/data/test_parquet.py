@@ -307,3 +307,13 @@ def test_patients_of_four_hospitals_with_missing_measurements() -> None:
     assert len(set(d.train.client)) == 4
     assert np.isfinite(d.train.x).all() and np.isfinite(d.test.x).all()
     assert d.train.x.mean(0) == pytest.approx(np.zeros(13), abs=1e-4)
+
+
+def test_a_single_file(tmp_path: Path) -> None:
+    write(tmp_path, {"a": np.arange(10.0), "label": [0, 1] * 5}, "birds")
+    d = load(f"parquet:{tmp_path}/birds.parquet", features=["a"])
+    assert (len(d.train.y), len(d.test.y)) == (8, 2)
+    (tmp_path / "birds.csv").write_text("a,label\n1,0\n")
+    assert check(f"parquet:{tmp_path}/birds.csv") == [
+        f"task.data: '{tmp_path}/birds.csv' is no Parquet file; hf:{tmp_path}/birds.csv reads it"
+    ]

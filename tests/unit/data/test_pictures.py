@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rayfed import data
+from rayfed.data import pictures
 from tests.unit.data.sets import load, refused
 
 LEVELS = np.linspace(0, 255, 17).astype(np.uint8)  # of a scan with 17 grey levels
@@ -221,3 +222,31 @@ def sixteen_bit_colour() -> bytes:
         + chunk(b"IDAT", zlib.compress(b"\0" + b"\1\2" * 3))
         + chunk(b"IEND", b"")
     )
+
+
+def test_pictures_of_unequal_size_are_cropped_around_their_middle() -> None:
+    """A picture twice as wide as high loses a quarter of its width at either end; a square one is only resized."""
+    wide = np.zeros((1, 4, 8), np.uint8)
+    wide[:, :, 2:6] = 255  # what is kept
+    made, notes = pictures.unified([[wide, np.full((1, 2, 2), 255, np.uint8)]], "p", {"size": 2, "fit": "crop"})
+    assert made[0].shape == (2, 1, 2, 2) and made[0].min() == 0.875  # the filter sees an eighth beyond the edge
+    assert (
+        notes[0]
+        == "the images of p were resized to 2x2 (task.data.size) and cropped around their middle (task.data.fit)"
+    )
+    stretched, _ = pictures.unified([[wide]], "p", {"size": 2})
+    assert stretched[0].min() < 0.6
+    tall, _ = pictures.unified([[wide.transpose(0, 2, 1)]], "p", {"size": [2, 2], "fit": "crop"})
+    assert tall[0].min() == 0.875
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fit": "crop"}, "allowed: stretch, crop, with size: PIXELS"),
+        ({"fit": "crp", "size": 3}, "(did you mean 'crop'?)"),
+    ],
+)
+def test_how_a_size_is_reached(options: dict[str, object], says: str) -> None:
+    (text,) = pictures.option_problems(options)
+    assert text.startswith("task.data.fit: ") and says in text
