@@ -91,8 +91,8 @@ def names() -> list[tuple[str, str]]:
         ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
         (
             "parquet:DIR",
-            "train.parquet and test.parquet, or one file: images, texts, instructions with responses, numeric columns, or who took which item; a "
-            "label, labels or numbers, maybe client and domain",
+            "train.parquet and test.parquet, or one file: images, texts, instructions with responses, numeric columns, or who took which "
+            "item; a label, labels or numbers, maybe client and domain",
         ),
         (
             "hf:NAME_OR_PATH",

@@ -68,7 +68,8 @@ def _opened(file: Path) -> Any:
 
 
 def load(spec: Named, seed: int) -> Dataset:
-    """Return the set. Without test.parquet, and of a single file, a stratified share `test` (0.2) of the rows, the same for every seed, is its test part."""
+    """Return the set. Without test.parquet, and of a single file, a stratified share `test` (0.2) of the rows, the same for every seed,
+    is its test part."""
     folder = _folder(spec)
     read = []
     for file in _files(folder):

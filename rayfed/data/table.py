@@ -124,8 +124,8 @@ def _columns_of(options: dict[str, Any], schema: pa.Schema, file: str) -> tuple[
     names, (about, problems) = schema.names, _metadata(schema, file)
     use, there = _chosen(options, names, about), f"columns: {', '.join(schema.names)}"
     if len(names) == 1 and (mark := next((m for m in (";", "\t", "|") if m in names[0]), None)):
-        problem = f"task.data: {file} has one column, {names[0]!r}: its values are divided by {mark!r}, needed: a comma, or delimiter: {mark!r}"
-        return use, [problem]
+        found = f"task.data: {file} has one column, {names[0]!r}: its values are divided by {mark!r}"
+        return use, [f"{found}, needed: a comma, or delimiter: {mark!r}"]
     if use.image == "image" and "image" not in names and "image" not in options:
         problems.append(
             f"task.data: {file} has no column 'image'{nearest('image', names)}; name it (image: COLUMN), a column of texts "

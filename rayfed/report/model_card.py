@@ -31,8 +31,8 @@ def model_card(run: RunRecord, kind: str, form: str, labels: Sequence[str] = ())
     values = _scores(run)
     results = [
         EvalResult(
-            task_type=PIPELINES.get(kind, kind), dataset_type=data.removeprefix("hf:"), dataset_name=data, metric_type=metric.partition("/")[0],
-            metric_name=metric, metric_value=float(value),
+            task_type=PIPELINES.get(kind, kind), dataset_type=data.removeprefix("hf:"), dataset_name=data,
+            metric_type=metric.partition("/")[0], metric_name=metric, metric_value=float(value),
         )
         for metric, value in values.items()
     ]  # fmt: skip
@@ -65,7 +65,8 @@ def model_card(run: RunRecord, kind: str, form: str, labels: Sequence[str] = ())
 def write_card(run: Path, where: Path, kind: str, labels: Sequence[str] = ()) -> Path:
     """Write the card of a run's model next to its files and return it.
 
-    run: the run folder; where: the files of the model, of which `hf/` is a whole one in transformers' format; the others as in `model_card`.
+    run: the run folder; where: the files of the model, of which `hf/` is a whole one in transformers' format; the others as in
+    `model_card`.
     """
     whole = where / "hf" if (where / "hf").is_dir() else where
     form = "weights"

@@ -294,7 +294,6 @@ MANY = "species,bill\n" + "".join(f"{'Adelie' if i % 2 else 'Gentoo'},{30 + i}.5
 def write_as(file: Path) -> Path:
     """Write the same rows in the format of the file's ending."""
     import pyarrow.csv
-
     import pyarrow.parquet as pq
 
     table = pyarrow.csv.read_csv(pa.BufferReader(MANY.encode()))
