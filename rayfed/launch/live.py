@@ -141,8 +141,9 @@ class Progress:
             return
         self._share, seconds = self.left.of(state)
         several = "runs" in state or "trials" in state
-        text = line({**state, "all_s": seconds} if several else state)
-        if state.get("status") in ENDED and text != self._kept:
+        ended = state.get("status") in ENDED
+        text = line({**state, "all_s": seconds} if several and not ended else state)
+        if ended and text != self._kept:
             self._kept = text
             self.view.end(text, several)
         self.view.show(text, self._share if state.get("round") else (self._share or None))

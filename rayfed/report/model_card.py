@@ -46,10 +46,10 @@ def model_card(run: RunRecord, kind: str, form: str, labels: Sequence[str] = ())
         else None,
         tags=["federated-learning", "rayfed", method_name(run.config)],
         metrics=sorted({m.partition("/")[0] for m in values}) or None,
-        model_name=run.path.name,
+        model_name=_title(run).replace(" ", "-"),
         eval_results=results or None,
     )
-    parts = [f"---\n{about.to_yaml()}\n---", f"# {run.path.name}", _trained(run, model, data, labels), _table(values)]
+    parts = [f"---\n{about.to_yaml()}\n---", f"# {_title(run)}", _trained(run, model, data, labels), _table(values)]
     parts += [
         *(f"- {note}" for note in run.notes),
         "## Use",
@@ -103,6 +103,13 @@ def _trained(run: RunRecord, model: str, data: str, labels: Sequence[str]) -> st
     )
 
 
+def _title(run: RunRecord) -> str:
+    """Return the run folder's name; of a run of a study, that of its config with arm and seed."""
+    if not run.path.name.startswith("seed-"):
+        return run.path.name
+    return f"{run.config.get('name')} {run.path.parent.name} seed {run.seed}"
+
+
 def _table(values: dict[str, Any]) -> str:
     if not values:
         return ""
@@ -121,13 +128,18 @@ def _use(run: RunRecord, kind: str, form: str, classes: int) -> str:
         return (
             f"```python\nfrom peft import {name}\nfrom transformers import AutoTokenizer\n\n"
             f"model = {name}.from_pretrained('.'{more})  # in this folder\ntokenizer = AutoTokenizer.from_pretrained('.')\n```\n\n"
-            f"`rayfed export {run.path.name} --merge --out DIR` writes a plain model, which `transformers.pipeline` opens."
+            f"`rayfed export RUN --merge --out DIR` writes a plain model, which `transformers.pipeline` opens."
         )
-    return f"```python\nimport rayfed\n\nmodel = rayfed.load({run.path.name!r}).model()  # the run's folder; model(x) gives logits\n```"
+    network = _name(run.config, "model")
+    return (
+        "```python\nfrom safetensors.torch import load_file\n\n"
+        f"state = load_file('model.safetensors')  # the state_dict of {network}\n```\n\n"
+        "With rayfed: `rayfed.load(RUN).model()`, which answers as it was scored."
+    )
 
 
 def _repeat(run: RunRecord) -> str:
-    return f"```sh\nrayfed run {run.path.name}/config.yaml {run.repeat_options}".rstrip() + "\n```"
+    return f"```sh\nrayfed run RUN/config.yaml {run.repeat_options}".rstrip() + "\n```"
 
 
 def _name(config: Any, key: str) -> str:

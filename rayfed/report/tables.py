@@ -45,13 +45,14 @@ class ResultTable:
     seeds: Mapping[str, int]  # arm -> its runs that are done
     caution: str = ""
 
-    def best(self, metric: str) -> str | None:
-        """Return the arm with the best mean; None where a metric has no better or where there is nothing to compare."""
+    def best(self, metric: str) -> list[str]:
+        """Return the arms with the best mean; none where a metric has no better, or where there is nothing to compare."""
         means = {arm: self.cells[arm, metric].mean for arm in self.arms if (arm, metric) in self.cells}
         directed = metric == "clusters/ari" or metric.partition("/")[2].removesuffix("_ex") in SCOPES
-        if len(means) < 2 or not directed:
-            return None
-        return (min if lower_is_better(metric) else max)(means, key=means.__getitem__)
+        if len(set(means.values())) < 2 or not directed:
+            return []
+        least = (min if lower_is_better(metric) else max)(means.values())
+        return [arm for arm, mean in means.items() if mean == least]
 
     def text(self, form: str) -> str:
         """Return the table as md | latex | csv. ConfigError for another form."""
@@ -124,7 +125,7 @@ class ResultTable:
                     out[arm].append(missing)
                     continue
                 mean = number(cell.mean, metric)
-                mean = bold.format(mean) if arm == self.best(metric) else mean
+                mean = bold.format(mean) if arm in self.best(metric) else mean
                 spread = "" if cell.sd is None else f" {sign} {number(cell.sd, metric)}"
                 out[arm].append(mean + spread)
         return out

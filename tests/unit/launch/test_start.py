@@ -49,7 +49,7 @@ def test_a_report_that_cannot_be_written_fails_no_run(tmp_path: Path, monkeypatc
     assert "report was not written: No space left" in sentence and f"rayfed report {done.path}" in sentence
     monkeypatch.setattr(report, "write_report", lambda path: path)
     with pytest.warns(UserWarning, match="No space left"):
-        api._folder(done)
+        api._compute(lambda watch: done, None, (), False)
 
 
 def test_reports_of_a_study_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,8 @@ def test_means_deviations_and_intervals(table: ResultTable) -> None:
     sd = statistics.stdev([0.5, 0.7])
     assert cell[:2] == (pytest.approx(0.6), pytest.approx(sd)) and cell.n == 2
     assert cell.ci95 == pytest.approx(12.7062 * sd / math.sqrt(2), rel=1e-4)  # Student's t with one degree of freedom
-    assert table.best("accuracy/global") == "b|c" and table.best("loss/global") == "b|c"
-    assert result_table(subject({"a": [0.5]})).best("accuracy/global") is None
+    assert table.best("accuracy/global") == table.best("loss/global") == ["b|c"]
+    assert result_table(subject({"a": [0.5]})).best("accuracy/global") == []
 
 
 def test_markdown(table: ResultTable) -> None:
