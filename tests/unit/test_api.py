@@ -219,7 +219,7 @@ def test_a_callback_that_fails_is_the_callers_error(tmp_path: Path, no_report: N
 def test_in_the_background(tmp_path: Path, no_report: None) -> None:
     seen: list[int] = []
     running = rayfed.start(tiny(), out=tmp_path, local=True, watch=lambda status: seen.append(status["round"]))
-    run = running.result(60)
+    run = running.result(240)
     assert running.done() and isinstance(run, rayfed.Run) and run.summary is not None and seen[-1] == 3
     assert running.run == run and running.status["status"] == "done" and "round 3/3" in repr(running)
     with pytest.raises(ConfigError, match="rouns"):
@@ -229,7 +229,7 @@ def test_in_the_background(tmp_path: Path, no_report: None) -> None:
 def test_a_run_in_the_background_is_stopped(tmp_path: Path, no_report: None) -> None:
     running = rayfed.start(tiny(rounds=100_000), out=tmp_path, local=True)
     running.stop()
-    run = running.result(60)
+    run = running.result(240)
     assert isinstance(run, rayfed.Run) and run.summary is None and running.done()
 
 
@@ -237,7 +237,7 @@ def test_what_ends_a_run_in_the_background_is_raised_by_its_result(tmp_path: Pat
     (tmp_path / "file").touch()
     running = rayfed.start(tiny(), out=tmp_path / "file", local=True)
     with pytest.raises(ConfigError, match="cannot make a run folder"):
-        running.result(60)
+        running.result(240)
 
 
 def test_the_best_rounds_model(tmp_path: Path, no_report: None) -> None:
