@@ -107,19 +107,20 @@ def _section(model: type[BaseModel], path: str, of: str) -> Iterator[Meaning]:
             yield _meaning(key, of, field, getattr(model, "needs", {}).get(name, ()), NAMED if inner else "")
             continue
         yield Meaning(key, of, "section", None, field.description or "")
-        several = len(inner) > 1
-        if several:
-            kinds = [_kinds(a) for a in inner]
-            default = field.get_default(call_default_factory=True)
-            chosen = None if default is None else str(default.kind)
-            yield Meaning(f"{key}.kind", of, " | ".join(k for each in kinds for k in each), chosen, "")
+        if len(inner) == 1:
+            yield from _section(inner[0], key, of)
+            continue
+        tag = str(field.discriminator)  # the key that says which of the sections it is
+        default = field.get_default(call_default_factory=True)
+        chosen = None if default is None else str(getattr(default, tag))
+        yield Meaning(f"{key}.{tag}", of, " | ".join(k for a in inner for k in _kinds(a, tag)), chosen, "")
         for section in inner:
-            kind = " | ".join(_kinds(section)) if several else of
-            yield from (m for m in _section(section, key, kind) if not (several and m.key == f"{key}.kind"))
+            found = _section(section, key, " | ".join(_kinds(section, tag)))
+            yield from (m for m in found if m.key != f"{key}.{tag}")
 
 
-def _kinds(section: type[BaseModel]) -> tuple[str, ...]:
-    return tuple(get_args(section.model_fields["kind"].annotation))
+def _kinds(section: type[BaseModel], tag: str) -> tuple[str, ...]:
+    return tuple(get_args(section.model_fields[tag].annotation))
 
 
 def _meaning(key: str, of: str, field: FieldInfo, needs: Sequence[Need], takes: str) -> Meaning:
