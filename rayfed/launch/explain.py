@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from rayfed import methods
@@ -156,5 +156,5 @@ def _words(annotation: Any) -> str:
 
 def _yaml(value: Any) -> str:
     """Return a value as one would write it into a config, in a line."""
-    plain = list(value) if isinstance(value, tuple) else value
+    plain = TypeAdapter(Any).dump_python(value, mode="json", by_alias=True)
     return yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()

@@ -239,5 +239,7 @@ def _by_round(
 
 def chosen(subject: Subject, metrics: Sequence[str]) -> Picture:
     """Draw these metrics by round, a panel each."""
-    panels = [Panel(m, "round", _axis_label(m), _arm_lines(subject, partial(by_round, metric=m))) for m in metrics]
+    panels = [
+        Panel(m, "round", _axis_label(m, subject), _arm_lines(subject, partial(by_round, metric=m))) for m in metrics
+    ]
     return _picture("chosen", f"{', '.join(metrics)} by round", panels, arm_key(subject), band_note(subject))

@@ -42,7 +42,7 @@ def test_completion(tmp_path: Path) -> None:
     write(tmp_path / "fed_mine.yaml", TINY)
     assert "resume" in completed("rayfed res", tmp_path)
     assert completed("rayfed run fed", tmp_path) == ["fedavg", "fed_mine.yaml"]
-    assert completed("rayfed methods scaf", tmp_path) == ["scaffold"]
+    assert "scaffold" in completed("rayfed methods scaf", tmp_path)
     assert "local.optimizer.lr=" in completed("rayfed run fedavg --set local.opt", tmp_path)
 
 
