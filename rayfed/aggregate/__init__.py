@@ -54,12 +54,14 @@ class Aggregator:
         needs: as above.
         by_tensor: whether `weigh` is asked for each tensor of the model by itself.
         weighted: whether it reads the weights of the method's mean, so that clients tell n_i.
+        memory: whether inner products are those of the sums of each client's updates over all rounds, which the engine then keeps.
     """
 
     Settings: ClassVar[type[AggregatorSettings]] = AggregatorSettings
     needs: ClassVar[tuple[str, ...]] = ("gram",)
     by_tensor: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
+    memory: ClassVar[bool] = False
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -167,11 +169,6 @@ def _misfits(rule: Aggregator, kind: str, config: Config, method: type[Method]) 
     if "rows" in rule.needs and unknown:
         return [
             f"aggregate.kind: {kind} found, which goes by coordinates, and {name} does not say those of {unknown[0]!r}"
-        ]
-    sums = [t.kind for t in getattr(config, "transforms", ()) if t.kind in ("mask", "gaussian")]
-    if sums:
-        return [
-            f"aggregate.kind: {kind} found, but with transforms of kind {sums[0]} the server learns only the sum of updates; allowed: mean"
         ]
     return []
 

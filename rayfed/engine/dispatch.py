@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 NAMED = 8  # clients at work that are named
-TRANSFORMS = "transforms"  # their name in the engine's state
+TRANSFORMS, RULE = "transforms", "aggregate"  # their names in the engine's state
 
 
 class Dispatch:
@@ -65,7 +65,7 @@ class Dispatch:
         self.cohort_size = cohorts.cohort_size(config, task)
         ranked = ranks.kept(config, method.wire) or ranks.unequal(config)
         self.meter = ByteMeter(method, (lambda client: int(task.ranks[client])) if ranked else None)
-        self.ruling, self.attackers = Ruling.of(config, method), Attackers.of(config, method, task)
+        self.ruling, self.attackers = Ruling.of(config, method, task), Attackers.of(config, method, task)
         self._devices = clock.devices(config, federation.clients)
         self.watch: Callable[[int], None] = lambda visits: None
         self.note: Callable[[str], None] = lambda sentence: None
@@ -245,7 +245,10 @@ class Dispatch:
     ) -> None:
         """Put what the rule of aggregation makes of these folds into the replies."""
         assert self.ruling is not None
+        self.ruling.sums = dict(self.engine.get(RULE))  # as the last round that was committed left them
         self.ruling.apply(folds, got, unfolded, mine, self._zero, self._put_zero)
+        if self.ruling.rule.memory:
+            self.engine.put(RULE, self.ruling.sums)
         if metered and self.ruling.rule.weighted and any(f.weight == "examples" for f in folds):
             self.meter.up += 8 * len(got)  # n_i
 

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed import aggregate, attack
+from rayfed import aggregate, attack, tree
 from rayfed.aggregate import Evidence
 from rayfed.errors import FailsAgain
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rayfed.config.schema import Config
     from rayfed.engine.replies import UnfoldedParts
     from rayfed.fed import Replies
     from rayfed.fold import Fold
     from rayfed.method import Method
+    from rayfed.task import Task
     from rayfed.tree import Tree
 
 SKIPPED, ATTACKERS = "aggregate/skipped", "aggregate/attackers"
@@ -33,16 +36,19 @@ Absent = Callable[[str, Any], None]  # puts that into folded parts
 class Ruling:
     """The rule of one run at the server."""
 
-    def __init__(self, config: Config, method: Method, rule: aggregate.Aggregator):
+    def __init__(self, config: Config, method: Method, rule: aggregate.Aggregator, buffers: Sequence[str]):
+        """buffers: names of what training only writes."""
+        self.buffers = buffers
         self.config, self.rule, self.parts = config, rule, aggregate.ruled(method)
+        self.sums: dict[str, Tensor] = {}  # of a rule with memory: client -> the sum of its updates so far, (P,)
         self._attackers = attack.everyone(config)
         self.begin(0)
 
     @classmethod
-    def of(cls, config: Config, method: Method) -> Ruling | None:
+    def of(cls, config: Config, method: Method, task: Task) -> Ruling | None:
         """Return the rule of a config that is applied at the server; None for means, and for a rule that acts where clients run."""
         rule = aggregate.of(config)
-        return None if rule is None or rule.needs == ("fold",) else cls(config, method, rule)
+        return None if rule is None or rule.needs == ("fold",) else cls(config, method, rule, task.buffers)
 
     def begin(self, round: int) -> None:
         """Begin a round."""
@@ -126,12 +132,22 @@ class Ruling:
             return {part: self._rule_by_tensor(part, groups, weights, ids, unfolded) for part in parts}
         if "gram" not in rule.needs:
             return {part: unfolded.combine(part, zero(part), groups) for part in parts}
-        gram = sum(unfolded.gram(part).double().numpy() for part in parts)
+        now = (unfolded.gram(part).double().numpy() for part in parts)
+        gram = self._remember(parts, ids, unfolded) if rule.memory else sum(now)
         found = self._coefficients(gram, groups, weights, ids)
         self._note(found, ids)
         if "rows" in rule.needs:
             return {part: _combine_chosen(part, found, unfolded, zero) for part in parts}
         return {part: unfolded.linear(part, torch.as_tensor(found)) for part in parts}
+
+    def _remember(self, parts: Sequence[str], ids: np.ndarray, unfolded: UnfoldedParts) -> np.ndarray:
+        """Add the updates of the clients that replied to their sums; return the inner products of these, (n, n)."""
+        entries = [tree.without(unfolded.stacked(part, ()), self.buffers) for part in parts]
+        rows = torch.cat([x.flatten(1) for t in entries for x in tree.values(t)], 1).double()
+        now = {str(c): row for c, row in zip(ids, rows, strict=True)}
+        self.sums = {**self.sums, **{c: self.sums[c] + row if c in self.sums else row for c, row in now.items()}}
+        known = torch.stack([self.sums[c] for c in now])
+        return (known @ known.T).numpy()
 
     def _rule_by_tensor(
         self, part: str, groups: Sequence[np.ndarray], weights: np.ndarray, ids: np.ndarray, unfolded: UnfoldedParts

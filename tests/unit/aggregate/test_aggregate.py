@@ -13,7 +13,7 @@ from tests.unit.aggregate.updates import PLANE
 
 RULES: dict[str, Any] = {
     "krum": {"f": 1}, "multi_krum": {"f": 1}, "trimmed_mean": {"f": 1}, "median": {}, "bulyan": {"f": 1}, "geometric_median": {},
-    "norm_bound": {"norm": 1.0}, "flag": {}, "principal": {},
+    "norm_bound": {"norm": 1.0}, "flag": {}, "principal": {}, "foolsgold": {},
 }  # fmt: skip
 
 

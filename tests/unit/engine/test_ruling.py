@@ -125,6 +125,7 @@ CASES = {
     "krum": Case("fedavg", {"aggregate": {"kind": "krum", "f": 1}, "attacks": [{"kind": "sign", "clients": 2}]}),
     "trimmed_mean": Case({"name": "ifca", "clusters": 2}, {"aggregate": {"kind": "trimmed_mean", "f": 1}}),
     "norm_bound": Case("scaffold", {"aggregate": {"kind": "norm_bound", "norm": 0.5}}),
+    "foolsgold": Case("fedavg", {"aggregate": "foolsgold", "attacks": [{"kind": "sign", "clients": 2}]}),
 }  # fmt: skip
 
 
