@@ -36,7 +36,10 @@ class Evidence:
     groups, (n,); losses: () -> client -> (K,) mean loss of each of the K known experts on its training data, without those who
     were asked and did not reply; known: ids of these experts, (K,); before: (N,) the id each client of the federation had
     last, -1 for none; gram: () -> (n, n) inner products of the clients' updates; bases: () -> client -> (F, q) basis of its
-    inputs (see `subspace`), without those who did not reply; key: of the round, for clusterers that draw.
+    inputs (see `subspace`), without those who did not reply; key: of the round, for clusterers that draw; examples: (n,) n_i;
+    trial: (weights (M, n), asked (n, m)) -> (n, m) mean training loss at each client of those of M experts that it is asked of, each
+    the common start plus a weighted sum of the updates; NaN of who did not reply; log: (name, value) -> None, by the names of
+    `auto.LOGS`.
     """
 
     ids: Sequence[int]
@@ -49,6 +52,9 @@ class Evidence:
     gram: Callable[[], Tensor] = lambda: _absent("inner products of updates")
     bases: Callable[[], dict[int, Tensor]] = lambda: _absent("bases of inputs")
     key: int = 0
+    examples: Sequence[float] = ()
+    trial: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda weights, asked: _absent("losses of trial experts")
+    log: Callable[[str, float], None] = lambda name, value: None
 
 
 class Clusterer:

@@ -131,7 +131,7 @@ def fits(s: DataFree, federation: Federation) -> list[str]:
     if s.iterations and (problems := needs_classes(federation, "its distillation weighs classes")):
         return problems
     if federation.kind == "text" and s.inputs == "generator" and s.iterations:
-        allowed = _inputs_but(s, "generator")
+        allowed = _inputs_but(s, "generator", "client_generators")
         return [f"method.inputs: generator found, it makes images or features, not texts; allowed: {allowed}"]
     if federation.kind != "text" and s.inputs == "embeddings" and s.iterations:
         return [
@@ -141,9 +141,9 @@ def fits(s: DataFree, federation: Federation) -> list[str]:
     return []
 
 
-def _inputs_but(s: DataFree, wrong: str) -> str:
-    """Return the kinds of inputs that the method has besides one."""
-    return ", ".join(kind for kind in get_args(type(s).model_fields["inputs"].annotation) if kind != wrong)
+def _inputs_but(s: DataFree, *wrong: str) -> str:
+    """Return the kinds of inputs that the method has besides some."""
+    return ", ".join(kind for kind in get_args(type(s).model_fields["inputs"].annotation) if kind not in wrong)
 
 
 def _generates(task: Task, s: DataFree) -> tuple[tuple[int, ...], Any, Any]:
@@ -177,6 +177,7 @@ def distill(
     key: int,
     round: int,
     probe: Tensor | None = None,
+    match: tuple[Tree, statistics.Gaussians, float] | None = None,
 ) -> tuple[Tree, Tree, dict[str, float]]:
     """Run one round's D-phase; return (student, generator state, last losses by the names of LOGS without `distill/`).
 
@@ -184,7 +185,8 @@ def distill(
 
     Per iteration: generator steps on L_fid + L_adv + L_div through frozen experts and student, then student steps on
     tau^2 KL(ensemble || student) / C with the generator frozen. Experts are only read. probe: (n, *input_shape), for
-    `inputs: probe`. Without labels, each class's probability is mixed by its own weights (`ensemble.by_class`).
+    `inputs: probe`. Without labels, each class's probability is mixed by its own weights (`ensemble.by_class`). match: a model,
+    class Gaussians of its features, and the weight of the generator's loss on them (`statistics.mismatch`).
     """
     if s.classes == "shared":
         drawn = torch.where((counts > 0).sum(0) > 1, counts, torch.zeros_like(counts))
@@ -217,9 +219,11 @@ def distill(
             "adversarial": _against(s, qbar, logits, f, alpha, y),
             "diversity": gen.diversity(z, made),
         }
-        return s.fidelity * parts["fidelity"] + s.adversarial * parts["adversarial"] + s.diversity * parts[
-            "diversity"
-        ], parts
+        loss = sum(getattr(s, name) * part for name, part in parts.items())
+        if match is not None:
+            parts["moments"] = statistics.mismatch(task.features(match[0], x), y, match[1])
+            loss = loss + match[2] * parts["moments"]
+        return loss, parts
 
     def student_loss(theta: Tree, x: Tensor, y: Tensor, qbar: Tensor) -> Tensor:
         f = task.apply(theta, x)
@@ -264,22 +268,23 @@ def distill_on_draws(
     student: Tree,
     experts: list[Tree],
     counts: Tensor,
-    of: statistics.Gaussians,
+    of: statistics.Source,
     s: Any,
     key: int,
     round: int,
 ) -> tuple[Tree, dict[str, float]]:
-    """Run one round's D-phase on draws from class Gaussians in the place of a generator's inputs; return (student, last losses).
+    """Run one round's D-phase on draws from class Gaussians, or from clients' generators, in the place of a generator's inputs; return
+    (student, last losses).
 
-    Labels are drawn by the Gaussians' counts to the power rho, with experts as teachers among the classes that these have; what
+    Labels are drawn by the source's counts to the power rho, with experts as teachers among the classes that these have; what
     learns in `space` learns iterations x student_steps times, from the experts as in `distill`, or from the labels (`teacher: labels`).
     Arguments as in `distill`.
     """
-    loss = None
+    loss, held = None, of.counts
     if s.teacher == "experts":
         alpha = ensemble.class_weights(counts, s.gamma)
         frozen = tree.stack([space.learns(e) for e in experts])
-        of = of._replace(counts=of.counts * (counts.sum(0) > 0))
+        held = of.counts * (counts.sum(0) > 0)
 
         def loss(learnt: Tree, z: Tensor, y: Tensor) -> Tensor:
             f = space.answer(learnt, z)
@@ -289,7 +294,7 @@ def distill_on_draws(
 
     made, last = statistics.refit(
         task, space, student, of, keys.torch_generator(key),
-        steps=s.iterations * s.student_steps, lr=_student_lr(task, s, round), batch=s.batch, rho=s.rho, loss=loss,
+        steps=s.iterations * s.student_steps, lr=_student_lr(task, s, round), batch=s.batch, rho=s.rho, loss=loss, counts=held,
     )  # fmt: skip
     return made, {} if last is None else {"student": last}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from rayfed import tree
 from rayfed.adapters import ranks
@@ -29,6 +29,19 @@ class Gaussians(NamedTuple):
     counts: Tensor
     means: Tensor
     factors: Tensor
+
+    def draw(self, y: Tensor, rng: torch.Generator, relu: bool = False) -> Tensor:
+        """Draw a place (d,) of each label's class, (B, d)."""
+        return draw(self, y, rng, relu)
+
+
+class Source(Protocol):
+    """What labelled places are drawn from: counts (C,) rows of each class, and `draw(labels (B,), rng, relu) -> (B, d)`."""
+
+    @property
+    def counts(self) -> Tensor: ...
+
+    def draw(self, y: Tensor, rng: torch.Generator, relu: bool = False) -> Tensor: ...
 
 
 class Space(NamedTuple):
@@ -158,11 +171,30 @@ def draw(of: Gaussians, y: Tensor, rng: torch.Generator, relu: bool = False) -> 
     return z.clamp(min=0) if relu else z
 
 
+def mismatch(z: Tensor, y: Tensor, of: Gaussians) -> Tensor:
+    """Return how far features z (B, d) of labels y (B,) are from class Gaussians with diagonal factors, 0-d (ours).
+
+    With v the mean over the rows of their classes' variances, plus a hundredth of its mean over dimensions for features that never
+    move, and r = z - m_y: the mean over dimensions of
+    sum_c (B_c / B) (mean over the class's rows of r)^2 / v + ((mean over all rows of r^2) - v)^2 / v^2. A class without rows on
+    either side does not count.
+    """
+    counted = (of.counts > 0)[y].to(z.dtype)[:, None]
+    r = (z - of.means[y].to(z.dtype)) * counted
+    n = counted.sum().clamp(min=1)
+    v = (of.factors[y].to(z.dtype).square() * counted).sum(0) / n
+    v = v + 0.01 * v.mean()
+    one_hot = (y[:, None] == torch.arange(len(of.counts), device=y.device)).to(z.dtype)  # (B, C)
+    held = one_hot.sum(0)[:, None]
+    off_centre = ((one_hot.T @ r).square() / held.clamp(min=1)).sum(0) / n
+    return (off_centre / v + ((r.square().sum(0) / n - v) / v).square()).mean()
+
+
 def refit(
     task: Task,
     space: Space,
     model: Tree,
-    of: Gaussians,
+    of: Source,
     rng: torch.Generator,
     *,
     steps: int,
@@ -171,18 +203,21 @@ def refit(
     rho: float = 0.0,
     relu: bool = False,
     loss: Callable[[Tree, Tensor, Tensor], Tensor] | None = None,
+    counts: Tensor | None = None,
 ) -> tuple[Tree, float | None]:
     """Return the model after SGD on draws of what learns in a space, and the last step's loss.
 
-    Labels are drawn over the classes that have rows by their counts to the power rho: 0 uniformly. loss: loss(what learns, z (B, d),
+    Labels are drawn over the classes that have rows by their counts to the power rho: 0 uniformly; counts: (C,) in the place of the
+    source's. loss: loss(what learns, z (B, d),
     y (B,)); default cross-entropy without the logits of classes that have no row, which it would push down without end: their
     rows of the last layer stay as they are. What does not learn stays to the bit.
     """
-    seen = (of.counts > 0).nonzero()[:, 0]
+    counts = of.counts if counts is None else counts
+    seen = (counts > 0).nonzero()[:, 0]
     if not steps or not len(seen):
         return model, None
-    shares = of.counts[seen].double() ** rho
-    place = torch.zeros(len(of.counts), dtype=torch.int64).index_put((seen,), torch.arange(len(seen)))
+    shares = counts[seen].double() ** rho
+    place = torch.zeros(len(counts), dtype=torch.int64).index_put((seen,), torch.arange(len(seen)))
     learnt, last = space.learns(model), 0.0
 
     def cross_entropy(learnt: Tree, z: Tensor, y: Tensor) -> Tensor:
@@ -191,6 +226,6 @@ def refit(
     step = torch.func.grad_and_value(loss or cross_entropy)
     for _ in range(steps):
         y = seen[torch.multinomial(shares, batch, replacement=True, generator=rng)]
-        grads, value = step(learnt, draw(of, y, rng, relu).to(task.dtype), y)
+        grads, value = step(learnt, of.draw(y, rng, relu).to(task.dtype), y)
         learnt, last = tree.add(learnt, grads, -lr), float(value)
     return space.merge(model, learnt), last

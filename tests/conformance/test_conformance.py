@@ -52,6 +52,11 @@ VARIANTS: dict[str, list[Any]] = {
         {"when": "serve", "covariance": "full", "shrink": 0.1, "asked": "all", "rho": 1.0, "relu": True},
         {"covariance": "shared", "least": 2, "asked": "round"},
     ],
+    "cflhkd": [
+        {},
+        {"teachers": "all", "weigh": "loss", "cloud_every": 2, "clusterer": "auto"},
+        {"recluster_every": 1, "lam": 0.0, "clusterer": "least_loss", "personal": "least_loss"},
+    ],
     "disue": [
         SHORT,
         {**SHORT, "secure_similarity": "rotation", "signature": "all", "mix": "logit", "generator_ema": 0.9},
@@ -62,6 +67,8 @@ VARIANTS: dict[str, list[Any]] = {
         {"inputs": "statistics", "teacher": "labels", "iterations": 2, "batch": 8, "clusterer": "least_loss"},
         {"inputs": "statistics", "space": "inputs", "covariance": "full", "iterations": 2, "batch": 8},
         {"distill": False, "clusterer": "kmeans"},
+        {**SHORT, "clusterer": "auto", "moments": 1.0},
+        {**SHORT, "inputs": "client_generators", "experts": "class", "generator_epochs": 2},
         {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},
         {"distill": False, "clusterer": {"kind": "subspace", "basis": 2, "measure": "smallest", "threshold": 30}},
     ],

@@ -29,7 +29,7 @@ def logged(module: ModuleType) -> list[str]:
 
 def modules(name: str) -> list[ModuleType]:
     """The files whose code is a method's own: its own and those of its bases."""
-    classes = [c for c in methods.get(name).__mro__ if c.__module__.startswith("rayfed.methods")]
+    classes = [c for c in methods.get(name).__mro__ if c.__module__.startswith("rayfed.")]
     return [importlib.import_module(m) for m in dict.fromkeys(c.__module__ for c in classes)]
 
 

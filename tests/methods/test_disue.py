@@ -12,9 +12,9 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from rayfed import keys, methods, tree
+from rayfed import keys, mean, methods, tree
 from rayfed.cluster import MISSING, canonical
-from rayfed.distill import datafree, statistics
+from rayfed.distill import client_generators, datafree, statistics
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.methods.disue import DisUE, rotate
@@ -243,13 +243,13 @@ def test_ids_follow_experts_and_members(split: Any) -> None:
     a, b = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}
     labels, nobody = np.array([0, 1, 0]), torch.full((8,), -1)
     state = {"experts": {"4": a, "7": b}, "assignment": nobody}
-    assert method._match_ids(state, [0, 1, 2], labels, [b, a]) == [7, 4]
-    assert method._match_ids(state, [0, 1, 2], labels, [a, b]) == [4, 7]
+    assert method.match_ids(state, [0, 1, 2], labels, [b, a]) == [7, 4]
+    assert method.match_ids(state, [0, 1, 2], labels, [a, b]) == [4, 7]
     member = nobody.index_put((torch.tensor([0, 1, 2]),), torch.tensor([7, 4, 7]))
-    assert method._match_ids({**state, "assignment": member}, [0, 1, 2], labels, [a, a]) == [7, 4]
-    three = method._match_ids(state, [0, 1, 2], np.array([0, 1, 2]), [b, {"w": torch.tensor([0.5, 0.5])}, a])
+    assert method.match_ids({**state, "assignment": member}, [0, 1, 2], labels, [a, a]) == [7, 4]
+    three = method.match_ids(state, [0, 1, 2], np.array([0, 1, 2]), [b, {"w": torch.tensor([0.5, 0.5])}, a])
     assert three == [7, 8, 4]
-    assert method._match_ids({"experts": {}, "assignment": nobody}, [0, 1], np.array([0, 1]), [a, b]) == [0, 1]
+    assert method.match_ids({"experts": {}, "assignment": nobody}, [0, 1], np.array([0, 1]), [a, b]) == [0, 1]
 
 
 def test_an_absent_groups_id_goes_to_no_stranger(split: Any) -> None:
@@ -260,17 +260,17 @@ def test_an_absent_groups_id_goes_to_no_stranger(split: Any) -> None:
     state = {"experts": experts, "assignment": torch.tensor([0, 0, 1, 1, 2, 2, -1, -1])}
     pieces = [{"w": torch.tensor([1.0, 0.0, -0.1])}, {"w": torch.tensor([1.0, 0.0, -0.2])}]
     second = {"w": torch.tensor([0.0, 1.0, 0.3])}
-    ids = method._match_ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), [*pieces, second])
+    ids = method.match_ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), [*pieces, second])
     assert sorted(ids[:2]) == [0, 3] and ids[2] == 1
     together = [*pieces, {"w": torch.tensor([0.0, 0.6, 0.4])}]
-    everyone = method._match_ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, 2, 2]), together)
+    everyone = method.match_ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, 2, 2]), together)
     assert sorted(everyone[:2]) == [0, 2] and everyone[2] == 1
-    silent = method._match_ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, MISSING, MISSING]), [*pieces, second])
+    silent = method.match_ids(state, [0, 1, 2, 3, 4, 5], np.array([0, 1, 2, 2, MISSING, MISSING]), [*pieces, second])
     assert silent == ids
     friend = [pieces[0], {"w": torch.tensor([0.5, 0.0, 0.5])}, experts["1"]]
-    assert method._match_ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), friend) == [0, 2, 1]  # like the absent one's
+    assert method.match_ids(state, [0, 1, 2, 3], np.array([0, 1, 2, 2]), friend) == [0, 2, 1]  # like the absent one's
     alone = {"experts": {"0": experts["0"]}, "assignment": torch.tensor([0, -1])}
-    assert method._match_ids(alone, [1], np.array([0]), [experts["1"]]) == [0]  # of one cluster there is one id
+    assert method.match_ids(alone, [1], np.array([0]), [experts["1"]]) == [0]  # of one cluster there is one id
 
 
 def test_absent_clients_are_served_their_own_expert(split: Any) -> None:
@@ -614,3 +614,125 @@ def test_a_client_chooses_among_all_experts_and_the_universal_one() -> None:
             x, y = (torch.as_tensor(federation.arrays[n][test]) for n in ("x", "y"))
             want = float(torch.nn.functional.cross_entropy(task.apply(best, x.double()), y))
             assert row["loss"] == pytest.approx(want, abs=1e-9)
+
+
+# -- clusterer auto, and a generator held to moments ----------------------------------------------------------------------
+
+
+def balanced(split: Any, group: list[int]) -> dict[str, Any]:
+    """Clients with twelve rows of either class, by the sign of the first number, in group 1 the other way round."""
+    rng, signs = np.random.default_rng(0), np.repeat([-1, 1], 12)
+    xs = [np.concatenate([abs(rng.normal(size=(24, 1))) * signs[:, None], rng.normal(size=(24, 7))], 1) for _ in group]
+    split(xs, [(signs > 0).astype(int) ^ g for g in group], group=group)
+    return {"federation": {"clients": len(group), "per_round": None, "holdout": {"kind": "none"}}}
+
+
+def test_auto_finds_opposite_groups_and_says_by_what(split: Any) -> None:
+    """From any evidence of updates; every round the same ids."""
+    group = [0, 1, 1, 0] * 3
+    changes = balanced(split, group)
+    done = toy.simulate(disue(clusterer="auto", distill=False), rounds=3, executor="vmap", **changes)
+    assert done.state["assignment"].tolist() == group and len(done.state["experts"]) == 2
+    assert done.rows[0]["clusters/by_signatures"] == 1 and done.rows[0]["clusters/by_kept"] == 0
+    assert done.rows[-1]["clusters/by_kept"] == done.rows[-1]["clusters/by_losses"] == 1
+    assert all(0 < r["clusters/gain"] < 1 and r["clusters/structure"] > 0.5 for r in done.rows)
+
+
+def test_auto_finds_one_cluster_where_clients_are_alike(split: Any) -> None:
+    changes = balanced(split, [0] * 12)
+    done = toy.simulate(disue(clusterer="auto", distill=False), rounds=3, executor="vmap", **changes)
+    assert done.state["assignment"].tolist() == [0] * 12
+    assert all(r["clusters/by_signatures"] == 0 for r in done.rows)
+    off = toy.simulate(
+        disue(clusterer={"kind": "auto", "most": 1}, distill=False), rounds=3, executor="vmap", **changes
+    )
+    assert off.state["assignment"].tolist() == [0] * 12 and [r["visits"] for r in off.rows] == [12] * 3
+
+
+def test_trials_are_measured_by_those_who_are_asked(plain: Any) -> None:
+    """Mean over the client's rows of the loss of start + weighted updates, by NumPy; what is sent counts."""
+    fed = toy.make_fed(toy.config(disue(clusterer="auto", distill=False), **plain.WORK))
+    fed.begin(1)
+    method, task = fed.method, fed.task
+    start = task.init_params(3)
+    got = fed.ask(method.train, fed.sample(), shared={"model": start}, keep="delta", fold=mean("delta"))
+    rng = np.random.default_rng(0)
+    weights, asked = rng.random((3, len(got))), rng.integers(3, size=(len(got), 2))
+    before = fed.meter["bytes/down"]
+    found = method._trials(got, fed, start)(weights, asked)
+    assert fed.meter["bytes/down"] - before == len(got) * (3 * tree.nbytes(start) + 2 * 8)
+    models = [plain.vector(tree.add(start, d)) for d in got.linear("delta", torch.as_tensor(weights))]
+    for i, c in enumerate(got.ids):
+        want = [plain.loss(models[k], *plain.data(fed, c)) for k in asked[i]]
+        assert found[i].tolist() == pytest.approx(want, abs=1e-12)
+
+
+def test_a_generator_held_to_moments_asks_for_sums_and_comes_nearer() -> None:
+    """The same draws with and without: what is made has features nearer to the clients'."""
+    base = {"executor": "vmap", "rounds": 1}
+    on = {"iterations": 80, "student_steps": 0, "generator_lr": 0.02, "batch": 32, "fidelity": 0.0, "adversarial": 0.0}
+    free, held = (toy.simulate(disue(**{**on, "diversity": 0.0, "moments": w}), **base) for w in (1e-9, 10.0))
+    # pixels between 0 and 1 cannot be blobs, which are of any size: nearer, not near
+    assert held.rows[0]["distill/moments"] < 0.85 * free.rows[0]["distill/moments"]
+    none = toy.simulate(disue(**on), **base)
+    assert "distill/moments" not in none.rows[0]
+    assert held.rows[0]["visits"] == 2 * none.rows[0]["visits"]
+    assert tree.same(held.state["model"], none.state["model"])  # no student step: the average
+
+
+OF_CLIENTS = {"inputs": "client_generators", "generator_epochs": 3, "iterations": 2, "batch": 8, "noise": 4}
+
+
+def test_generators_go_up_once_and_teach_the_whole_model() -> None:
+    done = toy.simulate({"name": "disue", **OF_CLIENTS}, rounds=3, **DOUBLE)
+    seen = sorted({c for d in done.fed.drawn for c in d.ids})
+    assert sorted(int(c) for c in done.state["generators"]) == seen
+    asked = [row["visits"] - len(d.ids) for row, d in zip(done.rows, done.fed.drawn, strict=True)]
+    assert sum(asked) == len(seen) and asked[0] == len(done.fed.drawn[0].ids)
+    one, average = (
+        toy.simulate({"name": "disue", **OF_CLIENTS}, rounds=1, **DOUBLE),
+        toy.simulate({"name": "disue", **OF_CLIENTS, "iterations": 0}, rounds=1, **DOUBLE),
+    )
+    assert all(not torch.equal(p, average.state["model"][n]) for n, p in one.state["model"].items())
+    assert tree.same(average.state["model"], toy.simulate("fedavg", rounds=1, **DOUBLE).state["model"])
+    assert all(tree.same(g, done.state["generators"][c]) for c, g in one.state["generators"].items())
+
+
+def test_a_clients_generator_comes_near_its_rows(split: Any) -> None:
+    """Two kinds of bright and dark pictures: what is drawn of a class has its mean, where the first draws do not."""
+    rng = np.random.default_rng(0)
+    y = [np.array([0, 1] * 20) for _ in range(2)]
+    bright = np.array([[0.9] * 4 + [0.1] * 4, [0.1] * 4 + [0.9] * 4])
+    split([bright[labels] + 0.02 * rng.normal(size=(40, 8)) for labels in y], y)
+    changes = {"federation": {"clients": 2, "per_round": None, "holdout": {"kind": "none"}, "groups": {"kind": "none"}}}
+    made = {}
+    for epochs in (1, 150):
+        spec = disue(**{**OF_CLIENTS, "generator_epochs": epochs, "generator_lr": 2e-3})
+        done = toy.simulate(spec, rounds=1, executor="vmap", **changes)
+        of = client_generators.generators(done.state["generators"], 4, (8,))
+        drawn = torch.stack([of.draw(torch.full((64,), c), torch.Generator().manual_seed(0)).mean(0) for c in (0, 1)])
+        made[epochs] = float((drawn - torch.as_tensor(bright)).abs().mean())
+    assert made[150] < 0.15 < made[1]
+
+
+def test_class_experts_are_means_by_rows_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's numbers at the scale of the toy: of class c the mean of all models weighted by n_{i,c}."""
+    seen: list[Any] = []
+    original = DisUE.distil
+
+    def spy(self: DisUE, state: Any, average: Any, experts: Any, counts: Any, *more: Any) -> Any:
+        seen.append((experts, counts))
+        return original(self, state, average, experts, counts, *more)
+
+    monkeypatch.setattr(DisUE, "distil", spy)
+    done = toy.simulate(disue(experts="class"), rounds=1, **DOUBLE)
+    start, got = done.initial["model"], replies(done, done.initial["model"])
+    delta, held = got.gather("delta"), done.fed.federation.class_counts
+    ((experts, counts),) = seen
+    classes = [c for c in range(4) if held[got.ids, c].sum()]
+    assert len(experts) == len(classes) and counts.tolist() == np.diag(held[got.ids].sum(0))[classes].tolist()
+    for expert, c in zip(experts, classes, strict=True):
+        want = start
+        for i in got.ids:
+            want = tree.add(want, delta[i], held[i, c] / held[got.ids, c].sum())
+        close(expert, want)

@@ -424,7 +424,7 @@ def test_data_and_lengths_that_do_not_fit_are_refused(places: dict[str, Path]) -
     assert problem({**DISUE, "inputs": "generator", "length": 8}, **texts) == (
         "method.inputs: generator found, it makes images or features, not texts; allowed: embeddings, probe, statistics"
     )
-    for method, more in ((DISUE, ", statistics"), ({"name": "fedftg", "inputs": "embeddings"}, "")):
+    for method, more in ((DISUE, ", statistics, client_generators"), ({"name": "fedftg", "inputs": "embeddings"}, "")):
         assert problem(method) == (
             f"method.inputs: embeddings found, they are of texts, which task.data does not hold; allowed: generator, probe{more}"
         )
