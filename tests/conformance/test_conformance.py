@@ -54,7 +54,7 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "cflhkd": [
         {},
-        {"teachers": "all", "weigh": "loss", "cloud_every": 2, "clusterer": "auto"},
+        {"teachers": "all", "weigh": "loss", "cloud_every": 2, "clusterer": {"kind": "auto", "least": 0.0}},
         {"recluster_every": 1, "lam": 0.0, "clusterer": "least_loss", "personal": "least_loss"},
     ],
     "disue": [
@@ -67,7 +67,7 @@ VARIANTS: dict[str, list[Any]] = {
         {"inputs": "statistics", "teacher": "labels", "iterations": 2, "batch": 8, "clusterer": "least_loss"},
         {"inputs": "statistics", "space": "inputs", "covariance": "full", "iterations": 2, "batch": 8},
         {"distill": False, "clusterer": "kmeans"},
-        {**SHORT, "clusterer": "auto", "moments": 1.0},
+        {**SHORT, "clusterer": {"kind": "auto", "least": 0.0}, "moments": 1.0},
         {**SHORT, "inputs": "client_generators", "experts": "class", "generator_epochs": 2},
         {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},
         {"distill": False, "clusterer": {"kind": "subspace", "basis": 2, "measure": "smallest", "threshold": 30}},
