@@ -37,8 +37,8 @@ class CFLHKD(FindsClusters):
     that never took part is served w_g.
     With `lam: 0` and `alpha: 0` it is FedAvg inside the clusters; with one cluster and `lam: 0` FedAvg to the bit.
     Down: w_k (P), with lam also w_g (P), or all K + 1 models; to newcomers the K models; in clustering rounds w_g, and what the clusterer
-    asks for. Up: update (P), n_i; in clustering rounds class counts (C ints) and a signature (q). Kept at clients: nothing. At the
-    server: w_g, K models, ids, n_i.
+    asks for. Up: update (P), n_i; in clustering rounds class counts (C ints) and a signature (q).
+    Kept at clients: nothing. At the server: w_g, K models, ids, n_i.
     """
 
     class Settings(FindsClusters.Settings):
