@@ -62,6 +62,12 @@ TOY: dict[str, Any] = {
 
 Spec = str | Mapping[str, Any]  # a method's name, or its name with settings
 
+TASTES: dict[str, Any] = {  # changes to it: who took which item, one user a client
+    "task": {"data": {"name": "synthetic:tastes", "users": 20, "items": 60, "each": 8}, "model": {"name": "factors", "dim": 4},
+             "kind": {"name": "ranking", "negatives": 20}},
+    "federation": {"partition": {"kind": "natural"}, "groups": {"kind": "none"}},
+}  # fmt: skip
+
 
 def config(method: Spec = "fedavg", *, executor: str = "loop", dtype: str = "float32", **changes: Any) -> Config:
     """The toy's config; `changes` are merged key by key, as the arms of a study are."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -55,7 +54,8 @@ class Ranking(TaskKind):
 
     def __init__(self, config: Config, federation: Federation, device: str = "cpu", start: Any = None):
         super().__init__(config, federation, device, start)
-        self._federation = federation
+        if hasattr(federation, "arrays"):  # a network alone is tried without data
+            self._remember(federation)
 
     @classmethod
     def measured(cls, settings: Any) -> tuple[Measure, ...]:
@@ -146,45 +146,29 @@ class Ranking(TaskKind):
 
     # -- what a user took ----------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (s_j - j of each user's items s in order, (N, L), padded with I; how many items it never took, (N,)): the r-th of these is
-        r plus how many of the row's numbers are at most r."""
-        user, item = _pairs(self._federation)
-        n, taken = self._federation.clients, np.bincount(user, minlength=self._federation.clients)
+    def _remember(self, federation: Federation) -> None:
+        """Keep what each user took, as tables of tensors; made here, since what a transform makes does not outlive it.
+
+        _shift: s_j - j of each user's items s in order, (N, L), padded with I; _free: how many items it never took, (N,): the r-th of these
+        is r plus how many of the row's numbers are at most r. _fixed: those that its rows are ranked among, (N, negatives), none twice.
+        """
+        user, item = _pairs(federation)
+        n, taken = federation.clients, np.bincount(user, minlength=federation.clients)
         first = np.cumsum(taken) - taken
         place = np.arange(len(user)) - first[user]
         shift = np.full((n, max(1, int(taken.max(initial=0)))), self.classes, np.int64)
         shift[user, place] = item - place
-        return shift, self.classes - taken
-
-    @cached_property
-    def _shift(self) -> Tensor:
-        return torch.as_tensor(self._tables[0], device=self.device)
-
-    @cached_property
-    def _free(self) -> Tensor:
-        return torch.as_tensor(self._tables[1], device=self.device)
-
-    @cached_property
-    def _taken(self) -> Tensor:
-        """Return whether a user took an item, (N, I)."""
-        user, item = _pairs(self._federation)
-        taken = torch.zeros(self._federation.clients, self.classes, dtype=torch.bool)
-        taken[torch.as_tensor(user), torch.as_tensor(item)] = True
-        return taken.to(self.device)
-
-    @cached_property
-    def _fixed(self) -> Tensor:
-        """Return the items that each user's rows are ranked among, (N, negatives), none of them twice."""
-        shift, free = self._tables
-        wanted = self.settings.sample if self.settings.negatives == "all" else self.settings.negatives
-        made = np.zeros((len(free), wanted), np.int64)
-        for user, many in enumerate(free.tolist()):
-            rng = keys.numpy(keys.key(self.config.seed, 0, user, "items to rank among"))
-            r = rng.choice(many, min(wanted, many), replace=False)
-            made[user, : len(r)] = r + (shift[user] <= r[:, None]).sum(1)
-        return torch.as_tensor(made, device=self.device)
+        free, every = self.classes - taken, self.settings.negatives == "all"
+        fixed = np.zeros((n, self.settings.sample if every else self.settings.negatives), np.int64)
+        for u, many in enumerate(free.tolist()):
+            rng = keys.numpy(keys.key(self.config.seed, 0, u, "items to rank among"))
+            r = rng.choice(many, min(fixed.shape[1], many), replace=False)
+            fixed[u, : len(r)] = r + (shift[u] <= r[:, None]).sum(1)
+        self._shift, self._free, self._fixed = (torch.as_tensor(a, device=self.device) for a in (shift, free, fixed))
+        if every:
+            met = np.zeros((n, self.classes), bool)
+            met[user, item] = True
+            self._taken = torch.as_tensor(met, device=self.device)
 
     def _unseen(self, user: Tensor, r: Tensor) -> Tensor:
         """Return the r-th item (B, S) that each row's user never took."""

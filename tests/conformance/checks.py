@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from rayfed import keys, methods, schedules, tree
+from rayfed import task as tasks
 from rayfed.engine import scoring
 from rayfed.engine.messages import VisitCall
 from rayfed.execute.tuning import compiler, replay
@@ -33,6 +34,8 @@ from rayfed.wire import PARAMS, Part
 from tests import toy
 from tests.interpreted import Interpreted
 from tests.toy import Result, SimPool, Spec, ToyFed
+
+SCORED = ("global", "personal", "unseen")  # scopes that every method has
 
 
 class Case(NamedTuple):
@@ -94,15 +97,16 @@ def two_rounds_run(case: Case, tmp_path: Path) -> None:
     assert ran.ending.status == "done"
     assert [r["round"] for r in ran.rows] == [1, 2]
     c = toy.config(case.method, **case.changes)
-    federation = toy.federation(c)
+    federation, method = toy.federation(c), methods.of(c)
+    pooled = method.universal or tasks.of(federation.task).pooled  # one user's taste is not everybody's
     for row in ran.rows:
         for name in [m.name for m in scoring.measures(c, federation, [])]:
-            for scope in ("global", "personal", "unseen"):
+            for scope in SCORED if pooled else SCORED[1:]:
                 value = row.get(f"{name}/{scope}")
                 assert value is not None and math.isfinite(value), f"{name}/{scope} is {value} in round {row['round']}"
         assert all(math.isfinite(v) for v in row.values() if v is not None), row
         assert 0 <= row.get("accuracy/global", 0.0) <= 1 and row["clients/dropped"] == 0
-    known = metric_names.known(methods.of(c), federation)
+    known = metric_names.known(method, federation)
     measured = {n for row in ran.rows for n, v in row.items() if v is not None} - {"round"}
     scores = {n for n in known if n.partition("/")[2].removesuffix("_ex") in SCOPES}
     assert measured <= {*known} and scores <= measured, "what rows can have is known before the start"
@@ -264,7 +268,8 @@ def empty_rounds_pass(case: Case, tmp_path: Path) -> None:
     assert "loss/personal" in nobody.scores()[0]
     one = toy.simulate(case.method, executor="vmap", kind=Few, **case.changes)
     assert tree.finite(one.state) and [r["visits"] > 0 for r in one.rows] == [False, True]
-    assert "loss/global" in one.scores()[0]
+    pooled = one.fed.method.universal or one.fed.task.pooled
+    assert ("loss/global" if pooled else "loss/personal") in one.scores()[0]
 
 
 def later_rounds_add_nothing(case: Case, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from rayfed import methods
 from rayfed.methods._bases.over_lora import OverLoRA
+from tests import toy
 from tests.conformance.checks import CHECKS, Case, every_part_is_seen
 
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}  # DisUE's D-phase
@@ -100,6 +101,10 @@ VARIANTS: dict[str, list[Any]] = {
         {},
         {"models": 2, "inner": "all", "step": "client", "mu": 0.0, "server_lr": 0.5, "newcomers": "least_loss"},
     ],
+    "fedncf": [
+        ({}, toy.TASTES),
+        ({}, {**toy.TASTES, "task": {**toy.TASTES["task"], "model": {"name": "ncf", "hidden": [6]}}}),
+    ],
     "fedoa": [
         {"pooled": True},
         {
@@ -117,6 +122,10 @@ VARIANTS: dict[str, list[Any]] = {
     "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],
     "fedsoft": [{}, {"clusters": 2, "lam": 0.0, "selection": "weighted", "every": 1, "floor": 0.0}],
     "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
+    "pfedrec": [
+        ({"item_rate": 0.5}, toy.TASTES),
+        ({"item_rate": 0.5, "view": "shared", "aggregate": "touched"}, toy.TASTES),
+    ],
     "ifca": [{}, {"clusters": 2, "weight": "examples"}],
     "fedgroup": [{"pretrain": 3}, {"clusters": 2, "pretrain": 2, "per_group": 2, "eta": 0.5, "weight": "one"}],
     "fedspeed": [{}, ({"server": "active", "alpha": 0.5}, BATCHNORM)],

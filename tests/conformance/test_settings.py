@@ -43,6 +43,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
         {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.1}}},
     ),
     "hetlora": ({}, RANKS),
+    "pfedrec": ({"item_rate": 0.5}, toy.TASTES),
     ("hetlora", "least"): ({"gamma": 0.5}, RANKS),
     ("cfl", "absent"): (CUTS, {"federation": {"per_round": None}}),
     ("cfl", "relative"): ({**CUTS, "eps_2": 0.99}, {}),
