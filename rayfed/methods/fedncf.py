@@ -18,7 +18,8 @@ class FedNCF(Method):
 
     A client is a user. It trains the item table, the scoring network and its own vector on its items and on sampled ones that it never
     took; table and network come back as an update and are averaged by examples, its vector stays. Every user starts from the same vector.
-    Down: all but the user's part (table and network). Up: their update, n_i. Kept at clients: the user's part. At the server: table and network.
+    Down: all but the user's part (table and network). Up: their update, n_i. Kept at clients: the user's part.
+    At the server: table and network.
     """
 
     wire = Wire(
