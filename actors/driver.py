@@ -72,7 +72,7 @@ class RayLauncher:
                 raise
             wanted = _scale_up(configs, self.scale_up, missing)
         least = max((int(c.resources.actors) for c in configs if c.resources.actors != "auto"), default=1)
-        phases.begin("starting actors")
+        phases.begin("placing actors")
         wanted = self._reserve(wanted, min(least, wanted.actors))
         imports = {m for c in configs for m in models.imports(c.task.model)}
         late = self.session.local and not wanted.gpus and all(map(may_begin_alone, configs))

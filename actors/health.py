@@ -36,7 +36,7 @@ def _look(session: Session, seconds: float) -> list[Check]:
     nodes = nodes_of(ray.nodes())
     total = f"{sum(n['CPU'] for n in nodes):g} CPUs, {sum(n.get('GPU', 0) for n in nodes):g} GPUs"
     kind = "a local Ray started" if session.local else f"the Ray at {session.address} answered"
-    found = [Check("Ray", "ok", f"{kind} in {seconds:.1f} s: {len(nodes)} nodes, {total}")]
+    found = [Check("Ray", "ok", f"{kind} in {seconds:.1f} s: {len(nodes)} node{'s' * (len(nodes) != 1)}, {total}")]
     here = versions()
     for node in (n for n in ray.nodes() if n["Alive"]):
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

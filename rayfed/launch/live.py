@@ -117,7 +117,7 @@ class Progress:
         self.view: View | None = None
         self.left = TimeLeft()
         self._stack = ExitStack()
-        self._kept = ""
+        self._kept, self._phase = "", ""
         self._share: float | None = None
 
     def __enter__(self) -> Progress:
@@ -132,13 +132,15 @@ class Progress:
 
     def begin(self, phase: str) -> None:
         """Show what begins before the first round of a run."""
+        self._phase = phase
         if self.view is not None:
             self.view.show(f"starting: {phase}", self._share)
 
     def update(self, state: Mapping[str, Any]) -> None:
         """Show a live status, as in state.json; in a study it has arm, seed, run_number and runs too."""
-        if self.view is None:
-            return
+        if self.view is None or (self._phase and not state.get("round") and not state.get("phase")):
+            return  # it says less than the phase that is shown
+        self._phase = ""
         self._share, seconds = self.left.of(state)
         several = "runs" in state or "trials" in state
         ended = state.get("status") in ENDED

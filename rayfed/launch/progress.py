@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rayfed.launch.time_left import time_text
+from rayfed.report.tables import caution
 
 SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")  # in the live line
 STUDY_METRICS = ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
@@ -79,6 +80,9 @@ def _print_study(path: Path, summary: dict[str, Any]) -> None:
     for arm, rounds in (summary.get("collapsed") or {}).items():
         which = ", ".join(f"seed {seed} in round {r}" for seed, r in rounds.items())
         console.print(f"note: runs of {arm} fell to chance: {which}", markup=False)
+    counted = {arm: max((v["n"] for v in values.values()), default=0) for arm, values in arms.items()}
+    if few := caution(counted):
+        console.print(f"note: {few}", markup=False)
     claims = summary.get("claim") or []
     for c in claims if isinstance(claims, list) else [claims]:
         console.print(f"claim: {c['metric']} of {c['better']} over {c['than']} at round {c['at']}: {c.get('verdict')}")

@@ -247,5 +247,5 @@ DOCTOR = """
 def test_doctor_computes_on_a_ray_of_its_own(env):
     """And leaves none behind; where no Ray answers, that is what it finds."""
     (started, node), connected, (refused,) = script(env, DOCTOR)
-    assert (started[1], node[1]) == ("ok", "ok") and "1 nodes" in started[2] and not connected
+    assert (started[1], node[1]) == ("ok", "ok") and "1 node," in started[2] and not connected
     assert refused[1] == "wrong" and "no Ray answers there" in refused[2]

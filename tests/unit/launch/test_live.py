@@ -125,3 +125,12 @@ def test_what_is_watched_is_printed_where_it_changes(capsys: Out, clock: Any) ->
     texts = iter([("a", True), ("a", True), ("b", True), *[("c", True)] * 6, ("d", False)])
     keep_showing(lambda: next(texts))
     assert capsys.readouterr().out.splitlines() == ["a", "c", "d"]
+
+
+def test_a_status_that_says_less_than_the_phase_does_not_hide_it(capsys: Out, clock: Any) -> None:
+    with Progress() as progress:
+        phases.begin("placing actors")
+        clock.now = 120.0
+        progress.update({"round": 0, "status": "starting"})
+        progress.update({"round": 0, "status": "starting", "phase": "trying executors"})
+    assert capsys.readouterr().out.splitlines() == ["starting: placing actors", "starting: trying executors"]
