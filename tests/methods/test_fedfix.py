@@ -66,7 +66,7 @@ def test_ticks_in_numpy(plain: Any, settings: dict[str, Any]) -> None:
 
 def test_a_tick_without_replies_changes_nothing_but_the_time() -> None:
     done = toy.simulate({"name": "fedfix", "period": 0.25}, rounds=3, **ALL)  # visits take a second
-    assert tree.same(done.state["model"], done.initial["model"])
+    assert tree.same(done.state["model"], done.initial["model"]) and done.state["models"] == {}
     assert float(done.state["now"]) == 0.75 and int(done.state["version"]) == 0 and done.rows[0]["visits"] == 0
     four = toy.simulate({"name": "fedfix", "period": 0.25}, rounds=4, **ALL)
     assert int(four.state["version"]) == 1 and four.rows[3]["visits"] == 12
