@@ -124,7 +124,8 @@ def find(name: str) -> Any:
         raise ConfigError(f"local.optimizer.name: {name!r} cannot be imported: {e}") from e
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
         return found
-    known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+    base = torch.optim.Optimizer
+    known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
     raise ConfigError(
         f"local.optimizer.name: {name!r} is no optimizer class{nearest(cls, known)}; of torch.optim there are {', '.join(sorted(known))}"
     )

@@ -10,10 +10,11 @@ from rayfed import PARAMS, Part, Wire, tensor, tree
 from rayfed.lazy import torch
 from rayfed.methods._bases.anarchic import DOWN, SERVER, Anarchic, AnarchicSettings
 from rayfed.methods._bases.asynchronous import Asynchronous
-from rayfed.methods._bases.remembering import KEEP, UP
+from rayfed.methods._bases.remembering import KEEP, UP, memory_problems
 
 if TYPE_CHECKING:
     from rayfed import Fed, Task, Tree
+    from rayfed.config.schema import Config
 
 
 class AFACS(Anarchic):
@@ -40,6 +41,9 @@ class AFACS(Anarchic):
             "came": Part(tensor("N", dtype="bool"), note="who has ever come"),
         },
     )
+
+    def check(self, config: Config) -> list[str]:
+        return super().check(config) + memory_problems(config)
 
     def cost(self, part: str, sent: Tree) -> int:
         return 0 if part == "old" else super().cost(part, sent)

@@ -55,7 +55,7 @@ class FedStale(Remembering):
     )
 
     def check(self, config: Config) -> list[str]:
-        return participation.unknown(config) if self.settings.chances == "known" else []
+        return super().check(config) + (participation.unknown(config) if self.settings.chances == "known" else [])
 
     def init(self, task: Task, key: int) -> Tree:
         return {"model": task.init_params(key), "h": tree.zeros(task.params_like), **intervals.start(task.population)}

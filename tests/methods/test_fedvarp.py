@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayfed import tree
+from rayfed import methods, tree
+from rayfed.errors import ConfigError
 from tests import toy
 
 
@@ -44,3 +45,9 @@ def test_only_updates_travel() -> None:
     """The memory is the server's: bytes are those of a model down and one up."""
     done = toy.simulate("fedvarp", rounds=2)
     assert done.rows[1]["bytes/up"] == 7 * 212 * 4 == done.rows[1]["bytes/down"]
+
+
+@pytest.mark.parametrize("method", sorted({"fedvarp", "fedstale", "afa_cs"} & set(methods.names())))
+def test_what_is_remembered_is_what_was_made(method: str) -> None:
+    with pytest.raises(ConfigError, match=f"transforms: sign found, {method} remembers updates as clients make them"):
+        toy.config(method, transforms=[{"kind": "sign"}])

@@ -8,6 +8,7 @@ from rayfed import PARAMS, Method, Part, sgd_visit, tree, visit
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Task, Tree, Visit
+    from rayfed.config.schema import Config
 
 UP = {"delta": Part(PARAMS, update=True), "old": Part(PARAMS, note="h_i, which a deployment's server holds")}
 KEEP = {"h_i": Part(PARAMS, note="the client's last update: the server's memory, held where the client states are")}
@@ -19,6 +20,9 @@ class Remembering(Method):
 
     no_buffers = "running statistics of a round long ago have no use, and its weights need not sum to one"
     free: tuple[str, ...] = ("old",)  # parts that do not travel in a deployment
+
+    def check(self, config: Config) -> list[str]:
+        return memory_problems(config)
 
     def cost(self, part: str, sent: Tree) -> int:
         return 0 if part in self.free else super().cost(part, sent)
@@ -37,3 +41,13 @@ class Remembering(Method):
     def sent(self, fresh: Tree, old: Tree) -> Tree:
         """Return the parts that a client sends: its update, and the one that is remembered of it."""
         return {"delta": fresh, "old": old}
+
+
+def memory_problems(config: Config) -> list[str]:
+    """Return what is wrong where updates are remembered as clients make them: a server remembers what reaches it."""
+    if not config.transforms:
+        return []
+    kinds, name = ", ".join(t.kind for t in config.transforms), config.method.name
+    return [
+        f"transforms: {kinds} found, {name} remembers updates as clients make them, which would not reach its server; allowed: none"
+    ]
