@@ -45,7 +45,8 @@ class Shape:
 @dataclass(frozen=True)
 class Params(Shape):
     """Describe the entries of the model, {name: tensor}; with `words` those whose names have one of them between their dots, `head`
-    taking the classifier's, `norm` the normalisation layers', `buffers` what training writes; others: all but those."""
+    taking the classifier's (of an own network that calls nothing so, the last linear layer's), `norm` the normalisation layers',
+    `buffers` what training writes; others: all but those."""
 
     words: tuple[str, ...] = ()
     others: bool = False
@@ -54,7 +55,10 @@ class Params(Shape):
         """Return the entries of a tree of all trained parameters that are meant."""
         if not self.words:
             return params
-        groups = {"head": task.head, "norm": task.norms, "buffers": task.buffers}
+        head = task.head
+        if "head" in self.words and not head and task.per_class:
+            head = task.classifier_names
+        groups = {"head": head, "norm": task.norms, "buffers": task.buffers}
         named = {n for word in self.words for n in groups.get(word, ())}
         words = set(self.words) - set(groups)
         return {n: p for n, p in params.items() if (n in named or bool(words & set(n.split(".")))) != self.others}

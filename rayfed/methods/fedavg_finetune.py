@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from rayfed import MethodSettings, mean, sgd_visit, tree
+from rayfed import MethodSettings, mean, tree
+from rayfed.methods._bases.finetuned import finetuned
 from rayfed.methods._bases.one_model import OneModel
-from rayfed.visits import epochs
 
 if TYPE_CHECKING:
-    from rayfed import ClientContext, Fed, Task, Tree, Visit
+    from rayfed import Fed, Task, Tree, Visit
 
 
 class FedAvgFinetune(OneModel):
@@ -36,8 +36,4 @@ class FedAvgFinetune(OneModel):
         return {"model": task.keep_averages(model, state["model"], got.folded["delta"])}
 
     def view(self, task: Task) -> Visit:
-        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
-            return {"model": carry["model"]}, client.own
-
-        tuned = [(epochs(self.settings.finetune_epochs), lambda name: True)]
-        return sgd_visit(task.loss, self.local, phases=tuned, end=end, lr=self.settings.finetune_lr)
+        return finetuned(task, self.local, self.settings)

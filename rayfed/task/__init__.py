@@ -578,9 +578,14 @@ class Task:
         """Return cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training and targets are
         smoothed (`local.label_smoothing`)."""
         with self.training(batch, key):
-            logp = torch.log_softmax(self.apply(params, batch["x"]), -1)
+            logits = self.apply(params, batch["x"])
+        return self.cross_entropy(logits, batch["y"], key)
+
+    def cross_entropy(self, logits: Tensor, y: Tensor, key: Any = None) -> Tensor:
+        """Return cross-entropy (B,) of logits (B, C) against labels (B,); with a training step's key, targets are smoothed."""
+        logp = torch.log_softmax(logits, -1)
         # F.cross_entropy's bits; vmap takes that one apart in Python
-        loss = -logp.gather(-1, batch["y"][:, None])[:, 0]
+        loss = -logp.gather(-1, y[:, None])[:, 0]
         e = self.config.local.label_smoothing if key is not None else 0
         return (1 - e) * loss - e * logp.mean(-1) if e else loss
 

@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "feddf": ({"steps": 2, "batch": 4}, {**EXACT, "federation": {"probe": 8}}),
     "fedoa": ({}, EXACT),
     "fedgen": ({"generator_steps": 2, "batch": 4, "noise": 4, "hidden": 8}, {}),
+    "fedloge": ({"fixed_steps": 20}, EXACT),
     "fedpurel": ({}, EXACT),
     "flexlora": ({}, EXACT),
     "hetlora": ({}, RANKS),

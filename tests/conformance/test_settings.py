@@ -33,6 +33,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "disue": (SHORT, PROBE),
     "fedftg": (SHORT, PROBE),
     "feddf": ({"steps": 3, "batch": 16}, PROBE),
+    "fedloge": ({"fixed_steps": 20}, {}),
     "fedgen": ({"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8}, {}),
     "fedfix": ({}, {**ALL, **DEVICES}),
     ("fedfix", "period"): ({}, ALL),
@@ -89,6 +90,8 @@ def candidates(name: str, setting: str) -> list[Any]:
         found = named
     elif bool in kinds:
         found = [not default]
+    elif isinstance(default, tuple):  # of layers
+        found = [["body"], ["bias"]]
     elif setting == "clusterer":
         found = [{"kind": "singletons"}]
     else:

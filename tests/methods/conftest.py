@@ -156,3 +156,89 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
 
     monkeypatch.setattr(Task, "loss", loss)
     return batches
+
+
+class Hand:
+    """The toy's network of one hidden layer on whole batches, by torch's own autograd on formulas written out here."""
+
+    LR = 0.1
+    STEPS = 3
+    WORK: dict[str, Any] = {  # noqa: RUF012
+        "local": {"epochs": STEPS, "batch_size": 64, "optimizer": {"name": "sgd", "lr": LR}},
+        "executor": "vmap",
+        "dtype": "float64",
+    }
+    HEAD = ("head.weight", "head.bias")
+
+    @staticmethod
+    def data(fed: Any, client: int, split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
+        rows = getattr(fed.federation, split)[client]
+        return torch.as_tensor(fed.federation.arrays["x"][rows]).double(), torch.as_tensor(
+            fed.federation.arrays["y"][rows]
+        )
+
+    @staticmethod
+    def features(p: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ p["body.0.weight"].T + p["body.0.bias"])
+
+    @staticmethod
+    def classify(p: Any, h: torch.Tensor) -> torch.Tensor:
+        return h @ p["head.weight"].T + p["head.bias"]
+
+    @classmethod
+    def logits(cls, p: Any, x: torch.Tensor) -> torch.Tensor:
+        return cls.classify(p, cls.features(p, x))
+
+    @classmethod
+    def loss(cls, p: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(cls.logits(p, x), y)
+
+    @classmethod
+    def descend(
+        cls, p: Any, loss: Callable[[Any], torch.Tensor], steps: int = STEPS, moves: Sequence[str] = (), lr: float = LR
+    ) -> dict[str, torch.Tensor]:
+        """`steps` gradient steps of loss(p); moves: the entries that learn, by default all."""
+        here = {n: v.detach().clone() for n, v in p.items()}
+        for _ in range(steps):
+            learn = {n: here[n].requires_grad_() for n in moves or here}
+            slopes = torch.autograd.grad(loss(here), list(learn.values()))
+            here = {n: v.detach() for n, v in here.items()}
+            for n, g in zip(learn, slopes, strict=True):
+                here[n] = here[n] - lr * g
+        return here
+
+    @staticmethod
+    def mean(updates: Sequence[Any], n: Sequence[float]) -> dict[str, torch.Tensor]:
+        w = torch.tensor(n, dtype=torch.float64) / sum(n)
+        return {k: torch.tensordot(w, torch.stack([u[k] for u in updates]), dims=1) for k in updates[0]}
+
+    @staticmethod
+    def same(a: Any, b: Any, atol: float = 1e-12) -> None:
+        assert a.keys() == b.keys()
+        for n in a:
+            torch.testing.assert_close(a[n].double(), b[n].double(), rtol=0, atol=atol)
+
+    @classmethod
+    def private_layers(cls, done: toy.Result, private: Sequence[str], train: Any, weigh: bool = True) -> None:
+        """Do a run's rounds again whose clients keep the entries `private`; train: (model, x, y) -> trained model."""
+        model = {n: p.clone() for n, p in done.initial["model"].items()}
+        own: dict[int, Any] = {}
+        shared = [n for n in model if n not in private]
+        for draw in done.fed.drawn:
+            updates, n = [], []
+            for c in draw.ids:
+                x, y = cls.data(done.fed, c)
+                after = train({**model, **own.get(c, {})}, x, y)
+                own[c] = {k: after[k] for k in private}
+                updates.append({k: after[k] - model[k] for k in shared})
+                n.append(len(y) if weigh else 1)
+            model |= {k: model[k] + u for k, u in cls.mean(updates, n).items()}
+        cls.same(done.state["model"], model)
+        assert done.clients().keys() == {str(c) for c in own}
+        for c, state in done.clients().items():
+            cls.same(state["own"], own[int(c)])
+
+
+@pytest.fixture
+def hand() -> type[Hand]:
+    return Hand

@@ -21,7 +21,7 @@ def test_the_layers_stay_with_their_clients() -> None:
     bn = toy.simulate("fedbn", executor="vmap", rounds=3, **net("batchnorm"))
     layers = [n for n in bn.state["model"] if n.startswith("1.")]
     assert len(layers) == 5 and all(torch.equal(bn.state["model"][n], bn.initial["model"][n]) for n in layers)
-    assert all(set(s["norm"]) == set(layers) for s in bn.clients().values())
+    assert all(set(s["own"]) == set(layers) for s in bn.clients().values())
 
 
 def test_without_such_layers_it_is_fedavg_to_the_bit() -> None:
