@@ -22,8 +22,7 @@ from rayfed import (
     visit,
 )
 from rayfed.lazy import torch
-from rayfed.methods._bases.private_layers import HEAD_ONLY, require_layers
-from rayfed.task import needs_classes
+from rayfed.methods._bases.private_layers import head_problems, require_layers
 from rayfed.training import mean_loss
 from rayfed.visits import epochs
 from rayfed.wire import tensor
@@ -81,7 +80,7 @@ class FedALA(Method):
         self.wire = self.wire._replace(keep={**self.wire.keep, "weights": weights})  # type: ignore[misc]
 
     def fits(self, federation: Federation) -> list[str]:
-        return needs_classes(federation, HEAD_ONLY) if "head" in self.settings.adaptive else []
+        return head_problems(federation, self.settings.adaptive)
 
     def init(self, task: Task, key: int) -> Tree:
         require_layers("adaptive", self.settings.adaptive, task)

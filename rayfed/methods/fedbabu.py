@@ -9,8 +9,7 @@ from pydantic import Field
 
 from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, params_but, params_of, sgd_visit, tree, visit
 from rayfed.methods._bases.finetuned import finetuned
-from rayfed.methods._bases.private_layers import HEAD_ONLY
-from rayfed.task import needs_classes
+from rayfed.methods._bases.private_layers import head_problems
 from rayfed.training import work
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class FedBABU(Method):
     )
 
     def fits(self, federation: Federation) -> list[str]:
-        return needs_classes(federation, HEAD_ONLY)
+        return head_problems(federation, ("head",))
 
     @visit
     def train(self, task: Task) -> Visit:

@@ -70,7 +70,10 @@ class FRAug(Method):
 
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS), "generator": Part(ANY, note="G")},
-        up={"delta": Part(PARAMS, update=True), "moved": Part(ANY, update=True, note="the update of G")},
+        up={
+            "delta": Part(PARAMS, update=True, robust=True),
+            "moved": Part(ANY, update=True, note="the update of G"),
+        },
         keep={
             "transform": Part(ANY, private=True, note="N_k"),
             "means": Part(tensor("C", "d"), private=True, note="mu"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rayfed import PARAMS, SCALAR, Method, Part, Wire, mean, model_of, params_of, sgd_visit, tree, visit
 from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import torch
-from rayfed.task import needs_classes
+from rayfed.task import needs_classes, of
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree, Visit
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from rayfed.wire import Params
 
 
-HEAD_ONLY = "`head` is a classifier's layer"  # why other answers than classes do not do
+def head_problems(federation: Federation, words: Sequence[str]) -> list[str]:
+    """Return what `Method.fits` says where `head` is among a setting's words and the task's networks have none: language models."""
+    without = "head" in words and "tokens" in of(federation.task).offers
+    return needs_classes(federation, "`head` is a classifier's layer") if without else []
 
 
 def split_wire(private: Params) -> Wire:
@@ -74,7 +77,7 @@ class PrivateLayers(Method):
         return None
 
     def fits(self, federation: Federation) -> list[str]:
-        return needs_classes(federation, HEAD_ONLY) if "head" in self.private.words else []
+        return head_problems(federation, self.private.words)
 
     def init(self, task: Task, key: int) -> Tree:
         first = task.init_params(key)
