@@ -32,6 +32,7 @@ class FedAU(OneModel):
     """
 
     no_buffers = "its weights do not sum to one, and running statistics cannot be added up with them"
+    no_rule = "updates are divided by the number of all clients, which is no mean over the replies"
 
     class Settings(MethodSettings):
         needs: ClassVar = {"cutoff": (Need("weights", ("learned",)),)}

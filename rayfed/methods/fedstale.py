@@ -32,6 +32,7 @@ class FedStale(Remembering):
     """
 
     free = ("old", "moved", "ratio", "share")
+    no_rule = "remembered updates are added with fresh ones, each by a weight of its own"
 
     class Settings(MethodSettings):
         needs: ClassVar = {"cutoff": (Need("chances", ("estimated",)),)}

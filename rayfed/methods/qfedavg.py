@@ -26,6 +26,7 @@ class QFedAvg(Method):
     """
 
     no_buffers = "its step is a quotient of sums, of which running statistics are no part"
+    no_rule = "its step is a quotient of sums"
 
     class Settings(MethodSettings):
         q: float = Field(1.0, ge=0, description="How much high losses count; the paper's grid is 0 to 15.")

@@ -24,6 +24,7 @@ class Asynchronous(OneModel):
     all visits take a second. The local rate is that of the round in which a reply comes in."""
 
     no_buffers = "an update is added to a newer model than the one it was made from, and running statistics cannot be"
+    no_rule = "updates are added one by one as they come in, each with a weight of its own"
     logs: ClassVar = {
         "staleness/mean": ("steps of the server since a client was sent its model, mean over replies", "steps")
     }

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from rayfed import aggregate, tree
+from rayfed import aggregate, methods, tree
 from rayfed.aggregate import Evidence
-from rayfed.errors import FailsAgain
+from rayfed.errors import ConfigError, FailsAgain
 from rayfed.fold import mean, total
+from rayfed.methods._bases.over_lora import OverLoRA
 from tests import toy
 from tests.conformance import checks
 from tests.conformance.checks import Case
+from tests.conformance.test_conformance import VARIANTS
 from tests.toy import SimPool
 from tests.unit.aggregate.test_aggregate import RULES
 
@@ -149,3 +151,28 @@ def test_an_update_of_which_no_mean_is_taken_ends_the_run() -> None:
         fed.ask(fed.method.train, CLIENTS, shared=fed.method.init(fed.task, 7))
     with pytest.raises(FailsAgain, match="takes no mean of it"):
         fed.ask(fed.method.train, CLIENTS, shared=fed.method.init(fed.task, 7), fold=total("delta"))
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if not issubclass(methods.get(n), OverLoRA)])
+def test_a_rule_acts_or_is_refused_whatever_the_method(name: str) -> None:
+    """Never is a rule left out silently: with one, a round gives another state than without, or the config is refused."""
+    row = VARIANTS.get(name, [{}])[0]
+    settings, changes = row if isinstance(row, tuple) else (row, {})
+    states = []
+    for kind in ("mean", "median"):
+        try:
+            done = toy.simulate(
+                {"name": name, **settings}, executor="vmap", rounds=1, **toy.merge(changes, {"aggregate": kind})
+            )
+        except ConfigError as error:
+            assert kind == "median" and "aggregate.kind: median found, but" in str(error), error
+            return
+        states.append(done.state)
+    assert not tree.same(*states), "the median gives what the mean gives"
+
+
+def test_transforms_act_on_what_attackers_send() -> None:
+    """A scaled update is cut to the clip's norm as everyone's is."""
+    scale = [{"kind": "scale", "clients": [5], "factor": 1000.0}]
+    _, got = asked(None, attacks=scale, transforms=[{"kind": "clip", "norm": 0.1}])
+    assert np.linalg.norm(rows_of(got), axis=1).max() <= 0.1 * (1 + 1e-5)
