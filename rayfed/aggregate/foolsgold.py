@@ -21,8 +21,9 @@ class FoolsGold(Aggregator):
 
     h_i: the sum of client i's updates over all rounds, which the server keeps (N P numbers at most). cs_ij = cos(h_i, h_j), v_i =
     max_j cs_ij; pardoning: cs_ij <- cs_ij v_i / v_j where v_j > v_i; a_i = 1 - max_j cs_ij, divided by the largest; a_i <- kappa
-    (ln(a_i / (1 - a_i)) + 1/2), cut to [0, 1]. Result: sum_i a_i u_i / sum_i a_i. The published code adds a_i u_i without dividing, so that its step grows
-    with the clients. It withstands many attackers of one aim, not one alone; honest clients with like data are taken for such.
+    (ln(a_i / (1 - a_i)) + 1/2), cut to [0, 1]. Result: sum_i a_i u_i / sum_i a_i. The published code adds a_i u_i without
+    dividing, so that its step grows with the clients. It withstands many attackers of one aim, not one alone; honest clients with
+    like data are taken for such.
     """
 
     Settings = Settings
