@@ -629,7 +629,7 @@ class Runner:
         notes = notes_on_scores(self.folder, self.federation, run.reached, run.collapsed, config.stop.metric)
         notes += self.federation.notes
         notes += [sample] if (sample := run.evaluator.sample()) else []
-        if run.method.universal is None:
+        if run.method.universal is None and run.task.pooled:
             measured = " and ".join(f"{n}/global" for n in sorted(run.task.row_measures)[:2])
             notes.append(
                 f"{measured} score the size-weighted mean of the served models' predictions: the method has no single model"

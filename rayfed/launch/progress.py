@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayfed.launch.time_left import time_text
+from rayfed.metrics import FAMILIES, SCOPES
 from rayfed.report.tables import caution
 
 SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")  # in the live line
 STUDY_METRICS = ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
 STUDY_COLUMNS = 4  # what fits into 80 columns; the report has all
+
+
+def _is_score(metric: str) -> bool:
+    """Return whether a metric has a scope, and is not one of many of its family."""
+    return metric.partition("/")[2].removesuffix("_ex") in SCOPES and not metric.startswith(FAMILIES)
+
+
+def _chosen(usual: Sequence[str], measured: Iterable[str], many: int) -> list[str]:
+    """Return the usual metrics to show, or, of a task that has no accuracy, its first ones of scopes `global` and `personal`."""
+    scores = [m for m in measured if _is_score(m) and m.partition("/")[2] in ("global", "personal")]
+    return list(usual) if any(m.startswith("accuracy/") for m in scores) or not scores else scores[:many]
 
 
 def human(n: float) -> str:
@@ -40,7 +52,7 @@ def line(state: Mapping[str, Any]) -> str:
     metrics = state.get("metrics", {})
     parts += [state["score"]] if "score" in state else []
     parts += [state["waiting"]] if state.get("waiting") else []
-    parts += [f"{n} {metrics[n]:.3f}" for n in SHOWN if metrics.get(n) is not None]
+    parts += [f"{n} {metrics[n]:.3f}" for n in _chosen(SHOWN, metrics, len(SHOWN)) if metrics.get(n) is not None]
     parts += [f"fell apart in round {state['collapsed']}"] if state.get("collapsed") is not None else []
     if state.get("clients_per_s"):
         parts.append(f"{state['clients_per_s']:.0f} clients/s")
@@ -70,7 +82,8 @@ def _print_study(path: Path, summary: dict[str, Any]) -> None:
 
     console, arms = Console(), summary["arms"]
     table = Table(title=f"final round, mean ± sd over {_seeds(path)} seeds")
-    names = [m for m in STUDY_METRICS if any(m in values for values in arms.values())][:STUDY_COLUMNS]
+    measured = dict.fromkeys(m for values in arms.values() for m in values)
+    names = [m for m in _chosen(STUDY_METRICS, measured, STUDY_COLUMNS) if m in measured][:STUDY_COLUMNS]
     table.add_column("arm")
     for name in names:
         table.add_column(name.replace("/", "\n"), justify="right")
@@ -100,7 +113,7 @@ def _print_run(summary: dict[str, Any]) -> None:
     for column in ("metric", "final", "best", "round of best"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, value in summary["metrics"].items():
-        if name.split("/")[0] in ("accuracy", "loss", "clusters"):
+        if name.startswith("clusters/") or _is_score(name):
             final, best = ("-" if value[k] is None else f"{value[k]:.4f}" for k in ("final", "best"))
             table.add_row(name, final, best, str(value["best_round"] or "-"))
     console.print(table)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayfed.launch.progress import human, line, print_sweep
+from rayfed.launch.progress import human, line, print_result, print_sweep
 
 
 def test_bytes_are_short() -> None:
@@ -29,6 +29,23 @@ def test_a_line_says_run_round_scores_and_time() -> None:
         "[2/4] ifca seed 1  round 3/20  accuracy/global 0.512  loss/global 1.500  13 clients/s  2.5 MB  61 s left"
     )
     assert line({"status": "starting", "round": 0}) == "starting"
+
+
+def test_a_task_without_accuracy_shows_what_it_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {
+        "loss/personal": 0.5,
+        "loss/local": 0.4,
+        "rmse/personal": 61.25,
+        "rmse/personal_ex": 62.0,
+        "recall-a/global": 1.0,
+    }
+    state = {"status": "running", "round": 3, "rounds": 20, "metrics": {**scores, "bytes/up": 3.0}}
+    assert line(state) == "round 3/20  loss/personal 0.500  rmse/personal 61.250"
+    found = {n: {"final": v, "best": v, "best_round": 3} for n, v in {**scores, "bytes/up": 3.0}.items()}
+    print_result(tmp_path, {"method": "fedavg", "rounds": 3, "wall_s": 1.0, "metrics": found, "notes": []})
+    out = capsys.readouterr().out
+    assert all(n in out for n in ("rmse/personal", "rmse/personal_ex", "loss/local")) and "61.2500" in out
+    assert "recall-a" not in out and "bytes/up" not in out
 
 
 def test_the_table_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
