@@ -40,6 +40,7 @@ class FedFTG(Method):
     within a round the models of all its clients.
     """
 
+    needs = frozenset({"classes"})
     logs = datafree.LOGS
 
     class Settings(datafree.DataFree, MethodSettings):

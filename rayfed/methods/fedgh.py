@@ -44,6 +44,7 @@ class FedGH(ServerHeader):
             "counts": Part(CLASSES, note="1 for each class that it has: the labels"),
         }
     )
+    needs = frozenset({"classes"})
 
     @visit
     def train(self, task: Task) -> Visit:

@@ -41,6 +41,8 @@ class FedLD(OneModel):
             "one", description="Weights of the mean: equal (code), or by examples."
         )
 
+    needs = frozenset({"classes"})
+
     def fits(self, federation: Federation) -> list[str]:
         if federation.kind == "instruct":
             return [

@@ -54,6 +54,8 @@ class FedProto(OwnModel):
         server={"prototypes": Part(tensor("C", "d")), "known": Part(CLASSES)},
     )
 
+    needs = frozenset({"classes"})
+
     def init(self, task: Task, key: int) -> Tree:
         zeros = torch.zeros(task.classes, task.feature_size, dtype=task.dtype)
         return {"prototypes": zeros, "known": zeros[:, 0].clone()}

@@ -44,6 +44,7 @@ class FedRE(ServerHeader):
     wire: ClassVar[Wire] = ServerHeader.wire._replace(
         up={"mixture": Part(tensor("d"), note="z_i"), "shares": Part(CLASSES, note="q_i")}
     )
+    needs = frozenset({"classes"})
 
     @visit
     def train(self, task: Task) -> Visit:

@@ -72,6 +72,8 @@ class FedSA(OwnModel):
         },
     )
 
+    needs = frozenset({"classes"})
+
     def init(self, task: Task, key: int) -> Tree:
         zeros = torch.zeros(task.classes, task.feature_size, dtype=task.dtype)
         drawn = anchors(task.classes, task.feature_size, keys.key(key, 0, -1, "anchors"))

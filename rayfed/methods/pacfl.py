@@ -36,6 +36,7 @@ class PACFL(Clustered):
     With one cluster it is FedAvg up to the order of batches. The bases reveal something of raw data before any training.
     """
 
+    needs = frozenset({"classes"})
     logs: ClassVar = {
         f"clusters/proximity_{of}": (f"{of} over pairs of clients of their subspaces' proximity", "degrees")
         for of in ("min", "median", "max")
