@@ -171,10 +171,9 @@ class Clock:
         idle[list(away)] = False
         if places <= 0 or not idle.any():
             return
-        among = np.flatnonzero(idle).tolist()
-        ids = (
-            self._fed.sample(places, where=among) if away or len(among) < len(idle) else self._fed.sample()
-        )  # as a round does
+        among = np.flatnonzero(idle)
+        as_a_round = not away and len(among) == len(idle)
+        ids = self._fed.sample() if as_a_round else self._fed.sample(places, where=among)
         self._due[list(ids)] = self.now + self._durations[list(ids)]
         self._since[list(ids)] = self.version
         self.begun += ids

@@ -240,7 +240,7 @@ class Fed:
 
     # -- participation -----------------------------------------------------------------------------------------------
 
-    def sample(self, n: int | None = None, *, where: Sequence[int] | None = None) -> tuple[int, ...]:
+    def sample(self, n: int | None = None, *, where: Sequence[int] | np.ndarray | None = None) -> tuple[int, ...]:
         """Draw this round's clients by `federation.participation`, from a keyed stream that is the same for every method.
 
         n: how many (default `federation.per_round`); where: only these clients. Sorted; may be empty (Poisson, or nobody is there).
@@ -254,10 +254,10 @@ class Fed:
         late = set(stragglers.late(self.config, self.population, self.round).tolist())
         return tuple(c for c in drawn if c not in late)
 
-    def _draw(self, n: int | None, where: Sequence[int] | None) -> tuple[int, ...]:
+    def _draw(self, n: int | None, where: Sequence[int] | np.ndarray | None) -> tuple[int, ...]:
         self._samples += 1
         rng = keys.numpy_again(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
-        among = self._everyone if where is None else np.asarray(sorted(where), np.int64)
+        among = self._everyone if where is None else np.sort(np.asarray(where, np.int64))
         if self._comes is not None:
             among = among[np.isin(among, self._comes.there(self.round))]
         want = min(
