@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from rayfed import keys
 from rayfed.config.schema import Section
 from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import torch
@@ -45,14 +46,25 @@ class Piece(NamedTuple):
 class At(NamedTuple):
     """What a transform is given of the client and its ask.
 
-    key: a key of this client, ask and transform; common: one that all clients of the ask share and the server has, both 0-d
-    int64; state: what the server sent of the transform's state; pieces: of the whole vector.
+    client, ask: keys of this client's reply, and of the ask, which the server has too, 0-d int64; number: the transform's own, from
+    1; state: what the server sent of its state; pieces: of the whole vector.
     """
 
-    key: Tensor
-    common: Tensor
+    client: Tensor
+    ask: Tensor
+    number: int
     state: Tree
     pieces: tuple[Piece, ...]
+
+    @property
+    def key(self) -> Tensor:
+        """Return a key of this client, ask and transform."""
+        return keys.fold(self.client, self.number)
+
+    @property
+    def common(self) -> Tensor:
+        """Return a key of this ask and transform, that all clients share and the server has."""
+        return keys.fold(self.ask, self.number)
 
 
 class Collected(NamedTuple):

@@ -153,7 +153,7 @@ class Chain:
             if number == len(self.steps):
                 return v, v
             t = self.steps[number]
-            at = At(keys.fold(key, number + 1), keys.fold(common, number + 1), state.get(t.kind, {}), pieces)
+            at = At(key, common, number + 1, state.get(t.kind, {}), pieces)
             mine = own.get(t.kind, {})
             given = v + _joined(mine["left"], pieces) if t.feedback else v
             sent, beside, new = t.encode(given, mine, at)

@@ -94,11 +94,13 @@ class Gaussian(Transform):
 
 
 def _with_noise(t: Any, deviation: float, key: Tensor) -> Any:
-    """Add Gaussian noise to every floating leaf of a tree."""
-    numbers = iter(range(1, len(tree.values(t)) + 1))
+    """Add Gaussian noise to every floating leaf of a tree: one draw for all of them, in their order."""
+    sizes = [x.numel() if x.is_floating_point() else 0 for x in tree.values(t)]
+    dtype = next((x.dtype for x in tree.values(t) if x.is_floating_point()), torch.float32)
+    drawn = iter((deviation * keys.normal(key, (sum(sizes),), dtype)).split(sizes))
 
     def leaf(x: Tensor) -> Tensor:
-        drawn = keys.fold(key, next(numbers))
-        return x + deviation * keys.normal(drawn, x.shape, x.dtype) if x.is_floating_point() else x
+        noise = next(drawn)
+        return x + noise.reshape(x.shape).to(x.dtype) if x.is_floating_point() else x
 
     return tree.map(leaf, t)

@@ -29,7 +29,7 @@ def there_and_back(
     t: Transform, v: torch.Tensor, *, own: Any = None, key: int = 5, common: int = 7, of: Any = None
 ) -> Any:
     """(what is sent, what the server decodes, the client's state)."""
-    at = At(torch.tensor(key), torch.tensor(common), t.server_init(), of or pieces((len(v),)))
+    at = At(torch.tensor(key), torch.tensor(common), 1, t.server_init(), of or pieces((len(v),)))
     sent, beside, after = t.encode(v, own or {}, at)
     return sent, t.decode(sent, beside, v, at), after
 
