@@ -168,10 +168,11 @@ def poison(
     kind: str,
     classes: int,
 ) -> Poisoned:
-    """Return the data after all attacks on them; x and y are written to.
+    """Return the data after all attacks on them; x is written to.
 
     train, test: the rows of each client that takes part. ConfigError where an attack does not fit the data.
     """
+    y = y.copy()
     rows = Rows(classes, kind, float(x.max()) if x.dtype.kind in "fiu" and x.size else 0.0)
     triggered, owner = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for i, attack in enumerate(of(config)):

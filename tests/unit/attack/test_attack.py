@@ -135,3 +135,11 @@ def test_without_attacks_a_split_is_what_it_was() -> None:
         == split({"kind": "sign", "clients": 2}).digest()
         == split({"kind": "label_flip", "clients": 0}).digest()
     )
+
+
+def test_labels_that_are_given_stay_as_they_were() -> None:
+    c = toy.config(attacks=[{"kind": "label_flip", "clients": [0]}])
+    x, y = np.zeros((4, 2)), np.array([0, 1, 2, 3])
+    rows = [np.array([0, 1]), *([np.array([2, 3])] * 11)]
+    made = attack.poison(c, x, y, rows, rows, "tabular", 4)
+    assert made.y.tolist() == [3, 2, 2, 3] and y.tolist() == [0, 1, 2, 3]
