@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rayfed import models, task
+from rayfed.config import unread
 from rayfed.config.own_errors import contained, describe
 from rayfed.engine import scoring
 from rayfed.errors import ConfigError, nearest
@@ -47,6 +48,10 @@ def problems(config: Config, federation: Federation, method: Method) -> list[str
         found.append(
             f"task.model: {model} found, task.kind: {federation.task} learns with {', '.join(cls.models)}, or a network of your own"
         )
+    smoothing = config.local.label_smoothing
+    if smoothing and not {"classes", "tokens"} & cls.offers:
+        allowed = "a task of one class for each row, or of instructions"
+        found.append(unread.sentence("local.label_smoothing", smoothing, "task.kind", federation.task, allowed))
     return found or [
         *_kind_problems(cls, config, federation),
         *needs_problems(config, federation, method),

@@ -41,6 +41,12 @@ def test_metrics_that_the_task_cannot_give() -> None:
     assert len(found) == 2 and all("which this task cannot give; allowed: rmse, r2" in p for p in found)
 
 
+def test_smoothed_targets_need_classes() -> None:
+    (said,) = refused(task=DIABETES, local={"label_smoothing": 0.1})
+    assert said.startswith("local.label_smoothing: 0.1 found, but nothing reads it with task.kind: regress")
+    assert Federations().of(good(**NONE, task=DIGITS, local={"label_smoothing": 0.1}))
+
+
 OWN = """
 import numpy as np
 
