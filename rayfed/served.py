@@ -20,6 +20,7 @@ from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 from rayfed.method import Method
 from rayfed.models.start import start_from
+from rayfed.partition.targets import Targets
 from rayfed.storage import atomic, snapshots, tree_files
 from rayfed.storage.run_folder import model_damage
 
@@ -43,15 +44,16 @@ class Model(dict[str, Any]):
         input_shape: Sequence[int],
         logits: Callable[[Tree, Tensor], Tensor] | None = None,
         build: Callable[[], nn.Module] | None = None,
+        targets: Targets | None = None,
     ):
         """logits(parameters, x): where the network alone does not give them; build(): the network, where its name does not say
-        all of it (a pretrained one with its frozen base)."""
+        all of it (a pretrained one with its frozen base); targets: what it answers with where that is no class."""
         super().__init__(parameters)
         self.network, self.classes, self.input_shape, self.logits = network, classes, tuple(input_shape), logits
-        self.build = build
+        self.build, self.targets = build, targets
 
     def __call__(self, x: ArrayLike) -> Tensor:
-        """Return logits (B, classes), without gradients. ValueError if the inputs are not (B, *input_shape)."""
+        """Return logits (B, classes), or numbers in their own unit, without gradients. ValueError if the inputs are not (B, *input_shape)."""
         like = tree.values(dict(self))[0]
         inputs = torch.as_tensor(x).to(like.device)
         inputs = inputs.to(like.dtype) if self.logits is None or inputs.is_floating_point() else inputs
@@ -61,7 +63,11 @@ class Model(dict[str, Any]):
         with torch.no_grad():
             if self.logits is not None:
                 return self.logits(dict(self), inputs)
-            return torch.func.functional_call(self._bare, dict(self), (inputs,))
+            answer = torch.func.functional_call(self._bare, dict(self), (inputs,))
+            if self.targets is None or not self.targets.mean:
+                return answer
+            mean, deviation = (torch.tensor(v, dtype=answer.dtype) for v in (self.targets.mean, self.targets.deviation))
+            return answer * deviation + mean
 
     def module(self) -> nn.Module:
         """Build a torch.nn.Module with a copy of the parameters, to train on, export or save. TypeError where the method's model is
@@ -119,7 +125,10 @@ def load_model(folder: Path, config: Config, name: str, where: str = "model") ->
     if config.task.model.name.startswith("hf:"):
         task = lru_cache(lambda: _build_task(config))  # the base is read once it is needed
         pretrained = {"logits": lambda p, x: task().apply(p, x), "build": lambda: task().module()}
-    return Model(parameters, config.task.model, int(meta["classes"]), meta["input_shape"], **pretrained)
+    targets = Targets.of(meta.get("targets"))
+    return Model(
+        parameters, config.task.model, int(meta["classes"]), meta["input_shape"], **pretrained, targets=targets
+    )
 
 
 def _build_task(config: Config) -> Task:
@@ -204,8 +213,9 @@ class Served:
         return Model(
             parameters,
             self.config.task.model,
-            self.federation.classes,
+            self.federation.answers,
             self.federation.input_shape,
             partial(self.method.logits, self.task) if own or hf else None,
             self.task.module if hf and not own else None,
+            self.federation.targets,
         )

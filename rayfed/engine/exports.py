@@ -35,6 +35,7 @@ def save_models(where: Path, method: Method, task: Task, state: Tree, labels: Se
     remove(where)  # libraries add to what a killed export left
     where.mkdir(exist_ok=True)
     about = {"classes": task.classes, "input_shape": list(task.input_shape), "kind": task.kind, "labels": list(labels)}
+    about |= {"targets": task.targets.to_dict()} if task.targets else {}
     if method.universal:
         save_tree(where, "model", tree.to_numpy(state[method.universal]), about)
         task.publish(state[method.universal], where)

@@ -677,7 +677,7 @@ class Runner:
                 self.folder.event("given up", text=self._given_up[what])
 
     def _save_models(self, where: Path, state: Tree) -> None:
-        labels = self.federation.label_names
+        labels = self.federation.outputs
         exports.save_models(where, self.prepared.method, self.prepared.task, state, labels)
 
     def _write_card(self) -> None:
@@ -685,8 +685,6 @@ class Runner:
         if not self.config.task.model.name.startswith("hf:"):
             return
         try:
-            write_card(
-                self.folder.path, self.folder.path / "model", self.prepared.task.kind, self.federation.label_names
-            )
+            write_card(self.folder.path, self.folder.path / "model", self.prepared.task.kind, self.federation.outputs)
         except Exception as error:
             self._give_up("the model card", error)

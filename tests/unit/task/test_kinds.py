@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import rayfed
 from rayfed import task as kinds
 from rayfed.engine.resident import Resident
 from rayfed.launch import preflight
@@ -158,3 +160,13 @@ def test_a_kind_that_lacks_what_it_needs_says_so() -> None:
         bare.loss(bare.initial, batch_of(res))
     with pytest.raises(TypeError, match=r"Bare defines no judge_mean\(p, batch\)"):
         bare.metrics(bare.initial, batch_of(res))
+
+
+def test_a_runs_models_answer_in_the_targets_unit(tmp_path: Path) -> None:
+    ran = toy.run_folder("local_only", tmp_path / "a", rounds=1, **NONE, **NUMBERS)
+    one = toy.run_folder("fedavg", tmp_path / "b", rounds=1, **NONE, **NUMBERS)
+    res = resident("float32", **NUMBERS)
+    x = res.data["x"][:7]
+    model = rayfed.load(one.folder.path).model()
+    assert torch.allclose(model(x), res.task.apply(one.state["model"], x)) and float(model(x).mean()) > 50
+    assert float(rayfed.load(ran.folder.path).model(client=2)(x).mean()) > 50
