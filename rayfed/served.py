@@ -53,7 +53,8 @@ class Model(dict[str, Any]):
         self.build, self.targets = build, targets
 
     def __call__(self, x: ArrayLike) -> Tensor:
-        """Return logits (B, classes), or numbers in their own unit, without gradients. ValueError if the inputs are not (B, *input_shape)."""
+        """Return logits (B, classes), or numbers in their own unit, without gradients. ValueError if the inputs are not
+        (B, *input_shape)."""
         like = tree.values(dict(self))[0]
         inputs = torch.as_tensor(x).to(like.device)
         inputs = inputs.to(like.dtype) if self.logits is None or inputs.is_floating_point() else inputs
