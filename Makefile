@@ -37,10 +37,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Pages that are made from code: one per method, and benchmarks/CLAIMS.md; tests hold them to it.
+# Pages that are made from code: one per method and per system, and benchmarks/CLAIMS.md; tests hold them to it.
 docs: setup
 	$(BIN)/python -m rayfed.launch.claims
 	$(BIN)/python -m rayfed.launch.method_pages
+	$(BIN)/python -m rayfed.launch.system_pages
 
 # Environments of their own, built anew each time: the lowest versions that pyproject.toml allows, and the newest there are.
 oldest:

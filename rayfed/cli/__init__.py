@@ -31,6 +31,7 @@ for _command in (  # in the order of `rayfed --help`
     catalogue.partition,
     catalogue.cp,
     catalogue.methods,
+    catalogue.systems,
     catalogue.tasks,
     results.runs,
     results.report,

@@ -1,4 +1,4 @@
-"""Commands that show what can be run: validate, partition, cp, methods and tasks."""
+"""Commands that show what can be run: validate, partition, cp, methods, systems and tasks."""
 
 from __future__ import annotations
 
@@ -93,6 +93,20 @@ def methods(
         typer.echo(json.dumps(method_pages.describe(name), indent=1, default=str))
     else:
         typer.echo(method_pages.page(name).rstrip())
+
+
+def systems(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """List the systems, or show one: paper, formula, what stands in for what, what is ours, what is not claimed, claims."""
+    from rayfed.launch import system_pages
+
+    if as_json:
+        known = system_pages.names() if name is None else [name]
+        about = {n: system_pages.describe(n) for n in known}
+        typer.echo(json.dumps(about if name is None else about[name], indent=1))
+    elif name is not None:
+        typer.echo(system_pages.page(name).rstrip())
+    else:
+        typer.echo(system_pages.listing().rstrip())
 
 
 def tasks(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:

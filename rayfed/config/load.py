@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayfed.config import reading, unread, user_code
+from rayfed.config import reading, system, unread, user_code
 from rayfed.config.problems import TAGS, blames, sentences
 from rayfed.config.schema import Claim, Config, Study
 from rayfed.errors import NUMBER, ConfigError, nearest, refusing
@@ -57,8 +57,12 @@ def load_config(
         raw = user_code.named(copy.deepcopy(dict(source)))
     else:
         raw = _read(source)
+    if "system" in raw:  # for readers; a run is the same without it
+        problems += system.problems(raw["system"])
+        raw = {k: v for k, v in raw.items() if k != "system"}
     change = _with_sets({}, sets, problems)
-    raw, change = (variables(part, os.environ, problems) for part in (_with_sets(_shorthand(raw), sets, []), change))
+    env = {"RAYFED_READY": str(READY), **os.environ}
+    raw, change = (variables(part, env, problems) for part in (_with_sets(_shorthand(raw), sets, []), change))
     reading.check(raw, "config")
     if any(k in raw for k in STUDY_KEYS):
         if "seed" in change and raw.get("seeds"):  # in a file it may serve the arms by themselves

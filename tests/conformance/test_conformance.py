@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rayfed import methods
+from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
 from tests import toy
 from tests.conformance.checks import CHECKS, Case, every_part_is_seen
@@ -17,6 +18,10 @@ SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}  # DisUE's
 ADAM = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "schedule": {"kind": "cosine"}}
 MOMENTUM = {"optimizer": {"momentum": 0.9, "nesterov": True}, "epochs": None, "steps": 5}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha": 8}}
+
+BOTTLENECK = {"adapter": {"kind": "bottleneck", "size": 3}}
+SSF = {"adapter": {"kind": "ssf"}}
+PROMPT = {"adapter": {"kind": "prompt", "tokens": 3}}
 
 BATCHNORM = {"task": {"model": {"name": f"{Path(__file__).parents[1] / 'own_nets.py'}:batchnorm"}}}
 COMES = {
@@ -104,6 +109,14 @@ VARIANTS: dict[str, list[Any]] = {
     "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],
     "fedftg": [SHORT, {**SHORT, "adversary": "kl", "fidelity_of": "ensemble", "cross_entropy": 0.5}],
     "feddpa": [{}, {"mode": "F", "weight": "examples", "instances": 3}],
+    "feddat": [({}, BOTTLENECK), ({"serve": "own", "distill": 0.0, "weight": "examples"}, {**BOTTLENECK, "local": ADAM})],
+    "fedins": [({"pool": 3}, SSF), ({"pool": 2, "match": 0.5, "weight": "examples"}, SSF)],
+    "pfedpg": [({}, PROMPT), ({"descriptor": "one", "width": 3}, PROMPT)],
+    "fedalt": [{}, {"mixer": "half", "weight": "one"}],
+    "fdlora": [{"grid": 3, "rows": 8}, {"grid": 2, "beta": 0.0, "sync": 1}],
+    "fedsvd": [{}, ({"every": 2, "weight": "one"}, RANKS)],
+    "fl_tac": [{}, {"clusters": 2, "weight": "one"}],
+    "ravan": [{}, {"heads": 1, "start": "normal", "scales": False}],
     "fedgen": [
         {"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8},
         ({"generator_steps": 2, "hidden": 8, "generated": 3, "rho": 1.0, "beta": 0.5}, {"local": MOMENTUM}),
@@ -183,7 +196,7 @@ def fit(on_bert: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Case],
     """Gives a case of a method that needs adapters a model that takes them."""
 
     def give(case: Case) -> Case:
-        needs = issubclass(methods.get(case.name), OverLoRA)
+        needs = issubclass(methods.get(case.name), OverLoRA | OverAdapter)
         return case._replace(changes=on_bert(case.changes)) if needs else case
 
     return give

@@ -11,6 +11,7 @@ import pytest
 
 from rayfed import methods, tree
 from rayfed.errors import ConfigError
+from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
 from tests import toy
 from tests.toy import Result, ToyFed
@@ -43,6 +44,9 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.1}}},
     ),
+    "feddat": ({}, {"adapter": {"kind": "bottleneck", "size": 3}}),
+    "fedins": ({"pool": 3}, {"adapter": {"kind": "ssf"}}),
+    "pfedpg": ({}, {"adapter": {"kind": "prompt", "tokens": 3}}),
     "hetlora": ({}, RANKS),
     "pfedrec": ({"item_rate": 0.5}, toy.TASTES),
     ("hetlora", "least"): ({"gamma": 0.5}, RANKS),
@@ -75,7 +79,7 @@ TWINS = ("fedftg", "fedbip_l", "fedyogi")  # most of their settings are read by 
 def settings() -> Iterator[Any]:
     """Yield (method, setting): those that take their time only where `slow` tests run."""
     for name in methods.names():
-        slow = [pytest.mark.slow] if name in TWINS or issubclass(methods.get(name), OverLoRA) else []
+        slow = [pytest.mark.slow] if name in TWINS or issubclass(methods.get(name), OverLoRA | OverAdapter) else []
         for setting in methods.get(name).Settings.model_fields:
             yield pytest.param(name, setting, id=f"{name}.{setting}", marks=slow)
 
@@ -116,7 +120,7 @@ def fit(on_bert: Callable[[dict[str, Any]], dict[str, Any]]) -> Fit:
     """Gives methods that need adapters, and settings about texts, a model that takes them."""
 
     def give(name: str, setting: str, changes: dict[str, Any]) -> dict[str, Any]:
-        needs = issubclass(methods.get(name), OverLoRA) or (name, setting) in ON_TEXTS
+        needs = issubclass(methods.get(name), OverLoRA | OverAdapter) or (name, setting) in ON_TEXTS
         return on_bert(changes) if needs else changes
 
     return give

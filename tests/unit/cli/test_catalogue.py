@@ -11,7 +11,7 @@ import yaml
 from rayfed import methods
 from rayfed.config.load import READY, ready
 from rayfed.config.schema import Study
-from rayfed.launch import method_pages
+from rayfed.launch import method_pages, system_pages
 from rayfed.launch.preflight import load_request
 from tests.unit.cli.commands import Call
 
@@ -48,6 +48,16 @@ def test_one_method(call: Call) -> None:
     said, about = call("methods", "ifca").out, json.loads(call("methods", "ifca", "--json").out)
     assert said == method_pages.page("ifca")
     assert about["name"] == "ifca" and about == json.loads(json.dumps(method_pages.describe("ifca"), default=str))
+
+
+def test_systems(call: Call) -> None:
+    said, about = call("systems").out, json.loads(call("systems", "--json").out)
+    heads = [line for line in said.splitlines() if not line.startswith(" ")]
+    assert [h.split()[0] for h in heads] == list(about) == system_pages.names()
+    for name, a in about.items():
+        assert all(part in said for part in (a["paper"], f"needs: {a['requires']}", f"{a['verdict']} ({', '.join(a['family'])})")), name
+    assert call("systems", "fed-merge").out == system_pages.page("fed-merge")
+    assert json.loads(call("systems", "fed-merge", "--json").out) == about["fed-merge"]
 
 
 def test_tasks(call: Call) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import rayfed
 from rayfed.config.load import READY, ready
 from rayfed.config.schema import Config, Study
+from rayfed.launch import system_pages
 from rayfed.launch.preflight import load_request
 from tests.tiny import make_places
 from tests.tiny_lm import make_data, make_lm
@@ -37,3 +41,26 @@ def test_ready_configs_are_valid_and_begin_with_the_command_that_runs_them(name:
     for line in (x for x in lines if x.startswith("# rayfed run")):
         words = shlex.split(line.partition("     (")[0])
         load_request(words[3], [words[i + 1] for i, w in enumerate(words) if w == "--set"])
+
+
+PICTURES = "task.data={name: synthetic:images, size: 8, examples: 400, test: 50}"
+SMALL = [
+    "rounds=2", "evaluate={every: 2}", "local.epochs=null", "local.steps=1", "local.batch_size=4", "resources.executor=loop",
+    "resources.actors=1", "track=[]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", system_pages.names())
+def test_every_system_runs_on_other_data(name: str, tmp_path: Path) -> None:
+    """Two rounds of a step each, all arms in this process. Pictures come in by `--set task.data=...` alone; systems of language models
+    run on what they bring."""
+    texts = "template" in (READY / f"{name}.yaml").read_text()
+    one = isinstance(load_request(name), Config)
+    sets = [*SMALL, *([] if texts else [PICTURES]), *([] if one else ["seeds=[0]"])]
+    made = rayfed.run(name, sets=sets, local=True, out=tmp_path)
+    runs = {"run": made} if isinstance(made, rayfed.Run) else {arm: found[0] for arm, found in made.arms.items()}
+    request = load_request(name, sets)
+    assert isinstance(request, Config) or runs.keys() == request.arms.keys()
+    for arm, run in runs.items():
+        assert run.summary is not None and run.summary["status"] == "done", arm
+        assert math.isfinite(run.metrics()["loss/personal"].to_pylist()[-1]), arm

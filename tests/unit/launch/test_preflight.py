@@ -11,6 +11,7 @@ import yaml
 from rayfed import methods
 from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
+from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
 from tests.configs import good, problems, the_problem
 
@@ -112,9 +113,10 @@ def test_all_problems_of_a_study_at_once_and_those_of_the_base_only_once() -> No
 @pytest.mark.parametrize("name", methods.names())
 def test_each_methods_settings_are_its_own(name: str) -> None:
     planted = {"groups": {"kind": "rotation", "count": 2}, "probe": 8}  # some methods need them
-    if issubclass(methods.get(name), OverLoRA):
+    if issubclass(methods.get(name), OverLoRA | OverAdapter):
+        needed = " or ".join(getattr(methods.get(name), "kinds", ("lora",)))
         sentence = the_problem(method={"name": name}, federation=planted)
-        assert sentence == f"adapter.kind: none found, method.name: {name} needs lora"
+        assert sentence == f"adapter.kind: none found, method.name: {name} needs {needed}"
     else:
         assert good(method={"name": name}, federation=planted).method.name == name
     sentence = the_problem(method={"name": name, "no_such_setting": 1}, federation=planted)
