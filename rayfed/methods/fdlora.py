@@ -37,7 +37,9 @@ class FDLoRA(OverLoRA):
     class Settings(MethodSettings):
         server_lr: float = Field(1.0, gt=0, description="Step eta of the server's optimizer.")
         beta: float = Field(0.5, ge=0, lt=1, description="Momentum of the server's optimizer.")
-        momentum: Literal["nesterov", "heavy"] = Field("nesterov", description="Which momentum: Nesterov's, or heavy-ball.")
+        momentum: Literal["nesterov", "heavy"] = Field(
+            "nesterov", description="Which momentum: Nesterov's, or heavy-ball."
+        )
         sync: int | None = Field(None, ge=1, description="Rounds between two copies of g_i into p_i; null: none.")
         grid: int = Field(5, ge=2, description="Values of w_1 and of w_2 that are tried, from 0 to 1.")
         l1: float = Field(0.05, ge=0, description="Weight of |w_1| + |w_2| in the search.")
@@ -133,6 +135,4 @@ def outer_step(x: Tree, gradient: Tree, v: Tree, lr: float, beta: float, nestero
 def mixed(own: Tree, g: Tree, w1: Any, w2: Any) -> Tree:
     """Return w_1 p + w_2 g of A and B, and of everything else their mean with these weights."""
     both = w1 + w2
-    return {
-        n: (w1 * p + w2 * g[n]) / (1.0 if lora.is_a(n) or lora.is_b(n) else both) for n, p in own.items()
-    }
+    return {n: (w1 * p + w2 * g[n]) / (1.0 if lora.is_a(n) or lora.is_b(n) else both) for n, p in own.items()}

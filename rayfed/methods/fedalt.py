@@ -140,7 +140,9 @@ class FedALT(OverLoRA):
             params[n.a] = torch.cat([model["own"][n.a], model["rest"][n.a]])
             params[n.b] = torch.cat([model["own"][n.b], model["rest"][n.b]], 1)
             layer = task.layer(n.a.removesuffix(".weight"))
-            hooks.append(layer.register_forward_hook(mixing(model["gate"][n.a] if "gate" in model else None, model["trained"])))
+            hooks.append(
+                layer.register_forward_hook(mixing(model["gate"][n.a] if "gate" in model else None, model["trained"]))
+            )
         try:
             return task.apply(params, x)
         finally:

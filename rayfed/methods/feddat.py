@@ -45,9 +45,12 @@ class FedDAT(OverAdapter):
         temperature: float = Field(3.0, gt=0, description="T of both distillations.")
         distill: float = Field(1.0, ge=0, description="Weight of both KL terms; 0: without teachers.")
         serve: Literal["both", "own", "shared"] = Field(
-            "both", description="What a client is served: both adapters, its own, or the newest shared one, with its head."
+            "both",
+            description="What a client is served: both adapters, its own, or the newest shared one, with its head.",
         )
-        weight: Literal["examples", "one"] = Field("one", description="Weights of the mean: by examples, or equal (code).")
+        weight: Literal["examples", "one"] = Field(
+            "one", description="Weights of the mean: by examples, or equal (code)."
+        )
 
     wire: ClassVar[Wire] = Wire(
         down={"shared": Part(ADAPTER, note="A_s")},

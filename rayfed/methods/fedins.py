@@ -42,7 +42,9 @@ class FedIns(OverAdapter):
         pool: int = Field(8, ge=1, description="Entries of the pool, P (code: 25).")
         chosen: int = Field(2, ge=1, description="Entries that answer an input (code: 3).")
         match: float = Field(0.1, ge=0, le=1, description="Weight w of the keys' part of the loss.")
-        weight: Literal["examples", "one"] = Field("one", description="Weights of the mean: by examples, or equal (code).")
+        weight: Literal["examples", "one"] = Field(
+            "one", description="Weights of the mean: by examples, or equal (code)."
+        )
 
     wire: ClassVar[Wire] = Wire(
         down={"pool": Part(stack("P", PARAMS)), "keys": Part(tensor("P", "d"))},
@@ -90,7 +92,10 @@ class FedIns(OverAdapter):
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             now = carry["model"]
-            sent = {"delta": tree.sub(now["pool"], client.shared["pool"]), "keys_delta": now["keys"] - client.shared["keys"]}
+            sent = {
+                "delta": tree.sub(now["pool"], client.shared["pool"]),
+                "keys_delta": now["keys"] - client.shared["keys"],
+            }
             return sent, client.own
 
         made = sgd_visit(task.loss, self.local, start=start, objective=objective, end=end)

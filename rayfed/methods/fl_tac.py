@@ -24,7 +24,7 @@ class FLTAC(Clustered, OverLoRA):
     """Ping et al. 2024, "FL-TAC: Enhanced Fine-Tuning in Federated Learning via Low-Rank, Task-Specific Adapter Clustering"
     (2404.15384).
 
-    Client i: its adapter <- local training from that of its cluster, the run's first before it has one; sends the change.
+    Client i: its adapter <- local training from that of its cluster, before it has one from the mean of all (ours); sends the change.
     Server: k-means of the adapters of the round into `clusters`; each cluster's adapter is the mean of its members', A and B each by
     itself, weighted by examples (the head alike).
     The paper has an adapter for each of a client's tasks. Here a client has one task: one with several is as many clients.
@@ -48,7 +48,9 @@ class FLTAC(Clustered, OverLoRA):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         known = sorted(state["experts"], key=int) if bool((state["assignment"] >= 0).any()) else []
-        starts = tree.stack([*(state["experts"][k] for k in known), task.initial])
+        experts = [state["experts"][k] for k in known]
+        newcomers = tree.map(lambda *x: sum(x) / len(x), *experts) if known else task.initial
+        starts = tree.stack([*experts, newcomers])
         place = {int(k): i for i, k in enumerate(known)}
         clients = fed.sample()
         at = {c: torch.tensor(place.get(int(state["assignment"][c]), len(known))) for c in clients}

@@ -101,7 +101,7 @@ class PFedPG(OverAdapter):
         if not got.ids:
             return state
         at = torch.tensor(got.ids)
-        params = {k: state[k] for k in ("generator", "descriptors")}
+        params: Tree = {k: state[k] for k in ("generator", "descriptors")}
         adapted = generated(params["generator"], params["descriptors"][at]) + got.stacked("delta")[name]
         slopes = torch.func.grad(lambda phi: displacement(phi, at, adapted))(params)
         params, adam = optimizers.adam().update(slopes, state["adam"], params, self.settings.server_lr)
@@ -126,7 +126,7 @@ def prompt_name(task: Task) -> str:
     if len(found) == 1 and next(iter(found.values())).dim() == 2:
         return next(iter(found))
     raise ConfigError(
-        f"adapter.kind: {task.config.adapter.kind} found, it trains {', '.join(found)}; allowed with method.name: pfedpg: one matrix of tokens"
+        f"adapter.kind: {task.config.adapter.kind} found, it trains {', '.join(found)}; allowed with method pfedpg: one matrix of tokens"
     )
 
 

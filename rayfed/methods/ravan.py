@@ -70,9 +70,7 @@ class Ravan(OverLoRA):
     def init(self, task: Task, key: int) -> Tree:
         h = self.settings.heads
         q = task.config.adapter.largest // h  # type: ignore[union-attr]
-        cores = {
-            n.a: torch.zeros(h, q, q, dtype=task.dtype, device=task.device) for n in lora.pairs(task.params_like)
-        }
+        cores = {n.a: torch.zeros(h, q, q, dtype=task.dtype, device=task.device) for n in lora.pairs(task.params_like)}
         return {"model": {**task.init_params(key), **multiplied(self.factors(task), cores)}, "cores": cores}
 
     def factors(self, task: Task) -> dict[lora.Names, lora.Pair]:

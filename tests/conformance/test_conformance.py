@@ -109,7 +109,10 @@ VARIANTS: dict[str, list[Any]] = {
     "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],
     "fedftg": [SHORT, {**SHORT, "adversary": "kl", "fidelity_of": "ensemble", "cross_entropy": 0.5}],
     "feddpa": [{}, {"mode": "F", "weight": "examples", "instances": 3}],
-    "feddat": [({}, BOTTLENECK), ({"serve": "own", "distill": 0.0, "weight": "examples"}, {**BOTTLENECK, "local": ADAM})],
+    "feddat": [
+        ({}, BOTTLENECK),
+        ({"serve": "own", "distill": 0.0, "weight": "examples"}, {**BOTTLENECK, "local": ADAM}),
+    ],
     "fedins": [({"pool": 3}, SSF), ({"pool": 2, "match": 0.5, "weight": "examples"}, SSF)],
     "pfedpg": [({}, PROMPT), ({"descriptor": "one", "width": 3}, PROMPT)],
     "fedalt": [{}, {"mixer": "half", "weight": "one"}],

@@ -66,7 +66,9 @@ def test_the_search_finds_the_least_of_the_grid(on_bert: OnBert) -> None:
 def test_mixing_crosses_the_factors_and_averages_the_head() -> None:
     """(w_1 B_p + w_2 B_g)(w_1 A_p + w_2 A_g): with w = (1/2, 1/2), B = 2 and 4, A = 1 and 3 it is 3 * 2; heads 1 and 5 give 3."""
     names = lora.Names("q.lora_B.default.weight", "q.lora_A.default.weight")
-    p, g = (dict(zip((*names, "head.weight"), torch.tensor(v), strict=True)) for v in ([2.0, 1.0, 1.0], [4.0, 3.0, 5.0]))
+    p, g = (
+        dict(zip((*names, "head.weight"), torch.tensor(v), strict=True)) for v in ([2.0, 1.0, 1.0], [4.0, 3.0, 5.0])
+    )
     made = mixed(p, g, 0.5, 0.5)
     assert float(made[names.b] * made[names.a]) == 6.0 and float(made["head.weight"]) == 3.0
     assert tree.same(mixed(p, g, 1.0, 0.0), p) and tree.same(mixed(p, g, 0.0, 1.0), g)
@@ -86,4 +88,5 @@ def test_sync_copies_the_locally_trained_adapter(on_bert: OnBert, sync: int | No
     c = done.fed.drawn[0].ids[0]
     first = descend(done.fed, c, done.initial["model"], lambda n: True, 3, 0.5)
     kept = done.clients()[str(c)]["own"]
-    assert torch.allclose(kept["head.weight"], first["head.weight"]) == (sync is None)
+    head = done.fed.task.head[0]
+    assert torch.allclose(kept[head], first[head]) == (sync is None)

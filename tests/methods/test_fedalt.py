@@ -17,7 +17,7 @@ from tests import toy
 from tests.tiny import WHOLE
 
 OnBert = Callable[[dict[str, Any]], dict[str, Any]]
-TWO = {"federation": {"clients": 2, "per_round": 2}}
+TWO = {"federation": {"clients": 2, "per_round": 2, "holdout": {"kind": "none"}}}
 
 
 def served(done: Any, clients: list[int]) -> Any:

@@ -29,9 +29,7 @@ def test_the_layer_is_the_mean_of_the_clients_layers(on_bert: OnBert) -> None:
             core = before["cores"][n.a] + d
             products.append(b @ torch.block_diag(*core) @ a)
         exact = sum(w * x for w, x in zip(p, products, strict=True))
-        torch.testing.assert_close(
-            done.state["model"][n.b] @ done.state["model"][n.a], exact, rtol=1e-10, atol=1e-13
-        )
+        torch.testing.assert_close(done.state["model"][n.b] @ done.state["model"][n.a], exact, rtol=1e-10, atol=1e-13)
         assert exact.norm() > 1e-3
 
 

@@ -55,7 +55,10 @@ def test_systems(call: Call) -> None:
     heads = [line for line in said.splitlines() if not line.startswith(" ")]
     assert [h.split()[0] for h in heads] == list(about) == system_pages.names()
     for name, a in about.items():
-        assert all(part in said for part in (a["paper"], f"needs: {a['requires']}", f"{a['verdict']} ({', '.join(a['family'])})")), name
+        assert all(
+            part in said
+            for part in (a["paper"], f"needs: {a['requires']}", f"{a['verdict']} ({', '.join(a['family'])})")
+        ), name
     assert call("systems", "fed-merge").out == system_pages.page("fed-merge")
     assert json.loads(call("systems", "fed-merge", "--json").out) == about["fed-merge"]
 
