@@ -30,7 +30,7 @@ class FedALT(OverLoRA):
     Server: A_R = mean over j != i of A_j, B_R of B_j, each by itself; it keeps the sum of all, from which client i's own is taken away.
     Ours: the mean is over the clients that have ever been asked, with their last pairs (the paper asks all in every round); G starts at 0,
     so that both weigh 1/2; the head, which language models lack, is averaged, weighted by examples; a client that never took part is
-    served the mean of all pairs with weight 1.
+    served the mean of all pairs with weight 1; `local` scores both pairs at 1/2.
     Down: A_R (r, n), B_R (m, r) of each layer, head. Up: the change of A_i and B_i, of the head, n_i. Kept at client i: A_i, B_i, G_i.
     At the server: the sums of A and B over its clients, their number, head.
     """
@@ -107,7 +107,11 @@ class FedALT(OverLoRA):
             return sent, {**kept, "trained": torch.ones_like(was)}
 
         made = sgd_visit(task.loss, self.local, start=start, objective=objective, end=end)
-        return made._replace(local=None)  # what is trained is no network's parameters
+
+        def local(carry: Tree) -> Tree:  # a network's parameters read no input: G = 0
+            return {**joined(carry["model"]["own"], carry["rest"], 0.5), **carry["model"]["head"]}
+
+        return made._replace(local=local)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         folds = [total("delta"), total("first"), mean("head_delta", weight=self.settings.weight)]
@@ -134,15 +138,11 @@ class FedALT(OverLoRA):
         return model_of(model)
 
     def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
-        pairs, hooks = lora.pairs(model["own"]), []
-        params = dict(model["head"])
-        for n in pairs:
-            params[n.a] = torch.cat([model["own"][n.a], model["rest"][n.a]])
-            params[n.b] = torch.cat([model["own"][n.b], model["rest"][n.b]], 1)
+        params, hooks = {**joined(model["own"], model["rest"], 1.0), **model["head"]}, []
+        for n in lora.pairs(model["own"]):
+            gate = model["gate"][n.a] if "gate" in model else None
             layer = task.layer(n.a.removesuffix(".weight"))
-            hooks.append(
-                layer.register_forward_hook(mixing(model["gate"][n.a] if "gate" in model else None, model["trained"]))
-            )
+            hooks.append(layer.register_forward_hook(mixing(gate, model["trained"])))
         try:
             return task.apply(params, x)
         finally:
@@ -153,6 +153,11 @@ class FedALT(OverLoRA):
 def factors(params: Tree) -> Tree:
     """Return the adapter's A and B of a trained tree."""
     return lora.select(params, lambda n: lora.is_a(n) or lora.is_b(n))
+
+
+def joined(own: Tree, rest: Tree, share: float) -> Tree:
+    """Return two pairs of each layer side by side, A (2 r, n) and B (m, 2 r) times `share`."""
+    return {n: torch.cat([p, rest[n]]) if lora.is_a(n) else share * torch.cat([p, rest[n]], 1) for n, p in own.items()}
 
 
 def rest_of_world(client: ClientContext) -> Tree:

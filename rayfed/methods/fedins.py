@@ -31,7 +31,8 @@ class FedIns(OverAdapter):
     Client: (1 - w) CE + w (1 - sum over the chosen of cos(q, k_p)), on pool and keys; sends their change. Which are chosen has no gradient.
     Server: the mean of pool and keys, place by place, equal weights [code]. Entries keep their places: clients' are never sorted.
     The code takes a step for every example by itself: `local.batch_size: 1` here. With one entry it is one scale and shift for all.
-    The features are those before the network's last layer, the places those of `adapter: ssf` (ours).
+    The features are those before the network's last layer, the places those of `adapter: ssf` (ours); `local` scores the mean of the pool,
+    which reads no input.
     Down: the pool (P entries), keys (P, d). Up: their change, n_i with `weight: examples`. Kept at clients: nothing.
     At the server: pool, keys.
     """
@@ -99,7 +100,7 @@ class FedIns(OverAdapter):
             return sent, client.own
 
         made = sgd_visit(task.loss, self.local, start=start, objective=objective, end=end)
-        return made._replace(local=None)  # what is trained is no network's parameters
+        return made._replace(local=lambda carry: tree.map(lambda p: p.mean(0), carry["model"]["pool"]))
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         folds = [mean(part, weight=self.settings.weight) for part in ("delta", "keys_delta")]

@@ -47,7 +47,12 @@ PICTURES = ["task.data={name: synthetic:images, size: 8, examples: 300, test: 50
 SMALL = ["rounds=2", "evaluate={every: 2}", "resources.executor=loop", "resources.actors=1", "track=[]"]
 
 
-@pytest.mark.parametrize("name", system_pages.names())
+LONG = ("federatedscope-llm", "fed-llm-survey")  # many steps of a language model
+
+
+.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in system_pages.names()]
+)
 def test_every_system_runs_on_other_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rounds, all arms in this process. Pictures come in by `--set task.data=...` alone; systems of language models
     run on what they bring."""
