@@ -84,7 +84,7 @@ class Ravan(OverLoRA):
                 x = torch.as_tensor(rng.normal(size=tuple(shape))) / shape[axis] ** 0.5
                 if self.settings.start == "gram_schmidt":
                     x = torch.linalg.qr(x)[0] if axis == 0 else torch.linalg.qr(x.T)[0].T
-                drawn.append(x.to(task.device, task.dtype))
+                drawn.append(x.to(task.device, task.dtype).contiguous())
             out[n] = (drawn[0], drawn[1])
         return out
 
@@ -135,6 +135,6 @@ def multiplied(factors: dict[lora.Names, lora.Pair], cores: Tree) -> Tree:
     out = {}
     for n, (b, a) in factors.items():
         h, q, _ = cores[n.a].shape
-        out[n.b] = torch.einsum("mhq,hqp->mhp", b.reshape(len(b), h, q), cores[n.a]).reshape(len(b), h * q)
+        out[n.b] = (b.reshape(len(b), h, q, 1) * cores[n.a]).sum(2).reshape(len(b), h * q)
         out[n.a] = a
     return out

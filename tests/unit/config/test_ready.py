@@ -50,7 +50,7 @@ SMALL = ["rounds=2", "evaluate={every: 2}", "resources.executor=loop", "resource
 LONG = ("federatedscope-llm", "fed-llm-survey")  # many steps of a language model
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in system_pages.names()]
 )
 def test_every_system_runs_on_other_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
