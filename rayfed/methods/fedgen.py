@@ -110,8 +110,9 @@ class FedGen(Method):
                 return keys.uniform(keys.fold(key, purpose), (n, s.noise), task.dtype)
 
             h, g = task.classifier(params), carry["generator"]
-            logits = task.classify(h, task.features(params, batch["x"]))
-            loss = F.cross_entropy(logits, batch["y"], reduction="none")
+            with task.training(batch, key):
+                logits = task.classify(h, task.features(params, batch["x"]))
+            loss = task.cross_entropy(logits, batch["y"], key)
             if s.beta:
                 like = task.classify(h, gen.latent(g, noise(0, len(loss)), batch["y"], task.classes))
                 loss = loss + s.beta * carry["fade"] * ensemble.kl(like.detach(), logits, 1.0)

@@ -55,6 +55,12 @@ def visible(where: Path) -> Path | None:
     return next((p for p in where.iterdir() if not p.name.startswith(".")), None)
 
 
+def exported(folder: RunFolder) -> disk.Content:
+    """The exported models; a model card names its run, which has a folder of its own."""
+    files = read_in(folder.path / "model")
+    return {n: x.replace(folder.path.name.encode(), b"RUN") if n.endswith("README.md") else x for n, x in files.items()}
+
+
 class Whole(NamedTuple):
     """The uninterrupted run: its numbers, its exported models, its disk operations (each mark is the round of the snapshot that
     lasts), how many of them made the folder, and the order of what is done behind the rounds."""
@@ -78,7 +84,7 @@ def record(case: Case, where: Path, order: str) -> Whole:
     unseen = [p for p in found if found[p] != by_ops.get(p, ...) and "/model/" not in p]
     assert not unseen and by_ops.keys() <= found.keys(), f"written past the disk: {unseen}"
     made = next(i for i, op in enumerate(seen.ops) if op.path.startswith(ran.folder.path.name))
-    return Whole(ran, read_in(ran.folder.path / "model"), seen.ops, made, order)
+    return Whole(ran, exported(ran.folder), seen.ops, made, order)
 
 
 def go_on(case: Case, where: Path, whole: Whole, least: int, known: set[str] | None = None) -> bool:
@@ -103,7 +109,7 @@ def go_on(case: Case, where: Path, whole: Whole, least: int, known: set[str] | N
     for what in ("rows", "client_rows"):
         assert getattr(again, what) == getattr(whole.ran, what), what
     assert tree.same(again.state, whole.ran.state) and tree.same(again.clients, whole.ran.clients)
-    assert read_in(again.folder.path / "model") == whole.model
+    assert exported(again.folder) == whole.model
     return True
 
 

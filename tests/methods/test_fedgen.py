@@ -46,6 +46,18 @@ def test_until_a_generator_is_trained_clients_train_plainly() -> None:
         assert gap < 1e-12 if same else gap > 1e-3
 
 
+@needs_fedavg
+@pytest.mark.parametrize("net", ["dropout", "batchnorm"])
+def test_networks_train_in_train_mode(net: str) -> None:
+    """With a generator that says nothing yet, a round is FedAvg's: the same masks, batch statistics and running ones."""
+    own = {"task": {"model": {"name": f"{Path(__file__).parents[1] / 'own_nets.py'}:{net}"}}}
+    done, plain = (
+        toy.simulate(m, rounds=1, **toy.merge(DOUBLE, own)) for m in ({"name": "fedgen", "hidden": 8}, "fedavg")
+    )
+    for name, x in plain.state["model"].items():
+        assert torch.allclose(done.state["model"][name].double(), x.double(), rtol=0, atol=1e-12), name
+
+
 def test_counts_add_up_over_rounds() -> None:
     done = toy.simulate(SHORT, rounds=3, **DOUBLE)
     want = sum(done.fed.federation.class_counts[list(d.ids)].sum(0) for d in done.fed.drawn)
