@@ -129,7 +129,7 @@ class CFLHKD(FindsClusters):
             losses = average(carry)["losses"] if s.weigh == "loss" else torch.zeros(j, dtype=logits.dtype)
             own = carry["place"] if s.teachers == "all" else None
             beta = shares(losses.to(logits), own, s.warmth)
-            of_labels = F.cross_entropy(logits, batch["y"], reduction="none")
+            of_labels = task.cross_entropy(logits, batch["y"], key)
             return (1 - s.lam) * of_labels + s.lam * (beta @ torch.stack(apart))
 
         return objective

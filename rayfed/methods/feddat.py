@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from rayfed import SCALAR, MethodSettings, Part, Phase, Visit, Wire, mean, model_of, optimizers, schedules, tree, visit
-from rayfed.lazy import F, torch
+from rayfed.lazy import torch
 from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.task import needs_classes
-from rayfed.training import work
+from rayfed.training import clipped, work
 from rayfed.wire import params_but, params_of
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class FedDAT(OverAdapter):
             def together(params: Tree) -> tuple[Tensor, Tensor]:
                 return self._taught(task, {**both(params["own"], carry["held"]), **params["head"]}, z_1, batch, key)
 
-            carry, z_1 = _stepped(opt, carry, "model", alone)
-            carry, _ = _stepped(opt, carry, "own", together)
+            carry, z_1 = _stepped(opt, carry, "model", alone, self.local.clip)
+            carry, _ = _stepped(opt, carry, "own", together, self.local.clip)
             return {**carry, **schedules.advance_rate(carry)}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
@@ -118,7 +118,7 @@ class FedDAT(OverAdapter):
         with task.training(batch, key):
             z = task.apply(params, batch["x"])
         s, w = self.settings, batch["w"]
-        entropy = F.cross_entropy(z, batch["y"].long(), reduction="none")
+        entropy = task.cross_entropy(z, batch["y"].long(), key)
         rows = (entropy + s.distill * divergence(teacher.detach(), z, s.temperature)) / 2
         return (rows * w).sum() / w.sum().clamp(min=1), z.detach()
 
@@ -141,10 +141,12 @@ class FedDAT(OverAdapter):
         return model_of(model)
 
 
-def _stepped(opt: Any, carry: Tree, which: str, loss: Any) -> tuple[Tree, Tensor]:
-    """Return a carry after one step of the optimizer for carry[which] and the head, and the logits before it."""
+def _stepped(opt: Any, carry: Tree, which: str, loss: Any, clip: float | None) -> tuple[Tree, Tensor]:
+    """Return a carry after one step of the optimizer for carry[which] and the head, and the logits before it; clip: of both together."""
     params = {k: carry[k] for k in (which, "head")}
     slopes, z = torch.func.grad(loss, has_aux=True)(params)
+    if clip is not None:
+        slopes = clipped(slopes, clip)
     out = dict(carry)
     for k, p in params.items():
         out[k], out[f"opt_{k}"] = opt.update(slopes[k], carry[f"opt_{k}"], p, carry["lr"])

@@ -88,7 +88,7 @@ class FedIns(OverAdapter):
             cosine, share = self._chosen(task, params, batch["x"])
             with task.training(batch, key):
                 logits = self._answers(task, params, share, batch["x"])
-            entropy = F.cross_entropy(logits, batch["y"].long(), reduction="none")
+            entropy = task.cross_entropy(logits, batch["y"].long(), key)
             return (1 - w) * entropy + w * (1 - (cosine * (share > 0)).sum(-1))
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rayfed import MethodSettings, mean, sgd_visit, tree, visit
 from rayfed.config.schema import Need
-from rayfed.lazy import F, torch
+from rayfed.lazy import torch
 from rayfed.methods._bases.one_model import OneModel
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class FedLD(OneModel):
             if s.per == "example":
                 size = size / batch["w"].sum().clamp(min=1)
             # the same number in every row: their mean has it once
-            return F.cross_entropy(logits, batch["y"], reduction="none") + s.margin * torch.log1p(size)
+            return task.cross_entropy(logits, batch["y"], key) + s.margin * torch.log1p(size)
 
         return sgd_visit(task.loss, self.local, objective=objective)
 

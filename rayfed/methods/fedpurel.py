@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rayfed import PARAMS, Method, MethodSettings, Part, Wire, mean, optimizers, schedules, sgd_visit, tree, visit
-from rayfed.lazy import F, torch
+from rayfed.lazy import torch
 from rayfed.task import needs_classes
-from rayfed.training import grad, mean_loss, work
+from rayfed.training import clipped, grad, mean_loss, work
 from rayfed.visits import Phase, Visit, model_of
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class FedPuReL(Method):
                 grad(lambda p, of=of: mean_loss(of, p, batch, key))(here) for of in (task.loss, align)
             )
             g = purified(g_t, g_a, s.strength, s.projection)
+            if self.local.clip is not None:
+                g = clipped(g, self.local.clip)
             model, state = opt.update(g, carry["opt"], here, carry["lr"])
             model = {**model, **written}
             return {**carry, "model": model, "opt": state, **schedules.advance_rate(carry)}
@@ -115,7 +117,7 @@ class FedPuReL(Method):
             with task.training(batch, key):
                 alone = task.apply(params, batch["x"])
             common = task.apply(carry["model"], batch["x"])
-            of = [F.cross_entropy(logits, batch["y"], reduction="none") for logits in (alone, common + alone)]
+            of = [task.cross_entropy(logits, batch["y"], key) for logits in (alone, common + alone)]
             return a * of[0] + (1 - a) * of[1]
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:

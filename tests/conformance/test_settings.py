@@ -178,3 +178,17 @@ def test_a_setting_changes_something_or_is_refused(name: str, setting: str, fit:
         except ConfigError:
             continue  # other settings forbid this value
     pytest.fail(f"method.{setting} changes nothing: {values} tried under {options}")
+
+
+@pytest.mark.parametrize("local", [{"label_smoothing": 0.3}, {"clip": 0.01}], ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize("name", [n for n in methods.names() if "items" not in methods.get(n).needs])
+def test_what_shapes_a_local_step_is_read_by_every_method(name: str, local: dict[str, Any], fit: Fit) -> None:
+    options, more = BASES.get(name, ({}, {}))
+    changes = fit(name, "", more)
+    with_it = toy.merge(changes, {"local": local})
+    try:
+        runs = [ran(json.dumps({"name": name, **options}), json.dumps(c), False) for c in (changes, with_it)]
+    except ConfigError as error:
+        assert f"local.{next(iter(local))}" in str(error), error
+    else:
+        assert differ(*runs), f"{name} does not read {local}"

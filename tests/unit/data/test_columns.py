@@ -135,14 +135,6 @@ def test_columns_of_the_same_name_are_refused(tmp_path: Path) -> None:
     assert "allowed: each column once" in refused(name, features=["b", "b"])
 
 
-def test_a_file_in_place_of_a_folder_is_refused_with_its_folder(tmp_path: Path) -> None:
-    write(tmp_path, {"a": [1.0, 2], "label": [0, 1]})
-    assert refused(f"parquet:{tmp_path}/train.parquet").endswith(f"parquet:DIR names its folder: parquet:{tmp_path}")
-    assert f"hf:FOLDER names its folder: hf:{tmp_path}" in refused(f"hf:{tmp_path}/train.parquet")
-    (tmp_path / "train.parquet").rename(tmp_path / "mine.parquet")
-    assert refused(f"parquet:{tmp_path}/mine.parquet").endswith("once mine.parquet is called train.parquet")
-
-
 def test_broken_files_are_refused_by_name(tmp_path: Path) -> None:
     name = write(tmp_path, {"a": np.arange(1000.0), "label": np.arange(1000) % 2})
     whole = (tmp_path / "train.parquet").read_bytes()
