@@ -66,6 +66,7 @@ def rules(config: Config, method: type[Method]) -> list[str]:
         *_mask(found, at),
         *_masked_parts(found, config, method),
         *_ruled(found, at, config),
+        *_memory(found, at),
     ]
 
 
@@ -228,6 +229,17 @@ def _mask(found: Sequence[Transform], at: Mapping[str, str]) -> list[str]:
                 f"{where}{t.kind} leaves other entries of each client, or other numbers than entries; allowed: clip, gaussian, quantise"
             )
     return out
+
+
+def _memory(found: Sequence[Transform], at: Mapping[str, str]) -> list[str]:
+    """Return why error feedback has nothing to add to: a compressor before it sends other entries, or numbers, each time."""
+    first = next((t for t in found if t.place == "compress"), None)
+    return [
+        f"{at[t.kind]}.error_feedback: true found after {first.kind}, which sends other entries or numbers each time; allowed: false "
+        f"(error_feedback of {first.kind} keeps what {t.kind} leaves out, too)"
+        for t in found
+        if first is not None and t.place == "code" and t.feedback
+    ]
 
 
 def _masked_parts(found: Sequence[Transform], config: Config, method: type[Method]) -> list[str]:

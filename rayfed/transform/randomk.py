@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from rayfed import keys
+from rayfed.config.schema import Need
 from rayfed.lazy import torch
 from rayfed.transform import At, Piece, Transform, TransformSettings
 from rayfed.transform.topk import kept
@@ -26,6 +27,10 @@ class RandomK(Transform):
     """
 
     class Settings(TransformSettings):
+        needs: ClassVar = {
+            "error_feedback": (Need("unbiased", (False,)),)
+        }  # what d / k times leaves out grows without bound
+
         fraction: float = Field(gt=0, le=1, description="Share of the entries that is sent; at least one.")
         unbiased: bool = Field(
             True, description="Entries count d / k times, so that the mean over the draws is the update."

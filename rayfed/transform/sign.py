@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from rayfed.lazy import torch
-from rayfed.transform import At, Piece, Transform, TransformSettings
+from rayfed.transform import At, Piece, Transform, TransformSettings, get
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +24,21 @@ class Sign(Transform):
     """
 
     class Settings(TransformSettings):
-        error_feedback: bool = Field(True, description="What the signs leave out is added to the client's next update.")
+        error_feedback: bool | None = Field(
+            None,
+            description="What the signs leave out is added to the client's next update; default true, but false after topk, randomk "
+            "or lowrank, whose own error_feedback keeps it too.",
+        )
 
     place = "code"
     lossy = True
+
+    @property
+    def feedback(self) -> bool:
+        asked: bool | None = self.settings.error_feedback
+        if asked is not None or self.config is None:
+            return asked is not False
+        return all(get(t.kind).place != "compress" for t in self.config.transforms)
 
     def encode(self, v: Tensor, own: Tree, at: At) -> tuple[Tensor, Tree, Tree]:
         return torch.where(v < 0, -1.0, 1.0).to(v.dtype), {"scale": v.abs().mean()}, {}

@@ -47,7 +47,20 @@ def test_only_updates_travel() -> None:
     assert done.rows[1]["bytes/up"] == 7 * 212 * 4 == done.rows[1]["bytes/down"]
 
 
-@pytest.mark.parametrize("method", sorted({"fedvarp", "fedstale", "afa_cs"} & set(methods.names())))
-def test_what_is_remembered_is_what_was_made(method: str) -> None:
-    with pytest.raises(ConfigError, match=f"transforms: sign found, {method} remembers updates as clients make them"):
-        toy.config(method, transforms=[{"kind": "sign"}])
+@pytest.mark.parametrize("method", ["fedvarp", "fedstale", "afa_cs", "feddyn", "fedspeed"])
+def test_a_server_that_remembers_gets_what_was_made(method: str) -> None:
+    """Noted at clients as it was made, a memory would not be that of a server which got something else."""
+    for changes, said in (
+        (
+            {"transforms": [{"kind": "sign"}]},
+            f"transforms: sign found, {method} remembers updates as clients make them",
+        ),
+        (
+            {"attacks": [{"kind": "noise", "clients": 1}]},
+            f"attacks: noise found, {method} remembers updates as clients",
+        ),
+        ({"aggregate": "median"}, f"aggregate.kind: median found, but with {method} "),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            toy.config(method, **changes)
+    toy.config(method, attacks=[{"kind": "label_flip", "clients": 1}])

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rayfed import PARAMS, Part, Wire, mean, tree
 from rayfed.methods._bases.one_model import OneModel
+from rayfed.methods._bases.remembering import memory_problems
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree
+    from rayfed.config.schema import Config
 
 
 class Dual(OneModel):
     """Base: client i keeps h_i, the sum of its updates so far; the server keeps their mean h over all N clients, and goes to the
     mean model of the round's clients plus h. A step's gradient gets `strength` times y - x^r + h_i."""
+
+    no_rule = "the server's mean of h_i is that of the updates as clients made them, which a rule would change"
 
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS)},
@@ -21,6 +25,9 @@ class Dual(OneModel):
         keep={"h_i": Part(PARAMS, private=True, note="sum of the client's own updates")},
         server={"model": Part(PARAMS), "h": Part(PARAMS, note="mean of h_i over all clients")},
     )
+
+    def check(self, config: Config) -> list[str]:
+        return memory_problems(config)
 
     def init(self, task: Task, key: int) -> Tree:
         return {"model": task.init_params(key), "h": tree.zeros(task.params_like)}

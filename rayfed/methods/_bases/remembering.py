@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayfed import PARAMS, Method, Part, sgd_visit, tree, visit
+from rayfed import PARAMS, Method, Part, attack, sgd_visit, tree, visit
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Task, Tree, Visit
@@ -19,6 +19,7 @@ class Remembering(Method):
     holds it (N P floats). `train` sends the update and the h_i before it."""
 
     no_buffers = "running statistics of a round long ago have no use, and its weights need not sum to one"
+    no_rule = "what is remembered is taken off fresh updates: the mean of both, of which a rule would judge one"
     free: tuple[str, ...] = ("old",)  # parts that do not travel in a deployment
 
     def check(self, config: Config) -> list[str]:
@@ -45,9 +46,15 @@ class Remembering(Method):
 
 def memory_problems(config: Config) -> list[str]:
     """Return what is wrong where updates are remembered as clients make them: a server remembers what reaches it."""
-    if not config.transforms:
-        return []
-    kinds, name = ", ".join(t.kind for t in config.transforms), config.method.name
+    known = set(attack.KINDS.names())
+    changed = {
+        "transforms": [t.kind for t in config.transforms],
+        "attacks": [a.kind for a in config.attacks if a.kind in known and attack.KINDS.get(a.kind).place != "data"],
+    }
+    name, allowed = config.method.name, {"transforms": "none", "attacks": "attacks on data"}
     return [
-        f"transforms: {kinds} found, {name} remembers updates as clients make them, which would not reach its server; allowed: none"
+        f"{section}: {', '.join(kinds)} found, {name} remembers updates as clients make them, which would not reach its server; "
+        f"allowed: {allowed[section]}"
+        for section, kinds in changed.items()
+        if kinds
     ]

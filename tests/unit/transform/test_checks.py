@@ -53,6 +53,18 @@ TOPK: dict[str, Any] = {"kind": "topk", "fraction": 0.1}
             [CLIP, {**NOISE, "accountant": "none", "delta": 1e-6}],
             "transforms.1.delta: 1e-06 found, but nothing reads it",
         ),
+        (
+            [TOPK, {"kind": "sign", "error_feedback": True}],
+            "transforms.1.error_feedback: true found after topk, which sends other entries or",
+        ),
+        (
+            [{"kind": "lowrank"}, {"kind": "quantise", "error_feedback": True}],
+            "transforms.1.error_feedback: true found after lowrank",
+        ),
+        (
+            [{"kind": "randomk", "fraction": 0.1, "error_feedback": True}],
+            "transforms.0.error_feedback: True found, but nothing reads it with unbiased: True",
+        ),
         ([3], "transforms.0: 3 found"),
         ({"kind": "clip"}, "transforms: {'kind': 'clip'} found"),
     ],
@@ -67,6 +79,12 @@ def test_a_chain_that_makes_no_sense_is_refused(transforms: Any, said: str) -> N
 )
 def test_others_are_taken(transforms: list[Any]) -> None:
     assert good(transforms=transforms).to_dict()["transforms"] == transforms
+
+
+@pytest.mark.parametrize("before", [TOPK, {"kind": "randomk", "fraction": 0.1}, {"kind": "lowrank"}])
+def test_signs_keep_nothing_of_their_own_behind_a_compressor(before: dict[str, Any]) -> None:
+    done = toy.simulate(transforms=[before, "sign"], rounds=2)
+    assert all(bool(x.isfinite().all()) for x in done.state["model"].values())
 
 
 def test_a_misspelt_section_is_told_from_others() -> None:
