@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayfed import methods, tree
+from rayfed import tree
 from rayfed.errors import ConfigError
 from tests import toy
 
