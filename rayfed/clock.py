@@ -86,12 +86,11 @@ def check(config: Config) -> list[str]:
     """Return what is wrong with `devices` and `failures.stragglers`; known before there is a federation."""
     found, late = [], config.failures.stragglers
     if config.devices.profile == "none":
-        for name, value in (("deadline_s", late.deadline_s), ("over_select", late.over_select)):
-            if value:
-                found.append(
-                    f"failures.stragglers.{name}: {value} found, but nothing reads it with devices.profile: none; allowed: leave it out, "
-                    "or a profile of devices"
-                )
+        for name, value in late.given():
+            found.append(
+                f"failures.stragglers.{name}: {value} found, but nothing reads it with devices.profile: none; allowed: leave it out, "
+                "or a profile of devices"
+            )
         return found
     n, asked = config.training_clients(), config.per_round()
     if late.over_select and asked + late.over_select > n:

@@ -275,9 +275,10 @@ class Fed:
         return tuple(sorted(rng.choice(among, want, replace=False).tolist())) if want else ()
 
     def _in_time(self, drawn: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the fastest `per_round` of the drawn clients that meet the deadline."""
-        deadline = self.config.failures.stragglers.deadline_s
-        took, wanted = self.durations(), min(len(drawn), self.config.per_round())
+        """Return the drawn clients that meet the deadline; where more are drawn than are needed, the fastest `per_round` of them."""
+        late = self.config.failures.stragglers
+        deadline, took = late.deadline_s, self.durations()
+        wanted = min(len(drawn), self.config.per_round()) if late.over_select else len(drawn)
         first = sorted((took[c], c) for c in drawn if deadline is None or took[c] <= deadline)[:wanted]
         if deadline is not None and len(first) < wanted:  # it has waited for the others in vain
             self._waited = max(self._waited, deadline)

@@ -37,6 +37,8 @@ class Availability:
             self.chances = self._there.mean(0)
         else:
             self.chances = _chances(config, federation)
+        if p.kind == "periodic":
+            self.chances = _lengths(self.chances, p.period) / p.period
         self._draw: Callable[[int], np.ndarray] = getattr(self, f"_{p.kind}")
         self._last: tuple[int, np.ndarray] | None = None  # of a Markov chain: a round, who was there
 
@@ -66,14 +68,18 @@ class Availability:
 
     def _periodic(self, round: int) -> np.ndarray:
         n = self.settings.period
-        # At least one round of each, so that nobody is there always or never but those whose chance is 1.
-        length = np.where(self.chances < 1, np.clip(np.rint(n * self.chances), 1, n - 1), n)
         phase = np.floor(self._uniform("phase") * n)
-        return (round - 1 + phase) % n < length
+        return (round - 1 + phase) % n < np.rint(n * self.chances)
 
     def _trace(self, round: int) -> np.ndarray:
         found: np.ndarray = self._there[(round - 1) % len(self._there)]
         return found
+
+
+def _lengths(chances: np.ndarray, period: int) -> np.ndarray:
+    """Return in how many rounds of a period each client is there, (N,): at least one and not all, unless its chance is 1."""
+    found: np.ndarray = np.where(chances < 1, np.clip(np.rint(period * chances), 1, period - 1), period)
+    return found
 
 
 def _chances(config: Config, federation: Federation) -> np.ndarray:
@@ -97,6 +103,11 @@ def _chances(config: Config, federation: Federation) -> np.ndarray:
 def unknown(config: Config) -> list[str]:
     """Return why nobody knows the chance with which a client takes part in a round; [] where it is known (`Fed.chances`)."""
     kind, n = config.federation.participation.kind, config.training_clients()
+    if late := [
+        f"failures.stragglers.{name}: {value:g} found, and nobody knows a client's chance to be in time; allowed: leave it out"
+        for name, value in config.failures.stragglers.given()
+    ]:
+        return late
     if kind not in BY_THEMSELVES or config.per_round() >= n:
         return []
     return [

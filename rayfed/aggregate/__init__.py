@@ -54,6 +54,7 @@ class Aggregator:
         needs: as above.
         by_tensor: whether `weigh` is asked for each tensor of the model by itself.
         weighted: whether it reads the weights of the method's mean, so that clients tell n_i.
+        sums_to_one: whether coefficients sum to 1; where not, running statistics have the plain mean of the updates with a coefficient.
         memory: whether inner products are those of the sums of each client's updates over all rounds, which the engine then keeps.
     """
 
@@ -61,6 +62,7 @@ class Aggregator:
     needs: ClassVar[tuple[str, ...]] = ("gram",)
     by_tensor: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
+    sums_to_one: ClassVar[bool] = True
     memory: ClassVar[bool] = False
 
     def __init__(self, settings: Any):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -39,6 +39,7 @@ class Flag(Aggregator):
     """
 
     Settings = Settings
+    sums_to_one: ClassVar[bool] = False
 
     def weigh(self, seen: Evidence) -> np.ndarray:
         s, gram = self.settings, seen.gram

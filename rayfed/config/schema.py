@@ -795,6 +795,10 @@ class Stragglers(Section):
         0, ge=0, description="Clients drawn beyond `federation.per_round`; the fastest ones by `devices` count."
     )
 
+    def given(self) -> list[tuple[str, float]]:
+        """Return those that are set: (name, value)."""
+        return [(n, v) for n, v in (("deadline_s", self.deadline_s), ("over_select", self.over_select)) if v]
+
 
 class Failures(Section):
     client_error: Literal["raise", "drop", "retry"] = Field(

@@ -41,7 +41,7 @@ class Attackers:
     def attack(self, parts: Tree, clients: Sequence[int], dispatch: int, crafted: Tree) -> Tree:
         """Return what a piece's clients send, leaves (k, ...), in the place of `parts`.
 
-        dispatch: of the ask; crafted: part -> the update that colluders have agreed on.
+        dispatch: of the ask; crafted: part -> the update that colluders have agreed on; without one they send their own.
         """
         changed: dict[str, Any] = {}
         for i, (made, theirs) in enumerate(zip(self.attacks, self._of, strict=True)):
@@ -49,9 +49,14 @@ class Attackers:
             if made.place == "data" or not rows:
                 continue
             for name in sorted(self.parts & parts.keys()):
+                if made.place == "craft" and name not in crafted:
+                    continue
                 now: Any = tree.without(changed[name] if name in changed else parts[name], self._left)
+                device = next((x.device for x in tree.values(now)), None)
                 for r in rows:
-                    key = torch.tensor(keys.key(self.seed, dispatch, clients[r], f"attack {i} on {name}"))
+                    key = torch.tensor(
+                        keys.key(self.seed, dispatch, clients[r], f"attack {i} on {name}"), device=device
+                    )
                     new = (
                         tree.without(crafted[name], self._left)
                         if made.place == "craft"

@@ -166,7 +166,9 @@ class Dispatch:
         up, down = self.meter.up, self.meter.down
         replies, unfolded = self._execute_calls(visit, jobs, folds, metered)
         if ruled:
-            self._rule(ruled, replies, unfolded, mine, metered)
+            self._rule(ruled, replies, unfolded, mine)
+            if metered and self.ruling and self.ruling.rule.weighted and _weighs(ruled) and not _weighs(folds):
+                self.meter.up += 8 * len(replies)  # n_i, which a call with a fold by it has counted
         elif self.ruling and metered and isinstance(visit, str):
             self.ruling.refuse_unruled(visit, folds, unfolded)
         if chain is not None:
@@ -240,17 +242,13 @@ class Dispatch:
             (crafted[part],) = replies.combine(part, self._zero(part), everyone, self.attackers.colluding, len(clients))
         return self._put(crafted) if crafted else None
 
-    def _rule(
-        self, folds: tuple[Fold, ...], got: Replies, unfolded: UnfoldedParts, mine: Mapping[int, Tree], metered: bool
-    ) -> None:
+    def _rule(self, folds: tuple[Fold, ...], got: Replies, unfolded: UnfoldedParts, mine: Mapping[int, Tree]) -> None:
         """Put what the rule of aggregation makes of these folds into the replies."""
         assert self.ruling is not None
         self.ruling.sums = dict(self.engine.get(RULE))  # as the last round that was committed left them
         self.ruling.apply(folds, got, unfolded, mine, self._zero, self._put_zero)
         if self.ruling.rule.memory:
             self.engine.put(RULE, self.ruling.sums)
-        if metered and self.ruling.rule.weighted and any(f.weight == "examples" for f in folds):
-            self.meter.up += 8 * len(got)  # n_i
 
     def _shared_handle(self, value: Tree) -> Any:
         """Put a shared part into the pool, once a round however many asks carry it."""
@@ -381,6 +379,11 @@ class Dispatch:
         if calls[0].visit is Evaluation.ROWS:
             return f"pieces of the scored rows at work: {named}"
         return f"clients at work: {named}; visit {str(calls[0].visit)!r}"
+
+
+def _weighs(folds: Sequence[Fold]) -> bool:
+    """Return whether one of the folds is by n_i."""
+    return any(f.weight == "examples" for f in folds)
 
 
 def _of_no_client(visit: str | Evaluation) -> bool:

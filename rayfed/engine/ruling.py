@@ -40,7 +40,9 @@ class Ruling:
         """buffers: names of what training only writes."""
         self.buffers = buffers
         self.config, self.rule, self.parts = config, rule, aggregate.ruled(method)
-        self.sums: dict[str, Tensor] = {}  # of a rule with memory: client -> the sum of its updates so far, (P,)
+        self.sums: dict[
+            str, dict[str, Tensor]
+        ] = {}  # with memory: parts -> client -> the sum of its updates so far, (P,)
         self._attackers = attack.everyone(config)
         self.begin(0)
 
@@ -138,15 +140,27 @@ class Ruling:
         self._note(found, ids)
         if "rows" in rule.needs:
             return {part: _combine_chosen(part, found, unfolded, zero) for part in parts}
-        return {part: unfolded.linear(part, torch.as_tensor(found)) for part in parts}
+        return {part: self._linear(part, found, unfolded) for part in parts}
+
+    def _linear(self, part: str, found: np.ndarray, unfolded: UnfoldedParts) -> list[Tree]:
+        """Return the replies' sum by coefficients (G, n); a tree for each group."""
+        out: list[Any] = unfolded.linear(part, torch.as_tensor(found))
+        written = tuple(n for n in self.buffers if isinstance(out[0], Mapping) and n in out[0])
+        if self.rule.sums_to_one or not written:
+            return out
+        used = found != 0
+        means: Any = unfolded.linear(part, torch.as_tensor(used / np.maximum(used.sum(1, keepdims=True), 1)), written)
+        return [{**t, **mean} for t, mean in zip(out, means, strict=True)]
 
     def _remember(self, parts: Sequence[str], ids: np.ndarray, unfolded: UnfoldedParts) -> np.ndarray:
         """Add the updates of the clients that replied to their sums; return the inner products of these, (n, n)."""
         entries = [tree.without(unfolded.stacked(part, ()), self.buffers) for part in parts]
         rows = torch.cat([x.flatten(1) for t in entries for x in tree.values(t)], 1).double()
-        now = {str(c): row for c, row in zip(ids, rows, strict=True)}
-        self.sums = {**self.sums, **{c: self.sums[c] + row if c in self.sums else row for c, row in now.items()}}
-        known = torch.stack([self.sums[c] for c in now])
+        of = "+".join(parts)
+        before = self.sums.get(of, {})
+        now = {c: before[c] + row if c in before else row for c, row in zip(map(str, ids), rows, strict=True)}
+        self.sums = {**self.sums, of: {**before, **now}}
+        known = torch.stack(list(now.values()))
         return (known @ known.T).numpy()
 
     def _rule_by_tensor(

@@ -191,6 +191,12 @@ def _covers(gaussian: Gaussian, where: str, config: Config, method: type[Method]
             f"federation.participation.kind: {config.federation.participation.kind} found, epsilon is of clients that are drawn one by "
             "one; allowed with gaussian: poisson, or per_round: null for all"
         )
+    if gaussian.central:
+        out += [
+            f"failures.stragglers.{name}: {value:g} found, epsilon is of clients that are drawn one by one, whatever their speed; "
+            "allowed with gaussian: leave it out, or accountant: none"
+            for name, value in config.failures.stragglers.given()
+        ]
     return out
 
 
@@ -298,8 +304,12 @@ def no_buffers(config: Config) -> str | None:
     kinds = {t.kind: t.options for t in config.transforms}
     if "mask" in kinds:
         return "transforms: mask would send them without a mask"
-    noised = "gaussian" in kinds and kinds["gaussian"].get("accountant") != "none"
-    return "transforms: gaussian would send them without noise" if noised else None
+    if "gaussian" not in kinds:
+        return None
+    if kinds["gaussian"].get("where", "central") == "central":
+        return "transforms: gaussian would add noise to them that no clip bounds, and variances could fall below 0"
+    accounts = kinds["gaussian"].get("accountant") != "none"
+    return "transforms: gaussian would send them without noise" if accounts else None
 
 
 def metrics(config: Config) -> list[str]:

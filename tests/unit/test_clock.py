@@ -146,6 +146,17 @@ def test_a_deadline_leaves_the_slow_ones_out() -> None:
         assert fed.elapsed == (2.0 if max(took[c] for c in drawn) > 2.0 else 0.0)  # it waited in vain
 
 
+def test_poisson_draws_are_cut_by_the_deadline_alone() -> None:
+    poisson = {"federation": {"per_round": 3, "participation": {"kind": "poisson"}}, "devices": TIERS}
+    fed = toy.make_fed(toy.config(failures={"stragglers": {"deadline_s": 1e6}}, **poisson))
+    plain, sizes = toy.make_fed(toy.config(**poisson)), set()
+    for r in range(1, 20):
+        fed.begin(r), plain.begin(r)
+        sizes.add(len(drawn := fed.sample()))
+        assert drawn == plain.sample()
+    assert max(sizes) > 3
+
+
 def test_the_fastest_of_more_than_are_needed() -> None:
     fed = toy.make_fed(toy.config(devices=SPREAD, failures={"stragglers": {"over_select": 3}}))
     took, sizes = fed.durations(), set()

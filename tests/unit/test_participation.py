@@ -105,6 +105,19 @@ def test_the_engines_own_draws_have_chances_too() -> None:
     assert fed.chances().tolist() == [0.5] * 12
 
 
+def test_the_chance_of_who_comes_periodically_is_the_share_of_rounds() -> None:
+    fed = fed_of({"kind": "periodic", "chance": 0.33, "period": 4})
+    assert fed.chances().tolist() == [0.25] * 12 == there(fed, range(1, 5)).mean(0).tolist()
+
+
+@pytest.mark.parametrize("late", [{"deadline_s": 9.0}, {"over_select": 2}])
+def test_nobody_knows_the_chance_to_be_in_time(late: dict[str, Any]) -> None:
+    devices = {"profile": "lognormal", "sigma": 1.0}
+    fed = toy.make_fed(toy.config(federation={"per_round": 3}, devices=devices, failures={"stragglers": late}))
+    with pytest.raises(FailsAgain, match=rf"failures\.stragglers\.{next(iter(late))}: "):
+        fed.chances()
+
+
 def test_of_those_who_are_there_a_round_asks_so_many() -> None:
     fed = fed_of(KINDS["bernoulli"], per_round=2)
     sizes = set()

@@ -39,12 +39,11 @@ class Asynchronous(OneModel):
 
     def check(self, config: Config) -> list[str]:
         late, found = config.failures.stragglers, []
-        for name, value in (("deadline_s", late.deadline_s), ("over_select", late.over_select)):
-            if value:
-                found.append(
-                    f"failures.stragglers.{name}: {value} found, but nothing reads it with method.name: {config.method.name}, which waits "
-                    "for nobody; allowed: leave it out"
-                )
+        for name, value in late.given():
+            found.append(
+                f"failures.stragglers.{name}: {value} found, but nothing reads it with method.name: {config.method.name}, which waits "
+                "for nobody; allowed: leave it out"
+            )
         asked, buffer = config.per_round(), getattr(self.settings, "buffer", None)
         if buffer is not None and buffer > asked:
             found.append(

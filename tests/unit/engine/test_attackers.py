@@ -80,6 +80,24 @@ def test_running_statistics_are_sent_as_they_are() -> None:
     assert sent["n"] is parts["n"] and parts["delta"]["w"].tolist() == [[1] * 3] * 2
 
 
+def test_colluders_who_have_agreed_on_nothing_send_what_is_theirs() -> None:
+    """All of them have failed when they were asked first."""
+    config: Any = toy.config(attacks=[{"kind": "inner_product", "clients": [1]}])
+    method: Any = SimpleNamespace(wire=Wire(up={"delta": Part(PARAMS, update=True)}))
+    made = Attackers.of(config, method, SimpleNamespace(buffers=()))  # type: ignore[arg-type]
+    parts = {"delta": {"w": torch.ones(2, 3)}}
+    assert made is not None and tree.same(made.attack(parts, [0, 1], 5, {}), parts)
+
+
+def test_noise_is_drawn_where_the_updates_are() -> None:
+    config: Any = toy.config(attacks=[{"kind": "noise", "clients": [1]}])
+    method: Any = SimpleNamespace(wire=Wire(up={"delta": Part(PARAMS, update=True)}))
+    made = Attackers.of(config, method, SimpleNamespace(buffers=()))  # type: ignore[arg-type]
+    assert made is not None
+    sent = made.attack({"delta": {"w": torch.ones(2, 3, device="meta")}}, [0, 1], 5, {})
+    assert sent["delta"]["w"].is_meta
+
+
 def test_success_of_a_backdoor_is_scored_on_honest_clients() -> None:
     """A model that always says the target has success 1; the scope is of marked rows of the other classes only."""
     spec = [{"kind": "trigger", "clients": 2, "target": 1}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from rayfed import aggregate, methods, tree
 from rayfed.aggregate import Evidence
+from rayfed.engine.ruling import Ruling
 from rayfed.errors import ConfigError, FailsAgain
 from rayfed.fold import mean, total
 from rayfed.methods._bases.over_lora import OverLoRA
@@ -113,6 +115,48 @@ def test_a_reply_beyond_all_numbers_gets_no_weight(kind: str) -> None:
 def test_what_attackers_get_is_noted() -> None:
     fed, _ = asked("geometric_median", attacks=[{"kind": "noise", "clients": [5, 0], "size": 1e-8}])
     assert 0.05 < fed.dispatch.ruling.row()["aggregate/attackers"] < 1
+
+
+def test_running_statistics_have_a_mean_where_coefficients_have_another_sum() -> None:
+    """Flag's coefficients of opposite updates sum to little; a running variance moves by the mean of its changes all the same."""
+    updates = {
+        "w": torch.tensor([[1.0, 0.0], [-1.0, 0.1], [3.0, 0.0]]),
+        "variance": torch.tensor([[1.0], [2.0], [6.0]]),
+    }
+
+    def linear(part: str, weights: torch.Tensor, names: tuple[str, ...] = ()) -> list[Any]:
+        return [{n: row.to(torch.float32) @ updates[n] for n in names or updates} for row in weights]
+
+    unfolded: Any = SimpleNamespace(linear=linear, gram=lambda part: updates["w"] @ updates["w"].T)
+    c = toy.config(aggregate="flag")
+    ruling = Ruling(c, methods.get("fedavg")(None, c), aggregate.of(c), ("variance",))  # type: ignore[arg-type]
+    groups, ids = [np.arange(3)], np.arange(3)
+    (made,) = ruling._rule(["delta"], groups, np.ones(3), ids, unfolded, lambda part: None)["delta"]
+    assert made["variance"].item() == pytest.approx(3.0)
+
+
+def test_clients_tell_their_number_of_rows_once() -> None:
+    """Where the rule reads it and a part beside the ruled one is folded by it, too."""
+    c = toy.config("scaffold", aggregate="geometric_median")
+    fed = toy.make_fed(c)
+    fed.begin(1)
+    state = fed.method.init(fed.task, 7)
+    sent = {"model": state["model"], "c": state["c"]}
+    up = []
+    for other in ("one", "examples"):
+        before = fed.meter["bytes/up"]
+        fed.ask(fed.method.train, CLIENTS, shared=sent, fold=(mean("delta"), mean("dc", weight=other)))
+        up.append(fed.meter["bytes/up"] - before)
+    assert up == [len(CLIENTS) * (2 * 4 * 212 + 8)] * 2
+
+
+def test_each_part_has_a_memory_of_its_own() -> None:
+    c = toy.config(aggregate="foolsgold")
+    ruling = Ruling(c, methods.get("fedavg")(None, c), aggregate.of(c), ())  # type: ignore[arg-type]
+    for part, size in (("a", 2), ("b", 3), ("a", 2)):
+        unfolded: Any = SimpleNamespace(stacked=lambda part, names, size=size: {"w": torch.ones(1, size)})
+        gram = ruling._remember([part], np.array([4]), unfolded)
+    assert gram.tolist() == [[8.0]]  # of twice (1, 1)
 
 
 def test_only_means_of_updates_are_ruled() -> None:

@@ -143,6 +143,15 @@ def test_fixed_draws_have_no_epsilon() -> None:
     assert any(p.startswith("federation.participation.kind: uniform found") for p in found)
 
 
+@pytest.mark.parametrize("late", [{"deadline_s": 9.0}, {"over_select": 2}])
+def test_who_is_in_time_is_no_draw_of_which_there_is_an_epsilon(late: dict[str, Any]) -> None:
+    poisson = {"clients": 20, "per_round": 5, "participation": {"kind": "poisson"}}
+    more = {"federation": poisson, "failures": {"stragglers": late}, "devices": {"profile": "lognormal", "sigma": 1.0}}
+    found = problems(transforms=[CLIP, NOISE], **more)
+    assert any(p.startswith(f"failures.stragglers.{next(iter(late))}: ") and "epsilon" in p for p in found), found
+    good(transforms=[CLIP, {**NOISE, "accountant": "none"}], **more)
+
+
 def test_the_extra_is_named_where_no_accountant_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayfed.privacy.importlib.util.find_spec", lambda name: None)
     poisson = {"clients": 20, "per_round": 5, "participation": {"kind": "poisson"}}
@@ -182,7 +191,15 @@ def test_memory_of_updates_without_a_declared_size_is_refused(on_bert: Any) -> N
         toy.config("slora", **on_bert({"transforms": [TOPK]}))
 
 
-@pytest.mark.parametrize(("chain", "why"), [([CLIP, NOISE], "without noise"), ([RANGE, MASK], "without a mask")])
+@pytest.mark.parametrize(
+    ("chain", "why"),
+    [
+        ([CLIP, NOISE], "gaussian"),
+        ([CLIP, {**NOISE, "accountant": "none"}], "gaussian"),
+        ([CLIP, {**NOISE, "where": "local"}], "gaussian"),
+        ([RANGE, MASK], "without a mask"),
+    ],
+)
 def test_running_statistics_are_refused_where_they_would_show(nets: Any, chain: list[Any], why: str) -> None:
     c = toy.config(transforms=chain, **{**nets("batchnorm"), "federation": {"per_round": None}})
     question = model_check.question(c, toy.federation(c))
