@@ -78,6 +78,20 @@ def clipped(grads: Tree, most: float, moves: Callable[[str], bool] | None = None
     return tree.scale(grads, (most / (tree.norm(counted) + 1e-6)).clamp(max=1.0))
 
 
+def clipped_apart(local: Local, private: Callable[[str], bool]) -> tuple[Local, Callable[[Tree, Tree], Tree] | None]:
+    """Return `local` without its clipping, and a hook that does it, for `sgd_visit`: private entries and all others each by themselves,
+    so that those that stay with a client change nothing of what it sends."""
+    most = local.clip
+    if most is None:
+        return local, None
+
+    def hook(grads: Tree, carry: Tree) -> Tree:
+        sides = [clipped({n: g for n, g in grads.items() if private(n) == side}, most) for side in (False, True)]
+        return {n: sides[private(n)][n] for n in grads}
+
+    return local.model_copy(update={"clip": None}), hook
+
+
 def _by_formula(formula: Formula, params: Tree, carry: Tree, batch: Batch, key: Any) -> tuple[Tree, Tree, Tree]:
     """Return (gradients, changed entries of the carry, what its first training forward pass wrote)."""
     _written.append({})

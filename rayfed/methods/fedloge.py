@@ -10,6 +10,7 @@ from rayfed import ANY, PARAMS, Method, MethodSettings, Part, Visit, Wire, keys,
 from rayfed.lazy import torch
 from rayfed.methods._bases.simplex import sparse_simplex
 from rayfed.task import needs_classes
+from rayfed.training import clipped_apart
 from rayfed.wire import tensor
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class FedLoGe(Method):
     g: a fixed head, made once from a simplex of which a share `zeros` of the entries is 0, the others moved by Adam to equal norms and
     the largest least angle (SSE-C). Client k, z = f(x), on each batch:
         f <- SGD on CE(g z, y);   a <- SGD on CE(a z, y), l_k <- SGD on CE(l_k z, y), both with z held;
-    it keeps l_k, sends the updates of f and a. Server: means weighted by examples.
+    it keeps l_k, sends the updates of f and a. Server: means weighted by examples. `local.clip` is of (f, a) and of l_k, each by itself.
     Realigned (GLA-FR): `global` scores f under rows a_c norm / |a_c|; client k is served f under rows a_c |l_k,c|. The code also tunes a
     at the clients, for 0 epochs in its published runs, which is left out.
     All three heads are without bias [ours]: the code's biases, which realigning leaves alone, would keep the long tail. Served scores may
@@ -107,7 +108,8 @@ class FedLoGe(Method):
             before = {**client.shared["model"], AUXILIARY: client.shared["auxiliary"]}
             return {"delta": {n: carry["model"][n] - p for n, p in before.items()}}, {"head": carry["model"][OWN]}
 
-        made = sgd_visit(task.loss, self.local, start=start, objective=objective, end=end)
+        local, hook = clipped_apart(self.local, lambda n: n == OWN)
+        made = sgd_visit(task.loss, local, start=start, objective=objective, end=end, hook=hook)
         return made._replace(
             local=lambda carry: personal(task, carry["model"], carry["model"][AUXILIARY], carry["model"][OWN])
         )

@@ -10,6 +10,7 @@ from rayfed import ANY, MethodSettings, Part, Visit, Wire, mean, model_of, sgd_v
 from rayfed.lazy import torch
 from rayfed.methods._bases.one_model import OneModel
 from rayfed.task import needs_classes
+from rayfed.training import clipped_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,8 @@ class FedRoD(OneModel):
         p_i <- SGD on cross-entropy of h(z) + p_i(z), with z = f(x) and h(z) held;
     keeps p_i, sends the update of (f, h). Server: FedAvg of (f, h), the generic model, which `global` scores. A client is
     served h + p_i on f. p_i starts at 0, so a client that never took part, a held-out one too, is served the generic model [ours].
-    `gamma: 0` trains (f, h) as FedAvg does. `local.label_smoothing` smooths the personal loss alone: absent classes have no generic one.
+    `gamma: 0` trains (f, h) as FedAvg does; `local.clip` is of (f, h) and of p_i, each by itself.
+    `local.label_smoothing` smooths the personal loss alone: absent classes have no generic one.
     Down: (f, h) (P floats). Up: its update (P), n_i. Kept at client i: p_i (C d + C). At the server: (f, h).
     """
 
@@ -71,7 +73,8 @@ class FedRoD(OneModel):
             delta = {n: carry["model"][n] - p for n, p in client.shared["model"].items()}
             return {"delta": delta}, {"personal": _taken(carry["model"])}
 
-        made = sgd_visit(task.loss, self.local, start=start, end=end, objective=objective)
+        local, hook = clipped_apart(self.local, lambda n: n.startswith(PERSONAL))
+        made = sgd_visit(task.loss, local, start=start, end=end, objective=objective, hook=hook)
         return made._replace(local=lambda carry: _served(task, carry["model"], _taken(carry["model"])))
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:

@@ -26,6 +26,7 @@ from rayfed.distill import generator as gen
 from rayfed.lazy import F, torch
 from rayfed.methods._bases.prototypes import one_hot
 from rayfed.task import needs_classes
+from rayfed.training import clipped
 from rayfed.wire import tensor
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class FRAug(Method):
         interpolate: bool = Field(False, description="Mix made features with what they are made for.")
         momentum: float = Field(0.3, gt=0, le=1, description="Weight of a batch in the running means of classes.")
         noise: int | None = Field(None, ge=1, description="Size of e and width of N; null: half of the features.")
-        generator_lr: float = Field(0.02, gt=0, description="Local rate of G.")
-        transform_lr: float = Field(0.02, gt=0, description="Local rate of N.")
+        generator_lr: float = Field(0.02, gt=0, description="Local rate of G, the same in all rounds and steps.")
+        transform_lr: float = Field(0.02, gt=0, description="Local rate of N, the same in all rounds and steps.")
 
     wire: ClassVar[Wire] = Wire(
         down={"model": Part(PARAMS), "generator": Part(ANY, note="G")},
@@ -107,7 +108,7 @@ class FRAug(Method):
 
     @visit
     def train(self, task: Task) -> Visit:
-        s, opt = self.settings, optimizers.make(self.local.optimizer)
+        s, opt, clip = self.settings, optimizers.make(self.local.optimizer), self.local.clip
         plain = sgd_visit(task.loss, self.local, objective=self._objective(task) if s.most else None)
         (phase,) = plain.phases
         assert phase.enter is not None
@@ -121,16 +122,20 @@ class FRAug(Method):
                 "opt_t": opt.init(own["transform"]), "late": late, "at": info.round,
             }  # fmt: skip
 
+        def slopes(loss: Any, at: Tree) -> Tree:
+            found = torch.func.grad(loss)(at)
+            return found if clip is None else clipped(found, clip)
+
         def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
             with task.training(batch, key):
                 z = task.features(carry["model"], batch["x"])
             before = {**carry, **running(z, batch, carry["means"], carry["seen"], s.momentum)}
             after = phase.step(before, batch, key)
-            g_slopes = torch.func.grad(lambda g: self._generator_loss(task, g, after, batch, keys.fold(key, 2)))
-            g, opt_g = opt.update(g_slopes(carry["generator"]), carry["opt_g"], carry["generator"], s.generator_lr)
+            of_g = slopes(lambda g: self._generator_loss(task, g, after, batch, keys.fold(key, 2)), carry["generator"])
+            g, opt_g = opt.update(of_g, carry["opt_g"], carry["generator"], s.generator_lr)
             after = {**after, "generator": g, "opt_g": opt_g}
-            t_slopes = torch.func.grad(lambda t: self._transform_loss(task, t, after, batch, keys.fold(key, 3)))
-            t, opt_t = opt.update(t_slopes(carry["transform"]), carry["opt_t"], carry["transform"], s.transform_lr)
+            of_t = slopes(lambda t: self._transform_loss(task, t, after, batch, keys.fold(key, 3)), carry["transform"])
+            t, opt_t = opt.update(of_t, carry["opt_t"], carry["transform"], s.transform_lr)
             return {**after, "transform": t, "opt_t": opt_t, "at": carry["at"] + 1}
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:

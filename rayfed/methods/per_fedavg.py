@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from rayfed import MethodSettings, mean, sgd_visit, tree, visit
+from rayfed.config.schema import Local
 from rayfed.methods._bases.one_model import OneModel
 from rayfed.training import gradient, work
 from rayfed.visits import steps
@@ -19,8 +20,9 @@ class PerFedAvg(OneModel):
     """Fallah et al. 2020, "Personalized Federated Learning: A Meta-Learning Approach" (NeurIPS 2020, 2002.07948), first order (FO).
 
     Client i, each step on two batches: y~ = y - alpha grad F_i(y; D1); y <- y - lr grad F_i(y~; D2). Sends u_i = y - x^r. An epoch
-    takes every row once, two batches a step. Server: as FedAvg. Served is x^r after `adapt_steps` steps of rate alpha on the
-    client's own training data. The forms with second derivatives (exact, HF) are left out. `alpha: 0` is FedAvg on the batches D2.
+    takes every row once, two batches a step. Server: as FedAvg. Served is x^r after `adapt_steps` plain steps x - alpha grad F_i on
+    the client's own training data, whatever `local.optimizer` is. The forms with second derivatives (exact, HF) are left out.
+    `alpha: 0` is FedAvg on the batches D2.
     Down: the model (P floats). Up: the update (P), n_i. Kept at clients: nothing. At the server: the model.
     """
 
@@ -49,4 +51,4 @@ class PerFedAvg(OneModel):
             return {"model": carry["model"]}, client.own
 
         tuned = [(steps(self.settings.adapt_steps), lambda name: True)]
-        return sgd_visit(task.loss, self.local, phases=tuned, end=end, lr=self.settings.alpha)
+        return sgd_visit(task.loss, Local(), phases=tuned, end=end, lr=self.settings.alpha)  # plain SGD

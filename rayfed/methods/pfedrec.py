@@ -21,7 +21,7 @@ from rayfed import (
     visit,
 )
 from rayfed.lazy import torch
-from rayfed.training import grad, mean_loss, work
+from rayfed.training import clipped, grad, mean_loss, work
 from rayfed.visits import Phase, Visit
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class PFedRec(Method):
     V_u <- V; for each batch (1) a step on (w_u, b_u) of rate lr, (2) a second forward pass and a step on V_u of rate lr * I * `item_rate`,
     for a mean over a batch makes each item's gradient small. V_u comes back, V is the mean of these (`aggregate`), and the user keeps V_u
     after its own steps, with which it is served (`view: own`).
-    The paper's code sends b_u too and never uses it; here it stays.
+    The paper's code sends b_u too and never uses it; here it stays. `local.clip` is of either step's gradient by itself.
     Down: item table V (I, d). Up: its update, and which rows moved. Kept at clients: (w_u, b_u), V_u, and whether it was asked.
     At the server: V.
     """
@@ -71,7 +71,9 @@ class PFedRec(Method):
     def check(self, config: Config) -> list[str]:
         if config.task.model.name == "ncf":
             return ["task.model: ncf found, pfedrec's score function is linear in an item's vector; allowed: factors"]
-        o = config.local.optimizer
+        o, within = config.local.optimizer, config.local.schedule.within
+        if within != "constant":
+            return [f"local.schedule.within: {within} found, pfedrec knows one rate in a visit; allowed: constant"]
         if (o.name, o.momentum, o.weight_decay) != ("sgd", 0.0, 0.0):
             return [
                 f"local.optimizer: {o.name} found, pfedrec takes plain steps; allowed: sgd without momentum and decay"
@@ -102,7 +104,8 @@ class PFedRec(Method):
             def of(moved: Tree) -> Tensor:
                 return mean_loss(task.loss, {**carry["items"], **carry["user"], **moved}, batch, key)
 
-            return grad(of)(carry[part])[0]
+            slopes = grad(of)(carry[part])[0]
+            return slopes if self.local.clip is None else clipped(slopes, self.local.clip)
 
         def step(carry: Tree, batch: Any, key: Tensor) -> Tree:
             user = tree.add(carry["user"], loss("user", carry, batch, key), -carry["lr"])

@@ -29,11 +29,13 @@ def test_the_fixed_head() -> None:
     torch.testing.assert_close(whole @ whole.T, (4 / 3) * (torch.eye(4, dtype=whole.dtype) - 0.25), rtol=0, atol=1e-12)
 
 
-def test_heads_reach_no_backbone(monkeypatch) -> None:
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_heads_reach_no_backbone(monkeypatch, clip: float | None) -> None:
     """Other private heads: the same backbone, the same auxiliary head, to the bit."""
-    plain = toy.simulate(SHORT, executor="vmap", rounds=2)
+    same = {"executor": "vmap", "rounds": 2, "local": {"clip": clip}}
+    plain = toy.simulate(SHORT, **same)
     monkeypatch.setattr(FedLoGe, "own_init", lambda self, task, client, key: {"head": torch.ones(4, 16)})
-    other = toy.simulate(SHORT, executor="vmap", rounds=2)
+    other = toy.simulate(SHORT, **same)
     assert all(torch.equal(p, other.state["model"][n]) for n, p in plain.state["model"].items())
     assert torch.equal(plain.state["auxiliary"], other.state["auxiliary"])
     assert all(not torch.equal(s["head"], other.clients()[c]["head"]) for c, s in plain.clients().items())

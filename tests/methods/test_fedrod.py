@@ -12,9 +12,10 @@ needs_fedavg = pytest.mark.skipif("fedavg" not in methods.names(), reason="compa
 
 
 @needs_fedavg
-def test_plain_cross_entropy_trains_fedavgs_model() -> None:
-    """The personal heads learn beside it and change nothing of it."""
-    same = {"executor": "vmap", "dtype": "float64", "rounds": 3}
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_plain_cross_entropy_trains_fedavgs_model(clip: float | None) -> None:
+    """The personal heads learn beside it and change nothing of it, clipped or not."""
+    same = {"executor": "vmap", "dtype": "float64", "rounds": 3, "local": {"clip": clip}}
     done, plain = (toy.simulate(m, **same) for m in ({"name": "fedrod", "gamma": 0.0}, "fedavg"))
     torch.testing.assert_close(dict(done.state["model"]), dict(plain.state["model"]), rtol=0, atol=1e-14)
     assert all(float(s["personal"]["weight"].abs().max()) > 0 for s in done.clients().values())

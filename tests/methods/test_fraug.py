@@ -98,6 +98,21 @@ def test_one_step_by_hand(hand) -> None:
         torch.testing.assert_close(p, want[n], rtol=0, atol=1e-10)
 
 
+def test_all_three_steps_are_clipped() -> None:
+    """One step of each client: no network moves further than its rate times the norm allowed."""
+    s = {"name": "fraug", "generator_lr": 0.05, "transform_lr": 0.03}
+    done = toy.simulate(s, rounds=1, dtype="float64", local={"epochs": None, "steps": 1, "clip": 1e-3})
+    moved = {
+        0.1: (done.state["model"], done.initial["model"]),
+        0.05: (done.state["generator"], done.initial["generator"]),
+    }
+    for lr, (now, before) in moved.items():
+        assert 0 < float(tree.norm(tree.sub(now, before))) <= lr * 1e-3
+    for c, own in done.initial_clients().items():
+        gone = tree.norm(tree.sub(done.clients()[c]["transform"], own["transform"]))
+        assert 0 < float(gone) <= 0.03 * 1e-3
+
+
 def last_batch(done, c: int):
     """Rows, labels, weights and key of the one step of client c's last visit, as the engine drew them."""
     config, split = done.fed.config, done.fed.federation

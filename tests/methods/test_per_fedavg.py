@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from rayfed import tree
@@ -51,9 +52,13 @@ def test_without_the_inner_step_it_is_fedavg_on_the_second_batches() -> None:
     assert float(tree.norm(tree.sub(model, done.state["model"]))) < 1e-12
 
 
-def test_the_served_model_has_taken_its_steps(plain: Any) -> None:
+@pytest.mark.parametrize(
+    "local", [{}, {"optimizer": {"name": "adam"}, "clip": 0.01}, {"schedule": {"within": "linear"}}]
+)
+def test_the_served_model_has_taken_its_steps(plain: Any, local: dict[str, Any]) -> None:
+    """Plain ones, as the inner step of training is, whatever takes the outer one."""
     settings = {"name": "per_fedavg", "alpha": 0.3, "adapt_steps": 2}
-    done = toy.simulate(settings, rounds=1, **plain.WORK)
+    done = toy.simulate(settings, rounds=1, **toy.merge(plain.WORK, {"local": local}))
     _, clients = done.scores()
     x = plain.vector(done.state["model"])
     for row in clients[:12]:

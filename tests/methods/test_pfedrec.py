@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from rayfed import tree
+from rayfed.errors import ConfigError
 from rayfed.visits import ClientContext
 from tests import toy
 from tests.toy import Result
@@ -59,6 +60,21 @@ def test_a_step_by_hand() -> None:
     assert set(parts["touched"].nonzero()[:, 0].tolist()) == met
     still = [i for i in range(t.classes) if i not in met]
     assert torch.equal(after["items"]["items.weight"][still], items["items.weight"][still])
+
+
+def test_both_steps_are_clipped() -> None:
+    changes = toy.merge(STEPS, {"local": {"steps": 1, "clip": 1e-4, "optimizer": {"lr": 0.2}}})
+    done = ran(rounds=1, **changes)
+    task, first = done.fed.task, done.fed.task.initial
+    for own in (c for c in done.clients().values() if c["asked"] > 0):
+        user = tree.norm(tree.sub(own["user"], {n: first[n] for n in own["user"]}))
+        items = tree.norm(tree.sub(own["items"], done.initial["items"]))
+        assert 0 < float(user) <= 0.2 * 1e-4 and 0 < float(items) <= 0.2 * task.classes * 0.5 * 1e-4
+
+
+def test_one_rate_in_a_visit() -> None:
+    with pytest.raises(ConfigError, match=r"local\.schedule\.within: linear found"):
+        toy.config("pfedrec", **toy.merge(toy.TASTES, {"local": {"schedule": {"within": "linear"}}}))
 
 
 def test_the_mean_is_over_all_who_were_asked_or_over_those_in_whom_an_item_moved() -> None:
