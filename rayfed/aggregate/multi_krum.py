@@ -19,7 +19,7 @@ class Settings(TolerantSettings):
 class MultiKrum(Tolerant):
     """Blanchard et al. 2017 (1703.02757), section 4: the plain mean of the m updates of least Krum score.
 
-    m is n - f unless set, and never more than the replies. n >= 2 f + 3.
+    m is n - f unless set, and never more than n - f of the replies that are there. n >= 2 f + 3.
     """
 
     Settings = Settings
@@ -42,4 +42,4 @@ class MultiKrum(Tolerant):
     def weigh(self, seen: Evidence) -> np.ndarray:
         s, n = self.settings, len(seen.gram)
         order = np.argsort(krum_scores(seen.gram, s.f), kind="stable")
-        return equal_shares(order[: min(s.m or n - s.f, n)], n)
+        return equal_shares(order[: min(s.m or n - s.f, n - s.f)], n)

@@ -133,7 +133,7 @@ class DPhase(Method):
     def distil(
         self, state: Tree, average: Tree, experts: list[Tree], counts: Tensor, clients: list[int], fed: Fed, task: Task
     ) -> tuple[Tree, Tree]:
-        """Return the round's model for all, and the D-phase's parts of the next state.
+        """Return the round's model for all, and the D-phase's parts of the next state; the average where there is nothing to learn on.
 
         experts: of K clusters; counts: (K, C) their examples of each class; clients: who replied in this round.
         """
@@ -142,7 +142,10 @@ class DPhase(Method):
         if not (s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until)):
             return average, parts
         start = average if s.student_init == "average" else state["model"]
-        theta, parts, losses = self._taught(start, parts, experts, counts, clients, fed, task)
+        taught = self._taught(start, parts, experts, counts, clients, fed, task)
+        if taught is None:
+            return average, parts
+        theta, parts, losses = taught
         for name, value in losses.items():
             fed.log(f"distill/{name}", value)
         if s.distill_mix != 1:
@@ -151,13 +154,13 @@ class DPhase(Method):
 
     def _taught(
         self, start: Tree, parts: Tree, experts: list[Tree], counts: Tensor, clients: list[int], fed: Fed, task: Task
-    ) -> tuple[Tree, Tree, dict[str, float]]:
-        """Return what the student becomes, the D-phase's next parts, and the last losses."""
+    ) -> tuple[Tree, Tree, dict[str, float]] | None:
+        """Return what the student becomes, the D-phase's next parts, and the last losses; None where clients told nothing to learn on."""
         s, key = self.settings, fed.key("D-phase")
         if s.inputs == "statistics":
             told = self._told(parts["statistics"], start, clients, fed)
             if told is None:
-                return start, parts, {}
+                return None
             theta, losses = datafree.distill_on_draws(
                 task, self._space(task), start, experts, counts, self._gaussians(told), s, key, fed.round
             )
@@ -165,7 +168,7 @@ class DPhase(Method):
         if s.inputs == "client_generators":
             known = self._generators(parts["generators"], clients, fed)
             if not known:
-                return start, parts, {}
+                return None
             drawn = client_generators.generators(known, s.noise, task.input_shape)
             space = statistics.inputs(task)
             theta, losses = datafree.distill_on_draws(task, space, start, experts, counts, drawn, s, key, fed.round)

@@ -22,7 +22,8 @@ class FDLoRA(OverLoRA):
     """Qi et al. 2024, "FDLoRA: Personalized Federated Learning of Large Language Model via Dual LoRA Tuning" (2406.07925). The paper's text
     could not be read: what follows is from its abstract and from two independent re-implementations.
 
-    Stage 1, before round 1: every client trains its private adapter p_i from one start; the global adapter is their mean, g = mean p_i.
+    Stage 1, before round 1: every client trains its private adapter p_i from one start; the global adapter is their mean, g = mean p_i,
+    of those that reply; where nobody does, the next round begins with it.
     Stage 2, each round: client i: g_i <- local training from g; sends its change. Server: D = mean_i (g - g_i), one step of SGD with
     Nesterov's momentum on D: v <- beta v + D, g <- g - eta (D + beta v). `momentum: heavy` is g <- g - eta v (one of the two has that).
     `sync` N: in every Nth round p_i <- g_i at the clients asked; null: never. The re-implementations differ about it.
@@ -90,6 +91,8 @@ class FDLoRA(OverLoRA):
         fold = mean("delta", weight="one")
         if not state["begun"]:
             got = fed.ask(self.alone, range(fed.population), shared={"model": state["model"]}, fold=fold)
+            if not got.ids:
+                return state
             model = tree.add(state["model"], got.folded["delta"])
             state = {**state, "model": model, "begun": torch.ones_like(state["begun"])}
         sync = s.sync is not None and fed.round % s.sync == 0

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from rayfed import (
     PARAMS,
-    SCALAR,
     Method,
     MethodSettings,
     Part,
@@ -25,6 +24,7 @@ from rayfed import (
 from rayfed.lazy import torch
 from rayfed.training import gradient
 from rayfed.visits import once
+from rayfed.wire import tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +41,8 @@ class FedAMD(Method):
     Anchor i: v_i <- grad F_i(x^r) over all its training data; sends the change. Miner i: D_0 = g, then for each step
     D_k = D_{k-1} + grad F_i(y_k; b) - grad F_i(y_{k-1}; b), y_{k+1} = y_k - lr D_k, on one minibatch b with one key; the first
     step is lr g exactly. Server, uniform: x^{r+1} = x^r + server_lr mean over the miners of u_i; anchors do not move the model.
-    Before the first round that has clients everybody is an anchor once, which counts in the bytes; with `everyone_first: false`
-    v_i = 0 until i is one [inferred].
+    Before the first round that has clients everybody is an anchor once, which counts in the bytes; who does not reply is asked again
+    before the next round. Until i has been an anchor, and with `everyone_first: false`, v_i = 0 [inferred].
     Down: x; to miners g too. Up: P floats. Kept at clients: nothing. At the server: x, g, and v_i of every client ((N + 2) P), here
     with the clients' states.
     """
@@ -61,7 +61,11 @@ class FedAMD(Method):
         down={"model": Part(PARAMS), "g": Part(PARAMS, note="mean of v_i over all clients")},
         up={"delta": Part(PARAMS, update=True), "dv": Part(PARAMS, note="v_i's change")},
         keep={"v_i": Part(PARAMS, note="last full gradient: the server's memory, held where the client states are")},
-        server={"model": Part(PARAMS), "g": Part(PARAMS), "begun": Part(SCALAR, note="whether there are v_i")},
+        server={
+            "model": Part(PARAMS),
+            "g": Part(PARAMS),
+            "begun": Part(tensor("N"), note="1 for each client with a v_i"),
+        },
     )
 
     def check(self, config: Config) -> list[str]:
@@ -77,7 +81,11 @@ class FedAMD(Method):
         )
 
     def init(self, task: Task, key: int) -> Tree:
-        return {"model": task.init_params(key), "g": tree.zeros(task.params_like), "begun": torch.zeros(())}
+        return {
+            "model": task.init_params(key),
+            "g": tree.zeros(task.params_like),
+            "begun": torch.zeros(task.population),
+        }
 
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"v_i": tree.zeros(task.params_like)}
@@ -117,25 +125,29 @@ class FedAMD(Method):
         return sgd_visit(task.loss, self.local, start=start, grad=direction)
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
-        clients, g = fed.sample(), state["g"]
+        clients = fed.sample()
         if not clients:
             return state
-        begun = state["begun"]
-        if self.settings.everyone_first and not bool(begun > 0):
-            g = self._refreshed(state["model"], g, range(fed.population), fed)
+        missing = (state["begun"] == 0).nonzero()[:, 0].tolist()
+        if self.settings.everyone_first and missing:
+            state = self._refreshed(state, missing, fed)
         anchors, miners = self._roles(clients, fed)
         model = state["model"]
         if miners:
-            got = fed.ask(self.train, miners, shared={"model": model, "g": g}, fold=mean("delta", weight="one"))
+            got = fed.ask(
+                self.train, miners, shared={"model": model, "g": state["g"]}, fold=mean("delta", weight="one")
+            )
             model = tree.add(model, got.folded["delta"], self.settings.server_lr)
         if anchors:
-            g = self._refreshed(state["model"], g, anchors, fed)
-        return {"model": model, "g": g, "begun": torch.ones_like(begun)}
+            state = self._refreshed(state, anchors, fed)
+        return {**state, "model": model}
 
-    def _refreshed(self, model: Tree, g: Tree, clients: Any, fed: Fed) -> Tree:
-        """Return g after clients have taken full gradients at a model."""
-        got = fed.ask(self.refresh, clients, shared={"model": model}, fold=total("dv"))
-        return tree.add(g, got.folded["dv"], 1 / fed.population)
+    def _refreshed(self, state: Tree, clients: list[int], fed: Fed) -> Tree:
+        """Return the state after clients have taken full gradients at its model."""
+        got = fed.ask(self.refresh, clients, shared={"model": state["model"]}, fold=total("dv"))
+        begun = state["begun"].clone()
+        begun[list(got.ids)] = 1
+        return {**state, "g": tree.add(state["g"], got.folded["dv"], 1 / fed.population), "begun": begun}
 
     def _roles(self, clients: tuple[int, ...], fed: Fed) -> tuple[list[int], list[int]]:
         """Return (anchors, miners) of a round's clients."""

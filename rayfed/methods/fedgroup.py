@@ -27,7 +27,7 @@ class FedGroup(Clustered):
     and send dW_i. V (P, K): the first K left singular vectors of [dW_1 ... dW_m]; E_ik = cos(dW_i, v_k); k-means on E gives K groups,
     with models c_k = w_0 + mean dW_i over the group.
     A newcomer, when it is first asked: trains `pretrain` steps from w_0 and joins the group k with the least (1 - cos(dW_i, d_k)) / 2,
-    d_k = c_k - w_0 as it was found.
+    d_k = c_k - w_0 as it was found; a group that was found empty gets nobody.
     Every round: FedAvg in each group; then with `eta` > 0 (FedGrouProx's inter-group step) c_k <- (c_k + sum_{l != k} b_l c_l) /
     (1 + sum_{l != k} b_l), b_l = eta / ||c_l||.
     V and E follow from inner products of the updates, which stay where the clients are. Groups never change.
@@ -113,9 +113,12 @@ class FedGroup(Clustered):
         if not got.ids:
             return state
         directions = tree.unstack(state["directions"])
-        length = torch.stack([tree.norm(d).double() for d in directions]).clamp(min=1e-30)
+        length = torch.stack([tree.norm(d).double() for d in directions])
+        cosines = (got.dot("delta", directions) / length.clamp(min=1e-30)).where(
+            length > 0, -torch.inf
+        )  # 0: found empty
         assignment = state["assignment"].clone()
-        assignment[got.ids] = (got.dot("delta", directions) / length).argmax(1)
+        assignment[got.ids] = cosines.argmax(1)
         return {**state, "assignment": assignment}
 
     def _show(self, state: Tree, fed: Fed, clients: Sequence[int]) -> Replies:

@@ -15,6 +15,7 @@ from scipy.spatial.distance import squareform
 from rayfed import keys, mean, methods, tree
 from rayfed.cluster import MISSING, canonical
 from rayfed.distill import client_generators, datafree, statistics
+from rayfed.distill.d_phase import DPhase
 from rayfed.errors import ConfigError
 from rayfed.launch.federations import Federations
 from rayfed.methods.disue import DisUE, rotate
@@ -403,6 +404,16 @@ def test_theta_is_what_the_loop_teaches_the_average(init: str, mix: float) -> No
     average, theta = pieces(done, members)[0], taught(done, members, init)
     close(done.state["model"], tree.add(tree.scale(average, 1 - mix), theta, mix))
     assert float(tree.norm(tree.sub(theta, average))) > 1e-3
+
+
+@pytest.mark.parametrize(("inputs", "told"), [("statistics", "_told"), ("client_generators", "_generators")])
+def test_where_nobody_tells_anything_the_round_s_training_stays(
+    inputs: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = toy.simulate(disue(distill=False), executor="vmap")
+    monkeypatch.setattr(DPhase, told, lambda *arguments: None)
+    spec = {"name": "disue", "inputs": inputs, "student_init": "previous", "distill_mix": 0.5, "iterations": 2}
+    assert tree.same(toy.simulate(spec, executor="vmap").state["model"], off.state["model"])
 
 
 def test_experts_and_clusters_are_not_touched() -> None:

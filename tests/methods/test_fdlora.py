@@ -15,6 +15,7 @@ from rayfed.engine.evaluation import Evaluation
 from rayfed.methods.fdlora import mixed, outer_step
 from tests import toy
 from tests.tiny import WHOLE, descend
+from tests.toy import ToyFed
 
 OnBert = Callable[[dict[str, Any]], dict[str, Any]]
 ALL: dict[str, Any] = {"name": "fdlora", "beta": 0.0}
@@ -35,6 +36,19 @@ def test_both_stages(on_bert: OnBert) -> None:
     assert {int(c) for c in kept} == set(everyone)
     for c in everyone:
         torch.testing.assert_close(kept[str(c)]["own"], private[c], rtol=1e-8, atol=1e-10)
+
+
+class Silent(ToyFed):
+    """In the first round nobody replies."""
+
+    def ask(self, visit: Any, to: Any, **how: Any) -> Any:
+        return super().ask(visit, [] if self.round == 1 else to, **how)
+
+
+def test_stage_1_is_asked_again_where_nobody_replied(on_bert: OnBert) -> None:
+    one, two = (toy.simulate(ALL, kind=Silent, rounds=2, until=r, **on_bert({})) for r in (1, 2))
+    assert tree.same(one.state, one.initial) and not one.clients()
+    assert two.state["begun"] and len(two.clients()) == two.fed.population
 
 
 def test_the_outer_step_by_hand() -> None:

@@ -10,6 +10,7 @@ import pytest
 from rayfed import tree
 from rayfed.errors import ConfigError
 from tests import toy
+from tests.toy import ToyFed
 
 ALONE = {
     "federation": {"clients": 1, "per_round": None, "holdout": {"kind": "none"}, "groups": {"kind": "none"}},
@@ -74,6 +75,26 @@ def test_one_client_descends_its_own_gradient(plain: Any) -> None:
 def test_the_first_pass_is_paid_for() -> None:
     first, later = (toy.simulate({"name": "fedamd", "everyone_first": f}, rounds=1).rows[0] for f in (True, False))
     assert first["visits"] == later["visits"] + 12 and first["bytes/up"] == later["bytes/up"] + 12 * 212 * 4
+
+
+class Away(ToyFed):
+    """In the first round only clients 0 to 3 reply to the first ask."""
+
+    def ask(self, visit: Any, to: Any, **how: Any) -> Any:
+        return super().ask(visit, [c for c in to if c < 4] if self.round == 1 and len(to) == 12 else to, **how)
+
+
+def test_those_who_are_missing_are_asked_again(plain: Any) -> None:
+    """g is the mean of everyone's gradient as soon as all have replied; nobody is asked a third time."""
+    settings = {"name": "fedamd", "anchors": 1e-9}  # miners alone
+    runs = [toy.simulate(settings, kind=Away, rounds=3, until=r, **plain.WORK) for r in (1, 2, 3)]
+    points = [plain.vector(r.state["model"]) for r in (runs[0], runs[0])]
+    points[0] = plain.vector(runs[0].initial["model"])
+    v = [plain.gradient(points[int(i >= 4)], *plain.data(runs[0].fed, i)) for i in range(12)]
+    assert runs[0].state["begun"].tolist() == [1.0] * 4 + [0.0] * 8 and runs[1].state["begun"].all()
+    for run in runs[1:]:
+        np.testing.assert_allclose(plain.vector(run.state["g"]), np.mean(v, 0), atol=1e-12)
+    assert runs[2].rows[2]["visits"] == runs[2].rows[1]["visits"] - 8
 
 
 @pytest.mark.parametrize("local", [{"optimizer": {"momentum": 0.9}}, {"schedule": {"within": "linear"}}])

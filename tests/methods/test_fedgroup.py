@@ -83,3 +83,13 @@ def test_one_group_is_fedavg_from_the_mean_of_the_first_updates() -> None:
     (mean,) = got.linear("delta", (got.examples / got.examples.sum())[None])
     ours, theirs = tree.flatten(done.state["experts"]["0"]), tree.flatten(tree.add(begun, mean))
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_an_empty_group_attracts_nobody(opposite: Any) -> None:
+    """Group 0 shows one kind's direction and group 1 none: the other kind, with negative cosines, joins the first too."""
+    method = {"name": "fedgroup", "clusters": 2, "pretrain": 5, "per_group": 2}
+    done = toy.simulate(method, rounds=1, federation=EVERYONE)
+    d = tree.pick(done.state["directions"], 0)
+    fed, state = done.fed, {**done.state, "directions": tree.stack([d, tree.zeros(d)])}
+    fed.begin(2)
+    assert not done.fed.method._join(state, fed, range(8))["assignment"].any()
