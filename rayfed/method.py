@@ -43,6 +43,8 @@ class Method:
         no_buffers: why the method cannot have a network that writes buffers in training (running statistics, counters), as the end
             of a sentence; None if it can.
         no_rule: why a rule of aggregation (`aggregate`) cannot take the place of its mean, as the end of a sentence; None if it can.
+        no_privacy: why its clients cannot take the gradients of `local.privacy`, of one example at a time and with noise, as the end of
+            a sentence: they train by steps of their own, or by numbers of a whole batch; None if they can.
         logs: of each name given to `fed.log` what it is and in which unit, name -> (sentence, unit).
 
     Arguments:
@@ -84,6 +86,7 @@ class Method:
     sums_only: ClassVar[bool] = False
     no_buffers: ClassVar[str | None] = None
     no_rule: ClassVar[str | None] = None
+    no_privacy: ClassVar[str | None] = None
 
     def __init__(self, settings: Any, config: Config):
         self.settings, self.config, self.local = settings, config, config.local

@@ -99,6 +99,12 @@ def of(config: Config) -> list[Attack]:
     return [KINDS.make(chosen) for chosen in config.attacks]
 
 
+def on_updates(config: Config) -> list[str]:
+    """Return the kinds of a config's attacks that act on updates, of those that are known."""
+    known = KINDS.names()
+    return [a.kind for a in config.attacks if a.kind in known and KINDS.get(a.kind).place != "data"]
+
+
 def attackers(config: Config, attack: Attack) -> np.ndarray:
     """Return the ids of an attack's clients, (k,) int64, sorted."""
     asked, n = attack.settings.clients, config.training_clients()

@@ -45,6 +45,8 @@ class APFL(Method):
     Down: w (P floats). Up: update (P), n_i. Kept at client i: v_i (P), a, how often it trained. At the server: w.
     """
 
+    no_privacy = "steps by two gradients, of its own model and of a mixture"
+
     class Settings(MethodSettings):
         alpha: float = Field(
             0.5, ge=0, le=1, description="First weight of the local model; the paper's: 0.25, 0.5, 0.75."

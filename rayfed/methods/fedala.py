@@ -52,6 +52,8 @@ class FedALA(Method):
     it trained. At the server: Theta, and whose weights have learned.
     """
 
+    no_privacy = "also trains the weights of a mixture, by a formula of its own"
+
     class Settings(MethodSettings):
         adaptive: tuple[str, ...] = Field(
             ("head",), min_length=1, description="Layers that are mixed: `head`, or pieces between the dots of names."

@@ -48,6 +48,7 @@ class FedAMD(Method):
     """
 
     no_buffers = "it takes gradients at two points of one step, whose running statistics differ"
+    no_privacy = "steps by the difference of two gradients"
 
     class Settings(MethodSettings):
         anchors: float = Field(0.3, gt=0, lt=1, description="Probability that a client of a round is an anchor.")

@@ -65,6 +65,7 @@ class FedDAT(OverAdapter):
     )
     universal: ClassVar[str | None] = None
     no_buffers = "two steps on one batch would write them twice"
+    no_privacy = "trains two adapters in each step by formulas of its own"
 
     def fits(self, federation: Federation) -> list[str]:
         return needs_classes(federation, "feddat compares the logits of classes")

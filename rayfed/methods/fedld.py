@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed import Fed, Task, Tree, Visit
+    from rayfed.config.schema import Config
     from rayfed.partition import Federation
 
 
@@ -42,6 +43,14 @@ class FedLD(OneModel):
         )
 
     needs = frozenset({"classes"})
+
+    def check(self, config: Config) -> list[str]:
+        if config.local.privacy is None or not self.settings.margin:
+            return []
+        name = config.method.name
+        return [
+            f"local.privacy: found, but {name} has a margin of a whole batch in its loss; allowed: null, or method.margin: 0"
+        ]
 
     def fits(self, federation: Federation) -> list[str]:
         if federation.kind == "instruct":

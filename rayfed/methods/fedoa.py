@@ -48,6 +48,8 @@ class FedOA(Method):
         "accuracy/pooled": ("personal models on the first 512 pooled test rows, mean over clients", "fraction")
     }
 
+    no_privacy = "has a distance of features of a whole batch in its loss"
+
     class Settings(MethodSettings):
         lam: float | None = Field(
             None,

@@ -43,6 +43,8 @@ class FedPuReL(Method):
     adapters acts where phi or phi_i trains; z and, in stage 2, phi_g are passed without it.
     """
 
+    no_privacy = "purifies its gradients by a formula of its own"
+
     class Settings(MethodSettings):
         align: Literal["tkl", "kl"] = Field("tkl", description="Temperatures of equal entropy, or both 1.")
         projection: Literal["per_tensor", "global"] = Field(

@@ -27,6 +27,8 @@ class FedSpeed(Dual):
     Down: the model (P floats). Up: P floats. Kept at client i: h_i (P). At the server: x, mean of h_i (2 P).
     """
 
+    no_privacy = "steps by gradients at two points"
+
     class Settings(MethodSettings):
         needs: ClassVar = {"alpha": (Need("rho", (0.0,), but=True),)}
 

@@ -57,6 +57,8 @@ class FRAug(Method):
     and G.
     """
 
+    no_privacy = "also trains generators, by formulas of its own"
+
     class Settings(MethodSettings):
         gamma: float = Field(0.02, ge=0, description="How late the made features come in: exp(gamma (t - R)).")
         most: float = Field(0.5, ge=0, le=1, description="Largest weight of made features; 0: FedAvg.")

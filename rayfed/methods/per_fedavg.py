@@ -26,6 +26,8 @@ class PerFedAvg(OneModel):
     Down: the model (P floats). Up: the update (P), n_i. Kept at clients: nothing. At the server: the model.
     """
 
+    no_privacy = "takes the gradient of a point one step ahead"
+
     class Settings(MethodSettings):
         alpha: float = Field(0.01, ge=0, description="Rate of the inner step, and of adapting the served model.")
         adapt_steps: int = Field(1, ge=0, description="Local steps before the served model is used.")

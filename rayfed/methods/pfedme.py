@@ -26,6 +26,7 @@ class PFedMe(Method):
     """
 
     no_buffers = "it trains two models on one batch, whose running statistics differ"
+    no_privacy = "solves a problem of its own on each batch"
 
     class Settings(MethodSettings):
         lam: float = Field(15.0, ge=0, description="How near theta stays to w; lr times lam is w's step.")

@@ -47,6 +47,8 @@ class PFedRec(Method):
     At the server: V.
     """
 
+    no_privacy = "trains users and items by formulas of its own"
+
     class Settings(MethodSettings):
         item_rate: float = Field(
             80.0, gt=0, description="Rate of the item table: lr * I times this (the code's lr_eta; I items)."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Phase, Wire, sgd_visit, total, tree, visit
+from rayfed import PARAMS, SCALAR, Method, MethodSettings, Part, Phase, Wire, attack, sgd_visit, total, tree, visit
 from rayfed.lazy import torch
 from rayfed.visits import accumulate, average, once
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed import ClientContext, Fed, Task, Tree, Visit
+    from rayfed.config.schema import Config
 
 
 class QFedAvg(Method):
@@ -36,6 +37,18 @@ class QFedAvg(Method):
         up={"delta": Part(PARAMS, update=True, note="-D_i"), "h": Part(SCALAR)},
         server={"model": Part(PARAMS)},
     )
+
+    def check(self, config: Config) -> list[str]:
+        longer = [t.kind for t in config.transforms if t.kind in ("clip", "gaussian")]
+        beside = f"but clients of {config.method.name} also send a norm, which is of the update as it was made; allowed"
+        return [
+            *([f"transforms: {', '.join(longer)} found, {beside}: others"] if longer else []),
+            *(
+                [f"attacks: {', '.join(a)} found, {beside}: attacks on data"]
+                if (a := attack.on_updates(config))
+                else []
+            ),
+        ]
 
     @visit
     def train(self, task: Task) -> Visit:

@@ -272,9 +272,13 @@ def _ruled(found: Sequence[Transform], at: Mapping[str, str], config: Config) ->
 
 
 def example_rules(config: Config, method: type[Method]) -> list[str]:
-    """Return what is wrong with `local.privacy`: an epsilon that would say nothing, or a budget that is not kept."""
+    """Return what is wrong with `local.privacy`: a method without a place for it, or an epsilon that says nothing or is too large."""
     private = config.local.privacy
-    if private is None or private.accountant == "none":
+    if private is None:
+        return []
+    if method.no_privacy:
+        return [f"local.privacy: found, but {config.method.name} {method.no_privacy}; allowed: null"]
+    if private.accountant == "none":
         return []
     none, where = "; allowed: accountant: none, noise without an epsilon", "local.privacy"
     if not _sums_only(method) or any(not p.update for p in method.wire.up.values()):

@@ -180,7 +180,14 @@ def test_a_setting_changes_something_or_is_refused(name: str, setting: str, fit:
     pytest.fail(f"method.{setting} changes nothing: {values} tried under {options}")
 
 
-@pytest.mark.parametrize("local", [{"label_smoothing": 0.3}, {"clip": 0.01}], ids=lambda c: next(iter(c)))
+SHAPED = [
+    {"label_smoothing": 0.3},
+    {"clip": 0.01},
+    {"privacy": {"norm": 0.1, "noise_multiplier": 1.0, "accountant": "none"}},
+]
+
+
+@pytest.mark.parametrize("local", SHAPED, ids=lambda c: next(iter(c)))
 @pytest.mark.parametrize("name", [n for n in methods.names() if "items" not in methods.get(n).needs])
 def test_what_shapes_a_local_step_is_read_by_every_method(name: str, local: dict[str, Any], fit: Fit) -> None:
     options, more = BASES.get(name, ({}, {}))

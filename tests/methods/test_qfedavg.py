@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayfed.errors import ConfigError
 from tests import toy
 
 
@@ -44,3 +45,15 @@ def test_two_rounds_in_numpy(plain: Any, q: float) -> None:
         for r, draw in enumerate(done.fed.drawn):
             x = np.mean([plain.descend(x, *plain.data(done.fed, i), lr=0.1 * 0.5**r) for i in draw.ids], 0)
         np.testing.assert_allclose(plain.vector(done.state["model"]), x, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"transforms": [{"kind": "clip", "norm": 1.0}]}, "transforms: clip found"),
+        ({"attacks": [{"kind": "scale", "clients": 1}]}, "attacks: scale found"),
+    ],
+)
+def test_its_quotient_is_of_the_updates_that_were_made(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"{said}, but clients of qfedavg also send a norm"):
+        toy.config("qfedavg", **changes)

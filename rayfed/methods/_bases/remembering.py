@@ -46,11 +46,7 @@ class Remembering(Method):
 
 def memory_problems(config: Config) -> list[str]:
     """Return what is wrong where updates are remembered as clients make them: a server remembers what reaches it."""
-    known = set(attack.KINDS.names())
-    changed = {
-        "transforms": [t.kind for t in config.transforms],
-        "attacks": [a.kind for a in config.attacks if a.kind in known and attack.KINDS.get(a.kind).place != "data"],
-    }
+    changed = {"transforms": [t.kind for t in config.transforms], "attacks": attack.on_updates(config)}
     name, allowed = config.method.name, {"transforms": "none", "attacks": "attacks on data"}
     return [
         f"{section}: {', '.join(kinds)} found, {name} remembers updates as clients make them, which would not reach its server; "

@@ -143,6 +143,16 @@ def test_fixed_draws_have_no_epsilon() -> None:
     assert any(p.startswith("federation.participation.kind: uniform found") for p in found)
 
 
+@pytest.mark.parametrize("name", ["pfedrec", "fraug", "fedpurel", "fedala", "fedoa", "fedamd"])
+def test_methods_with_steps_of_their_own_take_no_privacy_of_examples(name: str) -> None:
+    from rayfed import methods
+
+    c = good(local={"privacy": {"norm": 1.0, "noise_multiplier": 1.0, "accountant": "none"}})
+    assert checks.example_rules(c, methods.get("fedavg")) == []
+    (said,) = checks.example_rules(c, methods.get(name))
+    assert said.startswith("local.privacy: ") and "allowed: null" in said
+
+
 @pytest.mark.parametrize("late", [{"deadline_s": 9.0}, {"over_select": 2}])
 def test_who_is_in_time_is_no_draw_of_which_there_is_an_epsilon(late: dict[str, Any]) -> None:
     poisson = {"clients": 20, "per_round": 5, "participation": {"kind": "poisson"}}
