@@ -56,6 +56,7 @@ class PFedPG(OverAdapter):
         },
     )
     universal: ClassVar[str | None] = None
+    no_rule = "each client's update moves its own descriptor, and none is averaged"
 
     def check(self, config: Config) -> list[str]:
         out = super().check(config)

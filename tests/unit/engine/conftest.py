@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import on_bert  # noqa: F401
+
 
 @pytest.fixture
 def odd(tmp_path: Path) -> str:

@@ -14,6 +14,7 @@ from rayfed.aggregate import Evidence
 from rayfed.engine.ruling import Ruling
 from rayfed.errors import ConfigError, FailsAgain
 from rayfed.fold import mean, total
+from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
 from tests import toy
 from tests.conformance import checks
@@ -198,13 +199,14 @@ def test_an_update_of_which_no_mean_is_taken_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if not issubclass(methods.get(n), OverLoRA)])
-def test_a_rule_acts_or_is_refused_whatever_the_method(name: str) -> None:
+def test_a_rule_acts_or_is_refused_whatever_the_method(name: str, on_bert: Any) -> None:
     """Never is a rule left out silently: with one, a run gives another state than without, or the config is refused.
 
     Of methods that begin with a round apart, the second round shows it.
     """
     row = VARIANTS.get(name, [{}])[0]
     settings, changes = row if isinstance(row, tuple) else (row, {})
+    changes = on_bert(changes) if issubclass(methods.get(name), OverAdapter) else changes
 
     def after(kind: str, rounds: int) -> tree.Tree:
         more = toy.merge(changes, {"aggregate": kind})
