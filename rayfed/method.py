@@ -99,6 +99,11 @@ class Method:
         """Return sentences for why this cannot run on a federation's data; none by default. Asked before anything starts."""
         return []
 
+    def fits_model(self, task: Task) -> list[str]:
+        """Return sentences for why this cannot train a task's model (layers that it does not have, say); none by default. Asked
+        before anything starts, in a process that has torch, of methods that define it."""
+        return []
+
     def reads_rounds(self) -> str | None:
         """Return the setting by which what a round computes follows from the number of all rounds; None, as by default, where it
         does not. A run of such a method is not resumed with other `rounds`: it would be neither run."""

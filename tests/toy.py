@@ -27,6 +27,7 @@ from rayfed.engine.pool import LocalPool, Outcome
 from rayfed.engine.resident import Resident
 from rayfed.engine.runner import Ending, Runner
 from rayfed.engine.worker import Worker
+from rayfed.errors import ConfigError
 from rayfed.fed import Fed
 from rayfed.launch.preflight import load_request
 from rayfed.partition import Federation
@@ -219,6 +220,8 @@ def make_fed(c: Config, pool: Any = None, kind: type[ToyFed] = ToyFed) -> ToyFed
     split, pool = federation(c), pool or LocalPool()
     resident = Resident(c, split, None, "cpu")
     pool.setup("toy", c, split, None)
+    if found := resident.method.fits_model(resident.task):
+        raise ConfigError(found)
     return kind(c, split, resident.method, resident.task, pool, "toy")
 
 

@@ -108,7 +108,7 @@ def check_gpus() -> Iterator[Check]:
     if not torch.cuda.is_available():
         if there:
             yield Check(
-                "GPUs", "note", f"the driver lists {', '.join(there)}, but torch {torch.__version__} cannot use them"
+                "GPUs", "note", f"the driver lists {', '.join(there)}, but torch {version('torch')} cannot use them"
             )
         else:
             yield Check("GPUs", "ok", "none; clients are computed on CPUs")

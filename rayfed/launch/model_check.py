@@ -57,7 +57,9 @@ class Question:
 
 def question(config: Config, federation: Federation) -> Question | None:
     """Return what has to be checked; None for rayfed's own models that start from their seed, and for what was checked before."""
-    if config.task.model.name in models.KNOWN and config.init.from_ is None and not _needs_vmap(config):
+    method = methods.of(config)
+    asks = type(method).fits_model is not methods.Method.fits_model
+    if config.task.model.name in models.KNOWN and config.init.from_ is None and not (asks or _needs_vmap(config)):
         return None
     values = config.to_dict()
     about = {n: getattr(federation, n) for n in ("classes", "answers", "kind", "population", "clients", "task")}
@@ -73,10 +75,10 @@ def question(config: Config, federation: Federation) -> Question | None:
         values["adapter"],
         values["init"],
         [values["method"], values["local"], _crc(config.method.name)] if _needs_vmap(config) else None,
+        values["method"] if asks else None,
         versions,
         list(_files(config)),
     ]
-    method = methods.of(config)
     splits = method.splits_model()
     no_buffers = method.no_buffers or checks.no_buffers(config)
     decides = json.dumps([about, no_buffers, splits, *settings], sort_keys=True, default=str)
@@ -152,6 +154,7 @@ def _problems_of(q: Question) -> list[str]:
                 problems = vmap_check.problems(config, built, batch)
             if q.splits_model and not problems:
                 _ = built.feature_size  # ConfigError where there are no features before a last linear layer
+            problems = problems or methods.of(config).fits_model(built)
             if q.no_buffers and built.buffers:
                 problems = [*problems, _buffer_problem(config, q.no_buffers, built.buffers)]
             if config.local.buffers == "private" and not built.buffers:

@@ -22,7 +22,7 @@ from rayfed import (
     visit,
 )
 from rayfed.lazy import torch
-from rayfed.methods._bases.private_layers import head_problems, require_layers
+from rayfed.methods._bases.private_layers import head_problems, missing_layers
 from rayfed.training import mean_loss
 from rayfed.visits import epochs
 from rayfed.wire import tensor
@@ -84,8 +84,10 @@ class FedALA(Method):
     def fits(self, federation: Federation) -> list[str]:
         return head_problems(federation, self.settings.adaptive)
 
+    def fits_model(self, task: Task) -> list[str]:
+        return missing_layers("adaptive", self.settings.adaptive, task)
+
     def init(self, task: Task, key: int) -> Tree:
-        require_layers("adaptive", self.settings.adaptive, task)
         return {"model": task.init_params(key), "learned": torch.zeros(task.population, dtype=torch.bool)}
 
     def own_init(self, task: Task, client: int, key: int) -> Tree:

@@ -375,7 +375,12 @@ def misfit(part: Part, shapes: Any, task: Any) -> str | None:
         return None if {n: s.shape for n, s in shapes.items()} == params else f"{shapes} are not the model's"
     if like.startswith(("params of ", "params but ")):
         words = like.removeprefix("params of ").removeprefix("params but ").split(", ")
-        groups = {"head": task.head or task.classifier_names, "norm": task.norms, "buffers": task.buffers}
+        known = {
+            "head": lambda: task.head or task.classifier_names,
+            "norm": lambda: task.norms,
+            "buffers": lambda: task.buffers,
+        }
+        groups = {g: known[g]() for g in known.keys() & set(words)}
         named = {n for n in params if set(words) & {*n.split("."), *(g for g, held in groups.items() if n in held)}}
         wanted = {n: s for n, s in params.items() if (n in named) == like.startswith("params of ")}
         return None if {n: s.shape for n, s in shapes.items()} == wanted else f"{shapes} are not {like}"

@@ -23,6 +23,8 @@ import pytest
 from rayfed import methods, tree
 from rayfed.errors import RayfedError
 from rayfed.method import Method
+from rayfed.methods._bases.over_adapter import OverAdapter
+from rayfed.methods._bases.over_lora import OverLoRA
 from rayfed.storage.owner import Owner
 from rayfed.storage.run_folder import RunFolder
 from tests import disk, toy
@@ -156,7 +158,11 @@ def distinct(found: Iterable[State]) -> list[State]:
     return list(out.values())
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+ADAPTED = [n for n in STATEFUL if issubclass(methods.get(n), OverLoRA | OverAdapter)]  # take three times as long
+OFTEN = {*[n for n in STATEFUL if n not in ADAPTED][::3], ADAPTED[0]}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in OFTEN else [pytest.mark.slow]) for n in STATEFUL])
 def test_some_points(name: str, fit: Callable[[Case], Case], tmp_path: Path) -> None:  # noqa: F811
     """A death in each view and each fault, at operations drawn by the method's name; a process that is really killed."""
     case = fit(cases(name)[0])

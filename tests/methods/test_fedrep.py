@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rayfed import methods, tree
+from rayfed.launch.model_check import find_problems, question
 from tests import toy
 
 
@@ -35,3 +36,9 @@ def test_the_head_sees_the_representation_as_received(hand) -> None:
         x, y = hand.data(done.fed, int(c))
         want = hand.descend(done.initial["model"], lambda p: hand.loss(p, x, y), 1, hand.HEAD)  # noqa: B023
         hand.same(state["own"], {n: want[n] for n in hand.HEAD})
+
+
+def test_a_model_that_is_all_head_is_refused_before_anything_starts() -> None:
+    c = toy.config("fedrep", task={"model": "linear"})
+    (said,) = find_problems({"c": question(c, toy.federation(c))})["c"]
+    assert said.startswith("method.private: head found, which leaves nothing to share")

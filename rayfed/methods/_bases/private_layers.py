@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayfed import PARAMS, SCALAR, Method, Part, Wire, mean, model_of, params_of, sgd_visit, tree, visit
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import nearest
 from rayfed.lazy import torch
 from rayfed.task import needs_classes, of
 
@@ -36,15 +36,15 @@ def split_wire(private: Params) -> Wire:
     )
 
 
-def require_layers(setting: str, words: Sequence[str], task: Task) -> None:
-    """Raise ConfigError for a word of a method's setting that names no entry of the model."""
+def missing_layers(setting: str, words: Sequence[str], task: Task) -> list[str]:
+    """Return a sentence for each word of a method's setting that names no entry of the model."""
     pieces = sorted({piece for n in task.params_like for piece in n.split(".")} | ({"head"} if task.head else set()))
-    for word in words:
-        if not params_of(word).select(task.params_like, task):
-            raise ConfigError(
-                f"method.{setting}: {word!r} found, no entry of the model has it between its dots{nearest(word, pieces)}; "
-                f"allowed: {', '.join(pieces)}"
-            )
+    return [
+        f"method.{setting}: {word!r} found, no entry of the model has it between its dots{nearest(word, pieces)}; "
+        f"allowed: {', '.join(pieces)}"
+        for word in words
+        if not params_of(word).select(task.params_like, task)
+    ]
 
 
 class PrivateLayers(Method):
@@ -79,17 +79,18 @@ class PrivateLayers(Method):
     def fits(self, federation: Federation) -> list[str]:
         return head_problems(federation, self.private.words)
 
-    def init(self, task: Task, key: int) -> Tree:
-        first = task.init_params(key)
-        if self.named:
-            words = self.private.words
-            require_layers(self.named, words, task)
-            if len(self.private.select(first, task)) == len(first):
-                raise ConfigError(
-                    f"method.{self.named}: {', '.join(words)} found, which leaves nothing to share; allowed: fewer layers, or "
-                    "method.name: local_only"
-                )
-        return {"model": first}
+    def fits_model(self, task: Task) -> list[str]:
+        if self.named is None:
+            return []
+        words, entries = self.private.words, task.params_like
+        if found := missing_layers(self.named, words, task):
+            return found
+        if len(self.private.select(entries, task)) < len(entries):
+            return []
+        return [
+            f"method.{self.named}: {', '.join(words)} found, which leaves nothing to share; allowed: fewer layers, or "
+            "method.name: local_only"
+        ]
 
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         return {"own": self.private.select(task.initial, task), "visits": torch.zeros(())}
