@@ -137,6 +137,7 @@ def make_fed(c: Any, pool: Any = None, kind: type[toy.ToyFed] = toy.ToyFed) -> t
     split, pool, start = toy.federation(c), pool or LocalPool(), start_from(c)
     here = Resident(c, split, start, "cpu")
     pool.setup("toy", c, split, start)
+    toy.check_model(here)
     return kind(c, split, here.method, here.task, pool, "toy")
 
 

@@ -215,13 +215,18 @@ def simulate(
     return done
 
 
+def check_model(resident: Resident) -> None:
+    """Refuse a model that the method cannot train, as is done before anything starts."""
+    if found := resident.method.fits_model(resident.task):
+        raise ConfigError(found)
+
+
 def make_fed(c: Config, pool: Any = None, kind: type[ToyFed] = ToyFed) -> ToyFed:
     """A federation at round 0 on a pool (default: one worker in this process), everything set up."""
     split, pool = federation(c), pool or LocalPool()
     resident = Resident(c, split, None, "cpu")
     pool.setup("toy", c, split, None)
-    if found := resident.method.fits_model(resident.task):
-        raise ConfigError(found)
+    check_model(resident)
     return kind(c, split, resident.method, resident.task, pool, "toy")
 
 
