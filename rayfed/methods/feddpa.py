@@ -152,7 +152,7 @@ def factors(params: Tree) -> Tree:
     return lora.select(params, lambda n: lora.is_a(n) or lora.is_b(n))
 
 
-def mixed(g: Tree, l: Tree, a: Tensor | float) -> Tree:  # noqa: E741  (the card's letter)
+def mixed(g: Tree, l: Tree, a: Tensor | float) -> Tree:  # noqa: E741  (the paper's letter)
     """Return the trained tree whose layers add (1 - a) s B_g A_g + a s B_l A_l, (m, 2 r) times (2 r, n); the rest is g's."""
     out = dict(g)
     for n in lora.pairs(l):

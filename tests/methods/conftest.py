@@ -111,7 +111,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> Split:
 
 @pytest.fixture
 def quadratics(split: Split, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """The card's two clients: scalar x from 0, f_1 = 5 (x - 1)^2, f_2 = (x + 1)^2 / 2, rate 0.02, K steps each.
+    """Two clients: scalar x from 0, f_1 = 5 (x - 1)^2, f_2 = (x + 1)^2 / 2, rate 0.02, K steps each.
 
     quadratics(k1=20, k2=20) gives the changes to the config; a client takes as many steps as it has examples.
     """

@@ -104,7 +104,7 @@ def test_teachers_weights() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"teachers": "all"}, {"teachers": "all", "weigh": "loss"}], ids=str)
 def test_the_clients_loss_in_plain_torch(settings: dict[str, Any], plain: Any) -> None:
-    """Round 2 of whole-batch descent on the card's loss, by autograd, from models that round 1 left."""
+    """Round 2 of whole-batch descent on the method's loss, by autograd, from models that round 1 left."""
     spec = cflhkd(clusterer="oracle", lam=0.4, tau=1.5, alpha=0.0, **settings)
     done = toy.simulate(spec, rounds=1, **plain.WORK, **EVERYONE)
     state, task = done.state, done.fed.task

@@ -727,7 +727,7 @@ def test_a_clients_generator_comes_near_its_rows(split: Any) -> None:
 
 
 def test_class_experts_are_means_by_rows_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The card's numbers at the scale of the toy: of class c the mean of all models weighted by n_{i,c}."""
+    """Hand-worked numbers at the scale of the toy: of class c the mean of all models weighted by n_{i,c}."""
     seen: list[Any] = []
     original = DisUE.distil
 

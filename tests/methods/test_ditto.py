@@ -1,4 +1,4 @@
-"""Ditto: the global model is FedAvg's, the personal one is that of the card's two parabolas."""
+"""Ditto: the global model is FedAvg's, the personal one is that of two parabolas worked by hand."""
 
 from __future__ import annotations
 

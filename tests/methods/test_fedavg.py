@@ -1,4 +1,4 @@
-"""FedAvg against centralised SGD, one pooled gradient step, a NumPy loop and the card's two parabolas."""
+"""FedAvg against centralised SGD, one pooled gradient step, a NumPy loop and two parabolas worked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedCM: the card's two parabolas, FedAvg at beta 1, and the server's step along its own direction."""
+"""FedCM: two parabolas worked by hand, FedAvg at beta 1, and the server's step along its own direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedDyn against the card's two parabolas and NumPy; h is the mean of all clients' sums."""
+"""FedDyn against two parabolas worked by hand and NumPy; h is the mean of all clients' sums."""
 
 from __future__ import annotations
 

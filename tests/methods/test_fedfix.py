@@ -28,7 +28,7 @@ def test_long_ticks_are_fedavg_to_the_bit(executor: str, devices: Any) -> None:
 
 
 def test_counts_times_weights_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The card's six durations and a tick of 0.3: ceil 4, 3, 3, 2, 2, 1, and in 12 ticks everybody comes 12 / ceil times."""
+    """Six durations and a tick of 0.3: ceil 4, 3, 3, 2, 2, 1, and in 12 ticks everybody comes 12 / ceil times."""
     took = np.array([1, 0.84, 0.68, 0.52, 0.36, 0.2])
     fed = toy.make_fed(toy.config(federation={"clients": 6, "per_round": None, "holdout": {"kind": "none"}}))
     state: Any = {"model": {"w": torch.zeros(())}, **clock.start(6)}

@@ -68,7 +68,7 @@ def test_momentum_and_a_falling_rate_keep_equal_steps_equal(quadratics: Any) -> 
 
 @pytest.mark.parametrize("mu", [0.0, 0.4])
 def test_two_rounds_in_numpy(quadratics: Any, mu: float) -> None:
-    """The card's parabolas with 20 and 5 steps: x moves by tau_eff times the mean of u_i / |a_i|, by momentum at the server."""
+    """The parabolas worked by hand with 20 and 5 steps: x moves by tau_eff times the mean of u_i / |a_i|, by momentum at the server."""
     changes = quadratics(20, 5)
     done = toy.simulate({"name": "fednova", "mu": mu, "server_momentum": 0.5}, rounds=2, **changes)
     x, v, p = 0.0, 0.0, np.array([0.8, 0.2])

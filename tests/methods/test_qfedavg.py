@@ -1,4 +1,4 @@
-"""q-FedAvg: the card's two parabolas, q = 0 is uniform FedAvg, two rounds in NumPy."""
+"""q-FedAvg: two parabolas worked by hand, q = 0 is uniform FedAvg, two rounds in NumPy."""
 
 from __future__ import annotations
 

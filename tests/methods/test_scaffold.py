@@ -1,4 +1,4 @@
-"""SCAFFOLD, option II, against NumPy and the card's two parabolas; what the control variates sum to."""
+"""SCAFFOLD, option II, against NumPy and two parabolas worked by hand; what the control variates sum to."""
 
 from __future__ import annotations
 

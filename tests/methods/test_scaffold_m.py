@@ -1,4 +1,4 @@
-"""SCAFFOLD-M: the card's two parabolas, SCAFFOLD at beta 1, and what the control variates sum to."""
+"""SCAFFOLD-M: two parabolas worked by hand, SCAFFOLD at beta 1, and what the control variates sum to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flag aggregator against singular values of the updates themselves, and its card's invariants."""
+"""The flag aggregator against singular values of the updates themselves, and its invariants."""
 
 from __future__ import annotations
 

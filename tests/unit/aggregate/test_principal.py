@@ -11,7 +11,7 @@ G = np.random.default_rng(1).normal(size=(5, 9)) + 0.5
 
 
 def published(g: np.ndarray, kappa: float, majority: bool) -> np.ndarray:
-    """Steps 2 to 6 of the card on the rows (m, P)."""
+    """Steps 2 to 6 of the algorithm on the rows (m, P)."""
     m = len(g)
     u, s, _ = np.linalg.svd(g @ g.T / m)
     out = np.zeros_like(g)
