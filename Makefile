@@ -26,11 +26,9 @@ test: setup
 	$(BIN)/python -m pytest -m 'not slow and ray' tests/ray
 
 # All of them take more than an hour: before a release.
-SLOW ?= tests
-SLOW_RAY ?= tests/ray
 slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not ray' -n $(JOBS) --dist worksteal $(SLOW)
-	$(BIN)/python -m pytest -m 'slow and ray' $(SLOW_RAY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not ray' -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -m 'slow and ray' tests/ray
 
 lint: setup
 	$(BIN)/ruff check .
