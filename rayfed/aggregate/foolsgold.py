@@ -11,7 +11,7 @@ from rayfed.aggregate import Aggregator, AggregatorSettings, Evidence
 
 
 class Settings(AggregatorSettings):
-    """How sharply it tells clients apart."""
+    """How sharply it judges clients whose sums of updates are alike."""
 
     kappa: float = Field(1.0, gt=0, description="Confidence: factor of the logit of a client's credit.")
 
@@ -39,7 +39,7 @@ class FoolsGold(Aggregator):
         )
         credit = np.clip(1 - pardoned.max(1), 0.0, 1.0)
         if not credit.any():
-            return np.full(n, 1.0 / n)  # all are alike: nobody is told apart
+            return np.full(n, 1.0 / n)  # all are alike
         credit = np.minimum(credit / credit.max(), 0.99)
         with np.errstate(divide="ignore"):
             a = np.clip(self.settings.kappa * (np.log(credit / (1 - credit)) + 0.5), 0.0, 1.0)

@@ -73,45 +73,39 @@ def _types(annotation: Any) -> set[Any]:
     return set() if bool in found else found
 
 
-class Named(Section):
+class Chosen(Section):
+    """A part of a registry with that part's own settings; short: the word that chooses it, alone."""
+
+    word: ClassVar[str]
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {cls.word: value}
+        if isinstance(value, Mapping) and cls.word in value:
+            rest = {k: v for k, v in value.items() if k != cls.word}
+            return {cls.word: value[cls.word], "options": rest}
+        return value
+
+    @model_serializer
+    def _plain(self) -> dict[str, Any]:
+        return {self.word: getattr(self, self.word), **self.options}
+
+
+class Named(Chosen):
     """A part chosen by name, with that part's own options: `digits`, or `{name: parquet:DIR, image: picture}`."""
 
+    word: ClassVar[str] = "name"
     name: str
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, Mapping) and "name" in value:
-            rest = {k: v for k, v in value.items() if k != "name"}
-            return {"name": value["name"], "options": rest}
-        return value
-
-    @model_serializer
-    def _plain(self) -> dict[str, Any]:
-        return {"name": self.name, **self.options}
 
 
-class Kind(Section):
+class Kind(Chosen):
     """A part chosen by kind, with that part's own settings: `median`, or `{kind: krum, f: 2}`."""
 
+    word: ClassVar[str] = "kind"
     kind: str
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"kind": value}
-        if isinstance(value, Mapping) and "kind" in value:
-            return {"kind": value["kind"], "options": {k: v for k, v in value.items() if k != "kind"}}
-        return value
-
-    @model_serializer
-    def _plain(self) -> dict[str, Any]:
-        return {"kind": self.kind, **self.options}
 
 
 class TaskSection(Section):

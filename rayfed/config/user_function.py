@@ -52,15 +52,21 @@ def check_function(name: str, setting: str, options: Collection[str], given: int
     return found + [f"{setting}.{o}: missing, {name} needs it" for o in needed if o not in options]
 
 
-def load_function(name: str, setting: str) -> Any:
-    """Return the callable behind path/to/file.py:function; runs the file. ConfigError names what is missing."""
-    file, _, attribute = name.rpartition(":")
+def _run(file: str, setting: str) -> Any:
+    """Run a file and return its module. ConfigError where it is not there or fails."""
     if content(file) is None:
         raise ConfigError(f"{setting}: file {file!r} does not exist")
     try:
         module = load_file(file)
     except Exception as e:
         raise ConfigError(f"{setting}: {file} cannot be imported: {describe(e)}") from e
+    return module
+
+
+def load_function(name: str, setting: str) -> Any:
+    """Return the callable behind path/to/file.py:function; runs the file. ConfigError names what is missing."""
+    file, _, attribute = name.rpartition(":")
+    module = _run(file, setting)
     found = vars(module).get(attribute)
     if not callable(found):
         known = [
@@ -76,12 +82,7 @@ def load_function(name: str, setting: str) -> Any:
 def load_class(name: str, base: type, setting: str) -> Any:
     """Return the class behind path/to/file.py:Class, a subclass of `base`; runs the file. ConfigError names what is missing."""
     file, _, attribute = name.rpartition(":")
-    if content(file) is None:
-        raise ConfigError(f"{setting}: file {file!r} does not exist")
-    try:
-        module = load_file(file)
-    except Exception as e:
-        raise ConfigError(f"{setting}: {file} cannot be imported: {describe(e)}") from e
+    module = _run(file, setting)
     known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
     if attribute not in known:
         has = ", ".join(known) or "none"
