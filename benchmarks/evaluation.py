@@ -199,14 +199,16 @@ def page(found: dict[str, Any]) -> str:
         "Ray, `vmap` (w3: `loop`) on torch's kernels; medians. CPU seconds, which other work on the machine does not change; in brackets",
         "seconds by the clock.", "",
         "; ".join(f"{k} {v}" for k, v in found["about"].items()), "",
-        "| case | a round, s | an evaluation, s | in rounds | target | before, s | before, in rounds |", "|---|---|---|---|---|---|---|",
+        "| case | a round, s | an evaluation, s | in rounds | target | runs x evaluations | before, s | before, in rounds |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, case in found["cases"].items():
         now, old = case["now"], case.get("before")
         before = f"{old['evaluation_cpu_s']:.3g} | {ratio(old):.3g}" if old else "– | –"
         lines.append(
             f"| {name} | {now['round_cpu_s']:.3g} ({now['round_wall_s']:.3g}) "
-            f"| {now['evaluation_cpu_s']:.3g} ({now['evaluation_wall_s']:.3g}) | {ratio(now):.3g} | {TARGETS.get(name, '–')} | {before} |"
+            f"| {now['evaluation_cpu_s']:.3g} ({now['evaluation_wall_s']:.3g}) | {ratio(now):.3g} | {TARGETS.get(name, '–')} "
+            f"| {' x '.join(map(str, case['measured']))} | {before} |"
         )
     return "\n".join([*lines, ""])
 
@@ -234,7 +236,7 @@ def main() -> None:
     where = asked.out or HERE
     kept = where / "evaluation.json"
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"cases": {}}
-    found["about"] = {**about(), "torch": version("torch"), "evaluations measured": asked.rounds - 1}
+    found["about"] = {**about(), "torch": version("torch")}
     trees = {"now": HERE.parent} | ({"before": asked.against.resolve()} if asked.against else {})
     for name in asked.cases.split(","):
         points: dict[str, list[dict[str, Any]]] = {tree: [] for tree in trees}
@@ -243,6 +245,7 @@ def main() -> None:
                 points[tree].append(measure(name, folder, asked.tiny, asked.rounds))
                 print(name, tree, json.dumps(points[tree][-1]), flush=True)
         found["cases"][name] = {**found["cases"].get(name, {}), **{tree: middle(made) for tree, made in points.items()}}
+        found["cases"][name]["measured"] = [asked.times, asked.rounds - 1]
         if asked.out or not asked.tiny:
             found["cases"] = {n: found["cases"][n] for n in CASES if n in found["cases"]}
             where.mkdir(parents=True, exist_ok=True)
