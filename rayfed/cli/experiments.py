@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -149,6 +149,13 @@ def claims(
         bool,
         typer.Option("--check", help="Run nothing: judge again from the published values; exit 1 where they differ."),
     ] = False,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm",
+            help="Verdicts of unchanged files under changed code: run one seed of every arm; exit 1 where a published value differs.",
+        ),
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Processes at a time, one thread each, without Ray.")
     ] = None,
@@ -158,15 +165,22 @@ def claims(
 ) -> None:
     """Tune, run and judge the claims of a checkout; rewrites benchmarks/CLAIMS.md and the shipped verdicts."""
     from rayfed.launch import claims as launched
+    from rayfed.launch.claim_confirm import confirm_claims
     from rayfed.launch.claim_runs import in_processes, one_by_one
     from rayfed.launch.claims_page import evidence
 
+    if reproduce + check + confirm > 1:
+        raise ConfigError("claims: --reproduce, --check and --confirm are three things; give one of them")
     if check:
         _check_claims(names or ())
         return
     log = partial(typer.echo, err=True)
-    _print_plan(launched.plan(names or (), shelf), jobs or 1, log)
+    if not confirm:
+        _print_plan(launched.plan(names or (), shelf), jobs or 1, log)
     with in_processes(jobs) if jobs else nullcontext(one_by_one(_study_runner(local, address, as_json))) as run_studies:
+        if confirm:
+            _print_confirmed(confirm_claims(names or (), run_studies, out=out, shelf=shelf, log=log), as_json)
+            return
         judged = launched.judge_claims(names or (), run_studies, out=out, shelf=shelf, reproduce=reproduce, log=log)
     if as_json:
         typer.echo(json.dumps(judged, indent=1))
@@ -202,6 +216,21 @@ def _print_plan(plan: list[tuple[str, int, float | None]], jobs: int, log: Any) 
     log(
         f"{'together':24} {sum(runs for _, runs, _ in plan):5} runs  about {total / jobs:.0f} minutes, {jobs} at a time"
     )
+
+
+def _print_confirmed(found: Mapping[str, Sequence[str]], as_json: bool) -> None:
+    """Print what of published verdicts is not the same under today's code; exit 1 where anything is not."""
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        for name, differing in found.items():
+            typer.echo(
+                "\n".join(
+                    [f"{'differs' if differing else 'confirmed':20} {name}", *(f"{'':20} {d}" for d in differing)]
+                )
+            )
+    if any(found.values()):
+        raise typer.Exit(1)
 
 
 def _check_claims(names: Sequence[str]) -> None:

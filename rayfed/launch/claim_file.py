@@ -34,13 +34,17 @@ from rayfed.launch.preflight import load_request
 from rayfed.metrics import lower_is_better
 
 SEEDS = 2**31  # seeds are below
+BEYOND = 2  # how often an arm goes beyond the edge of its grid
 FIXED: dict[str, Any] = {  # how runs of claims execute where the file does not say it: not by timing
     "executor": "vmap", "matmul": "torch", "channels_last": False,
 }  # fmt: skip
 
 
 class Tune(Section):
-    """How settings are chosen: the same grid, seeds and metric for every arm, on a validation part of the training data."""
+    """How settings are chosen: the same grid, seeds and metric for every arm, on a validation part of the training data.
+
+    Where the best of three or more numbers is the least or the largest, the next one beyond it is tried too, BEYOND times at most.
+    """
 
     grid: dict[str, list[Any]] = Field({}, description="Setting -> values that every arm tries, all combinations.")
     arms: dict[str, dict[str, list[Any]]] = Field({}, description="Arm -> settings that it alone tries as well.")
@@ -209,11 +213,26 @@ def best_trial(scores: Sequence[float | None], metric: str) -> int:
     return -max(known)[1]
 
 
-def at_edge(tune: Tune, arm: str, chosen: Mapping[str, Any]) -> list[str]:
-    """Return the settings whose chosen value is the least or largest of three or more numbers tried."""
-    grid = {**tune.grid, **tune.arms.get(arm, {})}
-    numbers = {k: [v for v in values if isinstance(v, int | float)] for k, values in grid.items()}
-    return [k for k, v in chosen.items() if len(set(numbers[k])) > 2 and v in (min(numbers[k]), max(numbers[k]))]
+def at_edge(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> list[str]:
+    """Return the settings whose chosen value is the least or largest of three or more numbers that an arm tried."""
+    return [k for k, v in chosen.items() if len(numbers := _numbers(tried, k)) > 2 and v in (numbers[0], numbers[-1])]
+
+
+def beyond(tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return for each setting whose chosen value is at the edge a trial of the next one: as far from it by ratio as the one before it,
+    to two digits, with everything else as chosen. Positive numbers with a point alone are gone beyond."""
+    out = []
+    for name in at_edge(tried, chosen):
+        numbers = _numbers(tried, name)
+        edge, near = numbers[:2] if chosen[name] == numbers[0] else numbers[:-3:-1]
+        if numbers[0] > 0 and all(isinstance(n, float) for n in numbers):
+            out.append({**chosen, name: float(f"{edge * edge / near:.2g}")})
+    return out
+
+
+def _numbers(tried: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Return the different numbers that were tried of a setting, growing."""
+    return sorted({t[name] for t in tried if isinstance(t[name], int | float)})
 
 
 def change_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,9 +133,9 @@ def imported(source: str) -> tuple[str, ...]:
 def changed(entry: Mapping[str, Any], digest: str, code: str | None) -> list[str]:
     """Return what has changed since a verdict's entry was judged: settings, code.
 
-    Code under which all its verdicts were reproduced counts as the entry's own.
+    Code under which all its verdicts were reproduced, or its first seed's values confirmed, counts as the entry's own.
     """
-    again = entry.get("reproductions", ())
-    known = {entry.get("code"), *(m.get("code") for m in again if all(r["same"] for r in m["results"]))}
+    again = [m for m in entry.get("reproductions", ()) if all(r["same"] for r in m["results"])]
+    known = {entry.get("code"), *(m.get("code") for m in (*again, *entry.get("confirmed", ())))}
     out = ["settings"] if entry.get("digest") != digest else []
     return [*out, "code"] if code is not None and code not in known else out

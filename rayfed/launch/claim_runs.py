@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
-
 from rayfed.config.schema import Study
 from rayfed.errors import ConfigError, RunFailed
+from rayfed.storage.text_files import yaml_bytes
 
 T = TypeVar("T")
 # (study, folder of studies) -> (its folder, its summary)
@@ -69,12 +67,12 @@ def in_processes(jobs: int) -> Iterator[RunStudies]:
 def run_local_study(
     study: Study, out: Path, watch: Callable[[dict[str, Any]], None] | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Run a study in this process, or continue the one with the same settings in `out`."""
+    """Run a study in this process, or continue the one with the same settings in `out`; no reports are written."""
     from rayfed.launch.start import resume_local, run_local
 
     before = find_study(study, out)
     proceed = partial(resume_local, before) if before else partial(run_local, study, out=out)
-    done = proceed(watch=watch, own_process=True)
+    done = proceed(watch=watch, own_process=True, reports=False)
     return done.path, done.summary
 
 
@@ -92,10 +90,6 @@ def _ran(work: Callable[[], tuple[Path, Mapping[str, Any]]]) -> Ran:
 
 def find_study(study: Study, out: Path) -> Path | None:
     """Return the newest folder in `out` of a study with the same settings; None if there is none."""
-    wanted = json.loads(json.dumps(study.to_dict()))  # as files hold it: shares of ranks have text keys
-    same = [
-        p.parent
-        for p in out.glob(f"{study.base.name}-*/study.yaml")
-        if yaml.safe_load(p.read_text(encoding="utf-8")) == wanted
-    ]
+    wanted = yaml_bytes(study.to_dict())
+    same = [p.parent for p in out.glob(f"{study.base.name}-*/study.yaml") if p.read_bytes() == wanted]
     return max(same, key=lambda p: p.stat().st_mtime, default=None)

@@ -20,11 +20,13 @@ from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
 from rayfed.launch import claim_check, claim_provenance, claim_quotes, claim_rows, claims_page
 from rayfed.launch.claim_file import (
+    BEYOND,
     ClaimFile,
     Tune,
     as_written,
     at_edge,
     best_trial,
+    beyond,
     change_of,
     drawn_seeds,
     read_claim_file,
@@ -236,7 +238,7 @@ def plan(names: Sequence[str] = (), shelf: Path | None = None) -> list[tuple[str
 
 
 def planned_runs(file: ClaimFile) -> int:
-    """Return how many runs a claim file takes, at most: trials of tuning, arms with all seeds, the checks of stability."""
+    """Return how many runs a claim file takes: trials of its grid (not those beyond), arms with all seeds, the checks of stability."""
     block = file.registered.tune if file.registered else None
     tuning = sum(len(t) * block.seeds for arm in file.study.arms if (t := trials(block, arm))[0]) if block else 0
     return tuning + len(file.study.arms) * file.looks[-1] + 2 * len(_checked_arms(file.study))
@@ -292,8 +294,15 @@ def _reproducible(files: list[ClaimFile], named: bool, log: Log) -> list[ClaimFi
     return [f for f in files if f.name not in said]
 
 
+def runs_folder(out: Path, name: str, code: str) -> Path:
+    """Return the folder in `out` of a claim file's runs under this digest of code: what other code gave is not taken for its own."""
+    return out / f"{name}-{code}"
+
+
 def judge_file(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = print) -> dict[str, Any]:
     """Tune, run, check and judge one claim file; returns its entry of claims.json."""
+    code = claim_provenance.code_digest(file.study)  # before the first run: these processes import it now
+    out = runs_folder(out, file.name, code)
     spent: list[RunRecord] = []  # runs of tuning and of stability
 
     def counted(studies: Sequence[Study], folder: Path) -> list[Ran]:
@@ -320,7 +329,7 @@ def judge_file(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = p
         shaken = [arm for arm in (r["better"], r["than"]) if unstable.get(arm, {}).get("unstable")]
         if shaken and r["kind"] == "difference":
             r |= {"verdict": "unstable", "holds": None, "unstable": shaken}
-    entry = _entry(file, runs, seeds[: len(next(iter(runs.values())))], status, results, tuned, unstable)
+    entry = _entry(file, code, runs, seeds[: len(next(iter(runs.values())))], status, results, tuned, unstable)
     walls = [float(r.summary.get("wall_s") or 0.0) for r in spent]
     return {**entry, "wall_s": round(sum(walls), 1), "runs": len(walls)}
 
@@ -331,7 +340,7 @@ def _judged(
     """Return a claim's verdict with the values that it rests on."""
     verdict = judge(claim.model_dump(), runs, seeds=seeds, alpha=alpha)
     kind = "bytes" if claim.metric.startswith("bytes/") else claim.kind
-    values = {arm: _values_at(found, claim.metric, claim.at) for arm, found in runs.items()}
+    values = {arm: values_at(found, claim.metric, claim.at) for arm, found in runs.items()}
     means = {
         arm: dict(zip(("mean", "sd"), mean_sd(list(v.values())), strict=True), n=len(v)) for arm, v in values.items()
     }
@@ -344,6 +353,7 @@ def _judged(
 
 def _entry(
     file: ClaimFile,
+    code: str,
     runs: Mapping[str, Sequence[RunRecord]],
     seeds: Sequence[int],
     status: str,
@@ -355,7 +365,7 @@ def _entry(
     execution = {arm: found[0].repeat_options for arm, found in runs.items()}
     return {
         "title": claims_page.head_comment(file.path)[0], "like": file.like, "digest": file.digest,
-        "code": claim_provenance.code_digest(file.study),
+        "code": code,
         "registered": str(file.registered.date) if file.registered else None,
         "judged": datetime.date.today().isoformat(), "commit": claim_provenance.commit(benchmarks_folder()),
         "machine": claim_provenance.machine(), "execution": execution,
@@ -372,7 +382,7 @@ def _subject(better: Config, than: Config) -> str | None:
     return None if better.method == than.method else better.method.name
 
 
-def _values_at(runs: Sequence[RunRecord], metric: str, at: int) -> dict[str, float]:
+def values_at(runs: Sequence[RunRecord], metric: str, at: int) -> dict[str, float]:
     """Return seed -> a metric's value at a round."""
     return {str(r.seed): v for r in runs if (v := dict(r.series(metric)).get(at)) is not None}
 
@@ -384,29 +394,54 @@ def tune(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = print) 
     """Choose settings for every arm by the file's `tune` block; returns arm -> {chosen, edge, trials}; empty without a block.
 
     The runs hold out a validation part of the training data, which alone is scored, and have seeds of their own. A trial that
-    diverges has no score.
+    diverges has no score. An arm whose best value is at the edge of its grid tries the next one beyond it, `BEYOND` times at most.
     """
     block = file.registered.tune if file.registered else None
     if block is None:
         return {}
-    seeds = drawn_seeds(file.name, file.digest, block.seeds, "tune")
-    tried = {arm: t for arm in file.study.arms if (t := trials(block, arm))[0]}
-    log(f"{file.name}: tuning: {sum(map(len, tried.values()))} trials x {block.seeds} seeds")
-    studies = []
-    for arm, config in file.study.arms.items():
+    waiting = {arm: t for arm in file.study.arms if (t := trials(block, arm))[0]}
+    tried: dict[str, list[dict[str, Any]]] = {arm: [] for arm in waiting}
+    for turn in range(1 + BEYOND):
+        studies = _trial_studies(file, block, waiting, turn == 0)
+        if not studies:
+            break
+        what = "beyond the edge of the grid" if turn else "tuning"
+        log(f"{file.name}: {what}: {len(studies)} trials x {block.seeds} seeds")
+        made = run_studies([study for _, _, study in studies], out)
+        for (arm, settings, _), trial in zip(studies, made, strict=True):
+            tried[arm].append({"settings": settings, "score": _score(trial, arm, block)})
+        waiting = {arm: beyond([t["settings"] for t in found], _best(found, block)) for arm, found in tried.items()}
+    return {
+        arm: {
+            "chosen": (best := _best(found, block)),
+            "edge": at_edge([t["settings"] for t in found], best),
+            "trials": found,
+        }
+        for arm, found in tried.items()
+    }
+
+
+def _trial_studies(
+    file: ClaimFile, block: Tune, waiting: Mapping[str, Sequence[Mapping[str, Any]]], strict: bool
+) -> list[tuple[str, Mapping[str, Any], Study]]:
+    """Return (arm, settings, study) of trials; unless strict, without values that a setting cannot have."""
+    seeds, studies = drawn_seeds(file.name, file.digest, block.seeds, "tune"), []
+    for arm, trials_of_arm in waiting.items():
+        config = file.study.arms[arm]
         every = config.evaluate.every if rounds_to(block.metric) else config.rounds
         held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": every}}
-        studies += [file.alone(arm, seeds, [change_of(settings), held]) for settings in tried.get(arm, ())]
-    made = iter(run_studies(studies, out))
-    found = {}
-    for arm, settings in tried.items():
-        scores = [_score(next(made), arm, block) for _ in settings]
-        best = best_trial(scores, block.metric)
-        found[arm] = {
-            "chosen": settings[best], "edge": at_edge(block, arm, settings[best]),
-            "trials": [{"settings": t, "score": s} for t, s in zip(settings, scores, strict=True)],
-        }  # fmt: skip
-    return found
+        for settings in trials_of_arm:
+            try:
+                studies.append((arm, settings, file.alone(arm, seeds, [change_of(settings), held])))
+            except ConfigError:
+                if strict:
+                    raise
+    return studies
+
+
+def _best(tried: Sequence[Mapping[str, Any]], block: Tune) -> dict[str, Any]:
+    """Return the settings of the best trial."""
+    return tried[best_trial([t["score"] for t in tried], block.metric)]["settings"]
 
 
 def _score(trial: Ran, arm: str, block: Tune) -> float | None:

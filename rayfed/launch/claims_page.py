@@ -29,8 +29,11 @@ too. The wider one decides; where scores by row were not kept ("–"), the one o
 number of seeds spend their 5 % over the looks.
 
 A verdict is *stale* once the file or the code that computes its numbers (methods, models, data, partitions, training, folds; not
-comments, reports or how visits are executed) has changed since and its verdicts were not reproduced, and *not registered* where the
-seeds were chosen by hand. `rayfed claims --check` judges everything again from the published values.
+comments, reports or how visits are executed) has changed since and its verdicts were neither reproduced nor confirmed, and
+*not registered* where the seeds were chosen by hand. *Confirmed* (`rayfed claims --confirm`): where the code alone has changed, one seed
+of every arm was run again at the settings chosen before, and gave every published value and score by row to the last bit; what
+changes other seeds alone, or the choice of settings, that does not see. `rayfed claims --check` judges everything again from the
+published values.
 
 Where a claim has a margin (at least so much better; below 0: at most so much worse), it is *shown*, *refuted* or *open*.
 p is that of the two tests' larger one, corrected by Holm for all claims of this page; d is the mean over the standard deviation of
@@ -72,7 +75,8 @@ def render(
         lines += ["", f"## {name}", "", *head_comment(files[name]), "", _run_line(name, entry)]
         if what := changed.get(name):
             lines += ["", f"**Stale: the {' and the '.join(what)} changed after it was judged.**"]
-        lines += ["", *_arm_table(entry), *_tuning_lines(entry), *_stability_lines(entry), *_reproduction_lines(entry)]
+        lines += ["", *_arm_table(entry), *_tuning_lines(entry), *_stability_lines(entry)]
+        lines += [*_reproduction_lines(entry), *_confirmed_lines(entry)]
     waiting = [n for n in files if n not in verdicts]
     if waiting:
         lines += ["", "## Registered, not judged yet", "", *(f"- {n}: {head_comment(files[n])[0]}" for n in waiting)]
@@ -292,6 +296,18 @@ def _reproduction_lines(entry: Mapping[str, Any]) -> list[str]:
         for line in ("", f"Reproduced on {found['date']} ({found['machine']}): "
                          f"{sum(r['same'] for r in found['results'])} of {len(found['results'])} verdicts.")
     ]  # fmt: skip
+
+
+def _confirmed_lines(entry: Mapping[str, Any]) -> list[str]:
+    """Return one sentence about the newest code under which an entry was confirmed; nothing where it never was."""
+    if not (made := entry.get("confirmed")):
+        return []
+    last = made[-1]
+    return [
+        "",
+        f"Confirmed on {last['date']} under changed code (commit {last['commit']}): seed {last['seed']} of every arm, run again, gave all "
+        f"{last['values']} published values to the last bit.",
+    ]
 
 
 def _signed(value: float | None) -> str:

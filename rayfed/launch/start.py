@@ -76,11 +76,17 @@ class Finished:
 
 
 def start_request(
-    request: Config | Study, launcher: Launcher, *, out: str | Path | None = None, watch: Watch | None = None
+    request: Config | Study,
+    launcher: Launcher,
+    *,
+    out: str | Path | None = None,
+    watch: Watch | None = None,
+    reports: bool = True,
 ) -> Finished:
     """Run a config, or every arm and seed of a study, to its end.
 
-    out: folder of the run folder, or a URI, instead of `storage.path`. Errors as in `rayfed.errors`; what was committed stays.
+    out: folder of the run folder, or a URI, instead of `storage.path`; reports: whether a study writes report.html of itself and of
+    its runs. Errors as in `rayfed.errors`; what was committed stays.
     """
     watch, federations = watch or (lambda state: None), Federations()
     base = request if isinstance(request, Config) else request.base
@@ -99,7 +105,7 @@ def start_request(
     made = provenance.Provenance("study.yaml", text.decode(), split=split, code=code_digests(values))
     files = {"study.yaml": text, provenance.FILE: made.to_bytes(), **user_code.written(values)}
     path = new_folder(path, request.base.name, files, **where)
-    return _execute_study(request, path, federations, launcher, watch)
+    return _execute_study(request, path, federations, launcher, watch, reports=reports)
 
 
 def resume_request(
@@ -109,12 +115,13 @@ def resume_request(
     sets: Sequence[str] = (),
     accept_changes: bool = False,
     watch: Watch | None = None,
+    reports: bool = True,
 ) -> Finished:
     """Continue a run or a study from its last snapshot to its end.
 
     path: its folder, or its URI in object storage; sets: overrides of settings in RESUMABLE, e.g. rounds=50; accept_changes:
     whether it may go on under other settings, data or code than it was made from. ConfigError for other settings, for changes
-    that are not accepted, or if there is nothing to resume.
+    that are not accepted, or if there is nothing to resume. reports: as in `start_request`.
     """
     watch, federations = watch or (lambda state: None), Federations()
     _check_resumable(sets)
@@ -141,7 +148,7 @@ def resume_request(
         if changes.changed:
             durable_write(path / provenance.FILE, changes.now.to_bytes())
         notes = [*restored, *changes.notes]
-        return _execute_study(request, path, federations, launcher, watch, accept_changes, notes)
+        return _execute_study(request, path, federations, launcher, watch, accept_changes, notes, reports)
     federation, split = _split_and_warm_up(launcher, [request], lambda: federations.checked(request))
     changes = Changes(path, file, code_digests(request.to_dict()), split=split)
     changes.check(accept_changes)
@@ -261,6 +268,7 @@ def _execute_study(
     watch: Watch,
     accept_changes: bool = False,
     notes: Sequence[str] = (),
+    reports: bool = True,
 ) -> Finished:
     """Execute the runs of a study that have not ended, then write its summary and report.
 
@@ -275,7 +283,7 @@ def _execute_study(
     )  # arms of a seed in sequence: they share its split
     waiting = [not has_ended(path / arm / f"seed-{seed}", c.rounds) for arm, seed, c in runs]
     arms = [arm for arm, _, _ in runs]
-    reports: list[Future[list[str]]] = []
+    written_later: list[Future[list[str]]] = []
     done: list[RunFolder] = []
     now: dict[str, Any] = {}  # which run
     with stop_on_signals(launcher, lambda: waited_for({**launcher.status(), **now})) as received:
@@ -305,14 +313,15 @@ def _execute_study(
             ending = launcher.execute(config, federation, folder, _tell(watch, now, launcher))
             if ending.status == RunStatus.STOPPED:
                 raise stopped_error(received, path)
-            reports.append(_in_background(partial(write_report, where)))
+            if reports:
+                written_later.append(_in_background(partial(write_report, where)))
             done.append(folder)
         summary = report.study_summary(path)
         received.done = path
-        given_up = [sentence for written in reports for sentence in written.result()]
+        given_up = [sentence for written in written_later for sentence in written.result()]
         for folder in done:
             folder.upload(plain=True)
-        given_up += write_report(path)
+        given_up += write_report(path) if reports else []
         if mirror:
             mirror.push(0, plain=True)
     return Finished(path, summary["status"], summary, given_up)
@@ -401,10 +410,15 @@ class LocalLauncher:
 
 
 def run_local(
-    request: Config | Study, *, out: str | Path | None = None, watch: Watch | None = None, own_process: bool = False
+    request: Config | Study,
+    *,
+    out: str | Path | None = None,
+    watch: Watch | None = None,
+    own_process: bool = False,
+    reports: bool = True,
 ) -> Finished:
     """Run a request in this process, as `rayfed run --local`. Arguments as in `start_request` and `LocalLauncher`."""
-    return start_request(request, LocalLauncher(own_process), out=out, watch=watch)
+    return start_request(request, LocalLauncher(own_process), out=out, watch=watch, reports=reports)
 
 
 def resume_local(
@@ -414,6 +428,8 @@ def resume_local(
     accept_changes: bool = False,
     watch: Watch | None = None,
     own_process: bool = False,
+    reports: bool = True,
 ) -> Finished:
     """Continue a run or a study in this process, as `rayfed resume --local`. Arguments as in `resume_request` and `LocalLauncher`."""
-    return resume_request(path, LocalLauncher(own_process), sets=sets, accept_changes=accept_changes, watch=watch)
+    launcher = LocalLauncher(own_process)
+    return resume_request(path, launcher, sets=sets, accept_changes=accept_changes, watch=watch, reports=reports)

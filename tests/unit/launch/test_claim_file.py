@@ -12,6 +12,7 @@ from rayfed.launch.claim_file import (
     as_written,
     at_edge,
     best_trial,
+    beyond,
     change_of,
     drawn_seeds,
     read_claim_file,
@@ -85,8 +86,12 @@ def test_trials_and_the_best_of_them() -> None:
     assert best_trial([0.5, None, 0.7, 0.7], "accuracy/global") == 2 and best_trial([0.5, 0.2], "loss/global") == 1
     with pytest.raises(ConfigError, match="no trial has a value"):
         best_trial([None, None], "accuracy/global")
-    assert at_edge(tune, "prox", {"local.optimizer.lr": 1.0, "method.mu": 0.01}) == ["local.optimizer.lr"]
-    assert at_edge(tune, "plain", {"local.optimizer.lr": 0.3}) == []
+    prox, plain = trials(tune, "prox"), trials(tune, "plain")
+    assert at_edge(prox, {"local.optimizer.lr": 1.0, "method.mu": 0.01}) == ["local.optimizer.lr"]
+    assert at_edge(plain, {"local.optimizer.lr": 0.3}) == [] == beyond(plain, {"local.optimizer.lr": 0.3})
+    further = beyond(prox, {"local.optimizer.lr": 1.0, "method.mu": 0.01})
+    assert further == [{"local.optimizer.lr": 3.3, "method.mu": 0.01}]  # 1.0 * 1.0 / 0.3
+    assert beyond([*prox, *further], further[0]) == [{"local.optimizer.lr": 11.0, "method.mu": 0.01}]
     assert change_of({"a.b": 1, "a.c": 2}) == {"a": {"b": 1, "c": 2}}
 
 
