@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = {"rayfed": "rayfed-engine", **{name: name for name in ("torch", "ray", "numpy", "transformers", "peft")}}
@@ -10,10 +11,13 @@ PACKAGES = {"rayfed": "rayfed-engine", **{name: name for name in ("torch", "ray"
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages, without importing any of them."""
-    found = {"python": platform.python_version()}
-    for label, package in PACKAGES.items():
-        try:
-            found[label] = version(package)
-        except PackageNotFoundError:
-            found[label] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{label: _version(package) for label, package in PACKAGES.items()}}
+
+
+@cache
+def _version(package: str) -> str:
+    """Return a package's version: looking it up reads its files, which each run would do again."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
