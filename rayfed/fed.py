@@ -312,7 +312,9 @@ class Fed:
             return np.ones(n)
         if steps is None:
             steps = clock.local_steps(self.config, self.federation)[:n]
-        size = tree.nbytes(self.task.params_like)
+        size: Any = tree.nbytes(self.task.params_like)
+        if self.task.family is not None:
+            size = np.array([tree.nbytes(t.params_like) for t in self.task.families.values()])[self.task.family[:n]]
         return self._devices.seconds(range(n), steps, size, size)
 
     def elapse(self, seconds: float) -> None:

@@ -140,6 +140,21 @@ SCOPES: dict[str, tuple[str, str]] = {
         "honest clients, each on marked copies of its own test rows of other classes",
     ),
 }
+OF_FAMILY = "family-"  # begins the scope of what clients of a family of models are served
+
+
+def family_scope(name: str) -> str:
+    """Return the scope of what the clients of a family are served, `family-small`."""
+    return OF_FAMILY + name
+
+
+def scoped(where: str) -> tuple[str, str] | None:
+    """Return whose model a scope scores, and on whose data; None of what is no scope."""
+    if where.startswith(OF_FAMILY):
+        return f"what clients with the model {where.removeprefix(OF_FAMILY)} are served", SCOPES["personal"][1]
+    return SCOPES.get(where)
+
+
 OTHERS: dict[str, Meaning] = {
     "clusters/ari": Meaning("adjusted Rand index of found and planted clusters", "1 = equal", "clients that have both"),
     "clusters/count": Meaning("clusters in use", "clusters", "-"),
@@ -184,7 +199,7 @@ def meaning(
         return OTHERS[metric]
     name, _, where = metric.partition("/")
     examples = where.endswith("_ex")
-    found = SCOPES.get(where.removesuffix("_ex"))
+    found = scoped(where.removesuffix("_ex"))
     if found is None:
         return Meaning(*logs[metric]) if metric in logs else None
     measure = measures.get(name) or MEASURES.get(name)

@@ -210,13 +210,15 @@ class Served:
     def model(self, client: int) -> Model:
         """Return the model of one client, also of a held-out one. ConfigError if there is no such client."""
         parameters, _ = self._serve(client)
-        own, hf = type(self.method).logits is not Method.logits, self.config.task.model.name.startswith("hf:")
+        task = self.task.of_client(client)
+        network = task.config.task.model
+        own, hf = type(self.method).logits is not Method.logits, network.name.startswith("hf:")
         return Model(
             parameters,
-            self.config.task.model,
+            network,
             self.federation.answers,
             self.federation.input_shape,
-            partial(self.method.logits, self.task) if own or hf else None,
-            self.task.module if hf and not own else None,
+            partial(self.method.logits, task) if own or hf else None,
+            task.module if hf and not own else None,
             self.federation.targets,
         )

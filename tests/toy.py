@@ -178,7 +178,11 @@ class Result(NamedTuple):
     def initial_clients(self) -> dict[str, tree.Tree]:
         """What `own_init` gave those clients that have a state now."""
         m, seed = self.fed.method, self.fed.config.seed
-        return {c: m.own_init(self.fed.task, int(c), keys.key(seed, 0, int(c), "own state")) for c in self.clients()}
+        task = self.fed.task
+        return {
+            c: m.own_init(task.of_client(int(c)), int(c), keys.key(seed, 0, int(c), "own state"))
+            for c in self.clients()
+        }
 
 
 def states(store: ClientStates) -> dict[str, tree.Tree]:
@@ -217,8 +221,9 @@ def simulate(
 
 def check_model(resident: Resident) -> None:
     """Refuse a model that the method cannot train, as is done before anything starts."""
-    if found := resident.method.fits_model(resident.task):
-        raise ConfigError(found)
+    for task in resident.task.families.values() or [resident.task]:
+        if found := resident.method.fits_model(task):
+            raise ConfigError(found)
 
 
 def make_fed(c: Config, pool: Any = None, kind: type[ToyFed] = ToyFed) -> ToyFed:

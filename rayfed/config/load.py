@@ -132,10 +132,19 @@ def merge(base: Any, change: Any) -> Any:
         if isinstance(change, str) and key:
             return dict(base) if base[key] == change else {key: change}
         return copy.deepcopy(change)
+    if _families(base) != _families(change) and ("name" in base or "name" in change):  # one model, or several
+        return copy.deepcopy(dict(change))
+    if _families(base) and _families(change) and not change.keys() <= base.keys():
+        return copy.deepcopy(dict(change))
     for key in ("name", *TAGS):
         if key in change and key in base and change[key] != base[key] and not _top(base):
             return copy.deepcopy(dict(change))
     return {**base, **{k: merge(base.get(k), v) for k, v in change.items()}}
+
+
+def _families(section: Mapping[str, Any]) -> bool:
+    """Return whether a section is several models by name, each with its share of the clients."""
+    return all(isinstance(v, Mapping) for v in section.values()) and any("share" in v for v in section.values())
 
 
 def _top(section: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from rayfed.config.schema import Config
+from rayfed.config.schema import Config, Model
 from rayfed.errors import NUMBER, nearest
 
 TAGS = ("kind", "profile")  # keys by which a section chooses its kind
@@ -109,7 +109,10 @@ def _keys_of(where: Sequence[str], tag: str | None) -> list[str]:
     out = []
     for i, p in enumerate(where):
         is_kind = tag is not None and p == tag and where[i - 1] in UNIONS
-        if not is_kind and not p.startswith(("literal[", "int", "float", "constrained")):
+        is_group = p == Model.FAMILIES and where[i - 1 : i] == [
+            "model"
+        ]  # of families, which stand in `task.model` itself
+        if not (is_kind or is_group) and not p.startswith(("literal[", "int", "float", "constrained")):
             out.append(p)
     return out
 

@@ -6,6 +6,7 @@ Strict: an unknown key is an error. Whether the parts that a config names exist,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -82,6 +83,11 @@ class Chosen(Section):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
+        return cls._fields_of(value)
+
+    @classmethod
+    def _fields_of(cls, value: Any) -> Any:
+        """Return a section as it is written as values of the fields."""
         if isinstance(value, str):
             return {cls.word: value}
         if isinstance(value, Mapping) and cls.word in value:
@@ -91,6 +97,10 @@ class Chosen(Section):
 
     @model_serializer
     def _plain(self) -> dict[str, Any]:
+        return self._written()
+
+    def _written(self) -> dict[str, Any]:
+        """Return it as it is written, plain values."""
         return {self.word: getattr(self, self.word), **self.options}
 
 
@@ -99,6 +109,52 @@ class Named(Chosen):
 
     word: ClassVar[str] = "name"
     name: str
+
+
+class Family(Named):
+    """One model of several, and the share of the clients that have it."""
+
+    share: float = Field(gt=0, lt=1, description="Share of the clients that have this model.")
+
+    @classmethod
+    def _fields_of(cls, value: Any) -> Any:
+        found = super()._fields_of(value)
+        if not (isinstance(found, Mapping) and "share" in found.get("options", {})):
+            return found
+        options = dict(found["options"])
+        return {**found, "share": options.pop("share"), "options": options}
+
+    def _written(self) -> dict[str, Any]:
+        return {**super()._written(), "share": self.share}
+
+
+class Model(Named):
+    """The clients' model; or families, several models by name with the share of the clients that have each."""
+
+    FAMILIES: ClassVar = "families"  # the name of a model that is several
+
+    families: dict[str, Family] = {}
+
+    @classmethod
+    def _fields_of(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
+            return {"name": cls.FAMILIES, "families": value}
+        return super()._fields_of(value)
+
+    @model_validator(mode="after")
+    def _shared(self) -> Model:
+        shares = {n: f.share for n, f in self.families.items()}
+        if len(shares) == 1:
+            raise ValueError(f"one family found ({', '.join(shares)}), allowed: two or more, or the model itself")
+        if wrong := [n for n in shares if not re.fullmatch(r"[A-Za-z]\w*", n)]:
+            raise ValueError(f"{wrong[0]}: a family's name consists of letters and digits, the first one a letter")
+        if shares and abs(math.fsum(shares.values()) - 1) > 1e-6:
+            each = ", ".join(f"{n} {s:g}" for n, s in shares.items())
+            raise ValueError(f"the families' shares sum to {math.fsum(shares.values()):g} ({each}), they must sum to 1")
+        return self
+
+    def _written(self) -> dict[str, Any]:
+        return {n: f._written() for n, f in self.families.items()} or super()._written()
 
 
 class Kind(Chosen):
@@ -112,8 +168,9 @@ class TaskSection(Section):
     data: Named = Field(
         description="digits | parquet:DIR | hf:NAME_OR_PATH | synthetic:KIND | path/to/file.py:function"
     )
-    model: Named = Field(
-        description="linear | mlp | cnn | resnet | vit-tiny | hf:NAME_OR_DIR | path/to/file.py:function"
+    model: Model = Field(
+        description="linear | mlp | cnn | resnet | vit-tiny | hf:NAME_OR_DIR | path/to/file.py:function; or families, several of "
+        "them by a name of yours: {small: {name: mlp, share: 0.5}, large: {name: cnn, share: 0.5}}."
     )
     kind: Named = Field(
         Named(name="auto"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from rayfed.data import tokens
 from rayfed.errors import ConfigError
-from rayfed.models import folder
+from rayfed.models import families, folder
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -44,7 +44,7 @@ def check_ids(dataset: Dataset, config: Config) -> None:
     """Refuse token ids of a user's own that the model does not know, or has no place for. x: (n, L), -1 on padding."""
     spec, x = config.task.model, [p.x for p in (dataset.train, dataset.test) if p.x.size]
     if not spec.name.startswith("hf:"):
-        if ".py:" not in spec.name:
+        if any(".py:" not in m.name for m in families.models(spec).values()):
             raise ConfigError(
                 f"task.model: {spec.name!r} found, {dataset.name} holds token ids; allowed: hf:NAME_OR_DIR, or a network of your own"
             )

@@ -42,10 +42,11 @@ class Segment(NamedTuple):
 class ClientStates:
     """The rows of one run; blocks are handles of `pool`, or segments."""
 
-    def __init__(self, pool: Pool, memory_limit: float | None = None):
+    def __init__(self, pool: Pool, memory_limit: float | None = None, family: np.ndarray | None = None):
         """memory_limit: bytes of states that stay in memory though they are on disk too, by default MEMORY_SHARE of the machine's
-        memory."""
-        self.pool, self.memory_limit = pool, memory_limit
+        memory; family: (N,) the number of each client's family, since states of one family alone can be rows of one block; None
+        where there is one."""
+        self.pool, self.memory_limit, self.family = pool, memory_limit, family
         self._empty()
 
     def _empty(self) -> None:
@@ -117,10 +118,19 @@ class ClientStates:
         held = [b for b, h in self.blocks.items() if not isinstance(h, Segment)]
         if len(held) > 64 and len(held) > len(self.places) // 4:
             # Many blocks with few live rows each: rewrite the live rows as one.
-            live = sorted(c for b in held for c in self._live[b])
-            block = self._add(self.pool.put(self._stacked(live)), len(live))
-            self._move({c: Place(block, i) for i, c in enumerate(live)})
+            for live in self._by_family(sorted(c for b in held for c in self._live[b])):
+                block = self._add(self.pool.put(self._stacked(live)), len(live))
+                self._move({c: Place(block, i) for i, c in enumerate(live)})
             self._collect()
+
+    def _by_family(self, clients: Sequence[int]) -> list[Sequence[int]]:
+        """Cut clients into those of each family, in the order of the families; nothing of nobody."""
+        if self.family is None:
+            return [clients] if clients else []
+        found: dict[int, list[int]] = {}
+        for c in clients:
+            found.setdefault(int(self.family[c]), []).append(c)
+        return [found[number] for number in sorted(found)]
 
     def get(self, client: int) -> Tree | None:
         """Fetch one client's state as NumPy arrays, None if it has none."""
@@ -152,13 +162,16 @@ class ClientStates:
         places, self._segments = dict(self.saved), segments
         dirty = self.dirty | self.pending.keys()  # the round that is being committed belongs to it
         self._rewritten = self._clients_to_rewrite(dirty)
-        if to_write := sorted([*dirty, *self._rewritten]):
+        written = 0
+        for number, to_write in enumerate(self._by_family(sorted([*dirty, *self._rewritten]))):
             make_folder(segments)
-            states = self._stacked(to_write)
-            self._state_bytes = tree.nbytes(states) / len(to_write)
-            self._segment_sums[name] = Sum.of_file(save_tree(segments, name, states, sync=False))
-            self._segment_rows[name] = len(to_write)
-            places.update({c: (name, i) for i, c in enumerate(to_write)})
+            states, segment = self._stacked(to_write), snapshot_files.nth_segment(name, number)
+            written += tree.nbytes(states)
+            self._segment_sums[segment] = Sum.of_file(save_tree(segments, segment, states, sync=False))
+            self._segment_rows[segment] = len(to_write)
+            places.update({c: (segment, i) for i, c in enumerate(to_write)})
+        if written:
+            self._state_bytes = written / len({*dirty, *self._rewritten})
         if places:
             (snapshot / "clients.json").write_text(json.dumps(dict(sorted(places.items()))), encoding="utf-8")
             used = {segment for segment, _ in places.values()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rayfed import tree
+from rayfed.models import families
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -49,10 +50,17 @@ def cohort_size(config: Config, task: Task) -> int:
     if config.resources.cohort != "auto":
         return int(config.resources.cohort)
     asked = max(1, config.per_round())
-    each = max(1, 6 * tree.nbytes(task.params_like))  # bytes: a model, its gradient and four more for the optimizer
+    each = max(
+        1, 6 * tree.nbytes(_largest(task).params_like)
+    )  # bytes: a model, its gradient, and four for the optimizer
     calls = calls_per_round(asked, min(SMALL_MODELS, max(USUAL, SMALL_BYTES // each)))
     fits = max(1, MOST_BYTES // each)
     return max(1, min(math.ceil(asked / calls), fits))
+
+
+def _largest(task: Task) -> Task:
+    """Return the task of the family with the largest model; itself where all clients have one."""
+    return max(task.families.values(), key=lambda t: tree.nbytes(t.params_like)) if task.families else task
 
 
 def client_steps(config: Config, federation: Federation) -> int:
@@ -71,7 +79,7 @@ def estimate_step(config: Config, federation: Federation, task: Task) -> float:
         return math.inf
     whole = math.prod(federation.input_shape) if federation.kind in ("text", "instruct") else 1
     pixels = math.prod(federation.input_shape[1:])
-    uses = sum(p.numel() * (pixels if p.ndim > 2 else whole) for p in tree.values(task.params_like))
+    uses = sum(p.numel() * (pixels if p.ndim > 2 else whole) for p in tree.values(_largest(task).params_like))
     return CALLS_S.get(config.resources.executor, CALLS_S["loop"]) + 6 * uses * config.local.batch_size / OPERATIONS
 
 
@@ -82,7 +90,8 @@ def may_begin_alone(config: Config) -> bool:
     user's own; who asks for a number of actors, or for visits in them, gets them first.
     """
     r, pretrained = config.resources, config.task.model.name.startswith("hf:")
-    own = any(".py:" in n for n in (config.method.name, config.task.model.name, config.task.kind.name))
+    names = (config.method.name, config.task.kind.name, *(m.name for m in families.models(config.task.model).values()))
+    own = any(".py:" in n for n in names)
     asked = r.actors != "auto" or r.visits == "actors" or config.failures.client_timeout_s is not None
     return not (asked or pretrained or own)
 
@@ -114,6 +123,16 @@ def useful_actors(config: Config) -> int:
     """Count the client actors that a round can keep busy; more would only wait. The model's size is not known yet."""
     asked, size = max(1, config.per_round()), config.resources.cohort
     return calls_per_round(asked) if size == "auto" else math.ceil(asked / int(size))
+
+
+def cut_by_family(clients: Sequence[int], federation: Federation, size: int, task: Task) -> list[tuple[Cohort, int]]:
+    """Cut clients into cohorts as `cut` does, those of each family (`Task.family`) by themselves: (cohort, number of the family)."""
+    if task.family is None:
+        return [(cohort, 0) for cohort in cut(clients, federation, size)]
+    ids, found = np.fromiter(clients, np.int64, len(clients)), []
+    for number in range(len(task.families)):
+        found += [(cohort, number) for cohort in cut(ids[task.family[ids] == number].tolist(), federation, size)]
+    return found
 
 
 def cut(clients: Sequence[int], federation: Federation, size: int) -> list[Cohort]:

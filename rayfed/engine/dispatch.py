@@ -58,7 +58,7 @@ class Dispatch:
         """run: the id under which the run is resident in the pool."""
         self.config, self.federation, self.method, self.task = config, federation, method, task
         self.pool, self.run_id = pool, run
-        self.states, self.engine = ClientStates(pool), EngineState()
+        self.states, self.engine = ClientStates(pool, family=task.family), EngineState()
         self.chain = Chain.of(config, method, task)
         self.keeps_states = bool(method.wire.keep) or (self.chain is not None and self.chain.keeps)
         self.policy = FailurePolicy.of(config.failures)
@@ -196,7 +196,7 @@ class Dispatch:
         """Return a job for each cohort; crafted: the handle of what colluding attackers send; more: of the calls."""
         handles = tuple(self._shared_handle(value) for value in shared.values())
         jobs = []
-        for cohort in self._cut(visit, clients):
+        for cohort, family in self._cut(visit, clients):
             of_clients = rows is None and self.keeps_states
             blocks, places = self.states.lookup(cohort) if of_clients else ((), ())
             call = VisitCall(
@@ -210,15 +210,18 @@ class Dispatch:
                 states=places,
                 rows=None if rows is None else rows[list(cohort)],
                 crafted=crafted is not None,
+                family=family,
                 **more,
             )
             jobs.append(Job(self.run_id, call, (*handles, *blocks, *((crafted,) if crafted is not None else ()))))
         return jobs
 
-    def _cut(self, visit: str | Evaluation, clients: Sequence[int]) -> list[cohorts.Cohort]:
+    def _cut(self, visit: str | Evaluation, clients: Sequence[int]) -> list[tuple[cohorts.Cohort, int]]:
+        """Return (cohort, number of its family)."""
         if visit is Evaluation.ROWS:
-            return cohorts.cut_in_order(clients, math.ceil(len(clients) / cohorts.SCORING_CALLS))
-        return cohorts.cut(clients, self.federation, self.cohort_size)
+            pieces = cohorts.cut_in_order(clients, math.ceil(len(clients) / cohorts.SCORING_CALLS))
+            return [(piece, 0) for piece in pieces]
+        return cohorts.cut_by_family(clients, self.federation, self.cohort_size, self.task)
 
     def _collude(self, visit: str | Evaluation, clients: Sequence[int], sent: Mapping[str, Any]) -> Any:
         """Return the handle of what colluding attackers send in the place of each update; None where nobody colludes.

@@ -21,7 +21,7 @@ from rayfed.execute.batches import scored_pieces
 from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.method import Method
-from rayfed.metrics import Measure, ari, scope
+from rayfed.metrics import Measure, ari, family_scope, scope
 from rayfed.models import private_buffers
 from rayfed.training import sgd_visit
 from rayfed.visits import Arguments, ClientContext, Phase, Visit, accumulate, epochs, once, whole
@@ -298,6 +298,8 @@ class Evaluator:
         row: dict[str, float | None] = {}
         row |= self._scope("personal", personal.of(lambda c: c < population))
         row |= self._scope("unseen", personal.of(lambda c: c >= population))
+        for number, name in enumerate(self.task.families):
+            row |= self._scope(family_scope(name), personal.of(partial(self._takes_part_in, number)))
         cluster_of = method.clusters(state)
         if cluster_of is not None:
             row |= self._score_clusters(state, participants, cluster_of) | self._score_clustering(cluster_of)
@@ -311,6 +313,10 @@ class Evaluator:
             row |= self._score_backdoor(self.federation.backdoor, scored, served)
         return row, [self._make_row(c, personal, cluster_of, seconds.get(c)) for c in sorted(personal.sums)]
 
+    def _takes_part_in(self, family: int, client: int) -> bool:
+        assert self.task.family is not None
+        return client < self.fed.population and int(self.task.family[client]) == family
+
     def _make_row(
         self, client: int, scored: Scored, cluster_of: Mapping[int, int] | None, seconds: float | None
     ) -> dict[str, Any]:
@@ -322,6 +328,7 @@ class Evaluator:
             "name": self.federation.names[client],
             "unseen": client >= self.fed.population,
             "group": int(self.federation.group[client]),
+            **self._family_of(client),
             "cluster": None if cluster_of is None or client not in cluster_of else int(cluster_of[client]),
             "examples": int(self.federation.train.offsets[client + 1] - self.federation.train.offsets[client]),
             "test_examples": int(n),
@@ -329,6 +336,9 @@ class Evaluator:
             **(self.sets.of_client(scored.rows.get(client)) if self.sets else {}),
             "seconds": seconds,
         }
+
+    def _family_of(self, client: int) -> dict[str, str]:
+        return {} if self.task.family is None else {"family": [*self.task.families][self.task.family[client]]}
 
     def _scope(self, name: str, found: Scored) -> dict[str, float | None]:
         """Return a scope's metrics, and note where one of a set of rows is undefined."""
@@ -608,9 +618,11 @@ class _Unread:
 def served_to_all(method: Method, task: Task, shared: Tree) -> Tree | None:
     """Return the one model that a method serves every client; None where it depends on the client.
 
-    It does not where `view` is no work on data and comes to its model without reading what is known of a client, which is tried;
-    and clients hold the same model of it: none of a lower LoRA rank, none with buffers of its own.
+    It does not where all have one architecture, `view` is no work on data and comes to its model without reading what is known of a
+    client, which is tried; and clients hold the same model of it: none of a lower LoRA rank, none with buffers of its own.
     """
+    if task.families:
+        return None
     view, config = method.view(task), method.config
     differ = ranks.unequal(config) or ranks.kept(config, method.wire) or private_buffers.PART in method.wire.keep
     if differ or view.phases or type(method).logits is not Method.logits:

@@ -31,7 +31,8 @@ class VisitCall:
     what becomes of the parts that are sent; score_local: whether a training visit also scores its locally trained model;
     arguments: the visit's own; rows: of a scoring of rows, the rows of the data arrays in each piece, (k, b); rehearsal: whether
     attackers are asked what they would send as honest clients; crafted: whether the last value is what colluding attackers send;
-    transforms: what transforms of updates are told of the ask, NumPy arrays, None where none act on it.
+    transforms: what transforms of updates are told of the ask, NumPy arrays, None where none act on it; family: the number of the
+    clients' (`rayfed.task.Task.families`).
     """
 
     visit: str | Evaluation
@@ -50,6 +51,7 @@ class VisitCall:
     rehearsal: bool = False
     crafted: bool = False
     transforms: Asked | None = None
+    family: int = 0
 
 
 @dataclass(frozen=True)

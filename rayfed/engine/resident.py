@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rayfed import aggregate, keys, methods, tree
-from rayfed import task as tasks
 from rayfed.adapters import ranks
-from rayfed.engine import evaluation
+from rayfed.engine import evaluation, families
 from rayfed.engine.attackers import Attackers
 from rayfed.engine.evaluation import Evaluation
 from rayfed.engine.failures import FailurePolicy
 from rayfed.execute.batches import BatchSampler
+from rayfed.lazy import torch
 from rayfed.models import private_buffers
 from rayfed.transform.chain import Chain
 
@@ -52,7 +52,7 @@ class Resident:
         if like is not None and like.data_key == self.data_key:
             self.task, self.data, self.sampler = like.task, like.data, like.sampler
         else:
-            self.task = tasks.of(federation.task)(config, federation, device, start)
+            self.task = families.build(config, federation, device, start)
             self.data = {n: self._tensor(x) for n, x in federation.arrays.items()}
             self.sampler = BatchSampler(
                 federation,
@@ -62,6 +62,9 @@ class Resident:
                 dtype=self.task.dtype,
                 ranks=self.task.ranks,
             )
+        if self.method.reads_rows:
+            n = len(next(iter(self.data.values())))
+            self.data = {**self.data, "row": torch.arange(n, device=device)}
         self.private_buffers = config.local.buffers == "private" and bool(self.task.buffers)
         if self.private_buffers:
             private_buffers.keep(self.method, self.task)
@@ -73,7 +76,7 @@ class Resident:
         self.rule = aggregate.of(config)
         self.scales = set(aggregate.ruled(self.method)) if self.rule and self.rule.needs == ("fold",) else set()
         self.attackers = Attackers.of(config, self.method, self.task)
-        self._visits: dict[tuple[str | Evaluation, str, bool], Visit] = {}
+        self._visits: dict[tuple[str | Evaluation, str, bool, int], Visit] = {}
 
     def _tensor(self, array: Any) -> Any:
         x = tree.from_numpy(array)
@@ -102,38 +105,40 @@ class Resident:
 
     def fresh_state(self, client: int) -> Tree:
         """Return a client's state before its first visit: the method's, or where transforms keep something too, both by name."""
-        own = self.method.own_init(self.task, client, keys.key(self.config.seed, 0, client, "own state"))
+        own = self.method.own_init(
+            self.task.of_client(client), client, keys.key(self.config.seed, 0, client, "own state")
+        )
         return {"method": own, "chain": self.chain.own_init()} if self.chain is not None and self.chain.keeps else own
 
-    def visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments = ()) -> Visit:
-        """Build a visit of the method, or an evaluation, once.
+    def visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments = (), family: int = 0) -> Visit:
+        """Build a visit of the method, or an evaluation, once for each family of clients.
 
         score_local: whether it also scores its locally trained model, where it has one; arguments: the visit's own.
         """
-        key = name, repr(arguments), score_local  # as text, since 1, 1.0 and True are equal
+        key = name, repr(arguments), score_local, family  # as text, since 1, 1.0 and True are equal
         if key not in self._visits:
             while len(self._visits) >= KEPT:  # arguments that change from round to round must not pile up
                 del self._visits[next(iter(self._visits))]
-            self._visits[key] = self._build_visit(name, score_local, arguments)
+            self._visits[key] = self._build_visit(name, score_local, arguments, self.task.of_family(family))
         return self._visits[key]
 
-    def _build_visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments) -> Visit:
+    def _build_visit(self, name: str | Evaluation, score_local: bool, arguments: Arguments, task: Task) -> Visit:
         if isinstance(name, Evaluation):
             given = dict(arguments)
             data = self.data if given.pop("everything", False) else None
-            made = evaluation.build(name, self.method, self.task, len(self.sampler.pieces), data=data, **given)
+            made = evaluation.build(name, self.method, task, len(self.sampler.pieces), data=data, **given)
         else:
-            made = getattr(self.method, name).with_(**dict(arguments))(self.task)
+            made = getattr(self.method, name).with_(**dict(arguments))(task)
             if self.private_buffers:
-                made = private_buffers.at_client(made, self.method, self.task)
+                made = private_buffers.at_client(made, self.method, task)
             if score_local and made.local is not None:
-                made = evaluation.with_local_score(made, self.task)
+                made = evaluation.with_local_score(made, task)
         if self.ranked and not (isinstance(name, Evaluation) and name.of_the_server):
-            made = ranks.at_rank(made, self.task, self.keeps_rank)
+            made = ranks.at_rank(made, task, self.keeps_rank)
         if self.private_buffers and isinstance(name, Evaluation) and not name.of_the_server:
-            made = private_buffers.at_client(made, self.method, self.task)
-        if self.task.vectorize is not True:
-            made = made._replace(vectorize=self.task.vectorize)
+            made = private_buffers.at_client(made, self.method, task)
+        if task.vectorize is not True:
+            made = made._replace(vectorize=task.vectorize)
         return made
 
 

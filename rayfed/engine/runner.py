@@ -383,7 +383,7 @@ class Runner:
         """Make `executor: auto` `vmap` or `loop`, once, by timing; with it go the size of cohorts and where visits run."""
         timing = self._time_executors(cohorts.cohort_size(self.config, task))
         chosen = timing.faster
-        plain = visits.refusals(method, task) if chosen == "vmap" else {}
+        plain = _refusals(method, task) if chosen == "vmap" else {}
         step = timing.seconds["loop" if plain else chosen]
         size, where = cohorts.choose_calls(self.config, self.federation, task, step, self.pool.adopts)
         by = timing.kernels[chosen]._asdict()
@@ -410,7 +410,7 @@ class Runner:
         """Choose, under an executor that the config sets, the size of cohorts and where visits run: once, by estimate, not by timing,
         so that the same settings give the same bits on every machine."""
         executor = self.config.resources.executor
-        plain = visits.refusals(method, task) if self.config.resources.vectorised else {}
+        plain = _refusals(method, task) if self.config.resources.vectorised else {}
         judged = self.config.with_resources(executor="loop") if plain else self.config
         step = cohorts.estimate_step(judged, self.federation, task)
         size, where = cohorts.choose_calls(self.config, self.federation, task, step, self.pool.adopts)
@@ -688,3 +688,9 @@ class Runner:
             write_card(self.folder.path, self.folder.path / "model", self.prepared.task.kind, self.federation.outputs)
         except Exception as error:
             self._give_up("the model card", error)
+
+
+def _refusals(method: Method, task: Task) -> dict[str, str]:
+    """Return name -> why `vmap` cannot run it, of the visits of every family."""
+    each = [visits.refusals(method, t) for t in task.families.values() or (task,)]
+    return {name: reason for found in each for name, reason in found.items()}

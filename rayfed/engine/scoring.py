@@ -108,7 +108,7 @@ class SetScores:
         self.metrics, self.arrays = metrics, federation.arrays
         self.measures = tuple(m for metric in metrics for m in metric.measures)
         self.names = tuple(m.name for m in self.measures)
-        self.shapes = scoring(task, federation.arrays).shapes
+        self.shapes = scoring(task.of_family(0), federation.arrays).shapes
 
     @classmethod
     def of(cls, config: Config, federation: Federation, task: Task) -> SetScores | None:

@@ -109,7 +109,7 @@ class Worker:
         return answer
 
     def _time(self, res: Resident, call: TimingCall, values: Sequence[Any]) -> Answer:
-        return Answer(Value(autotune.time_executors(res, call.cohort)))
+        return Answer(Value(autotune.time_families(res, call.cohort)))
 
     # -- parts of replies, where they are ------------------------------------------------------------------------------
 
@@ -161,7 +161,8 @@ class CohortVisit:
     def __init__(self, resident: Resident, call: VisitCall, values: Sequence[Any], began: float):
         """values: the shared parts in the call's order, then the blocks that hold client states."""
         self.resident, self.call, self.began, self.device = resident, call, began, resident.device
-        self.visit = resident.visit(call.visit, call.score_local, call.arguments)
+        self.task = resident.task.of_family(call.family)
+        self.visit = resident.visit(call.visit, call.score_local, call.arguments, call.family)
         self.executor = execute.choose_executor(resident.config.resources.executor, self.visit, bool(call.arguments))
         self.of_clients = call.rows is None
         self.keeps_rank = resident.keeps_rank and self.of_clients
@@ -258,8 +259,8 @@ class CohortVisit:
             self._local_scores.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
         if not isinstance(call.visit, Evaluation):
             wire = res.method.wire
-            check_parts(wire.up, parts, res.task, call.visit)
-            check_parts(wire.keep, after, res.task, f"{call.visit} (client state)", complete=True)
+            check_parts(wire.up, parts, self.task, call.visit)
+            check_parts(wire.keep, after, self.task, f"{call.visit} (client state)", complete=True)
             parts, after = self._transform(parts, after, at, ids, held.tolist() if res.ranked else None)
             self._bytes_up += 8 * len(ids) * any(f.weight == "examples" for f in call.folds)  # n_i
         examples = info.examples[at]
@@ -267,7 +268,7 @@ class CohortVisit:
         parts = res.scaled(parts, call.folds) if res.scales else parts
         for fold in call.folds:
             onto = self.folded.get(fold.part)
-            self.folded[fold.part] = partial(fold, parts, mine, examples, onto, res.task.counters)
+            self.folded[fold.part] = partial(fold, parts, mine, examples, onto, self.task.counters)
         folded = {f.part for f in call.folds}
         unfolded = {n: p for n, p in parts.items() if n in call.keep or n not in folded}
         self._kept.append(tree.map(lambda x: x.contiguous(), unfolded))
@@ -305,7 +306,7 @@ class CohortVisit:
 
     def _execute_pieces(self) -> Iterator[Piece]:
         """Execute the visit; what a client's code raises goes to `failures` and the rest goes on."""
-        alone = self.resident.task.vectorize
+        alone = self.task.vectorize
         if isinstance(alone, str) and self.resident.config.resources.vectorised:  # no visit can be vectorised
             raise VectorizeError(alone)
         if self.executor in execute.VECTORISED:

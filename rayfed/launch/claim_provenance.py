@@ -16,6 +16,7 @@ import rayfed
 from rayfed.config import user_code
 from rayfed.config.schema import Study
 from rayfed.data import SOURCES
+from rayfed.models import families
 
 PACKAGE = Path(__file__).parents[1]
 COUNTED = (  # what decides a run's numbers; engine, execution and storage are held to the same numbers by tests
@@ -71,8 +72,9 @@ def counted(study: Study) -> dict[str, Path]:
     for c in study.arms.values():
         data = c.task.data.name.partition(":")[0]
         words = {"partition": c.federation.partition.kind, "adapters": c.adapter.kind, "data": SOURCES.get(data, "own")}
-        words["models"] = c.task.model.name.replace("-", "_")
-        roots |= {f"{PACKAGE.name}.methods.{c.method.name}"} | {f"{PACKAGE.name}.{p}.{words[p]}" for p in CHOSEN}
+        networks = [m.name.replace("-", "_") for m in families.models(c.task.model).values()]
+        for words["models"] in networks:
+            roots |= {f"{PACKAGE.name}.methods.{c.method.name}"} | {f"{PACKAGE.name}.{p}.{words[p]}" for p in CHOSEN}
     found = _closure(roots)
     if "cluster" in found:  # which clusterer is a method's own setting
         found |= _closure(f"{PACKAGE.name}.cluster.{f.stem}" for f in (PACKAGE / "cluster").glob("[a-z]*.py"))

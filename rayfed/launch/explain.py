@@ -103,7 +103,7 @@ def _section(model: type[BaseModel], path: str, of: str) -> Iterator[Meaning]:
     for name, field in model.model_fields.items():
         key = f"{path}.{field.alias or name}".lstrip(".")
         inner = [a for a in _parts(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not inner or Named in inner:
+        if not inner or any(issubclass(a, Named) for a in inner):
             yield _meaning(key, of, field, getattr(model, "needs", {}).get(name, ()), NAMED if inner else "")
             continue
         yield Meaning(key, of, "section", None, field.description or "")

@@ -9,6 +9,7 @@ from rayfed import task as tasks
 from rayfed.engine import ruling, scoring
 from rayfed.errors import nearest
 from rayfed.method import Method
+from rayfed.models import families
 from rayfed.transform.checks import metrics as transform_metrics
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def known(method: Method, federation: Federation) -> list[str]:
     ):
         scopes += [scope, f"{scope}_ex"] if there else []
     config = method.config
+    family = families.drawn(config, n, federation.clients)
+    for number, name in enumerate(families.names(config)):
+        scope = metrics.family_scope(name)
+        scopes += [scope, f"{scope}_ex"] if family is not None and tests[:n][family[:n] == number].any() else []
     measured = scoring.measures(config, federation, scoring.asked(config, federation)[0])
     without = {"backdoor"} if config.evaluate.finetune_epochs else {"backdoor", "local"}
     of_sets = [s for s in scopes if s.removesuffix("_ex") not in without]

@@ -30,7 +30,7 @@ from rayfed import methods, models
 from rayfed.config import phases, unread, user_code
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, refusing
-from rayfed.models import folder
+from rayfed.models import families, folder
 from rayfed.partition.targets import Targets
 from rayfed.storage.cache import cache_folder
 from rayfed.transform import checks
@@ -38,6 +38,7 @@ from rayfed.transform import checks
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.partition import Federation
+    from rayfed.task import Task
 
 ROWS = 4  # of the data, on which an own network is tried
 
@@ -59,6 +60,7 @@ def question(config: Config, federation: Federation) -> Question | None:
     """Return what has to be checked; None for rayfed's own models that start from their seed, and for what was checked before."""
     method = methods.of(config)
     asks = type(method).fits_model is not methods.Method.fits_model
+    several = len(families.names(config)) > 0
     if config.task.model.name in models.KNOWN and config.init.from_ is None and not (asks or _needs_vmap(config)):
         return None
     values = config.to_dict()
@@ -75,7 +77,7 @@ def question(config: Config, federation: Federation) -> Question | None:
         values["adapter"],
         values["init"],
         [values["method"], values["local"], _crc(config.method.name)] if _needs_vmap(config) else None,
-        values["method"] if asks else None,
+        values["method"] if asks or several else None,
         versions,
         list(_files(config)),
     ]
@@ -111,7 +113,7 @@ def _check_elsewhere(asked: Mapping[str, Question]) -> dict[str, list[str]]:
         command = [sys.executable, "-m", "rayfed.launch.model_check", str(file)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
         atexit.register(process.kill)  # Ctrl-C does not wait for the thread that this runs in
-        names = {n: q.config["task"]["model"]["name"] for n, q in asked.items()}
+        names = {n: q.config["task"]["model"].get("name", "the families of task.model") for n, q in asked.items()}
         phases.begin(f"trying {', '.join(sorted(set(names.values())))}")
         with say_if_slow(f"the trial of {', '.join(sorted(set(names.values())))}"):
             out, err = process.communicate()
@@ -131,20 +133,36 @@ def check_models(asked: Mapping[str, Question]) -> dict[str, list[str]]:
 
 
 def _problems_of(q: Question) -> list[str]:
-    """Build one model and return what is wrong."""
-    from rayfed import task
+    """Build the model, or that of each family, and return what is wrong."""
     from rayfed.config.schema import Config
+    from rayfed.launch import family_check
+
+    config, found, problems = Config.from_dict(q.config), {}, []
+    for family, one in families.configs(config).items():
+        found[family], wrong = _built(q, one)
+        problems += [p.replace("task.model", f"task.model.{family}", 1) if family else p for p in wrong]
+    buffers = {b for t in found.values() if t is not None for b in t.buffers}
+    if config.local.buffers == "private" and not buffers and not problems:
+        name, allowed = config.task.model.name, "a model with running statistics or counters"
+        problems.append(unread.sentence("local.buffers", "private", "task.model", name, allowed))
+    there = {n: t for n, t in found.items() if t is not None}
+    return problems or (family_check.problems(methods.of(config), there) if families.names(config) else [])
+
+
+def _built(q: Question, config: Config) -> tuple[Task | None, list[str]]:
+    """Build one model, and return its task and what is wrong."""
+    from rayfed import task
     from rayfed.launch import vmap_check
     from rayfed.models import pretrained
     from rayfed.models.start import start_from
 
     known = {**q.federation, "targets": Targets.of(q.federation["targets"])}
-    config, about = Config.from_dict(q.config), cast("Federation", SimpleNamespace(**known))
+    about = cast("Federation", SimpleNamespace(**known))
     name = config.task.model.name
     try:
         with refusing(f"task.model: {name} cannot be built"):
             if name.startswith("hf:") and (problems := pretrained.size_problems(config, about.answers, about.kind)):
-                return problems
+                return None, problems
             built = task.of(about.task)(config, about, "cpu", start_from(config))
             built.init_params(0)  # what `init.from` holds must fit
             own = name not in models.KNOWN and not name.startswith("hf:")
@@ -157,12 +175,9 @@ def _problems_of(q: Question) -> list[str]:
             problems = problems or methods.of(config).fits_model(built)
             if q.no_buffers and built.buffers:
                 problems = [*problems, _buffer_problem(config, q.no_buffers, built.buffers)]
-            if config.local.buffers == "private" and not built.buffers:
-                allowed = "a model with running statistics or counters"
-                problems = [*problems, unread.sentence("local.buffers", "private", "task.model", name, allowed)]
-            return problems
+            return built, problems
     except ConfigError as e:
-        return e.problems
+        return None, e.problems
 
 
 def _crc(name: str) -> int:
@@ -180,12 +195,12 @@ def _buffer_problem(config: Config, why: str, buffers: tuple[str, ...]) -> str:
 
 def _files(config: Config) -> Iterator[tuple[str, int, int]]:
     """Yield (path, size, time) of the files that the model and its start are read from."""
-    name = config.task.model.name
     folders = []
-    if name.startswith("hf:"):
-        folders = [folder.locate(name)]
-    elif name not in models.KNOWN:
-        yield name, 0, _crc(name)
+    for model in families.models(config.task.model).values():
+        if model.name.startswith("hf:"):
+            folders = [folder.locate(model.name)]
+        elif model.name not in models.KNOWN:
+            yield model.name, 0, _crc(model.name)
     if config.init.from_ is not None:
         folders += [Path(config.init.from_), Path(config.init.from_) / "model"]
     for file in sorted(f for where in folders if where.is_dir() for f in where.iterdir() if f.is_file()):
@@ -195,7 +210,8 @@ def _files(config: Config) -> Iterator[tuple[str, int, int]]:
 
 def _needs_vmap(config: Config) -> bool:
     """Return whether own code has to run vectorised: the method's visits are then tried too."""
-    own = ".py:" in config.method.name or config.task.model.name not in models.KNOWN
+    networks = [m.name for m in families.models(config.task.model).values()]
+    own = ".py:" in config.method.name or any(n not in models.KNOWN for n in networks)
     return config.resources.vectorised and own and config.adapter.kind == "none"
 
 

@@ -35,12 +35,12 @@ from rayfed.config import unread
 from rayfed.config.load import LONGEST, VARIABLE, load_config
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.problems import blames, sentences
-from rayfed.config.schema import Named
+from rayfed.config.schema import Model, Named
 from rayfed.config.user_function import check_function
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, nearest, refusing
 from rayfed.execute.tuning import compiler
-from rayfed.models import folder, pretrained, private_buffers
+from rayfed.models import families, folder, pretrained, private_buffers
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
 from rayfed.storage.run_folder import model_damage
@@ -103,7 +103,7 @@ def check_task(raw: Mapping[str, Any]) -> list[str]:
     for key, check in (("data", data.check), ("model", models.check)):
         spec = task.get(key) if isinstance(task, Mapping) else None
         try:
-            named = Named.model_validate(spec)
+            named = (Model if key == "model" else Named).model_validate(spec)
         except ValidationError:
             continue  # the schema reports it
         if not VARIABLE.search(named.name):  # a variable that is not set is reported already
@@ -182,6 +182,7 @@ def check_rules(config: Config) -> list[str]:
         *_found("devices", lambda: clock.check(config)),
         *_found("adapter", lambda: _check_adapter(config)),
         *ranks.problems(config, max(n, 0)),
+        *families.problems(config, max(n, 0)),
         *too_many(config.federation.groups, max(n, 1)),
         *_found("init.from", lambda: _check_start(config)),
         *_found("storage.path", lambda: _check_places(config)),

@@ -9,6 +9,7 @@ from rayfed.config import unread
 from rayfed.config.own_errors import contained, describe
 from rayfed.engine import scoring
 from rayfed.errors import ConfigError, nearest
+from rayfed.models import families
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
@@ -43,11 +44,11 @@ def problems(config: Config, federation: Federation, method: Method) -> list[str
         for n in cls.columns
         if n not in federation.columns
     ]
-    model = config.task.model.name
-    if model in models.KNOWN and model not in cls.models:
-        found.append(
-            f"task.model: {model} found, task.kind: {federation.task} learns with {', '.join(cls.models)}, or a network of your own"
-        )
+    found += [
+        f"{key}: {m.name} found, task.kind: {federation.task} learns with {', '.join(cls.models)}, or a network of your own"
+        for key, m in families.models(config.task.model).items()
+        if m.name in models.KNOWN and m.name not in cls.models
+    ]
     smoothing = config.local.label_smoothing
     if smoothing and not {"classes", "tokens"} & cls.offers:
         allowed = "a task of one class for each row, or of instructions"

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rayfed.config.own_errors import contained, describe
+from rayfed.config.schema import Model, Named
 from rayfed.config.user_function import check_function, load_function
 from rayfed.errors import ConfigError, nearest
+from rayfed.models import families
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from rayfed.config.schema import Named
 
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options with defaults)
     "linear": ("softmax regression", {}),
@@ -44,7 +44,11 @@ def _own(spec: Named) -> bool:
 
 
 def check(spec: Named) -> list[str]:
-    """Return what is wrong with `task.model`, before the data is known and without importing torch."""
+    """Return what is wrong with `task.model`, before the data is known and without importing torch; of families with each."""
+    if isinstance(spec, Model) and spec.families:
+        return [
+            p.replace("task.model", key, 1) for key, one in families.models(spec).items() for p in _check_one_of(one)
+        ]
     if _own(spec):
         return check_function(spec.name, "task.model", spec.options, 2)
     if spec.name.startswith("hf:"):
@@ -72,12 +76,24 @@ def check(spec: Named) -> list[str]:
     return problems
 
 
+def _check_one_of(spec: Named) -> list[str]:
+    """Return what is wrong with the model of a family."""
+    if spec.name.startswith("hf:"):
+        return [
+            f"task.model: {spec.name} found, which clients have alone; allowed in families: ready models, or your own"
+        ]
+    return check(spec)
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
     """Return why a model of this module cannot take examples of `input_shape`; without torch. A user's own model is not judged."""
+    if isinstance(spec, Model) and spec.families:
+        each = families.models(spec).items()
+        return [p.replace("task.model", key, 1) for key, one in each for p in fits(one, input_shape)]
     if spec.name not in ("cnn", "resnet", "vit-tiny"):
         return []
     shape = "x".join(map(str, input_shape))

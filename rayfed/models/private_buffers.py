@@ -40,7 +40,7 @@ def at_client(inner: Visit, method: Method, task: Task) -> Visit:
 
     def held(client: ClientContext) -> ClientContext:
         own = dict(client.own)
-        buffers = own.pop(PART)
+        buffers = own.pop(PART, {})  # a family's model may have none
         return ClientContext(client.info, *(_put(t, buffers) for t in (client.shared, client.mine, own)))
 
     def begin(client: ClientContext) -> Tree:

@@ -39,7 +39,7 @@ def about(config: Mapping[str, Any], summary: Mapping[str, Any], path: Path) -> 
     """Return the settings that describe a run, without those that are not set."""
 
     def name_of(value: Any) -> Any:
-        return value.get("name", value.get("kind")) if isinstance(value, Mapping) else value
+        return value.get("name", value.get("kind")) or " + ".join(value) if isinstance(value, Mapping) else value
 
     task, federation = section(config, "task"), section(config, "federation")
     settings = {

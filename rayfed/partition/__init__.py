@@ -219,7 +219,7 @@ def draws(seed: int) -> Draw:
 def split_key(config: Mapping[str, Any]) -> str:
     """Return what decides a run's `Federation`, as text: of two configs (as `Config.to_dict`) that agree in it, one serves both. Of a
     pretrained model too, since texts are kept as its tokenizer's ids, and cut to the places that a prompt leaves."""
-    task, model = config["task"], config["task"]["model"]["name"]
+    task, model = config["task"], config["task"]["model"].get("name", "")
     words = [model, config["adapter"].get("tokens")] if ":" in model else []
     scored = config["evaluate"].get("split")
     asked = [

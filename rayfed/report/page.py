@@ -103,7 +103,9 @@ def _facts(subject: Subject) -> dict[str, str]:
 
 
 def _name(value: Any) -> str:
-    return str(value.get("name") or value.get("kind")) if isinstance(value, Mapping) else str(value)
+    return (
+        str(value.get("name") or value.get("kind") or " + ".join(value)) if isinstance(value, Mapping) else str(value)
+    )
 
 
 def _splits(subject: Subject) -> tuple[list[Picture], str]:

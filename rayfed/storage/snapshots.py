@@ -37,10 +37,11 @@ def fill(snapshots: Path, round: int, fence: int, write: Callable[[Path], None])
 
 
 def seal(hidden: Path, round: int, fence: int) -> None:
-    """Wait until a filled folder and its segment of client states are on the disk, and add the manifest. OSError removes the folder."""
+    """Wait until a filled folder and its segments of client states are on the disk, and add the manifest. OSError removes the folder."""
     try:
-        segment = segment_file(hidden, segment_name(round, fence))
-        if segment.exists():
+        first, _, last = segment_name(round, fence).rpartition("-")
+        names = [n for n in read_segments(hidden) if n.startswith(f"{first}-") and n.endswith(f"-{last}")]
+        for segment in [segment_file(hidden, n) for n in names]:
             sync_file(segment)
             sync_dir(segment.parent)
         files = {}
@@ -94,6 +95,12 @@ def read_segments(snapshot: Path) -> dict[str, Sum]:
 def segment_name(round: int, fence: int) -> str:
     """Return the name of the segment of client states that a writer's snapshot of a round adds."""
     return f"{folder_name(round)}-{fence}"
+
+
+def nth_segment(name: str, number: int) -> str:
+    """Return the name of a segment where a snapshot adds several: number 0 is round-000005-3, number 1 round-000005-f1-3."""
+    first, _, fence = name.rpartition("-")
+    return f"{first}-f{number}-{fence}" if number else name
 
 
 def segment_file(snapshot: Path, name: str) -> Path:

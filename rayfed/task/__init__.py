@@ -6,9 +6,10 @@ import contextlib
 import copy
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayfed import keys, optimizers
@@ -16,7 +17,7 @@ from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.schema import Section
 from rayfed.config.user_function import load_class
-from rayfed.errors import ConfigError, nearest
+from rayfed.errors import ConfigError, FailsAgain, nearest
 from rayfed.execute.tuning import kernels
 from rayfed.lazy import F, torch
 from rayfed.metrics import MEASURES, Measure, declare
@@ -26,6 +27,7 @@ from rayfed.tree import Tree
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from torch import Tensor
 
     from rayfed.config.schema import Config
@@ -118,6 +120,9 @@ class Task:
         counters: names of those among them that hold whole numbers; where models are aggregated, the largest of them counts.
         norms: names of the entries of normalisation layers with running statistics.
         size: parameters of the whole network, frozen ones among them.
+        families: where clients have several models (`task.model`), name -> the task of those that have this one; family: then (N,)
+            int64, the number of each client's. A visit is given its client's. A server program is given what all have in common:
+            parameters of one name and shape, the last layer's among them, and no network.
         dtype, device: of tensors that are made to go with the parameters.
 
     Every function is pure in `params` and works under `torch.func` transforms, under `vmap` where `vectorize` is True and no
@@ -154,6 +159,8 @@ class Task:
     pooled: ClassVar[bool] = True  # whether several clients' models can answer together for any row
     per_class: ClassVar[bool] = True  # whether `apply` gives logits of classes, (B, C)
     measures: tuple[Measure, ...] = (MEASURES["loss"], MEASURES["accuracy"])
+    families: Mapping[str, Task] = MappingProxyType({})
+    family: np.ndarray | None = None
     mixture: ClassVar[str] = (
         ""  # what scores of a mixture of models mean, where it is not the mixture's own loss and accuracy
     )
@@ -497,6 +504,14 @@ class Task:
         finally:
             self._during.update(before)
 
+    def of_family(self, number: int) -> Task:
+        """Return the task of the family of a number; itself where all clients have one model."""
+        return [*self.families.values()][number] if self.families else self
+
+    def of_client(self, client: int) -> Task:
+        """Return the task of a client's family; itself where all clients have one model."""
+        return self if self.family is None else self.of_family(int(self.family[client]))
+
     def read_by(self, logits: Callable[[Tree, Tensor], Tensor]) -> Task:
         """Return this task with other logits(model, x) in place of `apply`, for models that are not one network's parameters."""
         made = copy.copy(self)
@@ -573,6 +588,92 @@ class Task:
     def classify(self, classifier: Tree, h: Tensor) -> Tensor:
         """Return logits (B, C) of features (B, d): `classify(classifier(params), features(params, x))` is `apply(params, x)`."""
         return F.linear(h, classifier["weight"], classifier.get("bias"))
+
+    # -- inside the model ----------------------------------------------------------------------------------------------
+
+    def watch(self, params: Tree, x: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+        """Return what modules of the network answer within one forward pass on inputs (B, *input_shape), {name: (B, ...)}.
+
+        outputs: names of modules (torch's `named_modules`); "" stands for the logits (B, C). ConfigError for one that there is not.
+
+        Example: cut a network and go on from there.
+
+            >>> x = torch.rand(2, *task.input_shape)
+            >>> (first, *_) = task.cuts
+            >>> seen = task.watch(task.initial, x, [first, ""])
+            >>> torch.equal(task.resume(task.initial, first, seen[first]), seen[""])
+            True
+        """
+        seen: dict[str, Tensor] = {}
+
+        def watching(name: str) -> Any:
+            return self._named_layer(name).register_forward_hook(lambda m, args, out: seen.update({name: out}))
+
+        hooks = [watching(n) for n in outputs if n]
+        try:
+            logits = self.apply(params, x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {n: seen[n] if n else logits for n in outputs}
+
+    def resume(self, params: Tree, name: str, h: Tensor) -> Tensor:
+        """Return the logits (B, C) of a network that goes on from `h`, (B, ...), in the place of what its module `name` answers: entries
+        before it count for nothing and have no gradient.
+
+        That is the rest of the network where all later layers depend on this module alone, as behind each of `cuts`. FailsAgain within a
+        training step of a network that writes buffers: the part before the cut would write those of no data.
+        """
+        if self.buffers and self._during["step"] is not None:
+            raise FailsAgain("Task.resume within a training step, and task.model writes buffers in training")
+        kind = torch.int32 if self.kind == "text" else self.dtype
+        hook = self._named_layer(name).register_forward_hook(lambda m, args, out: h)
+        try:
+            return self.apply(params, torch.zeros(len(h), *self.input_shape, dtype=kind, device=self.device))
+        finally:
+            hook.remove()
+
+    def _named_layer(self, name: str) -> Any:
+        known = dict(self._module.named_modules())
+        if name not in known or not name:
+            raise ConfigError(
+                f"task.model: no layer {name!r}{nearest(name, known)}; there are: {', '.join(n for n in known if n)}"
+            )
+        return known[name]
+
+    @cached_property
+    def cuts(self) -> dict[str, tuple[str, ...]]:
+        """Return the modules behind which the network can be cut, from shallow to deep, each with the trained entries behind it: those from
+        whose answers alone the logits follow, which is tried, with parameters before and behind them; of several between the same
+        parameters the last one."""
+        called: list[str] = []
+        modules = {n: m for n, m in self._module.named_modules() if n}
+        hooks = [m.register_forward_hook(lambda m, args, out, n=n: called.append(n)) for n, m in modules.items()]
+        key = torch.tensor(keys.key(self.config.seed, 0, -1, "cuts"), device=self.device)
+        x = keys.uniform(key, (2, *self.input_shape), self.dtype)
+        x = torch.ones_like(x, dtype=torch.int32) if self.kind == "text" else x
+        with torch.no_grad():
+            try:
+                logits = self.apply(self.initial, x)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            once = [n for n in called if called.count(n) == 1]
+            seen = self.watch(self.initial, x, once)
+            found: dict[int, tuple[str, tuple[str, ...]]] = {}
+            for n in once:
+                before = {m for m in called[: called.index(n) + 1] for _ in modules[m].parameters(recurse=False)}
+                behind = {m for m in called for _ in modules[m].parameters(recurse=False)} - before
+                if before and behind and isinstance(seen[n], torch.Tensor) and self._follows(n, seen[n], logits):
+                    found[len(before)] = n, tuple(p for p in self.params_like if p.rpartition(".")[0] in behind)
+        return dict(found.values())
+
+    def _follows(self, name: str, h: Tensor, logits: Tensor) -> bool:
+        """Return whether the logits follow from what a module answers."""
+        try:
+            return torch.equal(self.resume(self.initial, name, h), logits)
+        except Exception:
+            return False
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Return cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training and targets are

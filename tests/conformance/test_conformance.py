@@ -106,6 +106,17 @@ VARIANTS: dict[str, list[Any]] = {
     "fedbip": [{}, {"negative": "raw", "temperature": 0.5, "neighbours": 3, "newcomers": "first"}],
     "fedbip_l": [{}, {"layers": "module", "weights": "uniform"}],
     "feddyn": [{}, ({"alpha": 1.0}, {"local": {"clip": 0.5, "label_smoothing": 0.1}})],
+    "fedd2s": [
+        {"samples": 1, "server_steps": 2},
+        ({"drop": 1.0, "server_batch": 8, "beta": 0.0}, {"task": {"model": {"hidden": [12, 10]}}, "local": MOMENTUM}),
+    ],
+    "fedmd": [
+        ({}, {"federation": {"public": {"rows": 40}}}),
+        (
+            {"digest": "kl", "tau": 2.0, "digest_epochs": 2, "digest_lr": 0.05},
+            {**BATCHNORM, "federation": {"public": {"rows": 150}}},
+        ),
+    ],
     "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],
     "fedftg": [SHORT, {**SHORT, "adversary": "kl", "fidelity_of": "ensemble", "cross_entropy": 0.5}],
     "feddpa": [{}, {"mode": "F", "weight": "examples", "instances": 3}],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rayfed import execute
 from rayfed.execute.tuning import kernels, process, replay
@@ -48,6 +51,24 @@ class Timing:
     def faster(self) -> str:
         """The executor to take: `loop` unless the other one is clearly faster, since that takes less memory."""
         return "vmap" if self.seconds["vmap"] < 0.9 * self.seconds["loop"] else "loop"
+
+
+def time_families(res: Resident, cohort: int) -> Timing:
+    """Time a client's local step as `time_executors` does; where clients have several models, the mean over them by their shares, on the
+    kernels of the family that takes longest. A family that says it runs one client at a time does so under `vmap`, too."""
+    if res.task.family is None:
+        return time_executors(res, cohort)
+    found, shares = [], np.bincount(res.task.family, minlength=len(res.task.families)) / len(res.task.family)
+    for task in res.task.families.values():
+        one = copy.copy(res)
+        one.task = task
+        timed = time_executors(one, cohort)
+        alone = {**timed.seconds, "vmap": timed.seconds["loop"]}
+        found.append(timed if task.vectorize is True else replace(timed, seconds=alone, refused=""))
+    longest = max(found, key=lambda t: min(t.seconds.values()))
+    seconds = {e: sum(float(s) * t.seconds[e] for s, t in zip(shares, found, strict=True)) for e in longest.seconds}
+    refused = next((t.refused for t in found if t.refused), "")
+    return replace(longest, seconds=seconds, refused=refused, cpu_share=min(t.cpu_share for t in found))
 
 
 def time_executors(res: Resident, cohort: int) -> Timing:
