@@ -150,7 +150,9 @@ class FedD2S(Method):
             loss = task.loss(model, batch, key)
             hit = carry["rows"] == batch["row"][:, None]  # (B, S); who was not sent has no hit
             q = hit.to(loss.dtype) @ carry["soft"] / hit.sum(-1, keepdim=True).clamp(min=1)
-            return loss + s.alpha * hit.any(-1).to(loss.dtype) * soft_loss(task, model, extra, batch["x"], q, depth, s.tau)
+            return loss + s.alpha * hit.any(-1).to(loss.dtype) * soft_loss(
+                task, model, extra, batch["x"], q, depth, s.tau
+            )
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             model, extra = split(carry["model"])
