@@ -223,6 +223,27 @@ def rounds_to(metric: str) -> tuple[float, str] | None:
     return (float(found[1]), found[2]) if found else None
 
 
+MEAN_OF_LAST = re.compile(r"mean of the last (\d+) of (\S+)")
+
+
+def mean_of_last(metric: str) -> tuple[int, str] | None:
+    """Return (10, "accuracy/global") of "mean of the last 10 of accuracy/global"; None of every other metric."""
+    found = MEAN_OF_LAST.fullmatch(metric)
+    return (int(found[1]), found[2]) if found else None
+
+
+def measured(metric: str) -> str:
+    """Return what rounds measure: the metric itself, or what it is "rounds to X of" or "mean of the last N of"."""
+    found = rounds_to(metric) or mean_of_last(metric)
+    return found[1] if found else metric
+
+
+def trailing_means(values: Sequence[tuple[int, float]], rounds: int) -> list[tuple[int, float]]:
+    """Return (round, mean of what was measured in so many rounds up to it) of a metric's values by round."""
+    within = [(r, [v for t, v in values if r - rounds < t <= r]) for r, _ in values]
+    return [(r, sum(found) / len(found)) for r, found in within]
+
+
 def first_rounds(values: Sequence[tuple[int, float]], target: float, lower: bool = False) -> list[tuple[int, float]]:
     """Return (round, rounds until a metric was first measured at `target` or better) of its values by round; a round that has not
     seen it counts itself. lower: whether the metric is better when it is lower."""
@@ -240,6 +261,8 @@ def lower_is_better(metric: str | None) -> bool:
     family = name.partition("/")[0]
     if name.partition("/")[2].removesuffix("_ex") == "backdoor":  # there a good score is the attacker's
         return not lower_is_better(f"{family}/global")
+    if of := mean_of_last(name):
+        return lower_is_better(of[1])
     return (
         rounds_to(name) is not None
         or name.startswith("lora/gap")

@@ -315,7 +315,10 @@ class LongTail(Section):
 
 
 class Groups(Section):
-    needs: ClassVar = {"count": (Need("kind", ("none",), but=True),)}
+    needs: ClassVar = {
+        "count": (Need("kind", ("none",), but=True),),
+        "shares": (Need("kind", ("none", "domain"), but=True),),
+    }
 
     kind: Literal["none", "rotation", "label_permutation", "classes", "domain"] = Field(
         "none", description="Planted groups of clients."
@@ -325,6 +328,9 @@ class Groups(Section):
     )
     sets: list[list[int]] | None = Field(
         None, description="For `classes`: the classes of each group; default: runs that overlap."
+    )
+    shares: list[float] | None = Field(
+        None, description="Numbers to which the groups' clients, and with classes their rows, are in proportion; default: equal."
     )
 
     @model_validator(mode="after")
@@ -337,6 +343,8 @@ class Groups(Section):
             raise ValueError(f"count: {self.count} found, rotations are 0, 90, 180 and 270 degrees: at most 4")
         if self.sets is not None and (self.kind != "classes" or len(self.sets) != self.count):
             raise ValueError(f"sets: belongs to kind classes and needs one list per group ({self.count})")
+        if self.shares is not None and (len(self.shares) != self.count or min(self.shares) <= 0):
+            raise ValueError(f"shares: {self.shares} found, needs one number above 0 per group ({self.count})")
         return self
 
 

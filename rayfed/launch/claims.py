@@ -33,9 +33,9 @@ from rayfed.launch.claim_file import (
     trials,
 )
 from rayfed.launch.claim_runs import Ran, RunStudies
-from rayfed.metrics import rounds_to
+from rayfed.metrics import measured
 from rayfed.report.statistics import mean_sd, spent_alpha
-from rayfed.report.study import POINT, SHARES, judge
+from rayfed.report.study import POINT, is_share, judge
 from rayfed.report.subject import RunRecord, load_study
 from rayfed.storage.atomic import durable_write
 from rayfed.storage.cache import cache_folder
@@ -428,7 +428,7 @@ def _trial_studies(
     seeds, studies = drawn_seeds(file.name, file.digest, block.seeds, "tune"), []
     for arm, trials_of_arm in waiting.items():
         config = file.study.arms[arm]
-        every = config.evaluate.every if rounds_to(block.metric) else config.rounds
+        every = config.evaluate.every if measured(block.metric) != block.metric else config.rounds
         held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": every}}
         for settings in trials_of_arm:
             try:
@@ -478,7 +478,7 @@ def stability(
 
 def _checked_arms(study: Study) -> dict[str, list[tuple[str, int]]]:
     """Return the arms whose shares are claimed, each with these metrics and rounds."""
-    claims = [c for c in study.claims if c.metric.partition("/")[0] in SHARES and c.kind == "difference"]
+    claims = [c for c in study.claims if is_share(c.metric) and c.kind == "difference"]
     arms = dict.fromkeys(a for c in claims for a in (c.better, c.than))
     return {a: list(dict.fromkeys((c.metric, c.at) for c in claims if a in (c.better, c.than))) for a in arms}
 

@@ -71,8 +71,7 @@ class Federations:
             for i, claim in enumerate(study.claims):
                 where = f"claim.{i}.metric" if len(study.claims) > 1 else "claim.metric"
                 method = methods.of(first)
-                measured = metrics.rounds_to(claim.metric) or (0, claim.metric)
-                wrong = metric_names.problem(where, measured[1], method, split)
+                wrong = metric_names.problem(where, metrics.measured(claim.metric), method, split)
                 if wrong and arm in (claim.better, claim.than):
                     found.setdefault(wrong, []).append(arm)
         for arm, problems in model_check.find_problems(questions).items():

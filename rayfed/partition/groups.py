@@ -126,7 +126,7 @@ def too_many(groups: Any, training: int) -> list[str]:
 def assign(
     groups: Any, clients: int, first: int, rng: np.random.Generator, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the group of each client, (clients,) int64; sizes differ by at most one; -1 without groups.
+    """Return the group of each client, (clients,) int64; sizes differ by at most one, or follow `groups.shares`; -1 without groups.
 
     first: number of the first client, so that the sizes of several calls differ by at most one too; rows: the domains' rows, to
     which the sizes of groups of kind domain are in proportion.
@@ -135,6 +135,8 @@ def assign(
         return np.full(clients, -1, np.int64)
     if groups.kind == "domain" and rows is not None:
         return rng.permutation(spread(rows, first + clients)[first:])
+    if groups.shares is not None:
+        return rng.permutation(spread(np.array(groups.shares), first + clients)[first:])
     return rng.permutation(np.arange(first, first + clients) % groups.count).astype(np.int64)
 
 
@@ -180,9 +182,17 @@ def rows_of(
     for c in range(classes):
         rows = rng.permutation(np.flatnonzero(y == c))
         holders = [g for g in ids if table[g, c]]
-        for g, part in zip(holders, np.array_split(rows, len(holders)), strict=True) if holders else ():
+        parts = _dealt(rows, [int((group == g).sum()) for g in holders] if groups.shares else [1] * len(holders))
+        for g, part in zip(holders, parts, strict=True):
             got[g].append(part)
     return {g: np.sort(np.concatenate([np.zeros(0, np.int64), *p])) for g, p in got.items()}
+
+
+def _dealt(rows: np.ndarray, shares: Sequence[int]) -> list[np.ndarray]:
+    """Return rows cut into parts in proportion to whole numbers; equal ones differ by at most one row, the first are the larger."""
+    if len(set(shares)) <= 1:
+        return np.array_split(rows, len(shares)) if shares else []
+    return np.split(rows, np.cumsum(shares)[:-1] * len(rows) // sum(shares))
 
 
 def permutations(groups: Any, classes: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayfed.metrics import READY_MEASURES, lower_is_better
+from rayfed.metrics import READY_MEASURES, lower_is_better, mean_of_last
 from rayfed.report.crossed import RowValues, crossed_difference, row_values
 from rayfed.report.statistics import compare_pairs, equal_within, mean_sd
 from rayfed.report.subject import RunRecord, Subject, load_study
@@ -124,7 +124,7 @@ def judge_values(
     interval = wider(found.interval, both.interval(alpha) if both else None)
     bound = claim.get("equal_within")
     if bound is None:
-        bound = -margin if margin < 0 else POINT if metric.partition("/")[0] in SHARES else None
+        bound = -margin if margin < 0 else POINT if is_share(metric) else None
     if seeds is not None and any(str(s) not in pairs for s in seeds):
         verdict, holds = "incomplete", None
     else:
@@ -139,6 +139,12 @@ def judge_values(
         "ci95": None if ci95 is None else list(ci95), "ci95_rows": list(both.interval()) if both else None,
         "rows": both.rows if both else None, "p": p, "effect": found.effect, "alpha": alpha, "verdict": verdict, "holds": holds,
     }  # fmt: skip
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is a share of right answers, or a mean of such."""
+    of = mean_of_last(metric)
+    return (of[1] if of else metric).partition("/")[0] in SHARES
 
 
 def wider(a: Interval | None, b: Interval | None) -> Interval | None:

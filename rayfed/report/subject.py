@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rayfed.errors import ConfigError, DamagedFile, nearest
-from rayfed.metrics import SCOPES, Measure, declare, final_value, first_rounds, lower_is_better, rounds_to
+from rayfed.metrics import (
+    SCOPES,
+    Measure,
+    declare,
+    final_value,
+    first_rounds,
+    lower_is_better,
+    mean_of_last,
+    measured,
+    rounds_to,
+    trailing_means,
+)
 from rayfed.report.settings import compared
 from rayfed.storage import round_log
 from rayfed.storage.listing import status
@@ -51,15 +62,19 @@ class RunRecord:
     rows: Sequence[Mapping[str, Any]]
 
     def series(self, metric: str) -> list[tuple[int, float]]:
-        """Return (round, value) of the rounds in which the metric was measured; of "rounds to X of METRIC", of METRIC's rounds."""
+        """Return (round, value) of the rounds in which the metric was measured; of "rounds to X of METRIC" and "mean of
+        the last N of METRIC", of METRIC's rounds."""
         if wanted := rounds_to(metric):
             target, of = wanted
             return first_rounds(self.series(of), target, lower_is_better(of))
+        if averaged := mean_of_last(metric):
+            rounds, of = averaged
+            return trailing_means(self.series(of), rounds)
         return [(r["round"], float(r[metric])) for r in self.rows if r.get(metric) is not None]
 
     def final(self, metric: str) -> float | None:
         """Return the final value; see `rayfed.metrics.final_value`."""
-        if rounds_to(metric):
+        if measured(metric) != metric:
             return self.series(metric)[-1][1] if self.series(metric) else None
         found = final_value(self.rows, metric)
         return None if found is None else float(found)

@@ -73,6 +73,7 @@ VARIANTS: dict[str, list[Any]] = {
         {"inputs": "statistics", "teacher": "labels", "iterations": 2, "batch": 8, "clusterer": "least_loss"},
         {"inputs": "statistics", "space": "inputs", "covariance": "full", "iterations": 2, "batch": 8},
         {"distill": False, "clusterer": "kmeans"},
+        {**SHORT, "lifetime": "run", "own_share": 0.5, "personal": "newcomers"},
         {**SHORT, "clusterer": {"kind": "auto", "least": 0.0}, "moments": 1.0},
         {**SHORT, "inputs": "client_generators", "experts": "class", "generator_epochs": 2},
         {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},

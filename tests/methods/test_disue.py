@@ -26,6 +26,7 @@ from tests import toy
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4, "student_lr": 0.2}
 DOUBLE = {"executor": "vmap", "dtype": "float64"}
 needs_fedavg = pytest.mark.skipif("fedavg" not in methods.names(), reason="compared with fedavg, which is not there")
+needs_oracle = pytest.mark.skipif("oracle" not in methods.names(), reason="compared with oracle, which is not there")
 
 
 def disue(**settings: Any) -> dict[str, Any]:
@@ -747,3 +748,91 @@ def test_class_experts_are_means_by_rows_of_a_class(monkeypatch: pytest.MonkeyPa
         for i in got.ids:
             want = tree.add(want, delta[i], held[i, c] / held[got.ids, c].sum())
         close(expert, want)
+
+
+# -- experts that live for the run, and clients that start nearer to theirs -----------------------------------------------
+
+
+EVERYONE = {"federation": {"per_round": None}}
+ALONE = {"name": "disue", "distill": False}
+
+@needs_fedavg
+@pytest.mark.parametrize(
+    "settings",
+    [{"lifetime": "run"}, {"own_share": 0.7, "clusters": 1}, {"own_share": 1.0, "clusters": 1, "lifetime": "round"}],
+    ids=str,
+)
+def test_the_model_for_all_is_fedavg_to_the_bit(settings: dict[str, Any]) -> None:
+    """Whatever experts there are beside it; and where the one expert is the average, which clients start from."""
+    done = toy.simulate({**ALONE, **settings}, rounds=3, executor="vmap")
+    assert tree.same(done.state["model"], toy.simulate("fedavg", rounds=3, executor="vmap").state["model"])
+
+
+@needs_oracle
+def test_experts_of_planted_groups_are_fedavg_in_each(plain: Any) -> None:
+    """Whole batches, all clients in each round; rebuilt ones are not."""
+    work = toy.merge(plain.WORK, EVERYONE)
+    spec = {**ALONE, "clusterer": "oracle"}
+    ours, rebuilt = (toy.simulate({**spec, "lifetime": t}, rounds=3, **work) for t in ("run", "round"))
+    theirs = toy.simulate("oracle", rounds=3, **work)
+    at = ours.state["assignment"].tolist()
+    for k, expert in ours.state["experts"].items():
+        of = str(int(theirs.state["assignment"][at.index(int(k))]))
+        close(expert, theirs.state["experts"][of])
+        assert float(tree.norm(tree.sub(rebuilt.state["experts"][k], expert))) > 1e-3
+    asked = [row["visits"] for row in ours.rows]
+    assert asked == [12, 24, 24]  # in the first round the experts are new
+
+
+def test_a_new_expert_is_made_of_the_model_for_all_and_a_known_one_goes_on(plain: Any) -> None:
+    """Two clusters of six clients, of which the second has an id that nobody knew."""
+    done = toy.simulate({**ALONE, "lifetime": "run"}, rounds=1, **toy.merge(plain.WORK, EVERYONE))
+    fed, method = toy.make_fed(done.fed.config), done.fed.method
+    fed.begin(2)
+    known, fresh = fed.task.init_params(8), [fed.task.init_params(k) for k in (9, 10)]
+    clients, labels = list(range(12)), np.arange(12) % 2
+    first, second = method.lived({"experts": {"4": known}}, clients, labels, [4, 7], fresh, fed)
+    assert tree.same(second, fresh[1])
+    start, data = plain.vector(known), [plain.data(fed, c) for c in range(0, 12, 2)]
+    moved = [plain.descend(start, x, y) for x, y in data]
+    want = np.average(moved, axis=0, weights=[len(y) for _, y in data])
+    np.testing.assert_allclose(plain.vector(first), want, atol=1e-12)
+
+
+def test_clients_start_between_the_model_for_all_and_their_expert(plain: Any) -> None:
+    """Round 2 by NumPy: a client that was away in round 1 starts from theta; all updates are relative to theta."""
+    spec = {**ALONE, "own_share": 0.25, "clusterer": "oracle"}
+    one, two = (toy.simulate(spec, rounds=r, **plain.WORK) for r in (1, 2))
+    theta, ids = plain.vector(one.state["model"]), two.fed.drawn[1].ids
+    assert set(ids) - set(one.fed.drawn[0].ids)
+    ends, n = [], []
+    for c in ids:
+        k = str(int(one.state["assignment"][c]))
+        own = plain.vector(one.state["experts"][k]) if k in one.state["experts"] else theta
+        x, y = plain.data(two.fed, c)
+        ends.append(plain.descend(theta + 0.25 * (own - theta), x, y))
+        n.append(len(y))
+    np.testing.assert_allclose(plain.vector(two.state["model"]), np.average(ends, axis=0, weights=n), atol=1e-12)
+    group = two.fed.federation.group
+    for k, expert in two.state["experts"].items():
+        mine = [i for i, c in enumerate(ids) if int(two.state["assignment"][c]) == int(k)]
+        if mine:
+            assert len({int(group[ids[i]]) for i in mine}) == 1
+            want = np.average([ends[i] for i in mine], axis=0, weights=[n[i] for i in mine])
+            np.testing.assert_allclose(plain.vector(expert), want, atol=1e-12)
+
+
+def test_newcomers_choose_and_members_are_served_their_expert(plain: Any) -> None:
+    """By training loss, among all experts and theta; who was never drawn and the two held out are newcomers."""
+    done = toy.simulate({**ALONE, "personal": "newcomers", "lifetime": "run"}, rounds=2, **plain.WORK)
+    member, experts = done.fed.method.clusters(done.state), done.state["experts"]
+    vectors = [plain.vector(experts[k]) for k in sorted(experts, key=int)] + [plain.vector(done.state["model"])]
+    new = 0
+    for row in done.scores()[1]:
+        c = row["client"]
+        x, y = plain.data(done.fed, c)
+        best = min(vectors, key=lambda p: plain.loss(p, x, y))
+        served = plain.vector(experts[str(member[c])]) if c in member else best
+        new += c not in member
+        assert row["loss"] == pytest.approx(plain.loss(served, *plain.data(done.fed, c, "test")), abs=1e-12)
+    assert new >= 2

@@ -30,7 +30,7 @@ from rayfed.cluster import auto, subspace
 from rayfed.config import unread
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
-from rayfed.methods._bases.clustered import by_least_loss
+from rayfed.methods._bases.clustered import by_least_loss, least, losses
 from rayfed.task import of
 from rayfed.visits import accumulate, average, once
 from rayfed.wire import stack, tensor
@@ -59,10 +59,10 @@ class FindsClusters(Method):
         signature: Literal["head", "all", "counts"] = Field(
             "head", description="What similarity is read from: classifier layer, all layers, class shares."
         )
-        personal: Literal["cluster", "least_loss"] = Field(
+        personal: Literal["cluster", "newcomers", "least_loss"] = Field(
             "cluster",
-            description="What a client is served: its cluster's expert; or of all experts and the model for all the one with the "
-            "least loss on its training data (ours).",
+            description="What a client is served: its cluster's expert, the model for all before it has one; or of all experts and the "
+            "model for all the one with the least loss on its training data, only before it has a cluster (newcomers), or always (ours).",
         )
 
         @field_validator("clusterer", mode="before")
@@ -122,7 +122,11 @@ class FindsClusters(Method):
             signature = self.signature(task, client.info, delta)
             return {"delta": delta, "counts": client.info.counts, "signature": signature}, client.own
 
-        return sgd_visit(task.loss, self.local, end=end)
+        return sgd_visit(task.loss, self.local, start=lambda client: {"model": self.start(client)}, end=end)
+
+    def start(self, client: ClientContext) -> Tree:
+        """Return what a client trains from; what it sends is relative to the model for all."""
+        return client.shared["model"]
 
     def signature(self, task: Task, info: Info, delta: Tree) -> Tensor:
         """Return a client's signature (q,), of unit length."""
@@ -253,8 +257,10 @@ class FindsClusters(Method):
         return {"experts": tree.stack([*(state["experts"][k] for k in ids), state["model"]])}
 
     def mine(self, state: Tree, client: int) -> Tree | None:
-        if self.settings.personal == "least_loss":
-            return None
+        return None if self.settings.personal == "least_loss" else self.place(state, client)
+
+    def place(self, state: Tree, client: int) -> Tree:
+        """Return which row of what `serve` gives is the client's expert; the last one, the model for all, before it has a cluster."""
         ids = [int(k) for k in sorted(state["experts"], key=int)]
         k = int(state["assignment"][client]) if client < len(state["assignment"]) else -1
         return {"place": torch.tensor(ids.index(k) if k in ids else len(ids))}
@@ -262,7 +268,15 @@ class FindsClusters(Method):
     def view(self, task: Task) -> Visit:
         if self.settings.personal == "least_loss":
             return by_least_loss(task)
-        return model_of(lambda client: tree.pick(client.shared["experts"], client.mine["place"]))
+        if self.settings.personal == "cluster":
+            return model_of(lambda client: tree.pick(client.shared["experts"], client.mine["place"]))
+
+        def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
+            experts, own = client.shared["experts"], client.mine["place"]
+            has_one = own < len(tree.values(experts)[0]) - 1
+            return {"model": tree.pick(experts, torch.where(has_one, own, least(carry)))}, client.own
+
+        return Visit(lambda client: {}, [losses(task)], end)
 
     def clusters(self, state: Tree) -> dict[int, int]:
         return {i: k for i, k in enumerate(state["assignment"].tolist()) if k >= 0}

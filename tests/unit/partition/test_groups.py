@@ -115,8 +115,23 @@ def test_own_class_sets_leave_other_classes_to_nobody() -> None:
     assert abs(first[1] - second[1]) <= 1 and first[1] + second[1] == len(every[1])  # a shared class is halved
 
 
+def test_groups_of_unequal_size_have_rows_in_proportion() -> None:
+    """80, 15 and 5 % of 40 clients, held-out ones too; of a class that two groups hold rows go by their clients."""
+    own = {"kind": "classes", "count": 3, "shares": [80, 15, 5], "sets": [[0, 1], [1, 2], [3]]}
+    f = partition.build(conf(clients=40, groups=own, split={"test": 0}), DATA)
+    assert np.bincount(f.group).tolist() == [32, 6, 2]
+    first, second, third = (f.class_counts[f.group == g].sum(0) for g in range(3))
+    every = np.bincount(DATA.train.y, minlength=CLASSES)
+    assert first[1] == 32 * every[1] // 38 and first[1] + second[1] == every[1] and third[3] == every[3]
+    held = {"kind": "clients", "fraction": 0.5}
+    f = partition.build(conf(clients=40, groups={**own, "sets": None}, holdout=held), DATA)
+    assert np.bincount(f.group).tolist() == [32, 6, 2] and np.bincount(f.group[:20]).tolist() == [16, 3, 1]
+    with pytest.raises(ConfigError, match=r"shares.*one number above 0 per group \(3\)"):
+        conf(clients=40, groups={**own, "shares": [1, 2]})
+
+
 def test_groups_of_held_out_clients_go_on_with_the_count() -> None:
-    g = SimpleNamespace(kind="rotation", count=3)
+    g = SimpleNamespace(kind="rotation", count=3, shares=None)
     rng = np.random.default_rng(0)
     assert sorted(groups.assign(g, 7, 0, rng)) == [0, 0, 0, 1, 1, 2, 2]
     assert sorted(groups.assign(g, 2, 7, rng)) == [1, 2]
