@@ -42,7 +42,12 @@ KINDS = {  # arm of inputs.yaml -> what it is called in the picture of curves
     "features": "drawn features",
     "pixels": "drawn images",
 }
-GROUPS = {"rotation_auto": "rotation", "permutation_auto": "permuted labels", "classes_auto": "classes", "domain_auto": "domains"}
+GROUPS = {
+    "rotation_auto": "rotation",
+    "permutation_auto": "permuted labels",
+    "classes_auto": "classes",
+    "domain_auto": "domains",
+}
 
 
 def arm(study: str, name: str) -> Config:
@@ -54,12 +59,9 @@ def arm(study: str, name: str) -> Config:
 
 def after(config: Config, wanted: tuple[int, ...]) -> tuple[dict[int, tree.Tree], Fed]:
     """Return the server's state after some rounds, and the federation."""
-    states = {}
     with torch.no_grad():
-        for r, state, fed in rounds(config.model_copy(update={"rounds": max(wanted)})):
-            if r in wanted:
-                states[r] = state
-    return states, fed
+        run = list(rounds(config.model_copy(update={"rounds": max(wanted)})))
+    return {r: state for r, state, _ in run if r in wanted}, run[-1][2]
 
 
 def training_rows(fed: Fed) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +71,9 @@ def training_rows(fed: Fed) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-def gaussians(fed: Fed, space: statistics.Space, model: tree.Tree, covariance: statistics.Covariance, shrink: float) -> statistics.Gaussians:
+def gaussians(
+    fed: Fed, space: statistics.Space, model: tree.Tree, covariance: statistics.Covariance, shrink: float
+) -> statistics.Gaussians:
     """Return what the server knows after all clients told their sums."""
     x, y = training_rows(fed)
     z = space.place(model, x)
@@ -146,7 +150,9 @@ def clusters() -> None:
         group = np.asarray(fed.federation.group[: fed.population])
         order = np.argsort(group, kind="stable")
         ids = np.stack([s["assignment"].numpy()[order] for s in states.values()], 1)
-        axis.imshow(np.where(ids < 0, np.nan, ids % 10), cmap="tab10", vmin=0, vmax=9, aspect="auto", interpolation="nearest")
+        axis.imshow(
+            np.where(ids < 0, np.nan, ids % 10), cmap="tab10", vmin=0, vmax=9, aspect="auto", interpolation="nearest"
+        )
         for edge in np.flatnonzero(np.diff(group[order])) + 0.5:
             axis.axhline(edge, color="black", linewidth=0.8)
         axis.set(title=title, xlabel="round", yticks=[], xticks=[0, 9, 19], xticklabels=[1, 10, 20])

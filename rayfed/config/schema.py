@@ -330,7 +330,8 @@ class Groups(Section):
         None, description="For `classes`: the classes of each group; default: runs that overlap."
     )
     shares: list[float] | None = Field(
-        None, description="Numbers to which the groups' clients, and with classes their rows, are in proportion; default: equal."
+        None,
+        description="Numbers to which the groups' clients, and with classes their rows, are in proportion; default: equal.",
     )
 
     @model_validator(mode="after")

@@ -40,8 +40,8 @@ class DisUE(DPhase, LivingExperts):
     omega_k <- omega_k + mean of what its members' SGD from omega_k adds, in a second exchange; `own_share` b, clients start from
     theta + b (omega_k - theta) and still send what they end at less theta; `moments` and `inputs: statistics`, draws from class
     Gaussians: of the average's features, on which the last layer learns from the experts' last layers or from the labels, as in
-    `ccvr`; or of inputs, on which the whole model learns. Clients send sums of these and of their squares: with `space: inputs` the server thus
-    knows the class means and covariances of what clients hold, which is more than the paper sends. `moments` holds what the
+    `ccvr`; or of inputs, on which the whole model learns. Clients send sums of these and of their squares: with `space: inputs`
+    the server thus knows the class means and covariances of what clients hold, which is more than the paper sends. `moments` holds what the
     generator makes to such sums of features. From Mosaic (Liu et al. 2025, 2505.19699), each in our form: `experts: class`, for each
     class the mean of all clients' models weighted by their rows of it, and `inputs: client_generators`, small networks that each
     client trains once on its own rows and that may repeat them: data on the wire.

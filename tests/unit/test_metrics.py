@@ -86,6 +86,8 @@ def test_means_of_the_last_rounds_are_of_what_was_measured_in_them() -> None:
     assert mean_of_last("mean of the last 4 of loss/global") == (4, "loss/global")
     assert mean_of_last("loss/global") is None and mean_of_last("mean of the last few of loss/global") is None
     assert trailing_means([(2, 1.0), (4, 2.0), (6, 6.0), (8, 4.0)], 4) == [(2, 1.0), (4, 1.5), (6, 4.0), (8, 5.0)]
-    assert lower_is_better("mean of the last 4 of loss/global") and not lower_is_better("mean of the last 4 of accuracy/global")
+    assert lower_is_better("mean of the last 4 of loss/global") and not lower_is_better(
+        "mean of the last 4 of accuracy/global"
+    )
     found = [measured(f"{what} of loss/global") for what in ("rounds to 0.5", "mean of the last 3")]
     assert found == ["loss/global"] * 2 and measured("loss/global") == "loss/global"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -63,11 +64,13 @@ class LivingExperts(FindsClusters):
             return theta
         return tree.add(theta, tree.sub(tree.pick(client.shared["own"], client.mine["place"]), theta), share)
 
-    def starts(self, state: Tree, clients: list[int]) -> tuple[Tree, dict[int, Tree] | None]:
+    def starts(self, state: Tree, clients: Sequence[int]) -> tuple[Tree, dict[int, Tree] | None]:
         """Return what `train` sends down, for all and for each client."""
         if not self.settings.own_share:
             return {"model": state["model"]}, None
-        return {"model": state["model"], "own": self.serve(state)["experts"]}, {c: self.place(state, c) for c in clients}
+        return {"model": state["model"], "own": self.serve(state)["experts"]}, {
+            c: self.place(state, c) for c in clients
+        }
 
     @visit
     def train_expert(self, task: Task) -> Visit:
@@ -93,7 +96,9 @@ class LivingExperts(FindsClusters):
             return fresh
         before = [state["experts"][str(ids[j])] for j in known]
         mine = {
-            c: {"place": torch.tensor(known.index(j))} for c, j in zip(clients, labels.tolist(), strict=True) if j in known
+            c: {"place": torch.tensor(known.index(j))}
+            for c, j in zip(clients, labels.tolist(), strict=True)
+            if j in known
         }
         got = fed.ask(
             self.train_expert, list(mine), shared={"own": tree.stack(before)}, mine=mine, fold=mean("grown", by="place")

@@ -126,7 +126,7 @@ def test_groups_of_unequal_size_have_rows_in_proportion() -> None:
     held = {"kind": "clients", "fraction": 0.5}
     f = partition.build(conf(clients=40, groups={**own, "sets": None}, holdout=held), DATA)
     assert np.bincount(f.group).tolist() == [32, 6, 2] and np.bincount(f.group[:20]).tolist() == [16, 3, 1]
-    with pytest.raises(ConfigError, match=r"shares.*one number above 0 per group \(3\)"):
+    with pytest.raises(ValueError, match=r"shares.*one number above 0 per group \(3\)"):
         conf(clients=40, groups={**own, "shares": [1, 2]})
 
 
