@@ -24,14 +24,21 @@ COUNTED = (  # what decides a run's numbers; engine, execution and storage are h
     "participation", "partition", "schedules", "stragglers", "task", "traces", "training", "tree", "visits",
 )  # fmt: skip
 ALWAYS = ("fed", "fold", "metrics", "partition", "stragglers", "task", "training")
+DECIDING = (
+    ":/",
+    ":(top,exclude)*.md",
+    ":(top,exclude)rayfed/launch/claims.json",
+)  # files that a sitting does not write
 CHOSEN = ("adapters", "data", "models", "partition")  # packages of which a config names the module that it runs
 
 
 def commit(folder: Path) -> str | None:
-    """Return the commit of a checkout, with `+changes` if files differ from it; None outside of one."""
+    """Return the commit of a checkout, with `+changes` if files differ from it, other than documents and verdicts; None outside of one."""
     try:
         head = _git(folder, "rev-parse", "HEAD")
-        return head[:12] + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        return head[:12] + (
+            "+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *DECIDING) else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -73,6 +73,12 @@ def test_a_checkout_and_its_changes(tmp_path: Path) -> None:
     assert clean is not None and len(clean) == 12
     (tmp_path / "file").write_text("2")
     assert claim_provenance.commit(tmp_path) == clean + "+changes"
+    (tmp_path / "PAGE.md").write_text("1")
+    git("add", "PAGE.md")
+    git("commit", "-qam", "two")
+    (tmp_path / "PAGE.md").write_text("2")  # what a sitting writes is no change of what it ran
+    now = claim_provenance.commit(tmp_path)
+    assert now is not None and now != clean and len(now) == 12
 
 
 def test_what_changed_since_a_verdict() -> None:
