@@ -61,6 +61,7 @@ class Attack:
     Settings: ClassVar[type[AttackSettings]] = AttackSettings
     place: ClassVar[Literal["data", "update", "craft"]] = "update"
     marks: ClassVar[bool] = False  # whether its rows carry a mark (`stamp`) that means `settings.target`
+    lasting: ClassVar[bool] = False  # whether the key that `change` is given is the same in all rounds
 
     def __init__(self, settings: Any):
         self.settings = settings

@@ -1,4 +1,4 @@
-"""Commands that show what can be run: validate, partition, cp, methods, systems and tasks."""
+"""Commands that show what can be run: validate, ask, partition, cp, methods, systems and tasks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,34 @@ def validate(config: ConfigName, sets: Sets = None, as_json: Json = False) -> No
 
     resolved = load_request(config, sets or ()).to_dict()
     typer.echo(json.dumps(resolved, indent=1) if as_json else yaml.safe_dump(resolved, sort_keys=False), nl=as_json)
+
+
+def ask(
+    text: Annotated[str, typer.Argument(help='In plain English: "fedprox, 20 rounds, dirichlet 0.1, save bandwidth".')],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A new file for the config; default: printed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a checked config of a request in plain English, and say what is open: exit code 2 until nothing is."""
+    import yaml
+
+    from rayfed.launch.ask import ask as understand
+
+    if out is not None and out.exists():
+        raise ConfigError(f"--out: {out} exists already")
+    answer = understand(text)
+    written = None if answer.config is None else yaml.safe_dump(answer.config, sort_keys=False)
+    if as_json:
+        about = {"understood": answer.understood, "questions": answer.questions, "config": answer.config}
+        typer.echo(json.dumps(about, indent=1))
+    elif written is not None and (out is None or answer.questions):
+        typer.echo(written, nl=False)
+    if answer.questions:
+        raise ConfigError([f"open: {q}" for q in answer.questions])
+    if out is not None and written is not None:
+        out.write_text(written, encoding="utf-8")
+        typer.echo(f"{out}: rayfed run {out}", err=as_json)
 
 
 def partition(

@@ -1,4 +1,4 @@
-"""Commands that show what runs left: runs, report and monitor."""
+"""Commands that show what runs left: runs, report, monitor, export and audit."""
 
 from __future__ import annotations
 
@@ -129,3 +129,21 @@ def export(
 
     for file in sorted(p for p in write(run, out, name=model, best=best, merge=merge, onnx=onnx).iterdir()):
         typer.echo(str(file))
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run folder whose config has canaries; of a study: STUDY/ARM/seed-0.")],
+    guesses: Annotated[
+        int | None, typer.Option("--guesses", help="Canaries that are guessed, the clearest; default: all.")
+    ] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the lower bound.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Say how much a run with canaries shows of who took part: a lower bound of epsilon, beside the one it reports."""
+    from rayfed.errors import RunFailed
+    from rayfed.launch.audit import audit as found_by
+
+    found = found_by(run, guesses, confidence)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.text())
+    if found.broken:
+        raise RunFailed(f"audit: epsilon {found.least:.3g} was shown, {found.claimed:.3g} is claimed")

@@ -34,6 +34,11 @@ class Attackers:
         """Return the attacks on updates of a config; None without any."""
         return cls(config, method, task) if any(a.place != "data" for a in attack.of(config)) else None
 
+    def key(self, number: int, client: int, part: str, dispatch: int) -> int:
+        """Return the key of one attack of a config on a client's part in an ask."""
+        when = 0 if self.attacks[number].lasting else dispatch
+        return keys.key(self.seed, when, client, f"attack {number} on {part}")
+
     def colluders(self, clients: Collection[int]) -> list[int]:
         """Return those of some clients who agree on one update, sorted."""
         return [] if self.colluding is None else sorted(self._of[self.colluding] & set(clients))
@@ -54,9 +59,7 @@ class Attackers:
                 now: Any = tree.without(changed[name] if name in changed else parts[name], self._left)
                 device = next((x.device for x in tree.values(now)), None)
                 for r in rows:
-                    key = torch.tensor(
-                        keys.key(self.seed, dispatch, clients[r], f"attack {i} on {name}"), device=device
-                    )
+                    key = torch.tensor(self.key(i, clients[r], name, dispatch), device=device)
                     new = (
                         tree.without(crafted[name], self._left)
                         if made.place == "craft"

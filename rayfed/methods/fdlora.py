@@ -31,9 +31,13 @@ class FDLoRA(OverLoRA):
     loss + l1 (|w_1| + |w_2|) on the client's first `rows` training rows; here over a grid of [0, 1]^2 [ours: the paper has a black-box
     search]. The head, which language models lack, is the mean of both heads with these weights [ours].
     A client that took no part in stage 1 is served g.
+    The search of stage 3 reads the client's rows without noise. What it makes stays at the client, so that noise on updates covers what
+    is sent; `local.privacy`, which is about the rows, is refused.
     Down: A (r, n), B (m, r) of each layer, head. Up: their change. Kept at client i: p_i (with its head), and whether it has one.
     At the server: g, v, and whether stage 1 is over.
     """
+
+    no_privacy = "chooses each client's weights w by the losses of its rows, which get no noise"
 
     class Settings(MethodSettings):
         server_lr: float = Field(1.0, gt=0, description="Step eta of the server's optimizer.")

@@ -185,6 +185,8 @@ def by_expense(subject: Subject) -> Picture | None:
         expenses.append(_Expense("seconds in rounds", ("time/round",), 1.0))
     if "privacy/epsilon" in subject.metrics:
         expenses.append(_Expense("privacy, epsilon", ("privacy/epsilon",), 1.0, summed=False))
+    if "privacy/epsilon_examples" in subject.metrics:
+        expenses.append(_Expense("privacy of examples, epsilon", ("privacy/epsilon_examples",), 1.0, summed=False))
     if not shown or not expenses:
         return None
     panels, key = [], arm_key(subject)

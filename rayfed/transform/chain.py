@@ -87,7 +87,8 @@ class Chain:
     def state_init(self) -> Tree:
         """Return the state at the server before round 1, by transform."""
         states = {t.kind: made for t in self.all if (made := t.server_init())}
-        released = {PRIVACY: {"releases": torch.zeros((), dtype=torch.int64)}} if self._accounts else {}
+        zero = torch.zeros((), dtype=torch.int64)
+        released = {PRIVACY: {"releases": zero, **({"round": zero} if self._in_turn else {})}} if self._accounts else {}
         return {**states, **released}
 
     def own_init(self) -> Tree:
@@ -296,7 +297,7 @@ class Chain:
         if self._accounts and (
             released or not self.central
         ):  # of local noise each ask counts, whatever its replies hold
-            after[PRIVACY] = {"releases": state[PRIVACY]["releases"] + 1}
+            after[PRIVACY] = self._one_more(state[PRIVACY], dispatch)
         if not released:
             return after
         mine = {f.part: folded[f.part] for f in released if f.part in folded}
@@ -336,6 +337,24 @@ class Chain:
     @property
     def _accounts(self) -> bool:
         return self.gaussian is not None and self.gaussian.accountant() is not None
+
+    @property
+    def _in_turn(self) -> bool:
+        """Whether epsilon is of clients that come in turn, once in so many rounds."""
+        return self.gaussian is not None and self.gaussian.settings.bands > 1
+
+    def _one_more(self, released: Tree, dispatch: int) -> Tree:
+        """Return what has been released after an ask. FailsAgain where a client would be in two releases of a round and may not be."""
+        more = {"releases": released["releases"] + 1}
+        if not self._in_turn:
+            return more
+        round = dispatch >> 20  # as `Dispatch.ask` numbers asks
+        if int(released["round"]) == round:
+            raise FailsAgain(
+                "transforms: gaussian.bands found, whose epsilon is of one sum a round, and the method releases more; allowed: bands 1, "
+                "or accountant: none"
+            )
+        return {**more, "round": torch.tensor(round)}
 
     @property
     def _clients(self) -> float:

@@ -14,6 +14,7 @@ from rayfed.config import unread
 from rayfed.config.problems import sentences
 from rayfed.config.schema import Kind
 from rayfed.errors import ConfigError
+from rayfed.privacy import correlated
 from rayfed.transform import PLACES
 from rayfed.transform.clip import Clip
 from rayfed.transform.gaussian import Gaussian
@@ -127,6 +128,10 @@ def _clip(found: Sequence[Transform], at: Mapping[str, str], config: Config) -> 
         out.append(f"{where}whether an update is clipped would be sent without a mask; allowed: a fixed norm")
     if gaussian is not None and not gaussian.central:
         out.append(f"{where}whether an update is clipped would be sent without noise; allowed: a fixed norm")
+    if gaussian is not None and gaussian.settings.bands > 1:
+        out.append(
+            f"{where}noise that releases share is for one norm (gaussian.bands: {gaussian.settings.bands}); allowed: a fixed norm"
+        )
     if gaussian is not None and gaussian.central and gaussian.accountant() is not None:
         noise, z = clip.count_noise(config.per_round(), True), gaussian.settings.noise_multiplier
         if 2 * noise <= z:
@@ -186,18 +191,38 @@ def _covers(gaussian: Gaussian, where: str, config: Config, method: type[Method]
             f"{where}: gaussian found, but the server of {name} reads more of its replies than means and sums of updates (who or how many "
             f"replied, say), which no noise covers{without}"
         )
+    if gaussian.settings.bands > 1:
+        return [*out, *_in_turn(gaussian, where, config)]
     if gaussian.central and gaussian.q() < 1 and config.federation.participation.kind != "poisson":
         out.append(
             f"federation.participation.kind: {config.federation.participation.kind} found, epsilon is of clients that are drawn one by "
             "one; allowed with gaussian: poisson, or per_round: null for all"
         )
-    if gaussian.central:
-        out += [
-            f"failures.stragglers.{name}: {value:g} found, epsilon is of clients that are drawn one by one, whatever their speed; "
-            "allowed with gaussian: leave it out, or accountant: none"
-            for name, value in config.failures.stragglers.given()
-        ]
-    return out
+    return [*out, *_undisturbed(config)] if gaussian.central else out
+
+
+def _in_turn(gaussian: Gaussian, where: str, config: Config) -> list[str]:
+    """Return why the epsilon of correlated noise would not hold: of clients that come in no fixed cycle, or of too many rounds."""
+    out, kind = [], config.federation.participation.kind
+    if kind != "cyclic" and (config.per_round() < config.training_clients() or kind != "uniform"):
+        out.append(
+            f"federation.participation.kind: {kind} found, the epsilon of gaussian.bands is of clients that come in turn; allowed: cyclic, "
+            "or uniform with per_round: null for all"
+        )
+    if config.rounds > correlated.LONGEST:
+        out.append(
+            f"rounds: {config.rounds} found, allowed with {where}.bands: at most {correlated.LONGEST}, or accountant: none"
+        )
+    return [*out, *_undisturbed(config)]
+
+
+def _undisturbed(config: Config) -> list[str]:
+    """Return why who takes part depends on more than chance or turn."""
+    return [
+        f"failures.stragglers.{name}: {value:g} found, epsilon is of clients that are drawn one by one, whatever their speed; "
+        "allowed with gaussian: leave it out, or accountant: none"
+        for name, value in config.failures.stragglers.given()
+    ]
 
 
 def _sums_only(method: type[Method]) -> bool:

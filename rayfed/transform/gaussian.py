@@ -9,6 +9,7 @@ from pydantic import Field
 from rayfed import keys, privacy, tree
 from rayfed.config.schema import Need
 from rayfed.lazy import torch
+from rayfed.privacy import correlated
 from rayfed.transform import At, Collected, Transform, TransformSettings
 
 if TYPE_CHECKING:
@@ -26,15 +27,29 @@ class Gaussian(Transform):
 
     `where: local`: each client adds N(0, z^2 C^2 I) to its update itself, and epsilon is about one client's update replaced by any
     other, a change of at most 2 C, over as many releases as there were rounds; that clients are drawn counts for nothing.
+
+    `bands` b > 1 is DP-FTRL's form, for clients that come in a fixed cycle in place of being drawn (Kairouz et al. 2021, "Practical and
+    Private (Deep) Learning without Sampling or Shuffling", 2103.00039; here with banded matrices in place of its tree): release t
+    gets (z C / m) (Z_t - Z_{t-1} / 2 - Z_{t-2} / 8 - ...), b terms, m the clients of a round. In the model, the sum of all releases,
+    most of it cancels. Epsilon is about one client's updates or zeros in their place, and takes into account that it comes again
+    after N / m rounds (`rayfed.privacy.correlated`).
     """
 
     class Settings(TransformSettings):
-        needs: ClassVar = {name: (Need("accountant", ("none",), but=True),) for name in ("epsilon", "delta")}
+        needs: ClassVar = {
+            **{name: (Need("accountant", ("none",), but=True),) for name in ("epsilon", "delta")},
+            "bands": (Need("where", ("central",)),),
+        }
 
         noise_multiplier: float = Field(ge=0.01, description="Standard deviation of the noise over the clip's norm.")
         where: Literal["central", "local"] = Field(
             "central",
             description="Added to the sum at the server, which is trusted, or by each client to its own update.",
+        )
+        bands: int = Field(
+            1,
+            ge=1,
+            description="Releases that a draw of noise is in: 1 is noise of its own for each; more is DP-FTRL's form.",
         )
         delta: float = Field(1e-5, gt=0, lt=1, description="Delta of (epsilon, delta) differential privacy.")
         epsilon: float | None = Field(None, gt=0, description="Budget: a run that would spend more is refused.")
@@ -52,9 +67,22 @@ class Gaussian(Transform):
         return self.settings.where == "central"
 
     def q(self) -> float:
-        """Return the probability that a client takes part in a release."""
+        """Return the probability that a client takes part in a release; 1 where sampling counts for nothing."""
         assert self.config is not None
-        return min(1.0, self.config.per_round() / max(1, self.config.training_clients())) if self.central else 1.0
+        if not self.central or self.settings.bands > 1:
+            return 1.0
+        return min(1.0, self.config.per_round() / max(1, self.config.training_clients()))
+
+    def sensitivity(self, releases: int) -> float:
+        """Return how far a client moves what so many releases are made of, with `bands`, over the clip's norm."""
+        assert self.config is not None
+        apart = max(1, self.config.training_clients() // self.config.per_round())
+        return correlated.sensitivity(self.settings.bands, releases, apart)
+
+    def server_init(self) -> Tree:
+        """Return the keys of the last releases' noise, (bands - 1,), the newest first, 0 where there is none yet."""
+        bands = self.settings.bands
+        return {"drawn": torch.zeros(bands - 1, dtype=torch.int64)} if bands > 1 else {}
 
     def accountant(self) -> str | None:
         """Return the accountant's name; None where none is asked for."""
@@ -65,12 +93,16 @@ class Gaussian(Transform):
         """Return what so many releases have spent."""
         s, kind = self.settings, self.accountant()
         assert kind is not None
+        if s.bands > 1 and releases:
+            return privacy.epsilon(kind, 1.0, s.noise_multiplier / self.sensitivity(releases), 1, s.delta)
         return privacy.epsilon(kind, self.q(), s.noise_multiplier / (1 if self.central else 2), releases, s.delta)
 
     def noise_for(self, releases: int) -> float:
         """Return the noise multiplier with which so many releases stay within the budget."""
         s, kind = self.settings, self.accountant()
         assert kind is not None
+        if s.bands > 1:
+            return privacy.noise_for(kind, 1.0, 1, s.delta, s.epsilon) * self.sensitivity(releases)
         return privacy.noise_for(kind, self.q(), releases, s.delta, s.epsilon) * (1 if self.central else 2)
 
     def encode(self, v: Tensor, own: Tree, at: At) -> tuple[Tensor, Tree, Tree]:
@@ -86,11 +118,15 @@ class Gaussian(Transform):
         multiplier = self.settings.noise_multiplier
         if 2 * got.count_noise > multiplier:
             multiplier = (multiplier**-2 - (2 * got.count_noise) ** -2) ** -0.5
+        drawn = [key, *state["drawn"].tolist()] if self.settings.bands > 1 else [key]
         noised = {}
         for number, (part, folded) in enumerate(got.folded.items()):
             deviation = multiplier * got.bound / got.divisors[part]
-            noised[part] = _with_noise(folded, deviation, keys.fold(torch.tensor(key), number + 1))
-        return noised, state
+            for weight, k in zip(correlated.weights(len(drawn)), drawn, strict=True):
+                if k:
+                    folded = _with_noise(folded, weight * deviation, keys.fold(torch.tensor(k), number + 1))
+            noised[part] = folded
+        return noised, {"drawn": torch.tensor(drawn[:-1])} if self.settings.bands > 1 else state
 
 
 def _with_noise(t: Any, deviation: float, key: Tensor) -> Any:

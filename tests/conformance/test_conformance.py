@@ -15,6 +15,8 @@ from tests import toy
 from tests.conformance.checks import CHECKS, Case, every_part_is_seen
 
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}  # DisUE's D-phase
+FEW = {"steps": 3, "generator_steps": 5, "latent": 4}  # GIFD's search
+LEAKS = {"federation": {"probe": 20}}
 ADAM = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "schedule": {"kind": "cosine"}}
 MOMENTUM = {"optimizer": {"momentum": 0.9, "nesterov": True}, "epochs": None, "steps": 5}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha": 8}}
@@ -53,6 +55,10 @@ VARIANTS: dict[str, list[Any]] = {
             {"federation": {"per_round": None, "split": {"val": 0.2}}},
         ),
     ],
+    "autoflip": [{"explore_epochs": 2}, ({"mask": "random", "prune": 0.3}, {"local": ADAM}), {"mask": "magnitude"}],
+    "fedlex": [{"explore_epochs": 2}, {"explore_epochs": 1, "normalise": "robust", "server_momentum": 0.9}],
+    "frl": [{}, ({"scores": "absolute", "keep": 0.3}, {"local": MOMENTUM})],
+    "gifd": [({**FEW, "search": how}, LEAKS) for how in ("gifd", "pixels")],
     "ccvr": [
         {"when": "loop", "steps": 5, "batch": 8},
         {"when": "serve", "covariance": "full", "shrink": 0.1, "asked": "all", "rho": 1.0, "relu": True},

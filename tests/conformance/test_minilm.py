@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "fedsvd": ({}, EXACT),
     "fl_tac": ({}, EXACT),
     "flexlora": ({}, EXACT),
+    "gifd": ({}, {"federation": {"probe": 8}}),
     "hetlora": ({}, RANKS),
     "oracle": ({}, {"federation": {"groups": {"kind": "label_permutation", "count": 2}}}),
     "slora": ({"sparse_rounds": 1}, EXACT),

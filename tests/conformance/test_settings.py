@@ -17,6 +17,8 @@ from tests import toy
 from tests.toy import Result, ToyFed
 
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8}
+FEW = {"steps": 3, "generator_steps": 5, "latent": 4}
+LEAKS = {"federation": {"probe": 20}}
 PROBE = {"federation": {"probe": 40}}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}, "alpha": 8}}
 CUTS = {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0}
@@ -30,6 +32,9 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(
         [("disue", n) for n in ("teacher", "space", "covariance", "shrink")], ({**SHORT, "inputs": "statistics"}, {})
     ),
+    ("fedlex", "server_momentum"): ({}, {"rounds": 3}),
+    "gifd": (FEW, LEAKS),
+    ("gifd", "tv"): (FEW, {**LEAKS, "task": {"data": "digits"}}),
     "cfl": (CUTS, {"federation": {"split": {"val": 0.2}}}),
     "disue": (SHORT, PROBE),
     "fedftg": (SHORT, PROBE),

@@ -36,10 +36,11 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "lowrank": ([{"kind": "lowrank", "rank": 1}], {}),
     "gaussian": ([CLIP, {**NOISE, "accountant": "none"}], EVERYONE),
     "local": ([CLIP, {**NOISE, "where": "local", "accountant": "none"}, {"kind": "quantise", "bits": 8}], {}),
+    "turns": ([CLIP, {**NOISE, "bands": 2}], {"federation": {"participation": {"kind": "cyclic"}}}),
     "private": ([{**CLIP, "quantile": 0.5, "count_noise": 1.0}, NOISE], EVERYONE),
     "mask": ([CLIP, {"kind": "quantise", "bits": 12, "range": 0.3}, {"kind": "mask", "neighbours": 2}], {}),
 }
-SUMS_ONLY = ("private", "mask")  # which SCAFFOLD cannot have: it sends more than updates
+SUMS_ONLY = ("private", "turns", "mask")  # which SCAFFOLD cannot have: it sends more than updates
 CASES = [
     pytest.param(
         Case(method, {"transforms": chain, **changes}),

@@ -15,7 +15,7 @@ from tests.configs import good, the_problem
 
 KINDS = {
     "label_flip": {}, "trigger": {"target": 0}, "sign": {}, "scale": {}, "noise": {}, "rank_reversal": {}, "little_is_enough": {},
-    "inner_product": {},
+    "inner_product": {}, "canary": {},
 }  # fmt: skip
 
 
@@ -46,7 +46,10 @@ def test_held_out_clients_do_not_attack() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("attacks=[sing]", "attacks.0.kind: 'sing' found (did you mean 'sign'?), allowed: inner_product, label_flip, "),
+        (
+            "attacks=[sing]",
+            "attacks.0.kind: 'sing' found (did you mean 'sign'?), allowed: canary, inner_product, label_flip, ",
+        ),
         ("attacks=[sign]", "attacks.0.clients: missing"),
         ("attacks=3", "attacks: 3 found"),
         (

@@ -75,3 +75,14 @@ def test_papers_as_bibtex(call: Call) -> None:
     said = call("methods", "scaffold", "--bibtex")
     assert said.code == 0 and said.out.startswith("@misc{karimireddy") and "eprint" in said.out
     assert call("methods", "--bibtex").code == 2 and call("methods", "scaffold", "--bibtex", "--json").code == 2
+
+
+def test_ask_writes_a_config_or_asks_back(call: Call, tmp_path: Path) -> None:
+    said = call("ask", "fedprox, 3 rounds, 8 bits")
+    assert said.code == 0 and load_request(yaml.safe_load(said.out)).method.name == "fedprox"
+    assert call("ask", "fedprox, 3 rounds", "--out", "mine.yaml").code == 0
+    assert load_request(tmp_path / "mine.yaml").rounds == 3
+    said = call("ask", "fedprox, three rounds, quantum", "--out", "other.yaml")
+    assert said.code == 2 and "open: 'quantum': not understood" in said.err and not (tmp_path / "other.yaml").exists()
+    assert json.loads(call("ask", "3 rounds", "--json").out)["config"]["rounds"] == 3
+    assert "exists already" in call("ask", "3 rounds", "--out", "mine.yaml").err

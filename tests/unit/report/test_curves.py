@@ -47,3 +47,19 @@ def test_a_backdoors_success_has_a_dot_per_run(several):
     assert picture is not None and list(picture.key) == ["fedavg", "ifca"]
     dots = [c.get_offsets().tolist() for c in painted(picture.panels[0]).collections]
     assert dots == [[[0.0, 0.5], [0.1, 0.6]], [[0.2, 0.75], [pytest.approx(0.3), 0.95]]]
+
+
+@pytest.mark.parametrize("metric", ["privacy/epsilon", "privacy/epsilon_examples"])
+def test_accuracy_against_epsilon_is_a_picture(several, metric):
+    subject = load_comparison(several)
+    assert by_expense(subject) is not None and len(by_expense(subject).panels) == 1
+    for run in subject.runs:
+        for row in run.rows:
+            row[metric] = 0.5 * row["round"]
+    picture = by_expense(subject)
+    assert picture is not None and len(picture.panels) == 2
+    axis = painted(picture.panels[1])
+    assert "epsilon" in axis.get_xlabel() and len(axis.lines) == 2
+    assert axis.lines[0].get_xdata().tolist() == [
+        0.5 * r["round"] for r in subject.runs[0].rows if "accuracy/global" in r
+    ]

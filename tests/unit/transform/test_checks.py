@@ -143,7 +143,7 @@ def test_fixed_draws_have_no_epsilon() -> None:
     assert any(p.startswith("federation.participation.kind: uniform found") for p in found)
 
 
-@pytest.mark.parametrize("name", ["pfedrec", "fraug", "fedpurel", "fedala", "fedoa", "fedamd"])
+@pytest.mark.parametrize("name", ["pfedrec", "fraug", "fedpurel", "fedala", "fedoa", "fedamd", "fdlora", "frl"])
 def test_methods_with_steps_of_their_own_take_no_privacy_of_examples(name: str) -> None:
     from rayfed import methods
 
