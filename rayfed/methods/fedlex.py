@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class FedLEx(Exploring):
-    """Internò et al. 2024, "Federated Loss Exploration for Improved Convergence on Non-IID Data" (IJCNN).
+    """Internò et al. 2024, "Federated Loss Exploration for Improved Convergence on Non-IID Data" (IJCNN); the
+    exploration as in the authors' "Automated Hybrid Model Pruning in Federated Learning through Loss Exploration" (2405.10271).
 
     Round 1 explores: explorers q train from theta_0 for `explore_epochs`; the server has, tensor by tensor and element by element,
     D = mean_q (theta_q - theta_0)^2 and
@@ -27,8 +28,8 @@ class FedLEx(Exploring):
     Every later round: client i trains with the gradient G * g; server: v <- beta v + sum_i (n_i / n) u_i, x <- x + v.
     What hardly moved in the exploration is nearly frozen. The published code's explorers stop early (patience on the loss of the
     last batch), share one model object, and may have G made anew in every round; here all train the same epochs from theta_0, once.
-    Down: the model (P), and G (P). Up: (theta_q - theta_0)^2 (P) once, then the update (P), n_i. Kept at clients: nothing. At the
-    server: the model, G, v.
+    Down: the model (P), and G (P). Up: (theta_q - theta_0)^2 (P) once, then the update (P), n_i. Kept at clients: nothing.
+    At the server: the model, G, v.
     """
 
     logs: ClassVar = {"fedlex/guide": ("mean of G over all parameters", "fraction")}

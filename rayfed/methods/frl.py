@@ -63,7 +63,7 @@ class FRL(Method):
                 )
         if config.task.model.name.startswith("hf:"):
             problems.append(
-                f"task.model: {config.task.model.name} found, but {name} draws all weights anew, so that nothing is left of what it learned "
+                f"task.model: {config.task.model.name} found, but {name} draws all weights anew, so that nothing is left of what it learnt "
                 "from texts or pictures; allowed: a model that is not pretrained"
             )
         if config.init.from_ is not None:

@@ -52,7 +52,6 @@ def test_a_backdoors_success_has_a_dot_per_run(several):
 @pytest.mark.parametrize("metric", ["privacy/epsilon", "privacy/epsilon_examples"])
 def test_accuracy_against_epsilon_is_a_picture(several, metric):
     subject = load_comparison(several)
-    assert by_expense(subject) is not None and len(by_expense(subject).panels) == 1
     for run in subject.runs:
         for row in run.rows:
             row[metric] = 0.5 * row["round"]
