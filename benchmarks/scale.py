@@ -1,7 +1,7 @@
 """How rayfed grows: a round, an evaluation, the start and memory against clients per round, population, model size, actors, nodes, client
 state and time.
 
-    python benchmarks/scale.py [--curves clients,population,size,actors,nodes,state,soak] [--tiny] [--out DIR]
+    python benchmarks/scale.py [--curves clients,population,size,actors,nodes,state,soak,events] [--tiny] [--out DIR]
 
 Every point is a separate `rayfed run`, two client actors of one thread where nothing else is said. Writes benchmarks/scale.json,
 benchmarks/SCALE.md and benchmarks/soak.png, unless `--tiny` (sizes that only show that all of it works) or `--out DIR`.
@@ -13,7 +13,9 @@ the last, every client that has rows of its own to be scored on (here none has),
 10,000 a round of 20,000. population: 1,000 to 1,000,000, 1,000 a round. size: MLPs of 1e4 to 1e8 parameters, 4 clients a round.
 actors: 1, 2, 4, the last on half a CPU each. nodes: 1 to 4 nodes of `ray.cluster_utils.Cluster` on this machine, an actor on each.
 state: SCAFFOLD with 100,000 clients that each keep 100 kB, a snapshot every round; killed and resumed on the way, and resumed at the
-end. soak: SCAFFOLD, 500 rounds of 200 of 1,000 clients.
+end. soak: SCAFFOLD, 500 rounds of 200 of 1,000 clients. events: FedBuff with 1,000 of 100,000 devices at work, whose speeds, bandwidths and
+stays are those of the constructed traces; 1 to 1,000 replies for a step, beside a synchronous round of 1,000, and one run ten times as
+long.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ import numpy as np
 import psutil
 
 HERE = Path(__file__).resolve().parent
-CURVES = ("clients", "population", "size", "actors", "nodes", "state", "soak")
+CURVES = ("clients", "population", "size", "actors", "nodes", "state", "soak", "events")
 SKIPPED = 2  # first rounds, in which kernels and processes warm up
 FEATURES, CLASSES = 16, 10
 
@@ -80,7 +82,7 @@ def config(
     *,
     examples: int,
     hidden: Sequence[int] = (64,),
-    method: str = "fedavg",
+    method: Any = "fedavg",
     actors: int = 2,
     **more: Any,
 ) -> dict[str, Any]:
@@ -490,9 +492,35 @@ def by_time(tiny: bool) -> dict[str, Any]:
     return out
 
 
+def by_events(tiny: bool) -> dict[str, Any]:
+    """Measure what a reply of an asynchronous method costs, and whether a longer run holds more."""
+    from rayfed.config.load import READY
+
+    devices, at_work, rounds, sizes = (200, 20, 4, (1, 5)) if tiny else (100_000, 1000, 22, (1, 10, 100, 1000))
+    traces = {n: str(READY / "traces" / f"constructed-{n}.csv") for n in ("devices", "stays")}
+
+    def one(method: Any, n: int) -> dict[str, Any]:
+        return config(
+            devices, at_work, n, examples=2 * devices, method=method,
+            devices={"profile": "trace", "file": traces["devices"], "assign": "random"},
+            federation={"participation": {"kind": "trace", "file": traces["stays"], "assign": "random"}},
+        )  # fmt: skip
+
+    made = [point(n, one({"name": "fedbuff", "buffer": n}, rounds)) for n in sizes]
+    longer = point(sizes[1], one({"name": "fedbuff", "buffer": sizes[1]}, 10 * rounds))
+    return curve(
+        "replies a step",
+        made,
+        devices=devices,
+        at_work=at_work,
+        synchronous=point(at_work, one("fedavg", rounds)),
+        longer=longer,
+    )
+
+
 MEASURE = {
     "clients": by_clients, "population": by_population, "size": by_size, "actors": by_actors, "nodes": by_nodes,
-    "state": by_state, "soak": by_time,
+    "state": by_state, "soak": by_time, "events": by_events,
 }  # fmt: skip
 
 

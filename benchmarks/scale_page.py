@@ -13,6 +13,7 @@ TITLES = {
     "nodes": "Nodes",
     "state": "Client state",
     "soak": "Soak",
+    "events": "Events",
 }
 HELD = {
     "pss": "all processes' memory (PSS), MB",
@@ -46,7 +47,7 @@ def write(found: dict[str, dict[str, Any]]) -> str:
     lines = [INTRO]
     for name, c in found.items():
         lines += [f"## {TITLES[name]}", "", "; ".join(f"{k} {v}" for k, v in c["about"].items()), ""]
-        lines += {"state": _state, "soak": _soak}.get(name, _curve)(c)
+        lines += {"state": _state, "soak": _soak, "events": _events}.get(name, _curve)(c)
         lines.append("")
     return "\n".join(lines)
 
@@ -76,6 +77,22 @@ def _curve(c: dict[str, Any]) -> list[str]:
             )
         ]
     return lines
+
+
+def _events(c: dict[str, Any]) -> list[str]:
+    first, second, same, longer = c["points"][0], c["points"][1], c["synchronous"], c["longer"]
+    each = ", ".join(f"{1e3 * p['round_s'] / p['x']:.2f} ms of {p['x']:,}" for p in c["points"])
+    return [
+        f"FedBuff, {c['at_work']:,} of {c['devices']:,} devices of the constructed traces at work; a step of the server takes in "
+        "so many replies.",
+        "",
+        *_curve(c),
+        "",
+        f"A reply of a step: {each}. A synchronous round of {same['x']:,} clients on the same devices takes {same['round_s']:.3g} s, "
+        f"{1e3 * same['round_s'] / same['x']:.2f} ms a client. {longer['rounds']:,} steps of {longer['x']:,} replies in the place of "
+        f"{second['rounds']:,}: {longer['pss_mb'] / second['pss_mb']:.2f} x the memory, {longer['round_s'] / second['round_s']:.2f} x "
+        f"the time of a step. Most memory of one reply a step {first['pss_mb']:,.0f} MB, of a synchronous run {same['pss_mb']:,.0f} MB.",
+    ]
 
 
 def _evaluation(p: dict[str, Any]) -> str:

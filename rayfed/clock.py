@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rayfed.tree import Tree
 
 COLUMNS = ("client", "speed", "up", "down")
+LONGEST = 1e12  # seconds of a visit: more than any run lasts, and sums of them are exact enough
 ROUNDING = 1e-12  # of sums of durations: who is due at a time is in by then
 
 
@@ -58,20 +59,31 @@ def devices(config: Config, clients: int) -> Devices | None:
         factors = np.exp(d.sigma * rng.standard_normal((3, clients)))
         speed, up, down = factors * np.array([[d.speed], [d.bandwidth or math.inf], [d.bandwidth or math.inf]])
         return Devices(speed, up, down)
-    return read_trace(d.file, clients)
+    return read_trace(d.file, clients, rng if d.assign == "random" else None)
 
 
-def read_trace(file: str, clients: int) -> Devices:
+def read_trace(file: str, clients: int, rng: np.random.Generator | None = None) -> Devices:
     """Return the devices of a trace: CSV whose first line is `client,speed,up,down`, and a line for each client; `inf` is allowed.
-    ConfigError where it cannot be read, or names a client not once."""
-    lines = traces.read("devices.file", file, COLUMNS, clients, whole=False)
-    often = np.bincount(lines[:, 0].astype(np.int64), minlength=clients)
-    if (wrong := often != 1).any():
-        at = traces.named(wrong)
+
+    rng: deals the file's devices to the clients at random, however many it has; None: by number. ConfigError where it cannot be read,
+    or names a client not once.
+    """
+    lines = traces.read("devices.file", file, COLUMNS, clients if rng is None else None, whole=False)
+    said = f"devices.file: {file!r}"
+    ids, places, often = np.unique(lines[:, 0].astype(np.int64), return_index=True, return_counts=True)
+    if rng is None:
+        wrong = np.ones(clients, bool)
+        wrong[ids[often == 1]] = False
+        if wrong.any():
+            raise ConfigError(
+                f"{said} does not name client {traces.named(wrong)} once; needed: one line for each of {clients} clients"
+            )
+    elif (twice := ids[often > 1]).size:
         raise ConfigError(
-            f"devices.file: {file!r} does not name client {at} once; needed: one line for each of {clients} clients"
+            f"{said} names client {', '.join(map(str, twice[: traces.NAMED]))} more than once; needed: once"
         )
-    return Devices(*lines[np.argsort(lines[:, 0])].T[1:])
+    table = lines[places].T[1:]
+    return Devices(*(table if rng is None else table[:, traces.dealt(rng, lines, clients, said)]))
 
 
 def local_steps(config: Config, federation: Federation) -> np.ndarray:
@@ -99,19 +111,29 @@ def check(config: Config) -> list[str]:
         )
     if config.devices.profile == "trace":
         try:
-            read_trace(config.devices.file, config.federation.clients)
+            devices(config, config.federation.clients)
         except ConfigError as e:
             found += e.problems
     return found
 
 
 def problems(config: Config, federation: Federation) -> list[str]:
-    """Return why nobody could ever be in time; asked where the federation is known, before anything starts."""
+    """Return who would never be done, and why nobody could ever be in time; asked where the federation is known, before anything
+    starts."""
     deadline, of = config.failures.stragglers.deadline_s, devices(config, federation.clients)
-    if deadline is None or of is None:
+    if of is None:
         return []
     n = federation.population
-    least = float(of.seconds(range(n), local_steps(config, federation)[:n], 0, 0).min())
+    with np.errstate(over="ignore"):
+        took = of.seconds(range(n), local_steps(config, federation)[:n], 0, 0)
+    if (never := took > LONGEST).any():
+        return [
+            f"devices: client {traces.named(never)} would take {float(took.max()):.3g} s for its steps and never be done; allowed: at most "
+            f"{LONGEST:g} s"
+        ]
+    if deadline is None:
+        return []
+    least = float(took.min())
     if least <= deadline:
         return []
     return [
@@ -175,6 +197,7 @@ class Clock:
         ids = self._fed.sample() if as_a_round else self._fed.sample(places, where=among)
         self._due[list(ids)] = self.now + self._durations[list(ids)]
         self._since[list(ids)] = self.version
+        self._fed.sent.append((ids, np.full(len(ids), self.now), self._due[list(ids)]))
         self.begun += ids
 
     def replies(self, n: int, refill: bool = True) -> dict[int, int]:
@@ -186,7 +209,7 @@ class Clock:
         while len(came) < n and self.at_work.any():
             self.now = float(self._due[self.at_work].min())
             for client in np.flatnonzero(self._due == self.now)[: n - len(came)].tolist():
-                came[client] = int(self._since[client])
+                came[client] = self._arrived(client)
                 self._due[client] = -1.0
             if refill and len(came) < n:
                 self._send(came)
@@ -196,7 +219,14 @@ class Clock:
         """Wait until a time: client -> the version that it was sent, of those whose reply is in by then."""
         here = self.at_work & (self._due <= time * (1 + ROUNDING))
         self._due[here], self.now = -1.0, time
-        return {c: int(self._since[c]) for c in np.flatnonzero(here).tolist()}
+        return {c: self._arrived(c) for c in np.flatnonzero(here).tolist()}
+
+    def _arrived(self, client: int) -> int:
+        """Return the version that a client was sent whose reply is in, and note how stale it is."""
+        version = int(self._since[client])
+        stale = self._fed.stale
+        stale[self.version - version] = stale.get(self.version - version, 0) + 1
+        return version
 
     def versions(self, came: Mapping[int, int]) -> list[tuple[Tree, int, list[int]]]:
         """Return (model, staleness, clients) for each version that replies come from, the oldest first: an ask for each."""

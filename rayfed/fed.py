@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from rayfed import clock, keys, participation, stragglers, tree, visits
+from rayfed import clock, keys, participation, selection, stragglers, tree, visits
 from rayfed.errors import FailsAgain, RunFailed
 from rayfed.fold import Fold
 from rayfed.lazy import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Config
     from rayfed.method import Method
     from rayfed.partition import Federation
+    from rayfed.storage.timeline import Visits
     from rayfed.task import Task
     from rayfed.tree import Tree
     from rayfed.visits import Arguments, BoundVisit
@@ -147,13 +148,26 @@ class Replies(Sequence[Reply]):
         return self._parts.linear(part, weights)
 
 
+class Kept(Protocol):
+    """What the engine carries from round to round: the engine's is `rayfed.engine.engine_state.EngineState`."""
+
+    def get(self, name: str) -> Tree: ...
+
+    def put(self, name: str, state: Tree) -> None: ...
+
+
 class Dispatcher(Protocol):
     """What brings visits to clients and their replies back: the engine's is `rayfed.engine.dispatch.Dispatch`.
 
-    simulated: seconds that this round's asks take on the clients' devices.
+    simulated: seconds that this round's asks take on the clients' devices; worked: its visits, (clients, when each began and ended);
+    engine: what is carried beside the method's state.
     """
 
     simulated: float
+    worked: list[Visits]
+
+    @property
+    def engine(self) -> Kept: ...
 
     def begin(self, round: int, score_local: bool) -> None:
         """Begin a round: numbers of asks and counts of bytes start at 0 again."""
@@ -192,6 +206,12 @@ class Fed:
         self._devices = clock.devices(config, federation.clients)
         late = config.failures.stragglers
         self._hurries = late.deadline_s is not None or late.over_select > 0
+        deadline = late.deadline_s
+        if deadline is not None and (least := float(self.durations().min())) > deadline:
+            raise FailsAgain(
+                f"failures.stragglers.deadline_s: {deadline:g} found, the fastest client takes {least:.3g} s for its steps and a "
+                "model each way; allowed: more than that"
+            )
         self.begin(0)
 
     def begin(self, round: int, score_local: bool = False) -> None:
@@ -203,6 +223,8 @@ class Fed:
         self._samples = 0
         self._elapsed: float | None = None
         self._waited = 0.0
+        self.sent: list[Visits] = []  # by a clock (`rayfed.clock.Clock`): clients, when each began and will have ended
+        self.stale: dict[int, int] = {}  # staleness -> replies
         self.logged: dict[str, tuple[float, float]] = {}  # name -> (weighted sum, weight)
         self._dispatcher.begin(round, score_local)
 
@@ -259,7 +281,7 @@ class Fed:
         rng = keys.numpy_again(keys.key(self.config.seed, self.round << 20, -1, f"participation {self._samples}"))
         among = self._everyone if where is None else np.sort(np.asarray(where, np.int64))
         if self._comes is not None:
-            among = among[np.isin(among, self._comes.there(self.round))]
+            among = among[self._comes.mask(self.round)[among]]
         want = min(
             self.config.per_round() + self.config.failures.stragglers.over_select if n is None else n, len(among)
         )
@@ -272,7 +294,16 @@ class Fed:
             order = keys.numpy(keys.key(self.config.seed, 0, -1, "cyclic order")).permutation(among)
             start = (self.round - 1) * want % max(1, len(order))
             return tuple(sorted(np.take(order, np.arange(start, start + want), mode="wrap").tolist()))
+        if self.config.federation.select != "random":
+            return self._chosen(among, want, rng)
         return tuple(sorted(rng.choice(among, want, replace=False).tolist())) if want else ()
+
+    def _chosen(self, among: np.ndarray, want: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """Return whom `federation.select` chooses, and note their turns."""
+        turns = self._dispatcher.engine.get(selection.TURNS)
+        ids = selection.choose(self.config.federation.select, among, want, rng, self.durations(), turns)
+        self._dispatcher.engine.put(selection.TURNS, selection.after(turns, self.population, ids, self.round))
+        return tuple(ids.tolist())
 
     def _in_time(self, drawn: tuple[int, ...]) -> tuple[int, ...]:
         """Return the drawn clients that meet the deadline; where more are drawn than are needed, the fastest `per_round` of them."""
@@ -325,6 +356,12 @@ class Fed:
     def elapsed(self) -> float:
         """The simulated seconds of this round so far: what `elapse` was told, or until the slowest of each ask has replied."""
         return max(self._waited, self._dispatcher.simulated) if self._elapsed is None else self._elapsed
+
+    def worked(self, start: float) -> list[Visits]:
+        """Return the round's visits on the clients' devices; start: when it began. Of a method with a clock, those that began in it."""
+        if self._elapsed is not None:
+            return self.sent
+        return [(ids, start + began, start + ended) for ids, began, ended in self._dispatcher.worked]
 
     # -- asking --------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,9 @@ BY_THEMSELVES = (
 )  # kinds of participation whose clients are not always there
 
 
+LAST = 100_000  # round of a trace
+
+
 class Availability:
     """Tell who is there, round by round.
 
@@ -33,18 +36,25 @@ class Availability:
         p: Any = config.federation.participation
         self.settings, self.seed, self.clients = p, config.seed, federation.population
         if p.kind == "trace":
-            self._there = read_trace(p.file, self.clients)
+            self._there = _trace(config, self.clients)
             self.chances = self._there.mean(0)
         else:
             self.chances = _chances(config, federation)
         if p.kind == "periodic":
             self.chances = _lengths(self.chances, p.period) / p.period
         self._draw: Callable[[int], np.ndarray] = getattr(self, f"_{p.kind}")
+        self._known: tuple[int, np.ndarray] | None = None  # the last round that was asked for
         self._last: tuple[int, np.ndarray] | None = None  # of a Markov chain: a round, who was there
 
     def there(self, round: int) -> np.ndarray:
         """Return the ids of the clients that are available in a round (from 1), sorted."""
-        return np.flatnonzero(self._draw(round))
+        return np.flatnonzero(self.mask(round))
+
+    def mask(self, round: int) -> np.ndarray:
+        """Return who is available in a round, (N,) bool."""
+        if self._known is None or self._known[0] != round:
+            self._known = round, self._draw(round)
+        return self._known[1]
 
     def _uniform(self, purpose: str, round: int = 0) -> np.ndarray:
         return keys.numpy(keys.key(self.seed, round << 20, -1, purpose)).random(self.clients)
@@ -108,7 +118,13 @@ def unknown(config: Config) -> list[str]:
         for name, value in config.failures.stragglers.given()
     ]:
         return late
-    if kind not in BY_THEMSELVES or config.per_round() >= n:
+    if config.per_round() >= n:
+        return []
+    if config.federation.select != "random":
+        return [
+            f"federation.select: {config.federation.select} found, and nobody knows a client's chance to be asked; allowed: random"
+        ]
+    if kind not in BY_THEMSELVES:
         return []
     return [
         f"federation.per_round: {config.federation.per_round} found, with federation.participation.kind: {kind} the chances of clients "
@@ -130,28 +146,43 @@ def problems(config: Config) -> list[str]:
         ]
     if p.kind == "trace":
         try:
-            read_trace(p.file, config.training_clients())
+            _trace(config, config.training_clients())
         except ConfigError as e:
             return e.problems
     return []
 
 
-def read_trace(file: str, clients: int) -> np.ndarray:
+def _trace(config: Config, clients: int) -> np.ndarray:
+    p: Any = config.federation.participation
+    rng = keys.numpy(keys.key(config.seed, 0, -1, "stays"))
+    return read_trace(p.file, clients, rng if p.assign == "random" else None)
+
+
+def read_trace(file: str, clients: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """Return who is available in each round of a trace, (rounds, clients) bool; after its last round it begins again.
 
     file: CSV whose first line is `client,first,last`; each further line is a stay: a client's number and the first and the last round of
-    it, from 1. ConfigError where it cannot be read, leaves a client out, or has a round without anybody.
+    it, from 1. rng: deals the file's clients to those that there are at random; None: by number. ConfigError where it cannot be read,
+    leaves a client out, or has a round without anybody.
     """
     where = "federation.participation.file"
-    stays = traces.read(where, file, ("client", "first", "last"), clients, whole=True).astype(np.int64)
+    within = clients if rng is None else None
+    stays = traces.read(where, file, ("client", "first", "last"), within, whole=True).astype(np.int64)
+    if (end := int(stays[:, 2].max(initial=0))) > LAST:
+        raise ConfigError(
+            f"{where}: {file!r} ends in round {end}, allowed: at most {LAST}; after its last round it begins again"
+        )
     if len(back := stays[stays[:, 1] > stays[:, 2]]):
         client, first, last = back[0]
         raise ConfigError(
             f"{where}: {file!r} has a stay of client {client} in rounds {first} to {last}, allowed: first <= last"
         )
-    there = np.zeros((int(stays[:, 2].max(initial=0)), clients), bool)
-    for client, first, last in stays:
-        there[first - 1 : last, client] = True
+    if rng is None:
+        there = _stays(stays, clients)
+    else:
+        at = traces.dealt(rng, stays, clients, f"{where}: {file!r}")
+        ids, stays[:, 0] = np.unique(stays[:, 0], return_inverse=True)
+        there = _stays(stays, len(ids))[:, at]
     found = []
     if (never := ~there.any(0)).any():
         found.append(f"{where}: {file!r} never names client {traces.named(never)}; needed: a stay of every client")
@@ -159,4 +190,12 @@ def read_trace(file: str, clients: int) -> np.ndarray:
         found.append(f"{where}: {file!r} has nobody in round {traces.named(empty)}; needed: somebody in every round")
     if found:
         raise ConfigError(found)
+    return there
+
+
+def _stays(stays: np.ndarray, clients: int) -> np.ndarray:
+    """Return who is there, (rounds, clients) bool, of stays (n, 3): client, first and last round."""
+    there = np.zeros((int(stays[:, 2].max(initial=0)), clients), bool)
+    for client, first, last in stays:
+        there[first - 1 : last, client] = True
     return there

@@ -13,13 +13,15 @@ import numpy as np
 from rayfed.errors import ConfigError, nearest
 
 NAMED = 5  # clients or rounds that a sentence names
+MOST = 2**53  # numbers of clients, which floats hold exactly
 
 
-def read(where: str, file: str, columns: Sequence[str], clients: int, whole: bool) -> np.ndarray:
+def read(where: str, file: str, columns: Sequence[str], clients: int | None, whole: bool) -> np.ndarray:
     """Return the lines of a trace, (lines, columns) float64; the first column is a client's number.
 
-    where: the setting that names the file; columns: what its first line must be; whole: whether the numbers are whole ones from 1 on,
-    else positive ones, of which `inf` is one. ConfigError names the lines that are wrong.
+    where: the setting that names the file; columns: what its first line must be; clients: how many there are, None where the file may
+    name any; whole: whether the numbers are whole ones from 1 on, else positive ones, of which `inf` is one. ConfigError names the
+    lines that are wrong.
     """
     said = f"{where}: {file!r}"
     try:
@@ -32,10 +34,12 @@ def read(where: str, file: str, columns: Sequence[str], clients: int, whole: boo
         hints = [f"{c!r}{nearest(c, columns)}" for c in head if c not in columns]
         found = ", ".join(hints) or ",".join(head) or "nothing"
         raise ConfigError(f"{said} begins with {found}; needed: {','.join(columns)}")
-    needed = f"{len(columns)} {'whole ' if whole else ''}numbers, of 0 to {clients - 1} and {'from 1' if whole else 'above 0'}"
+    most = MOST if clients is None else clients
+    first = "from 0" if clients is None else f"of 0 to {clients - 1}"
+    needed = f"{len(columns)} {'whole ' if whole else ''}numbers, {first} and {'from 1' if whole else 'above 0'}"
     out, wrong = [], []
     for i, row in enumerate(rows[1:], 2):
-        numbers = _numbers(row, len(columns), clients, whole)
+        numbers = _numbers(row, len(columns), most, whole)
         if numbers is None:
             wrong.append(f"{said}: line {i} is {','.join(row)!r}, needed: {needed}")
         else:
@@ -55,6 +59,15 @@ def _numbers(row: Sequence[str], n: int, clients: int, whole: bool) -> list[floa
         len(row) == n and 0 <= client < clients and all(x >= 1 if whole else x > 0 and not math.isnan(x) for x in rest)
     )
     return [client, *rest] if fits else None
+
+
+def dealt(rng: np.random.Generator, lines: np.ndarray, clients: int, said: str) -> np.ndarray:
+    """Return which of the file's clients each client is dealt at random, (clients,): places in the order of the file's numbers. said: the
+    setting and the file. ConfigError where the file has none."""
+    n = len(np.unique(lines[:, 0]))
+    if not n:
+        raise ConfigError(f"{said} has no client; needed: at least one")
+    return rng.integers(0, n, clients)
 
 
 def named(which: Any) -> str:

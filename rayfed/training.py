@@ -112,7 +112,7 @@ def sgd_visit(
     hook: Callable[[Tree, Tree], Tree] | None = None,
     after: Callable[[Tree, Tree], Tree] | None = None,
     end: Callable[[ClientContext, Tree], tuple[Tree, Tree]] | None = None,
-    phases: Sequence[tuple[Over, Callable[[str], bool]]] | None = None,
+    phases: Sequence[tuple[Over, Callable[[str], bool] | None]] | None = None,
     before: Sequence[Phase] = (),
     objective: Callable[[Tree, Tree, Batch, Any], Any] | None = None,
     vectorize: bool | str = True,
@@ -131,7 +131,7 @@ def sgd_visit(
         hook: hook(gradient, carry) -> gradient, for what bends it (FedProx, SCAFFOLD); it is given the clipped one.
         after: after(params, carry) -> params, the parameters after each step: a projection, a mask.
         end: end(client, carry) -> (parts sent, new state); default {"delta": trained - client.shared["model"]}, the state as it was.
-        phases: pairs (over, which parameter names move) where not all parameters train all the time (FedRep).
+        phases: pairs (over, which parameter names move, None for all) where not all parameters train all the time (FedRep).
         before: phases that come first (IFCA's choice).
         objective: objective(params, carry, batch, key) -> (B,) in place of `loss` where it needs what is carried (FedGen).
         vectorize: as in `Visit`.
@@ -153,15 +153,7 @@ def sgd_visit(
         >>> made.end(client, carry)
         ({'delta': {'w': tensor(1.)}}, {})
     """
-    opt = optimizers.make(local.optimizer)
-    if grad is not None and local.privacy is not None:
-        raise FailsAgain(
-            "local.privacy found, and this visit has a formula of its own in the place of the loss's gradient"
-        )
-    if grad is not None and objective is not None:
-        raise TypeError(
-            "sgd_visit: grad and objective are both given, and each stands for the loss's gradient; give one"
-        )
+    opt, slope = optimizers.make(local.optimizer), _slope(loss, local, train, grad, objective)
 
     def begin(client: ClientContext) -> Tree:
         return dict(start(client)) if start else {train: client.shared["model"]}
@@ -172,32 +164,8 @@ def sgd_visit(
         rate = schedules.start_rate(local, first, info.ahead)
         return {**carry, "opt": opt.init(carry[train]), **rate}
 
-    def slope(carry: Tree, batch: Batch, key: Tensor) -> tuple[Tree, Tree, Tree]:
-        """Return (gradients, changed entries of the carry, buffers written)."""
-        if grad:
-            return _by_formula(grad, carry[train], carry, batch, key)
-        of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
-        if local.privacy is not None:
-            return per_example.gradient(of, carry[train], batch, key, local.privacy, local.batch_size), {}, {}
-        grads, written = _gradients(lambda p: mean_loss(of, p, batch, key))(carry[train])
-        return grads, {}, written
-
     def trainer(moves: Callable[[str], bool] | None) -> Callable[[Tree, Batch, Tensor], Tree]:
-        def step(carry: Tree, batch: Batch, key: Tensor) -> Tree:
-            grads, changes, written = slope(carry, batch, key)
-            if local.clip is not None:
-                grads = clipped(grads, local.clip, moves)
-            if hook:
-                grads = hook(grads, carry)
-            params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])
-            if moves:
-                params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
-            if after:
-                params = after(params, carry)
-            params = {**params, **written}  # statistics follow the data, never a gradient
-            return {**carry, **changes, train: params, "opt": state, **schedules.advance_rate(carry)}
-
-        return step
+        return _step(slope, opt, local.clip, train, moves, hook, after)
 
     def default_end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
         return {"delta": tree.sub(carry[train], client.shared["model"])}, client.own
@@ -206,3 +174,61 @@ def sgd_visit(
     pieces: Sequence[tuple[Over, Any]] = phases or [(work(local), None)]
     training = [Phase(over, trainer(moves), enter, falls=falls) for over, moves in pieces]
     return Visit(begin, [*before, *training], end or default_end, vectorize, lambda carry: carry[train])
+
+
+def _slope(
+    loss: Loss,
+    local: Local,
+    train: str,
+    grad: Formula | None,
+    objective: Callable[[Tree, Tree, Batch, Any], Any] | None,
+) -> Callable[[Tree, Batch, Any], tuple[Tree, Tree, Tree]]:
+    """Return (carry, batch, key) -> (gradients, changed entries of the carry, buffers written); arguments as in `sgd_visit`."""
+    if grad is not None and local.privacy is not None:
+        raise FailsAgain(
+            "local.privacy found, and this visit has a formula of its own in the place of the loss's gradient"
+        )
+    if grad is not None and objective is not None:
+        raise TypeError(
+            "sgd_visit: grad and objective are both given, and each stands for the loss's gradient; give one"
+        )
+
+    def slope(carry: Tree, batch: Batch, key: Any) -> tuple[Tree, Tree, Tree]:
+        if grad:
+            return _by_formula(grad, carry[train], carry, batch, key)
+        of = (lambda p, b, k: objective(p, carry, b, k)) if objective else loss
+        if local.privacy is not None:
+            return per_example.gradient(of, carry[train], batch, key, local.privacy, local.batch_size), {}, {}
+        grads, written = _gradients(lambda p: mean_loss(of, p, batch, key))(carry[train])
+        return grads, {}, written
+
+    return slope
+
+
+def _step(
+    slope: Callable[[Tree, Batch, Any], tuple[Tree, Tree, Tree]],
+    opt: optimizers.Optimizer,
+    most: float | None,
+    train: str,
+    moves: Callable[[str], bool] | None,
+    hook: Callable[[Tree, Tree], Tree] | None,
+    after: Callable[[Tree, Tree], Tree] | None,
+) -> Callable[[Tree, Batch, Any], Tree]:
+    """Return a training step. slope: what `_slope` returns; most: the norm that gradients are clipped to; moves: which parameters do;
+    others as in `sgd_visit`."""
+
+    def step(carry: Tree, batch: Batch, key: Any) -> Tree:
+        grads, changes, written = slope(carry, batch, key)
+        if most is not None:
+            grads = clipped(grads, most, moves)
+        if hook:
+            grads = hook(grads, carry)
+        params, state = opt.update(grads, carry["opt"], carry[train], carry["lr"])
+        if moves:
+            params = {n: params[n] if moves(n) else p for n, p in carry[train].items()}
+        if after:
+            params = after(params, carry)
+        params = {**params, **written}  # statistics follow the data, never a gradient
+        return {**carry, **changes, train: params, "opt": state, **schedules.advance_rate(carry)}
+
+    return step

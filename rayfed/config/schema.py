@@ -247,6 +247,9 @@ class Periodic(Chances):
 class Trace(Section):
     kind: Literal["trace"]
     file: str = Field(description="CSV with columns client, first, last: rounds in which a client is available.")
+    assign: Literal["number", "random"] = Field(
+        "number", description="Client i has the file's client i; or one of the file's at random, however many it has."
+    )
 
 
 Participation = Uniform | Poisson | Cyclic | Bernoulli | Markov | Periodic | Trace
@@ -389,6 +392,11 @@ class FederationSection(Section):
         Uniform(kind="uniform"),
         discriminator="kind",
         description="Who can be asked in a round, and how they are drawn.",
+    )
+    select: Literal["random", "fastest", "fair", "oldest"] = Field(
+        "random",
+        description="Whom a round asks of those who are there: anybody; the fastest by `devices`; who had the fewest turns (fair); or "
+        "whose last turn is the longest ago (oldest).",
     )
     partition: IID | Dirichlet | Shards | Natural | Quantity | Domain | Embedding | LongTail = Field(
         IID(kind="iid"), discriminator="kind"
@@ -813,6 +821,10 @@ class Measured(Section):
     profile: Literal["trace"]
     file: str = Field(
         description="CSV with columns client, speed, up, down: steps and bytes per second of each client."
+    )
+    assign: Literal["number", "random"] = Field(
+        "number",
+        description="Client i has the device of the file's client i; or one of the file's at random, however many it has.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from rayfed.engine.ruling import Ruling
 from rayfed.errors import FailsAgain, RunFailed
 from rayfed.fed import FoldedParts, Replies, Reply
 from rayfed.fold import Fold
+from rayfed.storage.timeline import Visits
 from rayfed.transform.chain import Chain
 from rayfed.wire import ANY
 
@@ -46,12 +47,23 @@ NAMED = 8  # clients at work that are named
 TRANSFORMS, RULE = "transforms", "aggregate"  # their names in the engine's state
 
 
+class Plan(NamedTuple):
+    """An ask's folds: all of them, those that calls do, those that a rule of aggregation has in their place; the parts that calls keep;
+    what transforms tell the clients."""
+
+    folds: tuple[Fold, ...]
+    called: tuple[Fold, ...]
+    ruled: tuple[Fold, ...]
+    keep: tuple[str, ...]
+    transforms: Any
+
+
 class Dispatch:
     """The engine behind `Fed.ask` (see `rayfed.fed.Dispatcher`), for one run on one pool.
 
     states: of the clients; engine: what the engine itself carries; meter, visits, dropped, local_scores, seconds: of this round, the
-    last two by client; simulated: its seconds on the clients' devices; watch: is called with the number of visits so far whenever a
-    call has ended; note: with each sentence that a worker notes about its process.
+    last two by client; simulated: its seconds on the clients' devices; worked: its visits on them; watch: is called with the number of
+    visits so far whenever a call has ended; note: with each sentence that a worker notes about its process.
     """
 
     def __init__(self, config: Config, federation: Federation, method: Method, task: Task, pool: Pool, run: str):
@@ -87,6 +99,7 @@ class Dispatch:
         self.local_scores: dict[int, dict[str, float]] = {}
         self.seconds: dict[int, float] = {}
         self.simulated = 0.0
+        self.worked: list[Visits] = []
 
     def commit(self) -> None:
         """Make what the round has kept of clients, and for the engine itself, the state."""
@@ -138,17 +151,7 @@ class Dispatch:
         """
         self._asks += 1
         number = (self.round << 20) + self._asks
-        chain = self.chain if metered else None  # what is not metered does not travel
-        asked = None
-        if chain is not None:
-            folds = chain.rule(str(visit), folds, keep, self._transform_state())
-            asked = chain.asked(self._transform_state(), clients)
-        all_folds = folds
-        ruled = self.ruling.takes(folds) if self.ruling else ()
-        if ruled:
-            folds = tuple(f for f in folds if f not in ruled)
-            read = {n for f in ruled for n in (f.weight, f.by) if n in self.method.wire.up}
-            keep = (*keep, *sorted(read - set(keep)))
+        plan = self._plan(visit, clients, folds, keep, metered)
         new = {part: self.meter.newcomers(value, clients) for part, value in shared.items()} if metered else {}
         sent: dict[str, Any] = {"arguments": arguments, "shared": shared, "mine": mine}
         crafted = self._collude(visit, clients, sent) if self.attackers and metered else None
@@ -156,31 +159,63 @@ class Dispatch:
             visit,
             clients,
             **sent,
-            folds=folds,
-            keep=keep,
+            folds=plan.called,
+            keep=plan.keep,
             score_local=self.score_local and metered,
             rows=rows,
             crafted=crafted,
-            transforms=asked,
+            transforms=plan.transforms,
         )
         up, down = self.meter.up, self.meter.down
-        replies, unfolded = self._execute_calls(visit, jobs, folds, metered)
-        if ruled:
-            self._rule(ruled, replies, unfolded, mine)
-            if metered and self.ruling and self.ruling.rule.weighted and _weighs(ruled) and not _weighs(folds):
+        replies, unfolded = self._execute_calls(visit, jobs, plan.called, metered)
+        if plan.ruled:
+            self._rule(plan.ruled, replies, unfolded, mine)
+            if (
+                metered
+                and self.ruling
+                and self.ruling.rule.weighted
+                and _weighs(plan.ruled)
+                and not _weighs(plan.called)
+            ):
                 self.meter.up += 8 * len(replies)  # n_i, which a call with a fold by it has counted
         elif self.ruling and metered and isinstance(visit, str):
-            self.ruling.refuse_unruled(visit, folds, unfolded)
-        if chain is not None:
-            state = chain.finish(all_folds, replies.folded, self._transform_state(), len(replies), number)
+            self.ruling.refuse_unruled(visit, plan.called, unfolded)
+        if self.chain is not None and metered:
+            state = self.chain.finish(plan.folds, replies.folded, self._transform_state(), len(replies), number)
             self.engine.put(TRANSFORMS, state)
         if metered:
             self.meter.count_down(shared, new, [job.request for job in jobs if isinstance(job.request, VisitCall)])
             if self._devices is not None and len(replies):
-                each = (self.meter.up - up) / len(replies), (self.meter.down - down) / len(clients)
-                took = self._devices.seconds(replies.ids, [r.steps for r in replies], *each)
-                self.simulated += float(took.max())
+                self._pass_time(replies, self.meter.up - up, (self.meter.down - down) / len(clients))
         return replies
+
+    def _plan(
+        self,
+        visit: str | Evaluation,
+        clients: Sequence[int],
+        folds: tuple[Fold, ...],
+        keep: tuple[str, ...],
+        metered: bool,
+    ) -> Plan:
+        """Return the folds of an ask as transforms and a rule of aggregation have them. What is not metered does not travel, and no
+        transform acts on it."""
+        asked = None
+        if self.chain is not None and metered:
+            folds = self.chain.rule(str(visit), folds, keep, self._transform_state())
+            asked = self.chain.asked(self._transform_state(), clients)
+        ruled = self.ruling.takes(folds) if self.ruling else ()
+        if not ruled:
+            return Plan(folds, folds, (), keep, asked)
+        read = {n for f in ruled for n in (f.weight, f.by) if n in self.method.wire.up}
+        called = tuple(f for f in folds if f not in ruled)
+        return Plan(folds, called, ruled, (*keep, *sorted(read - set(keep))), asked)
+
+    def _pass_time(self, replies: Replies, up: int, down: float) -> None:
+        """Let the ask take as long as its slowest visit on the clients' devices. up: bytes of all replies; down: of one client."""
+        assert self._devices is not None
+        took = self._devices.seconds(replies.ids, [r.steps for r in replies], up / len(replies), down)
+        self.worked.append((replies.ids, np.full(len(took), self.simulated), self.simulated + took))
+        self.simulated += float(took.max())
 
     def _jobs(
         self,

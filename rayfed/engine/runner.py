@@ -37,7 +37,7 @@ from rayfed.metrics import READY_MEASURES, lower_is_better
 from rayfed.models.pretrained import has_frozen_base
 from rayfed.models.start import start_from
 from rayfed.report.model_card import write_card
-from rayfed.storage import row_scores, snapshots
+from rayfed.storage import row_scores, snapshots, timeline
 from rayfed.storage.atomic import os_error_text, remove
 from rayfed.storage.events import READS_ROUNDS, read_events
 from rayfed.storage.run_folder import RunFolder
@@ -466,6 +466,8 @@ class Runner:
         try:
             state = run.method.round(run.state, run.fed, run.task)
             self._check_state(state, r)
+            if config.devices.profile != "none":
+                self._keep_timeline()
             seconds = time.perf_counter() - clock
             row: dict[str, Any] = {name: total / weight for name, (total, weight) in run.fed.logged.items()}
             client_rows, unscored = None, []
@@ -481,6 +483,12 @@ class Runner:
             run.dispatch.rollback()
             raise
         return RoundResult(r, state, row | self._counts(seconds), client_rows, unscored)
+
+    def _keep_timeline(self) -> None:
+        """Keep who worked when in the round, for the end; provisional as the round is."""
+        run, engine = self.prepared, self.prepared.dispatch.engine
+        visits = run.fed.worked(run.simulated)
+        engine.put(timeline.NAME, timeline.grown(engine.get(timeline.NAME), visits, run.fed.stale))
 
     def _counts(self, seconds: float) -> dict[str, Any]:
         """Return what a round's row says of bytes, time and visits."""
@@ -645,6 +653,10 @@ class Runner:
             remove(self.folder.path / "model")
             text = os_error_text(error, self.folder.path) if isinstance(error, OSError) else str(error)
             self._give_up("the models", text, f"; write them with: rayfed resume {self.folder.path}")
+        try:
+            timeline.write(self.folder.path, run.dispatch.engine.get(timeline.NAME))
+        except OSError as error:
+            self._give_up("who worked when", os_error_text(error, self.folder.path))
         notes += self._given_up.values()
         self.status["status"] = RunStatus.DONE
         self.status.pop("waiting", None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import PARAMS, SCALAR, MethodSettings, Need, Part, Wire, mean, participation, tree
+from rayfed import PARAMS, SCALAR, MethodSettings, Need, Part, Wire, mean, participation, transform, tree
 from rayfed.lazy import torch
 from rayfed.methods._bases import intervals
 from rayfed.methods._bases.one_model import OneModel
@@ -53,7 +53,10 @@ class FedAU(OneModel):
     )
 
     def check(self, config: Config) -> list[str]:
-        return participation.unknown(config) if self.settings.weights == "known" else []
+        return [
+            *(participation.unknown(config) if self.settings.weights == "known" else []),
+            *transform.own_weights(config, "its own weights, 1 / p_i"),
+        ]
 
     def cost(self, part: str, sent: Tree) -> int:
         return 0 if part == "omega" else super().cost(part, sent)

@@ -171,6 +171,14 @@ class _Expense(NamedTuple):
         return [(r, self.scale * spent[r], v) for r, v in run.series(metric) if r in spent]
 
 
+UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return (seconds of the unit, its name) in which so long a time is at least one."""
+    return next((u for u in UNITS if seconds >= u[0]), UNITS[-1])
+
+
 def by_expense(subject: Subject) -> Picture | None:
     """Draw the first NAME against the megabytes, the seconds and the privacy that were spent so far."""
     scopes = subject.scopes()
@@ -183,6 +191,11 @@ def by_expense(subject: Subject) -> Picture | None:
         expenses.append(_Expense("MB sent, both directions", ("bytes/up", "bytes/down"), 1e-6))
     if "time/round" in subject.metrics:
         expenses.append(_Expense("seconds in rounds", ("time/round",), 1.0))
+    if "time/simulated" in subject.metrics:
+        per, name_of_unit = time_unit(
+            max(run.series("time/simulated")[-1][1] for run in subject.runs if run.series("time/simulated"))
+        )
+        expenses.append(_Expense(f"simulated {name_of_unit}", ("time/simulated",), 1 / per, summed=False))
     if "privacy/epsilon" in subject.metrics:
         expenses.append(_Expense("privacy, epsilon", ("privacy/epsilon",), 1.0, summed=False))
     if "privacy/epsilon_examples" in subject.metrics:

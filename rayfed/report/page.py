@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rayfed import methods
 from rayfed.errors import ConfigError
 from rayfed.metrics import meaning
-from rayfed.report import client_pictures, curves, results
+from rayfed.report import client_pictures, curves, results, time_pictures
 from rayfed.report.html import document, duration, figures, headline, path_text, section, table
 from rayfed.report.picture import Picture
 from rayfed.report.settings import differing
@@ -39,6 +39,7 @@ def render(subject: Subject) -> tuple[str, list[Picture]]:
         section("Clients", drawn.clients, after=results.client_table(subject) if any(drawn.clients) else ""),
         section("Clusters", drawn.clusters),
         section("Who holds what", drawn.splits, after=drawn.missing),
+        section("Simulated time", drawn.time),
         "<h2>Bytes and time</h2>" + results.cost_table(subject) + figures(drawn.cost),
         _notes(subject),
         "<h2>Repeat it</h2>" + _repeat(subject),
@@ -61,11 +62,12 @@ class _Drawn(NamedTuple):
     clusters: list[Picture | None]
     splits: list[Picture]
     missing: str
+    time: list[Picture | None]
     cost: list[Picture | None]
 
     def all(self) -> list[Picture]:
         """Return all there are, in the page's order."""
-        return [p for p in (*self.curves, *self.clients, *self.clusters, *self.splits, *self.cost) if p]
+        return [p for p in (*self.curves, *self.clients, *self.clusters, *self.splits, *self.time, *self.cost) if p]
 
 
 def _draw(subject: Subject) -> _Drawn:
@@ -74,6 +76,7 @@ def _draw(subject: Subject) -> _Drawn:
         [client_pictures.distribution(subject)],
         [curves.clusters(subject), client_pictures.membership(subject)],
         *_splits(subject),
+        [time_pictures.gantt(subject), time_pictures.staleness(subject)],
         [curves.by_expense(subject), curves.cost(subject)],
     )
 

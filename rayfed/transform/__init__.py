@@ -171,3 +171,14 @@ def get(kind: str) -> type[Transform]:
 def of(config: Config) -> list[Transform]:
     """Return the transforms of a config whose settings are valid."""
     return [(cls := get(t.kind))(cls.Settings(**t.options), config) for t in config.transforms]
+
+
+def own_weights(config: Config, weights: str) -> list[str]:
+    """Return why updates cannot be folded with weights that a method's server chooses: central noise and masks are for sums in which all
+    count alike. weights: what they are, in words."""
+    return [
+        f"transforms.{i}.kind: {t.kind} found, under which the server sees sums in which all updates count alike, and "
+        f"{config.method.name} has {weights}; allowed: without it"
+        for i, t in enumerate(config.transforms)
+        if t.kind == "mask" or (t.kind == "gaussian" and t.options.get("where", "central") == "central")
+    ]

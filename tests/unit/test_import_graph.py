@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
         "rayfed.schedules",
         "rayfed.stragglers",
         "rayfed.participation",
+        "rayfed.selection",
         "rayfed.privacy",
         "rayfed.set_metrics",
     ),

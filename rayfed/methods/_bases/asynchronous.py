@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from rayfed import PARAMS, SCALAR, Part, Wire, clock, total, tree
+from rayfed import PARAMS, SCALAR, Part, Wire, clock, total, transform, tree
 from rayfed.lazy import torch
 from rayfed.methods._bases.one_model import OneModel
 
@@ -38,7 +38,10 @@ class Asynchronous(OneModel):
     )
 
     def check(self, config: Config) -> list[str]:
-        late, found = config.failures.stragglers, []
+        late, found = (
+            config.failures.stragglers,
+            transform.own_weights(config, "weights by staleness and by who they come from"),
+        )
         for name, value in late.given():
             found.append(
                 f"failures.stragglers.{name}: {value} found, but nothing reads it with method.name: {config.method.name}, which waits "
