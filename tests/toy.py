@@ -69,6 +69,20 @@ TASTES: dict[str, Any] = {  # changes to it: who took which item, one user a cli
     "federation": {"partition": {"kind": "natural"}, "groups": {"kind": "none"}},
 }  # fmt: skip
 
+FRONTS: dict[str, Any] = {  # and: problems of two objectives, one a client
+    "task": {"data": {"name": "pareto:f", "preferences": 4}, "model": {"name": "psl", "hidden": 6}},
+    "federation": {"clients": 6, "per_round": 3, "partition": {"kind": "natural"}, "groups": {"kind": "none"}},
+    "local": {"epochs": None, "steps": 1, "batch_size": 4},
+}
+
+PAIRS: dict[str, Any] = {  # and: questions and their passages, a topic for each client
+    "task": {
+        "data": {"name": "synthetic:pairs", "topics": 6, "examples": 240, "test": 60, "words": 12, "length": 4},
+        "model": {"name": "bag", "words": 256, "dim": 6},
+    },
+    "federation": {"clients": 6, "per_round": 3, "partition": {"kind": "natural"}, "groups": {"kind": "none"}},
+}
+
 
 def config(method: Spec = "fedavg", *, executor: str = "loop", dtype: str = "float32", **changes: Any) -> Config:
     """The toy's config; `changes` are merged key by key, as the arms of a study are."""

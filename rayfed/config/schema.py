@@ -353,19 +353,23 @@ class Groups(Section):
 
 
 class Holdout(Section):
-    needs: ClassVar = {"fraction": (Need("kind", ("clients",)),)}
+    needs: ClassVar = dict.fromkeys(("fraction", "domain"), (Need("kind", ("clients",)),))
 
     kind: Literal["none", "clients"] = Field("none", description="Clients that never train.")
     fraction: float = Field(0.1, gt=0, lt=1, description="Share of `clients` held out.")
+    domain: str | None = Field(
+        None,
+        description="Under partition natural: the held-out clients are those most of whose rows are of this domain.",
+    )
 
 
 class Split(Section):
     val: float = Field(0.0, ge=0, lt=1, description="Share of each client's examples for validation.")
     test: float = Field(0.25, ge=0, lt=1, description="Share of each client's examples for its own test.")
-    tests: Literal["own", "others"] = Field(
+    tests: Literal["own", "others", "all"] = Field(
         "own",
         description="On whose test examples a client's served model is scored; others: on those of another client that takes part, of "
-        "another planted group where there is one: a shift at test time. Validation examples stay its own.",
+        "another planted group where there is one: a shift at test time; all: on everybody's. Validation examples stay its own.",
     )
 
     @model_validator(mode="after")

@@ -20,14 +20,27 @@ SOURCES = {  # head of the name -> file
     "hf": "hub",
     "synthetic": "synthetic",
     "sklearn": "bundled",
+    "pareto": "fronts",
 }
 RESERVED = ("x", "y", "w")  # names of what every batch has
+OTHER_FORMS = {  # kind of data -> what y holds, where that is no target
+    "instruct": "records",
+    "items": "items",
+    "pareto": "problems",
+    "pairs": "pairs",
+}
 BUNDLED = {  # name -> of what it is, and what is predicted
     "breast_cancer": "569 biopsies, 30 measurements; malignant or benign",
     "diabetes": "442 patients, 10 measurements; progression of the disease after a year, a number",
     "iris": "150 flowers, 4 measurements; 3 species",
     "linnerud": "20 men, 3 exercises; weight, waist and pulse, three numbers",
     "wine": "178 wines, 13 measurements; 3 growers",
+}
+
+FRONTS = {  # name -> of which problems (`rayfed.fronts`)
+    "f": "six problems of two objectives and six numbers, F1 to F6",
+    "re": "five engineering problems of three objectives",
+    "zdt": "four problems of two objectives and ten numbers, ZDT1, 2, 3, 6",
 }
 
 
@@ -59,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set; kind: image | tabular | text | instruct | items; classes, label_names: of the
+    """A named data set; kind: image | tabular | text | instruct | items | pareto | pairs; classes, label_names: of the
     classes, of the labels, or of the numbers that y holds; notes: what a reader of results should know of how it was read."""
 
     name: str
@@ -73,10 +86,11 @@ class Dataset:
     @property
     def form(self) -> str:
         """Return what y holds: classes (n,) whole numbers | labels (n, L) 0 or 1 | numbers (n,) or (n, T) floats | records, whose x
-        holds the targets too | items that the row's user took, whole numbers (n,)."""
+        holds the targets too | items that the row's user took, whole numbers (n,) | problems, whole numbers (n,) | pairs,
+        whose two sides are in x, (n, 2, L)."""
         y = self.train.y
-        if self.kind in ("instruct", "items"):
-            return "records" if self.kind == "instruct" else "items"
+        if self.kind in OTHER_FORMS:
+            return OTHER_FORMS[self.kind]
         return "numbers" if y.dtype.kind == "f" else "labels" if y.ndim == 2 else "classes"
 
     @property
@@ -91,8 +105,8 @@ def names() -> list[tuple[str, str]]:
         ("digits", "1,797 real handwritten digits of 8x8 pixels (scikit-learn), 360 of them the pooled test set"),
         (
             "parquet:DIR",
-            "train.parquet and test.parquet, or one file: images, texts, instructions with responses, numeric columns, or who took which "
-            "item; a label, labels or numbers, maybe client and domain",
+            "train.parquet and test.parquet, or one file: images, texts, instructions with responses, numeric columns, pairs of "
+            "texts, or who took which item; a label, labels or numbers, maybe client and domain",
         ),
         (
             "hf:NAME_OR_PATH",
@@ -101,12 +115,19 @@ def names() -> list[tuple[str, str]]:
         ("synthetic:blobs", "Gaussian classes in `features` dimensions"),
         ("synthetic:images", "images of one smooth pattern per class under noise"),
         ("synthetic:logistic", "synthetic(alpha, beta) of Li et al. 2020 with natural clients"),
+        ("synthetic:domains", "Gaussian classes that each domain sees turned and moved its own way (constructed)"),
+        ("synthetic:pairs", "questions and passages of several topics, in words of their own (constructed)"),
+        (
+            "synthetic:sites",
+            "pictures with two labels of five sites of unequal size, one of them shifted (constructed)",
+        ),
         ("synthetic:tastes", "users of some taste groups and the items that they took (constructed)"),
         (
             "synthetic:multilabel",
             "rows with several labels each, every label a half-space of the features (constructed)",
         ),
         *((f"sklearn:{n}", about) for n, about in BUNDLED.items()),
+        *((f"pareto:{n}", about) for n, about in FRONTS.items()),
         ("path/to/file.py:function", "your own function (seed, **options) -> rayfed.data.Dataset"),
     ]
 

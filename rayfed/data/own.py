@@ -18,7 +18,7 @@ from rayfed.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
 
-KINDS = ("image", "tabular", "text", "instruct", "items")
+KINDS = ("image", "tabular", "text", "instruct", "items", "pairs")
 
 
 def check(spec: Named) -> list[str]:
@@ -108,9 +108,9 @@ def _check_shape(part: Part, which: str, kind: str, first: Part) -> None:
     if y.dtype == object and y.ndim == 1 and any(np.ndim(v) for v in y):
         raise ConfigError(f"{which}: y {y.dtype} {y.shape} holds lists, one label a row is needed")
     words = (kind == "text" and x.dtype.kind in "OU") or kind == "instruct"
-    if x.dtype.kind not in ("OU" if words else "iu" if kind in ("text", "items") else "fiub") or y.dtype.kind not in (
-        "iu" if kind == "instruct" else "fiub"
-    ):
+    if x.dtype.kind not in (
+        "OU" if words else "iu" if kind in ("text", "items", "pairs") else "fiub"
+    ) or y.dtype.kind not in ("iu" if kind == "instruct" else "fiub"):
         needed = {"text": "texts (n,) or token ids (n, length)", "instruct": "texts (n, 3)"}.get(
             kind, "numbers (n, ...)"
         )
@@ -121,7 +121,7 @@ def _check_shape(part: Part, which: str, kind: str, first: Part) -> None:
         raise ConfigError(
             f"{which}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape} found, needed: numbers (n, ...) and whole numbers (n,)"
         )
-    dims = {"image": 4, "text": 1 if words else 2, "instruct": 2}.get(kind, max(x.ndim, 2))
+    dims = {"image": 4, "text": 1 if words else 2, "instruct": 2, "pairs": 3}.get(kind, max(x.ndim, 2))
     same = x.shape[1:] == first.x.shape[1:] or (kind == "text" and x.ndim == first.x.ndim)
     if not same or x.ndim != dims or 0 in x.shape[1:] or (kind == "instruct" and x.shape[1] != 3):
         needed = {"text": "(n,) for texts, (n, length) for token ids", "instruct": "(n, 3) for instructions"}.get(
@@ -242,7 +242,7 @@ def _typed(xs: list[np.ndarray], kind: str, name: str) -> tuple[list[np.ndarray]
         width = max(x.shape[1] for x in xs)
         ids = [np.pad(x.astype(np.int64), ((0, 0), (0, width - x.shape[1])), constant_values=-1) for x in xs]
         return [np.ascontiguousarray(x, np.int32) for x in ids], []
-    if kind == "items":
+    if kind in ("items", "pairs"):
         return [np.ascontiguousarray(x, np.int32) for x in xs], []
     if kind != "image":
         return [np.ascontiguousarray(x, np.float32) for x in xs], []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed import keys
-from rayfed.data import Dataset, Part, columns, instruct, pictures, stratified, targets
+from rayfed.data import Dataset, Part, columns, instruct, pairs, pictures, stratified, targets
 from rayfed.data.interactions import leave_one_out
 from rayfed.data.table import SPLITS, Columns, columns_of
 from rayfed.errors import ConfigError, nearest
@@ -41,6 +41,8 @@ def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "
         raise ConfigError(f"task.data: {files[0].name} has no rows")
     if use.item:
         return _items(files, use, spec.name)
+    if use.passage:
+        return _pairs(files, use, spec, purpose)
     read = _targets(files, use)
     further = targets.further(files, use.further)
     for option, name in (("client", use.client), ("domain", use.domain)):
@@ -73,6 +75,37 @@ def _items(files: Sequence[File], use: Columns, name: str) -> Dataset:
     return leave_one_out(
         name, np.concatenate(user), np.concatenate(what), None if when is None else np.concatenate(when)
     )
+
+
+def _pairs(files: Sequence[File], use: Columns, spec: Named, purpose: str) -> Dataset:
+    """Return pairs of questions and passages; rows that lack one of them are left out, and a note says how many."""
+    parts, missing = [], 0
+    for f, here in zip(files, ("train", "test"), strict=False):
+        sides = [
+            columns.texts(f.table[n], n, f.name, o)
+            for o, n in (("question", use.question), ("passage", use.passage))
+            if n
+        ]
+        questions, passages = (["" if v is None else v for v in side] for side in sides)
+        x, there = pairs.paired(questions, passages, int(spec.options.get("length", 64)))
+        missing += f.table.num_rows - len(there)
+        client, domain = _names(f, use.client, "client", ""), _names(f, use.domain, "domain", "")
+        whole = Part(
+            np.zeros((f.table.num_rows, 0)),
+            np.zeros(f.table.num_rows, np.int64),
+            client,
+            domain,
+            _names(f, use.split, "split", here),
+        )
+        parts.append(replace(whole.take(there), x=x))
+    _check_splits(parts, use, files)
+    train, test = _train_and_test(parts, float(spec.options.get("test", 0.2)), purpose)
+    if not len(train.y):
+        raise ConfigError(
+            f"task.data: no row of {spec.name} that is for training has words in {use.question} and in {use.passage}"
+        )
+    notes = (f"{missing:,} rows of {spec.name} lack a question or a passage, and are left out",) if missing else ()
+    return Dataset(spec.name, train, test, 1, ("all",), "pairs", notes)
 
 
 def _targets(files: Sequence[File], use: Columns) -> targets.Read:

@@ -20,6 +20,9 @@ OPTIONS: dict[str, dict[str, int | float]] = {  # kind -> options with defaults;
     "images": {"classes": 10, "examples": 5000, "test": 1000, "size": 16, "channels": 1, "noise": 0.3},
     "tastes": {"users": 300, "items": 400, "each": 30, "groups": 4, "taste": 8.0, "skew": 1.0},
     "multilabel": {"labels": 6, "examples": 3000, "test": 600, "features": 16, "noise": 1.0, "share": 0.3},
+    "domains": {"domains": 4, "classes": 5, "examples": 2000, "test": 800, "features": 16, "noise": 1.0, "shift": 1.0},
+    "pairs": {"topics": 5, "examples": 1500, "test": 300, "words": 60, "length": 10, "common": 0.3},
+    "sites": {"examples": 2400, "test": 1200, "size": 12, "noise": 0.35, "shift": 1.0},
     "logistic": {"classes": 10, "clients": 30, "examples": 6000, "features": 60, "alpha": 1.0, "beta": 1.0},
 }
 LEAST = {
@@ -27,10 +30,13 @@ LEAST = {
     "labels": 2,
     "share": 0,
     "each": 3,
+    "length": 2,
+    "common": 0,
     "taste": 0,
     "skew": 0,
     "test": 0,
     "noise": 0,
+    "shift": 0,
     "separation": 0,
     "alpha": 0,
     "beta": 0,
@@ -55,6 +61,10 @@ def check(spec: Named) -> list[str]:
     o = {**OPTIONS[kind], **spec.options}
     if not problems and kind == "tastes" and o["each"] >= o["items"]:
         problems.append(f"task.data.each: {o['each']} found, allowed: less than the {o['items']} items")
+    if not problems and kind == "pairs" and o["length"] > o["words"]:
+        problems.append(f"task.data.length: {o['length']} found, allowed: at most the {o['words']} words of a topic")
+    if not problems and o.get("common", 0.5) >= 1:
+        problems.append(f"task.data.common: {o['common']!r} found, allowed: below 1")
     if not problems and o.get("share", 0.5) >= 1:
         problems.append(f"task.data.share: {o['share']!r} found, allowed: below 1")
     return problems or _too_large(o, kind)
@@ -66,6 +76,10 @@ def _too_large(o: Mapping[str, Any], kind: str) -> list[str]:
 
     if kind == "tastes":
         o = {**o, "examples": o["users"], "features": 2 * o["items"]}
+    if kind == "sites":
+        o = {**o, "features": 2 * o["size"] ** 2}
+    if kind == "pairs":
+        o = {**o, "features": 2 * o["words"]}
     width = o["channels"] * o["size"] ** 2 if kind == "images" else o["features"]
     rows = max(o["examples"] + o.get("test", 0), 10 * o.get("clients", 0)) + o.get("classes", 0)
     asked, free = 8 * rows * width, psutil.virtual_memory().available
@@ -82,7 +96,16 @@ def load(spec: Named, seed: int) -> Dataset:
     kind = spec.name.partition(":")[2]
     o = {**OPTIONS[kind], **spec.options}
     rng = keys.numpy(keys.key(seed, 0, -1, f"synthetic/{kind}"))
-    makers = {"blobs": _blobs, "images": _images, "logistic": _logistic, "multilabel": _multilabel, "tastes": _tastes}
+    makers = {
+        "blobs": _blobs,
+        "images": _images,
+        "logistic": _logistic,
+        "domains": _domains,
+        "sites": _sites,
+        "pairs": _pairs,
+        "multilabel": _multilabel,
+        "tastes": _tastes,
+    }
     return makers[kind](o, rng)
 
 
@@ -140,6 +163,89 @@ def _logistic(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
     return Dataset(
         "synthetic:logistic", whole.take(~test), whole.take(test), classes, tuple(map(str, range(classes))), "tabular"
     )
+
+
+def _domains(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Return the set whose domains see the same Gaussian classes each turned and moved its own way: x = Q_k (1.5 mu_c +
+    noise e) + shift b_k,
+    mu_c, b_k, e ~ Normal(0, I), Q_k the orthogonal part of I + 0.3 shift G_k, G_k ~ Normal(0, 1). A domain is a natural client, too."""
+    n, test, classes, d, domains = (int(o[k]) for k in ("examples", "test", "classes", "features", "domains"))
+    centres, y = rng.normal(size=(classes, d)), _labels(n + test, classes, rng)
+    domain = np.concatenate([rng.permutation(np.arange(many) % domains) for many in (test, n)])
+    x = 1.5 * centres[y] + o["noise"] * rng.normal(size=(n + test, d))
+    for k in range(domains):
+        q, r = np.linalg.qr(np.eye(d) + 0.3 * o["shift"] * rng.normal(size=(d, d)))
+        moved = x[domain == k] @ (q * np.sign(np.diag(r))).T
+        x[domain == k] = moved + o["shift"] * rng.normal(size=d)
+    names = np.array([f"domain {k}" for k in range(domains)])[domain]
+    split = np.where(np.arange(n + test) < test, "test", "train")
+    whole = Part(x.astype(np.float32), y, names, names, split)
+    held = np.arange(test)
+    return Dataset(
+        "synthetic:domains",
+        whole.take(np.arange(test, n + test)),
+        whole.take(held),
+        classes,
+        tuple(map(str, range(classes))),
+        "tabular",
+    )
+
+
+def _pairs(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Return questions and passages of topics, each a natural client. A passage is `length` different ideas of its topic, of which a share
+    `common` is common to all topics; its question asks for half of these. An idea has one word in questions and another one in passages,
+    so that which words belong together has to be learned; a topic has `words` ideas of its own, and as many are common to all."""
+    topics, n, test, words, length = (int(o[k]) for k in ("topics", "examples", "test", "words", "length"))
+    topic = np.concatenate([rng.permutation(np.arange(many) % topics) for many in (test, n)])
+    shared = round(o["common"] * length)
+    own = np.argsort(rng.random((n + test, words)), 1)[:, : length - shared] + words * (1 + topic[:, None])
+    both = np.argsort(rng.random((n + test, words)), 1)[:, :shared]
+    ideas = np.concatenate([own, both], 1)
+    ideas = np.take_along_axis(ideas, np.argsort(rng.random(ideas.shape), 1), 1)
+    x = np.full((n + test, 2, length), -1, np.int32)
+    x[:, 0, : (length + 1) // 2] = 2 * ideas[:, : (length + 1) // 2]
+    x[:, 1] = 2 * ideas + 1
+    names = np.array([f"topic {k}" for k in range(topics)])
+    whole = Part(x, topic, names[topic], None, np.where(np.arange(n + test) < test, "test", "train"))
+    return Dataset(
+        "synthetic:pairs",
+        whole.take(np.arange(test, n + test)),
+        whole.take(np.arange(test)),
+        topics,
+        tuple(names),
+        "pairs",
+    )
+
+
+SITES = {"small": 0.05, "medium": 0.1, "large": 0.25, "largest": 0.6}  # share of the rows of each, one more is shifted
+
+
+def _sites(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Return pictures with two labels of five sites, each a natural client: four of unequal size, and `shifted`, as large as `large`, whose
+    pictures have less contrast, are brighter and noisier. A label is a smooth pattern that a picture has or has not, beside a background of
+    its own. Column `positive`: of a site's training rows those without a label over those with it. Test rows: as many for each site."""
+    n, test, size = (int(o[k]) for k in ("examples", "test", "size"))
+    names = [*SITES, "shifted"]
+    share = np.array([*SITES.values(), SITES["large"]])
+    many = np.maximum(10, np.rint(share * n)).astype(int)
+    site = np.concatenate([np.repeat(np.arange(5), many), np.arange(test) % 5])
+    is_test = np.arange(len(site)) >= many.sum()
+    basis = np.cos(np.pi * np.arange(4)[:, None] * np.linspace(0, 1, size))
+    pattern = np.einsum("kij,ih,jw->khw", rng.normal(size=(2, 4, 4)), basis, basis)
+    pattern /= np.abs(pattern).max((1, 2), keepdims=True)
+    y = (rng.random((len(site), 2)) < [0.5, 0.3]).astype(np.int64)
+    back = np.einsum("nij,ih,jw->nhw", rng.normal(size=(len(site), 3, 3)), basis[:3], basis[:3])
+    x = 0.5 + 0.15 * np.einsum("nk,khw->nhw", y, pattern) + 0.04 * back
+    away = (site == 4)[:, None, None] * o["shift"]
+    x = x * (1 - 0.4 * away) + 0.25 * away + (o["noise"] * (1 + 0.5 * away)) * rng.normal(size=x.shape)
+    positive = np.ones((len(site), 2), np.float32)
+    for k in range(5):
+        mine = (site == k) & ~is_test
+        has = y[mine].sum(0)
+        positive[site == k] = (mine.sum() - has) / (has + 1e-6)
+    client, split = np.array(names)[site], np.where(is_test, "test", "train")
+    whole = Part(np.clip(x, 0, 1).astype(np.float32)[:, None], y, client, client, split, {"positive": positive})
+    return Dataset("synthetic:sites", whole.take(~is_test), whole.take(is_test), 2, ("first", "second"), "image")
 
 
 def _multilabel(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:

@@ -20,12 +20,34 @@ from rayfed.errors import nearest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NAMED = ("image", "text", "label", "client", "domain", "item", "time")  # options that name a column, of every source
+NAMED = (
+    "image",
+    "text",
+    "label",
+    "client",
+    "domain",
+    "item",
+    "time",
+    "question",
+    "passage",
+)  # options that name a column, of every source
 OPTIONS = (*NAMED, *targets.OPTIONS, "features", "length", "test", *pictures.OPTIONS, *instruct.OPTIONS)
 TEXT = ("text", "sentence")
 IMAGE = ("image", "img")
 SPLITS = ("train", "valid", "test", "test_unseen")
-ROLES = ("image", "text", *instruct.FIELDS, "label", "client", "domain", "split", "item", "time")  # of one column each
+ROLES = (
+    "image",
+    "text",
+    *instruct.FIELDS,
+    "label",
+    "client",
+    "domain",
+    "split",
+    "item",
+    "time",
+    "question",
+    "passage",
+)  # of one column each
 
 
 @dataclass(frozen=True)
@@ -34,8 +56,8 @@ class Columns:
 
     features: names of numeric columns; shape: (height, width, channels) of images; label_names: of the classes, () where
     nothing says them; target: of numbers to predict, labels: of several labels a row, in the place of label; further: columns of a
-    batch beside x and y, by its name for them; item: what the row's user, the client, took, time: when. Exactly one of item, image,
-    text, response and features is there.
+    batch beside x and y, by its name for them; item: what the row's user, the client, took, time: when; question, passage:
+    of pairs. Exactly one of item, passage, image, text, response and features is there.
     """
 
     label: str | None
@@ -55,10 +77,14 @@ class Columns:
     further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     item: str | None = None
     time: str | None = None
+    question: str | None = None
+    passage: str | None = None
 
     @property
     def kind(self) -> str:
-        """Return the kind of the data: items, image, text, instruct or tabular."""
+        """Return the kind of the data: items, pairs, image, text, instruct or tabular."""
+        if self.passage:
+            return "pairs"
         if self.item:
             return "items"
         if self.image:
@@ -89,7 +115,10 @@ def option_problems(options: dict[str, Any]) -> list[str]:
         out.append(f"task.data.features: {features!r} found, allowed: each column once")
     if shape is not None and not (_all_are(shape, int) and len(shape) == 3 and min(shape) > 0):
         out.append(f"task.data.shape: {shape!r} found, allowed: [height, width, channels]")
-    given = [n for n in ("item", "image", "text", "features", "response") if options.get(n)]
+    given = [n for n in ("item", "passage", "image", "text", "features", "response") if options.get(n)]
+    if bool(options.get("question")) != bool(options.get("passage")):
+        missing = "passage" if options.get("question") else "question"
+        out.append(f"task.data.{missing}: missing; a pair has a column of questions and one of passages")
     if options.get("time") and not options.get("item"):
         out.append("task.data.time: belongs to item: COLUMN, what a row's user took")
     if len(given) > 1:
@@ -169,24 +198,25 @@ def _chosen(options: dict[str, Any], names: Sequence[str], about: dict[str, Any]
     """Return what the options, the schema's metadata and the usual names say, whether such columns exist or not."""
     features = options.get("features") or about.get("features")
     usual = next((c for c in IMAGE if c in names), None)
-    record = _record(options, names, bool(features or usual))
+    record = _record(options, names, bool(features or usual or options.get("passage")))
     target, labels = (targets.names_of(options.get(n)) for n in ("target", "labels"))
-    item = options.get("item")
-    label = None if item or target or labels else options.get("label", "label")
+    item, passage = options.get("item"), options.get("passage")
+    other = bool(item or passage)
+    label = None if other or target or labels else options.get("label", "label")
     if label and record["response"] and "label" not in options:
         label = next((n for n in instruct.LABELS if n in names), None)
     text = options.get("text")
-    if not text and not (item or features or record["response"] or usual or "image" in options):
+    if not text and not (other or features or record["response"] or usual or "image" in options):
         text = next((t for t in TEXT if t in names), None)
     shape = options.get("shape")
     if not shape and "height" in about:
         shape = [about["height"], about["width"], about.get("channels", 1)]
     return Columns(
         label=label,
-        image=options.get("image") or (None if item or features or text or record["response"] else usual or "image"),
+        image=options.get("image") or (None if other or features or text or record["response"] else usual or "image"),
         text=text,
         **record,
-        features=None if item else features,
+        features=None if other else features,
         **{n: options.get(n, n if n in names else None) for n in ("client", "domain", "split")},
         shape=shape,
         label_names=tuple(map(str, about.get("label_names") or ())),
@@ -194,6 +224,8 @@ def _chosen(options: dict[str, Any], names: Sequence[str], about: dict[str, Any]
         labels=labels,
         item=item,
         time=options.get("time"),
+        question=options.get("question"),
+        passage=passage,
         further={n: targets.names_of(c) for n, c in options.get("columns", {}).items()},
     )
 
@@ -226,7 +258,7 @@ def _type_problem(option: str, field: pa.Field, use: Columns, file: str) -> str 
         return None if kind in ("whole numbers", "numbers") else where + "numbers"
     if option in ("target", "labels") or option.startswith("columns."):
         return targets.type_problem(option, field, len(use.labels) == 1, file)
-    if option in ("text", *instruct.FIELDS):
+    if option in ("text", "question", "passage", *instruct.FIELDS):
         return None if kind in ("text", "nothing") else where + "text"
     return None if kind in ("text", "whole numbers", "numbers", "nothing") else where + "text or numbers"
 

@@ -20,8 +20,8 @@ from rayfed.models import families
 
 PACKAGE = Path(__file__).parents[1]
 COUNTED = (  # what decides a run's numbers; engine, execution and storage are held to the same numbers by tests
-    "adapters", "clock", "cluster", "data", "distill", "fed", "fold", "keys", "method", "methods", "metrics", "models", "optimizers",
-    "participation", "partition", "schedules", "stragglers", "task", "traces", "training", "tree", "visits",
+    "adapters", "clock", "cluster", "data", "distill", "fed", "fold", "fronts", "keys", "method", "methods", "metrics", "models",
+    "optimizers", "participation", "partition", "schedules", "stragglers", "task", "traces", "training", "tree", "visits",
 )  # fmt: skip
 ALWAYS = ("fed", "fold", "metrics", "partition", "stragglers", "task", "training")
 DECIDING = (

@@ -22,6 +22,8 @@ FORMS = {
     "numbers": "numbers for each row, y of floats",
     "records": "instructions with answers",
     "items": "items that users took",
+    "problems": "problems, each with its objectives",
+    "pairs": "pairs of questions and passages",
 }
 
 

@@ -27,6 +27,15 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
         "neural collaborative filtering, for items: an MLP on both vectors; dim, hidden",
         {"dim": 16, "hidden": [32, 16]},
     ),
+    "bag": ("for pairs of texts: the mean of words' vectors and a layer on it; words, dim", {"words": 4096, "dim": 64}),
+    "psl": (
+        "for problems of several objectives: a shared layer, and a network of its own for each; hidden, outputs",
+        {"hidden": 256, "outputs": 6},
+    ),
+    "coaction": (
+        "for problems of several objectives: a transformer and task embeddings; dim, depth, heads, outputs, together",
+        {"dim": 64, "depth": 2, "heads": 4, "outputs": 6, "together": False},
+    ),
     "vit-tiny": ("vision transformer; patch, dim, depth, heads", {"patch": 4, "dim": 64, "depth": 2, "heads": 4}),
 }
 
@@ -64,12 +73,15 @@ def check(spec: Named) -> list[str]:
         if name not in known:
             has = ", ".join(known) or "none"
             problems.append(f"task.model.{name}: unknown option of {spec.name}{nearest(name, known)}; known: {has}")
-        elif name == "hidden":
+        elif isinstance(known[name], list):
             if not (isinstance(value, list | tuple) and value and all(_whole(v) for v in value)):
-                problems.append(f"task.model.hidden: {value!r} found, allowed: a list of widths >= 1, e.g. [64, 64]")
+                problems.append(f"task.model.{name}: {value!r} found, allowed: a list of widths >= 1, e.g. [64, 64]")
+        elif isinstance(known[name], bool):
+            if not isinstance(value, bool):
+                problems.append(f"task.model.{name}: {value!r} found, allowed: true, false")
         elif not _whole(value):
             problems.append(f"task.model.{name}: {value!r} found, allowed: a whole number >= 1")
-    if spec.name == "vit-tiny" and not problems:
+    if spec.name in ("vit-tiny", "coaction") and not problems:
         o = {**known, **spec.options}
         if o["dim"] % o["heads"]:
             problems.append(f"task.model.dim: {o['dim']} found, allowed: a multiple of heads ({o['heads']})")

@@ -18,6 +18,7 @@ import numpy as np
 
 from rayfed import attack, keys
 from rayfed.config import phases
+from rayfed.data import OTHER_FORMS
 from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import make_callable
 from rayfed.partition import groups as planted
@@ -35,6 +36,8 @@ DEFAULTS = {
     "numbers": "regress",
     "records": "instruct",
     "items": "ranking",
+    "problems": "pareto",
+    "pairs": "pairs",
 }
 SHARED, VAL, TEST = 0, 1, 2  # role of a row: to be split by `federation.split`, or the data's own valid or test row
 
@@ -139,9 +142,8 @@ class Federation:
 
     @property
     def form(self) -> str:
-        """Return what y holds: classes | labels | numbers | records | items (see `rayfed.data.Dataset.form`)."""
-        kinds = {"instruct": "records", "items": "items"}
-        return self.targets.form if self.targets else kinds.get(self.kind, "classes")
+        """Return what y holds: classes | labels | numbers | records | items | problems | pairs (see `rayfed.data.Dataset.form`)."""
+        return self.targets.form if self.targets else OTHER_FORMS.get(self.kind, "classes")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -271,6 +273,11 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         raise ConfigError(
             f"federation.partition.kind: {f.partition.kind} found, {dataset.name} says who took which item; allowed: natural"
         )
+    if f.holdout.domain is not None and f.partition.kind != "natural":
+        raise ConfigError(
+            f"federation.holdout.domain: {f.holdout.domain!r} found, under {f.partition.kind} a client is of no domain; "
+            "allowed: partition natural"
+        )
     dataset, targets = by_stratum(dataset)
     public, dataset = without_public(f, dataset, draw("probe"))
     f = f.model_copy(update={"groups": planted.counted(f.groups, dataset)})
@@ -310,6 +317,8 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
             )
     elif f.split.tests == "others":  # validation rows stay a client's own
         test = exchanged(test, group[: n - held])
+    elif f.split.tests == "all":
+        test = everybodys(test)
     backdoor = None
     columns = {c: np.concatenate([p.columns[c] for p in parts]) for c in dataset.train.columns}
     if dataset.kind == "items":
@@ -357,6 +366,13 @@ def exchanged(test: Index, group: np.ndarray) -> Index:
     source[order] = np.roll(order, len(order) // 2)
     offsets = np.concatenate([[0], np.cumsum(test.sizes()[source])])
     return Index(offsets.astype(np.int64), np.concatenate([test[int(i)] for i in source]))
+
+
+def everybodys(test: Index) -> Index:
+    """Return the index in which every client has the test rows of all, in their order."""
+    rows = np.sort(test.rows)
+    offsets = np.arange(len(test) + 1, dtype=np.int64) * len(rows)
+    return Index(offsets, np.tile(rows, len(test)))
 
 
 def without_public(f: Any, dataset: Dataset, rng: np.random.Generator) -> tuple[Part, Dataset]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed.errors import ConfigError
+from rayfed.errors import ConfigError, nearest
 from rayfed.partition import SHARED, TEST, VAL, Names, Owned
 from rayfed.partition import groups as planted
 
@@ -18,7 +18,8 @@ def split(f: Any, dataset: Dataset, group: np.ndarray, held: int, draw: Any) -> 
     """Return who holds each row: `clients` ids drawn by seed.
 
     Held-out clients are ids without training rows (split `test_unseen`) where the data has them: their rows are split for
-    personalisation like anybody's. Elsewhere they are some of the drawn ids. Under groups of kind domain, a client's group is
+    personalisation like anybody's. Elsewhere they are some of the drawn ids; under `holdout.domain` ids of that domain, all others
+    take part. Under groups of kind domain, a client's group is
     the domain of most of its rows, and its rows of other domains are nobody's. ConfigError where there are too few ids.
     """
     train, test = dataset.train, dataset.test
@@ -41,9 +42,12 @@ def split(f: Any, dataset: Dataset, group: np.ndarray, held: int, draw: Any) -> 
     named, least = ids != "", f.partition.min_examples
     known = np.flatnonzero(named & (examples >= least))
     unseen = np.flatnonzero(named & (examples == 0) & (unseen_rows >= least))
+    if f.holdout.domain is not None:
+        known, unseen = _apart(dataset, number, known, f.holdout.domain)
 
     n = len(group)
-    chosen = _draw_ids(dataset.name, n, held, known, unseen, least, draw("natural ids"))
+    of = "without training rows" if f.holdout.domain is None else f"of domain {f.holdout.domain}"
+    chosen = _draw_ids(dataset.name, n, held, known, unseen, of, least, draw("natural ids"))
     client_of = np.full(len(ids), -1, np.int64)
     client_of[chosen] = np.arange(n)
     owner = client_of[number]
@@ -60,8 +64,22 @@ def split(f: Any, dataset: Dataset, group: np.ndarray, held: int, draw: Any) -> 
     return Owned(owner, role, names, group)
 
 
+def _apart(dataset: Dataset, number: np.ndarray, known: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (ids of other domains, ids of domain `name`) of known ids: the domain of most of an id's rows."""
+    names, train, test = planted.domains(dataset, "federation.holdout.domain")
+    if name not in names:
+        raise ConfigError(
+            f"federation.holdout.domain: {name!r} found{nearest(name, names)}, {dataset.name} has: {', '.join(names)}"
+        )
+    domain = np.concatenate([train, test])
+    votes = np.zeros((int(number.max()) + 1, len(names)), np.int64)
+    np.add.at(votes, (number[domain >= 0], domain[domain >= 0]), 1)
+    of = votes.argmax(1) == names.index(name)
+    return known[~of[known]], known[of[known]]
+
+
 def _draw_ids(
-    name: str, n: int, held: int, known: np.ndarray, unseen: np.ndarray, least: int, rng: np.random.Generator
+    name: str, n: int, held: int, known: np.ndarray, unseen: np.ndarray, of: str, least: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return the numbers of n ids, the held-out ones last: from `unseen` if it has any, else from `known` too."""
     from_unseen = held > 0 and len(unseen) > 0
@@ -76,7 +94,7 @@ def _draw_ids(
         )
     if from_unseen and held > len(unseen):
         raise ConfigError(
-            f"federation.holdout.fraction: {held} held-out clients asked for, {name} has {len(unseen)} without training rows"
+            f"federation.holdout.fraction: {held} held-out clients asked for, {name} has {len(unseen)} {of}"
         )
     chosen = rng.permutation(known)[:need]
     return np.concatenate([chosen, rng.permutation(unseen)[:held]]) if from_unseen else chosen

@@ -41,6 +41,8 @@ OFFERS = {  # what a task offers to methods, as `Method.needs` and `Task.offers`
     "numbers": "predicted numbers (B, T)",
     "features": "a penultimate representation of whole inputs",
     "items": "scores of items (B, K), of one user",
+    "pairs": "cosines of questions and passages (B, B)",
+    "fronts": "objectives of several problems, at preferences (B, m)",
     "tokens": "logits of the token that comes next",
     "public": "a public set (federation.public)",
     "public labels": "a public set with labels (federation.public.labels)",

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 class Multilabel(TaskKind):
     """Learn which of L labels an example has, each by a logit of its own.
 
-    Batches have y (B, L), 1 or 0, and may have a column `mask` (B, L), 0 where a label is not known. loss: the mean over an example's
-    known labels of -y log p - (1 - y) log(1 - p). accuracy: the share of an example's known labels that are right at p >= 1/2; exact: 1
-    where all of them are. A client's class counts are of strata (`rayfed.partition.targets`).
+    Batches have y (B, L), 1 or 0, and may have columns `mask` (B, L), 0 where a label is not known, and `positive` (B, L),
+    what a label that is there counts for in training, w = 1 without it (a site's rows without the label over those with it, say). The loss
+    that is trained: the mean over an example's known labels of -w y log p - (1 - y) log(1 - p); the one that is measured has w = 1.
+    accuracy: the share of an example's known labels that are right at p >= 1/2; exact: 1 where all of them are. A client's
+    class counts are of strata (`rayfed.partition.targets`).
     """
 
     reads: ClassVar[tuple[str, ...]] = ("labels",)
@@ -37,7 +39,9 @@ class Multilabel(TaskKind):
         """Return binary cross-entropy of each example, the mean over its known labels, (B,)."""
         with self.training(batch, key):
             logits = self.apply(params, batch["x"])
-        return _mean(F.binary_cross_entropy_with_logits(logits, batch["y"], reduction="none"), _known(batch))
+        positive = {"pos_weight": batch["positive"]} if "positive" in batch and key is not None else {}
+        nll = F.binary_cross_entropy_with_logits(logits, batch["y"], reduction="none", **positive)
+        return _mean(nll, _known(batch))
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Return the probability of each label, (B, L)."""

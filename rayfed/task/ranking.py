@@ -99,13 +99,15 @@ class Ranking(TaskKind):
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Return the loss of each row, (B,); with a training step's key, of negatives drawn from it."""
-        y, user = batch["y"].long(), batch["user"].long()
-        if key is None:
-            items = torch.cat([y[:, None], self._fixed[user][:, : self.settings.sample]], 1)
-        else:
-            items = torch.cat([y[:, None], self.negatives(user, key)], 1)
+        items = self.items(batch, key)
         with self.training(batch, key):
             return _loss(self.apply(params, items))
+
+    def items(self, batch: Any, key: Any = None) -> Tensor:
+        """Return the items that a row's loss is of, its own first, (B, 1 + sample); with a step's key, others are drawn from it."""
+        y, user = batch["y"].long(), batch["user"].long()
+        others = self._fixed[user][:, : self.settings.sample] if key is None else self.negatives(user, key)
+        return torch.cat([y[:, None], others], 1)
 
     def negatives(self, user: Tensor, key: Tensor) -> Tensor:
         """Return `sample` items for each row that its user never took, (B, sample), drawn evenly from a step's key."""

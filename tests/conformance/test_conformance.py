@@ -30,6 +30,7 @@ COMES = {
     "federation": {"per_round": None, "participation": {"kind": "markov", "chances": [0.9, 0.5, 0.2], "switch": 0.3}}
 }
 ALL = {"federation": {"per_round": None}}
+KNOWN_TARGET = {"federation": {"public": {"rows": 20}}, "local": {"epochs": None, "steps": 4}}
 DEVICES = {"devices": {"profile": "lognormal", "sigma": 0.5, "bandwidth": 10000.0}}
 
 # settings, or (settings, changes to the config)
@@ -91,7 +92,16 @@ VARIANTS: dict[str, list[Any]] = {
         ({}, {"local": MOMENTUM, "federation": {"participation": {"kind": "cyclic"}}}),
         ({}, {**BATCHNORM, "local": {"buffers": "private"}}),
     ],
+    "fcf": [({}, toy.TASTES), ({"alpha": 0.0, "reg": 1.0}, toy.TASTES)],
     "fedamd": [{}, {"period": 2, "everyone_first": False}],
+    "copsl": [
+        ({}, toy.FRONTS),
+        (
+            {"trunk": "client"},
+            toy.merge(toy.FRONTS, {"local": {"steps": 3, "optimizer": {"name": "adam", "lr": 0.01}}}),
+        ),
+        ({"trunk": "alone"}, toy.merge(toy.FRONTS, {"task": {"model": {"name": "coaction", "dim": 4, "heads": 2}}})),
+    ],
     "fedau": [{}, ({"cutoff": 2}, COMES), ({"weights": "known"}, COMES)],
     "afa_cs": [{}, {"buffer": 2, "most": 4, "missing": "zero"}],
     "fedbuff": [{}, ({"buffer": 2, "weight": "examples"}, DEVICES)],
@@ -103,6 +113,10 @@ VARIANTS: dict[str, list[Any]] = {
     "fedbn": [({}, BATCHNORM), {}],
     "fedgela": [{}, ({"scaled": False}, BATCHNORM)],
     "fedgh": [{"server_batch": 3, "server_epochs": 2}],
+    "fedka": [
+        ({"vote_steps": 2, "accumulate": 2}, KNOWN_TARGET),
+        ({"vote_steps": 2, "accumulate": 2, "broadcast": "mean"}, toy.merge(BATCHNORM, KNOWN_TARGET)),
+    ],
     "fedloge": [{"fixed_steps": 20}],
     "fedproto": [{}, ({"weight": "examples", "predict": "head"}, BATCHNORM)],
     "fedrep": [{"head_epochs": 2}, ({"head_epochs": 1, "weight": "examples", "private": ["1", "head"]}, BATCHNORM)],
@@ -142,6 +156,7 @@ VARIANTS: dict[str, list[Any]] = {
         {"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8},
         ({"generator_steps": 2, "hidden": 8, "generated": 3, "rho": 1.0, "beta": 0.5}, {"local": MOMENTUM}),
     ],
+    "fed_e4rag": [({}, toy.PAIRS), ({"lam": 0.0, "start": "received", "view": "shared"}, toy.PAIRS)],
     "fedit": [{}, ({"gap": True}, RANKS)],
     "fedld": [{}, ({"per": "example", "weight": "examples"}, {"aggregate": {"kind": "principal", "first": 1}})],
     "fedmerge": [
@@ -166,6 +181,7 @@ VARIANTS: dict[str, list[Any]] = {
         {"gap": "cosine"},
         {"gap": "weights"},
     ],
+    "fedrap": [({"item_rate": 2.0}, toy.TASTES), ({"item_rate": 2.0, "personal": False, "mu": 1.0}, toy.TASTES)],
     "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],
     "fedsoft": [{}, {"clusters": 2, "lam": 0.0, "selection": "weighted", "every": 1, "floor": 0.0}],
     "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
@@ -193,6 +209,10 @@ VARIANTS: dict[str, list[Any]] = {
         {},
         {"angles": "principal", "basis": 1, "threshold": 0.9, "relative": True, "linkage": "average", "weight": "one"},
         {"measure": "smallest", "basis": 1, "threshold": 20.0},
+    ],
+    "gpfedrec": [
+        ({"item_rate": 0.5}, toy.TASTES),
+        ({"item_rate": 0.5, "neighbours": 2, "layers": 2, "graph": "unlike", "view": "graph"}, toy.TASTES),
     ],
     "qfedavg": [{}, {"q": 0.0}],
     "scaffold": [{}, ({"server_lr": 0.5}, {"local": {"schedule": {"kind": "exponential", "gamma": 0.5}}})],

@@ -56,7 +56,14 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedins": ({"pool": 3}, {"adapter": {"kind": "ssf"}}),
     "pfedpg": ({}, {"adapter": {"kind": "prompt", "tokens": 3}}),
     "hetlora": ({}, RANKS),
-    "pfedrec": ({"item_rate": 0.5}, toy.TASTES),
+    **dict.fromkeys(["pfedrec", "fedrap", "gpfedrec"], ({"item_rate": 0.5}, toy.TASTES)),
+    "fcf": ({}, toy.TASTES),
+    "copsl": ({}, toy.FRONTS),
+    "fed_e4rag": ({}, toy.PAIRS),
+    "fedka": (
+        {"vote_steps": 2},
+        {"federation": {"public": {"rows": 20}}, "local": {"epochs": None, "steps": 4}},
+    ),
     ("hetlora", "least"): ({"gamma": 0.5}, RANKS),
     ("cfl", "absent"): (CUTS, {"federation": {"per_round": None}}),
     ("cfl", "relative"): ({**CUTS, "eps_2": 0.99}, {}),
@@ -196,7 +203,9 @@ SHAPED = [
 
 
 @pytest.mark.parametrize("local", SHAPED, ids=lambda c: next(iter(c)))
-@pytest.mark.parametrize("name", [n for n in methods.names() if "items" not in methods.get(n).needs])
+@pytest.mark.parametrize(
+    "name", [n for n in methods.names() if not methods.get(n).needs & {"items", "fronts", "pairs"}]
+)
 def test_what_shapes_a_local_step_is_read_by_every_method(name: str, local: dict[str, Any], fit: Fit) -> None:
     options, more = BASES.get(name, ({}, {}))
     changes = fit(name, "", more)
