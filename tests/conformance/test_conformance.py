@@ -128,7 +128,7 @@ VARIANTS: dict[str, list[Any]] = {
     "fedbip_l": [{}, {"layers": "module", "weights": "uniform"}],
     "feddyn": [{}, ({"alpha": 1.0}, {"local": {"clip": 0.5, "label_smoothing": 0.1}})],
     "fedd2s": [
-        {"samples": 1, "server_steps": 2},
+        {"samples": 1, "server_steps": 2, "drop": 0.0},
         ({"drop": 1.0, "server_batch": 8, "beta": 0.0}, {"task": {"model": {"hidden": [12, 10]}}, "local": MOMENTUM}),
     ],
     "fedmd": [
