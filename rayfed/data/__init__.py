@@ -126,6 +126,10 @@ def names() -> list[tuple[str, str]]:
             "synthetic:multilabel",
             "rows with several labels each, every label a half-space of the features (constructed)",
         ),
+        (
+            "synthetic:quadratics",
+            "points that clients' quadratic functions are least at, summing to zero (constructed)",
+        ),
         *((f"sklearn:{n}", about) for n, about in BUNDLED.items()),
         *((f"pareto:{n}", about) for n, about in FRONTS.items()),
         ("path/to/file.py:function", "your own function (seed, **options) -> rayfed.data.Dataset"),

@@ -32,6 +32,7 @@ COMES = {
 ALL = {"federation": {"per_round": None}}
 KNOWN_TARGET = {"federation": {"public": {"rows": 20}}, "local": {"epochs": None, "steps": 4}}
 DEVICES = {"devices": {"profile": "lognormal", "sigma": 0.5, "bandwidth": 10000.0}}
+VAL = {"federation": {"split": {"val": 0.3}}}
 
 # settings, or (settings, changes to the config)
 VARIANTS: dict[str, list[Any]] = {
@@ -104,6 +105,14 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "fedau": [{}, ({"cutoff": 2}, COMES), ({"weights": "known"}, COMES)],
     "afa_cs": [{}, {"buffer": 2, "most": 4, "missing": "zero"}],
+    "fedex": [({}, VAL), ({"lr": [1.0, 0.3], "steps": [1, 3], "weight_decay": [0.0, 0.1], "feedback": "change"}, VAL)],
+    "fzoos": [
+        (
+            {"features": 20, "history": 12, "active": 2, "probes": 4},
+            {"task": {"model": "linear"}, "local": {"epochs": 2}},
+        )
+    ],
+    "fedzo": [({"directions": 3, "correction": "control"}, {"task": {"model": "linear"}})],
     "fedbuff": [{}, ({"buffer": 2, "weight": "examples"}, DEVICES)],
     "fedfix": [({}, ALL), ({"period": 2.0, "weight": "one"}, {**ALL, **DEVICES})],
     "apfl": [{"alpha_lr": 0.05}, ({}, {**BATCHNORM, "local": MOMENTUM})],

@@ -20,6 +20,7 @@ SHORT = {"iterations": 2, "student_steps": 2, "batch": 8}
 FEW = {"steps": 3, "generator_steps": 5, "latent": 4}
 LEAKS = {"federation": {"probe": 20}}
 PROBE = {"federation": {"probe": 40}}
+VAL = {"federation": {"split": {"val": 0.3}}}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}, "alpha": 8}}
 CUTS = {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0}
 ALL = {"federation": {"per_round": None}}
@@ -44,6 +45,9 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     ("fedd2s", "least"): ({"samples": 1, "server_steps": 2, "drop": 1.0}, {}),
     "fedloge": ({"fixed_steps": 20}, {}),
     "fedgen": ({"generator_steps": 3, "batch": 8, "noise": 4, "hidden": 8}, {}),
+    "fedex": ({}, VAL),
+    "fzoos": ({"features": 20, "history": 40, "active": 2, "probes": 4}, {"task": {"model": "linear"}}),
+    ("fedex", "discount"): ({"lr": [0.3, 1.0]}, VAL),
     "fedfix": ({}, {**ALL, **DEVICES}),
     ("fedfix", "period"): ({}, ALL),
     ("fedbuff", "restart"): ({}, DEVICES),
@@ -109,8 +113,8 @@ def candidates(name: str, setting: str) -> list[Any]:
         found = named
     elif bool in kinds:
         found = [not default]
-    elif isinstance(default, tuple):  # of layers
-        found = [["body"], ["bias"]]
+    elif isinstance(default, tuple):  # of layers, or of numbers
+        found = [["body"], ["bias"], [1], [1, 2]]
     elif setting == "clusterer":
         found = [{"kind": "singletons"}]
     else:
