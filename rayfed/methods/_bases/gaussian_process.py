@@ -26,7 +26,7 @@ def scaled(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return ((a[:, None] - b[None]) ** 2).sum(-1).clamp(min=0).sqrt()
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _gram(k: Tensor, known: Tensor) -> Tensor:
@@ -70,14 +70,17 @@ def _slopes(points: Tensor, z: Tensor, scale: float) -> Tensor:
 
 def uncertainty(points: Tensor, known: Tensor, candidates: Tensor, scale: float) -> Tensor:
     """Return the variance of the gradient, summed over its entries, at candidates (C, D), (C,): under the kernel exp(-|a - b|^2 / (2
-    scale^2)) given the known points."""
+    scale^2)) given the known points. D / scale^2 less, over entries, the covariances' quadratic form, which needs inner products
+    alone."""
 
     def kernel(r: Tensor) -> Tensor:
         return torch.exp(-(r**2) / (2 * scale**2))
 
-    lower = torch.linalg.cholesky(_gram(kernel(_distances(points, points)), known))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_gram(kernel(_distances(points, points)), known)))
+    centre = candidates.mean(0)  # small numbers, of which differences are exact enough
     k = torch.where(known, kernel(_distances(candidates, points)), 0.0)
-    slopes = (candidates[:, None] - points[None]) / scale**2 * k[..., None]  # (C, M, D)
-    c, m, d = slopes.shape
-    half = torch.linalg.solve_triangular(lower, slopes.transpose(0, 1).reshape(m, c * d), upper=False)
-    return d / scale**2 - half.square().sum(0).reshape(c, d).sum(-1)
+    p, c = torch.where(known[:, None], points - centre, 0.0), candidates - centre
+    weighed = k @ inverse
+    explained = c.square().sum(-1) * (weighed * k).sum(-1) - 2 * (weighed * k * (c @ p.T)).sum(-1)
+    explained = explained + ((k @ (inverse * (p @ p.T))) * k).sum(-1)
+    return points.shape[1] / scale**2 - explained / scale**4
