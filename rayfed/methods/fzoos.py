@@ -33,12 +33,11 @@ class FZooS(ZerothOrder):
     on `features` random Fourier features phi(z) = sqrt(2 / M) cos(omega z + b), the same for all, and sends the coefficients nu_i in the
     values' unit; their mean gives F_sur: grad f_sur(z) = -sqrt(2 / M) sum_j nu_j sin(omega_j z + b_j) omega_j, linear in nu. With one
     client the correction is 0.
-    Ours: a client keeps its newest `history` values in the place of the nearest ones; each visit begins with
-    `around` values within `box` of z^r, where the code asks them before the first round alone; length scales are chosen by likelihood out
-    of four. Steps that raise F are not taken back (in the code they are, for further queries).
-    Down: z (D floats) and nu (M), then z
-    again. Up: the update (D), then nu_i (M). Kept at client i: what it asked, (D + 1) history, nu_i (M), and where it ended (D). At the
-    server: z and nu.
+    Ours: a client keeps its newest `history` values in the place of the nearest ones; each visit begins with `around` values within `box`
+    of z^r, where the code asks them before the first round alone; length scales are chosen by likelihood out of four. Steps that raise F
+    are not taken back (in the code they are, for further queries).
+    Down: z (D floats) and nu (M), then z again. Up: the update (D), then nu_i (M). Kept at client i: what it asked, (D + 1) history, nu_i
+    (M), and where it ended (D). At the server: z and nu.
     """
 
     class Settings(ZerothOrderSettings):
