@@ -23,12 +23,14 @@ OPTIONS: dict[str, dict[str, int | float]] = {  # kind -> options with defaults;
     "domains": {"domains": 4, "classes": 5, "examples": 2000, "test": 800, "features": 16, "noise": 1.0, "shift": 1.0},
     "pairs": {"topics": 5, "examples": 1500, "test": 300, "words": 60, "length": 10, "common": 0.3},
     "sites": {"examples": 2400, "test": 1200, "size": 12, "noise": 0.35, "shift": 1.0},
+    "quadratics": {"clients": 5, "each": 8, "features": 15, "shift": 1.0},
     "logistic": {"classes": 10, "clients": 30, "examples": 6000, "features": 60, "alpha": 1.0, "beta": 1.0},
 }
 LEAST = {
     "classes": 2,
     "labels": 2,
     "share": 0,
+    "shift": 0,
     "each": 3,
     "length": 2,
     "common": 0,
@@ -76,6 +78,8 @@ def _too_large(o: Mapping[str, Any], kind: str) -> list[str]:
 
     if kind == "tastes":
         o = {**o, "examples": o["users"], "features": 2 * o["items"]}
+    if kind == "quadratics":
+        o = {**o, "examples": o["clients"] * o["each"]}
     if kind == "sites":
         o = {**o, "features": 2 * o["size"] ** 2}
     if kind == "pairs":
@@ -105,6 +109,7 @@ def load(spec: Named, seed: int) -> Dataset:
         "pairs": _pairs,
         "multilabel": _multilabel,
         "tastes": _tastes,
+        "quadratics": _quadratics,
     }
     return makers[kind](o, rng)
 
@@ -262,6 +267,18 @@ def _multilabel(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
     )
     names = tuple(f"label {k}" for k in range(labels))
     return Dataset("synthetic:multilabel", train, held, labels, names, "tabular")
+
+
+def _quadratics(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Return the set whose client i has `each` rows, y the same point of each: its shift ~ Normal(0, shift^2 I), less the mean of all, so
+    that they sum to zero. x is 0. Test rows: each client's once."""
+    n, each, d = int(o["clients"]), int(o["each"]), int(o["features"])
+    shifts = rng.normal(size=(n, d))
+    shifts = ((shifts - shifts.mean(0)) * o["shift"]).astype(np.float32)
+    client = np.repeat(np.array([str(i) for i in range(n)]), each)
+    train = Part(np.zeros((n * each, 1), np.float32), np.repeat(shifts, each, 0), client)
+    names = tuple(f"z{k}" for k in range(d))
+    return Dataset("synthetic:quadratics", train, Part(np.zeros((n, 1), np.float32), shifts), d, names, "tabular")
 
 
 def _tastes(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:

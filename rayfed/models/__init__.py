@@ -36,6 +36,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
         "for problems of several objectives: a transformer and task embeddings; dim, depth, heads, outputs, together",
         {"dim": 64, "depth": 2, "heads": 4, "outputs": 6, "together": False},
     ),
+    "point": ("a point, as many numbers as there are answers, whatever the input; start: of each", {"start": 1}),
     "vit-tiny": ("vision transformer; patch, dim, depth, heads", {"patch": 4, "dim": 64, "depth": 2, "heads": 4}),
 }
 
