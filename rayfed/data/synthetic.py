@@ -38,7 +38,6 @@ LEAST = {
     "skew": 0,
     "test": 0,
     "noise": 0,
-    "shift": 0,
     "separation": 0,
     "alpha": 0,
     "beta": 0,
