@@ -102,7 +102,8 @@ class Gaussian(Transform):
         s, kind = self.settings, self.accountant()
         assert kind is not None
         if s.bands > 1:
-            return privacy.noise_for(kind, 1.0, 1, s.delta, s.epsilon) * self.sensitivity(releases)
+            needed = privacy.noise_for(kind, 1.0, 1, s.delta, s.epsilon) * self.sensitivity(releases)
+            return float(f"{1.005 * needed:.3g}")  # rounded up
         return privacy.noise_for(kind, self.q(), releases, s.delta, s.epsilon) * (1 if self.central else 2)
 
     def encode(self, v: Tensor, own: Tree, at: At) -> tuple[Tensor, Tree, Tree]:

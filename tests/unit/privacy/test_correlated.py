@@ -125,3 +125,13 @@ def test_a_run_adds_the_weighted_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert abs(after[0] - (start + draws[0])).max() < 1e-12
     assert abs(after[1] - (after[0] + draws[1] - draws[0] / 2)).max() < 1e-12
     assert abs(after[2] - (after[1] + draws[2] - draws[1] / 2 - draws[0] / 8)).max() < 1e-12
+
+
+def test_the_noise_that_a_budget_needs_keeps_it() -> None:
+    """What the refusal says would do is taken."""
+    chain = [CLIP, {**NOISE, "epsilon": 2.0}]
+    (said,) = problems(rounds=30, federation=CYCLE, transforms=chain)
+    needed = float(said.partition("noise_multiplier of at least ")[2].partition(",")[0])
+    assert needed > 1 and good(
+        rounds=30, federation=CYCLE, transforms=[CLIP, {**NOISE, "noise_multiplier": needed, "epsilon": 2.0}]
+    )
