@@ -72,7 +72,7 @@ class FedKA(Method):
         vote_batch: int = Field(16, ge=1, description="Public rows of such a step.")
         server_lr: float = Field(1e-3, gt=0, description="Rate of the server's Adam.")
         broadcast: Literal["voted", "mean"] = Field(
-            "voted", description="What clients begin from: the model after votes, or before (the notebook)."
+            "mean", description="What clients begin from: the mean (the notebook), or the model after votes."
         )
 
     wire = Wire(

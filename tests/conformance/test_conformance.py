@@ -124,7 +124,7 @@ VARIANTS: dict[str, list[Any]] = {
     "fedgh": [{"server_batch": 3, "server_epochs": 2}],
     "fedka": [
         ({"vote_steps": 2, "accumulate": 2}, KNOWN_TARGET),
-        ({"vote_steps": 2, "accumulate": 2, "broadcast": "mean"}, toy.merge(BATCHNORM, KNOWN_TARGET)),
+        ({"vote_steps": 2, "accumulate": 2, "broadcast": "voted"}, toy.merge(BATCHNORM, KNOWN_TARGET)),
     ],
     "fedloge": [{"fixed_steps": 20}],
     "fedproto": [{}, ({"weight": "examples", "predict": "head"}, BATCHNORM)],

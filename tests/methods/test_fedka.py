@@ -83,8 +83,8 @@ def test_the_server_learns_what_most_clients_say() -> None:
 
 def test_each_part_changes_the_run_and_what_clients_begin_from() -> None:
     states = [toy.simulate({**OFF, part: True}, **CHANGES).state for part in ("adversarial", "matching", "voting")]
-    states.append(toy.simulate({**OFF, "voting": True, "broadcast": "mean"}, **CHANGES).state)
+    states.append(toy.simulate({**OFF, "voting": True, "broadcast": "voted"}, **CHANGES).state)
     plain = toy.simulate(OFF, **CHANGES).state
     assert all(not tree.same(s["model"], plain["model"]) for s in states)
-    assert tree.same(states[2]["model"], states[2]["start"]) and not tree.same(states[3]["model"], states[3]["start"])
-    assert tree.same(states[3]["start"], plain["start"])  # votes reach nobody but the scores
+    assert tree.same(states[3]["model"], states[3]["start"]) and not tree.same(states[2]["model"], states[2]["start"])
+    assert tree.same(states[2]["start"], plain["start"])  # votes reach nobody but the scores
