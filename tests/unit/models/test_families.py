@@ -60,7 +60,7 @@ def test_a_config_reads_back_and_merges_as_one_section() -> None:
     [
         (merge(TWO, {"large": {"share": 0.4}}), "task.model: the families' shares sum to 0.9 (small 0.5, large 0.4), they must sum to 1"),
         ({"small": {**TWO["small"], "share": 0.9}}, "task.model: one family found (small), allowed: two or more, or the model itself"),
-        ({**TWO, "large": {"name": "mpl", "share": 0.5}}, "task.model.large: 'mpl' is unknown (did you mean 'mlp'?); known: "),
+        ({**TWO, "large": {"name": "mlpp", "share": 0.5}}, "task.model.large: 'mlpp' is unknown (did you mean 'mlp'?); known: "),
         ({**TWO, "large": {"name": "mlp"}}, "task.model.large.share: missing"),
         (merge(TWO, {"large": {"width": 3}}), "task.model.large.width: unknown option of mlp"),
         ({**TWO, "large": {"name": "hf:somewhere", "share": 0.5}}, "task.model.large: hf:somewhere found, which clients have alone"),
