@@ -1,8 +1,8 @@
 """The pictures of docs/universal-expert.md, written into docs/pictures.
 
-    rayfed run benchmarks/research/inputs.yaml
-    python benchmarks/research/pictures.py drawn features clusters      (about three minutes on one core; RAYFED_SHELF=DIR for clusters)
-    python benchmarks/research/pictures.py curves=runs/inputs-...       (of the study that the first line made)
+    python benchmarks/research/pictures.py drawn features clusters      (about five minutes on one core; RAYFED_SHELF=DIR for clusters)
+    rayfed run benchmarks/research/curves.yaml
+    python benchmarks/research/pictures.py curves=runs/curves-...       (of the study that the line before made)
 
 All of them show one run each of an exploring seed; nothing here is used by a method.
 """
@@ -33,14 +33,11 @@ HERE = Path(__file__).resolve().parent
 PICTURES = HERE.parents[1] / "docs" / "pictures"
 SEED = 0
 DPI = 100
-KINDS = {  # arm of inputs.yaml -> what it is called in the picture of curves
+KINDS = {  # arm of curves.yaml -> what it is called
     "fedavg": "FedAvg",
-    "generator": "generated images",
-    "generator_best": "generated images, the best kept",
-    "client_generators": "clients' generators",
-    "ccvr": "CCVR in every round",
-    "features": "drawn features",
-    "pixels": "drawn images",
+    "generator": "DisUE, generated images",
+    "features": "DisUE, drawn features",
+    "pixels": "DisUE, drawn images",
 }
 GROUPS = {
     "rotation_auto": "rotation",
@@ -161,7 +158,7 @@ def clusters() -> None:
 
 
 def curves(study: Path) -> None:
-    """Accuracy of the model for all over the rounds, mean over the seeds of a study of inputs.yaml."""
+    """Accuracy of the model for all over the rounds, mean over the seeds of a study of curves.yaml."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axis, arms = figure.subplots(), load_study(study).arms
     for i, (name, title) in enumerate(KINDS.items()):

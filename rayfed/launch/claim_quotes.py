@@ -12,7 +12,7 @@ from typing import Any
 
 from rayfed.launch.claims_page import number_of
 
-QUOTE = re.compile(r"<!-- claim (\S+) (\S+) (\S+) (\S+) @(\d+) -->.*?<!-- /claim -->")
+QUOTE = re.compile(r"<!-- claim (\S+) (\S+) (\S+) (.+?) @(\d+) -->.*?<!-- /claim -->")
 
 
 def documents(root: Path) -> list[Path]:

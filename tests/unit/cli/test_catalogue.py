@@ -22,7 +22,7 @@ def test_validate_prints_the_resolved_config(call: Call, tmp_path: Path) -> None
     assert load_request(yaml.safe_load(said.out)) == load_request("fedavg", ["rounds=7"])
     assert json.loads(call("validate", "fedavg", "--json").out) == load_request("fedavg").to_dict()
     study = load_request(yaml.safe_load(call("validate", "quickstart").out))
-    assert isinstance(study, Study) and list(study.arms) == ["fedavg", "ifca", "disue"]
+    assert isinstance(study, Study) and list(study.arms) == ["fedavg", "ifca", "disue", "disue_living"]
     assert list(tmp_path.iterdir()) == []
 
 
