@@ -166,6 +166,8 @@ def curves(study: Path) -> None:
         for run in arms[name]:
             for r, v in run.series("accuracy/global"):
                 by_round.setdefault(r, []).append(v)
+        if not by_round:
+            continue  # of a study that has not ended
         axis.plot([*by_round], [mean_sd(v)[0] for v in by_round.values()], label=title, **line_style(i))
     axis.set(xlabel="round", ylabel="accuracy/global")
     axis.grid(True, axis="y", alpha=0.25)
