@@ -38,3 +38,21 @@ def test_the_page_is_that_of_the_measured_figures() -> None:
     folder = ROOT / "benchmarks"
     found = json.loads((folder / "scale.json").read_text())["curves"]
     assert (folder / "SCALE.md").read_text() == scale_page.write(found)
+
+
+def test_events_are_priced_beside_a_synchronous_round() -> None:
+    first, second = (
+        {**POINT, "x": n, "round_s": s, "rounds": 22, "pss_mb": m}
+        for n, s, m in ((1, 0.004, 900.0), (10, 0.02, 1000.0))
+    )
+    more = {
+        "devices": 100_000, "at_work": 1000, "synchronous": {**POINT, "round_s": 0.5, "pss_mb": 1100.0},
+        "longer": {**second, "rounds": 220, "round_s": 0.022, "pss_mb": 1010.0},
+    }  # fmt: skip
+    curve = {"x": "replies a step", "about": {}, "slope": 0, "slope_of_last_two": 0, "points": [first, second], **more}
+    said = scale_page.write({"events": curve})
+    assert "A reply of a step: 4.00 ms of 1, 2.00 ms of 10. A synchronous round of 1,000 clients" in said
+    assert (
+        "takes 0.5 s, 0.50 ms a client. 220 steps of 10 replies in the place of 22: 1.01 x the memory, 1.10 x the time of a step."
+        in said
+    )
