@@ -53,48 +53,6 @@ def test_one_sum_per_node_travels(rayfed, config, nodes, tmp_path):
     assert up[128] < 4 * up[16], "eight times the calls"
 
 
-GATHERS = """
-from rayfed import tree
-from rayfed.methods.fedavg import FedAvg
-
-
-class Gathers(FedAvg):
-    sums_only = False
-
-    def round(self, state, fed, task):
-        got = fed.ask(self.train, fed.sample(), shared=state)
-        share = got.examples / got.examples.sum()
-        mean = tree.map(lambda x: (share.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)) * x).sum(0), got.stacked("delta"))
-        return {"model": tree.add(state["model"], mean)}
-"""
-
-
-def test_a_sum_per_node_against_gathering(rayfed, config, nodes, tmp_path):
-    """LIFL's claim on two nodes: bytes grow by two sums a node and doubling, not by one update a client; the model is the same mean."""
-    cluster = nodes(1, 1)
-    (tmp_path / "gathers.py").write_text(GATHERS)
-    net = {**BIG, "model": {"name": "mlp", "hidden": [1024, 512]}}
-    rows = {}
-    for name in ("fedavg", f"{tmp_path}/gathers.py:Gathers"):
-        file = config(
-            f"{Path(name).suffix or name}.yaml", task=net, rounds=3, method={"name": name}, evaluate={"every": 3},
-            federation={"clients": 64, "per_round": 32}, resources={"actors": 2, "cohort": 2, "executor": "loop"},
-        )  # fmt: skip
-        there = tmp_path / Path(name).stem
-        code, out = rayfed("run", file, "--out", there, "--address", cluster.address).wait()
-        assert code == 0, out
-        from rayfed.api import Run
-
-        rows[Path(name).stem] = Run(only_run(there)).metrics().to_pylist()
-    sums, gathered = rows["fedavg"], rows["gathers"]
-    model = 4 * (8 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 4 + 4)
-    up = [[r["ray/bytes/up"] for r in found] for found in (sums, gathered)]
-    seconds = [sorted(r["time/round"] for r in found)[1] for found in (sums, gathered)]
-    print(f"bytes up a round: {up[0][1]:,} and {up[1][1]:,}; seconds a round: {seconds[0]:.2f} and {seconds[1]:.2f}")
-    assert up[1][1] >= 32 * model and up[0][1] <= 2 * 2 * 4 * model + 10_000
-    assert sums[-1]["loss/global"] == pytest.approx(gathered[-1]["loss/global"], rel=1e-4)
-
-
 def test_a_node_dies_in_mid_run(rayfed, config, nodes, tmp_path):
     """Its calls and its sums are made again elsewhere: the run ends, or resumes, with the numbers of the plain process."""
     cluster = nodes(1, 1, 1)
