@@ -724,7 +724,7 @@ def test_a_run_says_that_a_number_changed_under_a_recording(notes: list[str], tm
     file.write_text(textwrap.dedent(DRIFTING))
     ran = toy.run_folder(f"{file}:Drifting", tmp_path / "o", rounds=3)
     (reason,) = reasons(ran.folder.path)
-    assert "trainer.<locals>.step runs plainly from here on: after 64 played calls" in reason
+    assert "_step.<locals>.step runs plainly from here on: after 64 played calls" in reason
     assert reason in json.loads((ran.folder.path / "summary.json").read_text())["notes"]
 
 
