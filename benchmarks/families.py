@@ -89,7 +89,9 @@ def peak() -> float:
 
 def measured(name: str, rounds: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", name, "--rounds", str(rounds)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()[-1]
+    )
 
 
 def main() -> int:
@@ -125,7 +127,7 @@ def main() -> int:
             "rounds": given.rounds,
             "runs": found,
         }
-        given.out.write_text(json.dumps(told, indent=1) + "\n")
+        given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return int(max(ratios.values()) > BOUND)
 
 

@@ -165,13 +165,16 @@ def main() -> None:
         print(f"{name}: {seconds:.2f} s of CPU for 1,000 clients")
     if a.out:
         a.out.write_text(
-            json.dumps({"rates": seen, "sets": of_sets, "users": a.users, "items": a.items}, indent=1) + "\n"
+            json.dumps({"rates": seen, "sets": of_sets, "users": a.users, "items": a.items}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
 
 def _elsewhere(words: list[str], row: str) -> Any:
     """Return what one row gives in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *words, "--only", row], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *words, "--only", row], capture_output=True, encoding="utf-8", check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -113,5 +113,6 @@ def refusing(what: str) -> Iterator[None]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` with the known name that is most similar, or the empty string if none is."""
-    found = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(name), [str(k) for k in known], n=3, cutoff=0.5)
+    found.sort(key=lambda k: sorted(k) != sorted(str(name)))  # letters that changed places go first
     return f" (did you mean {found[0]!r}?)" if found else ""

@@ -176,7 +176,14 @@ def curves(study: Path) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    print(write_figure(figure, PICTURES / f"disue-{name}.png", dpi=DPI))
+    """Write a picture in 64 colours, which a repository can keep."""
+    from PIL import Image
+
+    file = write_figure(figure, PICTURES / f"disue-{name}.png", dpi=DPI)
+    with Image.open(file) as drawn:
+        few = drawn.convert("RGB").quantize(64)
+    few.save(file, optimize=True)
+    print(file)
 
 
 DRAW: dict[str, Callable[[], None]] = {"drawn": drawn, "features": features, "clusters": clusters}

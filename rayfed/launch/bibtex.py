@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import unicodedata
 
 from rayfed import methods
 from rayfed.errors import ConfigError
@@ -37,4 +38,7 @@ def _entry(by: str, title: str, number: str, method: str) -> str:
         "url": f"https://arxiv.org/abs/{number}",
     }
     lines = [f"  {key:13} = {{{value}}}," for key, value in fields.items() if value]
-    return "\n".join([f"@misc{{{(first or method).lower()}{year}{word},", *lines, "}"]) + "\n"
+    plain = (
+        unicodedata.normalize("NFKD", (first or method).lower()).encode("ascii", "ignore").decode()
+    )  # BibTeX's keys are ASCII
+    return "\n".join([f"@misc{{{plain}{year}{word},", *lines, "}"]) + "\n"

@@ -112,13 +112,14 @@ def test_all_problems_of_a_study_at_once_and_those_of_the_base_only_once() -> No
 
 @pytest.mark.parametrize("name", methods.names())
 def test_each_methods_settings_are_its_own(name: str) -> None:
-    planted = {"groups": {"kind": "rotation", "count": 2}, "probe": 8}  # some methods need them
+    planted = {"groups": {"kind": "rotation", "count": 2}, "probe": 16, "split": {"val": 0.2}}  # some methods need them
     if issubclass(methods.get(name), OverLoRA | OverAdapter):
         needed = " or ".join(getattr(methods.get(name), "kinds", ("lora",)))
         sentence = the_problem(method={"name": name}, federation=planted)
         assert sentence == f"adapter.kind: none found, method.name: {name} needs {needed}"
     else:
-        assert good(method={"name": name}, federation=planted).method.name == name
+        local = {"steps": 1, "epochs": None}
+        assert good(method={"name": name}, federation=planted, local=local).method.name == name
     sentence = the_problem(method={"name": name, "no_such_setting": 1}, federation=planted)
     known = ", ".join(methods.get(name).Settings.model_fields)
     assert sentence.startswith("method.no_such_setting: unknown key") and sentence.endswith(f"known: {known}")

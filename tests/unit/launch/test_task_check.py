@@ -27,8 +27,8 @@ def refused(**keys: Any) -> list[str]:
     ("task", "says"),
     [
         ({**DIGITS, "kind": "regress"}, "task.kind: regress found, task.data holds one class for each row; allowed: auto, classify"),
-        ({**DIABETES, "kind": "classify"}, "classify found, task.data holds numbers for each row, y of floats; allowed: auto, regress"),
-        ({**DIABETES, "kind": "multilabel"}, "allowed: auto, regress"),
+        ({**DIABETES, "kind": "classify"}, "classify found, task.data holds numbers for each row, y of floats; allowed: auto, oracle"),
+        ({**DIABETES, "kind": "multilabel"}, "allowed: auto, oracle, regress"),
         ({**DIABETES, "kind": "instruct"}, "task.kind: instruct found, task.data holds numbers"),
     ],
 )  # fmt: skip
