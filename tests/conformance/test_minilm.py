@@ -129,8 +129,11 @@ def _most(x: torch.Tensor) -> float:
 # -- methods ---------------------------------------------------------------------------------------------------------------
 
 
+LORA = [n for n in methods.names() if issubclass(methods.get(n), OverLoRA)]
+
+
 def _row(name: str) -> Any:
-    often = issubclass(methods.get(name), OverLoRA) or name in ("disue", "fedavg", "ifca", "scaffold")
+    often = name in LORA[::2] or name in ("disue", "fedavg", "ifca", "scaffold")
     return pytest.param(name, marks=[] if often else [pytest.mark.slow])
 
 
@@ -144,7 +147,7 @@ def test_loop_is_vmap(name: str, data: Path) -> None:
     same(*(toy.simulate(spec, executor=e, **changes) for e in ("loop", "vmap")))
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if issubclass(methods.get(n), OverLoRA)])
+@pytest.mark.parametrize("name", LORA)
 def test_unequal_ranks_train_or_are_refused(name: str, data: Path) -> None:
     spec, changes = case(name, data)
     changes = toy.merge(changes, RANKS)

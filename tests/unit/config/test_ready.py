@@ -50,7 +50,9 @@ SMALL = ["rounds=2", "evaluate={every: 2}", "resources.executor=loop", "resource
 OWN = (  # rows of a kind that pictures are not: with clients, domains, items, pairs, problems
     "chest-radiograph-ssl", "coaction", "copsl", "fed-e4rag", "fedka", "fedrecsys",
 )  # fmt: skip
-LONG = ("federatedscope-llm", "fed-llm-survey")  # many steps of a language model
+LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, a deep network
+    "federatedscope-llm", "fed-llm-survey", "fedlora-survey", "gifd", "fedloge",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
