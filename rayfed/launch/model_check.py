@@ -64,7 +64,10 @@ def question(config: Config, federation: Federation) -> Question | None:
     if config.task.model.name in models.KNOWN and config.init.from_ is None and not (asks or _needs_vmap(config)):
         return None
     values = config.to_dict()
-    about = {n: getattr(federation, n) for n in ("classes", "answers", "kind", "population", "clients", "task")}
+    about = {
+        n: getattr(federation, n)
+        for n in ("classes", "answers", "kind", "population", "clients", "task", "label_names")
+    }
     about["targets"] = federation.targets and federation.targets.to_dict()
     about["input_shape"] = list(federation.input_shape)
     versions = [importlib.metadata.version(n) for n in ("torch", "transformers", "peft")]
@@ -167,7 +170,7 @@ def _built(q: Question, config: Config) -> tuple[Task | None, list[str]]:
             built.init_params(0)  # what `init.from` holds must fit
             own = name not in models.KNOWN and not name.startswith("hf:")
             batch, judged = built.batch(q.rows), bool(built.predicts)  # whether `apply` gives (B, answers)
-            problems = built.check_network(batch) if own and judged else []
+            problems = built.check_network(batch) if own and built.answer_shape(len(batch["x"])) else []
             if _needs_vmap(config) and judged and not problems:
                 problems = vmap_check.problems(config, built, batch)
             if q.splits_model and not problems:

@@ -145,8 +145,8 @@ class CoPSL(Method):
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         key = torch.tensor(fed.key("preferences"), device=task.device)
         shape = (self.local.steps or 1, self.local.batch_size)
-        sent = {"trunk": state["trunk"], "preferences": task.preferences(key, shape)}  # type: ignore[attr-defined]
         alone = self.settings.trunk == "alone"
+        sent = {"preferences": task.preferences(key, shape), **({} if alone else {"trunk": state["trunk"]})}  # type: ignore[attr-defined]
         got = fed.ask(self.train, fed.sample(), shared=sent, fold=() if alone else mean("update", weight="one"))
         if alone or not len(got):
             return state

@@ -443,6 +443,11 @@ class Task:
         made = {n: x.to(self.dtype) if x.is_floating_point() else x for n, x in made.items()}
         return {**made, "w": torch.ones(len(made["x"]), dtype=self.dtype, device=self.device)}
 
+    def answer_shape(self, rows: int) -> tuple[tuple[int | None, str], ...]:
+        """Return the shape of what a network answers so many rows with, (size, its name) of each axis, None for any size; () where it is
+        not known, so that an own network is not tried beforehand."""
+        return ((rows, "rows"), (self.classes, "classes")) if self.predicts else ()
+
     def check_network(self, batch: Any) -> list[str]:
         """Return what is wrong with a user's own network, tried on a batch of some rows: one forward pass in eval mode, one
         forward and backward pass in train mode."""
@@ -457,11 +462,12 @@ class Task:
                 other = self._forward(self.initial, changed, None) if len(x) > 1 else again
         except Exception as e:
             return [f"{name} raised on inputs {shape}: {describe(e)}"]
-        wanted = (len(x), self.classes)
+        sizes, words = zip(*(self.answer_shape(len(x)) or ()), strict=True)
+        wanted = f"({', '.join('any' if s is None else str(s) for s in sizes)}), ({', '.join(words)})"
         if not isinstance(out, torch.Tensor):
-            return [f"{name} returned {type(out).__name__} found, needed: logits, a tensor {wanted}, (rows, classes)"]
-        if tuple(out.shape) != wanted:
-            return [f"{name} returned {tuple(out.shape)} on inputs {shape}, needed: {wanted}, (rows, classes)"]
+            return [f"{name} returned {type(out).__name__} found, needed: a tensor {wanted}"]
+        if out.dim() != len(sizes) or any(s not in (None, n) for s, n in zip(sizes, out.shape, strict=True)):
+            return [f"{name} returned {tuple(out.shape)} on inputs {shape}, needed: {wanted}"]
         if not torch.equal(out, again):
             return [f"{name} draws random numbers in evaluation too; needed: only where `self.training` is true"]
         if len(x) > 1 and not torch.allclose(out[:1], other[:1], rtol=1e-4, atol=1e-6):

@@ -57,6 +57,10 @@ class Pairs(TaskKind):
         wrong = [k for k in cls.Settings(**config.task.kind.options).k if k < 1]
         return [f"task.kind.k: {wrong[0]} found, allowed: whole numbers >= 1"] if wrong else []
 
+    def answer_shape(self, rows: int) -> tuple[tuple[int | None, str], ...]:
+        """Return (rows, 2, d) of any d."""
+        return (rows, "rows"), (2, "question and passage"), (None, "d")
+
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Return embeddings of length 1, (B, 2, d)."""
         return F.normalize(self.apply(params, batch["x"]), dim=-1)

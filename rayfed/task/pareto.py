@@ -77,6 +77,10 @@ class Pareto(TaskKind):
             found < least
         )
 
+    def answer_shape(self, rows: int) -> tuple[tuple[int | None, str], ...]:
+        """Return (rows, problems, outputs), as many outputs as a problem has numbers."""
+        return (rows, "rows"), (self.classes, "problems"), (max(p.n for p in self._problems), "numbers of a solution")
+
     def preferences(self, key: Tensor, shape: Sequence[int]) -> Tensor:
         """Return preferences (*shape, m), drawn evenly from the simplex from a key, 1e-4 added to every entry."""
         u = keys.uniform(keys.fold(key, PURPOSE), (*shape, self._nadir.shape[1]), torch.float64)

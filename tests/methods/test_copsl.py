@@ -100,6 +100,8 @@ def test_one_problem_alone_is_shared_with_nobody() -> None:
         for n, x in kept["heads"].items():
             torch.testing.assert_close(theirs["heads"][n], x)
     assert tree.same(alone.state, alone.initial)
+    preferences = 3 * 4 * 2 * 8  # rounds, preferences of a step, objectives, bytes: no trunk travels
+    assert sum(r["bytes/down"] + r["bytes/up"] for r in alone.rows) == preferences
 
 
 def test_clients_keep_their_optimizers_state() -> None:

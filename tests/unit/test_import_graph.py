@@ -48,7 +48,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
         "rayfed.selection",
         "rayfed.privacy",
         "rayfed.set_metrics",
-        "rayfed.resampling",
     ),
     ("rayfed.config", "rayfed.metrics", "rayfed.tree", "rayfed.keys", "rayfed.traces", "rayfed.fronts"),
     ("rayfed.errors", "rayfed.lazy"),

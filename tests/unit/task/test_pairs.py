@@ -18,6 +18,7 @@ from rayfed.config.schema import Named
 from rayfed.data.pairs import encoded, paired
 from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
+from rayfed.launch import model_check
 from tests import toy
 
 
@@ -112,3 +113,34 @@ def test_training_finds_passages(executor: str) -> None:
     done = toy.simulate("fedavg", executor=executor, rounds=6, **changes)
     first, last = (done._replace(state=s).scores()[0] for s in (done.initial, done.state))
     assert last["hit@5/global"] > first["hit@5/global"] + 0.2 and last["cosine/personal"] > first["cosine/personal"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("e", ""),
+        ("e[:, 0]", "needed: (4, 2, any), (rows, question and passage, d)"),
+    ],
+)
+def test_an_own_encoder_is_tried_before_anything_starts(answer: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        f"""
+from torch import nn
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(64, 8)
+    def forward(self, x):
+        e = self.words(x.clamp(min=0).long() % 64).sum(-2)
+        return {answer}
+def build(classes, input_shape):
+    return Own()
+""",
+        encoding="utf-8",
+    )
+    changes = toy.merge(toy.PAIRS, {"task": {"model": {"name": f"{tmp_path}/own.py:build"}}})
+    c = toy.config("fedavg", **changes)
+    asked = model_check.question(c, toy.federation(c))
+    assert asked is not None
+    found = model_check.check_models({"run": asked})["run"]
+    assert (says in found[0]) if says else not found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from rayfed import fronts
 from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
+from rayfed.launch import model_check
 from rayfed.launch.federations import Federations
 from tests import toy
 from tests.configs import problems as wrong
@@ -112,3 +114,24 @@ def test_what_does_not_fit_is_refused() -> None:
         )
     with pytest.raises(ConfigError, match="copsl needs fronts"):
         Federations().of(toy.config("copsl", local={"epochs": None, "steps": 1}))
+
+
+def test_an_own_network_is_tried_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        """
+from torch import nn
+def build(classes, input_shape, outputs=6):
+    return nn.Sequential(nn.Linear(input_shape[0], classes * outputs), nn.Unflatten(1, (classes, outputs)))
+""",
+        encoding="utf-8",
+    )
+    for outputs, says in (6, ""), (5, "needed: (4, 6, 6), (rows, problems, numbers of a solution)"):
+        model = {"model": {"name": f"{tmp_path}/own.py:build", "outputs": outputs}}
+        changes = {k: v for k, v in toy.FRONTS.items() if k != "task"}
+        c = toy.config(
+            "fedavg", **changes, task={**{k: v for k, v in toy.FRONTS["task"].items() if k != "model"}, **model}
+        )
+        asked = model_check.question(c, toy.federation(c))
+        assert asked is not None
+        found = model_check.check_models({"run": asked})["run"]
+        assert (says in found[0]) if says else not found
