@@ -37,7 +37,8 @@ class FedEx(OneModel):
     eta_g = sqrt(2 ln c_g) over sqrt(t) (`auto`), the root of the sum of squared largest entries so far (`adaptive`), this round's largest
     entry (`aggressive`), or 1 (`constant`). Once the entropy of theta is below `cutoff`, clients get the most probable candidates and
     theta stays. One candidate in each group is FedAvg to the bit. What is tuned is judged by validation rows alone; the model averages
-    clients that trained at different rates; and the server reads losses of single clients.
+    clients that trained at different rates; and the server reads losses of single clients. A client that diverges sends nothing, so that
+    nothing tells the server of a candidate with which all do.
     Down: the model (P floats), a number per group. Up: the update (P), two losses and a number of rows. Kept at clients: nothing.
     At the server: the model, z_g, and the baseline's two sums.
     """

@@ -97,17 +97,18 @@ class FZooS(ZerothOrder):
             "z": torch.zeros(d, dtype=torch.float64),
         }
 
-    def surrogates(self, size: int) -> tuple[Tensor, Tensor]:
+    def surrogates(self, size: int, device: Any = None) -> tuple[Tensor, Tensor]:
         """Return omega (M, D) and b (M,) of the random features, the same for everybody."""
         rng = keys.numpy(keys.key(self.config.seed, 0, -1, "random features"))
         m = self.settings.features
         omega = rng.standard_normal((m, size)) / self.settings.scale
-        return torch.from_numpy(omega), torch.from_numpy(rng.uniform(0, 2 * np.pi, m))
+        b = rng.uniform(0, 2 * np.pi, m)
+        return torch.from_numpy(omega).to(device), torch.from_numpy(b).to(device)
 
     @visit
     def train(self, task: Task) -> Visit:
         s, steps = self.settings, self.local_steps
-        omega, b = self.surrogates(sum(x.numel() for x in tree.values(task.params_like)))
+        omega, b = self.surrogates(sum(x.numel() for x in tree.values(task.params_like)), task.device)
 
         def begin(client: ClientContext) -> Tree:
             own = {n: client.own[n] for n in ("points", "values", "known")}
@@ -151,7 +152,7 @@ class FZooS(ZerothOrder):
     @visit
     def exchange(self, task: Task) -> Visit:
         s = self.settings
-        omega, b = self.surrogates(sum(x.numel() for x in tree.values(task.params_like)))
+        omega, b = self.surrogates(sum(x.numel() for x in tree.values(task.params_like)), task.device)
 
         def begin(client: ClientContext) -> Tree:
             return {**client.own, "new": flat(client.shared["model"]), "queries": torch.zeros(())}
@@ -198,7 +199,11 @@ def near(key: Tensor, z: Tensor, n: int, half: float | Tensor) -> Tensor:
 def note(asked: Tree, points: Tensor, ask: Any) -> Tree:
     """Ask for values and return what is kept: the newest."""
     n = len(asked["values"])
-    new = {"points": points, "values": ask(points), "known": torch.ones(len(points), dtype=torch.bool)}
+    new = {
+        "points": points,
+        "values": ask(points),
+        "known": torch.ones(len(points), dtype=torch.bool, device=points.device),
+    }
     return {name: torch.cat([x, new[name]])[-n:] for name, x in asked.items()}
 
 
@@ -212,7 +217,7 @@ def fitted(asked: Tree, omega: Tensor, b: Tensor, ridge: float = gp.NOISE) -> Te
     """Return nu (M,), in the values' unit: ridge regression without intercept of the values, scaled to [0, 1], on the random features."""
     y, span = gp.scaled(asked["values"], asked["known"])
     phi = math.sqrt(2 / len(b)) * torch.cos(asked["points"] @ omega.T + b) * asked["known"][:, None]
-    dual = torch.linalg.solve(phi @ phi.T + ridge * torch.eye(len(y), dtype=y.dtype), y)
+    dual = torch.linalg.solve(phi @ phi.T + ridge * torch.eye(len(y), dtype=y.dtype, device=y.device), y)
     return span * (phi.T @ dual)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rayfed import tree
+from rayfed.errors import ConfigError
 from rayfed.methods._bases.zeroth_order import flat
 from rayfed.methods.fedzo import differences, directions
 from tests import toy
@@ -57,3 +58,14 @@ def test_it_comes_nearer(correction: Any) -> None:
         {"name": "fedzo", "directions": 4, "correction": correction}, rounds=20, **toy.merge(QUADRATICS, STEPS)
     )
     assert float(flat(done.state["model"]).norm()) < 1.0
+
+
+@pytest.mark.parametrize("name", ["fedzo", "fzoos"])
+def test_settings_that_nothing_would_read_are_refused(name: str) -> None:
+    given = {"local": {"work": {"kind": "uniform"}, "schedule": {"within": "linear"}}}
+    with pytest.raises(ConfigError) as refused:
+        toy.config(name, **toy.merge(QUADRATICS, toy.merge(STEPS, given)))
+    assert [p.split(" found")[0] for p in refused.value.problems] == [
+        "local.work.kind: uniform",
+        "local.schedule.within: linear",
+    ]

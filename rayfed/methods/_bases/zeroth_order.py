@@ -55,6 +55,14 @@ class ZerothOrder(Method):
                 f"local.label_smoothing: {config.local.label_smoothing:g} found, {config.method.name} asks for values of the loss as it is "
                 "scored; allowed: 0"
             )
+        if config.local.work.kind != "full":
+            found.append(
+                f"local.work.kind: {config.local.work.kind} found, {config.method.name} does its local steps as one; allowed: full"
+            )
+        if config.local.schedule.within != "constant":
+            found.append(
+                f"local.schedule.within: {config.local.schedule.within} found, {config.method.name} keeps a visit's rate; allowed: constant"
+            )
         if config.local.optimizer.name not in ("sgd", "adam", "adamw"):
             found.append(
                 f"local.optimizer.name: {config.local.optimizer.name} found, allowed with {config.method.name}: sgd, adam, adamw"
