@@ -36,10 +36,15 @@ lint: setup
 	$(BIN)/mypy
 
 # Pages that are made from code: one per method and per system, and benchmarks/CLAIMS.md; tests hold them to it.
+# Then the pages of docs/ as a site, in site/.
 docs: setup
 	$(BIN)/python -m rayfed.launch.claims
 	$(BIN)/python -m rayfed.launch.method_pages
 	$(BIN)/python -m rayfed.launch.system_pages
+	$(BIN)/python -m rayfed.launch.config_schema
+	$(BIN)/python docs/reference/make.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 # Environments of their own, built anew each time: the lowest versions that pyproject.toml allows, and the newest there are.
 oldest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +12,24 @@ from rayfed.cli.options import ConfigName, Json, Sets, complete_config, complete
 from rayfed.errors import ConfigError, nearest
 
 
-def validate(config: ConfigName, sets: Sets = None, as_json: Json = False) -> None:
-    """Print the resolved config, or everything that is wrong with it."""
+def validate(
+    config: ConfigName,
+    sets: Sets = None,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Judge the settings alone; the data's rows are not read.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the resolved config, or everything that is wrong with it and with the data; notes on the data go to stderr."""
     import yaml
 
+    from rayfed.launch.federations import Federations
     from rayfed.launch.preflight import load_request
 
-    resolved = load_request(config, sets or ()).to_dict()
+    request = load_request(config, sets or ())
+    for note in () if settings else Federations().notes(request):
+        typer.echo(f"note: {note}", err=True)
+    resolved = request.to_dict()
     typer.echo(json.dumps(resolved, indent=1) if as_json else yaml.safe_dump(resolved, sort_keys=False), nl=as_json)
 
 
@@ -91,12 +101,13 @@ def partition(
 def cp(name: str, file: Path, force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False) -> None:
     """Copy a ready config to a file, to be edited."""
     from rayfed.config.load import READY, ready
+    from rayfed.launch.config_schema import with_schema
 
     if name not in ready():
         raise ConfigError(f"cp: no ready config {name!r}{nearest(name, ready())}; ready: {', '.join(ready())}")
     if file.exists() and not force:
         raise ConfigError(f"cp: {file} exists; --force overwrites it")
-    shutil.copyfile(READY / f"{name}.yaml", file)
+    file.write_text(with_schema((READY / f"{name}.yaml").read_text(encoding="utf-8")), encoding="utf-8")
     typer.echo(f"{file}: edit it, then: rayfed run {file}")
 
 

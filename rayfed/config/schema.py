@@ -95,6 +95,11 @@ class Chosen(Section):
             return {cls.word: value[cls.word], "options": rest}
         return value
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        chosen = {"type": "object", "properties": {cls.word: {"type": "string"}}, "required": [cls.word]}
+        return {"anyOf": [{"type": "string"}, chosen]}
+
     @model_serializer
     def _plain(self) -> dict[str, Any]:
         return self._written()
@@ -156,6 +161,17 @@ class Model(Named):
     def _written(self) -> dict[str, Any]:
         return {n: f._written() for n, f in self.families.items()} or super()._written()
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        one = super().__get_pydantic_json_schema__(core, handler)
+        family = {"type": "object", "properties": {"name": {"type": "string"}, "share": {"type": "number"}}}
+        several = {
+            "type": "object",
+            "additionalProperties": {**family, "required": ["name", "share"]},
+            "minProperties": 2,
+        }
+        return {"anyOf": [*one["anyOf"], several]}
+
 
 class Kind(Chosen):
     """A part chosen by kind, with that part's own settings: `median`, or `{kind: krum, f: 2}`."""
@@ -176,6 +192,10 @@ class TaskSection(Section):
         Named(name="auto"),
         description="auto | classify | multilabel | regress | ... (rayfed tasks) | path/to/file.py:Class: what is learned, with that "
         "kind's own settings; auto: by what the data holds.",
+    )
+    normalise: Literal["none", "clients"] = Field(
+        "none",
+        description="clients: channels of images and columns of numbers get mean 0 and deviation 1 over the clients' training rows.",
     )
     dtype: Literal["float32", "float64", "bf16", "auto"] = Field(
         "float32",
@@ -317,6 +337,23 @@ class LongTail(Section):
     min_examples: int = Field(2, ge=1, description="Least examples of a client; reached by moving single examples.")
 
 
+class Flwr(Section):
+    kind: Literal["flwr"]
+    partitioner: str = Field(
+        description="Path of the class, e.g. flwr_datasets.partitioner.DirichletPartitioner; rows have label, client and domain."
+    )
+    options: dict[str, Any] = Field({}, description="Its arguments; num_partitions and seed are given.")
+
+    @field_validator("partitioner")
+    @classmethod
+    def _path(cls, v: str) -> str:
+        if "." not in v:
+            raise ValueError(
+                f"{v!r} found, allowed: the path of a class, flwr_datasets.partitioner.DirichletPartitioner"
+            )
+        return v
+
+
 class Groups(Section):
     needs: ClassVar = {
         "count": (Need("kind", ("none",), but=True),),
@@ -402,7 +439,7 @@ class FederationSection(Section):
         description="Whom a round asks of those who are there: anybody; the fastest by `devices`; who had the fewest turns (fair); or "
         "whose last turn is the longest ago (oldest).",
     )
-    partition: IID | Dirichlet | Shards | Natural | Quantity | Domain | Embedding | LongTail = Field(
+    partition: IID | Dirichlet | Shards | Natural | Quantity | Domain | Embedding | LongTail | Flwr = Field(
         IID(kind="iid"), discriminator="kind"
     )
     groups: Groups = Groups()
@@ -535,6 +572,10 @@ class Local(Section):
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target that is spread evenly over all classes, in training alone."
+    )
+    augment: tuple[Kind, ...] = Field(
+        (),
+        description="What is done to images in training steps, in this order: flip | crop | erase | colour | mixup; docs/data.md.",
     )
     schedule: Schedule = Schedule()
     work: Work = Work()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXACT = 2**53  # a float64 holds every whole number up to here
 CLASSES = 100_000  # more different labels than this are no classes
+VALUES = 1_000  # more different values than this are no categories
 
 
 def fraction_problems(value: Any) -> list[str]:
@@ -206,6 +207,31 @@ def features(table: pa.Table, columns: Sequence[str], file: str, setting: str = 
                 f"{where} is infinite in {len(rows)} rows (first: row {rows[0]}); allowed: finite numbers, or missing ones"
             )
     return out
+
+
+def one_hot(columns: Sequence[pa.ChunkedArray], name: str, files: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
+    """Return ([(n, values) float64 per file], notes): 1 where a row has the value, of the different ones of the first file, sorted.
+
+    A row without a value, or with one that the first file does not have, is all 0. ConfigError for more than `VALUES` values.
+    """
+    read = [texts(c, name, f, "one_hot") for c, f in zip(columns, files, strict=True)]
+    values = sorted({v for v in read[0] if v is not None})
+    if len(values) > VALUES:
+        raise ConfigError(
+            f"task.data.one_hot: column {name!r} of {files[0]} holds {len(values):,} values, allowed: at most {VALUES:,} (is it an id?)"
+        )
+    number = {v: i for i, v in enumerate(values)}
+    made, unknown = [], 0
+    for part in read:
+        at = np.array([number.get(v, -1) for v in part], np.int64)
+        x = np.zeros((len(part), len(values)))
+        x[np.flatnonzero(at >= 0), at[at >= 0]] = 1
+        unknown += int((at < 0).sum())
+        made.append(x)
+    notes = [f"column {name!r} became {len(values)} numbers, one for each value: {_listed(list(map(str, values)))}"]
+    return made, notes + (
+        [f"{unknown:,} rows have no value in column {name!r} that {files[0]} knows: 0 in all"] if unknown else []
+    )
 
 
 def standardised(

@@ -67,7 +67,7 @@ def load(spec: Named, seed: int) -> Dataset:
     use, problems = table.columns_of(o, [(t.features.arrow_schema, name) for name, t in splits.items()])
     if problems:
         raise ConfigError(problems)
-    words = bool(use.text or use.response)
+    words = bool(use.text or use.response or use.messages)
     files = [rows.File(_arrow(t, use.label, words), name) for name, t in splits.items()]
     plain = spec.model_copy(update={"options": o})
     return rows.dataset_of(files, plain, spec.name, "parquet test rows" if words else "hf test rows")

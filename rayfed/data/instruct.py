@@ -21,7 +21,7 @@ from rayfed.models import folder
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
-    from rayfed.data import Dataset, Part
+    from rayfed.data import Dataset
 
 LENGTH = 256  # tokens of a record, where `task.data.length` does not say
 FIELDS = ("instruction", "input", "response")
@@ -63,11 +63,19 @@ def option_problems(o: dict[str, Any]) -> list[str]:
         )
     if "length" in o and o["length"] == 1:
         out.append("task.data.length: 1 found, allowed: at least 2 tokens, one of the prompt and one of the answer")
+    template = o.get("template", TEMPLATE)
+    if of_chats(template):
+        return out
     try:
-        layout(o.get("template", TEMPLATE))
+        layout(template)
     except ConfigError as e:
         out += e.problems
     return out
+
+
+def of_chats(template: Any) -> bool:
+    """Return whether `task.data.template` is one of chats, in Jinja (`rayfed.data.chat`), and none of records."""
+    return isinstance(template, str) and (template == "chatml" or "{%" in template)
 
 
 def layout(template: Any) -> Layout:
@@ -115,11 +123,7 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
     """
     options = config.task.data.options
     where, length = tokens.tokenizer_folder(dataset, config, LENGTH)
-    if "head" in config.task.model.options:
-        raise ConfigError(
-            f"task.model.head: {config.task.model.options['head']!r} found, {dataset.name} holds instructions, whose model keeps "
-            "its own head; leave it out"
-        )
+    no_head(dataset, config)
     pieces, mode = layout(options.get("template", TEMPLATE)), options.get("too_long", TOO_LONG[0])
     answers = [str(r[2]).strip() for part in (dataset.train, dataset.test) for r in part.x]
     empty = np.array([not a for a in answers], bool)
@@ -135,15 +139,13 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
             f"task.data.length: {over} of {len(records)} records of {dataset.name} have more than {length} tokens; allowed: a longer "
             "length, or too_long: truncate or drop"
         )
-    _check_vocabulary(rows, where)
+    check_vocabulary(rows, where)
     x = np.full((len(rows), 2, max((len(ids) for ids, _ in rows), default=1)), -1, np.int32)
     for row, (ids, prompt) in zip(x, rows, strict=True):
         row[0, : len(ids)] = ids
         row[1, prompt : len(ids)] = ids[prompt:]
-    n = len(dataset.train.y)
-    train = _part(dataset.train, x[kept < n], kept[kept < n])
-    test = _part(dataset.test, x[kept >= n], kept[kept >= n] - n)
-    if not len(train.y):
+    made = parts(dataset, x, kept)
+    if not len(made.train.y):
         raise ConfigError(f"task.data.length: no record of {dataset.name} has at most {length} tokens and an answer")
     so = "left out (task.data.too_long: drop)" if mode == "drop" else "cut (task.data.length)"
     happened = {
@@ -151,7 +153,7 @@ def tokenised(dataset: Dataset, config: Config) -> Dataset:
         f"have an empty response and were {so}": int(empty.sum()),
     }
     notes = [f"{m:,} of {len(records):,} records of {dataset.name} {what}" for what, m in happened.items() if m]
-    return replace(dataset, train=train, test=test, notes=(*dataset.notes, *notes))
+    return replace(made, notes=(*dataset.notes, *notes))
 
 
 def _cut_all(
@@ -176,7 +178,7 @@ def _cut_all(
     return rows, np.array(kept, np.int64), over
 
 
-def _check_vocabulary(rows: Sequence[tuple[np.ndarray, int]], where: Path) -> None:
+def check_vocabulary(rows: Sequence[tuple[np.ndarray, int]], where: Path) -> None:
     """Raise ConfigError for a token that the model in `where` does not know."""
     size = int(folder.architecture(where).get("vocab_size") or 0)
     most = max((int(ids.max()) for ids, _ in rows), default=-1)
@@ -186,8 +188,22 @@ def _check_vocabulary(rows: Sequence[tuple[np.ndarray, int]], where: Path) -> No
         )
 
 
-def _part(part: Part, x: np.ndarray, rows: np.ndarray) -> Part:
-    return replace(part.take(rows), x=x)
+def no_head(dataset: Dataset, config: Config) -> None:
+    """Raise ConfigError where the model is asked for a head that is not its own."""
+    if "head" in config.task.model.options:
+        raise ConfigError(
+            f"task.model.head: {config.task.model.options['head']!r} found, {dataset.name} holds instructions, whose model keeps "
+            "its own head; leave it out"
+        )
+
+
+def parts(dataset: Dataset, x: np.ndarray, kept: np.ndarray) -> Dataset:
+    """Return the data set of the records that stay. x: (m, 2, L) ids and targets; kept: (m,) their numbers, training rows first."""
+    n = len(dataset.train.y)
+    of_train = kept < n
+    train = replace(dataset.train.take(kept[of_train]), x=x[of_train])
+    test = replace(dataset.test.take(kept[~of_train] - n), x=x[~of_train])
+    return replace(dataset, train=train, test=test)
 
 
 def cut(ids: np.ndarray, prompt: int, lead: int, length: int) -> tuple[np.ndarray, int]:

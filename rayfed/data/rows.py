@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed import keys
-from rayfed.data import Dataset, Part, columns, instruct, pairs, pictures, stratified, targets
+from rayfed.data import Dataset, Part, chat, columns, instruct, pairs, pictures, stratified, targets
 from rayfed.data.interactions import leave_one_out
 from rayfed.data.table import SPLITS, Columns, columns_of
 from rayfed.errors import ConfigError, nearest
@@ -49,6 +49,8 @@ def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "
         has = [f for f in files if name in f.table.column_names]
         columns.same_kind([f.table[name] for f in has], str(name), [f.name for f in has], option)
     xs, about = _images(files, use, spec) if use.image else (_rows(files, use), [])
+    if use.kind == "tabular":
+        xs, about = _with_values(xs, files, use)
     parts = []
     for i, (x, y, f, missing) in enumerate(zip(xs, read.ys, files, ("train", "test"), strict=False)):
         client, domain = _names(f, use.client, "client", ""), _names(f, use.domain, "domain", "")
@@ -58,9 +60,13 @@ def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "
     train, test = _train_and_test(parts, float(o.get("test", 0.2)), purpose)
     if not len(train.y):
         raise ConfigError(f"task.data.split: no row of {folder} is for training (train or valid)")
-    if use.features:
-        a, b = columns.standardised(train.x, test.x, use.features, folder)
-        train, test = (replace(p, x=x) for x, p in ((a, train), (b, test)))
+    if use.kind == "tabular":
+        k = len(use.features or ())  # one number for each value of a column comes behind, as it is
+        made = columns.standardised(train.x[:, :k], test.x[:, :k], use.features or (), folder)
+        train, test = (
+            replace(p, x=np.concatenate([x, p.x[:, k:].astype(np.float32)], 1) if use.one_hot else x)
+            for x, p in zip(made, (train, test), strict=True)
+        )
     return Dataset(spec.name, train, test, len(read.names), read.names, use.kind, (*read.notes, *about))
 
 
@@ -180,12 +186,28 @@ def _images(files: Sequence[File], use: Columns, spec: Named) -> tuple[list[np.n
 
 
 def _rows(files: Sequence[File], use: Columns) -> list[np.ndarray]:
-    """Return texts (n,), records (n, 3) or features (n, f) per file."""
+    """Return texts (n,), records (n, 3), chats (n, 1) or features (n, f) per file."""
+    if use.messages:
+        return [chat.records(f.table[use.messages], use.messages, f.name) for f in files]
+    if use.kind == "tabular" and not use.features:
+        return [np.zeros((f.table.num_rows, 0)) for f in files]
     if use.features:
         return [columns.features(f.table, use.features, f.name) for f in files]
     if use.text:
         return [_given(f, use.text, "text") for f in files]
     return [_records(f, use) for f in files]
+
+
+def _with_values(xs: list[np.ndarray], files: Sequence[File], use: Columns) -> tuple[list[np.ndarray], list[str]]:
+    """Return (features followed by the columns `one_hot` as one number for each value, per file; notes)."""
+    notes: list[str] = []
+    found = xs
+    for name in use.one_hot:
+        made, about = columns.one_hot([f.table[name] for f in files], name, [f.name for f in files])
+        found, notes = [np.concatenate([x, v], 1) for x, v in zip(found, made, strict=True)], [*notes, *about]
+    if use.by_type and use.features:
+        notes.append(f"features of {files[0].name} are all its columns of numbers: {', '.join(use.features)}")
+    return found, notes
 
 
 def _given(file: File, name: str, role: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed.data import columns, instruct, pictures, targets
+from rayfed.data import chat, columns, instruct, pictures, targets
 from rayfed.data.columns import kind_of
 from rayfed.errors import nearest
 
@@ -30,8 +30,9 @@ NAMED = (
     "time",
     "question",
     "passage",
+    "messages",
 )  # options that name a column, of every source
-OPTIONS = (*NAMED, *targets.OPTIONS, "features", "length", "test", *pictures.OPTIONS, *instruct.OPTIONS)
+OPTIONS = (*NAMED, *targets.OPTIONS, "features", "one_hot", "length", "test", *pictures.OPTIONS, *instruct.OPTIONS)
 TEXT = ("text", "sentence")
 IMAGE = ("image", "img")
 SPLITS = ("train", "valid", "test", "test_unseen")
@@ -47,6 +48,7 @@ ROLES = (
     "time",
     "question",
     "passage",
+    "messages",
 )  # of one column each
 
 
@@ -57,7 +59,9 @@ class Columns:
     features: names of numeric columns; shape: (height, width, channels) of images; label_names: of the classes, () where
     nothing says them; target: of numbers to predict, labels: of several labels a row, in the place of label; further: columns of a
     batch beside x and y, by its name for them; item: what the row's user, the client, took, time: when; question, passage:
-    of pairs. Exactly one of item, passage, image, text, response and features is there.
+    of pairs; messages: chats; one_hot:
+    columns that become one number for each of their values, beside features; by_type: whether features are all numbers that there
+    are. One of item, passage, image, text, response, messages and features is there, or one_hot.
     """
 
     label: str | None
@@ -79,6 +83,9 @@ class Columns:
     time: str | None = None
     question: str | None = None
     passage: str | None = None
+    messages: str | None = None
+    one_hot: tuple[str, ...] = ()
+    by_type: bool = False
 
     @property
     def kind(self) -> str:
@@ -91,12 +98,17 @@ class Columns:
             return "image"
         if self.text:
             return "text"
-        return "instruct" if self.response else "tabular"
+        return "instruct" if self.response or self.messages else "tabular"
 
     def named(self) -> list[tuple[str, str]]:
         """Return (option, column) of all that are named."""
         one = [(n, getattr(self, n)) for n in ROLES]
-        several = [("features", self.features or ()), ("target", self.target), ("labels", self.labels)]
+        several = [
+            ("features", self.features or ()),
+            ("one_hot", self.one_hot),
+            ("target", self.target),
+            ("labels", self.labels),
+        ]
         several += [(f"columns.{n}", c) for n, c in self.further.items()]
         return [(n, c) for n, c in one if c] + [(n, c) for n, found in several for c in found]
 
@@ -113,12 +125,21 @@ def option_problems(options: dict[str, Any]) -> list[str]:
         out.append(f"task.data.features: {features!r} found, allowed: a list of numeric columns")
     elif features is not None and len(set(features)) < len(features):
         out.append(f"task.data.features: {features!r} found, allowed: each column once")
+    one_hot = options.get("one_hot")
+    if one_hot is not None and (not _all_are(one_hot, str) or len(set(one_hot)) < len(one_hot)):
+        out.append(
+            f"task.data.one_hot: {one_hot!r} found, allowed: a list of columns of texts or whole numbers, each once"
+        )
+    elif both := sorted({*(one_hot or ())} & {*(features if isinstance(features, list) else ())}):
+        out.append(f"task.data.one_hot: {both[0]!r} is among features too; allowed: in one of them")
     if shape is not None and not (_all_are(shape, int) and len(shape) == 3 and min(shape) > 0):
         out.append(f"task.data.shape: {shape!r} found, allowed: [height, width, channels]")
-    given = [n for n in ("item", "passage", "image", "text", "features", "response") if options.get(n)]
+    given = [n for n in ("item", "passage", "image", "text", "features", "response", "messages") if options.get(n)]
     if bool(options.get("question")) != bool(options.get("passage")):
         missing = "passage" if options.get("question") else "question"
         out.append(f"task.data.{missing}: missing; a pair has a column of questions and one of passages")
+    if one_hot and given and given != ["features"]:
+        out.append(f"task.data.one_hot: {given[0]} is set too, and columns of values belong to features; choose one")
     if options.get("time") and not options.get("item"):
         out.append("task.data.time: belongs to item: COLUMN, what a row's user took")
     if len(given) > 1:
@@ -142,7 +163,7 @@ def columns_of(options: dict[str, Any], schemas: Sequence[tuple[pa.Schema, str]]
     schemas: of one table or two, each with what messages call it; the first one decides.
     """
     use, problems = _columns_of(options, *schemas[0])
-    decided = {n: getattr(use, n) for n in ("image", "text", "features", "instruction", "response")}
+    decided = {n: getattr(use, n) for n in ("image", "text", "features", "instruction", "response", "messages")}
     options = {**options, **{n: c for n, c in decided.items() if c}}
     for schema, file in schemas[1:] if not problems else ():
         problems += _columns_of(options, schema, file)[1]
@@ -151,7 +172,7 @@ def columns_of(options: dict[str, Any], schemas: Sequence[tuple[pa.Schema, str]]
 
 def _columns_of(options: dict[str, Any], schema: pa.Schema, file: str) -> tuple[Columns, list[str]]:
     names, (about, problems) = schema.names, _metadata(schema, file)
-    use, there = _chosen(options, names, about), f"columns: {', '.join(schema.names)}"
+    use, there = _chosen(options, schema, about), f"columns: {', '.join(schema.names)}"
     if len(names) == 1 and (mark := next((m for m in (";", "\t", "|") if m in names[0]), None)):
         found = f"task.data: {file} has one column, {names[0]!r}: its values are divided by {mark!r}"
         return use, [f"{found}, needed: a comma, or delimiter: {mark!r}"]
@@ -168,7 +189,7 @@ def _columns_of(options: dict[str, Any], schema: pa.Schema, file: str) -> tuple[
             problems.append(
                 f"task.data.{option}: {file} has {names.count(column)} columns called {column!r}; allowed: one"
             )
-    unused = [n for n in instruct.OPTIONS if n in options and not use.response]
+    unused = [n for n in instruct.OPTIONS if n in options and not (use.response or use.messages)]
     if unused and not problems:
         problems.append(
             f"task.data.{unused[0]}: belongs to instructions with answers; name the answers' column (response: COLUMN); {there}"
@@ -194,30 +215,48 @@ def _metadata(schema: pa.Schema, file: str) -> tuple[dict[str, Any], list[str]]:
     return found, []
 
 
-def _chosen(options: dict[str, Any], names: Sequence[str], about: dict[str, Any]) -> Columns:
+def _chosen(options: dict[str, Any], schema: pa.Schema, about: dict[str, Any]) -> Columns:
     """Return what the options, the schema's metadata and the usual names say, whether such columns exist or not."""
-    features = options.get("features") or about.get("features")
+    names, features = schema.names, options.get("features") or about.get("features")
     usual = next((c for c in IMAGE if c in names), None)
     record = _record(options, names, bool(features or usual or options.get("passage")))
     target, labels = (targets.names_of(options.get(n)) for n in ("target", "labels"))
     item, passage = options.get("item"), options.get("passage")
     other = bool(item or passage)
     label = None if other or target or labels else options.get("label", "label")
-    if label and record["response"] and "label" not in options:
+    messages = options.get("messages")
+    if not (
+        messages
+        or other
+        or features
+        or usual
+        or record["response"]
+        or any(n in options for n in ("image", "text", "one_hot"))
+    ):
+        messages = next((n for n in chat.COLUMNS if n in names and chat.is_chat(schema.field(n).type)), None)
+    if label and (record["response"] or messages) and "label" not in options:
         label = next((n for n in instruct.LABELS if n in names), None)
     text = options.get("text")
-    if not text and not (other or features or record["response"] or usual or "image" in options):
+    one_hot = tuple(options.get("one_hot") or ())
+    found = other or features or record["response"] or messages or usual or "image" in options
+    if not text and not (found or one_hot):
         text = next((t for t in TEXT if t in names), None)
+    named = {n: options.get(n, n if n in names else None) for n in ("client", "domain", "split")}
+    target_columns = {label, *named.values(), *target, *labels, *one_hot}
+    target_columns |= {c for n in options.get("columns", {}).values() for c in targets.names_of(n)}
+    if by_type := not (found or text):
+        features = _numeric(schema, target_columns) or None
     shape = options.get("shape")
     if not shape and "height" in about:
         shape = [about["height"], about["width"], about.get("channels", 1)]
     return Columns(
         label=label,
-        image=options.get("image") or (None if other or features or text or record["response"] else usual or "image"),
+        image=options.get("image")
+        or (None if other or features or text or record["response"] or messages or one_hot else usual or "image"),
         text=text,
         **record,
         features=None if other else features,
-        **{n: options.get(n, n if n in names else None) for n in ("client", "domain", "split")},
+        **named,
         shape=shape,
         label_names=tuple(map(str, about.get("label_names") or ())),
         target=target,
@@ -226,8 +265,26 @@ def _chosen(options: dict[str, Any], names: Sequence[str], about: dict[str, Any]
         time=options.get("time"),
         question=options.get("question"),
         passage=passage,
+        messages=messages,
+        one_hot=one_hot,
+        by_type=by_type,
         further={n: targets.names_of(c) for n, c in options.get("columns", {}).items()},
     )
+
+
+def _numeric(schema: pa.Schema, others: set[str | None]) -> list[str]:
+    """Return the columns of numbers that are nothing else; none where some column is neither numbers nor text, which may be the rows'."""
+    import pyarrow as pa
+
+    rest = [f for f in schema if f.name not in others]
+    kinds = {f.name: kind_of(f.type) for f in rest}
+    if not {*kinds.values()} <= {"whole numbers", "numbers", "text", "nothing"} or len(set(schema.names)) < len(
+        schema.names
+    ):
+        return []
+    return [
+        f.name for f in rest if kinds[f.name] in ("whole numbers", "numbers") and not pa.types.is_dictionary(f.type)
+    ]
 
 
 def _record(options: dict[str, Any], names: Sequence[str], other: bool) -> dict[str, Any]:
@@ -254,6 +311,10 @@ def _type_problem(option: str, field: pa.Field, use: Columns, file: str) -> str 
     if option == "features":
         numbers = kind in ("whole numbers", "numbers", "nothing") and not pa.types.is_dictionary(field.type)
         return None if numbers else where + "numbers"
+    if option == "messages":
+        return None if chat.is_chat(field.type) else where + "lists of {role, content}, or of {from, value}"
+    if option == "one_hot":
+        return None if kind in ("text", "whole numbers", "nothing") else where + "text or whole numbers"
     if option == "time":
         return None if kind in ("whole numbers", "numbers") else where + "numbers"
     if option in ("target", "labels") or option.startswith("columns."):

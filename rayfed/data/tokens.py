@@ -1,6 +1,6 @@
 """Texts to token ids: once per data set, tokenizer and length, kept as an Arrow file in the user's cache.
 
-    python -m rayfed.data.tokens text|instruct FOLDER LENGTH TEXTS.arrow IDS.arrow
+    python -m rayfed.data.tokens text|instruct|chat FOLDER LENGTH TEXTS.arrow IDS.arrow
 
 is what the process that reads configs starts: tokenizers load torch, which that process never does.
 """
@@ -32,7 +32,18 @@ TOKENIZERS = (
     "tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model",
 )  # fmt: skip
 # What ids depend on.
-READS = ("*token*", "vocab*", "merges*", "dict*", "*.model", "*.codes", "*.bpe", "*.spm", "config.json")
+READS = (
+    "*token*",
+    "chat_template*",
+    "vocab*",
+    "merges*",
+    "dict*",
+    "*.model",
+    "*.codes",
+    "*.bpe",
+    "*.spm",
+    "config.json",
+)
 
 
 def tokenizer_folder(dataset: Dataset, config: Config, length: int) -> tuple[Path, int]:

@@ -15,7 +15,7 @@ LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_"}
 
 
 def bibtex(name: str) -> str:
-    """Return an entry for each paper that a method's docstring cites, with what it says of it: authors as it abbreviates them, year,
+    """Return an entry for each paper that a method's docstring cites, with what it says of it: authors as it has them, year,
     title, arXiv number. ConfigError for an unknown method, and for one that cites none."""
     doc = inspect.cleandoc(methods.get(name).__doc__ or "")
     if not (papers := papers_of(doc)):
@@ -24,11 +24,13 @@ def bibtex(name: str) -> str:
 
 
 def _entry(by: str, title: str, number: str, method: str) -> str:
-    """Return one entry. by: `Roe et al. 2020, ` or nothing; the year is then that of the arXiv number."""
-    found = re.match(r"(\w+) et al\. (\d{4})", by)
-    first, year = (found[1], found[2]) if found else ("", f"20{number[:2]}")
+    """Return one entry. by: `Roe et al. 2020, `, `Roe and Doe 2020, ` or nothing; the year is then that of the arXiv number."""
+    found = re.match(r"(.+) (\d{4})", by)
+    said, year = (found[1], found[2]) if found else ("", f"20{number[:2]}")
+    authors = re.split(r", and | and |, ", said.removesuffix(" et al.")) if said else []
+    first = authors[0] if authors else ""
     word = next((w for w in re.findall(r"\w+", title.lower()) if w not in SMALL), method)
-    author = f"{first} and others" if first else ""
+    author = " and ".join([*authors, *(["others"] if said.endswith(" et al.") else [])])
     fields = {
         "title": "{" + "".join(LATEX.get(c, c) for c in title) + "}",
         "author": author,

@@ -20,7 +20,7 @@ from rayfed.models import families
 
 PACKAGE = Path(__file__).parents[1]
 COUNTED = (  # what decides a run's numbers; engine, execution and storage are held to the same numbers by tests
-    "adapters", "clock", "cluster", "data", "distill", "fed", "fold", "fronts", "keys", "method", "methods", "metrics", "models",
+    "adapters", "augment", "clock", "cluster", "data", "distill", "fed", "fold", "fronts", "keys", "method", "methods", "metrics", "models",
     "optimizers", "participation", "partition", "schedules", "stragglers", "task", "traces", "training", "tree", "visits",
 )  # fmt: skip
 ALWAYS = ("fed", "fold", "metrics", "partition", "stragglers", "task", "training")

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rayfed import clock, methods, metrics, models, partition
+from rayfed.config.schema import Config
 from rayfed.errors import ConfigError
 from rayfed.launch import metric_names, model_check, task_check
 from rayfed.launch.preflight import asked
 
 if TYPE_CHECKING:
-    from rayfed.config.schema import Config, Study
+    from rayfed.config.schema import Study
     from rayfed.partition import Federation
 
 
@@ -49,6 +50,24 @@ class Federations:
         if wrong := model_check.find_problems({"": model_check.question(config, made)}):
             raise ConfigError(wrong[""])
         return self.with_digest(config)
+
+    def notes(self, request: Config | Study) -> list[str]:
+        """Return what a reader should know of how a run's data was read, or that of a study's arms under their first seed.
+
+        ConfigError as by `of`, for every arm.
+        """
+        arms = {"": request} if isinstance(request, Config) else request.arms
+        found: dict[str, None] = {}
+        wrong: dict[str, None] = {}
+        for arm, config in arms.items():
+            first = config if not arm else config.model_copy(update={"seed": request.seeds[0]})  # type: ignore[union-attr]
+            try:
+                found |= dict.fromkeys(self.of(first).notes)
+            except ConfigError as e:
+                wrong |= dict.fromkeys(e.problems)
+        if wrong:
+            raise ConfigError(list(wrong))
+        return list(found)
 
     def check(self, study: Study) -> str:
         """Judge every arm's split and model under the first seed, and claims about it; return a digest of these splits.

@@ -22,8 +22,9 @@ from rayfed.visits import VisitMethod
 from rayfed.wire import Part
 
 FOLDER = Path(__file__).parents[2] / "docs" / "methods"
-PAPER = re.compile(  # Roe et al. 2020, "Title" (ICML 2020, 2001.00001), or a name without quotes in the title's place
-    r'(?:(?P<by>[A-Z]\w+ et al\. \d{4}), )?(?:"(?P<title>[^"]+)"|(?P<name>[\w-]+))\s+\((?:[^()]*, )?(?P<id>\d{4}\.\d{5})'
+PAPER = re.compile(  # Roe et al. 2020, "Title" (ICML 2020, 2001.00001); also Roe and Doe 2020, Roe 2020; a name for the title
+    r"(?:(?P<by>[A-Z][\w-]+(?: et al\.|(?:, [A-Z][\w-]+)*,? and [A-Z][\w-]+)? \d{4}), )?"
+    r'(?:"(?P<title>[^"]+)"|(?P<name>[\w-]+))\s+\((?:[^()]*, )?(?P<id>\d{4}\.\d{5})'
 )
 ARXIV = "https://arxiv.org/abs/"
 USUAL = {"train": "Local training.", "view": "The model that the client is served."}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rayfed.errors import ConfigError, RunFailed
+from rayfed.launch.config_schema import with_schema
 from rayfed.storage.atomic import os_error_text
 
 PROJECT = Path(__file__).parent / "project"
@@ -23,7 +24,8 @@ def write_project(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            (folder / name).write_bytes((PROJECT / name).read_bytes())
+            text = (PROJECT / name).read_text(encoding="utf-8")
+            (folder / name).write_text(with_schema(text), encoding="utf-8")
     except OSError as error:
         raise RunFailed(f"init: cannot write {error.filename or folder}: {os_error_text(error, folder)}") from error
     return [folder / name for name in FILES]

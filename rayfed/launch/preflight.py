@@ -18,6 +18,7 @@ from rayfed import (
     adapters,
     aggregate,
     attack,
+    augment,
     clock,
     data,
     methods,
@@ -78,7 +79,7 @@ def judge(raw: Mapping[str, Any], config: Config | None, wrong: Collection[str])
     if make_method is not None:
         rules = asked(raw["method"]["name"], "check", lambda: make_method(config).check(config))
     cls = methods.get(config.method.name) if make_method is not None else None
-    rules = [*rules, *aggregate.problems(config, cls), *attack.problems(config, cls)]
+    rules = [*rules, *aggregate.problems(config, cls), *attack.problems(config, cls), *augment.problems(config, cls)]
     if cls is not None:
         rules = [*rules, *checks.rules(config, cls), *checks.example_rules(config, cls)]
     rules = [*rules, *unread.sentences(config)]

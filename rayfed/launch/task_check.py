@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayfed import models, task
+from rayfed import augment, models, task
 from rayfed.config import unread
 from rayfed.config.own_errors import contained, describe
 from rayfed.engine import scoring
@@ -51,6 +51,7 @@ def problems(config: Config, federation: Federation, method: Method) -> list[str
         for key, m in families.models(config.task.model).items()
         if m.name in models.KNOWN and m.name not in cls.models
     ]
+    found += augment.fits(config, federation.kind, cls.loss is task.Task.loss, federation.input_shape)
     smoothing = config.local.label_smoothing
     if smoothing and not {"classes", "tokens"} & cls.offers:
         allowed = "a task of one class for each row, or of instructions"

@@ -26,6 +26,7 @@ MAX_RUNS, MAX_FOLDERS = 2000, 20_000
 EXPORT_AFTER_END = 300.0  # seconds that an ended run stays in /metrics
 SPARK_POINTS = 40  # of a small curve in the list
 EVENTS = 40  # newest events of a run
+CONFIG = 100_000  # characters of a config that are shown
 PREFERRED = ("accuracy/global", "accuracy/personal")  # shown in the list if measured
 
 
@@ -114,6 +115,8 @@ class Board:
             "spread": partial(details.spread, path, run.rows),
             "actors": partial(processes.actors, path, state, run.rows),
             "events": partial(_newest_events, path),
+            "config": partial(_config_text, path),
+            "report": (path / "report.html").is_file,
         }
         out: dict[str, Any] = {"id": name, "name": path.name, **_split_status(run.status)}
         for part, read in parts.items():
@@ -122,6 +125,12 @@ class Board:
             except Exception as error:
                 out[part] = {"problem": _describe(error)}
         return out
+
+    def report(self, name: str) -> bytes | None:
+        """Return a run's report.html, None if there is none."""
+        path = self.paths().get(name)
+        file = path / "report.html" if path is not None else None
+        return file.read_bytes() if file is not None and file.is_file() else None
 
     def prometheus(self) -> str:
         """Return runs in Prometheus' text format: those that are running or ended a short while ago, except those that Ray's
@@ -197,6 +206,10 @@ def _live(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _newest_events(path: Path) -> list[dict[str, Any]]:
     return read_events(path)[-EVENTS:][::-1]
+
+
+def _config_text(path: Path) -> str:
+    return (path / "config.yaml").read_text(encoding="utf-8", errors="replace")[:CONFIG]
 
 
 def _describe(error: Exception) -> str:

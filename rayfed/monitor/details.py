@@ -90,7 +90,8 @@ def thin(n: int, max_count: int) -> list[int]:
 
 
 def curves(rows: Rows) -> list[dict[str, Any]]:
-    """Return a panel per family of metrics: {"name", "unit", "lower", "scoped", "lines": {scope: [[round, value], ...]}}."""
+    """Return a panel per family of metrics: {"name", "unit", "lower", "scoped", "lines": {scope: [[round, value], ...]},
+    "abouts": {scope: a sentence}}."""
     panels: dict[str, dict[str, Any]] = {}
     for metric in measured(rows):
         family, _, scope = metric.partition("/")
@@ -98,9 +99,18 @@ def curves(rows: Rows) -> list[dict[str, Any]]:
         key = family if scoped or family in ("bytes", "time", "ray") else metric
         known = meaning(metric)
         if key not in panels:
-            panels[key] = {"name": key, "unit": known.unit if known else "", "scoped": scoped, "lines": {}}
+            panels[key] = {
+                "name": key,
+                "unit": known.unit if known else "",
+                "scoped": scoped,
+                "lines": {},
+                "abouts": {},
+            }
         panels[key]["lower"] = lower_is_better(metric)
-        panels[key]["lines"][scope if key == family and scope else metric] = curve(rows, metric, CURVE_POINTS)
+        line = scope if key == family and scope else metric
+        panels[key]["lines"][line] = curve(rows, metric, CURVE_POINTS)
+        if known:
+            panels[key]["abouts"][line] = known.text
     last = ("ray", "actors/", "clients/")
     return sorted(panels.values(), key=lambda p: (not p["scoped"], p["name"] != "accuracy", p["name"].startswith(last)))
 

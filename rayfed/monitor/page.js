@@ -3,7 +3,10 @@ const $ = selector => document.querySelector(selector), SVG = "http://www.w3.org
 const INTERVAL = {busy: 2000, idle: 10000};  // milliseconds between two requests
 const TIMEOUT = 20000;
 let shown = null, timer = 0, requests = 0, filterText = "";
-const openSweeps = new Set();  // ids of sweeps whose runs are shown
+const opened = new Set();  // ids of sweeps whose runs are shown, and names of parts that are
+const chosen = new Set();  // ids of runs to be laid over one another
+const view = {log: false, smooth: 0, hidden: new Set()};  // of all curves; hidden: "TITLE\nLINE"
+let redraw = () => {};  // shows again what was fetched last
 
 // Text is only ever inserted as text: names of runs and clients come from files of other people.
 function el(tag, attributes, ...children) {
@@ -68,12 +71,20 @@ function ticks(low, high, count) {
   return values;
 }
 
-// An empty picture with its axes. xs, ys: [least, greatest]; xText.at: places of the labels below, else chosen.
-function frame(xs, ys, xText, yText) {
+function logTicks(low, high) {
+  const values = [], several = high / low < 1000 ? [1, 2, 5] : [1];
+  for (let p = Math.floor(Math.log10(low)); p <= Math.log10(high); p++) values.push(...several.map(k => k * 10 ** p));
+  const inside = values.filter(v => v >= low * 0.999 && v <= high * 1.001);
+  return inside.length > 1 ? inside : [low, high];
+}
+
+// An empty picture with its axes. xs, ys: [least, greatest]; xText.at: places of the labels below, else chosen; log: of the values.
+function frame(xs, ys, xText, yText, log) {
   const svg = draw("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img"});
   const x = v => LEFT + (v - xs[0]) / (xs[1] - xs[0] || 1) * (WIDTH - LEFT - RIGHT);
-  const y = v => HEIGHT - BOTTOM - (v - ys[0]) / (ys[1] - ys[0] || 1) * (HEIGHT - TOP - BOTTOM);
-  for (const v of ticks(ys[0], ys[1], 4)) {
+  const scale = log ? Math.log : v => v, low = scale(ys[0]), high = scale(ys[1]);
+  const y = v => HEIGHT - BOTTOM - (scale(v) - low) / (high - low || 1) * (HEIGHT - TOP - BOTTOM);
+  for (const v of log ? logTicks(ys[0], ys[1]) : ticks(ys[0], ys[1], 4)) {
     svg.append(draw("line", {class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(v), y2: y(v)}));
     svg.append(draw("text", {x: LEFT - 6, y: y(v) + 4, "text-anchor": "end"}, yText(v)));
   }
@@ -89,36 +100,54 @@ const axisText = unit => v => {
 };
 
 // Least and greatest value of an axis, with a margin, but not below zero for values that are not.
-function range(values) {
+function range(values, log) {
   const low = Math.min(...values), high = Math.max(...values);
+  if (log) return [low / 1.1, high * 1.1];
   const margin = (high - low) * 0.05 || Math.abs(high) * 0.05 || 0.5;
   return [low >= 0 ? Math.max(0, low - margin) : low - margin, high + margin];
 }
 
-function curves(title, lines, unit) {
-  const names = Object.keys(lines).filter(n => lines[n].length);
-  const points = names.flatMap(n => lines[n]);
-  if (!points.length) return null;
-  const rounds = points.map(p => p[0]), xs = [Math.min(...rounds), Math.max(...rounds)];
-  const {svg, x, y} = frame(xs, range(points.map(p => p[1])), integerText, axisText(unit));
-  const colour = (n, i) => SCOPES[n] || COLOURS[i % COLOURS.length];
-  names.forEach((n, i) => {
-    const places = lines[n].map(p => x(p[0]).toFixed(1) + "," + y(p[1]).toFixed(1));
-    const stroke = {stroke: colour(n, i), fill: "none", "stroke-width": 1.8, "stroke-linejoin": "round"};
-    if (places.length > 1) svg.append(draw("polyline", {points: places.join(" "), ...stroke}));
-    else svg.append(draw("circle", {cx: x(lines[n][0][0]), cy: y(lines[n][0][1]), r: 3, fill: colour(n, i)}));
+// An exponential mean that does not lean to its first value, of weight 0 to 1.
+function smoothed(points, weight) {
+  let sum = 0, mass = 0;
+  return points.map(([round, value]) => {
+    sum = weight * sum + (1 - weight) * value;
+    mass = weight * mass + (1 - weight);
+    return [round, sum / mass];
   });
-  const key = el("ul", {class: "key"}, ...names.map((n, i) => {
+}
+
+// abouts: line -> what it is, in a sentence.
+function curves(title, lines, unit, abouts) {
+  const names = Object.keys(lines).filter(n => lines[n].length), all = names.flatMap(n => lines[n]);
+  if (!all.length) return null;
+  const hidden = n => view.hidden.has(title + "\n" + n), visible = names.filter(n => !hidden(n));
+  const points = visible.length ? visible.flatMap(n => lines[n]) : all, log = view.log && points.every(p => p[1] > 0);
+  const rounds = all.map(p => p[0]), xs = [Math.min(...rounds), Math.max(...rounds)];
+  const {svg, x, y} = frame(xs, range(points.map(p => p[1]), log), integerText, axisText(unit), log);
+  const colour = n => SCOPES[n] || COLOURS[names.indexOf(n) % COLOURS.length];
+  const stroke = (n, opacity) => ({stroke: colour(n), fill: "none", "stroke-width": 1.8, "stroke-linejoin": "round", opacity});
+  const path = found => found.map(p => x(p[0]).toFixed(1) + "," + y(p[1]).toFixed(1)).join(" ");
+  for (const n of visible) {
+    if (lines[n].length === 1) { svg.append(draw("circle", {cx: x(lines[n][0][0]), cy: y(lines[n][0][1]), r: 3, fill: colour(n)})); continue; }
+    svg.append(draw("polyline", {points: path(lines[n]), ...stroke(n, view.smooth ? 0.3 : 1)}));
+    if (view.smooth) svg.append(draw("polyline", {points: path(smoothed(lines[n], view.smooth)), ...stroke(n, 1)}));
+  }
+  const key = el("ul", {class: "key"}, ...names.map(n => {
     const line = el("span", {class: "line"});
-    line.style.borderColor = colour(n, i);
+    line.style.borderColor = colour(n);
     const label = names.length > 1 || n !== title ? n + " " : "";
-    return el("li", {}, line, label, el("span", {class: "soft"}, number(lines[n].at(-1)[1], unit)));
+    const toggle = el("button", {type: "button", class: "toggle", "aria-pressed": String(!hidden(n)), title: (abouts || {})[n]},
+      line, label, el("span", {class: "soft"}, number(lines[n].at(-1)[1], unit)));
+    toggle.addEventListener("click", () => { view.hidden[hidden(n) ? "delete" : "add"](title + "\n" + n); redraw(); });
+    return el("li", {}, toggle);
   }));
   const reading = el("div", {class: "reading", "aria-live": "off"});
-  followPointer(svg, reading, {names, lines, points, xs, x, unit});
-  svg.setAttribute("aria-label", title);
+  followPointer(svg, reading, {names: visible, lines, points: all, xs, x, unit});
+  svg.setAttribute("aria-label", title + (log ? ", logarithmic" : ""));
   return el("figure", {}, el("figcaption", {}, title), key, svg, reading);
 }
+
 
 // Shows the values of the round under the pointer, else the range of rounds.
 function followPointer(svg, reading, {names, lines, points, xs, x, unit}) {
@@ -197,6 +226,8 @@ function spark(points) {
   return svg;
 }
 
+const OVER = "over:";  // begins the address of several runs, as JSON
+
 // -- the list ---------------------------------------------------------------------------------------------------------
 
 function runEntry(r) {
@@ -205,7 +236,10 @@ function runEntry(r) {
   const took = r.seconds != null ? "in " + duration(r.seconds) : r.note || "";
   const time = busy(r.status) && r.eta_s != null ? duration(r.eta_s) + " left" : took;
   const progress = `${number(r.round)} of ${number(r.rounds)}` + (time && time.length < 16 ? ", " + time : "");
-  return el("li", {}, el("a", {class: "run", href: "#" + encodeURIComponent(r.id)},
+  const box = el("input", {type: "checkbox", "aria-label": "lay " + r.id + " over others", title: "lay over others"});
+  box.checked = chosen.has(r.id);
+  box.addEventListener("change", () => { chosen[box.checked ? "add" : "delete"](r.id); redraw(); });
+  return el("li", {class: "row"}, box, el("a", {class: "run", href: "#" + encodeURIComponent(r.id)},
     el("div", {}, el("b", {}, name), el("div", {class: "soft"}, about)),
     el("div", {class: "value"}, r.metric ? el("b", {}, number(r.value, unitOf(r.metric))) : "", el("div", {class: "soft"}, r.metric || "")),
     el("div", {}, badge(r.status), el("div", {class: "soft"}, r.rounds != null ? progress : r.note || ""), progressBar(r.round, r.rounds)),
@@ -219,9 +253,9 @@ function sweepEntry(s, runs) {
     el("div", {class: "value"}, s.best != null ? el("b", {}, number(s.best, unitOf(s.metric))) : "", el("div", {class: "soft"}, "best " + s.metric)),
     el("div", {}, badge(s.status), el("div", {class: "soft"}, trials), progressBar(s.round, s.rounds)),
     el("div", {class: "soft"}, runs.length + (runs.length === 1 ? " run" : " runs")));
-  const open = filterText || openSweeps.has(s.id) ? "" : null;
+  const open = filterText || opened.has(s.id) ? "" : null;
   const box = el("details", {class: "sweep", open}, summary, el("ul", {class: "list"}, ...runs.map(runEntry)));
-  box.addEventListener("toggle", () => { if (!filterText) openSweeps[box.open ? "add" : "delete"](s.id); });
+  box.addEventListener("toggle", () => { if (!filterText) opened[box.open ? "add" : "delete"](s.id); });
   return box;
 }
 function list(data) {
@@ -243,6 +277,11 @@ function list(data) {
       out.push(el("ul", {class: "list"}, ...members.map(runEntry)));
     }
   };
+  const laid = data.runs.map(r => r.id).filter(id => chosen.has(id));
+  if (laid.length > 1) {
+    const there = "#" + encodeURIComponent(OVER + JSON.stringify(laid));
+    out.push(el("p", {}, el("a", {class: "over", href: there}, `Lay  runs over one another`)));
+  }
   const found = data.runs.filter(matches), running = r => busy((sweepOf(r) || r).status);
   section("Running", found.filter(running));
   section("Ended", found.filter(r => !running(r)));
@@ -270,7 +309,27 @@ function text(v, unit) {
 }
 const fact = (name, value) => el("li", {}, el("span", {class: "soft"}, name + " "), el("b", {}, value));
 const grid = figures => el("div", {class: "grids"}, ...figures.filter(Boolean));
-const panel = p => curves(p.name, p.lines, unitOf(p.name));
+const panel = p => curves(p.name, p.lines, unitOf(p.name), p.abouts);
+
+// What all curves of the page obey.
+function tools() {
+  const log = el("input", {type: "checkbox", id: "log"}), smooth = el("input", {type: "range", id: "smooth", min: 0, max: 0.95, step: 0.05});
+  log.checked = view.log;
+  smooth.value = view.smooth;
+  log.addEventListener("change", () => { view.log = log.checked; redraw(); });
+  smooth.addEventListener("change", () => { view.smooth = Number(smooth.value); redraw(); });
+  return el("div", {class: "tools"}, el("label", {}, log, " logarithmic"), el("label", {}, "smoothing ", smooth));
+}
+// A part that opens, and stays open when the page looks again.
+function folded(title, ...content) {
+  const box = el("details", {open: opened.has(title) ? "" : null}, el("summary", {}, title), ...content);
+  box.addEventListener("toggle", () => opened[box.open ? "add" : "delete"](title));
+  return box;
+}
+function names(panels) {
+  const known = panels.flatMap(p => Object.entries(p.abouts || {}).map(([line, about]) => [p.name === line ? line : p.name + "/" + line, about]));
+  return known.length ? [folded("What the names mean", table(["name", "what"], known, [0, 1]))] : [];
+}
 
 function facts(r) {
   const live = r.live || {}, items = [fact("round", `${text(live.round)} of ${text(live.rounds)}`)];
@@ -337,7 +396,8 @@ function detail(r) {
   const others = panels.filter(p => !p.scoped && !found.includes(p));
   const out = [
     el("h2", {}, r.name, " ", badge(r.status)), r.note ? el("p", {class: "soft"}, r.note) : "",
-    progressBar(live.round, live.rounds), facts(r)];
+    progressBar(live.round, live.rounds), facts(r),
+    r.report ? el("p", {}, el("a", {href: "/report?id=" + encodeURIComponent(r.id)}, "its report")) : "", scores.length ? tools() : ""];
   const noScores = [el("p", {class: "soft"}, "No round has been evaluated yet.")];
   out.push(...part("Scores", r.curves, () => scores.length ? [grid(scores.map(panel))] : noScores));
   out.push(...part("Clusters", r.clusters, c => clusterFigures(c, found)));
@@ -345,8 +405,29 @@ function detail(r) {
   out.push(...part("Actors", r.actors, a => actors(a, busy(r.status))));
   if (others.length) out.push(el("h2", {}, "Cost"), grid(others.map(panel)));
   out.push(...part("Events", r.events, events));
+  out.push(el("h2", {}, "Settings"), ...names(panels));
+  if (r.config) out.push(folded("config.yaml", el("pre", {class: "command"}, r.config)));
   if (r.about.folder) out.push(el("pre", {class: "command"}, "rayfed report " + r.about.folder));
   return out;
+}
+
+// Several runs, a picture for each score and a line for each run.
+function compared(runs) {
+  const found = runs.filter(r => !r.problem && !r.curves.problem), pictures = new Map();
+  for (const r of found) {
+    for (const p of r.curves) {
+      for (const [line, points] of Object.entries(p.lines)) {
+        const title = p.name === line ? line : p.name + "/" + line;
+        if (!pictures.has(title)) pictures.set(title, {unit: unitOf(p.name), scoped: p.scoped, lines: {}, abouts: {}});
+        pictures.get(title).lines[r.id] = points;
+      }
+    }
+  }
+  const drawn = scoped => [...pictures].filter(([, p]) => !!p.scoped === scoped).map(([title, p]) => curves(title, p.lines, p.unit));
+  const rows = found.map(r => [r.id, r.status, text(r.about.method), text(r.about.data), text(r.about.seed)]);
+  const missing = runs.filter(r => !found.includes(r)).map(r => problem(r.id + ": " + (r.problem || r.curves.problem)));
+  return [el("h2", {}, ` runs`), ...missing, table(["run", "state", "method", "data", "seed"], rows, [0, 1, 2, 3]), tools(),
+    el("h2", {}, "Scores"), grid(drawn(true)), el("h2", {}, "Others"), grid(drawn(false))];
 }
 
 // -- refreshing -------------------------------------------------------------------------------------------------------
@@ -357,8 +438,10 @@ async function refresh() {
   const late = () => mine !== requests;  // another request has been sent since
   let wait = INTERVAL.busy;
   try {
-    const url = name ? "/api/run?id=" + encodeURIComponent(name) : "/api/runs";
-    const answer = await fetch(url, {signal: AbortSignal.timeout(TIMEOUT)});
+    const get = url => fetch(url, {signal: AbortSignal.timeout(TIMEOUT)}), runUrl = id => "/api/run?id=" + encodeURIComponent(id);
+    const several = name.startsWith(OVER) ? JSON.parse(name.slice(OVER.length)) : null;
+    const answers = await Promise.all(several ? several.map(id => get(runUrl(id))) : [get(name ? runUrl(name) : "/api/runs")]);
+    const answer = answers.find(a => !a.ok) || answers[0];
     if (late()) return;
     if (answer.status === 404 && name) {
       show(name, [el("h2", {}, name), el("p", {class: "problem"}, "There is no such run (any more).")]);
@@ -366,10 +449,12 @@ async function refresh() {
     } else if (!answer.ok) {
       throw new Error(await answer.text());
     } else {
-      const data = await answer.json();
+      const found = await Promise.all(answers.map(a => a.json())), data = found[0];
       if (late()) return;
-      show(name, name ? detail(data) : list(data));
-      if (!(name ? busy(data.status) : data.runs.some(r => busy(r.status)))) wait = INTERVAL.idle;
+      const nodes = () => several ? compared(found) : name ? detail(data) : list(data);
+      redraw = () => show(name, nodes(), true);
+      show(name, nodes());
+      if (!(several || name ? found : data.runs).some(r => busy(r.status))) wait = INTERVAL.idle;
     }
     $("#fresh").textContent = "as of " + new Date().toLocaleTimeString();
     $("#fresh").className = "soft";
@@ -382,14 +467,15 @@ async function refresh() {
   document.body.dataset.ready = "1";
   timer = setTimeout(refresh, document.hidden ? 6 * wait : wait);
 }
-function show(name, nodes) {
-  if (name === shown && $("#runs").matches(":hover") && $("svg .cross[visibility=visible]")) return;  // a value is being read
+function show(name, nodes, asked) {
+  if (!asked && name === shown && $("#runs").matches(":hover") && $("svg .cross[visibility=visible]")) return;  // a value is being read
   const top = name === shown ? scrollY : 0, sideways = [...document.querySelectorAll(".wide")].map(w => w.scrollLeft);
   $("#runs").replaceChildren(...nodes.filter(n => n !== ""));
   if (name === shown) document.querySelectorAll(".wide").forEach((w, i) => { w.scrollLeft = sideways[i] || 0; });
   $("#back").hidden = !name;
   $("#filter").hidden = !!name;
-  document.title = (name ? name + " · " : "") + "rayfed monitor";
+  const said = name.startsWith(OVER) ? "several runs" : name;
+  document.title = (said ? said + " · " : "") + "rayfed monitor";
   shown = name;
   scrollTo(0, top);
 }

@@ -40,11 +40,16 @@ class Server:
             found = board.run(query.get("id", ""))
             return None if found is None else _json(found)
 
+        def report(query: Query) -> Answer | None:
+            found = board.report(query.get("id", ""))
+            return None if found is None else ("text/html; charset=utf-8", found)
+
         class Handler(_Handler):
             answers = {  # noqa: RUF012
                 "/": lambda query: ("text/html; charset=utf-8", page),
                 "/api/runs": runs,
                 "/api/run": run,
+                "/report": report,
                 "/metrics": lambda query: ("text/plain; version=0.0.4; charset=utf-8", board.prometheus().encode()),
             }
 
@@ -83,6 +88,9 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+# Reports have styles of their own, and no scripts.
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
 
 class _Handler(BaseHTTPRequestHandler):
     answers: dict[str, Callable[[Query], Answer | None]]  # path -> what answers it; None: 404
@@ -118,9 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, code: int, kind: str, body: bytes) -> None:
         self.send_response(code)
+        policy = REPORT_POLICY if self.path.startswith("/report?") else POLICY
         headers = {
             "Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store",
-            "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
         }  # fmt: skip
         if code == 405:
             headers["Allow"] = "GET, HEAD"

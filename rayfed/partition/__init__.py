@@ -22,6 +22,7 @@ from rayfed.data import OTHER_FORMS
 from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import make_callable
 from rayfed.partition import groups as planted
+from rayfed.partition.normalise import normalised
 from rayfed.partition.targets import Targets, by_stratum
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def split_key(config: Mapping[str, Any]) -> str:
         words,
         scored,
         config.get("attacks") or [],
+        *([task["normalise"]] if task.get("normalise", "none") != "none" else []),
     ]
     return json.dumps(asked, sort_keys=True, default=str)
 
@@ -252,9 +254,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         dataset = data.load(config.task.data, config.seed)
     if dataset.train.x.dtype == object:
         phases.begin(f"tokenising the texts of {dataset.name}")
-        from rayfed.data import instruct, text
+        from rayfed.data import chat, instruct, text
 
-        dataset = (instruct if dataset.kind == "instruct" else text).tokenised(dataset, config)
+        by = text if dataset.kind == "text" else chat if dataset.train.x.shape[1] == 1 else instruct
+        dataset = by.tokenised(dataset, config)
     elif dataset.kind == "text":
         from rayfed.data import text
 
@@ -325,6 +328,10 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         columns["user"] = np.concatenate([row_client, np.full(len(public.y), -1)])
     if config.attacks:
         x, y, backdoor = _attacked(config, x, y, train, test, dataset, tuple(columns))
+    notes = dataset.notes
+    if config.task.normalise == "clients":
+        x, note = normalised(config, dataset, x, train.rows[train.owners() < n - held])
+        notes = (*notes, note)
     counts = np.bincount(train.owners() * dataset.classes + y[train.rows], minlength=n * dataset.classes)
     arrays = {"x": x, "y": y} | columns
     if not f.public.labels:
@@ -332,7 +339,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     return Federation(
         {n: np.ascontiguousarray(a) for n, a in arrays.items()}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
-        dataset.label_names, probe, dataset.notes, backdoor, name, targets, f.public.labels,
+        dataset.label_names, probe, notes, backdoor, name, targets, f.public.labels,
     )  # fmt: skip
 
 

@@ -20,6 +20,10 @@ COUNTS = (
 )  # metrics that are integers
 
 
+# Without a script: it turns the system's choice of light or dark around.
+SWITCH = '<label class="switch soft"><input type="checkbox" id="switch"> light / dark</label>'
+
+
 # -- numbers as text ---------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +134,7 @@ def document(title: str, sections: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n{SWITCH}\n"
         + "\n".join(s for s in sections if s)
         + "\n</main></body></html>\n"
     )

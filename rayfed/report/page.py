@@ -35,6 +35,7 @@ def render(subject: Subject) -> tuple[str, list[Picture]]:
         results.verdicts(subject),
         "<h2>Results</h2>" + results.final_values(subject),
         results.difference_table(subject),
+        results.rank_table(subject),
         section("Curves", drawn.curves),
         section("Clients", drawn.clients, after=results.client_table(subject) if any(drawn.clients) else ""),
         section("Clusters", drawn.clusters),

@@ -11,6 +11,7 @@ from rayfed.metrics import lower_is_better, outcome
 from rayfed.report.client_pictures import client_metric, client_values
 from rayfed.report.html import duration, number, size, spread, swatch, table
 from rayfed.report.picture import line_style
+from rayfed.report.ranks import lines, note, rank_tests
 from rayfed.report.statistics import mean_sd, worst_decile
 from rayfed.report.study import differences, summarise
 from rayfed.report.subject import RunRecord, Subject
@@ -175,6 +176,23 @@ def _difference(judged: Mapping[str, Any] | None, metric: str, directed: bool) -
     elif directed and judged["ci95"][1] < 0:
         text = f'<b class="bad">▼ {text}</b>'
     return f'{text} <span class="sd">{number(low, sign=True)} to {number(high, sign=True)}</span>'
+
+
+def rank_table(subject: Subject) -> str:
+    """Return the arms' mean ranks and rank tests of each score; nothing where there is nothing to rank."""
+    tests = rank_tests(subject)
+    if not tests:
+        return ""
+    arms = list(subject.done)
+    head = [
+        "mean rank",
+        *(arm_name(subject, a) for a in arms),
+        "seeds",
+        "Friedman p",
+        *(f"p, {escape(a)}" for a in arms[1:]),
+    ]
+    body = [[escape(line[0]), *line[1:]] for line in lines(tests, arms)]
+    return "<h2>Ranks over seeds</h2>" + table(head, body, note(tests))
 
 
 # -- clients and cost --------------------------------------------------------------------------------------------------

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-CSS = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--paper:#fff;--panel:#f5f6f8;--line:#dde1e6;
---good:#1a7f4b;--bad:#b3372c}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--soft:#9aa5b1;--paper:#14171b;--panel:#1d2228;--line:#333b45;
---good:#4cc38a;--bad:#f07f73}}
-*{box-sizing:border-box}
+LIGHT = """--ink:#1b1f24;--soft:#5b6570;--paper:#fff;--panel:#f5f6f8;--line:#dde1e6;
+--good:#1a7f4b;--bad:#b3372c"""
+DARK = """--ink:#e4e7eb;--soft:#9aa5b1;--paper:#14171b;--panel:#1d2228;--line:#333b45;
+--good:#4cc38a;--bad:#f07f73"""
+THEMES = f""":root{{color-scheme:light dark;{LIGHT}}}
+@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}
+:root:has(#switch:checked){{color-scheme:dark;{DARK}}}
+@media(prefers-color-scheme:dark){{:root:has(#switch:checked){{color-scheme:light;{LIGHT}}}}}
+"""
+CSS = (
+    THEMES
+    + """*{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,"Segoe UI",Roboto,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:32px 24px 64px}
 h1{font-size:28px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
@@ -56,5 +62,7 @@ border-radius:0 8px 8px 0}
 em{color:var(--soft)}
 .facts{display:flex;flex-wrap:wrap;gap:4px 28px;margin:12px 0 0;padding:0;list-style:none}
 .facts b{font-weight:600;overflow-wrap:anywhere}
-@media print{body{font-size:12px}figure{break-inside:avoid}}
+.switch{float:right;font-size:14px;cursor:pointer}
+@media print{body{font-size:12px}figure{break-inside:avoid}.switch{display:none}}
 """
+)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rayfed.errors import ConfigError, nearest
 from rayfed.metrics import SCOPES, lower_is_better
 from rayfed.report.html import number
+from rayfed.report.ranks import RankTests, lines, note, rank_tests
 from rayfed.report.statistics import mean_interval
 from rayfed.report.subject import Subject
 
@@ -37,13 +38,15 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Final values by arm and metric; `str` is a table for a terminal. caution: what a reader should know of them, "" if nothing."""
+    """Final values by arm and metric; `str` is a table for a terminal. caution: what a reader should know of them, "" if nothing;
+    ranks: tests of the ranks of several arms, by metric."""
 
     metrics: tuple[str, ...]
     arms: tuple[str, ...]
     cells: Mapping[tuple[str, str], Cell]  # (arm, metric)
     seeds: Mapping[str, int]  # arm -> its runs that are done
     caution: str = ""
+    ranks: tuple[RankTests, ...] = ()
 
     def best(self, metric: str) -> list[str]:
         """Return the arms with the best mean; none where a metric has no better, or where there is nothing to compare."""
@@ -64,24 +67,40 @@ class ResultTable:
     def to_markdown(self) -> str:
         """Return the table in Markdown, best means in bold."""
         head = ["arm", *self.metrics, "seeds"]
-        lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
-        lines += [_row([arm, *cells, str(self.seeds[arm])]) for arm, cells in self._text("**{}**", "±", "–").items()]
-        return "\n".join(lines) + f"\n\n{self._note()}\n"
+        body = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+        body += [_row([arm, *cells, str(self.seeds[arm])]) for arm, cells in self._text("**{}**", "±", "–").items()]
+        out = "\n".join(body) + f"\n\n{self._note()}\n"
+        if not self.ranks:
+            return out
+        head, *ranked = self._ranks()
+        body = [_row(head), _row(["---", *["---:"] * (len(head) - 1)]), *map(_row, ranked)]
+        return f"{out}\n" + "\n".join(body) + f"\n\n{note(self.ranks)}\n"
 
     def to_latex(self) -> str:
         """Return the table in LaTeX, for the package booktabs, best means in bold."""
-        lines = [f"% {self._note()}", rf"\begin{{tabular}}{{l{'r' * (len(self.metrics) + 1)}}}", r"\toprule"]
-        lines += [_latex_row(["arm", *self.metrics, "seeds"]), r"\midrule"]
+        out = [f"% {self._note()}", rf"\begin{{tabular}}{{l{'r' * (len(self.metrics) + 1)}}}", r"\toprule"]
+        out += [_latex_row(["arm", *self.metrics, "seeds"]), r"\midrule"]
         for arm, cells in self._text(r"\textbf{{{}}}", r"$\pm$", "--").items():
-            lines.append(" & ".join([_latex(arm), *cells, str(self.seeds[arm])]) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+            out.append(" & ".join([_latex(arm), *cells, str(self.seeds[arm])]) + r" \\")
+        out += [r"\bottomrule", r"\end{tabular}"]
+        if self.ranks:
+            head, *body = self._ranks()
+            out += ["", f"% {note(self.ranks)}", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
+            out += [_latex_row(head), r"\midrule", *map(_latex_row, body), r"\bottomrule", r"\end{tabular}"]
+        return "\n".join(out) + "\n"
 
     def to_csv(self) -> str:
-        """Return a line per arm and metric with all digits: arm, metric, mean, sd, ci95, n."""
+        """Return a line per arm and metric with all digits: arm, metric, mean, sd, ci95, n, and where arms are compared rank, wilcoxon
+        (against the first arm) and holm."""
         sink = io.StringIO()
         writer = csv.writer(sink, lineterminator="\n")
-        writer.writerow(["arm", "metric", *Cell._fields])
-        writer.writerows([arm, metric, *cell] for (arm, metric), cell in self.cells.items())
+        more = ("rank", "wilcoxon", "holm") if self.ranks else ()
+        writer.writerow(["arm", "metric", *Cell._fields, *more])
+        tests = {t.metric: t for t in self.ranks}
+        for (arm, metric), cell in self.cells.items():
+            t = tests.get(metric)
+            of = (t.ranks.get(arm), t.wilcoxon.get(arm), t.holm.get(arm)) if t else (None, None, None)
+            writer.writerow([arm, metric, *cell, *(of if more else ())])
         return sink.getvalue()
 
     def to_arrow(self) -> pa.Table:
@@ -109,6 +128,11 @@ class ResultTable:
 
     def __str__(self) -> str:
         return self.to_markdown()
+
+    def _ranks(self) -> list[list[str]]:
+        """Return the lines of the table of ranks, its head first."""
+        head = ["mean rank", *self.arms, "seeds", "Friedman p", *(f"p, {arm}" for arm in self.arms[1:])]
+        return [head, *lines(self.ranks, self.arms)]
 
     def _note(self) -> str:
         about = "Final values, mean ± standard deviation over seeds."
@@ -149,7 +173,7 @@ def result_table(subject: Subject, metrics: Sequence[str] = ()) -> ResultTable:
             if mean is not None:
                 cells[arm, metric] = Cell(mean, sd, half, len(values))
     seeds = {arm: len(runs) for arm, runs in subject.done.items()}
-    return ResultTable(chosen, tuple(subject.done), cells, seeds, caution(seeds))
+    return ResultTable(chosen, tuple(subject.done), cells, seeds, caution(seeds), tuple(rank_tests(subject, chosen)))
 
 
 def caution(seeds: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rayfed import keys, optimizers
+from rayfed import augment, keys, optimizers
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.schema import Section
@@ -201,11 +201,12 @@ class Task:
         self._module = module.eval().requires_grad_(False)
         self.size = sum(p.numel() for p in module.parameters())
         # Of the client at work; copies of the task share it.
-        self._during: dict[str, Any] = {"scale": None, "step": None}
+        self._during: dict[str, Any] = {"scale": None, "step": None, "mixed": False}
         for m in module.modules():
             if hasattr(m, "during"):
                 m.during = self._during
         self._own_buffers: dict[str, Tensor] = {}
+        self._augment, self._mixup = augment.of(config)
         self._mixes_rows = False  # whether a row's answer in training depends on the other rows, normalisation aside
         self._switched, self._is_training = self._with_modes(base is not None), False
         self.buffers: tuple[str, ...] = self._written_buffers(base is not None)
@@ -380,6 +381,9 @@ class Task:
 
         Texts may be word embeddings (B, L, d) instead of token ids.
         """
+        step = self._during["step"]
+        if self._augment and step is not None and not self._during["mixed"]:
+            x = augment.views(self._augment, x, step.key)
         by = self._during["scale"]
         if by is not None:
             params = {n: p * by.to(p.dtype) if ranks.is_b(n) else p for n, p in params.items()}
@@ -388,7 +392,7 @@ class Task:
         if self._places is not None:
             params = {n: p.to(self._places[n]) for n, p in params.items()}
         params = kernels.in_memory_format(params)
-        return self._forward(params, x, self._during["step"]).to(self.dtype)
+        return self._forward(params, x, step).to(self.dtype)
 
     def _forward(self, params: Tree, x: Tensor, step: TrainingStep | None) -> Tensor:
         """Return what the network answers: in train mode within a step, whose real rows move the buffers, else in eval mode."""
@@ -684,11 +688,22 @@ class Task:
             return False
 
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
-        """Return cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training and targets are
-        smoothed (`local.label_smoothing`)."""
+        """Return cross-entropy of each example, (B,); with a training step's key, the forward pass is that of training, images are
+        augmented (`local.augment`) and targets smoothed (`local.label_smoothing`)."""
+        if self._mixup is not None and key is not None:
+            return self._mixed_loss(params, batch, key)
         with self.training(batch, key):
             logits = self.apply(params, batch["x"])
         return self.cross_entropy(logits, batch["y"], key)
+
+    def _mixed_loss(self, params: Tree, batch: Any, key: Any) -> Tensor:
+        """Return the loss (B,) of a training step under mixup: of each row's image mixed with another's, by both labels."""
+        x = augment.views(self._augment, batch["x"], key)
+        partner, share = self._mixup.pairs(key, batch["w"])
+        with self.training(batch, key), self._while(mixed=True):
+            logits = self.apply(params, share * x + (1 - share) * x[partner])
+        own, other = (self.cross_entropy(logits, y, key) for y in (batch["y"], batch["y"][partner]))
+        return share * own + (1 - share) * other
 
     def cross_entropy(self, logits: Tensor, y: Tensor, key: Any = None) -> Tensor:
         """Return cross-entropy (B,) of logits (B, C) against labels (B,); with a training step's key, targets are smoothed."""

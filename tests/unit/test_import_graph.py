@@ -37,7 +37,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
     ("rayfed.models",),
     ("rayfed.adapters",),
     ("rayfed.execute", "rayfed.storage"),
-    ("rayfed.method", "rayfed.training", "rayfed.fold", "rayfed.clock", "rayfed.aggregate", "rayfed.attack"),
+    (
+        "rayfed.method",
+        "rayfed.training",
+        "rayfed.fold",
+        "rayfed.clock",
+        "rayfed.aggregate",
+        "rayfed.attack",
+        "rayfed.augment",
+    ),
     (
         "rayfed.wire",
         "rayfed.visits",

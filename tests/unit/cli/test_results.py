@@ -81,7 +81,7 @@ def test_a_table_of_a_study(call: Call, study: Path) -> None:
     assert said.code == 0 and said.out.startswith("% Final values") and "Caution: 2 seeds only" in said.out
     assert "arm & accuracy/global & seeds" in said.out
     both = call("report", str(study), "--table", "csv", "--figures", "f", "--format", "png")
-    assert both.out.startswith("arm,metric,mean,sd,ci95,n\n") and "f/accuracy.png" in both.err
+    assert both.out.startswith("arm,metric,mean,sd,ci95,n,rank,wilcoxon,holm\n") and "f/accuracy.png" in both.err
     runs = [str(study / arm / "seed-0") for arm in ("one", "two")]
     assert "| local_only |" in call("report", *runs, "--table", "md").out
 

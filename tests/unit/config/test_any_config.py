@@ -233,7 +233,7 @@ def check_file(draw: Callable[..., Any]) -> None:
         file.write_bytes(content)
         out, err = io.StringIO(), io.StringIO()
         quiet = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-        words = mock.patch.object(sys, "argv", ["rayfed", "validate", str(file), *sets])
+        words = mock.patch.object(sys, "argv", ["rayfed", "validate", "--settings", str(file), *sets])
         with words, quiet[0], quiet[1], pytest.raises(SystemExit) as ended:
             main()
         event(f"exit code {ended.value.code}")

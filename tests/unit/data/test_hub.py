@@ -225,7 +225,6 @@ def test_numbers_in_0_to_1_are_pictures_already(hub: Any, tmp_path: Path) -> Non
             "has no column 'lable' (did you mean 'label'?); columns: a, label, t, u",
         ),
         ({"features": ["aa"]}, "has no column 'aa' (did you mean 'a'?)"),
-        ({}, "has no column 'image'; name it (image: COLUMN)"),
         ({"features": ["t"]}, "task.data.features: column 't' of "),
         ({"features": ["a"], "label": "u"}, "task.data.test: every label of "),
         ({"features": ["a"], "clients": "t"}, "unknown option of hf:"),

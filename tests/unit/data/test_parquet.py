@@ -170,11 +170,6 @@ IMAGES = {"image": packed(pictures(3)), "label": [0, 1, 1]}
         ),
         (FLOATS, {"features": ["a"], "domain": "q"}, ".domain: {} has no column 'q'; columns: a, label, client, split"),
         (FLOATS, {"features": ["a"], "split": "splitt"}, ".split: {} has no column 'splitt' (did you mean 'split'?)"),
-        (
-            FLOATS,
-            {},
-            ": {} has no column 'image'; name it (image: COLUMN), a column of texts (text: COLUMN) or numeric columns (features: [...]);",
-        ),
         (FLOATS, {"features": ["client"]}, ".features: column 'client' of {} is string, allowed: numbers"),
         (FLOATS, {"features": []}, ".features: [] found, allowed: a list of numeric columns"),
         (FLOATS, {"features": "a"}, ".features: 'a' found, allowed: a list of numeric columns"),

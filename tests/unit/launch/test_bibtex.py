@@ -7,7 +7,7 @@ import re
 import pytest
 
 from rayfed import methods
-from rayfed.launch.bibtex import bibtex
+from rayfed.launch.bibtex import _entry, bibtex
 from rayfed.launch.method_pages import papers_of
 from tests.configs import refusal
 
@@ -41,3 +41,18 @@ def test_a_method_that_cites_none() -> None:
     without = sorted(methods.ready() - set(CITES))
     assert without and "cites no paper" in refusal(bibtex, without[0])
     assert "did you mean 'scaffold'" in refusal(bibtex, "scafold")
+
+
+@pytest.mark.parametrize(
+    ("doc", "author"),
+    [
+        ('Roe et al. 2020, "On Clients" (2001.00001)', "Roe and others"),
+        ('Roe 2020, "On Clients" (2001.00001)', "Roe"),
+        ('Roe and Doe 2020, "On Clients" (2001.00001)', "Roe and Doe"),
+        ('Roe, Doe and Poe 2020, "On Clients" (2001.00001)', "Roe and Doe and Poe"),
+    ],
+)
+def test_authors_are_those_that_are_named(doc: str, author: str) -> None:
+    (paper,) = papers_of(doc)
+    entry = _entry(*paper, "roe")
+    assert f"author        = {{{author}}}," in entry and entry.startswith("@misc{roe2020clients,")

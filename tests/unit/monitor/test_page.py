@@ -50,7 +50,7 @@ def test_a_browser_shows_it(server: Server, runs: Path, tmp_path: Path) -> None:
                 INK,
                 width=width,
             )
-            assert heads[1:] == ["Scores", "Clusters", "Clients", "Actors", "Cost", "Events"]
+            assert heads[1:] == ["Scores", "Clusters", "Clients", "Actors", "Cost", "Events", "Settings"]
             assert lines >= 8 and bars >= 8 and wide <= 0
             assert said.startswith("round 4: ") and "personal" in said
         assert b.evaluate(address, INK, dark=True) != [light], "dark follows the system"

@@ -52,7 +52,7 @@ def test_means_deviations_and_intervals(table: ResultTable) -> None:
 
 
 def test_markdown(table: ResultTable) -> None:
-    head, rule, first, second, _, note = table.to_markdown().splitlines()
+    head, rule, first, second, _, note, *_ = table.to_markdown().splitlines()
     assert head == "| arm | accuracy/global | loss/global | seeds |" and rule == "| --- | ---: | ---: | ---: |"
     assert first == "| fed_avg | 0.6000 ± 0.1414 | 0.4000 ± 0.1414 | 2 |"
     assert second == "| b\\|c | **0.8000** ± 0.1414 | **0.2000** ± 0.1414 | 2 |"
