@@ -75,7 +75,7 @@ function logTicks(low, high) {
   const values = [], several = high / low < 1000 ? [1, 2, 5] : [1];
   for (let p = Math.floor(Math.log10(low)); p <= Math.log10(high); p++) values.push(...several.map(k => k * 10 ** p));
   const inside = values.filter(v => v >= low * 0.999 && v <= high * 1.001);
-  return inside.length > 1 ? inside : [low, high];
+  return inside.length > 1 ? inside : ticks(low, high, 4).filter(v => v > 0);
 }
 
 // An empty picture with its axes. xs, ys: [least, greatest]; xText.at: places of the labels below, else chosen; log: of the values.

@@ -37,16 +37,19 @@ def test_there_are_two() -> None:
 @pytest.mark.slow
 def test_the_quickstart(folder: Path) -> None:
     made: dict[str, Any] = run_cells(cells(NOTEBOOKS[1]), "quickstart")
-    assert list(made["study"].arms) == ["fedavg", "ifca", "disue"] and made["study"].status == "done"
+    assert (
+        list(made["study"].arms) == ["fedavg", "ifca", "disue", "disue_living"]
+        and made["study"].summary["status"] == "done"
+    )
     assert made["rounds"]["round"].tolist() == [3, 6] and set(made["clients"]["group"]) == {0, 1, 2}
-    assert made["stopped"].metrics().num_rows == 4 and made["page"].is_file()
+    assert 4 <= made["stopped"].metrics().num_rows < 50 and made["page"].is_file()  # a round may be under way
     assert "mean rank" in made["latex"] and "Caution: 2 seeds only" in str(made["table"])
 
 
 @pytest.mark.slow
 def test_own_model_and_data(folder: Path) -> None:
     made: dict[str, Any] = run_cells(cells(NOTEBOOKS[0]), "own")
-    assert "task.normalise" in made["run"].summary["notes"][0] and made["study"].status == "done"
+    assert "task.normalise" in made["run"].summary["notes"][0] and made["study"].summary["status"] == "done"
     assert made["run"].metrics(evaluated=True)["accuracy/global"].to_pylist()[-1] > 0.6  # three classes
     assert (folder / "rolling.pt").is_file()
 
