@@ -119,7 +119,7 @@ def main() -> int:
         f"memory of rounds, MiB: together {rose['all']:.0f}, parts {parts['rose_mib']:.0f}: {ratios['memory']:.2f} of their sum"
     )
     if given.out:
-        told = {
+        figures = {
             "bound": BOUND,
             "ratios": ratios,
             "cpu_s": best,
@@ -127,7 +127,7 @@ def main() -> int:
             "rounds": given.rounds,
             "runs": found,
         }
-        given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        given.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return int(max(ratios.values()) > BOUND)
 
 

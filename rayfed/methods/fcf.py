@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from rayfed import Method, MethodSettings, Part, Wire, params_of, total, tree, visit
+from rayfed import MethodSettings, Part, Wire, total, tree, visit
 from rayfed.lazy import torch
+from rayfed.methods._bases.item_table import ITEMS, ItemTable
 from rayfed.visits import Phase, Visit, once
 
 if TYPE_CHECKING:
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree
     from rayfed.config.schema import Config
 
-ITEMS = params_of("items")
 TABLE = "items.weight"
 
 
-class FCF(Method):
+class FCF(ItemTable):
     """Ammad-ud-din et al. 2019, Federated collaborative filtering for privacy-preserving personalized recommendation system (1901.09888).
 
     A client is a user u with r_ui = 1 for the items that it took, else 0, and the confidence c_ui = 1 + `alpha` r_ui; y_i is row i of the
@@ -50,21 +50,13 @@ class FCF(Method):
         up={"gradient": Part(ITEMS, update=True, note="f_ui of every item")},
         server={"items": Part(ITEMS)},
     )
-    needs: ClassVar[frozenset[str]] = frozenset({"items"})
-    universal = None
 
     def check(self, config: Config) -> list[str]:
-        if config.task.model.name == "ncf":
-            return ["task.model: ncf found, fcf's score is linear in an item's vector; allowed: factors"]
+        if found := super().check(config):
+            return found
         if config.local.clip is not None:
             return [f"local.clip: {config.local.clip} found, fcf's users take no steps; allowed: null"]
         return []
-
-    def init(self, task: Task, key: int) -> Tree:
-        return {"items": ITEMS.select(task.init_params(key), task)}
-
-    def serve(self, state: Tree) -> Tree:
-        return {"items": state["items"]}
 
     @visit
     def train(self, task: Task) -> Visit:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from rayfed import Method, MethodSettings, Part, Wire, mean, model_of, params_of, sgd_visit, tree, visit
+from rayfed import MethodSettings, Part, Wire, mean, model_of, params_of, sgd_visit, tree, visit
+from rayfed.methods._bases.item_table import ITEMS, ItemTable, at_own_rate
 from rayfed.training import clipped_apart
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree, Visit
     from rayfed.config.schema import Config
 
-ITEMS, USER = params_of("items"), params_of("user")
+USER = params_of("user")
 COMMON, OWN = "items.weight", "own.items.weight"
 
 
-class FedRAP(Method):
+class FedRAP(ItemTable):
     """Li Z. et al. 2024, Federated recommendation with additive personalization (2301.09109), after the authors' code.
 
     An item of user u is C_i + D_u,i, the common table C (I, d) and one of the user's own; its score sigmoid(w_u (C_i + D_u,i) + b_u). The
@@ -48,28 +49,13 @@ class FedRAP(Method):
         keep={"user": Part(USER, private=True), "own": Part(ITEMS, private=True, note="D_u")},
         server={"items": Part(ITEMS)},
     )
-    needs: ClassVar[frozenset[str]] = frozenset({"items"})
-    universal = None
 
     def check(self, config: Config) -> list[str]:
-        if config.task.model.name == "ncf":
-            return ["task.model: ncf found, fedrap's score function is linear in an item's vector; allowed: factors"]
-        o = config.local.optimizer
-        if (o.name, o.weight_decay) != ("sgd", 0.0):
-            return [
-                f"local.optimizer: {o.name} found, fedrap's tables have a rate of their own; allowed: sgd without decay"
-            ]
-        return []
-
-    def init(self, task: Task, key: int) -> Tree:
-        return {"items": ITEMS.select(task.init_params(key), task)}
+        return super().check(config) or at_own_rate(config, "tables have a rate of their own")
 
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         first = task.initial
         return {"user": USER.select(first, task), "own": tree.zeros(ITEMS.select(first, task))}
-
-    def serve(self, state: Tree) -> Tree:
-        return {"items": state["items"]}
 
     @visit
     def train(self, task: Task) -> Visit:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from rayfed import SCALAR, Method, MethodSettings, Part, Wire, model_of, params_but, params_of, sgd_visit, tree, visit
+from rayfed import SCALAR, MethodSettings, Part, Wire, model_of, params_but, sgd_visit, tree, visit
 from rayfed.lazy import torch
+from rayfed.methods._bases.item_table import ITEMS, ItemTable, at_own_rate
 from rayfed.training import clipped_apart
 from rayfed.visits import Visit
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Replies, Task, Tree
     from rayfed.config.schema import Config
 
-ITEMS, USER = params_of("items"), params_but("items")
+USER = params_but("items")
 
 
-class GPFedRec(Method):
+class GPFedRec(ItemTable):
     """Zhang C. et al. 2024, GPFedRec: graph-guided personalization for federated recommendation (2305.07866), after the authors' code.
 
     A user keeps all but the item table: its vector and its score network (`task.model: ncf`), or its score function (`factors`). A round:
@@ -63,27 +64,15 @@ class GPFedRec(Method):
         },
         server={"items": Part(ITEMS)},
     )
-    needs: ClassVar[frozenset[str]] = frozenset({"items"})
-    universal = None
+    linear = False
 
     def check(self, config: Config) -> list[str]:
-        o = config.local.optimizer
-        if (o.name, o.weight_decay) != ("sgd", 0.0):
-            return [
-                f"local.optimizer: {o.name} found, gpfedrec's table has a rate of its own; allowed: sgd without decay"
-            ]
-        return []
-
-    def init(self, task: Task, key: int) -> Tree:
-        return {"items": ITEMS.select(task.init_params(key), task)}
+        return at_own_rate(config, "table has a rate of its own")
 
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         first = ITEMS.select(task.initial, task)
         user = USER.select(task.initial, task)
         return {"user": user, "items": first, "anchor": first, "asked": torch.zeros(())}
-
-    def serve(self, state: Tree) -> Tree:
-        return {"items": state["items"]}
 
     @visit
     def train(self, task: Task) -> Visit:

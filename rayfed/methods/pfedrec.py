@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from rayfed import (
     SCALAR,
-    Method,
     MethodSettings,
     Part,
     Wire,
@@ -21,6 +20,7 @@ from rayfed import (
     visit,
 )
 from rayfed.lazy import torch
+from rayfed.methods._bases.item_table import ITEMS, ItemTable
 from rayfed.training import clipped, grad, mean_loss, work
 from rayfed.visits import Phase, Visit
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree
     from rayfed.config.schema import Config
 
-ITEMS, USER = params_of("items"), params_of("user")
+USER = params_of("user")
 
 
-class PFedRec(Method):
+class PFedRec(ItemTable):
     """Zhang C. et al. 2023, Dual personalization on federated recommendation (2301.08143).
 
     A client is a user with a score function of its own, `task.model: factors`: sigmoid(w_u v_i + b_u), and no vector beside it. A round:
@@ -67,12 +67,10 @@ class PFedRec(Method):
         keep={"user": Part(USER, private=True), "items": Part(ITEMS, private=True), "asked": Part(SCALAR)},
         server={"items": Part(ITEMS)},
     )
-    needs: ClassVar[frozenset[str]] = frozenset({"items"})
-    universal = None
 
     def check(self, config: Config) -> list[str]:
-        if config.task.model.name == "ncf":
-            return ["task.model: ncf found, pfedrec's score function is linear in an item's vector; allowed: factors"]
+        if found := super().check(config):
+            return found
         o, within = config.local.optimizer, config.local.schedule.within
         if within != "constant":
             return [f"local.schedule.within: {within} found, pfedrec knows one rate in a visit; allowed: constant"]
@@ -82,9 +80,6 @@ class PFedRec(Method):
             ]
         return []
 
-    def init(self, task: Task, key: int) -> Tree:
-        return {"items": ITEMS.select(task.init_params(key), task)}
-
     def own_init(self, task: Task, client: int, key: int) -> Tree:
         first = task.initial
         return {
@@ -92,9 +87,6 @@ class PFedRec(Method):
             "items": tree.zeros(ITEMS.select(first, task)),
             "asked": torch.zeros(()),
         }
-
-    def serve(self, state: Tree) -> Tree:
-        return {"items": state["items"]}
 
     @visit
     def train(self, task: Task) -> Visit:
