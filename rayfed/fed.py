@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 
 class Reply(NamedTuple):
-    """Describe one client's reply: its id, its train examples, the real steps it took, its LoRA rank (0 without an adapter)."""
+    """Describe one client's reply: its id, its train examples, the real steps it took, its LoRA rank (0 without an adapter), the bytes that
+    crossed the cuts of its network both ways (`task.split`)."""
 
     client: int
     examples: int
     steps: int
     rank: int = 0
+    crossed: int = 0
 
 
 class Parts(Protocol):

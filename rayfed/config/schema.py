@@ -180,6 +180,19 @@ class Kind(Chosen):
     kind: str
 
 
+class ModelSplit(Section):
+    after: tuple[str, ...] = Field(
+        min_length=1,
+        max_length=2,
+        description="Layers behind which the network is cut, by their names: one, where the client ends; two, the server has what is "
+        "between.",
+    )
+    transforms: tuple[Kind, ...] = Field(
+        (),
+        description="What is done to what crosses, in this order: quantise | noise | sketch | rotate; docs/split.md.",
+    )
+
+
 class TaskSection(Section):
     data: Named = Field(
         description="digits | parquet:DIR | hf:NAME_OR_PATH | synthetic:KIND | path/to/file.py:function"
@@ -192,6 +205,9 @@ class TaskSection(Section):
         Named(name="auto"),
         description="auto | classify | multilabel | regress | ... (rayfed tasks) | path/to/file.py:Class: what is learned, with that "
         "kind's own settings; auto: by what the data holds.",
+    )
+    split: ModelSplit | None = Field(
+        None, description="Split learning: where the network is cut between client and server; docs/split.md."
     )
     normalise: Literal["none", "clients"] = Field(
         "none",

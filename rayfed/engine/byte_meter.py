@@ -18,17 +18,17 @@ class ByteMeter:
     """Counts what goes down to clients and comes up from them, by each client's LoRA rank where ranks differ.
 
     A client that gets a shared part is charged for it once a round, however many asks carry it. up, down: on the wire;
-    moved_up, moved_down: between processes.
+    moved_up, moved_down: between processes; cut_up, cut_down: of up and down, what crossed the cuts of split networks.
     """
 
-    def __init__(self, method: Method, rank_of: Callable[[int], int] | None):
-        """rank_of: client -> its drawn rank; None where all clients have one."""
-        self.method, self.rank_of = method, rank_of
+    def __init__(self, method: Method, rank_of: Callable[[int], int] | None, splits: bool = False):
+        """rank_of: client -> its drawn rank; None where all clients have one. splits: whether the network is cut (`task.split`)."""
+        self.method, self.rank_of, self.splits = method, rank_of, splits
         self.reset()
 
     def reset(self) -> None:
         """Begin a round."""
-        self.up = self.down = self.moved_up = self.moved_down = 0
+        self.up = self.down = self.moved_up = self.moved_down = self.cut_up = self.cut_down = 0
         self._holders: dict[int, set[int]] = {}  # id of a shared value -> the clients that have it
         self._ranks_before: dict[int, int] = {}  # when a client was last asked, where its state says it
 
@@ -39,6 +39,7 @@ class ByteMeter:
             "bytes/down": self.down,
             "ray/bytes/up": self.moved_up,
             "ray/bytes/down": self.moved_down,
+            **({"cut/bytes/up": self.cut_up, "cut/bytes/down": self.cut_down} if self.splits else {}),
         }
 
     def newcomers(self, value: Tree, clients: Sequence[int]) -> list[int]:
@@ -62,6 +63,12 @@ class ByteMeter:
                 self.down += ranks.cost(self.method.cost, one, held) // rows * count
         for call in calls:
             self.down += ranks.cost(self.method.cost, tree.from_numpy(call.mine), self._ranks(call.clients))
+
+    def cross(self, crossed: Sequence[tuple[int, int]]) -> None:
+        """Count what crossed the cuts of split networks, (bytes up, bytes down) of each reply."""
+        up, down = sum(u for u, _ in crossed), sum(d for _, d in crossed)
+        self.up, self.down = self.up + up, self.down + down
+        self.cut_up, self.cut_down = self.cut_up + up, self.cut_down + down
 
     def note_ranks(self, result: CallResult) -> None:
         """Note the ranks that a call's clients had when they were asked."""

@@ -76,7 +76,9 @@ class Dispatch:
         self.policy = FailurePolicy.of(config.failures)
         self.cohort_size = cohorts.cohort_size(config, task)
         ranked = ranks.kept(config, method.wire) or ranks.unequal(config)
-        self.meter = ByteMeter(method, (lambda client: int(task.ranks[client])) if ranked else None)
+        self.meter = ByteMeter(
+            method, (lambda client: int(task.ranks[client])) if ranked else None, splits=config.task.split is not None
+        )
         self.ruling, self.attackers = Ruling.of(config, method, task), Attackers.of(config, method, task)
         self._devices = clock.devices(config, federation.clients)
         self.watch: Callable[[int], None] = lambda visits: None
@@ -315,7 +317,8 @@ class Dispatch:
             self._add_failures(visit, result.failures, failures)
             if folds:
                 merging.add(number, outcome)
-            rows = zip(result.clients, result.examples, result.steps, result.ranks, strict=True)
+            through = [up + down for up, down in result.crossed] or [0] * len(result.clients)
+            rows = zip(result.clients, result.examples, result.steps, result.ranks, through, strict=True)
             replies += [Reply(*row) for row in rows]
             if result.clients:
                 parts[number] = CallParts(result.clients, result.small, result.large, outcome.large)
@@ -343,6 +346,7 @@ class Dispatch:
         self.meter.note_ranks(result)
         if metered:
             self.meter.up += result.bytes_up
+            self.meter.cross(result.crossed)
             self.visits += len(result.clients)
             self.local_scores.update(result.local_scores)
             self.seconds.update(dict.fromkeys(result.clients, result.seconds / max(1, len(result.clients))))

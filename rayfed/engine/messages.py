@@ -141,7 +141,8 @@ class CallResult:
     object of their own; small: unfolded parts, leaves (k, ...); large: names of the parts that stayed; has_states: whether new
     client states stayed; local_scores: client -> sums of its locally trained model's scores; bytes_up: what the replies cost
     on the wire; ranks_before: the rank that a client's state had before; seconds: wall time of the call; notes: sentences on
-    what its process has switched off, and why (see `rayfed.execute.tuning.replay`).
+    what its process has switched off, and why (see `rayfed.execute.tuning.replay`); crossed: bytes (up, down)
+    that crossed the cuts of each reply's network, [] where it is whole.
     """
 
     clients: list[int]
@@ -158,6 +159,7 @@ class CallResult:
     ranks_before: dict[int, int]
     seconds: float
     notes: tuple[str, ...] = ()
+    crossed: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

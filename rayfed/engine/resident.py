@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rayfed import aggregate, keys, methods, tree
+from rayfed import aggregate, cut, keys, methods, tree
 from rayfed.adapters import ranks
 from rayfed.engine import evaluation, families
 from rayfed.engine.attackers import Attackers
@@ -133,6 +133,8 @@ class Resident:
                 made = private_buffers.at_client(made, self.method, task)
             if score_local and made.local is not None:
                 made = evaluation.with_local_score(made, task)
+            if task.cut is not None:
+                made = cut.metered(made, task)
         if self.ranked and not (isinstance(name, Evaluation) and name.of_the_server):
             made = ranks.at_rank(made, task, self.keeps_rank)
         if self.private_buffers and isinstance(name, Evaluation) and not name.of_the_server:

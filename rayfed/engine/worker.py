@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed import execute, schedules, stragglers, tree
+from rayfed import cut, execute, schedules, stragglers, tree
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained
 from rayfed.engine.evaluation import LOCAL_SCORES, Evaluation
@@ -201,6 +201,7 @@ class CohortVisit:
         self._ranks: list[int] = []
         self._local_scores: dict[int, dict[str, float]] = {}
         self._bytes_up = 0
+        self._crossed: list[tuple[int, int]] = []
         # What only folds is checked in the fold: a pass over memory fewer for each reply.
         in_fold = call.transforms is None and not resident.checks_each_reply  # transforms would hide what is not finite
         self.checked_in_fold = {f.part for f in call.folds} - set(call.keep) if in_fold else set()
@@ -231,6 +232,7 @@ class CohortVisit:
             has_states=has_states,
             local_scores=self._local_scores,
             bytes_up=self._bytes_up,
+            crossed=self._crossed,
             ranks_before=before,
             seconds=time.perf_counter() - self.began,
         )
@@ -254,7 +256,9 @@ class CohortVisit:
         ids = [self.cohort.clients[p] for p in good]
         held = after["rank"] if self.keeps_rank else info.rank[at]
         scores = parts.get(LOCAL_SCORES)
-        parts = {n: p for n, p in parts.items() if n != LOCAL_SCORES}
+        if cut.CROSSED in parts and self.task.cut is not None:
+            self._crossed += [self.task.cut.traffic(rows) for rows in parts[cut.CROSSED]]
+        parts = {n: p for n, p in parts.items() if n not in (LOCAL_SCORES, cut.CROSSED)}
         if scores is not None:
             self._local_scores.update({c: {n: float(x[i]) for n, x in scores.items()} for i, c in enumerate(ids)})
         if not isinstance(call.visit, Evaluation):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rayfed import methods, models
+from rayfed import cut, methods, models
 from rayfed.config import phases, unread, user_code
 from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, refusing
@@ -61,6 +61,7 @@ def question(config: Config, federation: Federation) -> Question | None:
     method = methods.of(config)
     asks = type(method).fits_model is not methods.Method.fits_model
     several = len(families.names(config)) > 0
+    asks = asks or config.task.split is not None
     if config.task.model.name in models.KNOWN and config.init.from_ is None and not (asks or _needs_vmap(config)):
         return None
     values = config.to_dict()
@@ -83,6 +84,7 @@ def question(config: Config, federation: Federation) -> Question | None:
         values["method"] if asks or several else None,
         versions,
         list(_files(config)),
+        *([values["task"]["split"]] if config.task.split is not None else []),
     ]
     splits = method.splits_model()
     no_buffers = method.no_buffers or checks.no_buffers(config)
@@ -175,7 +177,7 @@ def _built(q: Question, config: Config) -> tuple[Task | None, list[str]]:
                 problems = vmap_check.problems(config, built, batch)
             if q.splits_model and not problems:
                 _ = built.feature_size  # ConfigError where there are no features before a last linear layer
-            problems = problems or methods.of(config).fits_model(built)
+            problems = problems or cut.misplaced(built) or methods.of(config).fits_model(built)
             if q.no_buffers and built.buffers:
                 problems = [*problems, _buffer_problem(config, q.no_buffers, built.buffers)]
             return built, problems

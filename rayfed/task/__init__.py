@@ -12,7 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rayfed import augment, keys, optimizers
+from rayfed import augment, cut, keys, optimizers
 from rayfed.adapters import ranks
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.schema import Section
@@ -122,6 +122,7 @@ class Task:
         counters: names of those among them that hold whole numbers; where models are aggregated, the largest of them counts.
         norms: names of the entries of normalisation layers with running statistics.
         size: parameters of the whole network, frozen ones among them.
+        cut: where training steps cross from a client to a server and back (`task.split`); None where the network is whole.
         families: where clients have several models (`task.model`), name -> the task of those that have this one; family: then (N,)
             int64, the number of each client's. A visit is given its client's. A server program is given what all have in common:
             parameters of one name and shape, the last layer's among them, and no network.
@@ -201,7 +202,7 @@ class Task:
         self._module = module.eval().requires_grad_(False)
         self.size = sum(p.numel() for p in module.parameters())
         # Of the client at work; copies of the task share it.
-        self._during: dict[str, Any] = {"scale": None, "step": None, "mixed": False}
+        self._during: dict[str, Any] = {"scale": None, "step": None, "mixed": False, "crossing": None}
         for m in module.modules():
             if hasattr(m, "during"):
                 m.during = self._during
@@ -225,6 +226,7 @@ class Task:
         self.head = tuple(n for n in self.params_like if n.split(".")[0] == "head") if head is None else head
         self._start = start.get("params")
         self._initial: Tree | None = None
+        self.cut: cut.Cut | None = cut.Cut(self) if config.task.split is not None else None
 
     @classmethod
     def measured(cls, settings: Any) -> tuple[Measure, ...]:
@@ -502,6 +504,10 @@ class Task:
 
         return self._while(step=None if key is None else TrainingStep(key, batch.get("w")))
 
+    def crossing(self, crossings: cut.Crossings | None) -> Any:
+        """Let training forward passes cross the network's cuts (`task.split`), and note what does; None: cross none."""
+        return self._while(crossing=crossings)
+
     def keep_averages(self, model: Tree, before: Tree, mean_update: Tree) -> Tree:
         """Return a server's new model with its buffers as the plain average has them, before + mean_update: server optimizers and
         steps other than 1 are for what gradients move."""
@@ -638,12 +644,16 @@ class Task:
         """
         if self.buffers and self._during["step"] is not None:
             raise FailsAgain("Task.resume within a training step, and task.model writes buffers in training")
-        kind = torch.int32 if self.kind == "text" else self.dtype
         hook = self._named_layer(name).register_forward_hook(lambda m, args, out: h)
         try:
-            return self.apply(params, torch.zeros(len(h), *self.input_shape, dtype=kind, device=self.device))
+            return self.apply(params, torch.zeros_like(self.blank(len(h))))
         finally:
             hook.remove()
+
+    def blank(self, rows: int) -> Tensor:
+        """Return inputs (B, *input_shape) to try a network on: ones."""
+        kind = torch.int32 if self.kind in ("text", "instruct") else self.dtype
+        return torch.ones(rows, *self.input_shape, dtype=kind, device=self.device)
 
     def _named_layer(self, name: str) -> Any:
         known = dict(self._module.named_modules())
@@ -663,7 +673,7 @@ class Task:
         hooks = [m.register_forward_hook(lambda m, args, out, n=n: called.append(n)) for n, m in modules.items()]
         key = torch.tensor(keys.key(self.config.seed, 0, -1, "cuts"), device=self.device)
         x = keys.uniform(key, (2, *self.input_shape), self.dtype)
-        x = torch.ones_like(x, dtype=torch.int32) if self.kind == "text" else x
+        x = self.blank(2) if self.kind in ("text", "instruct") else x
         with torch.no_grad():
             try:
                 logits = self.apply(self.initial, x)
