@@ -19,21 +19,9 @@ from rayfed.config.load import load_config
 from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
 from rayfed.launch import claim_check, claim_provenance, claim_quotes, claim_rows, claims_page
-from rayfed.launch.claim_file import (
-    BEYOND,
-    ClaimFile,
-    Tune,
-    as_written,
-    at_edge,
-    best_trial,
-    beyond,
-    change_of,
-    drawn_seeds,
-    read_claim_file,
-    trials,
-)
+from rayfed.launch.claim_file import ClaimFile, as_written, change_of, read_claim_file, trials
 from rayfed.launch.claim_runs import Ran, RunStudies
-from rayfed.metrics import measured
+from rayfed.launch.claim_tuning import AS_DOUBLE, AS_LOOP, tune
 from rayfed.report.statistics import mean_sd, spent_alpha
 from rayfed.report.study import POINT, is_share, judge
 from rayfed.report.subject import RunRecord, load_study
@@ -52,8 +40,6 @@ MADE_BY = {  # what stands in these folders -> the command that makes it
     f"${{{SUBSTRATES}}}/fashion_mnist_small": "python benchmarks/substrates.py fashion_mnist_small",
     f"${{{SUBSTRATES}}}/banking77_minilm": "python benchmarks/substrates.py banking77_minilm --shelf DIR",
 }
-AS_LOOP: dict[str, Any] = {"resources": {"executor": "loop"}}
-AS_DOUBLE: dict[str, Any] = {"task": {"dtype": "float64"}}
 MINUTES = re.compile(r"[Aa]bout (\d+) minutes?\b")
 OPEN = ("undecided", "incomplete", "unstable")  # verdicts that decide nothing
 
@@ -310,7 +296,7 @@ def judge_file(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = p
         spent.extend(r for done in made if done.path for found in load_study(done.path).arms.values() for r in found)
         return made
 
-    tuned = tune(file, counted, out, log)
+    tuned = tune(file, list(_checked_arms(file.study)), counted, out, log)
     changes = {arm: change_of(found["chosen"]) for arm, found in tuned.items()}
     seeds, status, results = list(file.study.seeds), "done", []
     runs: dict[str, list[RunRecord]] = {}
@@ -387,69 +373,7 @@ def values_at(runs: Sequence[RunRecord], metric: str, at: int) -> dict[str, floa
     return {str(r.seed): v for r in runs if (v := dict(r.series(metric)).get(at)) is not None}
 
 
-# -- tuning and stability ----------------------------------------------------------------------------------------------
-
-
-def tune(file: ClaimFile, run_studies: RunStudies, out: Path, log: Log = print) -> dict[str, dict[str, Any]]:
-    """Choose settings for every arm by the file's `tune` block; returns arm -> {chosen, edge, trials}; empty without a block.
-
-    The runs hold out a validation part of the training data, which alone is scored, and have seeds of their own. A trial that
-    diverges has no score. An arm whose best value is at the edge of its grid tries the next one beyond it, `BEYOND` times at most.
-    """
-    block = file.registered.tune if file.registered else None
-    if block is None:
-        return {}
-    waiting = {arm: t for arm in file.study.arms if (t := trials(block, arm))[0]}
-    tried: dict[str, list[dict[str, Any]]] = {arm: [] for arm in waiting}
-    for turn in range(1 + BEYOND):
-        studies = _trial_studies(file, block, waiting, turn == 0)
-        if not studies:
-            break
-        what = "beyond the edge of the grid" if turn else "tuning"
-        log(f"{file.name}: {what}: {len(studies)} trials x {block.seeds} seeds")
-        made = run_studies([study for _, _, study in studies], out)
-        for (arm, settings, _), trial in zip(studies, made, strict=True):
-            tried[arm].append({"settings": settings, "score": _score(trial, arm, block)})
-        waiting = {arm: beyond([t["settings"] for t in found], _best(found, block)) for arm, found in tried.items()}
-    return {
-        arm: {
-            "chosen": (best := _best(found, block)),
-            "edge": at_edge([t["settings"] for t in found], best),
-            "trials": found,
-        }
-        for arm, found in tried.items()
-    }
-
-
-def _trial_studies(
-    file: ClaimFile, block: Tune, waiting: Mapping[str, Sequence[Mapping[str, Any]]], strict: bool
-) -> list[tuple[str, Mapping[str, Any], Study]]:
-    """Return (arm, settings, study) of trials; unless strict, without values that a setting cannot have."""
-    seeds, studies = drawn_seeds(file.name, file.digest, block.seeds, "tune"), []
-    for arm, trials_of_arm in waiting.items():
-        config = file.study.arms[arm]
-        every = config.evaluate.every if measured(block.metric) != block.metric else config.rounds
-        held = {"federation": {"split": {"val": block.val}}, "evaluate": {"split": "val", "every": every}}
-        for settings in trials_of_arm:
-            try:
-                studies.append((arm, settings, file.alone(arm, seeds, [change_of(settings), held])))
-            except ConfigError:
-                if strict:
-                    raise
-    return studies
-
-
-def _best(tried: Sequence[Mapping[str, Any]], block: Tune) -> dict[str, Any]:
-    """Return the settings of the best trial."""
-    return tried[best_trial([t["score"] for t in tried], block.metric)]["settings"]
-
-
-def _score(trial: Ran, arm: str, block: Tune) -> float | None:
-    """Return the mean over seeds of the metric at the last round; None where training diverged or a run has no value."""
-    if trial.diverged:
-        return None
-    values = [v for r in load_study(trial.folder).arms[arm] if (v := r.final(block.metric)) is not None]
-    return mean_sd(values)[0] if len(values) == block.seeds else None
+# -- stability ---------------------------------------------------------------------------------------------------------
 
 
 def stability(

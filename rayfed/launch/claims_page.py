@@ -280,7 +280,11 @@ def _tuning_lines(entry: Mapping[str, Any]) -> list[str]:
     for arm, found in (entry.get("tuned") or {}).items():
         chosen = ", ".join(f"{k} {v}" for k, v in found["chosen"].items())
         edge = f"; **at the edge of the grid: {', '.join(found['edge'])}**" if found["edge"] else ""
-        lines.append(f"- {arm}: {chosen} of {len(found['trials'])} tried{edge}")
+        over = "".join(
+            f"; passed over: {', '.join(f'{k} {v}' for k, v in p['settings'].items())} ({'; '.join(p['why'])})"
+            for p in found.get("passed", ())
+        )
+        lines.append(f"- {arm}: {chosen} of {len(found['trials'])} tried{edge}{over}")
     return ["", "Tuned on validation rows and other seeds:", "", *lines] if lines else []
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rayfed import cli, methods
 from rayfed.config.load import load_config
 from rayfed.errors import ConfigError, RunFailed
-from rayfed.launch import claim_rows, claims, claims_page
+from rayfed.launch import claim_rows, claim_tuning, claims, claims_page
 from rayfed.launch.claim_file import read_claim_file, settings_digest
 from rayfed.launch.claim_runs import Ran, find_study
 from rayfed.report.subject import RunRecord
@@ -133,6 +133,7 @@ class Studies:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
         self.value, self.made = value, []
         monkeypatch.setattr(claims, "load_study", self.load)
+        monkeypatch.setattr(claim_tuning, "load_study", self.load)
 
     def __call__(self, studies: Any, out: Path) -> list[Ran]:
         self.made += studies
@@ -176,13 +177,44 @@ def test_arms_are_tuned_alike_on_validation_rows(checkout: Path, monkeypatch: py
     }  # fmt: skip
     assert (entry["tuned"]["plain"]["edge"], entry["tuned"]["slow"]["edge"]) == ([], ["local.optimizer.lr"])
     trials = [s for s in studies.made if next(iter(s.arms.values())).evaluate.split == "val"]
-    assert len(trials) == 8 and all(next(iter(s.arms.values())).federation.split.val == 0.2 for s in trials)
+    assert len(trials) == 8 + 4 and all(  # the last: of what is chosen, under loop and in float64
+        next(iter(s.arms.values())).federation.split.val == 0.2 for s in trials
+    )
     judged = next(s for s in studies.made if len(s.arms) == 2)
     assert {a: c.local.optimizer.lr for a, c in judged.arms.items()} == {"plain": 0.2, "slow": 13.0}
     assert all(c.evaluate.split == "test" and c.federation.split.val == 0 for c in judged.arms.values())
     assert not set(trials[0].seeds) & set(judged.seeds)
     page = claims_page.render({"small": entry}, {"small": file}, {})
     assert "- slow: local.optimizer.lr 13.0 of 5 tried; **at the edge of the grid: local.optimizer.lr**" in page
+
+
+def test_what_is_chosen_trains_stably(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = "{grid: {local.optimizer.lr: [0.05, 0.1, 0.2, 0.4]}, seeds: 2, metric: accuracy/global}"
+    file = checkout / "benchmarks" / "claims" / "small.yaml"
+    text = SMALL.replace("metric: loss/global, at: 2", "metric: accuracy/global, at: 2")
+    file.write_text(text.replace("seeds: 3}", f"seeds: 3, tune: {tune}}}").replace("{lr: 0.001}", "{momentum: 0.5}"))
+    scores = {0.05: 0.5, 0.1: 0.745, 0.2: 0.75, 0.4: 0.9, 0.8: 0.1}
+
+    def value(arm: str, seed: int, config: Any) -> dict[str, float]:
+        lr, loop = config.local.optimizer.lr, config.resources.executor == "loop"
+        shaken = (
+            0.05 if arm == "plain" and lr == 0.4 and loop else 0.0
+        )  # under the other executor: an arm's best is unstable
+        return {"accuracy/global": scores[lr] - shaken + (0.001 if loop else 0.0), "loss/global": 1.0}
+
+    studies = Studies(monkeypatch, value)
+    found = claim_tuning.tune(claims.read_claim(file), ["plain"], studies, checkout)
+    assert (
+        found["slow"]["chosen"] == {"local.optimizer.lr": 0.4} and "passed" not in found["slow"]
+    )  # nothing is claimed of it
+    assert found["plain"]["chosen"] == {"local.optimizer.lr": 0.1}, "as good as 0.2 to a point, with smaller steps"
+    (passed,) = found["plain"]["passed"]
+    assert passed == {"settings": {"local.optimizer.lr": 0.4}, "why": ["loop, vmap and float64 are 0.0490 apart"]}
+    again = [c for s in studies.made for c in s.arms.values() if c.resources.executor == "loop"]
+    assert [c.local.optimizer.lr for c in again] == [0.4, 0.1] and all(c.evaluate.split == "val" for c in again)
+    entry = {"tuned": found}
+    lines = claims_page._tuning_lines(entry)
+    assert "passed over: local.optimizer.lr 0.4 (loop, vmap and float64 are 0.0490 apart)" in lines[3]
 
 
 def test_rounds_to_a_target_are_tuned_and_judged(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,10 +255,10 @@ def test_a_trial_that_diverges_has_no_score_and_other_failures_end_the_command(
         diverging = [any(c.local.optimizer.lr == 50 for c in study.arms.values()) for study in made]
         return [Ran(None, error=error) if d else r for d, r in zip(diverging, studies(made, out), strict=True)]
 
-    found = claims.tune(claims.read_claim(file), lambda made, out: execute(made, out, 1), checkout)
+    found = claim_tuning.tune(claims.read_claim(file), (), lambda made, out: execute(made, out, 1), checkout)
     assert [t["score"] for t in found["plain"]["trials"]] == [0.5, None]
     with pytest.raises(RunFailed, match="NaN"):
-        claims.tune(claims.read_claim(file), lambda made, out: execute(made, out, None), checkout)
+        claim_tuning.tune(claims.read_claim(file), (), lambda made, out: execute(made, out, None), checkout)
 
 
 def test_what_depends_on_rounding_has_no_verdict(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
