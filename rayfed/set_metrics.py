@@ -129,6 +129,7 @@ READY: dict[str, tuple[tuple[str, ...], Callable[[str, Rows, Rows], float]]] = {
 }
 PER_CLASS, CONFUSION = "per_class", "confusion"  # families: a metric of each class, of each pair of classes
 MOST_PAIRS = 20  # classes of which pairs are counted
+BASE_TO_NEW = "base_to_new"
 
 
 def _word(label: str) -> str:
@@ -176,10 +177,35 @@ def _confusion(labels: Sequence[str]) -> SetMetric:
     return SetMetric(measures, compute)
 
 
+def _base_to_new(new: Sequence[int]) -> SetMetric:
+    """Return the accuracy on rows of base classes and of new ones, each among its own classes alone, and the harmonic mean of both (Zhou et
+    al. 2022, CoCoOp, 2203.05557); new: the numbers of those that no client has."""
+    measures = (
+        Measure("base_accuracy", "higher", "fraction", "accuracy on rows of base classes, among these alone", "set"),
+        Measure("new_accuracy", "higher", "fraction", "accuracy on rows of new classes, among these alone", "set"),
+        Measure("harmonic_mean", "higher", "fraction", "harmonic mean of base_accuracy and new_accuracy", "set"),
+    )
+
+    def compute(rows: Rows, batch: Rows) -> Mapping[str, float]:
+        p, y = np.asarray(rows[PREDICTION]), np.asarray(batch["y"])
+        other = np.isin(np.arange(p.shape[1]), new)
+
+        def right(among: np.ndarray) -> float:
+            mine, classes = among[y], np.flatnonzero(among)
+            return _mean(classes[p[mine][:, classes].argmax(1)] == y[mine])
+
+        base, novel = right(~other), right(other)
+        both = 2 * base * novel / (base + novel) if base + novel > 0 else 0.0 * (base + novel)
+        return {"base_accuracy": base, "new_accuracy": novel, "harmonic_mean": both}
+
+    return SetMetric(measures, compute)
+
+
 def names() -> list[tuple[str, str]]:
     """Return (name, one sentence) of every metric that `evaluate.metrics` takes, for `rayfed tasks`."""
     return [(n, MEASURES[n].text) for n in READY] + [
         (PER_CLASS, "recall of each class or label"),
+        (BASE_TO_NEW, "accuracy on base and on new classes (federation.new_classes), and the harmonic mean of both"),
         (CONFUSION, f"share of each class that is predicted as each other one; of at most {MOST_PAIRS} classes"),
         ("path/to/file.py:function", "your own (rows, batch) -> number"),
     ]
@@ -195,13 +221,20 @@ def given(form: str, labels: Sequence[str]) -> list[str]:
     return found + ([CONFUSION] if form == "classes" and len(labels) <= MOST_PAIRS else [])
 
 
-def make(name: str, form: str, labels: Sequence[str]) -> SetMetric:
-    """Return a metric by its name in `evaluate.metrics`, of predictions of a form; labels: names of the classes or labels.
+def make(name: str, form: str, labels: Sequence[str], new: Sequence[int] = ()) -> SetMetric:
+    """Return a metric by its name in `evaluate.metrics`, of predictions of a form; labels: names of the classes or labels; new: the
+    numbers of the classes that no client has.
 
     ConfigError where there is none of that name, or not of such predictions.
     """
     if is_own(name):
         return own(name)
+    if name == BASE_TO_NEW and form == "classes" and len(new):
+        return _base_to_new(new)
+    if name == BASE_TO_NEW and form == "classes":
+        raise ConfigError(
+            f"evaluate.metrics: {name} found, federation.new_classes: 0 found; allowed: at least one class"
+        )
     if name not in given(form, labels):
         known = given(form, labels)
         raise ConfigError(

@@ -83,6 +83,22 @@ PAIRS: dict[str, Any] = {  # and: questions and their passages, a topic for each
     "federation": {"clients": 6, "per_round": 3, "partition": {"kind": "natural"}, "groups": {"kind": "none"}},
 }
 
+TOWERS: dict[str, Any] = {  # and: pictures whose classes are known by name, two of which no client has
+    "task": {
+        "data": {"name": "synthetic:shapes", "classes": 8, "examples": 96, "test": 24, "size": 8},
+        "model": {"name": "two_tower"},
+    },
+    "adapter": {"kind": "prompts", "text": 2, "image": 1},
+    "federation": {
+        "clients": 5,
+        "per_round": 2,
+        "partition": {"kind": "iid"},
+        "groups": {"kind": "none"},
+        "new_classes": 2,
+    },
+    "local": {"epochs": 1},
+}
+
 
 def config(method: Spec = "fedavg", *, executor: str = "loop", dtype: str = "float32", **changes: Any) -> Config:
     """The toy's config; `changes` are merged key by key, as the arms of a study are."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rayfed.config.schema import Adapter
 
 IN_PEFT = ("lora", "ia3", "prompt", "prefix")  # saved in PEFT's format
-INSIDE = ("bottleneck", "ssf", "vpt")  # saved in our own, see rayfed.adapters.inside
+INSIDE = ("bottleneck", "ssf", "vpt", "prompts")  # saved in our own, see rayfed.adapters.inside
 TABLES = ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "shared")  # and whatever ends in `embeddings`
 
 

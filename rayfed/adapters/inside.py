@@ -7,6 +7,7 @@ are saved as a tree of tensors (safetensors) with a small JSON file, in a run's 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from rayfed.storage.tree_files import save_tree
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rayfed.config.schema import VPT, Adapter
+    from rayfed.config.schema import Adapter
     from rayfed.tree import Tree
 
 HEADS = {"classifier", "score"}  # a network's own classifier
@@ -61,19 +62,24 @@ class ScaleShift(nn.Module):
 
 
 class VisualPrompt(nn.Module):
-    """Tokens (tokens, width) after the first one of a block's input; they take the place of an earlier block's if there are
-    any (Jia et al. 2022, VPT-deep). bound: of the uniform draw."""
+    """Tokens (tokens, width) after the first one of a block's input, in the place of those that the block before put there (Jia et al.
+    2022, VPT-deep). Each block may have any number, none too: how many stand there is told by the shape of `before`'s.
 
-    def __init__(self, width: int, tokens: int, bound: float, first: bool):
+    before: of the block before, None for the first one; bound: of the uniform draw.
+    """
+
+    def __init__(self, width: int, tokens: int, bound: float, before: VisualPrompt | None):
         super().__init__()
-        self.tokens, self.bound, self.first = nn.Parameter(torch.empty(tokens, width)), bound, first
+        self.tokens, self.bound = nn.Parameter(torch.empty(tokens, width)), bound
+        self._before = (before,)  # in a tuple: its parameters are the other block's
         self.redraw()
 
     def redraw(self) -> None:
         nn.init.uniform_(self.tokens, -self.bound, self.bound)
 
     def forward(self, h: Tensor) -> Tensor:
-        rest = h[:, 1:] if self.first else h[:, 1 + len(self.tokens) :]
+        (before,) = self._before
+        rest = h[:, 1 if before is None else 1 + len(before.tokens) :]
         return torch.cat([h[:, :1], self.tokens.expand(len(h), -1, -1).to(h.dtype), rest], 1)
 
 
@@ -93,7 +99,7 @@ def attach(network: Any, adapter: Adapter) -> None:
             m.add_module(adapter.kind, ScaleShift(width))
             m.register_forward_hook(partial(_after, adapter.kind))
     elif adapter.kind == "vpt":
-        _attach_prompts(network, adapter)
+        attach_prompts(network, adapter.counts(len(blocks(network))))
 
 
 def redraw(network: Any) -> None:
@@ -120,21 +126,31 @@ def blocks(network: Any) -> list[nn.Module]:
     return list(lists[0])
 
 
-def _attach_prompts(network: Any, adapter: VPT) -> None:
+def attach_prompts(network: Any, counts: Sequence[int]) -> None:
+    """Put visual prompts before the first blocks of an image network, counts[i] tokens before block i.
+
+    ConfigError if the network takes no images, its blocks take no further tokens, or there are more counts than blocks.
+    """
     if network.main_input_name != "pixel_values":
         raise ConfigError(
             f"adapter.kind: vpt found, {type(network).__name__} takes no images; allowed for texts: prompt, prefix"
         )
     c, all_blocks = network.config, blocks(network)
+    if len(counts) > len(all_blocks):
+        raise ConfigError(
+            f"adapter.tokens: {len(counts)} numbers found, allowed: one for each of the {len(all_blocks)} blocks of "
+            f"{type(network).__name__}"
+        )
     patch = getattr(c, "patch_size", None) or 16
     pixels = patch**2 if isinstance(patch, int) else math.prod(patch)
-    for i, (m, width) in enumerate(_widths(network, all_blocks)):
-        if adapter.deep or i == 0:
-            bound = math.sqrt(6 / (getattr(c, "num_channels", 3) * pixels + width))
-            m.add_module("vpt", VisualPrompt(width, adapter.tokens, bound, i == 0))
-            m.register_forward_pre_hook(_enter, with_kwargs=True)
+    last: VisualPrompt | None = None
+    for (m, width), n in zip(_widths(network, all_blocks), counts, strict=False):
+        bound = math.sqrt(6 / (getattr(c, "num_channels", 3) * pixels + width))
+        last = VisualPrompt(width, n, bound, last)
+        m.add_module("vpt", last)
+        m.register_forward_pre_hook(_enter, with_kwargs=True)
     # Whatever pools the last block's tokens sees those that it would see without prompts.
-    all_blocks[-1].register_forward_hook(partial(_leave, adapter.tokens))
+    all_blocks[-1].register_forward_hook(partial(_leave, last))
     try:
         with torch.no_grad():
             network(**_example(network))
@@ -156,9 +172,9 @@ def _enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
     return args, {**kwargs, "hidden_states": prompt(kwargs["hidden_states"])}
 
 
-def _leave(tokens: int, module: nn.Module, args: Any, out: Any) -> Any:
+def _leave(prompt: Any, module: nn.Module, args: Any, out: Any) -> Any:
     h = out[0] if isinstance(out, tuple) else out
-    h = torch.cat([h[:, :1], h[:, 1 + tokens :]], 1)
+    h = torch.cat([h[:, :1], h[:, 1 + len(prompt.tokens) :]], 1)
     return (h, *out[1:]) if isinstance(out, tuple) else h
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import (
@@ -20,6 +21,8 @@ from pydantic import (
 )
 
 from rayfed.errors import nearest
+
+TINY_PAIR = str(Path(__file__).with_name("ready") / "tiny-towers")
 
 
 class Need(NamedTuple):
@@ -137,6 +140,9 @@ class Model(Named):
     """The clients' model; or families, several models by name with the share of the clients that have each."""
 
     FAMILIES: ClassVar = "families"  # the name of a model that is several
+    PAIR: ClassVar = (
+        "two_tower"  # short for the folder of a pair, `pair`, by default the tiny one that comes with the package
+    )
 
     families: dict[str, Family] = {}
 
@@ -144,7 +150,11 @@ class Model(Named):
     def _fields_of(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
             return {"name": cls.FAMILIES, "families": value}
-        return super()._fields_of(value)
+        found = super()._fields_of(value)
+        if isinstance(found, Mapping) and found.get("name") == cls.PAIR:
+            options = dict(found.get("options", {}))
+            return {**found, "name": f"hf:{options.pop('pair', TINY_PAIR)}", "options": options}
+        return found
 
     @model_validator(mode="after")
     def _shared(self) -> Model:
@@ -198,8 +208,8 @@ class TaskSection(Section):
         description="digits | parquet:DIR | hf:NAME_OR_PATH | synthetic:KIND | path/to/file.py:function"
     )
     model: Model = Field(
-        description="linear | mlp | cnn | resnet | vit-tiny | hf:NAME_OR_DIR | path/to/file.py:function; or families, several of "
-        "them by a name of yours: {small: {name: mlp, share: 0.5}, large: {name: cnn, share: 0.5}}."
+        description="linear | mlp | cnn | resnet | vit-tiny | two_tower | hf:NAME_OR_DIR | path/to/file.py:function; or families, "
+        "several of them by a name of yours: {small: {name: mlp, share: 0.5}, large: {name: cnn, share: 0.5}}."
     )
     kind: Named = Field(
         Named(name="auto"),
@@ -433,13 +443,16 @@ class Split(Section):
 
 
 class Public(Section):
-    needs: ClassVar = {n: (Need("rows", (0,), but=True),) for n in ("labels", "domain")}
+    needs: ClassVar = {n: (Need("rows", (0,), but=True),) for n in ("labels", "domain", "classes")}
 
     rows: int = Field(
         0, ge=0, description="Training rows set aside before any is dealt: known to the server and to all."
     )
     labels: bool = Field(False, description="Whether their labels are known too.")
     domain: str | None = Field(None, description="Of which domain they are; default: of any.")
+    classes: Literal["any", "new"] = Field(
+        "any", description="Of which classes they are: of any, or of those that no client has (`new_classes`)."
+    )
 
 
 class FederationSection(Section):
@@ -459,6 +472,11 @@ class FederationSection(Section):
         IID(kind="iid"), discriminator="kind"
     )
     groups: Groups = Groups()
+    new_classes: int | list[int | str] = Field(
+        0,
+        description="Classes of which no client has a row, for tests alone: the last so many, or these by number or name; "
+        "evaluate.metrics: [base_to_new] scores them.",
+    )
     holdout: Holdout = Holdout()
     split: Split = Split()
     public: Public = Public()
@@ -469,6 +487,13 @@ class FederationSection(Section):
     def _amount(cls, v: Any) -> Any:
         if v is not None and (v <= 0 or (isinstance(v, float) and v > 1)):
             raise ValueError(f"{v} found, allowed: a whole number >= 1, a fraction in (0, 1], or null")
+        return v
+
+    @field_validator("new_classes")
+    @classmethod
+    def _new(cls, v: Any) -> Any:
+        if (isinstance(v, int) and v < 0) or (isinstance(v, list) and (not v or len(set(map(str, v))) < len(v))):
+            raise ValueError(f"{v} found, allowed: a whole number >= 0, or different classes")
         return v
 
     @property
@@ -733,11 +758,83 @@ class SSF(Section):
 
 class VPT(Section):
     kind: Literal["vpt"]
-    tokens: int = Field(4, ge=1, description="Visual prompts, tokens in addition to those of an image's patches.")
+    tokens: int | list[int] = Field(
+        4,
+        description="Visual prompts, tokens in addition to those of an image's patches; or a number for each block, from the first one.",
+    )
     deep: bool = Field(True, description="Own prompts in every block, or only before the first.")
 
+    @field_validator("tokens")
+    @classmethod
+    def _counts(cls, v: Any) -> Any:
+        return visual_counts(v, 1)
 
-Adapter = Whole | LoRA | IA3 | Bias | Head | Prompt | Prefix | Bottleneck | SSF | VPT
+    @model_validator(mode="after")
+    def _fits(self) -> VPT:
+        if isinstance(self.tokens, list) and not self.deep:
+            raise ValueError(
+                f"tokens: {self.tokens} found, with deep: false the first block alone has some: one number"
+            )
+        return self
+
+    def counts(self, blocks: int) -> list[int]:
+        """Return the number of tokens of each block that has some, from the first one."""
+        return of_blocks(self.tokens, blocks if self.deep else 1)
+
+
+def visual_counts(v: Any, least: int) -> Any:
+    """Return a number of visual prompts, or one for each block, as it is; ValueError below `least`, or where all are 0."""
+    if isinstance(v, list) and (not v or min(v) < 0 or not any(v)):
+        raise ValueError(f"{v} found, allowed: a whole number >= 0 for each block, not all of them 0")
+    if isinstance(v, int) and v < least:
+        raise ValueError(f"{v} found, allowed: a whole number >= {least}, or one for each block")
+    return v
+
+
+def of_blocks(tokens: int | list[int], blocks: int) -> list[int]:
+    """Return the number of tokens of each of so many blocks, as it is written."""
+    return list(tokens) if isinstance(tokens, list) else [tokens] * blocks
+
+
+class TowerPrompts(Section):
+    needs: ClassVar = {"init": (Need("text", (0,), but=True),), "deep": (Need("image", (0,), but=True),)}
+
+    kind: Literal["prompts"]
+    text: int = Field(
+        4,
+        ge=0,
+        description="Learned tokens before each class's name in the text tower (Zhou et al. 2022, CoOp); 0: none.",
+    )
+    image: int | list[int] = Field(
+        0,
+        description="Learned tokens in the image tower, or a number for each of its blocks (Jia et al. 2022); 0: none.",
+    )
+    deep: bool = Field(False, description="Own tokens in every block of the image tower, or only before the first.")
+    init: str | None = Field(
+        None,
+        min_length=1,
+        description="Words that the text tower's tokens start from, repeated or cut to them; null: N(0, 0.02^2).",
+    )
+
+    @field_validator("image")
+    @classmethod
+    def _counts(cls, v: Any) -> Any:
+        return visual_counts(v, 0)
+
+    @model_validator(mode="after")
+    def _some(self) -> TowerPrompts:
+        if not self.text and not self.image:
+            raise ValueError("text: 0 and image: 0 found, one of the towers needs a token")
+        if isinstance(self.image, list) and not self.deep:
+            raise ValueError(f"image: {self.image} found, with deep: false the first block alone has some: one number")
+        return self
+
+    def counts(self, blocks: int) -> list[int]:
+        """Return the number of tokens of each block of the image tower that has some; () for none."""
+        return of_blocks(self.image, blocks if self.deep else 1) if self.image else []
+
+
+Adapter = Whole | LoRA | IA3 | Bias | Head | Prompt | Prefix | Bottleneck | SSF | VPT | TowerPrompts
 
 
 class Evaluate(Section):

@@ -121,6 +121,7 @@ def names() -> list[tuple[str, str]]:
             "synthetic:sites",
             "pictures with two labels of five sites of unequal size, one of them shifted (constructed)",
         ),
+        ("synthetic:shapes", "pictures of coloured shapes, whose classes are called after both (constructed)"),
         ("synthetic:tastes", "users of some taste groups and the items that they took (constructed)"),
         (
             "synthetic:multilabel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, dict[str, int | float]] = {  # kind -> options with defaults; whole numbers stay whole
     "blobs": {"classes": 10, "examples": 5000, "test": 1000, "features": 16, "noise": 1.0, "separation": 1.0},
     "images": {"classes": 10, "examples": 5000, "test": 1000, "size": 16, "channels": 1, "noise": 0.3},
+    "shapes": {"classes": 24, "examples": 2400, "test": 960, "size": 16, "noise": 0.3, "shift": 1.0},
     "tastes": {"users": 300, "items": 400, "each": 30, "groups": 4, "taste": 8.0, "skew": 1.0},
     "multilabel": {"labels": 6, "examples": 3000, "test": 600, "features": 16, "noise": 1.0, "share": 0.3},
     "domains": {"domains": 4, "classes": 5, "examples": 2000, "test": 800, "features": 16, "noise": 1.0, "shift": 1.0},
@@ -43,6 +45,17 @@ LEAST = {
     "beta": 0,
     "size": 2,
 }  # others: 1
+COLOURS = {
+    "red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.15, 0.25, 0.95), "yellow": (0.95, 0.9, 0.1),
+    "purple": (0.6, 0.1, 0.8), "orange": (1.0, 0.55, 0.05),
+}  # fmt: skip
+SHAPES = {  # name -> whether points (u, v), in units of the shape's size, are inside
+    "circle": lambda u, v: u**2 + v**2 < 1,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) < 0.85,
+    "triangle": lambda u, v: (v < 0.8) & (2 * abs(u) < v + 1.1),
+    "cross": lambda u, v: (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 1),
+    "ring": lambda u, v: (u**2 + v**2 < 1) & (u**2 + v**2 > 0.4),
+}
 
 
 def check(spec: Named) -> list[str]:
@@ -64,6 +77,8 @@ def check(spec: Named) -> list[str]:
         problems.append(f"task.data.each: {o['each']} found, allowed: less than the {o['items']} items")
     if not problems and kind == "pairs" and o["length"] > o["words"]:
         problems.append(f"task.data.length: {o['length']} found, allowed: at most the {o['words']} words of a topic")
+    if not problems and kind == "shapes" and o["classes"] > len(COLOURS) * len(SHAPES):
+        problems.append(f"task.data.classes: {o['classes']} found, allowed: at most {len(COLOURS) * len(SHAPES)}")
     if not problems and o.get("common", 0.5) >= 1:
         problems.append(f"task.data.common: {o['common']!r} found, allowed: below 1")
     if not problems and o.get("share", 0.5) >= 1:
@@ -83,6 +98,8 @@ def _too_large(o: Mapping[str, Any], kind: str) -> list[str]:
         o = {**o, "features": 2 * o["size"] ** 2}
     if kind == "pairs":
         o = {**o, "features": 2 * o["words"]}
+    if kind == "shapes":
+        o = {**o, "features": 2 * 3 * o["size"] ** 2}
     width = o["channels"] * o["size"] ** 2 if kind == "images" else o["features"]
     rows = max(o["examples"] + o.get("test", 0), 10 * o.get("clients", 0)) + o.get("classes", 0)
     asked, free = 8 * rows * width, psutil.virtual_memory().available
@@ -105,6 +122,7 @@ def load(spec: Named, seed: int) -> Dataset:
         "logistic": _logistic,
         "domains": _domains,
         "sites": _sites,
+        "shapes": _shapes,
         "pairs": _pairs,
         "multilabel": _multilabel,
         "tastes": _tastes,
@@ -143,6 +161,30 @@ def _images(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
     noise = rng.standard_normal(size=(n + test, ch, size, size), dtype=np.float32)
     x = np.clip(pattern.astype(np.float32)[y] + np.float32(o["noise"]) * noise, 0, 1)
     return _set("synthetic:images", x, y, test, classes, "image")
+
+
+def _shapes(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:
+    """Return pictures of coloured shapes, called "red circle": class k has colour k mod 6 and shape (k // 6 + k) mod 5, so that any dozen
+    has all colours and shapes. Place and size are random; shift: how grey the background is and how far colours go astray."""
+    n, test, classes, size = (int(o[k]) for k in ("examples", "test", "classes", "size"))
+    y = _labels(n + test, classes, rng)
+    at = np.arange(classes)
+    colour, shape = at % len(COLOURS), (at // len(COLOURS) + at) % len(SHAPES)
+    rows = len(y)
+    radius, centre = rng.uniform(0.22, 0.36, (rows, 1, 1)), rng.uniform(-0.12, 0.12, (2, rows, 1, 1))
+    grid = np.linspace(-0.5, 0.5, size)
+    u, v = (grid[None, None, :] - centre[0]) / radius, (grid[None, :, None] - centre[1]) / radius
+    inside = np.zeros((rows, size, size), bool)
+    for s, holds in enumerate(SHAPES.values()):
+        mine = shape[y] == s
+        inside[mine] = holds(u[mine], v[mine])
+    paint = np.array(list(COLOURS.values()))[colour[y]] + 0.12 * o["shift"] * rng.normal(size=(rows, 3))
+    ground = 0.5 * o["shift"] * rng.uniform(size=(rows, 1, 1, 1)) + np.zeros((1, 3, size, size))
+    x = np.where(inside[:, None], paint[:, :, None, None], ground)
+    x = np.clip(x + o["noise"] * rng.standard_normal(size=x.shape, dtype=np.float32), 0, 1)
+    made = _set("synthetic:shapes", x, y, test, classes, "image")
+    names = tuple(f"{[*COLOURS][c]} {[*SHAPES][s]}" for c, s in zip(colour, shape, strict=True))
+    return replace(made, label_names=names)
 
 
 def _logistic(o: dict[str, int | float], rng: np.random.Generator) -> Dataset:

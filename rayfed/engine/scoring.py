@@ -54,7 +54,7 @@ def asked(config: Config, federation: Federation) -> tuple[list[SetMetric], list
     names, found, problems = config.evaluate.metrics, [], []
     for name in cls.usual if names is None else dict.fromkeys(names):
         try:
-            found.append(set_metrics.make(name, cls.predicts, federation.outputs))
+            found.append(set_metrics.make(name, cls.predicts, federation.outputs, federation.new_classes))
         except ConfigError as e:
             problems += e.problems
     own = [m.name for m in measures(config, federation, [])]

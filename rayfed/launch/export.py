@@ -14,6 +14,7 @@ from rayfed.config.load import load_config
 from rayfed.config.schema import Config
 from rayfed.engine import exports
 from rayfed.errors import ConfigError, nearest, refusing
+from rayfed.models import folder
 from rayfed.report.model_card import write_card
 from rayfed.served import best_models, list_models
 from rayfed.storage import atomic, tree_files
@@ -86,6 +87,8 @@ def _check(run: Path, config: Config, out: Path, name: str, where: str, merge: b
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"--out: {out} exists already and is no empty folder")
     pretrained, kind = config.task.model.name.startswith("hf:"), config.adapter.kind
+    if folder.is_pair(config.task.model.name) and config.task.kind.name in ("auto", "towers"):
+        problems.append(f"export: {run} is of two towers; what it trained is in {run / 'model'}, adapter or hf")
     if merge and not pretrained:
         problems.append(f"--merge: task.model: {config.task.model.name} found, which has no adapter; leave it out")
     elif (merge or onnx) and kind not in (*WHOLE, "lora", "ia3"):

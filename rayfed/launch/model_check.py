@@ -70,7 +70,8 @@ def question(config: Config, federation: Federation) -> Question | None:
         for n in ("classes", "answers", "kind", "population", "clients", "task", "label_names")
     }
     about["targets"] = federation.targets and federation.targets.to_dict()
-    about["input_shape"] = list(federation.input_shape)
+    about["input_shape"], about["new_classes"] = list(federation.input_shape), list(federation.new_classes)
+    about["texts"] = None if federation.texts is None else federation.texts.tolist()
     versions = [importlib.metadata.version(n) for n in ("torch", "transformers", "peft")]
     # Only settings from which a model is built: others change from run to run.
     settings = [

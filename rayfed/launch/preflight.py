@@ -235,12 +235,20 @@ def _check_clients(config: Config, n: int) -> list[str]:
 def _check_adapter(config: Config) -> list[str]:
     model, kind = config.task.model.name, config.adapter.kind
     problems: list[str] = []
-    if model.startswith("hf:"):
+    towers = folder.is_pair(model) and config.task.kind.name in ("auto", "towers")
+    if towers and kind not in ("none", "full", "prompts"):
+        problems.append(f"adapter.kind: {kind} found, task.model: {model} has two towers; allowed: prompts, none, full")
+    elif kind == "prompts" and not towers:
+        problems.append(
+            f"adapter.kind: prompts found, task.model: {model} has no two towers; allowed: two_tower, hf:DIR of a "
+            f"{', '.join(folder.PAIRS[:-1])} or {folder.PAIRS[-1]} model with task.kind: towers or auto"
+        )
+    elif model.startswith("hf:") and not towers:
         with contextlib.suppress(ConfigError):  # the model's own check reports it
             problems += pretrained.check_config(config)
             where = folder.locate(model)
             problems += adapters.check(config.adapter, folder.shapes(where), folder.architecture(where))
-    elif kind not in ("none", "full"):
+    elif not towers and kind not in ("none", "full"):
         problems.append(f"adapter.kind: {kind} found, task.model: {model} takes none; allowed: none, full")
     return problems
 

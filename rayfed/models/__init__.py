@@ -44,6 +44,10 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
 def names() -> list[tuple[str, str]]:
     """Return (name, one sentence) of every model, for `rayfed tasks`."""
     return [(n, s) for n, (s, _) in KNOWN.items()] + [
+        (
+            "two_tower",
+            "an image and a text tower that know classes by their names; pair: the folder of a CLIP or SigLIP, by default a tiny one",
+        ),
         ("hf:NAME_OR_DIR", "a pretrained transformer (texts, images), whole or with an adapter"),
         ("path/to/file.py:function", "your own (classes, input_shape, **options) -> nn.Module"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.bpe", "*.spm"]  # what is asked of the hub
 INDEX = "model.safetensors.index.json"
 LARGEST = 50_000_000  # bytes of a folder's JSON files
+PAIRS = ("clip", "siglip", "vision-text-dual-encoder")  # model types that are an image tower and a text tower
 AFTER_PADDING = (  # model types whose positions begin behind the padding token's id
     "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
     "xlm-roberta-xl", "xmod",
@@ -61,6 +63,15 @@ def architecture(where: Path) -> dict[str, Any]:
     if not isinstance(found.get("model_type"), str):
         raise ConfigError(f"task.model: {file} names no model_type")
     return found
+
+
+def is_pair(name: str) -> bool:
+    """Return whether `hf:NAME_OR_DIR` is an image tower and a text tower that share a space; False for what is no folder of a model."""
+    if not name.startswith("hf:"):
+        return False
+    with contextlib.suppress(ConfigError):  # the model's own check reports it
+        return architecture(locate(name))["model_type"] in PAIRS
+    return False
 
 
 def read_object(file: Path, setting: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def size_problems(config: Config, classes: int, kind: str) -> list[str]:
 
     spec = config.task.model
     where = folder.locate(spec.name)
-    auto = _auto(kind, {**OPTIONS, **spec.options}["head"])
+    auto = _auto(kind, "mean" if folder.is_pair(spec.name) else {**OPTIONS, **spec.options}["head"])
     about = _about(spec.name, folder.architecture(where), classes, auto)
     with _quiet(), torch.device("meta"):
         network = auto._model_mapping[type(about)]._from_config(about)
@@ -140,14 +140,16 @@ def base(config: Config) -> dict[str, Any] | None:
         found["images"] = folder.read_object(where / PIXELS, "task.model")
     if config.adapter.kind == "prompt" and config.adapter.text is not None:
         found["words"] = _words(where, config.adapter.text, config.adapter.tokens)
+    if config.adapter.kind == "prompts" and config.adapter.init is not None:
+        found["words"] = _words(where, config.adapter.init, config.adapter.text, "init", add_special_tokens=False)
     return found
 
 
-def _words(where: Path, text: str, tokens: int) -> list[int]:
+def _words(where: Path, text: str, tokens: int, setting: str = "text", **more: Any) -> list[int]:
     """Return a prompt's text as token ids, repeated or cut to so many, as PEFT does. ConfigError if it has none."""
-    ids = [int(i) for i in folder.tokenizer(where)(text)["input_ids"]]
+    ids = [int(i) for i in folder.tokenizer(where)(text, **more)["input_ids"]]
     if not ids:
-        raise ConfigError(f"adapter.text: {text!r} has no tokens")
+        raise ConfigError(f"adapter.{setting}: {text!r} has no tokens")
     return (ids * -(-tokens // len(ids)))[:tokens]
 
 
@@ -227,6 +229,16 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
             f"task.model.checkpointing: true found, {spec.name} has no layers that are known; allowed: false"
         )
     return made
+
+
+def towers(config: Config, base: dict[str, Any], classes: int) -> tuple[Any, Any]:
+    """Return (transformers' network of two towers around the base's arrays, its config). ConfigError where it is none."""
+    spec = config.task.model
+    about = _about(spec.name, base["about"], classes, _auto("image", "mean"))
+    attention = {**OPTIONS, **spec.options}["attention"]
+    with _quiet():
+        network, _ = _network(_auto("image", "mean"), about, base["arrays"], attention, config)
+    return network.eval(), about
 
 
 def _auto(kind: str, head: str) -> Any:

@@ -18,9 +18,10 @@ import numpy as np
 
 from rayfed import attack, keys
 from rayfed.config import phases
-from rayfed.data import OTHER_FORMS
+from rayfed.data import OTHER_FORMS, class_texts
 from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import make_callable
+from rayfed.models import folder
 from rayfed.partition import groups as planted
 from rayfed.partition.normalise import normalised
 from rayfed.partition.targets import Targets, by_stratum
@@ -118,7 +119,9 @@ class Federation:
     groups' transforms; train, val, test: rows per client; pooled_test: rows of the pooled test set; group: (N,) planted group or -1;
     names: natural ids or numbers; class_counts: (N, C) of the train split; public: rows of the public set, whose labels are -1 unless
     `public_labels`; notes: the data set's; backdoor: rows per client of marked copies of honest clients' test rows, None without a
-    trigger; task: the task's kind; targets: what y holds where that is no class, the classes being strata then.
+    trigger; task: the task's kind; targets: what y holds where that is no class, the classes being strata then; new_classes: those of
+    which no client has a row, in order; texts: (1 + T, C, L) token ids of the classes' names and of T sentences with each, -1 on padding,
+    where the task reads them.
     """
 
     arrays: dict[str, np.ndarray]
@@ -140,6 +143,8 @@ class Federation:
     task: str = "classify"
     targets: Targets | None = None
     public_labels: bool = False
+    new_classes: tuple[int, ...] = ()
+    texts: np.ndarray | None = None
 
     @property
     def form(self) -> str:
@@ -179,12 +184,15 @@ class Federation:
             flat[f"{n}/offsets"], flat[f"{n}/rows"] = index.offsets, index.rows
         for n in ("pooled_test", "group", "class_counts", "probe"):
             flat[n] = getattr(self, n)
+        if self.texts is not None:
+            flat["texts"] = self.texts
         flat["names"] = np.array(getattr(self.names, "ids", self.names), dtype=str)
         flat["meta"] = {
             "population": self.population, "classes": self.classes, "input_shape": list(self.input_shape),
             "kind": self.kind, "label_names": list(self.label_names), "notes": list(self.notes),
             "task": self.task, "public_labels": self.public_labels,
             **({"targets": self.targets.to_dict()} if self.targets else {}),
+            **({"new_classes": list(self.new_classes)} if self.new_classes else {}),
         }  # fmt: skip
         return flat
 
@@ -205,9 +213,9 @@ class Federation:
         """Return what `numpy` gave; the arrays are used as they are, not copied."""
         meta = dict(flat["meta"])
         meta |= {n: tuple(meta[n]) for n in ("input_shape", "label_names", "notes")}
-        meta["targets"] = Targets.of(meta.get("targets"))
+        meta["targets"], meta["new_classes"] = Targets.of(meta.get("targets")), tuple(meta.get("new_classes", ()))
         made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts")}
-        made["public"] = flat["probe"]
+        made["public"], made["texts"] = flat["probe"], flat.get("texts")
         splits = [n for n in ("train", "val", "test", "backdoor") if f"{n}/offsets" in flat]
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in splits}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
@@ -271,7 +279,9 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
 
     draw = draws(config.seed)
     name = config.task.kind.name
-    name = DEFAULTS[dataset.form] if name == "auto" else name
+    if name == "auto":
+        pair = (dataset.kind, dataset.form) == ("image", "classes") and folder.is_pair(config.task.model.name)
+        name = "towers" if pair else DEFAULTS[dataset.form]
     if dataset.kind == "items" and f.partition.kind != "natural":
         raise ConfigError(
             f"federation.partition.kind: {f.partition.kind} found, {dataset.name} says who took which item; allowed: natural"
@@ -281,8 +291,9 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
             f"federation.holdout.domain: {f.holdout.domain!r} found, under {f.partition.kind} a client is of no domain; "
             "allowed: partition natural"
         )
+    texts = class_texts.ids(dataset, config) if name == "towers" else None
     dataset, targets = by_stratum(dataset)
-    public, dataset = without_public(f, dataset, draw("probe"))
+    public, new, dataset = set_aside(f, dataset, targets, draw("probe"))
     f = f.model_copy(update={"groups": planted.counted(f.groups, dataset)})
     if problems := planted.problems(f.groups, dataset, targets) + planted.too_many(f.groups, n - held):
         raise ConfigError(problems)
@@ -339,7 +350,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     return Federation(
         {n: np.ascontiguousarray(a) for n, a in arrays.items()}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
-        dataset.label_names, probe, notes, backdoor, name, targets, f.public.labels,
+        dataset.label_names, probe, notes, backdoor, name, targets, f.public.labels, tuple(map(int, new)), texts,
     )  # fmt: skip
 
 
@@ -382,8 +393,45 @@ def everybodys(test: Index) -> Index:
     return Index(offsets, np.tile(rows, len(test)))
 
 
-def without_public(f: Any, dataset: Dataset, rng: np.random.Generator) -> tuple[Part, Dataset]:
-    """Return the training rows that become the public set, drawn from those of its domain, and the data set without them."""
+def new_classes(f: Any, dataset: Dataset, targets: Targets | None) -> np.ndarray:
+    """Return the numbers of the classes of which no client may have a row, in order. ConfigError where they cannot be set aside."""
+    asked, classes = f.new_classes, dataset.classes
+    if not asked:
+        return np.zeros(0, np.int64)
+    names = dict(zip(dataset.label_names, range(classes), strict=True))
+    wanted = list(range(max(classes - asked, 0), classes)) if isinstance(asked, int) else asked
+    found = [c if isinstance(c, int) else names.get(c, -1) for c in wanted]
+    where, problems = "federation.new_classes", []
+    if targets is not None or dataset.form != "classes":
+        problems.append(f"{where}: {asked} found, {dataset.name} has no classes; allowed: 0")
+    elif wrong := [w for w, c in zip(wanted, found, strict=True) if not 0 <= c < classes]:
+        near = nearest(str(wrong[0]), names)
+        problems.append(f"{where}: {wrong[0]!r} found{near}, allowed: 0 to {classes - 1}, or {', '.join(names)}")
+    elif classes - len(found) < 2:
+        problems.append(f"{where}: {len(found)} of {classes} classes found, allowed: at most {classes - 2}")
+    if f.groups.kind in ("label_permutation", "classes"):
+        problems.append(
+            f"federation.groups.kind: {f.groups.kind} found, allowed with new_classes: none, rotation, domain"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return np.unique(found)
+
+
+def set_aside(
+    f: Any, dataset: Dataset, targets: Targets | None, rng: np.random.Generator
+) -> tuple[Part, np.ndarray, Dataset]:
+    """Return (the public rows, the classes that no client has, the data set that is dealt): without either."""
+    new = new_classes(f, dataset, targets)
+    public, rest = _without_public(f, dataset, rng, new)
+    if len(new):
+        rest = replace(rest, train=rest.train.take(np.flatnonzero(~np.isin(rest.train.y, new))))
+    return public, new, rest
+
+
+def _without_public(f: Any, dataset: Dataset, rng: np.random.Generator, new: np.ndarray) -> tuple[Part, Dataset]:
+    """Return the training rows that become the public set, drawn from those of its domain and of its classes, and the data set without
+    them. new: the classes that no client has."""
     size, where = f.public_rows, "public.rows" if f.public.rows else "probe"
     if not size:
         return dataset.train.take(np.zeros(0, np.int64)), dataset
@@ -396,6 +444,12 @@ def without_public(f: Any, dataset: Dataset, rng: np.random.Generator) -> tuple[
                 f"{dataset.name} has: {', '.join(names)}"
             )
         among = np.flatnonzero(code == names.index(f.public.domain))
+    if f.public.classes == "new":
+        among = among[np.isin(dataset.train.y[among], new)]
+        if size > len(among):
+            raise ConfigError(
+                f"federation.{where}: {size} found, allowed: at most the {len(among)} training rows of federation.new_classes"
+            )
     if size > len(among) - (len(among) == len(dataset.train.y)):
         of = f"of domain {f.public.domain}" if f.public.domain is not None else f"training rows of {dataset.name}"
         least = "at most" if len(among) < len(dataset.train.y) else "less than"

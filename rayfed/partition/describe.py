@@ -108,12 +108,13 @@ def describe(request: Config | Study, seed: int | None = None) -> list[Descripti
     for names in splits.values():
         config = arms[names[0]] if seed is None else arms[names[0]].model_copy(update={"seed": seed})
         try:
-            public = config.federation.model_dump(mode="json", include={"probe", "public"})
+            public = config.federation.model_dump(mode="json", include={"probe", "public", "new_classes"})
             key = f"{config.task.data.model_dump_json()} {public}"
             if key not in known:
                 dataset = data.load(config.task.data, config.seed)
-                dataset = by_stratum(dataset, keep=False)[0]  # as `build` does before anything is dealt
-                dataset = partition.without_public(config.federation, dataset, partition.draws(config.seed)("probe"))[1]
+                dataset, targets = by_stratum(dataset, keep=False)  # as `build` does before anything is dealt
+                draw = partition.draws(config.seed)("probe")
+                dataset = partition.set_aside(config.federation, dataset, targets, draw)[2]
                 known = {key: (dataset, _embedder(dataset, config.seed))}  # one at a time: they may be large
             found.append(_one(config, *known[key], tuple(n for n in names if n)))
         except ConfigError as e:

@@ -39,6 +39,7 @@ OFFERS = {  # what a task offers to methods, as `Method.needs` and `Task.offers`
     "classes": "logits of classes (B, C), and one label for each example",
     "labels": "logits of labels (B, L), of which an example may have several",
     "numbers": "predicted numbers (B, T)",
+    "towers": "pictures and names of classes in one space",
     "features": "a penultimate representation of whole inputs",
     "items": "scores of items (B, K), of one user",
     "pairs": "cosines of questions and passages (B, B)",

@@ -139,3 +139,15 @@ def test_own_functions_that_cannot_be_used_say_why(own: Any) -> None:
     raising = set_metrics.make(own("def mine(rows, batch):\n    raise SystemExit(3)\n"), "numbers", [])
     with pytest.raises(FailsAgain, match=r"own.py:mine raised SystemExit: 3 \(.*own.py, line 2\)"):
         set_metrics.computed([raising], {}, {})
+
+
+def test_base_to_new_by_hand() -> None:
+    """Class 2 is new: a row of it is scored among new classes alone, and the rows of 0 and 1 among these two."""
+    metric = set_metrics.make("base_to_new", "classes", ["a", "b", "c"], new=[2])
+    p = np.array([[0.3, 0.2, 0.5], [0.4, 0.1, 0.5], [0.8, 0.1, 0.1]])
+    found = set_metrics.computed([metric], {"prediction": p}, {"y": np.array([0, 1, 2])})
+    assert found == {"base_accuracy": 0.5, "new_accuracy": 1.0, "harmonic_mean": pytest.approx(2 / 3)}
+    alone = set_metrics.computed([metric], {"prediction": p[:2]}, {"y": np.array([0, 1])})
+    assert alone == {"base_accuracy": 0.5, "new_accuracy": None, "harmonic_mean": None}
+    with pytest.raises(ConfigError, match=r"base_to_new found, federation.new_classes: 0 found"):
+        set_metrics.make("base_to_new", "classes", ["a", "b"])

@@ -116,3 +116,13 @@ def test_wrong_options_of_generators(kind: str, options: dict[str, Any], says: s
 def test_a_set_larger_than_memory_is_refused() -> None:
     (problem,) = synthetic.check(Named.model_validate({"name": "synthetic:blobs", "examples": 10**12}))
     assert problem.startswith("task.data: synthetic:blobs of 1,000,000,001,010 rows of 16 numbers takes 128,000 GB, ")
+
+
+def test_shapes_are_called_after_colour_and_shape() -> None:
+    d = load("synthetic:shapes", 0, classes=12, examples=60, test=12, noise=0, shift=0)
+    assert d.label_names[:2] == ("red circle", "green square") and len(set(d.label_names)) == 12
+    for c, name in enumerate(d.label_names):
+        x = d.train.x[d.train.y == c][0]
+        paint = np.asarray(synthetic.COLOURS[name.split()[0]], np.float32)
+        assert {tuple(p) for p in np.unique(x.reshape(3, -1).T, axis=0)} == {(0.0, 0.0, 0.0), tuple(paint)}
+    assert "task.data.classes: 31 found, allowed: at most 30" in refused("synthetic:shapes", classes=31)
