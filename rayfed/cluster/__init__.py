@@ -39,7 +39,7 @@ class Evidence:
     inputs (see `subspace`), without those who did not reply; key: of the round, for clusterers that draw; examples: (n,) n_i;
     trial: (weights (M, n), asked (n, m)) -> (n, m) mean training loss at each client of those of M experts that it is asked of, each
     the common start plus a weighted sum of the updates; NaN of who did not reply; log: (name, value) -> None, by the names of
-    `auto.LOGS`.
+    `auto.LOGS`; living: whether experts are trained on from where they were, so that one whose cluster is given up is lost.
     """
 
     ids: Sequence[int]
@@ -55,6 +55,7 @@ class Evidence:
     examples: Sequence[float] = ()
     trial: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda weights, asked: _absent("losses of trial experts")
     log: Callable[[str, float], None] = lambda name, value: None
+    living: bool = False
 
 
 class Clusterer:

@@ -47,7 +47,7 @@ class Settings(ClustererSettings):
     )
     most: int = Field(8, ge=1, description="Largest number of clusters that is proposed; 1 switches clusters off.")
     least: float = Field(
-        0.5, ge=0, le=1, description="Structure that a partition must show to be tried; below it there is one cluster."
+        0.4, ge=0, le=1, description="Structure that a partition must show to be tried; below it there is one cluster."
     )
     keep: float = Field(
         0.05,
@@ -73,8 +73,8 @@ class Auto(Clusterer):
     Trial: the members of each cluster are dealt into `folds`, and a client measures, on its training rows, the mean of the members
     of the other folds of its cluster, and of those of all clients; a lone member measures the model that all started from. The
     clusters are taken if they lower the mean loss over clients by `sure` standard errors; those that are there stay while they
-    lower it. One ask measures all, forward passes only. `losses` of known experts are another ask. Clients that do not reply count
-    nothing in the trial.
+    lower it, and where experts live for the run, while they show. One ask measures all, forward passes only. `losses` of known
+    experts are another ask. Clients that do not reply count nothing in the trial.
     """
 
     Settings = Settings
@@ -101,7 +101,8 @@ class Auto(Clusterer):
         evidence.log("structure", shown[best])
         # what is there stays as long as it is no worse: it need not prove itself anew
         least, sure = (s.least - s.keep, 0.0) if best == kept else (s.least, s.sure)
-        taken = shown[best] >= least and self._standard_errors(best, evidence) > sure
+        stays = best == kept and evidence.living  # experts of many rounds; the trial is of those of one
+        taken = shown[best] >= least and (stays or self._standard_errors(best, evidence) > sure)
         for kind in (*KINDS, "kept"):
             evidence.log(f"by_{kind}", float(taken and kind in proposed[best]))
         return np.array(best) if taken else one

@@ -100,6 +100,11 @@ class FindsClusters(Method):
     def clusterer(self) -> cluster.Clusterer:
         return cluster.make(self.settings.clusterer)
 
+    @property
+    def living(self) -> bool:
+        """Whether experts are trained on from where they were."""
+        return False
+
     def init(self, task: Task, key: int) -> Tree:
         if self.settings.signature == "head" and not task.head:
             raise ConfigError(
@@ -196,7 +201,7 @@ class FindsClusters(Method):
             got.ids, got.stacked("signature"), got.stacked("counts"), fed.planted, losses, [int(k) for k in known],
             state["assignment"].tolist(), gram=lambda: got.gram("delta"),
             bases=lambda: self._bases(state, got, fed) if spans else {}, key=fed.key("clusterer"),
-            examples=got.examples.tolist(), trial=self._trials(got, fed, start), log=log,
+            examples=got.examples.tolist(), trial=self._trials(got, fed, start), log=log, living=self.living,
         )  # fmt: skip
         clusterer = self.clusterer
         raw = clusterer.labels(evidence, self.settings.clusters)

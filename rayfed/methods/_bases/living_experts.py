@@ -58,6 +58,10 @@ class LivingExperts(FindsClusters):
         server=FindsClusters.wire.server,
     )
 
+    @property
+    def living(self) -> bool:
+        return self.settings.lifetime == "run"
+
     def start(self, client: ClientContext) -> Tree:
         share, theta = self.settings.own_share, super().start(client)
         if not share:
@@ -92,7 +96,7 @@ class LivingExperts(FindsClusters):
         clients, labels: (n,) who is in which, or MISSING; ids: the clusters' persistent ids.
         """
         known = [j for j, k in enumerate(ids) if str(k) in state["experts"]]
-        if self.settings.lifetime == "round" or not known:
+        if not self.living or not known:
             return fresh
         before = [state["experts"][str(ids[j])] for j in known]
         mine = {

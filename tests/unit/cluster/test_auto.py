@@ -158,6 +158,17 @@ def test_what_is_there_need_not_prove_itself_anew() -> None:
     assert found(e) == [0, 0, 1, 1]
 
 
+def test_experts_that_live_for_the_run_stay_while_their_clusters_show() -> None:
+    """The pairs' experts of this round lose more than one of all: rebuilt ones go, living ones stay until nothing shows them."""
+    clients = Numbers([1, 1, -1, -1], targets=[0.1, 0.1, 0.1, 0.1])
+    there = {"before": [4, 4, 7, 7], "known": [4, 7]}
+    assert found(clients.evidence(PAIRS, **there)) == [0] * 4 and clients.log["sure"] < 0
+    assert found(clients.evidence(PAIRS, **there, living=True)) == [0, 0, 1, 1]
+    loose = [*PAIRS[:3], [-1, 0.5]]
+    assert found(clients.evidence(loose, **there, living=True), least=1.0, keep=0.0) == [0] * 4
+    assert found(clients.evidence(PAIRS, living=True)) == [0] * 4, "new ones prove themselves all the same"
+
+
 def test_losses_of_known_experts_propose_and_place_newcomers() -> None:
     """Two experts; client 3 is new and chooses the second: the partition there is, is that of the losses too."""
     told = {0: [0.1, 0.9], 1: [0.2, 0.3], 2: [0.9, 0.1], 3: [0.8, 0.3]}
