@@ -195,11 +195,13 @@ class Dispatcher(Protocol):
 class Fed:
     """Hold a server program's view of one run's federation. `round`, `rounds` count from 1; clients 0..population-1 take part.
 
-    read_rounds: whether the method has asked for `rounds`.
+    federation: who holds what in this round; whole: the same with all tasks of a stream; read_rounds: whether the method has asked for
+    `rounds`.
     """
 
     def __init__(self, config: Config, federation: Federation, method: Method, task: Task, dispatcher: Dispatcher):
         self.config, self.federation, self.method, self.task = config, federation, method, task
+        self.whole = federation
         self.population, self.read_rounds = federation.population, False
         self._dispatcher = dispatcher
         self._everyone = np.arange(federation.population)
@@ -222,6 +224,9 @@ class Fed:
         score_local: whether training visits also score their locally trained models.
         """
         self.round = round
+        if self.whole.stages:
+            self.federation = self.whole.at(round)
+            self._everyone = np.flatnonzero(self.federation.train.sizes()[: self.population])
         self._samples = 0
         self._elapsed: float | None = None
         self._waited = 0.0
@@ -229,6 +234,17 @@ class Fed:
         self.stale: dict[int, int] = {}  # staleness -> replies
         self.logged: dict[str, tuple[float, float]] = {}  # name -> (weighted sum, weight)
         self._dispatcher.begin(round, score_local)
+
+    @property
+    def stage(self) -> int:
+        """The number of the task that a stream (`federation.stream`) has in this round, from 1; 1 without a stream."""
+        return self.whole.stage_of(self.round)
+
+    @property
+    def stage_ends(self) -> bool:
+        """Whether this is the last round of a task of a stream; of its last task, of so many rounds as the others have."""
+        every = self.whole.every
+        return every > 0 and self.round % every == 0 and self.round <= every * len(self.whole.stages)
 
     @property
     def rounds(self) -> int:
@@ -318,15 +334,18 @@ class Fed:
         return tuple(sorted(c for _, c in first))
 
     def available(self) -> tuple[int, ...]:
-        """Return who is there in this round, sorted: everybody, unless clients come by themselves (`federation.participation`)."""
-        return tuple((self._everyone if self._comes is None else self._comes.there(self.round)).tolist())
+        """Return who is there in this round, sorted: everybody, unless clients come by themselves (`federation.participation`) or have no
+        row of a stream's present task."""
+        there = self._everyone if self._comes is None else self._comes.there(self.round)
+        return tuple((np.intersect1d(there, self._everyone) if self.whole.stages else there).tolist())
 
     def chances(self) -> Tensor:
         """Return the chance with which `sample()` draws each client in a round, (N,) float64. FailsAgain where nobody knows it."""
         if why := participation.unknown(self.config):
             raise FailsAgain(why[0])
         if self._comes is None:
-            found = np.full(self.population, min(1.0, self.config.per_round() / self.population))
+            found = np.zeros(self.population)
+            found[self._everyone] = min(1.0, self.config.per_round() / max(1, len(self._everyone)))
         else:
             found = self._comes.chances
         if self.config.local.work.late == "drop":

@@ -141,6 +141,22 @@ SCOPES: dict[str, tuple[str, str]] = {
     ),
 }
 OF_FAMILY = "family-"  # begins the scope of what clients of a family of models are served
+OF_TASK = "task-"  # begins the scope of a task of a stream
+TASKS, BACKWARD, FORGETTING = "tasks", "backward", "forgetting"  # scopes of all tasks of a stream so far
+OF_STREAM = {
+    TASKS: (
+        "what each client is served",
+        "tasks of the stream so far, of each the mean over clients on their test rows of it",
+    ),
+    BACKWARD: (
+        "what each client is served, minus what it was at the end of the task",
+        "tasks before the present one, of each the mean over clients",
+    ),
+    FORGETTING: (
+        "how much worse what each client is served is than at its best end of a task",
+        "tasks before the present one, of each the mean over clients",
+    ),
+}
 
 
 def family_scope(name: str) -> str:
@@ -148,11 +164,19 @@ def family_scope(name: str) -> str:
     return OF_FAMILY + name
 
 
+def task_scope(number: int) -> str:
+    """Return the scope of a task of a stream, `task-1`."""
+    return f"{OF_TASK}{number}"
+
+
 def scoped(where: str) -> tuple[str, str] | None:
     """Return whose model a scope scores, and on whose data; None of what is no scope."""
     if where.startswith(OF_FAMILY):
         return f"what clients with the model {where.removeprefix(OF_FAMILY)} are served", SCOPES["personal"][1]
-    return SCOPES.get(where)
+    if where.removeprefix(OF_TASK).isdecimal() and where.startswith(OF_TASK):
+        number = where.removeprefix(OF_TASK)
+        return "what each client is served", f"clients, each on its own test rows of the stream's task {number}"
+    return SCOPES.get(where) or OF_STREAM.get(where)
 
 
 OTHERS: dict[str, Meaning] = {
@@ -260,11 +284,14 @@ LOGGED_LOSSES = ("distill/fidelity", "distill/student", "generator/fidelity")
 
 def lower_is_better(metric: str | None) -> bool:
     """Return whether a metric is better when it is lower: measures that say so (loss/..., rmse/...), time/..., bytes/..., ray/...,
-    aggregate/..., lora/gap... and losses that methods log; also "rounds to X of ...". In scope `backdoor` it is the other way round."""
+    aggregate/..., lora/gap..., NAME/forgetting and losses that methods log; also "rounds to X of ...". In scope `backdoor` it is the
+    other way round."""
     name = str(metric or "")
     family = name.partition("/")[0]
     if name.partition("/")[2].removesuffix("_ex") == "backdoor":  # there a good score is the attacker's
         return not lower_is_better(f"{family}/global")
+    if name.partition("/")[2] == FORGETTING:
+        return True
     if of := mean_of_last(name):
         return lower_is_better(of[1])
     return (

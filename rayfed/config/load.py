@@ -25,7 +25,7 @@ SHORT = (
     *((k, "name") for k in ("method", "task.data", "task.model", "task.kind")),
     *((k, "kind") for k in ("adapter", "aggregate")),
     ("devices", "profile"),
-    *((f"federation.{k}", "kind") for k in ("partition", "groups", "participation", "holdout")),
+    *((f"federation.{k}", "kind") for k in ("partition", "groups", "participation", "holdout", "stream")),
 )
 STUDY_KEYS = ("seeds", "arms", "claim")
 FOLDER = re.compile(r"[\w+=-][\w.+=-]*")
@@ -266,7 +266,7 @@ def _claim_problems(
         return problems
     for arm in dict.fromkeys((claim.better, claim.than)):
         c = arms.get(arm)
-        if c is not None and (claim.at > c.rounds or (claim.at % c.evaluate.every and claim.at != c.rounds)):
+        if c is not None and (claim.at > c.rounds or not c.is_evaluated(claim.at)):
             problems.append(
                 f"{where}.at: round {claim.at} of arm {arm!r} is not evaluated (evaluate.every: {c.evaluate.every}, "
                 f"rounds: {c.rounds})"

@@ -455,6 +455,23 @@ class Public(Section):
     )
 
 
+class Stream(Section):
+    needs: ClassVar = {
+        **dict.fromkeys(("every", "tasks"), (Need("kind", ("none",), but=True),)),
+        "share": (Need("kind", ("drift",)),),
+    }
+
+    kind: Literal["none", "permuted", "classes", "drift"] = Field(
+        "none",
+        description="Tasks one after another: inputs permuted, other classes, or labels permuted for more and more clients (drift).",
+    )
+    every: int = Field(20, ge=1, description="Rounds of a task; the last task stays.")
+    tasks: int = Field(
+        5, ge=2, description="Number of tasks; under drift, of concepts that a client goes through at most."
+    )
+    share: float = Field(1.0, gt=0, le=1, description="Share of the clients that drift on at each border.")
+
+
 class FederationSection(Section):
     clients: int = Field(60, ge=1, description="Number of clients; under `natural`, so many ids drawn by seed.")
     per_round: int | float | None = Field(None, description="Clients per round: a number, a fraction, or null for all.")
@@ -481,6 +498,7 @@ class FederationSection(Section):
     split: Split = Split()
     public: Public = Public()
     probe: int = Field(0, ge=0, description="Rows of a public set without labels; short for `public.rows`.")
+    stream: Stream = Stream()
 
     @field_validator("per_round")
     @classmethod
@@ -1107,6 +1125,12 @@ class Config(Section):
         if asked is None:
             return n
         return max(1, round(asked * n)) if isinstance(asked, float) else asked
+
+    def is_evaluated(self, round: int) -> bool:
+        """Return whether a round is evaluated: every so many, the last one, and the last one of each task of a stream."""
+        stream = self.federation.stream
+        ends = stream.kind != "none" and round % stream.every == 0 and round <= stream.every * stream.tasks
+        return round % self.evaluate.every == 0 or round == self.rounds or ends
 
     def with_resources(self, **changes: Any) -> Config:
         """Return the same config with other `resources`."""

@@ -56,9 +56,10 @@ class Collapse:
 
 
 def chance(task: Task, federation: Federation) -> Chance | None:
-    """Return what guessing gets right; None where the task has no classes or the federation no pooled test set."""
+    """Return what guessing gets right; None where the task has no classes or the federation no pooled test set, or another one with each
+    task of a stream."""
     rows = federation.pooled_test
-    if not (task.per_class and len(rows)):
+    if federation.stages or not (task.per_class and len(rows)):
         return None
     counts = np.bincount(np.asarray(federation.arrays["y"])[rows].astype(np.int64))
     return Chance(float(counts.max() / len(rows)), len(rows))

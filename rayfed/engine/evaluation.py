@@ -16,8 +16,9 @@ import numpy as np
 
 from rayfed import keys, tree
 from rayfed.adapters import ranks
+from rayfed.engine import stream_scores
 from rayfed.engine.scoring import ClientRows, Scoring, SetScores, scoring
-from rayfed.execute.batches import scored_pieces
+from rayfed.execute.batches import pooled_pieces, scored_pieces
 from rayfed.fold import mean
 from rayfed.lazy import torch
 from rayfed.method import Method
@@ -79,11 +80,13 @@ def build(
     pieces: int,
     rows: int = 0,
     data: Mapping[str, Any] | None = None,
+    split: str = "test",
 ) -> Visit:
     """Build the visit of an evaluation.
 
     pieces: into how many pieces the pooled test set is cut; rows: if not 0, at least the largest number of rows that one client
-    is scored on: scores of each row are then sent too, as part `rows` = {NAME: (2 rows, ...)}, padding at the end; data: see `scoring`.
+    is scored on: scores of each row are then sent too, as part `rows` = {NAME: (2 rows, ...)}, padding at the end; data: see `scoring`;
+    split: of which rows what each client is served is scored.
     """
     if evaluation is Evaluation.ROWS:
         return _row_by_row(scoring(task, data)._replace(task=_read_at_server(method, task)))
@@ -92,7 +95,7 @@ def build(
         return _measure(of, lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
     if evaluation in (Evaluation.PERSONAL, Evaluation.BACKDOOR):
-        split = "backdoor" if evaluation is Evaluation.BACKDOOR else "test"
+        split = "backdoor" if evaluation is Evaluation.BACKDOOR else split
         of = scoring(task, data)._replace(task=seen)
         return scored(view, of, lambda client, carry: view.end(client, carry)[0]["model"], rows, split)
     if evaluation is Evaluation.SERVED:
@@ -259,9 +262,17 @@ class Evaluator:
         self.fed, self.dispatcher = fed, dispatcher
         self.unscored: list[Unscored] = []
         self.kept: dict[str, dict[str, np.ndarray]] = {}
-        self.config, self.federation, self.method, self.task = fed.config, fed.federation, fed.method, fed.task
-        self._have_rows = np.flatnonzero(self.federation.test.sizes())
+        self.config, self.method, self.task = fed.config, fed.method, fed.task
         self.sets = SetScores.of(self.config, self.federation, self.task)
+
+    @property
+    def federation(self) -> Federation:
+        """Return who holds what in this round."""
+        return self.fed.federation
+
+    @property
+    def _have_rows(self) -> np.ndarray:
+        return np.flatnonzero(self.federation.test.sizes())
 
     def measures(self) -> list[Measure]:
         """Return all that is measured."""
@@ -291,7 +302,7 @@ class Evaluator:
         """
         method, population = self.method, self.fed.population
         self.unscored, self.kept = [], {}
-        scored = self._draw_clients(self._have_rows)
+        scored = self.draw_clients(self._have_rows)
         participants = [c for c in scored if c < population]
         served = ServedPayload(method, state)
         personal = self._score_served(scored, served)
@@ -309,6 +320,8 @@ class Evaluator:
             row |= scope("local", local_scores)
         if len(self.federation.pooled_test):
             row |= self._score_pool(state, served)
+        if self.fed.whole.stages:
+            row |= self._score_stream(served, personal.of(lambda c: c < population).sums)
         if self.federation.backdoor is not None:
             row |= self._score_backdoor(self.federation.backdoor, scored, served)
         return row, [self._make_row(c, personal, cluster_of, seconds.get(c)) for c in sorted(personal.sums)]
@@ -349,7 +362,7 @@ class Evaluator:
             row |= values
         return row
 
-    def _draw_clients(self, among: np.ndarray) -> list[int]:
+    def draw_clients(self, among: np.ndarray) -> list[int]:
         """Draw as many clients as the config says by a key of the round; all where it says so."""
         wanted, n = self.config.evaluate.clients, len(among)
         if wanted == "all":
@@ -371,8 +384,8 @@ class Evaluator:
             return self._ask(Evaluation.PERSONAL, clients, served)
         if not clients:
             return Scored({}, {})
-        rows, first, sizes = self._rows_of(np.asarray(clients))
-        by_row = self._score_rows(model, rows)
+        rows, first, sizes = rows_of(self.federation.test, np.asarray(clients))
+        by_row = self.score_rows(model, rows)
         if by_row.failures:  # whose row it is, and what follows, shows when each client is asked
             return self._ask(Evaluation.PERSONAL, clients, served)
         if self._keeps():
@@ -392,15 +405,37 @@ class Evaluator:
         theirs = [c for c in clients if len(triggered[c])]
         return scope("backdoor", self._ask(Evaluation.BACKDOOR, theirs, served).sums)
 
-    def _rows_of(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the rows of these clients' test splits one after another, where each client's begin, and how many they are."""
-        index = self.federation.test
-        begin = index.offsets[clients]
-        sizes = index.offsets[clients + 1] - begin
-        first = np.cumsum(sizes) - sizes
-        return index.rows[np.repeat(begin - first, sizes) + np.arange(sizes.sum())], first, sizes
+    def _score_stream(self, served: ServedPayload, now: Mapping[int, Scores]) -> dict[str, float]:
+        """Score what clients are served on each task of a stream so far; now: their scores on the present one."""
+        engine, measures = self.dispatcher.engine, [m for m in self.task.measures if m.of == "rows"]
+        seen = [*(self._score_stage(k, served) for k in range(1, self.fed.stage)), now]
+        row, kept = stream_scores.row(measures, seen, engine.get(stream_scores.NAME), self.fed.stage_ends)
+        if self.fed.stage_ends:
+            engine.put(stream_scores.NAME, kept)
+        return row
 
-    def _score_rows(self, model: Tree, rows: np.ndarray) -> RowScores:
+    def _score_stage(self, number: int, served: ServedPayload) -> Mapping[int, Scores]:
+        """Score what clients that take part are served on their test rows of a task of the stream; who cannot be scored is left out."""
+        test = self.fed.whole.stage(number).test
+        clients = self.draw_clients(np.flatnonzero(test.sizes()[: self.fed.population]))
+        model = served_to_all(self.method, self.task, served.shared)
+        if model is not None and clients:
+            rows, first, sizes = rows_of(test, np.asarray(clients))
+            by_row = self.score_rows(model, rows)
+            if not by_row.failures:
+                sums = {n: np.add.reduceat(by_row.values[n], first).tolist() for n in self.task.row_measures}
+                each = enumerate(zip(clients, sizes.tolist(), strict=True))
+                return {c: {"n": n, **{name: v[i] for name, v in sums.items()}} for i, (c, n) in each}
+        out: dict[int, Scores] = {}
+        for group, mine in served.groups(clients):
+            split = (("split", f"test {number}"),)
+            replies = self.dispatcher.ask(Evaluation.PERSONAL, group, shared=served.shared, mine=mine, arguments=split)
+            if replies.ids:
+                found = {part: replies.stacked(part).tolist() for part in ("n", *self.task.row_measures)}
+                out |= {c: {name: v[i] for name, v in found.items()} for i, c in enumerate(replies.ids)}
+        return out
+
+    def score_rows(self, model: Tree, rows: np.ndarray) -> RowScores:
         """Score one model of the server on rows of the data arrays, row by row."""
         pieces = scored_pieces(rows, self.task)
         made = self.dispatcher.ask(
@@ -444,7 +479,7 @@ class Evaluator:
             said = f"means without {len(failures)} of {len(clients)} clients" if out else "missing: no client is left"
             self._note(evaluation.value, f"{said} (client {first}: {reason})")
         elif self._keeps() and (counted := [c for c in sorted(clients) if c < self.fed.population]):
-            rows, _, sizes = self._rows_of(np.asarray(counted, np.int64))
+            rows, _, sizes = rows_of(test, np.asarray(counted, np.int64))
             scored = {
                 n: np.concatenate([by_row[c][n][: len(test[c])] for c in counted]) for n in self.task.row_measures
             }
@@ -515,7 +550,7 @@ class Evaluator:
     def _score_one_model(self, state: Tree) -> dict[str, float | None]:
         """Score scope `global` of a method with one model: on the pooled test set, row by row."""
         pooled = self.federation.pooled_test
-        by_row = self._score_rows(state[str(self.method.universal)], pooled)
+        by_row = self.score_rows(state[str(self.method.universal)], pooled)
         if failures := by_row.failures:
             piece, reason = min(failures.items())
             first, last = piece * by_row.width + 1, min((piece + 1) * by_row.width, len(pooled))
@@ -533,16 +568,25 @@ class Evaluator:
             Scored({}, {-1: ClientRows(rows, {n: np.asarray(x) for n, x in scores.items()})} if self.sets else {}),
         )
 
+    def _pieces(self) -> Arguments:
+        """Return the argument of a mixture's predictions under a stream: into how many pieces the task's pooled test set is cut."""
+        return (("pieces", len(pooled_pieces(self.federation))),) if self.fed.whole.stages else ()
+
     def _score_mixture(self, served: ServedPayload) -> dict[str, float | None]:
         """Score scope `global` without one model: the mean of the served models' predictions, weighted by train examples."""
         everyone = np.arange(self.federation.clients)
-        participants = [c for c in self._draw_clients(everyone) if c < self.fed.population]
+        participants = [c for c in self.draw_clients(everyone) if c < self.fed.population]
         total: Any = None
         weight = 0.0
         failures: dict[int, str] = {}
         for group, mine in served.groups(participants):
             replies = self.dispatcher.ask(
-                Evaluation.ENSEMBLE, group, shared=served.shared, mine=mine, folds=(mean("p"),)
+                Evaluation.ENSEMBLE,
+                group,
+                shared=served.shared,
+                mine=mine,
+                folds=(mean("p"),),
+                arguments=self._pieces(),
             )
             failures |= replies.failures
             if not replies.ids:
@@ -592,6 +636,14 @@ class ServedPayload(Payload):
 
     def __init__(self, method: Method, state: Tree):
         super().__init__(method.serve(state), partial(method.mine, state))
+
+
+def rows_of(index: Index, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows of these clients in an index one after another, where each client's begin, and how many they are."""
+    begin = index.offsets[clients]
+    sizes = index.offsets[clients + 1] - begin
+    first = np.cumsum(sizes) - sizes
+    return index.rows[np.repeat(begin - first, sizes) + np.arange(sizes.sum())], first, sizes
 
 
 class RowScores(NamedTuple):

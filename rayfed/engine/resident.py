@@ -126,7 +126,8 @@ class Resident:
         if isinstance(name, Evaluation):
             given = dict(arguments)
             data = self.data if given.pop("everything", False) else None
-            made = evaluation.build(name, self.method, task, len(self.sampler.pieces), data=data, **given)
+            pieces = given.pop("pieces", len(self.sampler.pieces))
+            made = evaluation.build(name, self.method, task, pieces, data=data, **given)
         else:
             made = getattr(self.method, name).with_(**dict(arguments))(task)
             if self.private_buffers:

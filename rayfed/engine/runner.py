@@ -461,7 +461,7 @@ class Runner:
     def _compute_once(self, r: int) -> RoundResult:
         """Compute round r; client states that it wrote are forgotten where it fails."""
         run, config, clock = self.prepared, self.config, time.perf_counter()
-        evaluated = r % config.evaluate.every == 0 or r == config.rounds
+        evaluated = config.is_evaluated(r)
         run.fed.begin(r, score_local=evaluated)
         try:
             state = run.method.round(run.state, run.fed, run.task)

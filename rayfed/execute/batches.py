@@ -16,7 +16,7 @@ from rayfed.visits import Info, Over, Phase, Visit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed.partition import Federation
+    from rayfed.partition import Federation, Index
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -162,14 +162,22 @@ class BatchSampler:
         self.fed, self.seed, self.batch, self.device, self.dtype = federation, seed, batch_size, device, dtype
         self.pieces = pooled_pieces(federation)
 
-    def rows(self, client: int, split: str) -> np.ndarray:
+    def rows(self, client: int, split: str, round: int = 1) -> np.ndarray:
         """Return the rows of the data arrays in one client's split ("train", "test" ...), or in a piece of the pooled test set
-        ("pooled 3") or the public set ("public"), the same for everyone."""
+        ("pooled 3") or the public set ("public"), the same for everyone. Of a stream what the round's task makes of it; "test 2" is the
+        test split of task 2 whatever the round is."""
         if split == "public":
             return self.fed.public
         if split.startswith("pooled"):
-            return self.pieces[int(split.removeprefix("pooled "))]
-        return getattr(self.fed, split)[client]
+            pieces = pooled_pieces(self.fed.at(round)) if self.fed.stages else self.pieces
+            return pieces[int(split.removeprefix("pooled "))]
+        return self._index(split, round)[client]
+
+    def _index(self, split: str, round: int) -> Index:
+        """Return the rows of each client in a split; see `rows`."""
+        name, _, stage = split.partition(" ")
+        found: Index = getattr(self.fed.stage(int(stage)) if stage else self.fed.at(round), name)
+        return found
 
     def cohort(
         self,
@@ -189,7 +197,8 @@ class BatchSampler:
         n = len(clients)
         population = [c for c in clients if 0 <= c < len(self.fed.class_counts)]
         real = len(population) == n
-        counts = self.fed.class_counts[list(clients)] if real else np.zeros((n, self.fed.classes), np.int64)
+        held = self.fed.at(round).class_counts
+        counts = held[list(clients)] if real else np.zeros((n, self.fed.classes), np.int64)
 
         def full(v: Any, kind: Any = np.int64) -> Tensor:
             return torch.as_tensor(np.full(n, v, kind), device=self.device)
@@ -212,16 +221,19 @@ class BatchSampler:
         return Cohort(
             tuple(clients),
             info,
-            [self._phase(name, p.over, clients, dispatch, given) for name, p in zip(names, visit.phases, strict=True)],
+            [
+                self._phase(name, p.over, clients, dispatch, given, round)
+                for name, p in zip(names, visit.phases, strict=True)
+            ],
             self.dtype,
         )
 
     def _phase(
-        self, name: str, over: Over, clients: Sequence[int], dispatch: int, given: np.ndarray | None
+        self, name: str, over: Over, clients: Sequence[int], dispatch: int, given: np.ndarray | None, round: int
     ) -> PhaseBatches:
         """Draw one phase; name: what its order is called in keys."""
         drawn = [keys.key(self.seed, dispatch, c, name) for c in clients]
-        held, first, sizes = self._held(clients, over, given)
+        held, first, sizes = self._held(clients, over, given, round)
         at, steps = self._positions(over, sizes.tolist(), drawn)
         # Padding reads the client's own data: weight 0 does not undo a NaN.
         where = first[:, None, None, None] + np.maximum(at, 0)
@@ -237,7 +249,7 @@ class BatchSampler:
         )
 
     def _held(
-        self, clients: Sequence[int], over: Over, given: np.ndarray | None
+        self, clients: Sequence[int], over: Over, given: np.ndarray | None, round: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows of the data arrays, (n,), and where those of each client begin in them and how many they are, (k,)."""
         if over.kind == "nothing":
@@ -251,12 +263,12 @@ class BatchSampler:
             each = np.full(len(given), given.shape[1])
             return given.reshape(-1), np.cumsum(each) - each, each
         if not over.split.startswith("pooled"):
-            index, ids = getattr(self.fed, over.split), np.asarray(clients, np.int64)
+            index, ids = self._index(over.split, round), np.asarray(clients, np.int64)
             if ids.min() < 0 or ids.max() >= len(index):
                 raise IndexError(f"clients {ids.min()} to {ids.max()} of {len(index)}")
             first = index.offsets[ids]
             return index.rows if len(index.rows) else np.zeros(1, np.int64), first, index.offsets[ids + 1] - first
-        own = [self.rows(c, over.split) for c in clients]
+        own = [self.rows(c, over.split, round) for c in clients]
         sizes = np.array([len(o) for o in own])
         return np.concatenate([*own, np.zeros(1, np.int64)]), np.cumsum(sizes) - sizes, sizes
 

@@ -44,6 +44,9 @@ def known(method: Method, federation: Federation) -> list[str]:
     without = {"backdoor"} if config.evaluate.finetune_epochs else {"backdoor", "local"}
     of_sets = [s for s in scopes if s.removesuffix("_ex") not in without]
     names = [f"{m.name}/{s}" for s in scopes for m in measured if m.of == "rows" or s in of_sets]
+    tasks_so_far = [metrics.task_scope(k + 1) for k in range(len(federation.stages))]
+    scopes = [s for of in tasks_so_far for s in (of, f"{of}_ex")] + ([*metrics.OF_STREAM] if tasks_so_far else [])
+    names += [f"{m.name}/{s}" for s in scopes for m in measured if m.of == "rows"]
     names += ["clusters/count"] if clusters else []
     names += ["clusters/ari"] if clusters and int((federation.group[:n] >= 0).sum()) > 1 else []
     simulated = ["time/simulated"] if method.config.devices.profile != "none" else []

@@ -11,7 +11,15 @@ from rayfed.metrics import FAMILIES, SCOPES
 from rayfed.report.tables import caution
 
 SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")  # in the live line
-STUDY_METRICS = ("accuracy/global", "accuracy/personal", "accuracy/cluster", "accuracy/unseen", "loss/global")
+STUDY_METRICS = (
+    "accuracy/tasks",
+    "accuracy/forgetting",
+    "accuracy/global",
+    "accuracy/personal",
+    "accuracy/cluster",
+    "accuracy/unseen",
+    "loss/global",
+)
 STUDY_COLUMNS = 4  # what fits into 80 columns; the report has all
 
 

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from rayfed.lazy import make_callable
 from rayfed.models import folder
 from rayfed.partition import groups as planted
 from rayfed.partition.normalise import normalised
+from rayfed.partition.stream import Stage, staged
 from rayfed.partition.targets import Targets, by_stratum
 
 if TYPE_CHECKING:
@@ -121,7 +123,8 @@ class Federation:
     `public_labels`; notes: the data set's; backdoor: rows per client of marked copies of honest clients' test rows, None without a
     trigger; task: the task's kind; targets: what y holds where that is no class, the classes being strata then; new_classes: those of
     which no client has a row, in order; texts: (1 + T, C, L) token ids of the classes' names and of T sentences with each, -1 on padding,
-    where the task reads them.
+    where the task reads them; stages: who holds what in each task of a stream (`federation.stream`), of which the splits here are the
+    first one's, and every: rounds of one.
     """
 
     arrays: dict[str, np.ndarray]
@@ -145,6 +148,24 @@ class Federation:
     public_labels: bool = False
     new_classes: tuple[int, ...] = ()
     texts: np.ndarray | None = None
+    stages: tuple[Stage, ...] = ()
+    every: int = 0
+
+    def at(self, round: int) -> Federation:
+        """Return who holds what in a round, from 1: this federation, or of a stream what the task of that round makes of it."""
+        return self.stage(self.stage_of(round)) if self.stages else self
+
+    def stage(self, number: int) -> Federation:
+        """Return who holds what while task `number` of a stream is learned, from 1; arrays are shared."""
+        return self._views[number - 1]
+
+    def stage_of(self, round: int) -> int:
+        """Return the number of the task that a stream has in a round, from 1; 1 without a stream."""
+        return min(max(round - 1, 0) // self.every + 1, len(self.stages)) if self.stages else 1
+
+    @cached_property
+    def _views(self) -> tuple[Federation, ...]:
+        return tuple(replace(self, **stage._asdict(), stages=()) for stage in self.stages)
 
     @property
     def form(self) -> str:
@@ -194,6 +215,9 @@ class Federation:
             **({"targets": self.targets.to_dict()} if self.targets else {}),
             **({"new_classes": list(self.new_classes)} if self.new_classes else {}),
         }  # fmt: skip
+        if self.stages:
+            flat["meta"] |= {"every": self.every, "stages": len(self.stages)}
+            flat |= {f"stages/{k}/{n}": a for k, stage in enumerate(self.stages) for n, a in stage.numpy().items()}
         return flat
 
     def digest(self) -> str:
@@ -219,6 +243,7 @@ class Federation:
         splits = [n for n in ("train", "val", "test", "backdoor") if f"{n}/offsets" in flat]
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in splits}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
+        made["stages"] = tuple(Stage.from_numpy(flat, f"stages/{k}/", Index) for k in range(meta.pop("stages", 0)))
         return cls(names=Names(len(flat["group"]), flat["names"]), **made, **meta)
 
 
@@ -347,11 +372,12 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     arrays = {"x": x, "y": y} | columns
     if not f.public.labels:
         arrays["y"][probe] = 0 if targets and targets.form == "numbers" else -1
-    return Federation(
+    made = Federation(
         {n: np.ascontiguousarray(a) for n, a in arrays.items()}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
         dataset.label_names, probe, notes, backdoor, name, targets, f.public.labels, tuple(map(int, new)), texts,
     )  # fmt: skip
+    return made if f.stream.kind == "none" else staged(made, f.stream, draw, dataset.name)
 
 
 def _attacked(

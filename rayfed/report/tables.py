@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed.errors import ConfigError, nearest
-from rayfed.metrics import SCOPES, lower_is_better
+from rayfed.metrics import OF_STREAM, SCOPES, lower_is_better
 from rayfed.report.html import number
 from rayfed.report.ranks import RankTests, lines, note, rank_tests
 from rayfed.report.statistics import mean_interval
@@ -51,7 +51,7 @@ class ResultTable:
     def best(self, metric: str) -> list[str]:
         """Return the arms with the best mean; none where a metric has no better, or where there is nothing to compare."""
         means = {arm: self.cells[arm, metric].mean for arm in self.arms if (arm, metric) in self.cells}
-        directed = metric == "clusters/ari" or metric.partition("/")[2].removesuffix("_ex") in SCOPES
+        directed = metric == "clusters/ari" or metric.partition("/")[2].removesuffix("_ex") in {*SCOPES, *OF_STREAM}
         if len(set(means.values())) < 2 or not directed:
             return []
         least = (min if lower_is_better(metric) else max)(means.values())

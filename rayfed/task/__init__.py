@@ -636,6 +636,22 @@ class Task:
                 hook.remove()
         return {n: seen[n] if n else logits for n in outputs}
 
+    def given(self, params: Tree, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return what modules of the network are given within one forward pass on inputs (B, *input_shape), the first argument of each, by
+        name. ConfigError for one that there is not."""
+        seen: dict[str, Tensor] = {}
+
+        def watching(name: str) -> Any:
+            return self._named_layer(name).register_forward_pre_hook(lambda m, args: seen.update({name: args[0]}))
+
+        hooks = [watching(n) for n in names]
+        try:
+            self.apply(params, x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
     def resume(self, params: Tree, name: str, h: Tensor) -> Tensor:
         """Return the logits (B, C) of a network that goes on from `h`, (B, ...), in the place of what its module `name` answers: entries
         before it count for nothing and have no gradient.

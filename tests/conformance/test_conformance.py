@@ -32,6 +32,9 @@ COMES = {
 ALL = {"federation": {"per_round": None}}
 KNOWN_TARGET = {"federation": {"public": {"rows": 20}}, "local": {"epochs": None, "steps": 4}}
 DEVICES = {"devices": {"profile": "lognormal", "sigma": 0.5, "bandwidth": 10000.0}}
+STREAM: dict[str, Any] = {
+    "federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}
+}
 VAL = {"federation": {"split": {"val": 0.3}}}
 
 # settings, or (settings, changes to the config)
@@ -192,6 +195,13 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "fedrap": [({"item_rate": 2.0}, toy.TASTES), ({"item_rate": 2.0, "personal": False, "mu": 1.0}, toy.TASTES)],
     "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],
+    "fot": [
+        ({}, STREAM),
+        (
+            {"eps": 0.8, "eps_inc": 0.1, "least": 0, "protect_head": False},
+            {**BATCHNORM, "federation": {**STREAM["federation"], "stream": {"kind": "drift", "every": 1, "tasks": 2}}},
+        ),
+    ],
     "fedsoft": [{}, {"clusters": 2, "lam": 0.0, "selection": "weighted", "every": 1, "floor": 0.0}],
     "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
     "pfedrec": [

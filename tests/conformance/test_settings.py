@@ -21,6 +21,7 @@ FEW = {"steps": 3, "generator_steps": 5, "latent": 4}
 LEAKS = {"federation": {"probe": 20}}
 PROBE = {"federation": {"probe": 40}}
 VAL = {"federation": {"split": {"val": 0.3}}}
+STREAM = {"federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}, "alpha": 8}}
 CUTS = {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0}
 ALL = {"federation": {"per_round": None}}
@@ -56,6 +57,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.1}}},
     ),
+    "fot": ({}, STREAM),
     "feddat": ({}, {"adapter": {"kind": "bottleneck", "size": 3}}),
     "fedins": ({"pool": 3}, {"adapter": {"kind": "ssf"}}),
     "pfedpg": ({}, {"adapter": {"kind": "prompt", "tokens": 3}}),

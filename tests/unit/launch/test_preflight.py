@@ -112,7 +112,13 @@ def test_all_problems_of_a_study_at_once_and_those_of_the_base_only_once() -> No
 
 @pytest.mark.parametrize("name", methods.names())
 def test_each_methods_settings_are_its_own(name: str) -> None:
-    planted = {"groups": {"kind": "rotation", "count": 2}, "probe": 16, "split": {"val": 0.2}}  # some methods need them
+    stream = {"kind": "permuted"}
+    planted = {
+        "groups": {"kind": "rotation", "count": 2},
+        "probe": 16,
+        "split": {"val": 0.2},
+        "stream": stream,
+    }  # some methods need them
     if issubclass(methods.get(name), OverLoRA | OverAdapter):
         needed = " or ".join(getattr(methods.get(name), "kinds", ("lora",)))
         sentence = the_problem(method={"name": name}, federation=planted)
