@@ -30,11 +30,12 @@ ROUNDING = 1e-12  # of sums of durations: who is due at a time is in by then
 
 class Devices(NamedTuple):
     """The clients' devices, held-out ones too, (N,) float64 each: speed in local steps per second, up and down in bytes per second
-    (infinite: transfers take no time)."""
+    (infinite: transfers take no time), memory in bytes (infinite, or None: any)."""
 
     speed: np.ndarray
     up: np.ndarray
     down: np.ndarray
+    memory: np.ndarray | None = None
 
     def seconds(self, clients: Any, steps: Any, up: float, down: float) -> np.ndarray:
         """Return how long visits take, (n,): steps (n,) of each client, bytes up and down of one."""
@@ -50,11 +51,11 @@ def devices(config: Config, clients: int) -> Devices | None:
     rng = keys.numpy(keys.key(config.seed, 0, -1, "devices"))
     if d.profile == "tiers":
         kind = keys.proportional(np.array([t.share for t in d.tiers]), clients, rng)
-        speed, band = (
+        speed, band, memory = (
             np.array([v or math.inf for v in found])[kind]
-            for found in zip(*((t.speed, t.bandwidth) for t in d.tiers), strict=True)
+            for found in zip(*((t.speed, t.bandwidth, t.memory) for t in d.tiers), strict=True)
         )
-        return Devices(speed, band, band)
+        return Devices(speed, band, band, memory)
     if d.profile == "lognormal":
         factors = np.exp(d.sigma * rng.standard_normal((3, clients)))
         speed, up, down = factors * np.array([[d.speed], [d.bandwidth or math.inf], [d.bandwidth or math.inf]])

@@ -184,10 +184,10 @@ OTHERS: dict[str, Meaning] = {
     "clusters/count": Meaning("clusters in use", "clusters", "-"),
     "bytes/up": Meaning("sent by clients in a deployment, encoded", "bytes per round", "sum over visits"),
     "bytes/down": Meaning("sent to clients in a deployment, encoded", "bytes per round", "sum over visits"),
-    "cut/bytes/up": Meaning(
+    "bytes/cut/up": Meaning(
         "of bytes/up, what crossed the cuts of a split network", "bytes per round", "sum over visits"
     ),
-    "cut/bytes/down": Meaning("of bytes/down, what crossed its cuts", "bytes per round", "sum over visits"),
+    "bytes/cut/down": Meaning("of bytes/down, what crossed its cuts", "bytes per round", "sum over visits"),
     "ray/bytes": Meaning("moved between processes here", "bytes per round", "sum"),
     "ray/bytes/up": Meaning("moved here from actors", "bytes per round", "sum"),
     "ray/bytes/down": Meaning("moved here to actors", "bytes per round", "sum"),

@@ -194,8 +194,8 @@ class ModelSplit(Section):
     after: tuple[str, ...] = Field(
         min_length=1,
         max_length=2,
-        description="Layers behind which the network is cut, by their names: one, where the client ends; two, the server has what is "
-        "between.",
+        description="Layers behind which the network is cut, by the ends of their names: one, where the client ends; two, the server has "
+        "what is between.",
     )
     transforms: tuple[Kind, ...] = Field(
         (),
@@ -972,6 +972,9 @@ class Tier(Section):
     share: float = Field(gt=0, le=1, description="Share of the clients.")
     speed: float = Field(gt=0, description="Local steps per second.")
     bandwidth: float | None = Field(None, gt=0, description="Bytes per second, each way; null: transfers take no time.")
+    memory: float | None = Field(
+        None, gt=0, description="Bytes that training may take, for methods that choose by it (fedpipe); null: any."
+    )
 
 
 class Tiers(Section):

@@ -123,6 +123,10 @@ class Crossings:
     def __init__(self, client: Tensor):
         self.client, self.notes = client, []  # type: Tensor, list[tuple[int, int, Tensor]]
 
+    def pass_through(self, rows: Tensor, cuts: int) -> None:
+        """Note that rows, 0-d int64, cross all cuts forwards and backwards, where that is not seen by itself."""
+        self.notes += [(i, way, rows) for i in range(cuts) for way in (0, 1)]
+
     def rows(self, cuts: int) -> Tensor:
         """Return how many rows crossed each cut forwards and backwards, (cuts, 2) int64."""
         zero = torch.zeros((), dtype=torch.int64, device=self.client.device)
@@ -138,17 +142,24 @@ class Cut:
     def __init__(self, task: Task):
         config = task.config
         assert config.task.split is not None
-        self.task, self.names = task, tuple(config.task.split.after)
-        self.transforms = [REGISTRY.get(k.kind)(_settings(k), config.seed) for k in config.task.split.transforms]
         known = {n: m for n, m in task._module.named_modules() if n}
-        for name in self.names:
-            if name not in known:
-                raise ConfigError(
-                    f"task.split.after: {name!r} found{nearest(name, known)}, task.model {config.task.model.name} has no such layer; "
-                    f"there are: {', '.join(known)}"
-                )
+        self.task = task
+        self.names = tuple(self._resolved(n, known) for n in config.task.split.after)
+        self.transforms = [REGISTRY.get(k.kind)(_settings(k), config.seed) for k in config.task.split.transforms]
         for i, name in enumerate(self.names):
             known[name].register_forward_hook(self._hook(i))
+
+    def _resolved(self, name: str, known: Any) -> str:
+        """Return the layer's full name: `name` itself, or the only one that ends in it."""
+        found = [name] if name in known else [n for n in known if n.endswith(f".{name}")]
+        if len(found) == 1:
+            return found[0]
+        where = (
+            f"task.split.after: {name!r} found{nearest(name, known)}, task.model {self.task.config.task.model.name} has"
+        )
+        if found:
+            raise ConfigError(f"{where} several such layers: {', '.join(found)}")
+        raise ConfigError(f"{where} no such layer; there are: {', '.join(known)}")
 
     def _hook(self, i: int) -> Any:
         """Return a hook that lets what layer i answers cross, within a training step of a client at work."""
@@ -189,6 +200,23 @@ class Cut:
                 message = transform.size(message)
             found.append(message)
         return tuple(found)
+
+    @cached_property
+    def behind(self) -> frozenset[str]:
+        """Return the names of all parameters, frozen ones too, of layers that are called after the last cut."""
+        called: list[str] = []
+        modules = dict(self.task._module.named_modules())
+        hooks = [m.register_forward_hook(lambda m, args, out, n=n: called.append(n)) for n, m in modules.items()]
+        try:
+            with torch.no_grad():
+                self.task.apply(self.task.initial, self.task.blank(1))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        later = called[called.index(self.names[-1]) + 1 :]
+        before = {n for n in called[: called.index(self.names[-1]) + 1]}
+        owners = {n for n in later if n not in before}
+        return frozenset(f"{o}.{n}" for o in owners for n, _ in modules[o].named_parameters(recurse=False) if o)
 
     def traffic(self, rows: Any) -> tuple[int, int]:
         """Return (bytes up, bytes down) of the rows (cuts, 2) that crossed each cut forwards and backwards."""
@@ -251,8 +279,6 @@ def problems(config: Config) -> list[str]:
         found += REGISTRY.problems(one, f"task.split.transforms.{i}")
     if config.local.privacy is not None:
         found.append("local.privacy: found beside task.split, which counts whole batches; allowed: null")
-    if config.resources.executor == "compiled":
-        found.append("resources.executor: compiled found, allowed with task.split: auto, loop, vmap, debug")
     return found
 
 

@@ -39,7 +39,7 @@ class ByteMeter:
             "bytes/down": self.down,
             "ray/bytes/up": self.moved_up,
             "ray/bytes/down": self.moved_down,
-            **({"cut/bytes/up": self.cut_up, "cut/bytes/down": self.cut_down} if self.splits else {}),
+            **({"bytes/cut/up": self.cut_up, "bytes/cut/down": self.cut_down} if self.splits else {}),
         }
 
     def newcomers(self, value: Tree, clients: Sequence[int]) -> list[int]:

@@ -127,22 +127,25 @@ class Wrapped(nn.Module):
         `rayfed.adapters.inside`), a whole model in transformers' in `where`/hf.
 
         rank: of a LoRA whose factors are zero beyond it and written without that; its alpha is the adapter's, for that rank.
-        An adapter whose base has moved (`params` names frozen weights) is merged into it: a whole model.
+        An adapter whose base has moved (`params` names frozen weights) is merged into it: a whole model; what cannot be merged, a prompt or
+        a module inside, is written with what has moved into `where`/adapter.
         The classifier of `head: mean` is no part of the network: it has its own file, `where`/head.safetensors.
         """
         head = {n: p.detach() for n, p in params.items() if n.startswith("head.")}
         if head and self.adapter.kind not in adapters.INSIDE:
             where.mkdir(parents=True, exist_ok=True)
             save_tree(where, "head", tree.to_numpy(head))
-        if not params.keys() <= set(self.trained):
+        moved = not params.keys() <= set(self.trained)
+        if moved and self.adapter.kind not in ("prompt", "prefix", *adapters.INSIDE):
             merged = copy.deepcopy(self)  # the base itself is shared
             with torch.no_grad():
                 for n, p in merged.named_parameters():
                     if n in params:
                         p.copy_(params[n])
-            _save_whole(merged.network.merge_and_unload(), where / "hf")
+            network = merged.network
+            _save_whole(network.merge_and_unload() if self.adapter.kind in adapters.IN_PEFT else network, where / "hf")
             return
-        if self.adapter.kind in adapters.INSIDE:
+        if moved or self.adapter.kind in adapters.INSIDE:
             inside.save(self.adapter, self.source, params, where / "adapter")
             return
         own = dict(self.named_parameters())

@@ -509,6 +509,12 @@ class Task:
         """Let training forward passes cross the network's cuts (`task.split`), and note what does; None: cross none."""
         return self._while(crossing=crossings)
 
+    @property
+    def crossings(self) -> cut.Crossings | None:
+        """Return what crosses the network's cuts in the step at work; None where none does."""
+        found: cut.Crossings | None = self._during["crossing"]
+        return found
+
     def keep_averages(self, model: Tree, before: Tree, mean_update: Tree) -> Tree:
         """Return a server's new model with its buffers as the plain average has them, before + mean_update: server optimizers and
         steps other than 1 are for what gradients move."""

@@ -35,6 +35,8 @@ DEVICES = {"devices": {"profile": "lognormal", "sigma": 0.5, "bandwidth": 10000.
 STREAM: dict[str, Any] = {
     "federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}
 }
+CUT = {**PROMPT, "task": {"split": {"after": ["embeddings", "layer.0"]}}}  # of a BERT: head, body and tail
+CLIENT_SIDE = {"task": {"split": {"after": ["head"]}}}
 VAL = {"federation": {"split": {"val": 0.3}}}
 
 # settings, or (settings, changes to the config)
@@ -157,6 +159,23 @@ VARIANTS: dict[str, list[Any]] = {
         ({}, BOTTLENECK),
         ({"serve": "own", "distill": 0.0, "weight": "examples"}, {**BOTTLENECK, "local": ADAM}),
     ],
+    "elsa": [
+        ({"warm_steps": 2, "dims": 3, "beta": 0.5, "tau_min": 0.1}, KNOWN_TARGET),
+        (
+            {
+                "warm_steps": 2,
+                "dims": 3,
+                "cloud_every": 1,
+                "edges": 3,
+                "capacity": 5,
+                "consensus": "mean",
+                "tau_min": 0.0,
+            },
+            KNOWN_TARGET,
+        ),
+    ],
+    "fednano": [({}, CLIENT_SIDE), ({"fisher": "steps", "normalise": True}, CLIENT_SIDE), ({"rows": 5}, CLIENT_SIDE)],
+    "sfprompt": [({"local_epochs": 1}, CUT), ({"keep": 1.0, "weight": "kept", "local_lr": 0.05}, CUT)],
     "fedins": [({"pool": 3}, SSF), ({"pool": 2, "match": 0.5, "weight": "examples"}, SSF)],
     "pfedpg": [({}, PROMPT), ({"descriptor": "one", "width": 3}, PROMPT)],
     "fedalt": [{}, {"mixer": "half", "weight": "one"}],
@@ -256,7 +275,10 @@ def fit(on_bert: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Case],
     """Gives a case of a method that needs adapters a model that takes them."""
 
     def give(case: Case) -> Case:
-        needs = issubclass(methods.get(case.name), OverLoRA | OverAdapter)
+        needs = (
+            issubclass(methods.get(case.name), OverLoRA | OverAdapter)
+            or case.changes.get("adapter", {}).get("kind") == "prompt"
+        )
         return case._replace(changes=on_bert(case.changes)) if needs else case
 
     return give

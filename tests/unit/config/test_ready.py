@@ -51,7 +51,7 @@ OWN = (  # rows of a kind that pictures are not: with clients, domains, items, p
     "chest-radiograph-ssl", "coaction", "copsl", "fed-e4rag", "fedka", "fedrecsys",
 )  # fmt: skip
 LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, a deep network
-    "federatedscope-llm", "fed-llm-survey", "fedlora-survey", "gifd", "fedloge",
+    "federatedscope-llm", "fed-llm-survey", "fedlora-survey", "fednano", "gifd", "fedloge",
 )  # fmt: skip
 
 

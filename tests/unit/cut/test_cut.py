@@ -101,11 +101,11 @@ def test_what_crosses_is_counted_by_hand(runs: dict[str, Any]) -> None:
     ids = runs["one"].fed.drawn[0].ids
     rows = sum(len(runs["one"].fed.federation.train[c]) for c in ids)
     plain, one, two = (runs[n].rows[0] for n in ("plain", "one", "two"))
-    assert "cut/bytes/up" not in plain
-    assert one["cut/bytes/up"] == one["cut/bytes/down"] == rows * 6 * 4
-    assert two["cut/bytes/up"] == two["cut/bytes/down"] == rows * (6 + 5) * 4
+    assert "bytes/cut/up" not in plain
+    assert one["bytes/cut/up"] == one["bytes/cut/down"] == rows * 6 * 4
+    assert two["bytes/cut/up"] == two["bytes/cut/down"] == rows * (6 + 5) * 4
     for way in ("up", "down"):
-        assert one[f"bytes/{way}"] - plain[f"bytes/{way}"] == one[f"cut/bytes/{way}"]
+        assert one[f"bytes/{way}"] - plain[f"bytes/{way}"] == one[f"bytes/cut/{way}"]
 
 
 def test_no_gradient_crosses_where_nothing_before_the_cut_is_trained() -> None:
@@ -140,7 +140,7 @@ def test_transforms_act_alike_for_many_clients_at_once(given: dict[str, Any]) ->
     for a, b in zip(tree.values(loop.state), tree.values(vmap.state), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     assert not tree.same(loop.state, plain.state)
-    assert loop.rows[0]["cut/bytes/up"] == vmap.rows[0]["cut/bytes/up"] > 0
+    assert loop.rows[0]["bytes/cut/up"] == vmap.rows[0]["bytes/cut/up"] > 0
 
 
 def test_quantised_by_hand() -> None:
