@@ -296,12 +296,10 @@ class Runs(list[Run | Study | Sweep]):
         self.entries = entries
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        from rayfed.report.notebook import table
+        from rayfed.report.html import part
 
         head = ("kind", "name", "method", "round", "rounds", "status")
-        return table(head, [[escape(str(e[c])) for c in head] for e in self.entries])
+        return part("plain_table", head, [[str(e[c]) for c in head] for e in self.entries])
 
 
 def runs(folder: str | Path = "runs") -> Runs:
@@ -358,11 +356,10 @@ class Splits(list["Description"]):
         return png(self)
 
     def _repr_html_(self) -> str:
-        from html import escape
-
+        from rayfed.report.html import joined, part
         from rayfed.report.notebook import image
 
-        return f"<pre>{escape(str(self))}</pre>{image(self)}"
+        return joined([part("code", str(self)), image(self)])
 
 
 def partition(config: str | Path | Mapping[str, Any], *, sets: Sets = (), seed: int | None = None) -> Splits:

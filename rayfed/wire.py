@@ -4,6 +4,7 @@ A shape is an object that checks a tree, makes its zero and prints itself:
 
     PARAMS                        the model's trained parameters
     params_of("head", "lora_A")   those of the classifier, and those whose names have `lora_A` between their dots
+    OWN_PARAMS                    those of the client's own model, where clients have several (families)
     SCALAR, CLASSES               one number, (C,) numbers
     tensor("N", 3, dtype="int64") a tensor: letters and numbers are its axes, C the classes
     stack("K", PARAMS)            K of a shape along a first axis
@@ -46,10 +47,12 @@ class Shape:
 class Params(Shape):
     """Describe the entries of the model, {name: tensor}; with `words` those whose names have one of them between their dots, `head`
     taking the classifier's (of an own network that calls nothing so, the last linear layer's), `norm` the normalisation layers',
-    `buffers` what training writes; others: all but those."""
+    `buffers` what training writes; others: all but those; own: they may differ between families of models, so that each family is
+    asked by itself."""
 
     words: tuple[str, ...] = ()
     others: bool = False
+    own: bool = False
 
     def select(self, params: Tree, task: Task) -> Tree:
         """Return the entries of a tree of all trained parameters that are meant."""
@@ -72,6 +75,8 @@ class Params(Shape):
         return tree.zeros(self.select(task.params_like, task))
 
     def __str__(self) -> str:
+        if self.own:
+            return "own params"
         return f"params {'but' if self.others else 'of'} {', '.join(self.words)}" if self.words else "params"
 
 
@@ -152,7 +157,7 @@ def stack(count: str, shape: Shape) -> Stack:
     return Stack(count, shape)
 
 
-PARAMS, SCALAR, CLASSES, ANY = Params(), tensor(), tensor("C"), Anything()
+PARAMS, OWN_PARAMS, SCALAR, CLASSES, ANY = Params(), Params(own=True), tensor(), tensor("C"), Anything()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed.config.schema import Config
+    from rayfed.distill.ensemble import Experts
     from rayfed.fed import Fed
     from rayfed.partition import Federation
     from rayfed.task import Task
@@ -130,16 +131,22 @@ class DPhase(Method):
             "generators": {},
         }
 
+    def distils(self, round: int) -> bool:
+        """Return whether a round, from 1, has a D-phase."""
+        s = self.settings
+        return bool(s.distill and s.iterations and (s.distill_until is None or round <= s.distill_until))
+
     def distil(
-        self, state: Tree, average: Tree, experts: list[Tree], counts: Tensor, clients: list[int], fed: Fed, task: Task
+        self, state: Tree, average: Tree, experts: Experts, counts: Tensor, clients: list[int], fed: Fed, task: Task
     ) -> tuple[Tree, Tree]:
         """Return the round's model for all, and the D-phase's parts of the next state; the average where there is nothing to learn on.
 
-        experts: of K clusters; counts: (K, C) their examples of each class; clients: who replied in this round.
+        experts: of K clusters, or what these answer where they are of several networks (`ensemble.of_families`);
+        counts: (K, C) their examples of each class; clients: who replied in this round.
         """
         s = self.settings
         parts: Tree = {n: state[n] for n in DPhase.wire.server}
-        if not (s.distill and s.iterations and (s.distill_until is None or fed.round <= s.distill_until)):
+        if not self.distils(fed.round):
             return average, parts
         start = average if s.student_init == "average" else state["model"]
         taught = self._taught(start, parts, experts, counts, clients, fed, task)
@@ -153,7 +160,7 @@ class DPhase(Method):
         return self._best(average, theta, clients, fed) if s.accept == "best" else theta, parts
 
     def _taught(
-        self, start: Tree, parts: Tree, experts: list[Tree], counts: Tensor, clients: list[int], fed: Fed, task: Task
+        self, start: Tree, parts: Tree, experts: Experts, counts: Tensor, clients: list[int], fed: Fed, task: Task
     ) -> tuple[Tree, Tree, dict[str, float]] | None:
         """Return what the student becomes, the D-phase's next parts, and the last losses; None where clients told nothing to learn on."""
         s, key = self.settings, fed.key("D-phase")

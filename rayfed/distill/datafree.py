@@ -170,7 +170,7 @@ def init(task: Task, key: int, s: DataFree) -> Tree:
 def distill(
     task: Task,
     student: Tree,
-    experts: list[Tree],
+    experts: ensemble.Experts,
     counts: Tensor,
     state: Tree,
     s: DataFree,
@@ -181,7 +181,7 @@ def distill(
 ) -> tuple[Tree, Tree, dict[str, float]]:
     """Run one round's D-phase; return (student, generator state, last losses by the names of LOGS without `distill/`).
 
-    student: parameters; experts: K parameter trees; counts: (K, C) examples of each expert's classes.
+    student: parameters; experts: K parameter trees, or what they answer; counts: (K, C) examples of each expert's classes.
 
     Per iteration: generator steps on L_fid + L_adv + L_div through frozen experts and student, then student steps on
     tau^2 KL(ensemble || student) / C with the generator frozen. Experts are only read. probe: (n, *input_shape), for
@@ -197,7 +197,7 @@ def distill(
     rng = keys.torch_generator(key)
     shape, generate, place = _generates(task, s)
     alpha = ensemble.class_weights(counts, s.gamma)
-    frozen = tree.stack(experts)
+    answers = ensemble.answers(task.apply, experts)
     adam, lr = optimizers.adam(), _student_lr(task, s, round)
     losses: dict[str, float] = {}
 
@@ -206,7 +206,7 @@ def distill(
         return y, torch.randn(s.batch, s.noise, generator=rng, dtype=task.dtype)
 
     def ensemble_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = torch.vmap(task.apply, in_dims=(0, None))(frozen, x)
+        logits = answers(x)
         return ensemble.teacher(logits, alpha, y, s.mix, s.tau), logits
 
     def generator_loss(g: Tree, y: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -235,7 +235,7 @@ def distill(
     if probe is not None:
         step_probe = torch.func.grad_and_value(lambda theta, x, q: ensemble.kl(q, task.apply(theta, x), s.tau).mean())
         with torch.no_grad():
-            target = ensemble.by_class(torch.vmap(task.apply, in_dims=(0, None))(frozen, probe), alpha, s.tau)
+            target = ensemble.by_class(answers(probe), alpha, s.tau)
         for _ in range(s.iterations * s.student_steps):
             rows = torch.randint(len(probe), (s.batch,), generator=rng)
             grads, value = step_probe(student, probe[rows], target[rows])
@@ -266,7 +266,7 @@ def distill_on_draws(
     task: Task,
     space: statistics.Space,
     student: Tree,
-    experts: list[Tree],
+    experts: ensemble.Experts,
     counts: Tensor,
     of: statistics.Source,
     s: Any,
@@ -278,17 +278,23 @@ def distill_on_draws(
 
     Labels are drawn by the source's counts to the power rho, with experts as teachers among the classes that these have; what
     learns in `space` learns iterations x student_steps times, from the experts as in `distill`, or from the labels (`teacher: labels`).
-    Arguments as in `distill`.
+    Arguments as in `distill`; experts that are told by what they answer answer inputs, the space of which it must be.
     """
     loss, held = None, of.counts
     if s.teacher == "experts":
         alpha = ensemble.class_weights(counts, s.gamma)
-        frozen = tree.stack([space.learns(e) for e in experts])
+        if callable(experts):
+            told = experts
+
+            def answers(z: Tensor) -> Tensor:
+                return told(z.reshape(-1, *task.input_shape))
+        else:
+            answers = ensemble.answers(space.answer, [space.learns(e) for e in experts])
         held = of.counts * (counts.sum(0) > 0)
 
         def loss(learnt: Tree, z: Tensor, y: Tensor) -> Tensor:
             f = space.answer(learnt, z)
-            qbar = ensemble.teacher(torch.vmap(space.answer, in_dims=(0, None))(frozen, z), alpha, y, s.mix, s.tau)
+            qbar = ensemble.teacher(answers(z), alpha, y, s.mix, s.tau)
             against = ensemble.kl(qbar, f, s.tau).mean()
             return against + s.cross_entropy * F.cross_entropy(f, y) if s.cross_entropy else against
 

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
+from rayfed import tree
 from rayfed.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rayfed.tree import Tree
+
+Experts: TypeAlias = "list[Tree] | Callable[[Tensor], Tensor]"  # K parameter trees of one network, or inputs (B, ...) -> logits (K, B, C)
+
+
+def answers(apply: Callable[[Tree, Tensor], Tensor], experts: Experts) -> Callable[[Tensor], Tensor]:
+    """Return inputs (B, ...) -> logits (K, B, C) of K experts; apply: (parameters, inputs) -> logits (B, C)."""
+    if callable(experts):
+        return experts
+    stacked = tree.stack(experts)
+    return lambda x: torch.vmap(apply, in_dims=(0, None))(stacked, x)
+
+
+def of_families(families: list[tuple[Callable[[Tree, Tensor], Tensor], list[Tree]]]) -> Callable[[Tensor], Tensor]:
+    """Return inputs -> logits (K, B, C) of all experts of several networks, in the order given: (apply, its experts) of each."""
+    each = [answers(apply, experts) for apply, experts in families if experts]
+    return lambda x: torch.cat([one(x) for one in each])
 
 
 def class_weights(counts: Tensor, gamma: float = 1.0) -> Tensor:

@@ -92,7 +92,8 @@ def build(
         return _row_by_row(scoring(task, data)._replace(task=_read_at_server(method, task)))
     if evaluation is Evaluation.CLUSTER:
         of = scoring(task, data)
-        return _measure(of, lambda client: tree.pick(client.shared["experts"], client.mine["expert"]), rows)
+        own = of.task.family_name
+        return _measure(of, lambda client: tree.pick(client.shared["experts"][own], client.mine["expert"]), rows)
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
     if evaluation in (Evaluation.PERSONAL, Evaluation.BACKDOOR):
         split = "backdoor" if evaluation is Evaluation.BACKDOOR else split
@@ -524,11 +525,11 @@ class Evaluator:
         experts = self.method.experts(state)
         if not experts:
             return {}
-        ids = sorted(experts)
-        stacked = {"experts": tree.stack([experts[k] for k in ids])}
-        members = [c for c in participants if cluster_of.get(c) in experts]
-        places = {c: {"expert": torch.tensor(ids.index(cluster_of[c]))} for c in members}
-        return self._scope("cluster", self._ask(Evaluation.CLUSTER, members, Payload(stacked, places.get)))
+        members = {c: self.task.of_client(c).family_name for c in participants if cluster_of.get(c) in experts}
+        ids = {name: sorted({cluster_of[c] for c, n in members.items() if n == name}) for name in members.values()}
+        stacked = {"experts": {name: tree.stack([experts[k] for k in found]) for name, found in ids.items()}}
+        places = {c: {"expert": torch.tensor(ids[name].index(cluster_of[c]))} for c, name in members.items()}
+        return self._scope("cluster", self._ask(Evaluation.CLUSTER, list(members), Payload(stacked, places.get)))
 
     def _score_clustering(self, cluster_of: Mapping[int, int]) -> dict[str, float]:
         """Count the clusters in use, and measure how well they agree with the planted groups."""

@@ -24,7 +24,11 @@ def build(config: Config, federation: Federation, device: str, start: Any) -> Ta
     kind = tasks.of(federation.task)
     made = {n: kind(c, federation, device, start) for n, c in families.configs(config).items()}
     family = families.drawn(config, federation.population, federation.clients)
-    return made[""] if family is None else joined(made, family)
+    if family is None:
+        return made[""]
+    for name, task in made.items():
+        task.family_name = name
+    return joined(made, family)
 
 
 def joined(found: Mapping[str, Task], family: np.ndarray) -> Task:

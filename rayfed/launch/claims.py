@@ -18,7 +18,7 @@ from typing import Any
 from rayfed.config.load import load_config
 from rayfed.config.schema import Config, Study
 from rayfed.errors import ConfigError, nearest
-from rayfed.launch import claim_check, claim_provenance, claim_quotes, claim_rows, claims_page
+from rayfed.launch import claim_check, claim_provenance, claim_quotes, claim_rows, claim_table, claims_page
 from rayfed.launch.claim_file import ClaimFile, as_written, change_of, read_claim_file, trials
 from rayfed.launch.claim_runs import Ran, RunStudies
 from rayfed.launch.claim_tuning import AS_DOUBLE, AS_LOOP, tune
@@ -130,7 +130,7 @@ def judged_against(method: str) -> list[str]:
 
 
 def write_verdicts(new: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write new verdicts into `rayfed/launch/claims.json`, and from it `benchmarks/CLAIMS.md` and the figures that documents quote.
+    """Write new verdicts into `rayfed/launch/claims.json`, and from it the pages in `benchmarks/` and the figures that documents quote.
 
     An entry whose file is gone, or withdrawn in it, stays listed as withdrawn, and so does a claim that its file makes no more.
     """
@@ -140,7 +140,8 @@ def write_verdicts(new: Mapping[str, Mapping[str, Any]]) -> None:
     order = [*(n for n in files if n in known), *(n for n in known if n not in files)]
     verdicts = {name: _withdrawn(known[name], files.get(name)) for name in order}
     durable_write(VERDICTS, json_bytes(verdicts, 1))
-    durable_write(benchmarks_folder() / "CLAIMS.md", claims_table(verdicts, files).encode())
+    for name, text in pages(verdicts, files).items():
+        durable_write(benchmarks_folder() / name, text.encode())
     for document in claim_quotes.documents(benchmarks_folder().parent):
         text = document.read_text(encoding="utf-8")
         if (now := claim_quotes.with_figures(text, verdicts)) != text:
@@ -166,10 +167,15 @@ def _withdrawn(entry: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     return {**kept, "withdrawn": registered["withdrawn"]} if registered.get("withdrawn") else kept
 
 
-def claims_table(verdicts: Mapping[str, Mapping[str, Any]], files: Mapping[str, Path]) -> str:
-    """Return the content of `benchmarks/CLAIMS.md`: verdicts by claim, and the claims' files."""
+def pages(verdicts: Mapping[str, Mapping[str, Any]], files: Mapping[str, Path]) -> dict[str, str]:
+    """Return file name in `benchmarks/` -> content: CLAIMS.md, verdicts by claim and the claims' files; and the table of the personalised
+    methods, where these files are there."""
     changed = {name: whats_changed(files[name], entry) for name, entry in verdicts.items() if name in files}
-    return claims_page.render(verdicts, files, changed)
+    made = {"CLAIMS.md": claims_page.render(verdicts, files, changed)}
+    if all(n in files for n in claim_table.FILES):
+        arms = {n: list(as_written(files[n])["arms"]) for n in claim_table.FILES}
+        made[claim_table.PAGE] = claim_table.render(verdicts, changed, arms)
+    return made
 
 
 def whats_changed(file: Path, entry: Mapping[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ def render(
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        _verdict_line(n, r, p, _marks(shown[n], changed.get(n))) for (n, r), p in zip(tests, corrected, strict=True)
+        _verdict_line(n, r, p, marks(shown[n], changed.get(n))) for (n, r), p in zip(tests, corrected, strict=True)
     ]
     lines += _over_data(shown)
     if counts:
@@ -79,7 +79,9 @@ def render(
         lines += [*_reproduction_lines(entry), *_confirmed_lines(entry)]
     waiting = [n for n in files if n not in verdicts]
     if waiting:
-        lines += ["", "## Registered, not judged yet", "", *(f"- {n}: {head_comment(files[n])[0]}" for n in waiting)]
+        lines += ["", "## Registered, not judged yet"]
+        for n in waiting:  # a heading each: pages of methods and systems lead there
+            lines += ["", f"### {n}", "", head_comment(files[n])[0]]
     withdrawn = [f"- {n} ({e.get('title', '')}): {e['withdrawn']}" for n, e in verdicts.items() if e.get("withdrawn")]
     withdrawn += [f"- {n}: {_former(r)}" for n, e in verdicts.items() for r in e.get("former", ())]
     if withdrawn:
@@ -198,7 +200,7 @@ def _cell(r: Mapping[str, Any]) -> str:
     return f"{_signed(r['mean_difference'])} *{r['verdict']}*"
 
 
-def _marks(entry: Mapping[str, Any], changed: Sequence[str] | None) -> str:
+def marks(entry: Mapping[str, Any], changed: Sequence[str] | None) -> str:
     """Return ` (stale, not registered)` or what of it applies to an entry."""
     marks = [*(["stale"] if changed else []), *([] if entry.get("registered") else ["not registered"])]
     return f" ({', '.join(marks)})" if marks else ""
@@ -269,7 +271,7 @@ def _arm_table(entry: Mapping[str, Any]) -> list[str]:
     heads = [f"{m} @{at}" for m, at in columns] + ["up a round", "down a round", "accuracy per MB"]
     lines = ["| arm | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for arm in arms:
-        cells = [*(_mean(means[arm]) for means in columns.values()), *_cost(entry.get("cost", {}).get(arm, {}))]
+        cells = [*(mean_text(means[arm]) for means in columns.values()), *_cost(entry.get("cost", {}).get(arm, {}))]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines
 
@@ -328,7 +330,8 @@ def _margin(r: Mapping[str, Any]) -> str:
     return f", margin {margin:,.0f}" if abs(margin) >= 1000 else f", margin {margin:g}"
 
 
-def _mean(found: Mapping[str, Any]) -> str:
+def mean_text(found: Mapping[str, Any]) -> str:
+    """Return `0.8712 ± 0.0123`, of an arm's `mean` and `sd`."""
     if found["mean"] is None:
         return "–"
     form = ".4f" if abs(found["mean"]) < 1000 else ",.0f"

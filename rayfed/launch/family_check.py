@@ -47,7 +47,7 @@ def _differs(shape: Shape, found: Mapping[str, Task]) -> str:
     """Return where a part's tree differs between families, in words; "" where it does not."""
     while isinstance(shape, Stack):
         shape = shape.shape
-    if not isinstance(shape, Params):
+    if not isinstance(shape, Params) or shape.own:
         return ""
     shapes = {n: {k: tuple(p.shape) for k, p in shape.select(t.params_like, t).items()} for n, t in found.items()}
     (first, a), *others = shapes.items()

@@ -93,7 +93,7 @@ class FedD2S(Method):
 
     def init(self, task: Task, key: int) -> Tree:
         heads = {}
-        for name, of in families(task):
+        for name, of in task.by_family().items():
             first = of.init_params(key)
             heads[name] = {str(i): {n: first[n] for n in behind} for i, behind in enumerate(of.cuts.values(), 1)}
         return {"heads": heads}
@@ -164,7 +164,7 @@ class FedD2S(Method):
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         sampled, heads = fed.sample(), dict(state["heads"])
-        for number, (name, of) in enumerate(families(task)):
+        for number, (name, of) in enumerate(task.by_family().items()):
             clients = [c for c in sampled if task.family is None or task.family[c] == number]
             depth, mine = self.depth(len(of.cuts), fed.round), {}
             if depth and clients:
@@ -209,11 +209,6 @@ class FedD2S(Method):
 
     def view(self, task: Task) -> Visit:
         return model_of(lambda client: client.own["model"])
-
-
-def families(task: Task) -> list[tuple[str, Task]]:
-    """Return (name, task) of each family; ("all", task) where all clients have one model."""
-    return list(task.families.items()) or [("all", task)]
 
 
 def shape(task: Task, name: str) -> tuple[int, ...]:

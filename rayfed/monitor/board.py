@@ -25,7 +25,7 @@ DEPTH = 5  # levels of folders that are searched for runs: studies and sweeps ne
 MAX_RUNS, MAX_FOLDERS = 2000, 20_000
 EXPORT_AFTER_END = 300.0  # seconds that an ended run stays in /metrics
 SPARK_POINTS = 40  # of a small curve in the list
-EVENTS = 40  # newest events of a run
+EVENTS = 2000  # newest events of a run
 CONFIG = 100_000  # characters of a config that are shown
 PREFERRED = ("accuracy/global", "accuracy/personal")  # shown in the list if measured
 
@@ -114,7 +114,6 @@ class Board:
             "clusters": partial(details.clusters, path, run.rows),
             "spread": partial(details.spread, path, run.rows),
             "actors": partial(processes.actors, path, state, run.rows),
-            "events": partial(_newest_events, path),
             "config": partial(_config_text, path),
             "report": (path / "report.html").is_file,
         }
@@ -125,6 +124,16 @@ class Board:
             except Exception as error:
                 out[part] = {"problem": _describe(error)}
         return out
+
+    def log(self, name: str) -> dict[str, Any] | None:
+        """Return a run's newest events, the latest first, as {"events": ...}; None if there is no such run."""
+        path = self.paths().get(name)
+        if path is None:
+            return None
+        try:
+            return {"events": read_events(path)[-EVENTS:][::-1]}
+        except Exception as error:
+            return {"events": {"problem": _describe(error)}}
 
     def report(self, name: str) -> bytes | None:
         """Return a run's report.html, None if there is none."""
@@ -202,10 +211,6 @@ def _split_status(text: str) -> dict[str, str]:
 
 def _live(state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: state.get(k) for k in ("round", "rounds", "clients_per_s", "bytes", "eta_s", "time")}
-
-
-def _newest_events(path: Path) -> list[dict[str, Any]]:
-    return read_events(path)[-EVENTS:][::-1]
 
 
 def _config_text(path: Path) -> str:

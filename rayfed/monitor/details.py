@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rayfed.metrics import SCOPES, lower_is_better, meaning
+from rayfed.metrics import OF_FAMILY, SCOPES, lower_is_better, meaning
 from rayfed.report.statistics import worst_decile
 from rayfed.storage import round_log
 from rayfed.storage.listing import started
@@ -95,7 +95,7 @@ def curves(rows: Rows) -> list[dict[str, Any]]:
     panels: dict[str, dict[str, Any]] = {}
     for metric in measured(rows):
         family, _, scope = metric.partition("/")
-        scoped = scope in SCOPES
+        scoped = scope in SCOPES or scope.startswith(OF_FAMILY)
         key = family if scoped or family in ("bytes", "time", "ray") else metric
         known = meaning(metric)
         if key not in panels:

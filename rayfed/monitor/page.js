@@ -5,7 +5,7 @@ const TIMEOUT = 20000;
 let shown = null, timer = 0, requests = 0, filterText = "";
 const opened = new Set();  // ids of sweeps whose runs are shown, and names of parts that are
 const chosen = new Set();  // ids of runs to be laid over one another
-const view = {log: false, smooth: 0, hidden: new Set()};  // of all curves; hidden: "TITLE\nLINE"
+const view = {tab: "Scores", log: false, smooth: 0, hidden: new Set()};  // tab: of a run; of all curves; hidden: "TITLE\nLINE"
 let redraw = () => {};  // shows again what was fetched last
 
 // Text is only ever inserted as text: names of runs and clients come from files of other people.
@@ -32,10 +32,10 @@ function number(v, unit) {
   if (size >= 1) return v.toFixed(2);
   return size >= 0.001 ? v.toFixed(3) : v.toExponential(1);
 }
-function bytes(v) {
+function bytes(v, text = n => n.toFixed(1)) {
   if (v === null || v === undefined) return "–";
   for (const unit of ["B", "kB", "MB", "GB", "TB"]) {
-    if (v < 1000 || unit === "TB") return (unit === "B" ? Math.round(v) : v.toFixed(1)) + " " + unit;
+    if (v < 1000 || unit === "TB") return (unit === "B" ? Math.round(v) : text(v)) + " " + unit;
     v /= 1000;
   }
 }
@@ -59,53 +59,49 @@ function progressBar(round, rounds) {
 }
 const localTime = iso => (iso || "").replace("T", " ");
 
-// -- pictures ---------------------------------------------------------------------------------------------------------
+// -- pictures, which uPlot draws --------------------------------------------------------------------------------------
 
-const WIDTH = 360, HEIGHT = 210, LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 26;
-
-function ticks(low, high, count) {
-  const raw = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find(k => k * power >= raw * 0.65);
-  const values = [];
-  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) values.push(Math.abs(v) < step * 1e-9 ? 0 : v);
-  return values;
-}
-
-function logTicks(low, high) {
-  const values = [], several = high / low < 1000 ? [1, 2, 5] : [1];
-  for (let p = Math.floor(Math.log10(low)); p <= Math.log10(high); p++) values.push(...several.map(k => k * 10 ** p));
-  const inside = values.filter(v => v >= low * 0.999 && v <= high * 1.001);
-  return inside.length > 1 ? inside : ticks(low, high, 4).filter(v => v > 0);
-}
-
-// An empty picture with its axes. xs, ys: [least, greatest]; xText.at: places of the labels below, else chosen; log: of the values.
-function frame(xs, ys, xText, yText, log) {
-  const svg = draw("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img"});
-  const x = v => LEFT + (v - xs[0]) / (xs[1] - xs[0] || 1) * (WIDTH - LEFT - RIGHT);
-  const scale = log ? Math.log : v => v, low = scale(ys[0]), high = scale(ys[1]);
-  const y = v => HEIGHT - BOTTOM - (scale(v) - low) / (high - low || 1) * (HEIGHT - TOP - BOTTOM);
-  for (const v of log ? logTicks(ys[0], ys[1]) : ticks(ys[0], ys[1], 4)) {
-    svg.append(draw("line", {class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(v), y2: y(v)}));
-    svg.append(draw("text", {x: LEFT - 6, y: y(v) + 4, "text-anchor": "end"}, yText(v)));
-  }
-  const places = xText.at || ticks(xs[0], xs[1], 4).filter(v => xText(v) !== "");
-  for (const v of places) svg.append(draw("text", {x: x(v), y: HEIGHT - 8, "text-anchor": "middle"}, xText(v)));
-  return {svg, x, y};
-}
+const HEIGHT = 190, FONT = "12px system-ui, 'Segoe UI', Roboto, sans-serif";
+let plots = [], waiting = [];  // charts that are shown; what makes those of the nodes to be shown next
+const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const integerText = v => Number.isInteger(v) ? v.toLocaleString("en") : "";
 const axisText = unit => v => {
   if (unit === "fraction") return Math.round(v * 1000) / 10 + " %";
-  if (unit === "bytes") return bytes(v).replace(".0", "");
+  if (unit === "bytes") return bytes(v, n => String(Number(n.toPrecision(3))));
   return Math.abs(v) >= 1e5 ? v.toExponential(0) : String(Math.round(v * 1e6) / 1e6);
 };
-
-// Least and greatest value of an axis, with a margin, but not below zero for values that are not.
-function range(values, log) {
-  const low = Math.min(...values), high = Math.max(...values);
-  if (log) return [low / 1.1, high * 1.1];
-  const margin = (high - low) * 0.05 || Math.abs(high) * 0.05 || 0.5;
-  return [low >= 0 ? Math.max(0, low - margin) : low - margin, high + margin];
+// The place nearest to i where there is a value: lines are measured in rounds of their own.
+function nearest(values, i) {
+  for (let d = 0; d < values.length; d++) for (const j of [i - d, i + d]) if (values[j] !== null && values[j] !== undefined) return j;
+  return i;
 }
+
+// A figure with a chart. data: [xs, ys, ...]; series: of each ys what uPlot takes, and `about`, a sentence; given: more options of uPlot;
+// xText, yText: texts of numbers on the axes; toggled(i, shown): told of a line that is switched on or off, without which none can be;
+// note: below it.
+function chart(title, data, series, {xText, yText, toggled, note, label, ...given}) {
+  const place = el("div", {class: toggled ? "plot" : "plot fixed", role: "img", "aria-label": label || title});
+  const rest = {idxs: data.map(values => nearest(values, values.length - 1))};
+  const axis = (texts, more) => ({
+    stroke: () => css("--soft"), font: FONT, ticks: {show: false}, values: (u, found) => found.map(v => v === null ? "" : texts(v)), ...more});
+  const buttons = u => u.root.querySelectorAll(".u-series th").forEach((head, i) => {
+    if (!i || !toggled) return;
+    Object.entries({tabindex: "0", role: "button", title: series[i - 1].about || ""}).forEach(([k, v]) => head.setAttribute(k, v));
+    head.addEventListener("keydown", e => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); head.click(); } });
+  });
+  const options = {
+    height: HEIGHT, legend: {markers: {width: 3}}, focus: {alpha: 0.4},
+    cursor: {y: false, drag: {x: false, y: false}, dataIdx: (u, i, at) => i ? nearest(data[i], at) : at},
+    axes: [axis(xText, {grid: {show: false}, size: 28}), axis(yText, {grid: {stroke: () => css("--line"), width: 1}, size: 52})],
+    series: [{label: "round"}, ...series], ...given,
+    hooks: {
+      ready: [buttons, u => u.setLegend(rest)],
+      setCursor: [u => { if (u.cursor.left < 0) u.setLegend(rest); }],
+      setSeries: [(u, i, {show}) => { if (toggled && i && show !== undefined && show !== null) toggled(i - 1, show, u); }], ...given.hooks}};
+  waiting.push(() => new uPlot({...options, width: place.clientWidth || 300}, data, place));
+  return el("figure", {}, el("figcaption", {}, title), place, note ? el("div", {class: "reading"}, note) : "");
+}
+addEventListener("resize", () => plots.forEach(u => u.setSize({width: u.root.parentElement.clientWidth || 300, height: HEIGHT})));
 
 // An exponential mean that does not lean to its first value, of weight 0 to 1.
 function smoothed(points, weight) {
@@ -119,99 +115,61 @@ function smoothed(points, weight) {
 
 // abouts: line -> what it is, in a sentence.
 function curves(title, lines, unit, abouts) {
-  const names = Object.keys(lines).filter(n => lines[n].length), all = names.flatMap(n => lines[n]);
-  if (!all.length) return null;
-  const hidden = n => view.hidden.has(title + "\n" + n), visible = names.filter(n => !hidden(n));
-  const points = visible.length ? visible.flatMap(n => lines[n]) : all, log = view.log && points.every(p => p[1] > 0);
-  const rounds = all.map(p => p[0]), xs = [Math.min(...rounds), Math.max(...rounds)];
-  const {svg, x, y} = frame(xs, range(points.map(p => p[1]), log), integerText, axisText(unit), log);
-  const colour = n => SCOPES[n] || COLOURS[names.indexOf(n) % COLOURS.length];
-  const stroke = (n, opacity) => ({stroke: colour(n), fill: "none", "stroke-width": 1.8, "stroke-linejoin": "round", opacity});
-  const path = found => found.map(p => x(p[0]).toFixed(1) + "," + y(p[1]).toFixed(1)).join(" ");
-  for (const n of visible) {
-    if (lines[n].length === 1) { svg.append(draw("circle", {cx: x(lines[n][0][0]), cy: y(lines[n][0][1]), r: 3, fill: colour(n)})); continue; }
-    svg.append(draw("polyline", {points: path(lines[n]), ...stroke(n, view.smooth ? 0.3 : 1)}));
-    if (view.smooth) svg.append(draw("polyline", {points: path(smoothed(lines[n], view.smooth)), ...stroke(n, 1)}));
-  }
-  const key = el("ul", {class: "key"}, ...names.map(n => {
-    const line = el("span", {class: "line"});
-    line.style.borderColor = colour(n);
-    const label = names.length > 1 || n !== title ? n + " " : "";
-    const toggle = el("button", {type: "button", class: "toggle", "aria-pressed": String(!hidden(n)), title: (abouts || {})[n]},
-      line, label, el("span", {class: "soft"}, number(lines[n].at(-1)[1], unit)));
-    toggle.addEventListener("click", () => { view.hidden[hidden(n) ? "delete" : "add"](title + "\n" + n); redraw(); });
-    return el("li", {}, toggle);
-  }));
-  const reading = el("div", {class: "reading", "aria-live": "off"});
-  followPointer(svg, reading, {names: visible, lines, points: all, xs, x, unit});
-  svg.setAttribute("aria-label", title + (log ? ", logarithmic" : ""));
-  return el("figure", {}, el("figcaption", {}, title), key, svg, reading);
-}
-
-
-// Shows the values of the round under the pointer, else the range of rounds.
-function followPointer(svg, reading, {names, lines, points, xs, x, unit}) {
-  const still = "rounds " + integerText(xs[0]) + " to " + integerText(xs[1]);
-  const cross = draw("line", {class: "cross", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden"});
-  const values = round => names.map(n => {
-    const point = lines[n].find(p => p[0] === round);
-    return point ? (names.length > 1 ? n + " " : "") + number(point[1], unit) : "";
-  }).filter(Boolean).join(", ");
-  reading.textContent = still;
-  svg.append(cross);
-  svg.addEventListener("pointermove", e => {
-    const box = svg.getBoundingClientRect(), place = (e.clientX - box.left) / box.width * WIDTH;
-    const target = xs[0] + (place - LEFT) / (WIDTH - LEFT - RIGHT) * (xs[1] - xs[0]);
-    const round = points.reduce((a, b) => Math.abs(b[0] - target) < Math.abs(a[0] - target) ? b : a)[0];
-    cross.setAttribute("x1", x(round));
-    cross.setAttribute("x2", x(round));
-    cross.setAttribute("visibility", "visible");
-    reading.textContent = "round " + round + ": " + values(round);
+  const names = Object.keys(lines).filter(n => lines[n].length);
+  if (!names.length) return null;
+  const key = n => title + "\n" + n, colour = n => SCOPES[n] || COLOURS[names.indexOf(n) % COLOURS.length];
+  const shownLines = names.filter(n => !view.hidden.has(key(n))), log = view.log && shownLines.every(n => lines[n].every(p => p[1] > 0));
+  const found = view.smooth ? [...names.map(n => smoothed(lines[n], view.smooth)), ...names.map(n => lines[n])] : names.map(n => lines[n]);
+  const data = uPlot.join(found.map(points => [points.map(p => p[0]), points.map(p => p[1])]));
+  const series = found.map((_, i) => {
+    const n = names[i % names.length], raw = i >= names.length;  // raw: what is smoothed, faint and without a legend
+    return {
+      label: names.length > 1 || n !== title ? n : "value", about: (abouts || {})[n], stroke: colour(n), width: 1.8, spanGaps: true,
+      alpha: raw ? 0.3 : 1, class: raw ? "raw" : null, show: !view.hidden.has(key(n)), points: {size: 5},
+      value: (u, v) => v === null || v === undefined ? "–" : number(v, unit)};
   });
-  svg.addEventListener("pointerleave", () => { cross.setAttribute("visibility", "hidden"); reading.textContent = still; });
+  const toggled = (i, on, u) => {
+    if (i >= names.length) return;
+    view.hidden[on ? "delete" : "add"](key(names[i]));
+    if (view.smooth) u.setSeries(i + 1 + names.length, {show: on});
+  };
+  const range = (u, low, high) => {
+    const [a, b] = low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);
+    return unit === "fraction" ? [a, Math.min(b, 1.005)] : [a, b];
+  };
+  return chart(title, data, series, {
+    xText: integerText, yText: axisText(unit), toggled, label: title + (log ? ", logarithmic" : ""),
+    scales: {x: {time: false}, y: log ? {distr: 3} : {range}}});
 }
+
+const bars = more => ({points: {show: false}, paths: uPlot.paths.bars({size: [0.92, Infinity], ...more})});
 
 function histogram(measure, unit) {
-  const {counts, edges} = measure, most = Math.max(...counts, 1);
-  const {svg, x, y} = frame([edges[0], edges.at(-1)], [0, most * 1.05], axisText(unit), integerText);
-  counts.forEach((count, i) => {
-    const width = Math.max(1, x(edges[i + 1]) - x(edges[i]) - 1);
-    if (count) svg.append(draw("rect", {x: x(edges[i]) + 0.5, width, y: y(count), height: y(0) - y(count), fill: COLOURS[0]}));
-  });
-  const worst = x(measure["worst decile"]);
-  svg.append(draw("line", {x1: worst, x2: worst, y1: TOP, y2: HEIGHT - BOTTOM, stroke: COLOURS[6], "stroke-width": 1.8}));
-  svg.setAttribute("aria-label", "clients by " + measure.name);
-  const line = el("span", {class: "line"});
-  line.style.borderColor = COLOURS[6];
-  const key = el("li", {}, line, "worst tenth ", el("span", {class: "soft"}, number(measure["worst decile"], unit)));
-  const reading = "mean " + number(measure.mean, unit) + ", median " + number(measure.median, unit);
-  return el("figure", {}, el("figcaption", {}, "Clients by " + measure.name), el("ul", {class: "key"}, key), svg, el("div", {class: "reading"}, reading));
+  const {counts, edges, name} = measure, worst = measure["worst decile"], texts = axisText(unit);
+  const mark = u => {
+    const x = u.valToPos(worst, "x", true), {ctx, bbox} = u;
+    ctx.fillStyle = COLOURS[6];
+    ctx.fillRect(x - devicePixelRatio, bbox.top, 2 * devicePixelRatio, bbox.height);
+  };
+  const series = [{label: "clients", fill: COLOURS[0], value: (u, v) => v === null || v === undefined ? "–" : number(v), ...bars({align: 1})}];
+  const note = `mean ${number(measure.mean, unit)}, median ${number(measure.median, unit)}, worst tenth (line) ${number(worst, unit)}`;
+  return chart("Clients by " + name, [edges.slice(0, -1), counts], series, {
+    xText: texts, yText: integerText, note, label: "clients by " + name, hooks: {draw: [mark]},
+    scales: {x: {time: false, range: [edges[0], edges.at(-1)]}, y: {range: (u, low, high) => [0, high * 1.05 || 1]}},
+    series: [{label: name + " from", value: (u, v) => v === null || v === undefined ? "–" : texts(v)}, ...series]});
 }
 
 function stack(clusters) {
-  const {rounds, names, sizes, moved} = clusters, n = rounds.length;
-  const most = Math.max(...rounds.map((_, t) => sizes.reduce((sum, row) => sum + row[t], 0)));
-  const label = t => rounds[t] === undefined ? "" : String(rounds[t]);
-  label.at = [...new Set([0, Math.floor((n - 1) / 2), n - 1])];
-  const {svg, x, y} = frame([-0.5, n - 0.5], [0, most], label, integerText);
-  const step = (WIDTH - LEFT - RIGHT) / n, width = Math.max(1, step - 0.8);
-  const colour = k => COLOURS[k % COLOURS.length];
-  rounds.forEach((_, t) => {
-    let sum = 0;
-    sizes.forEach((row, k) => {
-      const top = y(sum + row[t]), height = y(sum) - top;
-      if (row[t]) svg.append(draw("rect", {x: x(t) - step / 2 + 0.4, width, y: top, height, fill: colour(k)}));
-      sum += row[t];
-    });
-  });
-  svg.setAttribute("aria-label", "clients per cluster over rounds");
-  const key = el("ul", {class: "key"}, ...names.map((name, i) => {
-    const block = el("span", {class: "block"});
-    block.style.background = colour(i);
-    return el("li", {}, block, name + " ", el("span", {class: "soft"}, number(sizes[i].at(-1))));
-  }));
-  const reading = "last evaluated round: " + moved.at(-1) + " clients changed cluster";
-  return el("figure", {}, el("figcaption", {}, "Clients per cluster"), key, svg, el("div", {class: "reading"}, reading));
+  const {rounds, names, sizes, moved} = clusters, places = rounds.map((_, t) => t);
+  const upTo = k => places.map(t => sizes.slice(0, k + 1).reduce((sum, row) => sum + row[t], 0));
+  const order = names.map((_, k) => k).reverse();  // the highest first, which the others are drawn over
+  const series = order.map(k => ({
+    label: String(names[k]), fill: COLOURS[k % COLOURS.length], value: (u, v, i, at) => at === null ? "–" : number(sizes[k][at]), ...bars()}));
+  const label = v => rounds[v] === undefined ? "" : String(rounds[v]);
+  return chart("Clients per cluster", [places, ...order.map(upTo)], series, {
+    xText: label, yText: integerText, note: "last evaluated round: " + moved.at(-1) + " clients changed cluster",
+    label: "clients per cluster over rounds", scales: {x: {time: false, range: [-0.5, rounds.length - 0.5]}, y: {range: (u, low, high) => [0, high]}},
+    series: [{label: "round", value: (u, v) => v === null || v === undefined ? "–" : label(v)}, ...series]});
 }
 
 function spark(points) {
@@ -280,7 +238,7 @@ function list(data) {
   const laid = data.runs.map(r => r.id).filter(id => chosen.has(id));
   if (laid.length > 1) {
     const there = "#" + encodeURIComponent(OVER + JSON.stringify(laid));
-    out.push(el("p", {}, el("a", {class: "over", href: there}, `Lay  runs over one another`)));
+    out.push(el("p", {}, el("a", {class: "over", href: there}, `Lay ${laid.length} runs over one another`)));
   }
   const found = data.runs.filter(matches), running = r => busy((sweepOf(r) || r).status);
   section("Running", found.filter(running));
@@ -389,26 +347,40 @@ function clusterFigures(c, panels) {
   return [grid([stack(c), curves("Clients that changed cluster", {moved}, ""), ...panels.map(panel)])];
 }
 
-function detail(r) {
+const TABS = ["Scores", "Clients", "Log", "Settings"];
+function tabs() {
+  return el("div", {class: "tabs", role: "tablist"}, ...TABS.map(name => {
+    const tab = el("button", {type: "button", role: "tab", "aria-selected": String(view.tab === name)}, name);
+    tab.addEventListener("click", () => { view.tab = name; refresh(); });
+    return tab;
+  }));
+}
+
+function detail(r, log) {
   if (r.problem) return [el("h2", {}, r.name), problem(r.problem)];
   const live = r.live || {}, panels = r.curves.problem ? [] : r.curves;
   const scores = panels.filter(p => p.scoped), found = panels.filter(p => p.name.startsWith("clusters/"));
   const others = panels.filter(p => !p.scoped && !found.includes(p));
-  const out = [
+  const none = what => [el("p", {class: "soft"}, what)];
+  const content = {
+    Scores: () => [
+      scores.length ? tools() : "",
+      ...part("Scores", r.curves, () => scores.length ? [grid(scores.map(panel))] : none("No round has been evaluated yet.")),
+      ...part("Clusters", r.clusters, c => clusterFigures(c, found)),
+      ...(others.length ? [el("h2", {}, "Cost"), grid(others.map(panel))] : [])],
+    Clients: () => {
+      const nodes = part("Clients", r.spread, clients);
+      return nodes.length ? nodes : none("No scores of clients yet.");
+    },
+    Log: () => [...part("Actors", r.actors, a => actors(a, busy(r.status))), ...part("Events", log && log.events, events)],
+    Settings: () => [
+      el("h2", {}, "Settings"), ...names(panels), r.config ? el("pre", {class: "command"}, r.config) : "",
+      r.about.folder ? el("pre", {class: "command"}, "rayfed report " + r.about.folder) : ""]};
+  return [
     el("h2", {}, r.name, " ", badge(r.status)), r.note ? el("p", {class: "soft"}, r.note) : "",
     progressBar(live.round, live.rounds), facts(r),
-    r.report ? el("p", {}, el("a", {href: "/report?id=" + encodeURIComponent(r.id)}, "its report")) : "", scores.length ? tools() : ""];
-  const noScores = [el("p", {class: "soft"}, "No round has been evaluated yet.")];
-  out.push(...part("Scores", r.curves, () => scores.length ? [grid(scores.map(panel))] : noScores));
-  out.push(...part("Clusters", r.clusters, c => clusterFigures(c, found)));
-  out.push(...part("Clients", r.spread, clients));
-  out.push(...part("Actors", r.actors, a => actors(a, busy(r.status))));
-  if (others.length) out.push(el("h2", {}, "Cost"), grid(others.map(panel)));
-  out.push(...part("Events", r.events, events));
-  out.push(el("h2", {}, "Settings"), ...names(panels));
-  if (r.config) out.push(folded("config.yaml", el("pre", {class: "command"}, r.config)));
-  if (r.about.folder) out.push(el("pre", {class: "command"}, "rayfed report " + r.about.folder));
-  return out;
+    r.report ? el("p", {}, el("a", {href: "/report?id=" + encodeURIComponent(r.id)}, "its report")) : "",
+    tabs(), ...content[view.tab]()];
 }
 
 // Several runs, a picture for each score and a line for each run.
@@ -426,7 +398,7 @@ function compared(runs) {
   const drawn = scoped => [...pictures].filter(([, p]) => !!p.scoped === scoped).map(([title, p]) => curves(title, p.lines, p.unit));
   const rows = found.map(r => [r.id, r.status, text(r.about.method), text(r.about.data), text(r.about.seed)]);
   const missing = runs.filter(r => !found.includes(r)).map(r => problem(r.id + ": " + (r.problem || r.curves.problem)));
-  return [el("h2", {}, ` runs`), ...missing, table(["run", "state", "method", "data", "seed"], rows, [0, 1, 2, 3]), tools(),
+  return [el("h2", {}, `${runs.length} runs`), ...missing, table(["run", "state", "method", "data", "seed"], rows, [0, 1, 2, 3]), tools(),
     el("h2", {}, "Scores"), grid(drawn(true)), el("h2", {}, "Others"), grid(drawn(false))];
 }
 
@@ -440,7 +412,9 @@ async function refresh() {
   try {
     const get = url => fetch(url, {signal: AbortSignal.timeout(TIMEOUT)}), runUrl = id => "/api/run?id=" + encodeURIComponent(id);
     const several = name.startsWith(OVER) ? JSON.parse(name.slice(OVER.length)) : null;
-    const answers = await Promise.all(several ? several.map(id => get(runUrl(id))) : [get(name ? runUrl(name) : "/api/runs")]);
+    const asked = several ? several.map(runUrl) : name ? [runUrl(name)] : ["/api/runs"];
+    if (name && !several && view.tab === "Log") asked.push("/api/log?id=" + encodeURIComponent(name));
+    const answers = await Promise.all(asked.map(get));
     const answer = answers.find(a => !a.ok) || answers[0];
     if (late()) return;
     if (answer.status === 404 && name) {
@@ -451,10 +425,10 @@ async function refresh() {
     } else {
       const found = await Promise.all(answers.map(a => a.json())), data = found[0];
       if (late()) return;
-      const nodes = () => several ? compared(found) : name ? detail(data) : list(data);
+      const nodes = () => several ? compared(found) : name ? detail(...found) : list(data);
       redraw = () => show(name, nodes(), true);
       show(name, nodes());
-      if (!(several || name ? found : data.runs).some(r => busy(r.status))) wait = INTERVAL.idle;
+      if (!(several ? found : name ? [data] : data.runs).some(r => busy(r.status))) wait = INTERVAL.idle;
     }
     $("#fresh").textContent = "as of " + new Date().toLocaleTimeString();
     $("#fresh").className = "soft";
@@ -468,9 +442,13 @@ async function refresh() {
   timer = setTimeout(refresh, document.hidden ? 6 * wait : wait);
 }
 function show(name, nodes, asked) {
-  if (!asked && name === shown && $("#runs").matches(":hover") && $("svg .cross[visibility=visible]")) return;  // a value is being read
+  const made = waiting;
+  waiting = [];
+  if (!asked && name === shown && plots.some(u => u.cursor.left >= 0)) return;  // a value is being read
   const top = name === shown ? scrollY : 0, sideways = [...document.querySelectorAll(".wide")].map(w => w.scrollLeft);
+  plots.forEach(u => u.destroy());
   $("#runs").replaceChildren(...nodes.filter(n => n !== ""));
+  plots = made.map(make => make());
   if (name === shown) document.querySelectorAll(".wide").forEach((w, i) => { w.scrollLeft = sideways[i] || 0; });
   $("#back").hidden = !name;
   $("#filter").hidden = !!name;
@@ -481,5 +459,6 @@ function show(name, nodes, asked) {
 }
 addEventListener("hashchange", refresh);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
+for (const theme of [$("#switch"), matchMedia("(prefers-color-scheme: dark)")]) theme.addEventListener("change", () => plots.forEach(u => u.redraw(false)));
 $("#filter").addEventListener("input", e => { filterText = e.target.value.trim().toLowerCase(); refresh(); });
 refresh();

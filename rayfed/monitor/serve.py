@@ -40,6 +40,10 @@ class Server:
             found = board.run(query.get("id", ""))
             return None if found is None else _json(found)
 
+        def log(query: Query) -> Answer | None:
+            found = board.log(query.get("id", ""))
+            return None if found is None else _json(found)
+
         def report(query: Query) -> Answer | None:
             found = board.report(query.get("id", ""))
             return None if found is None else ("text/html; charset=utf-8", found)
@@ -49,6 +53,7 @@ class Server:
                 "/": lambda query: ("text/html; charset=utf-8", page),
                 "/api/runs": runs,
                 "/api/run": run,
+                "/api/log": log,
                 "/report": report,
                 "/metrics": lambda query: ("text/plain; version=0.0.4; charset=utf-8", board.prometheus().encode()),
             }

@@ -1,11 +1,12 @@
-"""HTML of report pages: numbers as text, tables, figures, sections and the document around them."""
+"""HTML of report pages, by the templates beside it: numbers as text, tables, figures, sections and the document around them."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rayfed.report.picture import DASHES, INK, Picture, Style
 from rayfed.report.style import CSS
@@ -18,10 +19,6 @@ COUNTS = (
     "clients/dropped",
     "actors/restarts",
 )  # metrics that are integers
-
-
-# Without a script: it turns the system's choice of light or dark around.
-SWITCH = '<label class="switch soft"><input type="checkbox" id="switch"> light / dark</label>'
 
 
 # -- numbers as text ---------------------------------------------------------------------------------------------------
@@ -63,61 +60,85 @@ def duration(s: float | None) -> str:
     return f"{s / 60:.1f} min" if s < 7200 else f"{s / 3600:.1f} h"
 
 
-def spread(sd: float | None, metric: str = "") -> str:
-    """Format a standard deviation to follow its mean; nothing if there is none."""
-    return "" if sd is None else f' <span class="sd">± {number(sd, metric)}</span>'
-
-
 # -- elements ----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
+    )
+
+
+def template(name: str) -> Any:
+    """Return one of the package's page templates, which escape what they are given; what the parts gave is markup already."""
+    return _environment().get_template(name)
+
+
+def part(name: str, *given: Any, **more: Any) -> str:
+    """Return the markup that a macro of `parts.html` makes of texts and other parts."""
+    made: str = getattr(_parts(), name)(*given, **more)
+    return made
+
+
+@functools.cache
+def _parts() -> Any:
+    return template("parts.html").module
+
+
+def joined(parts: Iterable[str], by: str = "") -> str:
+    """Return texts and markup one after the other, as markup."""
+    from markupsafe import Markup
+
+    return Markup(by).join(parts)
+
+
+def spread(sd: float | None, metric: str = "") -> str:
+    """Format a standard deviation to follow its mean; nothing if there is none."""
+    return "" if sd is None else joined([" ", part("small", f"± {number(sd, metric)}")])
+
+
 def table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str = "", kind: str = "") -> str:
-    """Return a table. Cells and caption are HTML already."""
-    top = "".join(f'<th scope="col">{c}</th>' for c in head)
-    lines = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in line) + "</tr>" for line in body)
-    whole = f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>'
-    return f'<div class="wide">{whole}</div>' + (f'<p class="caption">{caption}</p>' if caption else "")
+    """Return a table; cells, heads and caption are text or markup."""
+    return part("table", head, body, caption, kind)
 
 
 def section(title: str, pictures: Sequence[Picture | None], after: str = "") -> str:
     """Return a section with figures, or nothing if it would be empty."""
-    shown = figures(pictures)
-    return f"<h2>{title}</h2>{shown}{after}" if shown or after else ""
+    shown = joined([figures(pictures), after])
+    return part("section", title, shown) if shown else ""
 
 
 def figures(pictures: Sequence[Picture | None]) -> str:
     """Return the figures of pictures."""
-    return "".join(_figure(p) for p in pictures if p)
+    return joined(_figure(p) for p in pictures if p)
 
 
 def _figure(picture: Picture) -> str:
-    key = "".join(f"<li>{swatch(style)}{escape(label)}</li>" for label, style in picture.key.items())
-    drawings = "".join(f"<div>{svg}</div>" for svg in picture.svgs())
+    from markupsafe import Markup
+
     kind = "whole" if picture.wide else f"of{picture.columns}"
-    return (
-        f"<figure><figcaption>{escape(picture.title)}</figcaption>"
-        + (f'<ul class="key">{key}</ul>' if key else "")
-        + f'<div class="panels {kind}">{drawings}</div>'
-        + (f'<p class="caption">{escape(picture.note)}</p>' if picture.note else "")
-        + "</figure>"
-    )
+    key = {label: _line(style) for label, style in picture.key.items()}
+    svgs = [Markup(svg) for svg in picture.svgs()]
+    return part("figure", {"title": picture.title, "key": key, "kind": kind, "svgs": svgs, "note": picture.note})
 
 
 def swatch(style: Style) -> str:
     """Return the sample of a line or a block that stands before its label."""
-    if style.get("block"):
-        return f'<i class="block" style="background:{style["color"]};opacity:{style.get("alpha", 1):.2f}"></i>'
+    return part("swatch", _line(style))
+
+
+def _line(style: Style) -> dict[str, Any]:
     dash = ("solid", "dashed", "dotted")[DASHES.index(style.get("linestyle", "-"))]
-    colour = "currentColor" if style["color"] == INK else style["color"]
-    return f'<i class="line" style="border-top-style:{dash};border-top-color:{colour}"></i>'
+    colour = "currentColor" if style["color"] == INK and not style.get("block") else style["color"]
+    return {"block": bool(style.get("block")), "color": colour, "dash": dash, "alpha": f"{style.get('alpha', 1):.2f}"}
 
 
 def headline(name: str, kind: str, facts: Mapping[str, str]) -> str:
     """Return the head of a page: its name, kind and time, and facts as a list."""
-    when = timestamp()[:16].replace("T", " ")
-    items = "".join(f'<li><span class="soft">{escape(k)}</span> <b>{escape(v)}</b></li>' for k, v in facts.items())
-    title = f'<h1>{escape(name)}</h1><p class="soft">{kind} · report of {when} UTC</p>'
-    return f'{title}<ul class="facts">{items}</ul>'
+    return part("headline", name, kind, timestamp()[:16].replace("T", " "), facts)
 
 
 def path_text(path: Path) -> str:
@@ -131,10 +152,5 @@ def path_text(path: Path) -> str:
 
 def document(title: str, sections: Sequence[str]) -> str:
     """Return a self-contained page, light and dark, of sections that are not empty."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n{SWITCH}\n"
-        + "\n".join(s for s in sections if s)
-        + "\n</main></body></html>\n"
-    )
+    made: str = template("page.html").render(title=title, css=CSS, sections=sections)
+    return made

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from rayfed.errors import ConfigError, nearest
 from rayfed.report import curves, results
-from rayfed.report.html import number
+from rayfed.report.html import joined, number, part
 from rayfed.report.picture import Picture
 from rayfed.report.subject import Subject, load
 from rayfed.report.tables import result_table
@@ -41,7 +40,7 @@ def show(path: Path) -> str:
     subject = load(path)
     values = results.final_values(subject) if subject.kind == "run" else result_table(subject)._repr_html_()
     pictures = curves.scope_curves(subject)[:1]
-    return f"{_head(subject)}{values}{''.join(map(image, pictures))}"
+    return joined([_head(subject), values, *map(image, pictures)])
 
 
 def show_sweep(path: Path) -> str:
@@ -51,27 +50,20 @@ def show_sweep(path: Path) -> str:
     rows = [
         [
             t.name,
-            *(escape(str(t.point.get(s))) for s in sweep.settings),
+            *(str(t.point.get(s)) for s in sweep.settings),
             _mean(list(t.by_seed(sweep.metric).values())),
             str(t.round),
         ]
         for t in sweep.ranked[:10]
     ]
-    about = f"<p><b>{escape(path.name)}</b>: sweep, {done['complete']} of {done['planned']} trials complete</p>"
-    return about + table(["trial", *sweep.settings, sweep.metric, "round"], rows)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a plain table; its cells are HTML already, its head is text."""
-    top = "".join(f"<th>{escape(c)}</th>" for c in head)
-    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    about = part("what", path.name, f"sweep, {done['complete']} of {done['planned']} trials complete")
+    return joined([about, part("plain_table", ["trial", *sweep.settings, sweep.metric, "round"], rows)])
 
 
 def image(picture: Any) -> str:
     """Return a picture as an image of its own; picture: has `_repr_png_`."""
     content = base64.b64encode(picture._repr_png_()).decode()
-    return f'<img style="max-width:100%" alt="{escape(getattr(picture, "title", ""))}" src="data:image/png;base64,{content}">'
+    return part("image", getattr(picture, "title", ""), content)
 
 
 def _head(subject: Subject) -> str:
@@ -81,7 +73,7 @@ def _head(subject: Subject) -> str:
     else:
         done = sum(len(runs) for runs in subject.done.values())
         what = f"{len(subject.arms)} arms, {done} of {subject.planned_runs} runs done"
-    return f"<p><b>{escape(subject.path.name)}</b>: {escape(what)}</p>"
+    return part("what", subject.path.name, what)
 
 
 def _mean(values: Sequence[float]) -> str:

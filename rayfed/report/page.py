@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Mapping
-from html import escape
 from typing import Any, NamedTuple
 
 from rayfed import methods
 from rayfed.errors import ConfigError
 from rayfed.metrics import meaning
 from rayfed.report import client_pictures, curves, results, time_pictures
-from rayfed.report.html import document, duration, figures, headline, path_text, section, table
+from rayfed.report.html import document, duration, figures, headline, joined, part, path_text, section, table
 from rayfed.report.picture import Picture
 from rayfed.report.settings import differing
 from rayfed.report.split_pictures import split_picture
@@ -33,7 +32,7 @@ def render(subject: Subject) -> tuple[str, list[Picture]]:
     sections = [
         headline(subject.name, KIND[subject.kind], _facts(subject)),
         results.verdicts(subject),
-        "<h2>Results</h2>" + results.final_values(subject),
+        part("section", "Results", results.final_values(subject)),
         results.difference_table(subject),
         results.rank_table(subject),
         section("Curves", drawn.curves),
@@ -41,11 +40,11 @@ def render(subject: Subject) -> tuple[str, list[Picture]]:
         section("Clusters", drawn.clusters),
         section("Who holds what", drawn.splits, after=drawn.missing),
         section("Simulated time", drawn.time),
-        "<h2>Bytes and time</h2>" + results.cost_table(subject) + figures(drawn.cost),
+        part("section", "Bytes and time", joined([results.cost_table(subject), figures(drawn.cost)])),
         _notes(subject),
-        "<h2>Repeat it</h2>" + _repeat(subject),
-        "<h2>Settings and versions</h2>" + _settings(subject),
-        "<h2>What the numbers mean</h2>" + _meanings(subject),
+        part("section", "Repeat it", _repeat(subject)),
+        part("section", "Settings and versions", _settings(subject)),
+        part("section", "What the numbers mean", _meanings(subject)),
     ]
     return document(f"{subject.name} · rayfed", sections), drawn.all()
 
@@ -133,7 +132,7 @@ def _splits(subject: Subject) -> tuple[list[Picture], str]:
     notes = [f"No picture of who holds what: {reason}." for reason in reasons]
     if len(first) > MAX_SPLITS:
         notes.append(f"{len(first) - MAX_SPLITS} more splits are not drawn.")
-    return pictures, "".join(f'<p class="caption">{escape(note)}</p>' for note in notes)
+    return pictures, joined(part("paragraph", note, "caption") for note in notes)
 
 
 # -- notes, and how to repeat it ---------------------------------------------------------------------------------------
@@ -149,10 +148,9 @@ def _notes(subject: Subject) -> str:
     if not arms_of:
         return ""
     lines = [note if len(arms) == len(subject.arms) else f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
-    items = [f"<li>{escape(line)}</li>" for line in lines]
-    shown, rest = items[:MAX_NOTES], items[MAX_NOTES:]
-    more = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
-    return f"<h2>Notes</h2><ul>{''.join(shown)}</ul>{more}"
+    shown, rest = lines[:MAX_NOTES], lines[MAX_NOTES:]
+    more = part("details", f"{len(rest)} more", part("items", rest)) if rest else ""
+    return part("section", "Notes", joined([part("items", shown), more]))
 
 
 def _repeat(subject: Subject) -> str:
@@ -165,16 +163,15 @@ def _repeat(subject: Subject) -> str:
         commands.append(" ".join([*command, run.repeat_options] if run and run.repeat_options else command))
     if subject.kind == "comparison":
         commands.append(" ".join(["rayfed", "report", *(shlex.quote(path_text(p)) for p in subject.sources)]))
-    text = "\n".join(commands)
-    return f'<pre class="command"><code>{escape(text)}</code></pre>'
+    return part("code", "\n".join(commands), "command")
 
 
 def _settings(subject: Subject) -> str:
     """Return versions, the settings in which arms differ, and the config files."""
     first = {arm: runs[0] for arm, runs in subject.arms.items() if runs}
-    out = [f"<p>{_versions(subject)}</p>"]
+    out = [part("paragraph", _versions(subject))]
     if rows := differing([run.config for run in first.values()]):
-        body = [[escape(name), *map(_setting_cell, values)] for name, values in rows.items()]
+        body = [[name, *map(_setting_cell, values)] for name, values in rows.items()]
         about = "Settings that differ between the arms; seeds, names, storage and resources are left out."
         out.append(table(["setting", *(results.arm_name(subject, a) for a in first)], body, about, kind="settings"))
     if subject.kind == "comparison":
@@ -184,15 +181,14 @@ def _settings(subject: Subject) -> str:
     else:
         files = [("config.yaml", subject.runs[0].config)]
     for name, content in files:
-        text = escape(yaml_bytes(content).decode())
-        out.append(f"<details><summary>{escape(name)}</summary><pre><code>{text}</code></pre></details>")
-    return "".join(out)
+        out.append(part("details", name, part("code", yaml_bytes(content).decode())))
+    return joined(out)
 
 
 def _setting_cell(value: str | None) -> str:
     if value is None:
         return "–"
-    return escape(value if len(value) <= MAX_VALUE else f"{value[: MAX_VALUE - 1]}…")
+    return value if len(value) <= MAX_VALUE else f"{value[: MAX_VALUE - 1]}…"
 
 
 def _versions(subject: Subject) -> str:
@@ -203,7 +199,7 @@ def _versions(subject: Subject) -> str:
             found.setdefault(package, {})[str(version)] = None
     note = "" if found else " (of this report; nothing has ended yet)"
     found = found or {package: {version: None} for package, version in versions().items()}
-    return " · ".join(f"{escape(k)} <b>{escape(' / '.join(v))}</b>" for k, v in found.items()) + note
+    return joined([part("versions", {k: " / ".join(v) for k, v in found.items()}), note])
 
 
 def _meanings(subject: Subject) -> str:
@@ -212,9 +208,9 @@ def _meanings(subject: Subject) -> str:
     for metric in subject.metrics:
         about = meaning(metric, logs, subject.measures)
         cells = (metric, about.text, about.unit, about.over) if about else (metric, "the method's own", "", "")
-        body.append([escape(c) for c in cells])
+        body.append(cells)
     meanings = table(["metric", "what", "unit", "averaged over"], body, kind="about")
-    return f"<details><summary>Metrics, units, averages</summary>{meanings}</details>"
+    return part("details", "Metrics, units, averages", meanings)
 
 
 def _logs(subject: Subject) -> dict[str, tuple[str, str]]:

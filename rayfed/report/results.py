@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from rayfed.metrics import lower_is_better, outcome
 from rayfed.report.client_pictures import client_metric, client_values
-from rayfed.report.html import duration, number, size, spread, swatch, table
+from rayfed.report.html import duration, joined, number, part, size, spread, swatch, table
 from rayfed.report.picture import line_style
 from rayfed.report.ranks import lines, note, rank_tests
 from rayfed.report.statistics import mean_sd, worst_decile
@@ -23,12 +22,12 @@ COST = ("time/", "bytes/", "ray/", "clients/", "actors/")  # beginnings of metri
 def arm_name(subject: Subject, arm: str) -> str:
     """Return an arm's name with the sample of its line, where there are several arms."""
     if len(subject.arms) == 1:
-        return escape(arm)
-    return f"{swatch(line_style(list(subject.arms).index(arm)))}{escape(arm)}"
+        return arm
+    return joined([swatch(line_style(list(subject.arms).index(arm))), arm])
 
 
 def _soft(text: str) -> str:
-    return f'<span class="soft">{text}</span>'
+    return part("soft", text)
 
 
 def _has_direction(subject: Subject, metric: str) -> bool:
@@ -46,33 +45,31 @@ def verdicts(subject: Subject) -> str:
     judged = summarise(subject)["claim"] or []
     judged = judged if isinstance(judged, list) else [judged]
     abouts = [str(c.get("about") or "") for c in claims]
-    return "".join(_verdict(c, about) for c, about in zip(judged, abouts, strict=True))
+    return joined(_verdict(c, about) for c, about in zip(judged, abouts, strict=True))
 
 
 def _verdict(claim: Mapping[str, Any], about: str) -> str:
-    better, than, metric = (escape(str(claim[k])) for k in ("better", "than", "metric"))
+    better, than, metric = (str(claim[k]) for k in ("better", "than", "metric"))
     at, margin = f"at round {claim['at']}" if claim["at"] is not None else "at the end", claim["margin"]
     if margin < 0:
         text = f"in {metric} {at}, {better} is worse than {than} by at most {number(-margin)}"
     else:
         text = f"{better} beats {than} in {metric} {at}" + (f" by more than {number(margin)}" if margin else "")
-    text = f"<b>Claim:</b> {text} — <b>{escape(claim['verdict'])}</b>"
+    more = ""
     if margin and claim["verdict"] != "incomplete":
         shown = {True: "shown", False: "refuted", None: "open"}[claim["holds"]]
-        text += f", the margin is {shown}"
+        more = f", the margin is {shown}"
     if claim["ci95"] is None:
         few = f"it needs two seeds or more with both values; {claim['n']} found"
-        text += f": {few if claim['n'] < 2 else 'a value is not finite'}."
+        more += f": {few if claim['n'] < 2 else 'a value is not finite'}."
     else:
         low, high = claim["ci95"]
-        text += (
+        more += (
             f". Mean improvement {number(claim['mean_difference'], sign=True)}, "
             f"95 % interval {number(low, sign=True)} to {number(high, sign=True)}, {claim['n']} seeds, paired."
         )
-    if about:
-        text = f"<em>{escape(about)}</em><br>{text}"
     kind = {True: "holds", False: "not", None: "open"}[claim["holds"]]
-    return f'<p class="verdict {kind}">{text}</p>'
+    return part("verdict", {"text": text, "verdict": claim["verdict"], "more": more}, about, kind)
 
 
 # -- final values ------------------------------------------------------------------------------------------------------
@@ -90,7 +87,7 @@ def final_values(subject: Subject) -> str:
         if len(means) > 1 and _has_direction(subject, metric):
             best = (min if lower_is_better(metric) else max)(means, key=lambda arm: means[arm])
         cells = [_mean_cell(values.get(metric), metric, arm == best, len(done[arm])) for arm, values in arms.items()]
-        body.append([escape(metric), *cells])
+        body.append([metric, *cells])
     body.append([_soft("seeds"), *(_soft(str(len(done[arm]))) for arm in arms)])
     missing = subject.planned_runs - sum(len(runs) for runs in done.values())
     more = f" {missing} of {subject.planned_runs} runs are not done and do not count." if missing else ""
@@ -104,23 +101,23 @@ def _mean_cell(value: Mapping[str, Any] | None, metric: str, best: bool, seeds: 
     if value is None:
         return "–"
     mean = number(value["mean"], metric)
-    few = f' <span class="sd">n={value["n"]}</span>' if value["n"] != seeds else ""
-    return (f"<b>{mean}</b>" if best else mean) + spread(value["sd"], metric) + few
+    few = joined([" ", part("small", f"n={value['n']}")]) if value["n"] != seeds else ""
+    return joined([part("bold", mean) if best else mean, spread(value["sd"], metric), few])
 
 
 def _run_values(subject: Subject) -> str:
     (run,) = subject.runs
     if not run.rows:
-        return "<p>No round has been written yet.</p>"
+        return part("paragraph", "No round has been written yet.")
     shown = [m for m in subject.metrics if not m.startswith(COST)]
     if not shown:
         without = next((note for note in run.notes if note.startswith("no metric")), None)
-        return f"<p>{escape(without or 'No round has been evaluated yet')}.</p>"
+        return part("paragraph", f"{without or 'No round has been evaluated yet'}.")
     values = outcome(run.rows)
 
     def line(metric: str) -> list[str]:
         found = values[metric]
-        final = [escape(metric), number(found["final"], metric)]
+        final = [metric, number(found["final"], metric)]
         if not _has_direction(subject, metric.removesuffix("_ex")):
             return [*final, "", ""]
         return [*final, number(found["best"], metric), str(found["best_round"] or "–")]
@@ -130,7 +127,7 @@ def _run_values(subject: Subject) -> str:
     over_examples = [line(m) for m in shown if m.endswith("_ex")]
     if not over_examples:
         return over_clients
-    return f"{over_clients}<details><summary>Means over examples</summary>{table(head, over_examples)}</details>"
+    return joined([over_clients, part("details", "Means over examples", table(head, over_examples))])
 
 
 # -- differences -------------------------------------------------------------------------------------------------------
@@ -143,23 +140,24 @@ def difference_table(subject: Subject) -> str:
     reference, *others = subject.arms
     found = differences(subject)
     metrics = [m for m in subject.quality_metrics() if any(m in values for values in found.values())]
-    alone = ", ".join(escape(arm) for arm in others if arm not in found)
+    alone = ", ".join(arm for arm in others if arm not in found)
     reason = f"{alone}: nothing to compare: no seed that is done on the same split in both." if alone else ""
-    head = f"<h2>Difference from {escape(reference)}</h2>"
+    title = f"Difference from {reference}"
     if not metrics:
-        return f"{head}<p>{reason}</p>"
+        return part("section", title, part("paragraph", reason))
     body = []
     for metric in metrics:
         directed = _has_direction(subject, metric)
         cells = [_difference(values.get(metric), metric, directed) for values in found.values()]
-        body.append([escape(metric), *cells])
+        body.append([metric, *cells])
     counts = [str(max(v["n"] for v in values.values())) for values in found.values()]
     body.append([_soft("seeds in common"), *map(_soft, counts)])
     about = (
-        f"Final value minus that of {escape(reference)}, mean over the seeds that both have on the same split, with the "
+        f"Final value minus that of {reference}, mean over the seeds that both have on the same split, with the "
         "paired 95 % interval from two seeds on. ▲ better, ▼ worse: the interval leaves out zero."
     )
-    return head + table(["", *(arm_name(subject, a) for a in found)], body, f"{about} {reason}".strip())
+    made = table(["", *(arm_name(subject, a) for a in found)], body, f"{about} {reason}".strip())
+    return part("section", title, made)
 
 
 def _difference(judged: Mapping[str, Any] | None, metric: str, directed: bool) -> str:
@@ -172,10 +170,10 @@ def _difference(judged: Mapping[str, Any] | None, metric: str, directed: bool) -
         return text
     low, high = sorted(sign * x for x in judged["ci95"])
     if directed and judged["ci95"][0] > 0:
-        text = f'<b class="good">▲ {text}</b>'
+        text = part("bold", f"▲ {text}", "good")
     elif directed and judged["ci95"][1] < 0:
-        text = f'<b class="bad">▼ {text}</b>'
-    return f'{text} <span class="sd">{number(low, sign=True)} to {number(high, sign=True)}</span>'
+        text = part("bold", f"▼ {text}", "bad")
+    return joined([text, " ", part("small", f"{number(low, sign=True)} to {number(high, sign=True)}")])
 
 
 def rank_table(subject: Subject) -> str:
@@ -189,10 +187,9 @@ def rank_table(subject: Subject) -> str:
         *(arm_name(subject, a) for a in arms),
         "seeds",
         "Friedman p",
-        *(f"p, {escape(a)}" for a in arms[1:]),
+        *(f"p, {a}" for a in arms[1:]),
     ]
-    body = [[escape(line[0]), *line[1:]] for line in lines(tests, arms)]
-    return "<h2>Ranks over seeds</h2>" + table(head, body, note(tests))
+    return part("section", "Ranks over seeds", table(head, lines(tests, arms), note(tests)))
 
 
 # -- clients and cost --------------------------------------------------------------------------------------------------
@@ -213,8 +210,10 @@ def client_table(subject: Subject) -> str:
         quantiles = [number(float(x)) for x in np.percentile(over_seeds, [0, 10, 50, 90, 100])]
         rounds = sorted({run.clients[0]["round"] for run in runs if run.clients})
         when = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]}–{rounds[-1]}"
-        body.append([arm_name(subject, arm), number(worst) + spread(sd), *quantiles, f"{len(over_seeds):,}", when])
-    about = f"{escape(metric)} of clients that take part, each on its own test split. Worst tenth: their mean"
+        body.append(
+            [arm_name(subject, arm), joined([number(worst), spread(sd)]), *quantiles, f"{len(over_seeds):,}", when]
+        )
+    about = f"{metric} of clients that take part, each on its own test split. Worst tenth: their mean"
     if any(len(runs) > 1 for runs in subject.arms.values()):
         about += ", over seeds ± standard deviation; the other columns are over the clients of all seeds"
     head = ["", "worst tenth", "least", "10 %", "median", "90 %", "greatest", "clients", "round"]
@@ -240,7 +239,7 @@ def cost_table(subject: Subject) -> str:
             line.append(f"{sent / base:.2f} ×" if base else "–")
         body.append(line)
     if not body:
-        return "<p>No round has been written yet.</p>"
+        return part("paragraph", "No round has been written yet.")
     over_seeds = ", mean over seeds" if any(len(runs) > 1 for runs in subject.arms.values()) else ""
     about = f"Per run{over_seeds}. Up and down: what a deployment would send; moved here: between the processes of this run."
     head = ["", "up", "down", "moved here", "per round", "wall time"]

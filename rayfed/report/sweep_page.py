@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
-from rayfed.report.html import document, figures, headline, number, section, table
+from rayfed.report.html import document, figures, headline, joined, number, part, section, spread, table
 from rayfed.report.picture import Picture
 from rayfed.report.point_text import short_names, value_text
 from rayfed.report.statistics import mean_interval, paired_difference
@@ -32,21 +31,30 @@ def render(sweep: Sweep, summary: Mapping[str, Any]) -> tuple[str, list[Picture]
         "method": str(sweep.about["config"]["method"]["name"]),
         "status": summary["status"],
     }
-    settings = [f"<li><code>{escape(k)}</code>: {escape(value_text(v))}</li>" for k, v in sweep.about["swept"].items()]
+    settings = [part("setting", k, value_text(v)) for k, v in sweep.about["swept"].items()]
     commands = f"{sweep.about['command']}\nrayfed sweep --resume {sweep.path}"
-    config = escape(yaml_bytes(sweep.about["config"]).decode())
-    versions = " · ".join(f"{escape(k)} <b>{escape(str(v))}</b>" for k, v in sweep.about["versions"].items())
+    config = yaml_bytes(sweep.about["config"]).decode()
     sections = [
         headline(sweep.about["name"], "Sweep", facts),
-        "".join(f"<p>{escape(note)}</p>" for note in summary["notes"]),
-        "<h2>Best trials</h2>" + _trials(sweep),
-        f'<h2>Pairs of settings</h2><div class="side">{figures(maps)}</div>{_maps_caption(sweep)}' if maps else "",
+        joined(part("paragraph", note) for note in summary["notes"]),
+        part("section", "Best trials", _trials(sweep)),
+        part("section", "Pairs of settings", joined([part("side", figures(maps)), _maps_caption(sweep)]))
+        if maps
+        else "",
         section("All settings", [parallel]),
         section("Curves by setting", curves),
-        f"<h2>What was swept</h2><ul>{''.join(settings)}</ul>",
-        f'<h2>Repeat it</h2><pre class="command"><code>{escape(commands)}</code></pre>',
-        f"<h2>Settings and versions</h2><p>{versions}</p>"
-        f"<details><summary>config</summary><pre><code>{config}</code></pre></details>",
+        part("section", "What was swept", part("items", settings)),
+        part("section", "Repeat it", part("code", commands, "command")),
+        part(
+            "section",
+            "Settings and versions",
+            joined(
+                [
+                    part("paragraph", part("versions", sweep.about["versions"])),
+                    part("details", "config", part("code", config)),
+                ]
+            ),
+        ),
     ]
     html = document(f"{sweep.about['name']} · rayfed sweep", sections)
     return html, [p for p in (*maps, parallel, *curves) if p]
@@ -64,33 +72,33 @@ def _maps_caption(sweep: Sweep) -> str:
     rounds = sweep.about["rounds"]
     without = " Without trials that diverged or failed." if sweep.unsound else ""
     text = f"Mean over the trials with both values, after {rounds} rounds; one scale of colours for all.{star}{without}"
-    return f'<p class="caption">{text}</p>'
+    return part("paragraph", text, "caption")
 
 
 def _trials(sweep: Sweep) -> str:
     """Return the table of trials, best first."""
     if not sweep.trials:
-        return "<p>No trial has been evaluated yet.</p>"
+        return part("paragraph", "No trial has been evaluated yet.")
     names, body = short_names(sweep.settings), []
     best = sweep.ranked[0] if sweep.ranked else None
     reference = best.by_seed(sweep.metric) if best else {}
     for i, t in enumerate(sweep.ranked):
         mean, _, half = mean_interval(list(t.by_seed(sweep.metric).values()))
-        value = number(mean) + ("" if half is None else f' <span class="sd">± {number(half)}</span>')
+        value = joined([number(mean), spread(half)])
         gap = "–" if t is best else _difference(paired_difference(t.by_seed(sweep.metric), reference))
-        rounds = str(t.round) + ("" if t.complete else ' <span class="sd">stopped</span>')
-        settings = [escape(value_text(t.point.get(s))) for s in sweep.settings]
-        body.append([str(i + 1), *settings, f"<b>{value}</b>" if t is best else value, gap, rounds, escape(t.name)])
+        rounds = joined([str(t.round), "" if t.complete else " ", "" if t.complete else part("small", "stopped")])
+        settings = [value_text(t.point.get(s)) for s in sweep.settings]
+        body.append([str(i + 1), *settings, part("bold", value) if t is best else value, gap, rounds, t.name])
     for t in sweep.unsound:
-        settings = [escape(value_text(t.point.get(s))) for s in sweep.settings]
-        body.append(["–", *settings, escape(str(t.outcome)), "–", str(t.round), escape(t.name)])
-    head = ["", *(escape(names[s]) for s in sweep.settings), escape(sweep.metric), "minus the best", "rounds", "trial"]
+        settings = [value_text(t.point.get(s)) for s in sweep.settings]
+        body.append(["–", *settings, str(t.outcome), "–", str(t.round), t.name])
+    head = ["", *(names[s] for s in sweep.settings), sweep.metric, "minus the best", "rounds", "trial"]
     about = (
         "Mean over the seeds ± half the 95 % interval of the mean; the difference from the best trial is paired by seed, with its "
         "95 % interval. The best of many trials is a little better than it would be again: the same seeds chose it."
     )
     first, rest = table(head, body[:MAX_LINES], about), body[MAX_LINES:]
-    return first + (f"<details><summary>{len(rest)} more</summary>{table(head, rest)}</details>" if rest else "")
+    return joined([first, part("details", f"{len(rest)} more", table(head, rest)) if rest else ""])
 
 
 def _difference(found: Mapping[str, Any]) -> str:
@@ -99,5 +107,5 @@ def _difference(found: Mapping[str, Any]) -> str:
     text = number(found["mean"], sign=True)
     if found["ci95"]:
         low, high = found["ci95"]
-        text += f' <span class="sd">{number(low, sign=True)} to {number(high, sign=True)}</span>'
+        text = joined([text, " ", part("small", f"{number(low, sign=True)} to {number(high, sign=True)}")])
     return text

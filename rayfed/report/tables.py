@@ -6,12 +6,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed.errors import ConfigError, nearest
 from rayfed.metrics import OF_STREAM, SCOPES, lower_is_better
-from rayfed.report.html import number
+from rayfed.report.html import joined, number, part
 from rayfed.report.ranks import RankTests, lines, note, rank_tests
 from rayfed.report.statistics import mean_interval
 from rayfed.report.subject import Subject
@@ -119,12 +118,14 @@ class ResultTable:
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook."""
-        head = "".join(f"<th>{escape(c)}</th>" for c in ("arm", *self.metrics, "seeds"))
-        body = "".join(
-            f"<tr><td>{escape(arm)}</td>{''.join(f'<td>{c}</td>' for c in cells)}<td>{self.seeds[arm]}</td></tr>"
+        from markupsafe import Markup
+
+        body = [
+            [arm, *map(Markup, cells), self.seeds[arm]]  # of numbers
             for arm, cells in self._text("<b>{}</b>", "±", "–").items()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(self._note())}</p>"
+        ]
+        table = part("plain_table", ["arm", *self.metrics, "seeds"], body)
+        return joined([table, part("paragraph", self._note())])
 
     def __str__(self) -> str:
         return self.to_markdown()

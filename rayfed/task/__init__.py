@@ -126,7 +126,7 @@ class Task:
         cut: where training steps cross from a client to a server and back (`task.split`); None where the network is whole.
         families: where clients have several models (`task.model`), name -> the task of those that have this one; family: then (N,)
             int64, the number of each client's. A visit is given its client's. A server program is given what all have in common:
-            parameters of one name and shape, the last layer's among them, and no network.
+            parameters of one name and shape, the last layer's among them, and no network. family_name: of the task of one family its name.
         dtype, device: of tensors that are made to go with the parameters.
 
     Every function is pure in `params` and works under `torch.func` transforms, under `vmap` where `vectorize` is True and no
@@ -165,6 +165,7 @@ class Task:
     measures: tuple[Measure, ...] = (MEASURES["loss"], MEASURES["accuracy"])
     families: Mapping[str, Task] = MappingProxyType({})
     family: np.ndarray | None = None
+    family_name: str = "all"
     mixture: ClassVar[str] = (
         ""  # what scores of a mixture of models mean, where it is not the mixture's own loss and accuracy
     )
@@ -532,6 +533,10 @@ class Task:
     def of_family(self, number: int) -> Task:
         """Return the task of the family of a number; itself where all clients have one model."""
         return [*self.families.values()][number] if self.families else self
+
+    def by_family(self) -> dict[str, Task]:
+        """Return name -> the task of each family; {"all": itself} where all clients have one model."""
+        return dict(self.families) or {self.family_name: self}
 
     def of_client(self, client: int) -> Task:
         """Return the task of a client's family; itself where all clients have one model."""

@@ -115,7 +115,7 @@ def _of_method(found: Sequence[Transform], at: Mapping[str, str], config: Config
 def _has_size(shape: Any) -> bool:
     if isinstance(shape, Array):
         return all(isinstance(axis, int) or axis == "C" for axis in shape.axes)
-    return isinstance(shape, Params)
+    return isinstance(shape, Params) and not shape.own
 
 
 def _clip(found: Sequence[Transform], at: Mapping[str, str], config: Config) -> list[str]:

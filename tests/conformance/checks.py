@@ -375,7 +375,7 @@ def misfit(part: Part, shapes: Any, task: Any) -> str | None:
     params = {n: tuple(p.shape) for n, p in task.params_like.items()}
     if like == "any":
         return None
-    if like == "params":
+    if like in ("params", "own params"):
         return None if {n: s.shape for n, s in shapes.items()} == params else f"{shapes} are not the model's"
     if like.startswith(("params of ", "params but ")):
         words = like.removeprefix("params of ").removeprefix("params but ").split(", ")

@@ -92,6 +92,17 @@ VARIANTS: dict[str, list[Any]] = {
         {"distill": False, "clusterer": {"kind": "bipartition", "eps_1": 0.9}},
         {"distill": False, "clusterer": {"kind": "subspace", "basis": 2, "measure": "smallest", "threshold": 30}},
     ],
+    "disue_families": [
+        {"iterations": 1, "student_steps": 1, "batch": 4},
+        {
+            "inputs": "statistics",
+            "accept": "best",
+            "iterations": 1,
+            "batch": 4,
+            "clusterer": {"kind": "auto", "least": 0.0},
+        },
+        {"inputs": "client_generators", "generator_epochs": 1, "noise": 4, "iterations": 1, "batch": 4},
+    ],
     "fedavg": [
         {},
         ({"server_lr": 0.5}, {"local": ADAM, "resources": {"cohort": 4}}),

@@ -38,6 +38,7 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
     ("lg_fedavg", {"task": {"model": TWO}, "transforms": [{"kind": "topk", "fraction": 0.5}]}),
     ("fedmd", {"task": {"model": TWO}, **PUBLIC}),
     ({"name": "fedd2s", "samples": 1, "server_steps": 2}, {"task": {"model": TWO}}),
+    ({"name": "disue_families", "iterations": 1, "student_steps": 1, "batch": 4}, {"task": {"model": TWO}}),
 ]
 
 

@@ -39,6 +39,10 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     ("gifd", "tv"): (FEW, {**LEAKS, "task": {"data": "digits"}}),
     "cfl": (CUTS, {"federation": {"split": {"val": 0.2}}}),
     "disue": (SHORT, PROBE),
+    "disue_families": (SHORT, PROBE),
+    **dict.fromkeys(
+        [("disue_families", n) for n in ("teacher", "covariance", "shrink")], ({**SHORT, "inputs": "statistics"}, {})
+    ),
     "fedftg": (SHORT, PROBE),
     "feddf": ({"steps": 3, "batch": 16}, PROBE),
     "fedmd": ({}, PROBE),
@@ -74,6 +78,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     ("cfl", "absent"): (CUTS, {"federation": {"per_round": None}}),
     ("cfl", "relative"): ({**CUTS, "eps_2": 0.99}, {}),
     ("disue", "classes"): ({**SHORT, "clusters": 1}, {}),  # one expert shares no class
+    ("disue_families", "classes"): ({**SHORT, "clusters": 1}, {}),
     "ocfl": ({}, {"federation": {"per_round": None}, "local": {"epochs": 4}}),
     ("pacfl", "relative"): ({"threshold": 20.0}, {}),
     ("fedftg", "classes"): (SHORT, {"federation": {"per_round": 1}}),
@@ -94,7 +99,12 @@ class Fewer(ToyFed):
         return super().sample(n, where=where)[self.round % 2 :: 2]
 
 
-TWINS = ("fedftg", "fedbip_l", "fedyogi")  # most of their settings are read by the code of another method
+TWINS = (
+    "disue_families",
+    "fedftg",
+    "fedbip_l",
+    "fedyogi",
+)  # most of their settings are read by the code of another method
 
 
 def settings() -> Iterator[Any]:

@@ -55,7 +55,8 @@ def test_a_run_in_all_its_parts(runs: Path) -> None:
     worst = [line[spread["columns"].index("accuracy")] for line in spread["worst"]]
     assert worst == sorted(values)[: len(worst)]
     assert run["about"]["clients"] == 14 and run["about"]["method"] == "ifca"
-    assert run["events"][0]["kind"] == "finished"
+    log = Board(runs).log(run["id"])
+    assert log is not None and log["events"][0]["kind"] == "finished" and Board(runs).log("nothing") is None
 
 
 def test_who_moved_between_clusters(runs: Path) -> None:
@@ -73,7 +74,8 @@ def test_a_torn_part_costs_only_itself(runs: Path) -> None:
     assert run is not None
     assert "problem" in run["spread"] and "problem" in run["clusters"]
     assert {p["name"] for p in run["curves"]} >= {"accuracy", "loss"}
-    assert run["events"] and all(e["kind"] for e in run["events"])
+    log = Board(runs).log("torn")
+    assert log is not None and log["events"] and all(e["kind"] for e in log["events"])
     assert Board(runs).run("numbers")["curves"] == []  # type: ignore[index]  # words and trees are no curves
     assert "problem" in Board(runs).run("foreign")  # type: ignore[operator]
 

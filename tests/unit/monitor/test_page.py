@@ -16,9 +16,19 @@ from tests.unit.monitor.runs import HARMFUL, listed
 
 WIDER = "document.documentElement.scrollWidth - innerWidth"
 INK = "getComputedStyle(document.body).backgroundColor"
-POINTER = """(() => { const s = document.querySelector('.grids svg'), b = s.getBoundingClientRect();
-s.dispatchEvent(new PointerEvent('pointermove', {clientX: b.left + b.width, clientY: b.top + 5}));
-return s.parentElement.querySelector('.reading').textContent; })()"""
+PARTS = """[plots.length, document.querySelectorAll('.uplot canvas').length,
+[...document.querySelectorAll('h2')].slice(1).map(h => h.innerText)]"""
+POINTER = """(() => { const over = document.querySelector('.grids .u-over'), b = over.getBoundingClientRect();
+const legend = over.closest('.uplot').querySelector('.u-legend');
+for (const [kind, x] of [['mouseenter', 1], ['mousemove', 1]])
+  over.dispatchEvent(new MouseEvent(kind, {clientX: b.left + x, clientY: b.top + 5, bubbles: true}));
+const first = legend.innerText; over.dispatchEvent(new MouseEvent('mouseleave')); return [first, legend.innerText]; })()"""
+TOGGLE = """(() => { const heads = () => [...document.querySelectorAll('.grids .u-legend')][0].querySelectorAll('.u-series');
+heads()[1].querySelector('th').click(); redraw();
+return [...heads()].map(s => s.classList.contains('u-off')); })()"""
+SMOOTH = """(() => { const i = document.querySelector('#smooth'); i.value = 0.5; i.dispatchEvent(new Event('change'));
+return [plots[0].series.length, plots[0].series.filter(s => s.class === 'raw').length]; })()"""
+TAB = "new Promise(done => {{ view.tab = '{}'; refresh().then(() => done({})); }})"
 FILTER = """new Promise(done => { const i = document.querySelector('#filter'); i.value = 'ifca'; i.dispatchEvent(new Event('input'));
 setTimeout(() => done(document.querySelectorAll('.run').length), 1500); })"""
 
@@ -40,24 +50,37 @@ def test_a_browser_shows_it(server: Server, runs: Path, tmp_path: Path) -> None:
         assert HARMFUL in text and title == "rayfed monitor", "names are text"
         assert wide <= 0 and (tmp_path / "list.png").stat().st_size > 10_000
         for width in (1280, 400):
-            heads, lines, bars, wide, said, light = b.evaluate(
+            (drawn, canvases, heads), wide, (first, rest), light, switched, smooth, *others = b.evaluate(
                 address,
-                "[...document.querySelectorAll('h2')].map(h => h.innerText)",
-                "document.querySelectorAll('polyline').length",
-                "document.querySelectorAll('rect').length",
+                PARTS,
                 WIDER,
                 POINTER,
                 INK,
+                TOGGLE,
+                SMOOTH,
+                *(TAB.format(name, f"[{PARTS}, {WIDER}]") for name in ("Clients", "Log", "Settings")),
                 width=width,
             )
-            assert heads[1:] == ["Scores", "Clusters", "Clients", "Actors", "Cost", "Events", "Settings"]
-            assert lines >= 8 and bars >= 8 and wide <= 0
-            assert said.startswith("round 4: ") and "personal" in said
+            assert heads == ["Scores", "Clusters", "Cost"] and drawn == canvases >= 8 and wide <= 0
+            assert first.startswith("round1") and rest.startswith("round4") and "personal" in rest
+            assert switched[1] and not any(switched[2:]), "a line that is switched off stays so"
+            assert smooth[0] == 1 + 2 * smooth[1] and smooth[1] >= 2
+            assert [p[2] for p, _ in others] == [["Clients"], ["Actors", "Events"], ["Settings"]]
+            assert others[0][0][0] >= 2 and all(w <= 0 for _, w in others)
         assert b.evaluate(address, INK, dark=True) != [light], "dark follows the system"
-        torn, problems = b.evaluate(
-            f"{server.url}#torn", "document.body.innerText", "document.querySelectorAll('.problem').length"
+        torn, problems, clients = b.evaluate(
+            f"{server.url}#torn",
+            "document.body.innerText",
+            "document.querySelectorAll('.problem').length",
+            TAB.format("Clients", "document.querySelector('.problem').innerText"),
         )
-        assert "cannot be read" in torn and problems >= 2 and "SCORES" not in torn and "accuracy" in torn
+        assert (
+            "cannot be read" in torn
+            and problems >= 1
+            and "cannot be read" in clients
+            and "SCORES" not in torn
+            and "accuracy" in torn
+        )
         gone = b.evaluate(f"{server.url}#nothing", "document.body.innerText")[0]
         assert "There is no such run" in gone
         assert b.evaluate(server.url, FILTER) == [1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rayfed.report.html import document, duration, headline, number, section, size, spread, swatch, table
+from rayfed.report.html import document, duration, headline, number, part, section, size, spread, swatch, table
 from rayfed.report.picture import INK, line_style
 
 
@@ -31,13 +31,14 @@ def test_bytes_and_seconds_have_units():
 
 
 def test_text_is_escaped_and_cells_are_html():
-    assert "<b>x</b>" in table(["a"], [["<b>x</b>"]]) and "<p" not in table(["a"], [])
+    assert "<b>x</b>" in table(["a"], [[part("bold", "x")]]) and "<p" not in table(["a"], [])
+    assert "&lt;b&gt;x" in table(["a"], [["<b>x</b>"]]) and "&lt;i&gt;" in table(["<i>"], [], "<i>")
     page = document("<name>", ["", headline("<n>", "Run", {"a<b": "c&d"})])
     assert "<title>&lt;name&gt;</title>" in page and "a&lt;b" in page and "c&amp;d" in page and "<n>" not in page
 
 
 def test_an_empty_section_is_left_out():
-    assert section("Title", [None]) == "" and section("Title", [], after="<p>x</p>") == "<h2>Title</h2><p>x</p>"
+    assert section("Title", [None]) == "" and section("Title", [], part("paragraph", "x")) == "<h2>Title</h2><p>x</p>"
 
 
 def test_swatches_are_samples_of_lines():
