@@ -38,7 +38,7 @@ def test_trials_that_diverged_or_failed_are_on_the_page(tmp_path: Path) -> None:
         (path / "trials" / trial / "outcome.json").write_text(json.dumps(outcome))
     summary = write_sweep(path)
     html = (path / "sweep.html").read_text()
-    assert ">diverged in round 5<" in html and "failed: KeyError: &#x27;&lt;x&gt;&#x27;" in html
+    assert ">diverged in round 5<" in html and "failed: KeyError: &#39;&lt;x&gt;&#39;" in html
     assert "3 complete, 1 diverged, 1 failed, 6 begun of 6" in html and html.index(">00000<") < html.index(">00004<")
     assert [(d["trial"], d["diverged"]) for d in summary["diverged"]] == [("00004", 5)]
     assert [(d["trial"], d["error"]) for d in summary["errors"]] == [("00003", "KeyError: '<x>'")]
