@@ -85,7 +85,7 @@ PAIRS: dict[str, Any] = {  # and: questions and their passages, a topic for each
 
 TOWERS: dict[str, Any] = {  # and: pictures whose classes are known by name, two of which no client has
     "task": {
-        "data": {"name": "synthetic:shapes", "classes": 8, "examples": 96, "test": 24, "size": 8},
+        "data": {"name": "synthetic:shapes", "classes": 8, "examples": 64, "test": 16, "size": 8},
         "model": {"name": "two_tower"},
     },
     "adapter": {"kind": "prompts", "text": 2, "image": 1},
@@ -96,7 +96,7 @@ TOWERS: dict[str, Any] = {  # and: pictures whose classes are known by name, two
         "groups": {"kind": "none"},
         "new_classes": 2,
     },
-    "local": {"epochs": 1},
+    "local": {"epochs": None, "steps": 1, "batch_size": 4},
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -25,6 +24,12 @@ class Towers(Task):
 
     What is trained are prompts in one tower or both (`adapter: prompts`), or both towers whole (`adapter: none`). Untrained it is the
     zero-shot classifier. `loss` compares with the names of those classes that clients may have; scores compare with all.
+
+    Attributes:
+        base, new: numbers of the classes that clients may have and of those that none has, (n,) each; place: of each class among
+            the base ones, (C,), 0 for new ones.
+        anchors: the frozen features (C, d) of the classes, of their names within the templates.
+        plain: trained entries under which the image tower is the frozen one: no visual prompts.
     """
 
     class Settings(TaskSettings):
@@ -47,6 +52,11 @@ class Towers(Task):
         new = list(federation.new_classes)
         self.new = torch.tensor(new, dtype=torch.int64, device=self.device)
         self.base = torch.tensor([c for c in range(self.classes) if c not in new], device=self.device)
+        # All of these before the first visit: what is made within a transform may not outlive it.
+        self.anchors: Tensor = self.layer("").anchors.to(self.dtype)
+        self.plain: Tree = {n: p[:0] for n, p in self.params_like.items() if n.endswith(".vpt.tokens")}
+        self.place = torch.zeros(self.classes, dtype=torch.int64, device=self.device)
+        self.place[self.base] = torch.arange(len(self.base), device=self.device)
 
     @classmethod
     def problems(cls, config: Config, federation: Federation) -> list[str]:
@@ -91,20 +101,10 @@ class Towers(Task):
         with self._while(tower=tower, mixed=True):  # mixed: no augmentation, which is of pictures
             return self.apply(params, x)
 
-    @cached_property
-    def anchors(self) -> Tensor:
-        """Return the frozen features (C, d) of the classes, from their names within the templates."""
-        return self.layer("").anchors.to(self.dtype)
-
     @property
     def scale(self) -> Any:
         """Return what cosines are multiplied by."""
         return self.layer("").scale
-
-    @cached_property
-    def plain(self) -> Tree:
-        """Return the trained entries under which the image tower is the frozen one: no visual prompts."""
-        return {n: p[:0] if n.endswith(".vpt.tokens") else p for n, p in self.initial.items()}
 
     def zero_shot(self, x: Tensor) -> Tensor:
         """Return logits (B, C) of pictures without any prompt, by `anchors`."""
@@ -116,17 +116,10 @@ class Towers(Task):
         """Return logits (B, n) of pictures against some classes (n,), whose names alone are read."""
         return self.scale * (self.image_features(params, x) @ self.class_features(params, classes).T)
 
-    @cached_property
-    def _place(self) -> Tensor:
-        """Return the place of each class among those that clients may have, (C,); 0 for the others, which no client has."""
-        place = torch.zeros(self.classes, dtype=torch.int64, device=self.device)
-        place[self.base] = torch.arange(len(self.base), device=self.device)
-        return place
-
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Return cross-entropy (B,) against the classes that clients may have."""
         if not len(self.new):
             return super().loss(params, batch, key)
         with self.training(batch, key):
             logits = self.logits_of(params, batch["x"], self.base)
-        return self.cross_entropy(logits, self._place[batch["y"].long()], key)
+        return self.cross_entropy(logits, self.place[batch["y"].long()], key)

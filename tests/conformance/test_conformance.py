@@ -24,6 +24,7 @@ RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha"
 BOTTLENECK = {"adapter": {"kind": "bottleneck", "size": 3}}
 SSF = {"adapter": {"kind": "ssf"}}
 PROMPT = {"adapter": {"kind": "prompt", "tokens": 3}}
+UNLABELLED = toy.merge(toy.TOWERS, {"federation": {"public": {"rows": 10, "classes": "new"}}})
 
 BATCHNORM = {"task": {"model": {"name": f"{Path(__file__).parents[1] / 'own_nets.py'}:batchnorm"}}}
 COMES = {
@@ -162,6 +163,14 @@ VARIANTS: dict[str, list[Any]] = {
             {"digest": "kl", "tau": 2.0, "digest_epochs": 2, "digest_lr": 0.05},
             {**BATCHNORM, "federation": {"public": {"rows": 150}}},
         ),
+    ],
+    "dpc": [
+        ({"stage_rounds": 1, "k": 2}, toy.TOWERS),
+        ({"stage_rounds": 1, "w_base": 0.2, "w_new": 0.3}, toy.merge(toy.TOWERS, {"local": ADAM})),
+    ],
+    "mao": [
+        ({"base_rounds": 1, "new_rounds": 1, "k": 3}, UNLABELLED),
+        ({"base_rounds": 2, "new_rounds": 0, "negatives": "random", "candidates": "all"}, toy.TOWERS),
     ],
     "feddf": [({"steps": 3, "batch": 16}, {"federation": {"probe": 40}})],
     "fedftg": [SHORT, {**SHORT, "adversary": "kl", "fidelity_of": "ensemble", "cross_entropy": 0.5}],
