@@ -38,6 +38,9 @@ class Method:
         wire: the parts that travel (`down`, `up`) and that are kept (`keep` at clients, `server`).
         needs: what it needs of the task, words of `rayfed.task.OFFERS` and "columns:NAME"; checked before anything starts.
         universal: the part of the server state that is the one global model; None if there is none.
+        first_family: whether the one global model is a network of the first family, where clients have several: a server that has a
+        model of
+            its own and sends no weights.
         sums_only: whether `round` reads nothing of its replies but means and sums of updates: not who or how many replied, no single
             reply. Differential privacy is claimed only where it is so.
         no_buffers: why the method cannot have a network that writes buffers in training (running statistics, counters), as the end
@@ -84,6 +87,7 @@ class Method:
     logs: ClassVar[Mapping[str, tuple[str, str]]] = NO_LOGS
     needs: ClassVar[frozenset[str]] = frozenset()
     universal: ClassVar[str | None] = "model"
+    first_family: ClassVar[bool] = False
     sums_only: ClassVar[bool] = False
     no_buffers: ClassVar[str | None] = None
     no_rule: ClassVar[str | None] = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed import models, partition, tree
 from rayfed import task as tasks
 from rayfed.adapters import ranks
+from rayfed.data import modalities
 from rayfed.engine.best import FOLDER, kept
 from rayfed.engine.dispatch import Dispatch
 from rayfed.engine.evaluation import Evaluation
@@ -19,6 +20,7 @@ from rayfed.engine.resident import Resident
 from rayfed.errors import ConfigError
 from rayfed.lazy import torch
 from rayfed.method import Method
+from rayfed.models import families
 from rayfed.models.start import start_from
 from rayfed.partition.targets import Targets
 from rayfed.storage import atomic, snapshots, tree_files
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rayfed.config.schema import Config, Named
+    from rayfed.data.modalities import Modality
     from rayfed.task import Task
     from rayfed.tree import Tree
 
@@ -45,12 +48,14 @@ class Model(dict[str, Any]):
         logits: Callable[[Tree, Tensor], Tensor] | None = None,
         build: Callable[[], nn.Module] | None = None,
         targets: Targets | None = None,
+        modalities: Sequence[Modality] = (),
     ):
         """logits(parameters, x): where the network alone does not give them; build(): the network, where its name does not say
-        all of it (a pretrained one with its frozen base); targets: what it answers with where that is no class."""
+        all of it (a pretrained one with its frozen base); targets: what it answers with where that is no class; modalities: what an example
+        holds, where it is of several."""
         super().__init__(parameters)
         self.network, self.classes, self.input_shape, self.logits = network, classes, tuple(input_shape), logits
-        self.build, self.targets = build, targets
+        self.build, self.targets, self.modalities = build, targets, tuple(modalities)
 
     def __call__(self, x: ArrayLike) -> Tensor:
         """Return logits (B, classes), or numbers in their own unit, without gradients. ValueError if the inputs are not
@@ -86,7 +91,7 @@ class Model(dict[str, Any]):
             return self.build()
         like = next(iter(self.values()))
         with torch.random.fork_rng(devices=[]):
-            module = models.build(self.network, self.classes, self.input_shape)
+            module = models.build(self.network, self.classes, self.input_shape, self.modalities)
         return module.to(device=like.device, dtype=like.dtype).eval()
 
     @cached_property
@@ -128,7 +133,13 @@ def load_model(folder: Path, config: Config, name: str, where: str = "model") ->
         pretrained = {"logits": lambda p, x: task().apply(p, x), "build": lambda: task().module()}
     targets = Targets.of(meta.get("targets"))
     return Model(
-        parameters, config.task.model, int(meta["classes"]), meta["input_shape"], **pretrained, targets=targets
+        parameters,
+        next(iter(families.models(config.task.model).values())),  # of families the first one's (`Method.first_family`)
+        int(meta["classes"]),
+        meta["input_shape"],
+        **pretrained,
+        targets=targets,
+        modalities=modalities.of(meta.get("modalities", ())),
     )
 
 
@@ -221,4 +232,5 @@ class Served:
             partial(self.method.logits, task) if own or hf else None,
             task.module if hf and not own else None,
             self.federation.targets,
+            self.federation.modalities,
         )

@@ -99,6 +99,29 @@ TOWERS: dict[str, Any] = {  # and: pictures whose classes are known by name, two
     "local": {"epochs": None, "steps": 1, "batch_size": 4},
 }
 
+MODAL: dict[str, Any] = {  # and: rows of a picture, a text and measurements, of which some lack one or two
+    "task": {
+        "data": {
+            "name": "modalities:constructed",
+            "examples": 120,
+            "test": 30,
+            "classes": 3,
+            "size": 3,
+            "words": 12,
+            "length": 4,
+            "features": 3,
+        },
+        "model": {"name": "modalities", "dim": 4, "hidden": 6, "absent": "refined"},
+    },
+    "federation": {
+        "clients": 6,
+        "per_round": 4,
+        "partition": {"kind": "iid"},
+        "groups": {"kind": "none"},
+        "modalities": {"absent": 0.4},
+    },
+}
+
 
 def config(method: Spec = "fedavg", *, executor: str = "loop", dtype: str = "float32", **changes: Any) -> Config:
     """The toy's config; `changes` are merged key by key, as the arms of a study are."""

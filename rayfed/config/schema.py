@@ -472,6 +472,35 @@ class Stream(Section):
     share: float = Field(1.0, gt=0, le=1, description="Share of the clients that drift on at each border.")
 
 
+class Modalities(Section):
+    needs: ClassVar = {"concentration": (Need("absent", (0.0,), but=True),)}
+
+    owners: dict[str, float] = Field(
+        {},
+        description="Which modalities clients have, and in which proportions: {image: 1, text: 1, image+text: 2}; {}: all have all.",
+    )
+    absent: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a client's modalities that a training row lacks, at random; each row keeps one.",
+    )
+    concentration: float | None = Field(
+        None,
+        gt=0,
+        description="Clients' shares are Beta(absent c, (1 - absent) c), the more unequal the smaller c; null: all alike.",
+    )
+    absent_test: float = Field(0.0, ge=0, lt=1, description="The same of test rows, whose shares are all alike.")
+
+    @field_validator("owners")
+    @classmethod
+    def _some(cls, v: Any) -> Any:
+        wrong = [n for n, share in v.items() if share <= 0]
+        if wrong:
+            raise ValueError(f"{wrong[0]}: {v[wrong[0]]:g} found, allowed: a share > 0")
+        return v
+
+
 class FederationSection(Section):
     clients: int = Field(60, ge=1, description="Number of clients; under `natural`, so many ids drawn by seed.")
     per_round: int | float | None = Field(None, description="Clients per round: a number, a fraction, or null for all.")
@@ -497,6 +526,7 @@ class FederationSection(Section):
     holdout: Holdout = Holdout()
     split: Split = Split()
     public: Public = Public()
+    modalities: Modalities = Modalities()
     probe: int = Field(0, ge=0, description="Rows of a public set without labels; short for `public.rows`.")
     stream: Stream = Stream()
 

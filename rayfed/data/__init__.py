@@ -13,6 +13,7 @@ from rayfed.errors import ConfigError, nearest, refusing
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
+    from rayfed.data.modalities import Modality
 
 SOURCES = {  # head of the name -> file
     "digits": "digits",
@@ -21,6 +22,7 @@ SOURCES = {  # head of the name -> file
     "synthetic": "synthetic",
     "sklearn": "bundled",
     "pareto": "fronts",
+    "modalities": "modal_sets",
 }
 RESERVED = ("x", "y", "w")  # names of what every batch has
 OTHER_FORMS = {  # kind of data -> what y holds, where that is no target
@@ -28,6 +30,7 @@ OTHER_FORMS = {  # kind of data -> what y holds, where that is no target
     "items": "items",
     "pareto": "problems",
     "pairs": "pairs",
+    "modalities": "modalities",
 }
 BUNDLED = {  # name -> of what it is, and what is predicted
     "breast_cancer": "569 biopsies, 30 measurements; malignant or benign",
@@ -72,8 +75,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set; kind: image | tabular | text | instruct | items | pareto | pairs; classes, label_names: of the
-    classes, of the labels, or of the numbers that y holds; notes: what a reader of results should know of how it was read."""
+    """A named data set; kind: image | tabular | text | instruct | items | pareto | pairs | modalities; classes, label_names: of the
+    classes, of the labels, or of the numbers that y holds; notes: what a reader of results should know of how it was read; modalities:
+    what a row of kind modalities holds, in its order (`rayfed.data.modalities`)."""
 
     name: str
     train: Part
@@ -82,12 +86,13 @@ class Dataset:
     label_names: tuple[str, ...]
     kind: str
     notes: tuple[str, ...] = ()
+    modalities: tuple[Modality, ...] = ()
 
     @property
     def form(self) -> str:
         """Return what y holds: classes (n,) whole numbers | labels (n, L) 0 or 1 | numbers (n,) or (n, T) floats | records, whose x
         holds the targets too | items that the row's user took, whole numbers (n,) | problems, whole numbers (n,) | pairs,
-        whose two sides are in x, (n, 2, L)."""
+        whose two sides are in x, (n, 2, L) | modalities, whole numbers (n,), classes of rows that lack some of what others have."""
         y = self.train.y
         if self.kind in OTHER_FORMS:
             return OTHER_FORMS[self.kind]
@@ -131,6 +136,8 @@ def names() -> list[tuple[str, str]]:
             "synthetic:quadratics",
             "points that clients' quadratic functions are least at, summing to zero (constructed)",
         ),
+        ("modalities:constructed", "picture, text and measurements of one hidden class and state (constructed)"),
+        ("modalities:digits", "the digits in quarters or halves, each a modality of its own"),
         *((f"sklearn:{n}", about) for n, about in BUNDLED.items()),
         *((f"pareto:{n}", about) for n, about in FRONTS.items()),
         ("path/to/file.py:function", "your own function (seed, **options) -> rayfed.data.Dataset"),

@@ -10,7 +10,7 @@ import numpy as np
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.user_function import check_function, load_function
 from rayfed.config.watchdog import say_if_slow
-from rayfed.data import RESERVED, Dataset, Part, pictures
+from rayfed.data import RESERVED, Dataset, Part, modalities, pictures
 from rayfed.data.columns import EXACT
 from rayfed.data.table import SPLITS
 from rayfed.errors import ConfigError, nearest
@@ -18,7 +18,7 @@ from rayfed.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from rayfed.config.schema import Named
 
-KINDS = ("image", "tabular", "text", "instruct", "items", "pairs")
+KINDS = ("image", "tabular", "text", "instruct", "items", "pairs", "modalities")
 
 
 def check(spec: Named) -> list[str]:
@@ -65,6 +65,8 @@ def checked(d: Dataset) -> Dataset:
             _check_targets(parts[which].y, which, int(d.classes), parts.get("train", parts[which]).y)
             _check_columns(parts[which], which)
             _check_further(parts[which], which, parts.get("train", parts[which]))
+            if d.kind == "modalities" and (wrong := modalities.problems(parts[which].x, d.modalities, which)):
+                raise ConfigError(wrong)
             _check_values(parts[which].x, which, d.kind)
         except ConfigError as e:
             problems += e.problems
@@ -75,7 +77,8 @@ def checked(d: Dataset) -> Dataset:
     train, test = parts["train"], parts["test"]
     xs, notes = _typed([train.x, test.x], d.kind, str(d.name))
     train, test = (replace(p, x=x, columns=_typed_columns(p)) for p, x in zip((train, test), xs, strict=True))
-    return Dataset(str(d.name), train, test, int(d.classes), names, d.kind, (*map(str, d.notes or ()), *notes))
+    notes = [*map(str, d.notes or ()), *notes]
+    return Dataset(str(d.name), train, test, int(d.classes), names, d.kind, tuple(notes), tuple(d.modalities))
 
 
 def _arrays(part: Any, which: str) -> Part:

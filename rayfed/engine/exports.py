@@ -36,6 +36,7 @@ def save_models(where: Path, method: Method, task: Task, state: Tree, labels: Se
     where.mkdir(exist_ok=True)
     about = {"classes": task.classes, "input_shape": list(task.input_shape), "kind": task.kind, "labels": list(labels)}
     about |= {"targets": task.targets.to_dict()} if task.targets else {}
+    about |= {"modalities": [list(m) for m in task.modalities]} if task.modalities else {}
     if method.universal:
         save_tree(where, "model", tree.to_numpy(state[method.universal]), about)
         task.publish(state[method.universal], where)

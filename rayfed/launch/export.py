@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rayfed import tree
 from rayfed.config.load import load_config
 from rayfed.config.schema import Config
+from rayfed.data import modalities
 from rayfed.engine import exports
 from rayfed.errors import ConfigError, nearest, refusing
 from rayfed.models import folder
@@ -126,7 +127,8 @@ def _plain(config: Config, about: Mapping[str, Any], parameters: Any, out: Path)
     from rayfed import models
 
     with torch.random.fork_rng(devices=[]), refusing("export"):
-        network = models.build(config.task.model, int(about["classes"]), tuple(about["input_shape"]))
+        held = modalities.of(about.get("modalities", ()))
+        network = models.build(config.task.model, int(about["classes"]), tuple(about["input_shape"]), held)
     like = next(iter(parameters.values()), torch.zeros(()))
     network = network.to(like.dtype).eval()
     network.load_state_dict(dict(parameters), strict=False)

@@ -26,7 +26,7 @@ def problems(method: Method, found: Mapping[str, Task]) -> list[str]:
                     f"method.name: {name} found, {several}, and its part {part!r}, {declared.shape}, is not the same in all: "
                     f"{differs}; {ALLOWED}"
                 ]
-    if method.universal is not None:
+    if method.universal is not None and not method.first_family:
         return [f"method.name: {name} found, {several}, of which its one global model can be none; {ALLOWED}"]
     if not method.splits_model():
         return []

@@ -29,6 +29,7 @@ import numpy as np
 from rayfed import cut, methods, models
 from rayfed.config import phases, unread, user_code
 from rayfed.config.watchdog import say_if_slow
+from rayfed.data import modalities
 from rayfed.errors import ConfigError, refusing
 from rayfed.models import families, folder
 from rayfed.partition.targets import Targets
@@ -72,6 +73,7 @@ def question(config: Config, federation: Federation) -> Question | None:
     about["targets"] = federation.targets and federation.targets.to_dict()
     about["input_shape"], about["new_classes"] = list(federation.input_shape), list(federation.new_classes)
     about["texts"] = None if federation.texts is None else federation.texts.tolist()
+    about["modalities"] = [list(m) for m in federation.modalities]
     versions = [importlib.metadata.version(n) for n in ("torch", "transformers", "peft")]
     # Only settings from which a model is built: others change from run to run.
     settings = [
@@ -163,6 +165,7 @@ def _built(q: Question, config: Config) -> tuple[Task | None, list[str]]:
     from rayfed.models.start import start_from
 
     known = {**q.federation, "targets": Targets.of(q.federation["targets"])}
+    known["modalities"] = modalities.of(q.federation["modalities"])
     about = cast("Federation", SimpleNamespace(**known))
     name = config.task.model.name
     try:

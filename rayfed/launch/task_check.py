@@ -24,6 +24,7 @@ FORMS = {
     "items": "items that users took",
     "problems": "problems, each with its objectives",
     "pairs": "pairs of questions and passages",
+    "modalities": "rows of several modalities",
 }
 
 

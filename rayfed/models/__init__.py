@@ -17,6 +17,8 @@ from rayfed.models import families
 if TYPE_CHECKING:
     from torch import nn
 
+    from rayfed.data.modalities import Modality
+
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options with defaults)
     "linear": ("softmax regression", {}),
     "mlp": ("multi-layer perceptron with ReLU; hidden: widths", {"hidden": [128]}),
@@ -36,9 +38,19 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
         "for problems of several objectives: a transformer and task embeddings; dim, depth, heads, outputs, together",
         {"dim": 64, "depth": 2, "heads": 4, "outputs": 6, "together": False},
     ),
+    "modalities": (
+        "for modalities: late fusion of an encoder for each modality; dim, hidden; absent: skip, zero, learned or refined",
+        {"dim": 32, "hidden": 64, "absent": "skip", "present": True},
+    ),
+    "crossformer": (
+        "for modalities: late fusion of a transformer and a decoder of one query for each modality; dim, depth, heads",
+        {"dim": 32, "depth": 1, "heads": 2},
+    ),
     "point": ("a point, as many numbers as there are answers, whatever the input; start: of each", {"start": 1}),
     "vit-tiny": ("vision transformer; patch, dim, depth, heads", {"patch": 4, "dim": 64, "depth": 2, "heads": 4}),
 }
+WORDS = {"absent": ("skip", "zero", "learned", "refined")}  # options that are words
+MULTIMODAL = ("modalities", "crossformer")  # networks that are told what a row holds
 
 
 def names() -> list[tuple[str, str]]:
@@ -84,9 +96,15 @@ def check(spec: Named) -> list[str]:
         elif isinstance(known[name], bool):
             if not isinstance(value, bool):
                 problems.append(f"task.model.{name}: {value!r} found, allowed: true, false")
+        elif name in WORDS:
+            if value not in WORDS[name]:
+                allowed = ", ".join(WORDS[name])
+                problems.append(
+                    f"task.model.{name}: {value!r} found{nearest(str(value), WORDS[name])}, allowed: {allowed}"
+                )
         elif not _whole(value):
             problems.append(f"task.model.{name}: {value!r} found, allowed: a whole number >= 1")
-    if spec.name in ("vit-tiny", "coaction") and not problems:
+    if spec.name in ("vit-tiny", "coaction", "crossformer") and not problems:
         o = {**known, **spec.options}
         if o["dim"] % o["heads"]:
             problems.append(f"task.model.dim: {o['dim']} found, allowed: a multiple of heads ({o['heads']})")
@@ -135,10 +153,11 @@ def imports(spec: Named) -> tuple[str, ...]:
     return ("peft",) if spec.name.startswith("hf:") else ()
 
 
-def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+def build(spec: Named, classes: int, input_shape: tuple[int, ...], modalities: tuple[Modality, ...] = ()) -> nn.Module:
     """Return a module from (B, *input_shape) float to logits (B, classes), freshly drawn from torch's global generator.
 
-    ConfigError if there is no such model, or it cannot take these inputs.
+    modalities: what an example holds, where it is of several (`rayfed.data.modalities`). ConfigError if there is no such model, or it
+    cannot take these inputs.
     """
     problems = check(spec) + fits(spec, input_shape)
     if problems:
@@ -160,5 +179,6 @@ def build(spec: Named, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
             raise ConfigError(f"task.model: {spec.name} returned {type(made).__name__}, needed: torch.nn.Module")
         return made
     module = importlib.import_module(f"rayfed.models.{spec.name.replace('-', '_')}")
-    network: nn.Module = module.build(classes, tuple(input_shape), **{**KNOWN[spec.name][1], **spec.options})
+    held: dict[str, Any] = {"modalities": modalities} if spec.name in MULTIMODAL else {}
+    network: nn.Module = module.build(classes, tuple(input_shape), **held, **{**KNOWN[spec.name][1], **spec.options})
     return network

@@ -19,11 +19,12 @@ import numpy as np
 
 from rayfed import attack, keys
 from rayfed.config import phases
-from rayfed.data import OTHER_FORMS, class_texts
+from rayfed.data import OTHER_FORMS, class_texts, modalities
 from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import make_callable
 from rayfed.models import folder
 from rayfed.partition import groups as planted
+from rayfed.partition import owners
 from rayfed.partition.normalise import normalised
 from rayfed.partition.stream import Stage, staged
 from rayfed.partition.targets import Targets, by_stratum
@@ -42,6 +43,7 @@ DEFAULTS = {
     "items": "ranking",
     "problems": "pareto",
     "pairs": "pairs",
+    "modalities": "modalities",
 }
 SHARED, VAL, TEST = 0, 1, 2  # role of a row: to be split by `federation.split`, or the data's own valid or test row
 
@@ -124,7 +126,8 @@ class Federation:
     trigger; task: the task's kind; targets: what y holds where that is no class, the classes being strata then; new_classes: those of
     which no client has a row, in order; texts: (1 + T, C, L) token ids of the classes' names and of T sentences with each, -1 on padding,
     where the task reads them; stages: who holds what in each task of a stream (`federation.stream`), of which the splits here are the
-    first one's, and every: rounds of one.
+    first one's, and every: rounds of one; modalities: what rows of kind
+    modalities hold (`rayfed.data.modalities`).
     """
 
     arrays: dict[str, np.ndarray]
@@ -148,6 +151,7 @@ class Federation:
     public_labels: bool = False
     new_classes: tuple[int, ...] = ()
     texts: np.ndarray | None = None
+    modalities: tuple[modalities.Modality, ...] = ()
     stages: tuple[Stage, ...] = ()
     every: int = 0
 
@@ -169,7 +173,8 @@ class Federation:
 
     @property
     def form(self) -> str:
-        """Return what y holds: classes | labels | numbers | records | items | problems | pairs (see `rayfed.data.Dataset.form`)."""
+        """Return what y holds: classes | labels | numbers | records | items | problems | pairs | modalities
+        (`rayfed.data.Dataset.form`)."""
         return self.targets.form if self.targets else OTHER_FORMS.get(self.kind, "classes")
 
     @property
@@ -214,6 +219,7 @@ class Federation:
             "task": self.task, "public_labels": self.public_labels,
             **({"targets": self.targets.to_dict()} if self.targets else {}),
             **({"new_classes": list(self.new_classes)} if self.new_classes else {}),
+            **({"modalities": [list(m) for m in self.modalities]} if self.modalities else {}),
         }  # fmt: skip
         if self.stages:
             flat["meta"] |= {"every": self.every, "stages": len(self.stages)}
@@ -238,6 +244,7 @@ class Federation:
         meta = dict(flat["meta"])
         meta |= {n: tuple(meta[n]) for n in ("input_shape", "label_names", "notes")}
         meta["targets"], meta["new_classes"] = Targets.of(meta.get("targets")), tuple(meta.get("new_classes", ()))
+        meta["modalities"] = modalities.of(meta.get("modalities", ()))
         made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts")}
         made["public"], made["texts"] = flat["probe"], flat.get("texts")
         splits = [n for n in ("train", "val", "test", "backdoor") if f"{n}/offsets" in flat]
@@ -358,6 +365,8 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         test = exchanged(test, group[: n - held])
     elif f.split.tests == "all":
         test = everybodys(test)
+    if dataset.modalities or f.modalities != type(f.modalities)():
+        x = owners.masked(f.modalities, dataset, x, row_client, np.union1d(test.rows, pooled), n - held, held, draw)
     backdoor = None
     columns = {c: np.concatenate([p.columns[c] for p in parts]) for c in dataset.train.columns}
     if dataset.kind == "items":
@@ -376,6 +385,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
         {n: np.ascontiguousarray(a) for n, a in arrays.items()}, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
         dataset.label_names, probe, notes, backdoor, name, targets, f.public.labels, tuple(map(int, new)), texts,
+        dataset.modalities,
     )  # fmt: skip
     return made if f.stream.kind == "none" else staged(made, f.stream, draw, dataset.name)
 

@@ -44,6 +44,8 @@ OFFERS = {  # what a task offers to methods, as `Method.needs` and `Task.offers`
     "items": "scores of items (B, K), of one user",
     "pairs": "cosines of questions and passages (B, B)",
     "fronts": "objectives of several problems, at preferences (B, m)",
+    "modalities": "rows of several modalities, with what is there",
+    "two sides": "embeddings of two modalities of a row, which are looked for in one another",
     "tokens": "logits of the token that comes next",
     "public": "a public set (federation.public)",
     "public labels": "a public set with labels (federation.public.labels)",
@@ -113,7 +115,7 @@ class Task:
 
     Attributes:
         classes: C, or of another kind of task how many labels or numbers a model answers with; input_shape: of one example;
-        kind: of the data, image | tabular | text | instruct; settings: the kind's own.
+        kind: of the data, image | tabular | text | instruct | modalities; settings: the kind's own; modalities: what rows of the last hold.
         measures: what `metrics` and `summary` give, with direction, unit and a sentence.
         population: N, the clients that can take part.
         params_like: zeros, {name of a trained parameter or a written buffer: tensor}; initial: the run's first parameters, alike.
@@ -184,7 +186,8 @@ class Task:
         self.dtype = torch.float64 if config.task.dtype == "float64" else torch.float32
         start = start or {}
         base = start.get("base")
-        self._build = lambda: models.build(config.task.model, self.classes, self.input_shape)
+        self.modalities = tuple(federation.modalities)
+        self._build = lambda: models.build(config.task.model, self.classes, self.input_shape, self.modalities)
         module = self._network(base)
         trained = {n for n, p in module.named_parameters() if p.requires_grad}
         self.half = config.task.dtype == "bf16"

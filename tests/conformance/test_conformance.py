@@ -39,6 +39,22 @@ STREAM: dict[str, Any] = {
 CUT = {**PROMPT, "task": {"split": {"after": ["embeddings", "layer.0"]}}}  # of a BERT: head, body and tail
 CLIENT_SIDE = {"task": {"split": {"after": ["head"]}}}
 VAL = {"federation": {"split": {"val": 0.3}}}
+OWNERS = {"modalities": {"absent": 0.0, "owners": {"image+text": 1, "measurements": 1}}}
+LACKING = toy.merge(toy.MODAL, {"task": {"model": {"absent": "skip"}}, "federation": OWNERS})
+SIDES = {
+    "task": {
+        "data": {**toy.MODAL["task"]["data"], "features": 0},
+        "kind": "retrieval",
+        "model": {"name": "modalities", "dim": 4, "hidden": 6},
+    },
+    "federation": {**toy.MODAL["federation"], "public": {"rows": 20}, "modalities": {"absent": 0.2}},
+    "local": {"epochs": 1},
+}
+ALONE = {
+    "task": {**SIDES["task"], "kind": "modalities", "model": {"name": "crossformer", "dim": 4}},
+    "federation": {**toy.MODAL["federation"], "modalities": {"absent": 0.0, "owners": {"image": 1, "text": 1}}},
+    "local": {"epochs": None, "steps": 2},
+}
 
 # settings, or (settings, changes to the config)
 VARIANTS: dict[str, list[Any]] = {
@@ -149,6 +165,14 @@ VARIANTS: dict[str, list[Any]] = {
     "fedrod": [{}, ({"gamma": 0.5}, BATCHNORM)],
     "fedsa": [{}, ({"decay": 0.5, "weight": "examples", "predict": "head"}, {**BATCHNORM, "local": MOMENTUM})],
     "fraug": [{"noise": 4}, ({"interpolate": True, "distance": "l1"}, BATCHNORM)],
+    "creamfl": [({"server_batch": 8}, SIDES), ({"scale": True, "aggregate": "mean", "pass_last": True}, SIDES)],
+    "fedmac": [({}, toy.MODAL), ({"contrast": "sum", "table": "mean"}, toy.MODAL)],
+    "ha_fedformer": [
+        ({"samples": 2, "block": 1}, ALONE),
+        ({"samples": 2, "block": 1, "fuse": "loss", "rho": 1.0}, toy.merge(ALONE, VAL)),
+        ({"merge": "code"}, ALONE),
+    ],
+    "late_fusion": [({}, LACKING)],
     "moon": [{}, ({"mu": 5.0}, {**BATCHNORM, "local": MOMENTUM})],
     "fedbip": [{}, {"negative": "raw", "temperature": 0.5, "neighbours": 3, "newcomers": "first"}],
     "fedbip_l": [{}, {"layers": "module", "weights": "uniform"}],
