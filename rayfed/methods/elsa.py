@@ -44,7 +44,8 @@ class Elsa(Method):
     (`federation.public`): R_n = N(mu_n, Sigma_n + eps I) of their features, projected on `dims` common random directions [inferred], and
     class probabilities P_n. Nothing of that training is kept.
         S(n, m) = (KL(R_n || R_m) + KL(R_m || R_n)) / 2
-        tau_n = exp(-beta mean_j JS(P_n^j, mean or median over clients of P^j)) [inferred]; below `tau_min` a client is asked for nothing.
+        tau_n = exp(-beta mean_j JS(P_n^j, mean or median over clients of P^j)) [inferred]; below `tau_min` of the median a client
+            is asked for nothing.
         cost(n, k) = similarity * mean of S(n, m) over edge k's members, scaled to [0, 1] + latency * distance(n, k) / largest
             + distrust * (1 - tau_n) [inferred]; clients join the `edges` by the cheapest pairs while there is room (`capacity`),
             again until nobody moves, from clients that are far apart.
@@ -63,7 +64,9 @@ class Elsa(Method):
         dims: int = Field(16, ge=1, description="Random directions that features are projected on.")
         eps: float = Field(0.01, gt=0, description="Added to the variances of fingerprints, over their mean variance.")
         beta: float = Field(5.0, ge=0, description="How fast trust falls with a client's distance from the consensus.")
-        tau_min: float = Field(0.5, ge=0, lt=1, description="Trust below which a client is left out.")
+        tau_min: float = Field(
+            0.5, ge=0, lt=1, description="Share of the median trust below which a client is left out."
+        )
         consensus: Literal["mean", "median"] = Field("median", description="Of the clients' probabilities.")
         similarity: float = Field(1.0, ge=0, description="Weight of fingerprints in a client's choice of its edge.")
         latency: float = Field(0.2, ge=0, description="Weight of its distance from the edge.")
@@ -94,7 +97,7 @@ class Elsa(Method):
         },
     )
     logs: ClassVar = {
-        "elsa/left_out": ("clients whose trust is below tau_min", "clients"),
+        "elsa/left_out": ("clients whose trust is below tau_min of the median", "clients"),
         "elsa/auc": ("area under the ROC curve of 1 - trust, for clients that attack (attacks)", "fraction"),
         "elsa/edge_bytes": (
             "bytes between an edge and its clients, both ways, cuts among them",
@@ -172,7 +175,7 @@ class Elsa(Method):
             return state
         if bool((state["edge"] < 0).all()):
             state = self._joined(state, fed, task)
-        trusted = [c for c in clients if float(state["trust"][c]) >= self.settings.tau_min]
+        trusted = [c for c in clients if bool(self.trusts(state["trust"])[c])]
         models = tree.unstack(state["models"])
         if trusted:
             mine = {c: {"edge": state["edge"][c], "trust": state["trust"][c]} for c in trusted}
@@ -183,6 +186,10 @@ class Elsa(Method):
             self._log_bytes(got, state, fed)
         state = {**state, "models": tree.stack(models)}
         return state if fed.round % self.settings.cloud_every else self._at_cloud(state, fed)
+
+    def trusts(self, tau: Tensor) -> Tensor:
+        """Return who is asked, (N,) bool, by trust (N,)."""
+        return tau >= self.settings.tau_min * tau.median()
 
     def _joined(self, state: Tree, fed: Fed, task: Task) -> Tree:
         """Return the state in which clients have joined edges. One without a fingerprint joins the nearest edge, with trust 1 (ours)."""
@@ -200,7 +207,7 @@ class Elsa(Method):
             edge[ids] = assign(apart, near[ids], tau[ids], lams, s.capacity or n)
             examples[ids] = [r.examples for r in got]
         bad = attack.everyone(self.config)
-        fed.log("elsa/left_out", float((tau < s.tau_min).sum()))
+        fed.log("elsa/left_out", float((~self.trusts(torch.as_tensor(tau))).sum()))
         if 0 < len(bad) < n:
             from sklearn.metrics import roc_auc_score
 
@@ -214,7 +221,7 @@ class Elsa(Method):
 
     def _at_cloud(self, state: Tree, fed: Fed) -> Tree:
         """Return the state after the cloud's mean of the edges that have members."""
-        s, counts = self.settings, state["examples"] * state["trust"] * (state["trust"] >= self.settings.tau_min)
+        s, counts = self.settings, state["examples"] * state["trust"] * self.trusts(state["trust"])
         known = state["edge"] >= 0
         mass = torch.zeros(s.edges, dtype=torch.float64).index_add(0, state["edge"][known], counts[known])
         if not float(mass.sum()):

@@ -37,6 +37,12 @@ STREAM: dict[str, Any] = {
     "federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}
 }
 CUT = {**PROMPT, "task": {"split": {"after": ["embeddings", "layer.0"]}}}  # of a BERT: head, body and tail
+TIERS = {
+    "devices": {
+        "profile": "tiers",
+        "tiers": [{"share": 0.5, "speed": 10.0}, {"share": 0.5, "speed": 5.0, "memory": 30000.0}],
+    }
+}
 CLIENT_SIDE = {"task": {"split": {"after": ["head"]}}}
 VAL = {"federation": {"split": {"val": 0.3}}}
 OWNERS = {"modalities": {"absent": 0.0, "owners": {"image+text": 1, "measurements": 1}}}
@@ -202,6 +208,10 @@ VARIANTS: dict[str, list[Any]] = {
     "feddat": [
         ({}, BOTTLENECK),
         ({"serve": "own", "distill": 0.0, "weight": "examples"}, {**BOTTLENECK, "local": ADAM}),
+    ],
+    "fedpipe": [
+        ({"profile_steps": 2}, TIERS),
+        ({"profile_steps": 2, "aggregate": "pad", "every": 1, "choose": "random", "deadline_s": 5.0}, TIERS),
     ],
     "elsa": [
         ({"warm_steps": 2, "dims": 3, "beta": 0.5, "tau_min": 0.1}, KNOWN_TARGET),
