@@ -34,7 +34,8 @@ def test_profiles_follow_from_the_seed() -> None:
     tiers, spread = devices_of(TIERS), devices_of({**SPREAD, "bandwidth": 500.0})
     assert sorted(set(tiers.speed)) == [2.0, 10.0] and (tiers.speed == 2).sum() == 100
     assert (np.isinf(tiers.up) == (tiers.speed == 10)).all() and (tiers.down == tiers.up).all()
-    for of, median in zip(spread, (10.0, 500.0, 500.0), strict=True):
+    assert tiers.memory is not None and np.isinf(tiers.memory).all() and spread.memory is None
+    for of, median in zip((spread.speed, spread.up, spread.down), (10.0, 500.0, 500.0), strict=True):
         assert np.median(of) == pytest.approx(median, rel=0.3) and np.log(of).std() == pytest.approx(1.0, rel=0.15)
     assert (devices_of(TIERS).speed == tiers.speed).all() and (devices_of(TIERS, seed=2).speed != tiers.speed).any()
     assert (devices_of({**SPREAD, "sigma": 0.0}).speed == 10).all()
