@@ -139,6 +139,10 @@ SCOPES: dict[str, tuple[str, str]] = {
         "what honest clients are served, on test rows with an attacker's trigger, of which the attacker's class is correct",
         "honest clients, each on marked copies of its own test rows of other classes",
     ),
+    "adversarial": (
+        "what each client is served, on test rows as they are or moved against it, whichever is worse (evaluate.adversary)",
+        "clients, each on its own test split",
+    ),
 }
 OF_FAMILY = "family-"  # begins the scope of what clients of a family of models are served
 OF_TASK = "task-"  # begins the scope of a task of a stream

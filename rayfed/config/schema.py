@@ -885,6 +885,28 @@ class TowerPrompts(Section):
 Adapter = Whole | LoRA | IA3 | Bias | Head | Prompt | Prefix | Bottleneck | SSF | VPT | TowerPrompts
 
 
+class Ball(Section):
+    """How far inputs may be moved."""
+
+    rho: float = Field(0.1, ge=0, description="How far an input may be moved, in units of the inputs.")
+    norm: Literal["inf", "2"] = Field("inf", description="Norm that this is of: of each number, or Euclidean.")
+    low: float | None = Field(0.0, description="Least value of an input; null: any.")
+    high: float | None = Field(1.0, description="Largest value of an input; null: any.")
+
+
+class Adversary(Ball):
+    """What attacks inputs in scope `adversarial`: projected gradient steps against the model that is scored."""
+
+    steps: int = Field(10, ge=1, description="Steps of the attack.")
+    step: float | None = Field(None, gt=0, description="Length of a step; null: 2.5 rho / steps.")
+    restarts: int = Field(2, ge=1, description="Attacks from different random points, of which the worst counts.")
+
+    @property
+    def rate(self) -> float:
+        """Return the length of a step."""
+        return 2.5 * self.rho / self.steps if self.step is None else self.step
+
+
 class Evaluate(Section):
     needs: ClassVar = {"finetune_lr": (Need("finetune_epochs", (0,), but=True),)}
 
@@ -905,6 +927,10 @@ class Evaluate(Section):
         None,
         description="Metrics of all rows at once beside the task's own: auroc, f1, rmse ... (rayfed tasks), or your own, "
         "path/to/file.py:function; null: the usual ones of the task's kind.",
+    )
+    adversary: Adversary | None = Field(
+        None,
+        description="Scope adversarial: what clients are served is also scored on test inputs moved against it (PGD); docs/robust.md.",
     )
     rows: tuple[int, ...] = Field(
         (),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rayfed import keys, tree
+from rayfed import adversarial, keys, tree
 from rayfed.adapters import ranks
 from rayfed.engine import stream_scores
 from rayfed.engine.scoring import ClientRows, Scoring, SetScores, scoring
@@ -62,6 +62,7 @@ class Evaluation(Enum):
     LOCAL = "local"  # scores of what each client is served, fine-tuned on its train split
     ENSEMBLE = "ensemble"  # the served models' predictions on the pooled test set
     BACKDOOR = "backdoor"  # scores of what honest clients are served, on test rows with an attacker's trigger
+    ADVERSARIAL = "adversarial"  # scores of what each client is served, on its own test rows moved against it
     SERVED = "served"  # the served model itself, for use from Python
 
     def __str__(self) -> str:
@@ -99,6 +100,9 @@ def build(
         split = "backdoor" if evaluation is Evaluation.BACKDOOR else split
         of = scoring(task, data)._replace(task=seen)
         return scored(view, of, lambda client, carry: view.end(client, carry)[0]["model"], rows, split)
+    if evaluation is Evaluation.ADVERSARIAL:
+        of = scoring(task)._replace(task=adversarial.attacked(seen, method.config.evaluate.adversary))
+        return scored(view, of, lambda client, carry: view.end(client, carry)[0]["model"])
     if evaluation is Evaluation.SERVED:
         return Visit(
             view.begin,
@@ -323,6 +327,8 @@ class Evaluator:
             row |= self._score_pool(state, served)
         if self.fed.whole.stages:
             row |= self._score_stream(served, personal.of(lambda c: c < population).sums)
+        if self.config.evaluate.adversary is not None:
+            row |= scope("adversarial", self._ask(Evaluation.ADVERSARIAL, participants, served).sums)
         if self.federation.backdoor is not None:
             row |= self._score_backdoor(self.federation.backdoor, scored, served)
         return row, [self._make_row(c, personal, cluster_of, seconds.get(c)) for c in sorted(personal.sums)]
@@ -461,12 +467,17 @@ class Evaluator:
         out: dict[int, Scores] = {}
         failures: dict[int, str] = {}
         test = self.federation.test
-        sends = (self._keeps() or self.sets) and evaluation is not Evaluation.BACKDOOR  # whose rows are copies
+        copies = (Evaluation.BACKDOOR, Evaluation.ADVERSARIAL)  # of test rows, changed
+        sends = (self._keeps() or self.sets) and evaluation not in copies
         most = max((len(test[c]) for c in clients), default=0) if sends else 0
         by_row: dict[int, Mapping[str, np.ndarray]] = {}
         for group, mine in served.groups(clients):
             replies = self.dispatcher.ask(
-                evaluation, group, shared=served.shared, mine=mine, arguments=self._arguments(most)
+                evaluation,
+                group,
+                shared=served.shared,
+                mine=mine,
+                arguments=() if evaluation is Evaluation.ADVERSARIAL else self._arguments(most),
             )
             if replies.ids:
                 sums = {part: replies.stacked(part).tolist() for part in ("n", *self.task.row_measures)}
@@ -479,7 +490,11 @@ class Evaluator:
             first, reason = min(failures.items())
             said = f"means without {len(failures)} of {len(clients)} clients" if out else "missing: no client is left"
             self._note(evaluation.value, f"{said} (client {first}: {reason})")
-        elif self._keeps() and (counted := [c for c in sorted(clients) if c < self.fed.population]):
+        elif (
+            self._keeps()
+            and evaluation not in copies
+            and (counted := [c for c in sorted(clients) if c < self.fed.population])
+        ):
             rows, _, sizes = rows_of(test, np.asarray(counted, np.int64))
             scored = {
                 n: np.concatenate([by_row[c][n][: len(test[c])] for c in counted]) for n in self.task.row_measures

@@ -16,6 +16,8 @@ STUDY_METRICS = (
     "accuracy/forgetting",
     "accuracy/global",
     "accuracy/personal",
+    "accuracy/adversarial",
+    "accuracy/backdoor",
     "accuracy/cluster",
     "accuracy/unseen",
     "loss/global",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rayfed import augment, models, task
+from rayfed import adversarial, augment, models, task
 from rayfed.config import unread
 from rayfed.config.own_errors import contained, describe
 from rayfed.engine import scoring
@@ -53,6 +53,8 @@ def problems(config: Config, federation: Federation, method: Method) -> list[str
         if m.name in models.KNOWN and m.name not in cls.models
     ]
     found += augment.fits(config, federation.kind, cls.loss is task.Task.loss, federation.input_shape)
+    if config.evaluate.adversary is not None:
+        found += adversarial.misfit("evaluate.adversary", config.evaluate.adversary, federation)
     smoothing = config.local.label_smoothing
     if smoothing and not {"classes", "tokens"} & cls.offers:
         allowed = "a task of one class for each row, or of instructions"

@@ -33,6 +33,7 @@ COMES = {
 ALL = {"federation": {"per_round": None}}
 KNOWN_TARGET = {"federation": {"public": {"rows": 20}}, "local": {"epochs": None, "steps": 4}}
 DEVICES = {"devices": {"profile": "lognormal", "sigma": 0.5, "bandwidth": 10000.0}}
+FREE = {"low": None, "high": None}  # the toy's inputs have no range
 STREAM: dict[str, Any] = {
     "federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}
 }
@@ -268,6 +269,14 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "fedrap": [({"item_rate": 2.0}, toy.TASTES), ({"item_rate": 2.0, "personal": False, "mu": 1.0}, toy.TASTES)],
     "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],
+    "fal": [
+        ({**FREE, "steps": 2}, {}),
+        (
+            {**FREE, "norm": "2", "random_start": False, "clean": 0.5, "weight": "examples"},
+            {**BATCHNORM, "local": MOMENTUM},
+        ),
+    ],
+    "bdpfl": [{}, ({"map": "gradcam", "gamma": 0.0, "start": "received"}, {"local": {**MOMENTUM, "clip": 0.5}})],
     "fot": [
         ({}, STREAM),
         (

@@ -61,6 +61,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.1}}},
     ),
+    "fal": ({"low": None, "high": None}, {}),
     "fot": ({}, STREAM),
     "feddat": ({}, {"adapter": {"kind": "bottleneck", "size": 3}}),
     "fedins": ({"pool": 3}, {"adapter": {"kind": "ssf"}}),

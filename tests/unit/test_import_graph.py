@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (  # a unit imports only what is in layers
         "rayfed.aggregate",
         "rayfed.attack",
         "rayfed.augment",
+        "rayfed.adversarial",
         "rayfed.cut",
     ),
     (
