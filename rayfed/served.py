@@ -227,7 +227,7 @@ class Served:
         return Model(
             parameters,
             network,
-            self.federation.answers,
+            task.classes,
             self.federation.input_shape,
             partial(self.method.logits, task) if own or hf else None,
             task.module if hf and not own else None,

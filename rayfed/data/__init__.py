@@ -23,6 +23,7 @@ SOURCES = {  # head of the name -> file
     "sklearn": "bundled",
     "pareto": "fronts",
     "modalities": "modal_sets",
+    "scenes": "scenes",
 }
 RESERVED = ("x", "y", "w")  # names of what every batch has
 OTHER_FORMS = {  # kind of data -> what y holds, where that is no target
@@ -138,6 +139,9 @@ def names() -> list[tuple[str, str]]:
         ),
         ("modalities:constructed", "picture, text and measurements of one hidden class and state (constructed)"),
         ("modalities:digits", "the digits in quarters or halves, each a modality of its own"),
+        ("scenes:anomalies", "digits of which the first ones are trained on and all are tested, for reconstruction"),
+        ("scenes:strokes", "real digits' strokes with masks of three nested regions, at sites (constructed)"),
+        ("scenes:objects", "scenes of several real digits with boxes, in four weathers (constructed)"),
         *((f"sklearn:{n}", about) for n, about in BUNDLED.items()),
         *((f"pareto:{n}", about) for n, about in FRONTS.items()),
         ("path/to/file.py:function", "your own function (seed, **options) -> rayfed.data.Dataset"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rayfed import keys
-from rayfed.data import Dataset, Part, chat, columns, instruct, pairs, pictures, stratified, targets
+from rayfed.data import Dataset, Part, chat, columns, instruct, pairs, pictures, regions, stratified, targets
 from rayfed.data.interactions import leave_one_out
 from rayfed.data.table import SPLITS, Columns, columns_of
 from rayfed.errors import ConfigError, nearest
@@ -48,7 +48,9 @@ def dataset_of(files: Sequence[File], spec: Named, folder: str, purpose: str = "
     for option, name in (("client", use.client), ("domain", use.domain)):
         has = [f for f in files if name in f.table.column_names]
         columns.same_kind([f.table[name] for f in has], str(name), [f.name for f in has], option)
-    xs, about = _images(files, use, spec) if use.image else (_rows(files, use), [])
+    xs, about, sizes = _images(files, use, spec) if use.image else (_rows(files, use), [], [])
+    if use.masks or use.boxes:
+        read, further = _annotated(files, use, read, further, sizes, xs)
     if use.kind == "tabular":
         xs, about = _with_values(xs, files, use)
     parts = []
@@ -164,8 +166,37 @@ def _check_splits(parts: list[Part], use: Columns, files: Sequence[File]) -> Non
                 )
 
 
-def _images(files: Sequence[File], use: Columns, spec: Named) -> tuple[list[np.ndarray], list[str]]:
-    """Return ((n, C, H, W) float32 per file, notes)."""
+def _annotated(
+    files: Sequence[File],
+    use: Columns,
+    read: targets.Read,
+    further: list[dict[str, np.ndarray]],
+    sizes: Sequence[regions.Sizes],
+    xs: Sequence[np.ndarray],
+) -> tuple[targets.Read, list[dict[str, np.ndarray]]]:
+    """Return targets and further columns with masks and boxes; where there are boxes, a picture's class is that of its first one."""
+    if not use.image:
+        raise ConfigError(f"task.data.{'masks' if use.masks else 'boxes'}: found, and {files[0].name} has no images")
+    to = (xs[0].shape[2], xs[0].shape[3])
+    if name := use.masks:
+        found = [regions.masks(f.table[name], name, f.name, s, to) for f, s in zip(files, sizes, strict=True)]
+        further = [{**columns, "masks": m} for columns, m in zip(further, found, strict=True)]
+    if name := use.boxes:
+        each = [regions.boxes(f.table[name], name, f.name, s, to) for f, s in zip(files, sizes, strict=True)]
+        every = [b for part in each for b in part]
+        most = max([1, *map(len, every)])
+        made = [regions.padded(part, most) for part in each]
+        further = [{**columns, "boxes": b} for columns, b in zip(further, made, strict=True)]
+        classes = 1 + int(max([0, *(b[:, 0].max() for b in every if len(b))]))
+        ys = [np.maximum(b[:, 0, 0], 0).astype(np.int64) for b in made]
+        read = targets.Read(ys, tuple(map(str, range(classes))), read.notes, read.columns)
+    return read, further
+
+
+def _images(
+    files: Sequence[File], use: Columns, spec: Named
+) -> tuple[list[np.ndarray], list[str], list[regions.Sizes]]:
+    """Return ((n, C, H, W) float32 per file, notes, each picture's own height and width per file)."""
     found: list[pictures.Pictures] = []
     notes: list[str] = []
     image = str(use.image)
@@ -181,8 +212,9 @@ def _images(files: Sequence[File], use: Columns, spec: Named) -> tuple[list[np.n
             notes += about
         else:
             found.append(pictures.of_arrays(column, image, name))
+    sizes: list[regions.Sizes] = [[(p.shape[1], p.shape[2]) for p in part] for part in found]
     made, about = pictures.unified(found, spec.name, spec.options)
-    return made, notes + about
+    return made, notes + about, sizes
 
 
 def _rows(files: Sequence[File], use: Columns) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayfed.data import chat, columns, instruct, pictures, targets
+from rayfed.data import chat, columns, instruct, pictures, regions, targets
 from rayfed.data.columns import kind_of
 from rayfed.errors import nearest
 
@@ -31,6 +31,7 @@ NAMED = (
     "question",
     "passage",
     "messages",
+    *regions.OPTIONS,
 )  # options that name a column, of every source
 OPTIONS = (*NAMED, *targets.OPTIONS, "features", "one_hot", "length", "test", *pictures.OPTIONS, *instruct.OPTIONS)
 TEXT = ("text", "sentence")
@@ -49,6 +50,7 @@ ROLES = (
     "question",
     "passage",
     "messages",
+    *regions.OPTIONS,
 )  # of one column each
 
 
@@ -59,7 +61,7 @@ class Columns:
     features: names of numeric columns; shape: (height, width, channels) of images; label_names: of the classes, () where
     nothing says them; target: of numbers to predict, labels: of several labels a row, in the place of label; further: columns of a
     batch beside x and y, by its name for them; item: what the row's user, the client, took, time: when; question, passage:
-    of pairs; messages: chats; one_hot:
+    of pairs; messages: chats; masks, boxes: of images; one_hot:
     columns that become one number for each of their values, beside features; by_type: whether features are all numbers that there
     are. One of item, passage, image, text, response, messages and features is there, or one_hot.
     """
@@ -84,6 +86,8 @@ class Columns:
     question: str | None = None
     passage: str | None = None
     messages: str | None = None
+    masks: str | None = None
+    boxes: str | None = None
     one_hot: tuple[str, ...] = ()
     by_type: bool = False
 
@@ -147,6 +151,7 @@ def option_problems(options: dict[str, Any]) -> list[str]:
     length = options.get("length", 1)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         out.append(f"task.data.length: {length!r} found, allowed: tokens of a text, a whole number >= 1")
+    out += regions.option_problems(options)
     return (
         out + targets.option_problems(options) + pictures.option_problems(options) + instruct.option_problems(options)
     )
@@ -224,6 +229,10 @@ def _chosen(options: dict[str, Any], schema: pa.Schema, about: dict[str, Any]) -
     item, passage = options.get("item"), options.get("passage")
     other = bool(item or passage)
     label = None if other or target or labels else options.get("label", "label")
+    if label not in names and "label" not in options and any(options.get(n) for n in regions.OPTIONS):
+        label = None  # a picture of several things is of no class
+    if options.get("boxes"):
+        label = None
     messages = options.get("messages")
     if not (
         messages
@@ -266,6 +275,7 @@ def _chosen(options: dict[str, Any], schema: pa.Schema, about: dict[str, Any]) -
         question=options.get("question"),
         passage=passage,
         messages=messages,
+        **{n: options.get(n) for n in regions.OPTIONS},
         one_hot=one_hot,
         by_type=by_type,
         further={n: targets.names_of(c) for n, c in options.get("columns", {}).items()},
@@ -311,6 +321,8 @@ def _type_problem(option: str, field: pa.Field, use: Columns, file: str) -> str 
     if option == "features":
         numbers = kind in ("whole numbers", "numbers", "nothing") and not pa.types.is_dictionary(field.type)
         return None if numbers else where + "numbers"
+    if option in regions.OPTIONS:
+        return regions.type_problem(option, field, file)
     if option == "messages":
         return None if chat.is_chat(field.type) else where + "lists of {role, content}, or of {from, value}"
     if option == "one_hot":

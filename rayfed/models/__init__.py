@@ -46,6 +46,15 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (sentence, options w
         "for modalities: late fusion of a transformer and a decoder of one query for each modality; dim, depth, heads",
         {"dim": 32, "depth": 1, "heads": 2},
     ),
+    "autoencoder": (
+        "for reconstruction: two convolutions of stride 2, a code of few numbers, and back; width, latent",
+        {"width": 16, "latent": 8},
+    ),
+    "unet": ("for segmentation: a small U-Net with GroupNorm; width, depth (halvings)", {"width": 8, "depth": 2}),
+    "grid": (
+        "for detection: a one-stage detector with backbone, neck and head, cells of 4x4 pixels; width",
+        {"width": 16},
+    ),
     "point": ("a point, as many numbers as there are answers, whatever the input; start: of each", {"start": 1}),
     "vit-tiny": ("vision transformer; patch, dim, depth, heads", {"patch": 4, "dim": 64, "depth": 2, "heads": 4}),
 }
@@ -129,7 +138,7 @@ def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
     if isinstance(spec, Model) and spec.families:
         each = families.models(spec).items()
         return [p.replace("task.model", key, 1) for key, one in each for p in fits(one, input_shape)]
-    if spec.name not in ("cnn", "resnet", "vit-tiny"):
+    if spec.name not in ("cnn", "resnet", "vit-tiny", "autoencoder", "unet", "grid"):
         return []
     shape = "x".join(map(str, input_shape))
     if len(input_shape) != 3:
@@ -140,6 +149,11 @@ def fits(spec: Named, input_shape: tuple[int, ...]) -> list[str]:
     if spec.name == "cnn" and min(height, width) < 4:
         return [
             f"task.model: cnn pools twice and needs images of at least 4x4, those of task.data are {height}x{width}"
+        ]
+    by = 2 ** {**KNOWN["unet"][1], **spec.options}["depth"]
+    if spec.name == "unet" and (height % by or width % by):
+        return [
+            f"task.model.depth: unet halves images so often, and those of task.data are {height}x{width}; allowed: sides that {by} divides"
         ]
     patch = {**KNOWN["vit-tiny"][1], **spec.options}["patch"]
     if spec.name == "vit-tiny" and (height % patch or width % patch):

@@ -46,6 +46,9 @@ OFFERS = {  # what a task offers to methods, as `Method.needs` and `Task.offers`
     "fronts": "objectives of several problems, at preferences (B, m)",
     "modalities": "rows of several modalities, with what is there",
     "two sides": "embeddings of two modalities of a row, which are looked for in one another",
+    "reconstructions": "inputs as a network gives them back (B, *input_shape)",
+    "masks": "logits of each pixel (B, K + 1, H, W)",
+    "boxes": "boxes, objectness and classes of each cell of a grid (B, 5 + C, h, w)",
     "tokens": "logits of the token that comes next",
     "public": "a public set (federation.public)",
     "public labels": "a public set with labels (federation.public.labels)",
@@ -180,7 +183,7 @@ class Task:
         self.settings: Any = self.Settings(**config.task.kind.options)
         self.measures = self.measured(self.settings)
         self.targets = federation.targets
-        self.classes, self.input_shape = federation.answers, tuple(federation.input_shape)
+        self.classes, self.input_shape = self.outputs(self.settings, federation), tuple(federation.input_shape)
         self.population, self.kind = federation.population, federation.kind
         self.ranks = ranks.drawn(config, federation.population, federation.clients)
         self.dtype = torch.float64 if config.task.dtype == "float64" else torch.float32
@@ -237,6 +240,11 @@ class Task:
     def measured(cls, settings: Any) -> tuple[Measure, ...]:
         """Return what is measured under these settings; by default `measures`."""
         return cls.measures
+
+    @classmethod
+    def outputs(cls, settings: Any, federation: Federation) -> int:
+        """Return how many numbers a network is built to answer with; by default one for each class, label or number."""
+        return federation.answers
 
     @classmethod
     def problems(cls, config: Config, federation: Federation) -> list[str]:

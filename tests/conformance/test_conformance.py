@@ -160,6 +160,12 @@ VARIANTS: dict[str, list[Any]] = {
     "fedala": [{"start_epochs": 2}, ({"adaptive": ["1", "head"], "share": 0.5}, BATCHNORM)],
     "fedbabu": [{"finetune_epochs": 1}],
     "fedbn": [({}, BATCHNORM), {}],
+    "fedagain": [
+        {},
+        {"trust": "reciprocal", "memory": 0.0},
+        ({"relative": True, "center": "received"}, {"federation": {"split": {"val": 0.2}}}),
+        ({"signal": "benchmark"}, {"federation": {"public": {"rows": 20, "labels": True}}}),
+    ],
     "fedgela": [{}, ({"scaled": False}, BATCHNORM)],
     "fedgh": [{"server_batch": 3, "server_epochs": 2}],
     "fedka": [

@@ -15,7 +15,7 @@ from tests.configs import good, the_problem
 
 KINDS = {
     "label_flip": {}, "trigger": {"target": 0}, "sign": {}, "scale": {}, "noise": {}, "rank_reversal": {}, "little_is_enough": {},
-    "inner_product": {}, "canary": {},
+    "inner_product": {}, "canary": {}, "corrupt": {},
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_held_out_clients_do_not_attack() -> None:
     [
         (
             "attacks=[sing]",
-            "attacks.0.kind: 'sing' found (did you mean 'sign'?), allowed: canary, inner_product, label_flip, ",
+            "attacks.0.kind: 'sing' found (did you mean 'sign'?), allowed: canary, corrupt, inner_product, label_flip, ",
         ),
         ("attacks=[sign]", "attacks.0.clients: missing"),
         ("attacks=3", "attacks: 3 found"),
