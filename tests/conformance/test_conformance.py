@@ -166,6 +166,11 @@ VARIANTS: dict[str, list[Any]] = {
         ({"relative": True, "center": "received"}, {"federation": {"split": {"val": 0.2}}}),
         ({"signal": "benchmark"}, {"federation": {"public": {"rows": 20, "labels": True}}}),
     ],
+    "fets": [
+        ({}, VAL),
+        ({"aggregation": "clipped", "choose": "skip_slowest"}, VAL),
+        ({"aggregation": "momentum"}, VAL),
+    ],
     "fedgela": [{}, ({"scaled": False}, BATCHNORM)],
     "fedgh": [{"server_batch": 3, "server_epochs": 2}],
     "fedka": [
