@@ -34,11 +34,13 @@ class Augmentation:
     """Base of an augmentation.
 
     Class attribute:
+        moves: whether it moves pixels, so that masks and boxes would not fit any more.
         mixes: whether it mixes the rows of a batch and their targets, in the loss of the task (`pairs`), in place of changing images.
     """
 
     Settings: ClassVar[type[AugmentSettings]] = AugmentSettings
     mixes: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -103,6 +105,16 @@ def _own_loss(method: type[Method]) -> bool:
         except (OSError, TypeError):  # built in, or without its text
             continue
     return False
+
+
+def moving(config: Config, what: str) -> list[str]:
+    """Return why pixels cannot be moved where a task learns what belongs to places; what: that is, in words."""
+    still = ", ".join(n for n in REGISTRY.names() if not REGISTRY.get(n).moves and not REGISTRY.get(n).mixes)
+    return [
+        f"local.augment.{i}.kind: {one.kind} found, which moves pixels, and {what} would stay where they are; allowed: {still}"
+        for i, one in enumerate(config.local.augment)
+        if REGISTRY.get(one.kind).moves
+    ]
 
 
 def fits(config: Config, kind: str, classes: bool, shape: Sequence[int]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ class Crop(Augmentation):
             "zero",
             description="What they hold: 0, the image mirrored at its edge (padding below its size), or the edge itself.",
         )
+
+    moves: ClassVar[bool] = True
 
     def image(self, x: Tensor, key: Tensor) -> Tensor:
         p, (c, h, w) = self.settings.padding, x.shape

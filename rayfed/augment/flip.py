@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ class Flip(Augmentation):
     class Settings(AugmentSettings):
         chance: float = Field(0.5, ge=0, le=1, description="Chance that an image is mirrored.")
         axis: Literal["horizontal", "vertical"] = Field("horizontal", description="Left to right, or top to bottom.")
+
+    moves: ClassVar[bool] = True
 
     def image(self, x: Tensor, key: Tensor) -> Tensor:
         mirrored = x.flip(-1 if self.settings.axis == "horizontal" else -2)

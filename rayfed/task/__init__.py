@@ -762,6 +762,13 @@ class Task:
         e = self.config.local.label_smoothing if key is not None else 0
         return (1 - e) * loss - e * logp.mean(-1) if e else loss
 
+    def taught(self, answer: Tensor, teacher: Tensor, low: float, high: float) -> Tensor:
+        """Return the loss (B,) of a network's answers by a teacher's, both as `apply` gives them: cross-entropy with the teacher's class
+        where it gives it a probability of at least `high`, else 0; low: where a kind has something to learn from less sure answers."""
+        p, label = torch.softmax(teacher.detach(), -1).max(-1)
+        nll = -torch.log_softmax(answer, -1).gather(-1, label[:, None])[:, 0]
+        return torch.where(p >= high, nll, 0.0)
+
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Return class probabilities (B, C)."""
         return torch.softmax(self.apply(params, batch["x"]), -1)
@@ -816,6 +823,10 @@ class TaskKind(Task):
     def loss(self, params: Tree, batch: Any, key: Any = None) -> Tensor:
         """Return the loss of each example, (B,)."""
         raise TypeError(f"{type(self).__name__} defines no loss(params, batch, key)")
+
+    def taught(self, answer: Tensor, teacher: Tensor, low: float, high: float) -> Tensor:
+        """Return the loss (B,) of a network's answers by a teacher's, of a kind that has one."""
+        raise TypeError(f"{type(self).__name__} defines no taught(answer, teacher, low, high)")
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Return the model's answers, (B, ...); by default `apply`."""

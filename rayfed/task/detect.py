@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from rayfed import augment
 from rayfed.lazy import F, torch
 from rayfed.metrics import MEASURES, Measure
 from rayfed.task import TaskKind, TaskSettings
@@ -65,6 +66,8 @@ class Detect(TaskKind):
     @classmethod
     def problems(cls, config: Config, federation: Federation) -> list[str]:
         """Return why these boxes cannot be learned: their shape, or the first one that is outside of its image or of no class."""
+        if wrong := augment.moving(config, "boxes"):
+            return wrong
         boxes, shape = federation.arrays["boxes"], tuple(federation.input_shape)
         if len(shape) != 3 or boxes.ndim != 3 or boxes.shape[2] != 5:
             return [
@@ -115,6 +118,22 @@ class Detect(TaskKind):
         off = (torch.einsum("bmg,bgd->bmd", home, box) - edges * home.sum(2, keepdim=True)).abs().sum((1, 2))
         nll = -(torch.einsum("bmg,bgc->bmc", home, logp) * kind).sum((1, 2))
         return (found + self.settings.box * off + nll) / there.sum(1).clamp(min=1)
+
+    def taught(self, answer: Tensor, teacher: Tensor, low: float, high: float) -> Tensor:
+        """Return the loss (B,) of a network's answers by a teacher's. A cell of the teacher whose score (objectness times its best class)
+        is at least `high` is an object with its box and class, one of at least `low` has its score as objectness and nothing else, all
+        others are background; an image in which it is sure of nothing teaches nothing."""
+        box, objectness, logp = self.cells(answer)
+        its_box, its_objectness, its_logp = self.cells(teacher.detach())
+        best, kind = its_logp.exp().max(-1)
+        score = torch.sigmoid(its_objectness) * best
+        sure = (score >= high).to(score.dtype)
+        target = torch.where(sure > 0, 1.0, torch.where(score >= low, score, 0.0))
+        weight = torch.where(target > 0, 1.0, self.settings.background).to(score.dtype)
+        found = (F.binary_cross_entropy_with_logits(objectness, target, reduction="none") * weight).sum(1)
+        off = ((box - its_box).abs().sum(-1) * sure).sum(1)
+        nll = -(logp.gather(-1, kind[..., None])[..., 0] * sure).sum(1)
+        return (found + self.settings.box * off + nll) / sure.sum(1).clamp(min=1) * (sure.sum(1) > 0)
 
     def predict(self, params: Tree, batch: Any) -> Tensor:
         """Return of each cell the box's edges in shares of the image, objectness and classes as probabilities, (B, 5 + C, h, w)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from rayfed import augment
 from rayfed.errors import nearest
 from rayfed.metrics import MEASURES, Measure
 from rayfed.task import TaskKind, TaskSettings
@@ -55,6 +56,8 @@ class Reconstruct(TaskKind):
     @classmethod
     def problems(cls, config: Config, federation: Federation) -> list[str]:
         """Return why there is nothing to tell apart."""
+        if wrong := augment.moving(config, "what is to be given back"):
+            return wrong
         s, names = cls.Settings(**config.task.kind.options), federation.label_names
         if unknown := [n for n in s.anomalies or () if n not in names]:
             return [

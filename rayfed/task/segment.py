@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from rayfed import augment
 from rayfed.lazy import torch
 from rayfed.metrics import MEASURES, Measure
 from rayfed.task import TaskKind, TaskSettings
@@ -76,6 +77,8 @@ class Segment(TaskKind):
     @classmethod
     def problems(cls, config: Config, federation: Federation) -> list[str]:
         """Return why these masks cannot be learned: their size, or a value that is no region; the first row of it."""
+        if wrong := augment.moving(config, "masks"):
+            return wrong
         names = cls.Settings(**config.task.kind.options).regions
         twice = sorted({r for r in names if [word(n) for n in names].count(word(r)) > 1})
         if twice:

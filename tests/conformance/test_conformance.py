@@ -303,6 +303,13 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "ifca": [{}, {"clusters": 2, "weight": "examples"}],
     "fedgroup": [{"pretrain": 3}, {"clusters": 2, "pretrain": 2, "per_group": 2, "eta": 0.5, "weight": "one"}],
+    "fedsto": [
+        ({"warmup": 1, "selective": 1, "high": 0.3}, {"federation": {"public": {"rows": 20, "labels": True}}}),
+        (
+            {"warmup": 0, "selective": 0, "lam": 0.01, "ema": 0.5},
+            {"federation": {"public": {"rows": 20, "labels": True}}},
+        ),
+    ],
     "fedspeed": [{}, ({"server": "active", "alpha": 0.5}, BATCHNORM)],
     "fedstale": [{}, ({"chances": "estimated", "weight": "one", "empty": "stale"}, COMES)],
     "flexlora": [{}, ({"weight": "one"}, RANKS)],
