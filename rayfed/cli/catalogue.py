@@ -16,11 +16,11 @@ def validate(
     config: ConfigName,
     sets: Sets = None,
     settings: Annotated[
-        bool, typer.Option("--settings", help="Judge the settings alone; the data's rows are not read.")
+        bool, typer.Option("--settings", help="Judge the settings alone; no data is read, no model built.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the resolved config, or everything that is wrong with it and with the data; notes on the data go to stderr."""
+    """Print the resolved config, or everything that is wrong with it, the data and the models; notes on the data go to stderr."""
     import yaml
 
     from rayfed.launch.federations import Federations

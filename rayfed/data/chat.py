@@ -48,15 +48,19 @@ def records(column: pa.ChunkedArray, name: str, file: str) -> np.ndarray:
     """Return (n, 1) objects, the messages of each row as JSON. ConfigError for a row that is no chat with an assistant."""
     out = np.empty((len(column), 1), object)
     for row, found in enumerate(columns.plain(column, name, file, "messages").to_pylist()):
-        where = f"task.data.messages: row {row} of {file}"
-        if not found:
-            raise ConfigError(f"{where} has no messages; allowed: at least one of the assistant")
-        chat = [_message(m, where) for m in found]
-        if not any(m["role"] == "assistant" for m in chat):
-            roles = ", ".join(dict.fromkeys(m["role"] for m in chat))
-            raise ConfigError(f"{where} has messages of {roles}; needed: one of the assistant, which is learned")
-        out[row, 0] = json.dumps(chat, ensure_ascii=False)
+        out[row, 0] = record(found or (), f"task.data.messages: row {row} of {file}")
     return out
+
+
+def record(messages: Sequence[Mapping[str, Any]], where: str) -> str:
+    """Return a chat as JSON; where: what a ConfigError says of one without a message of the assistant, or of another form."""
+    if not len(messages):
+        raise ConfigError(f"{where} has no messages; allowed: at least one of the assistant")
+    chat = [_message(m, where) for m in messages]
+    if not any(m["role"] == "assistant" for m in chat):
+        roles = ", ".join(dict.fromkeys(m["role"] for m in chat))
+        raise ConfigError(f"{where} has messages of {roles}; needed: one of the assistant, which is learned")
+    return json.dumps(chat, ensure_ascii=False)
 
 
 def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:

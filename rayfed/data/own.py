@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from rayfed.config.own_errors import contained, describe
 from rayfed.config.user_function import check_function, load_function
 from rayfed.config.watchdog import say_if_slow
-from rayfed.data import RESERVED, Dataset, Part, modalities, pictures
+from rayfed.data import RESERVED, Dataset, Part, chat, modalities, pictures
 from rayfed.data.columns import EXACT
 from rayfed.data.table import SPLITS
 from rayfed.errors import ConfigError, nearest
@@ -47,7 +48,8 @@ def checked(d: Dataset) -> Dataset:
     """Return the data set with arrays of the types that `rayfed.data.Part` promises. ConfigError lists what is wrong with it.
 
     Images are scaled by their type (uint8 by 255, uint16 by 65,535), all other numbers stay. x of kind text is texts (n,), or
-    token ids (n, L) from 0, -1 for padding; of kind instruct it is instruction, input and response (n, 3).
+    token ids (n, L) from 0, -1 for padding; of kind instruct it is instruction, input and response (n, 3), or chats, lists of {role,
+    content}.
     """
     if d.kind not in KINDS:
         raise ConfigError(f"kind {d.kind!r} found{nearest(str(d.kind), KINDS)}, allowed: {', '.join(KINDS)}")
@@ -60,7 +62,9 @@ def checked(d: Dataset) -> Dataset:
     parts = {}
     for which, part in (("train", d.train), ("test", d.test)):
         try:
-            parts[which] = _arrays(part, which)
+            parts[which] = _arrays(_chats(part, which) if d.kind == "instruct" else part, which)
+            if which == "test" and "train" in parts and not parts["test"].x.size and not parts["test"].y.size:
+                parts["test"] = _none_of(parts["train"])  # an empty list has no shape
             _check_shape(parts[which], which, d.kind, parts.get("train", parts[which]))
             _check_targets(parts[which].y, which, int(d.classes), parts.get("train", parts[which]).y)
             _check_columns(parts[which], which)
@@ -79,6 +83,26 @@ def checked(d: Dataset) -> Dataset:
     train, test = (replace(p, x=x, columns=_typed_columns(p)) for p, x in zip((train, test), xs, strict=True))
     notes = [*map(str, d.notes or ()), *notes]
     return Dataset(str(d.name), train, test, int(d.classes), names, d.kind, tuple(notes), tuple(d.modalities))
+
+
+def _none_of(part: Part) -> Part:
+    """Return a part without rows, of the shapes of another."""
+    return Part(part.x[:0], part.y[:0], columns={n: a[:0] for n, a in part.columns.items()})
+
+
+def _chats(part: Any, which: str) -> Any:
+    """Return a part of chats, rows of messages {role, content}, with x (n, 1) as `rayfed.data.chat` has it; any other part as it is."""
+    first = next(iter(part.x), None) if isinstance(part, Part) and np.iterable(part.x) else None
+    if isinstance(first, str) or not np.iterable(first) or not all(isinstance(m, Mapping) for m in first):
+        return part
+    made = np.empty((len(part.x), 1), object)
+    for row, messages in enumerate(part.x):
+        if isinstance(messages, str) or not np.iterable(messages) or not all(isinstance(m, Mapping) for m in messages):
+            raise ConfigError(
+                f"{which}: row {row} is no list of messages {{role: TEXT, content: TEXT}}, as the rows before it are"
+            )
+        made[row, 0] = chat.record(messages, f"{which}: row {row}")
+    return replace(part, x=made)
 
 
 def _arrays(part: Any, which: str) -> Part:
@@ -114,7 +138,7 @@ def _check_shape(part: Part, which: str, kind: str, first: Part) -> None:
     if x.dtype.kind not in (
         "OU" if words else "iu" if kind in ("text", "items", "pairs") else "fiub"
     ) or y.dtype.kind not in ("iu" if kind == "instruct" else "fiub"):
-        needed = {"text": "texts (n,) or token ids (n, length)", "instruct": "texts (n, 3)"}.get(
+        needed = {"text": "texts (n,) or token ids (n, length)", "instruct": "texts (n, 3), or lists of messages"}.get(
             kind, "numbers (n, ...)"
         )
         raise ConfigError(
@@ -126,10 +150,11 @@ def _check_shape(part: Part, which: str, kind: str, first: Part) -> None:
         )
     dims = {"image": 4, "text": 1 if words else 2, "instruct": 2, "pairs": 3}.get(kind, max(x.ndim, 2))
     same = x.shape[1:] == first.x.shape[1:] or (kind == "text" and x.ndim == first.x.ndim)
-    if not same or x.ndim != dims or 0 in x.shape[1:] or (kind == "instruct" and x.shape[1] != 3):
-        needed = {"text": "(n,) for texts, (n, length) for token ids", "instruct": "(n, 3) for instructions"}.get(
-            kind, "(n, C, H, W) for images, (n, features) otherwise"
-        )
+    if not same or x.ndim != dims or 0 in x.shape[1:] or (kind == "instruct" and x.shape[1] not in (1, 3)):
+        needed = {
+            "text": "(n,) for texts, (n, length) for token ids",
+            "instruct": "(n, 3) for instructions, lists of messages for chats",
+        }.get(kind, "(n, C, H, W) for images, (n, features) otherwise")
         raise ConfigError(f"{which}: x of shape {x.shape} found, needed: {needed}")
 
 

@@ -54,20 +54,13 @@ class Federations:
     def notes(self, request: Config | Study) -> list[str]:
         """Return what a reader should know of how a run's data was read, or that of a study's arms under their first seed.
 
-        ConfigError as by `of`, for every arm.
+        ConfigError where data or model of one of them cannot be had, as before a run.
         """
-        arms = {"": request} if isinstance(request, Config) else request.arms
-        found: dict[str, None] = {}
-        wrong: dict[str, None] = {}
-        for arm, config in arms.items():
-            first = config if not arm else config.model_copy(update={"seed": request.seeds[0]})  # type: ignore[union-attr]
-            try:
-                found |= dict.fromkeys(self.of(first).notes)
-            except ConfigError as e:
-                wrong |= dict.fromkeys(e.problems)
-        if wrong:
-            raise ConfigError(list(wrong))
-        return list(found)
+        if isinstance(request, Config):
+            return list(self.checked(request)[0].notes)
+        self.check(request)
+        firsts = [config.model_copy(update={"seed": request.seeds[0]}) for config in request.arms.values()]
+        return list(dict.fromkeys(note for first in firsts for note in self.of(first).notes))
 
     def check(self, study: Study) -> str:
         """Judge every arm's split and model under the first seed, and claims about it; return a digest of these splits.

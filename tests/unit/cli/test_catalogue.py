@@ -26,6 +26,13 @@ def test_validate_prints_the_resolved_config(call: Call, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_validate_tries_the_families_of_models(call: Call) -> None:
+    """What a method sends has to be of one shape in all of them: known before a run."""
+    said = call("validate", "fedgh", "--set", "method=fedavg")
+    assert said.code == 2 and "arms.fedgh: method.name: fedavg found, task.model has families" in said.err
+    assert call("validate", "fedgh", "--set", "task.model.deep.share=0.5").code == 2
+
+
 def test_cp_never_overwrites_without_force(call: Call, tmp_path: Path) -> None:
     assert call("cp", "quickstart", "mine.yaml").code == 0
     mine = tmp_path / "mine.yaml"

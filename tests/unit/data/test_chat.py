@@ -140,6 +140,34 @@ def test_chatml(places: dict[str, Any]) -> None:
     assert said[0] == "red" and "copy" not in said
 
 
+OWN = """
+from rayfed.data import Dataset, Part
+
+def chats(seed, rows=24, broken=None, template=""):  # what it takes by name is read as of a file
+    turns = lambda *said: [{"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(said)]
+    found = [turns("copy red", "red", "say twice", "red red") if i % 2 else turns("copy two", "two") for i in range(rows)]
+    if broken is not None:
+        found[broken] = found[broken][:1] if broken else "copy"
+    y = [i % 2 for i in range(rows)]
+    return Dataset("mine", Part(found, y), Part([], []), 2, ("long", "short"), "instruct")
+"""
+
+
+def test_an_own_function_gives_chats(record_places: dict[str, Any], tmp_path: Path) -> None:
+    """Of unequal numbers of turns; the ids and targets of the same rows in a file."""
+    (tmp_path / "own.py").write_text(OWN)
+    mine = {"name": f"{tmp_path / 'own.py'}:chats", "template": PLAIN}
+    given = changes({**record_places, "data": tmp_path}, task={"data": mine})
+    given["task"]["data"] = mine
+    x = partition.build(toy.config(**given)).arrays["x"]
+    rows = {words(row[1]) for row in x}
+    assert rows == {"two </s>", "red </s> red red </s>"}
+    given["task"]["data"] = {**mine, "broken": 3}
+    assert "train: row 3 has messages of user; needed: one of the assistant" in refusal(
+        lambda: partition.build(toy.config(**given))
+    )
+
+
 def test_a_step_learns_from_chats(places: dict[str, Any]) -> None:
     import torch
 

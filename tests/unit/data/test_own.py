@@ -89,7 +89,9 @@ def test_token_ids_are_texts_already() -> None:
     assert "train: row 1 holds NoneType, needed: texts" in refused(made(np.array(["a", None] * 6, object), kind="text"))
     records = np.array([["add", "1 2", "3"]] * 12)
     assert checked(made(records, kind="instruct")).train.x.shape == (12, 3)
-    assert "needed: (n, 3) for instructions" in refused(made(records[:, :2], kind="instruct"))
+    assert "needed: (n, 3) for instructions, lists of messages for chats" in refused(
+        made(records[:, :2], kind="instruct")
+    )
 
 
 @pytest.mark.parametrize(
