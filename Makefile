@@ -8,7 +8,7 @@ JOBS ?= 2
 # The torch that is tested; others may bring gigabytes of CUDA.
 TORCH := torch==2.13.0
 
-.PHONY: quickstart test slow lint docs setup constraints oldest newest clean
+.PHONY: quickstart test slow lint docs notebooks setup constraints oldest newest clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,12 @@ docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m mkdocs build --strict
 
+# The notebooks of docs/ as Jupyter executes them, in an environment of its own.
+notebooks:
+	$(PYTHON) -m venv --clear $(VENV)-notebooks
+	$(VENV)-notebooks/bin/python -m pip install --quiet -c constraints.txt -e '.[test,notebooks]'
+	$(VENV)-notebooks/bin/python -m pytest tests/docs/test_notebooks.py
+
 # Environments of their own, built anew each time: the lowest versions that pyproject.toml allows, and the newest there are.
 oldest:
 	$(PYTHON) -m venv --clear $(VENV)-oldest
@@ -71,4 +77,4 @@ define suite
 endef
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-notebooks build *.egg-info .pytest_cache .mypy_cache .ruff_cache
