@@ -122,6 +122,16 @@ MODAL: dict[str, Any] = {  # and: rows of a picture, a text and measurements, of
     },
 }
 
+VIEWS: dict[str, Any] = {  # and: small pictures whose labels only judge
+    "task": {
+        "data": {"name": "synthetic:images", "examples": 80, "classes": 3, "size": 4, "test": 30},
+        "model": {"name": "mlp", "hidden": [8]},
+        "kind": {"name": "ssl", "crops": 1, "parts": [2]},
+    },
+    "federation": {"clients": 5, "per_round": 2, "groups": {"kind": "none"}, "split": {"tests": "all"}},
+    "local": {"epochs": None, "steps": 2, "batch_size": 8},
+}
+
 
 def config(method: Spec = "fedavg", *, executor: str = "loop", dtype: str = "float32", **changes: Any) -> Config:
     """The toy's config; `changes` are merged key by key, as the arms of a study are."""

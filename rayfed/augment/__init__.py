@@ -71,6 +71,14 @@ def views(augmentations: Sequence[Augmentation], x: Tensor, key: Tensor) -> Tens
     return x
 
 
+def alike(augmentations: Sequence[Augmentation], x: Tensor, key: Tensor) -> Tensor:
+    """Return images (B, C, H, W) that were all changed in the same way, by one draw; key: 0-d."""
+    key = keys.fold(key, PURPOSE)
+    for number, augmentation in enumerate(augmentations):
+        x = torch.vmap(augmentation.image, in_dims=(0, None))(x, keys.fold(key, number))
+    return x
+
+
 def problems(config: Config, method: type[Method] | None) -> list[str]:
     """Return what is wrong with `local.augment`: kinds, settings, the order, and a method whose loss cannot be mixed."""
     found, chosen = [], config.local.augment

@@ -27,6 +27,7 @@ for _command in (  # in the order of `rayfed --help`
     setup.init,
     experiments.run,
     experiments.resume,
+    experiments.reproduce,
     catalogue.validate,
     catalogue.ask,
     catalogue.partition,

@@ -43,6 +43,50 @@ def run(
     _print_finished(done, as_json)
 
 
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="A system whose paper's settings are known; without: which.")
+    ] = None,
+    sets: Sets = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", "--dry-run", help="Print what would be run and compared; run nothing.")
+    ] = False,
+    judge: Annotated[
+        Path | None, typer.Option("--judge", metavar="STUDY", help="Compare a study that was run; run nothing.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder of run folders (overrides storage.path).")] = None,
+    address: Address = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Run a system at its paper's scale, on your data and machines, and compare each number with the paper's."""
+    from rayfed.launch import reproduce as papers
+
+    if name is None:
+        typer.echo(json.dumps(papers.names()) if as_json else "\n".join(papers.names()))
+        return
+    if plan and judge:
+        raise ConfigError("reproduce: --plan and --judge are two things; give one of them")
+    if plan:
+        typer.echo(json.dumps(papers.read(name).model_dump(), indent=1) if as_json else papers.plan(name).rstrip())
+        return
+    folder = judge
+    if folder is None:
+        request = papers.request(name, sets or ())
+        with _progress(as_json) as progress:
+            if local:
+                from rayfed.launch.start import run_local
+
+                done = run_local(request, out=out, watch=progress.update, own_process=True)
+            else:
+                from actors.driver import run_on_ray
+
+                done = run_on_ray(request, out=out, address=address, watch=progress.update)
+        folder = done.path
+    found = papers.compare(name, folder)
+    typer.echo(json.dumps({"path": str(folder), "cells": found}, indent=1) if as_json else papers.table(found).rstrip())
+
+
 def resume(
     run: Annotated[str, typer.Argument(help="Folder of a run, a study or a sweep, or its URI in object storage.")],
     sets: Sets = None,

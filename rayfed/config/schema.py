@@ -664,7 +664,7 @@ class Local(Section):
     )
     augment: tuple[Kind, ...] = Field(
         (),
-        description="What is done to images in training steps, in this order: flip | crop | erase | colour | mixup; docs/data.md.",
+        description="What is done to images in training steps: flip | crop | resized_crop | erase | colour | mixup (docs/data.md).",
     )
     schedule: Schedule = Schedule()
     work: Work = Work()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 from rayfed.config import reading, system
 from rayfed.config.load import READY, ready
 from rayfed.errors import ConfigError, nearest
+from rayfed.launch import reproduce
 from rayfed.launch.claims import shipped_verdicts
 from rayfed.launch.claims_page import evidence
 
 FOLDER = Path(__file__).parents[2] / "docs" / "systems"
 NUMBER = re.compile(r"\b(\d{4}\.\d{5})\b")  # of a paper at arXiv
+MISSING = READY.parent / "missing.yaml"  # published work that does not run by its name
+MINUTES = Path(__file__).parent / "minutes.json"  # name -> what `python benchmarks/minutes.py` measured
 TITLES = {  # of the sections of a page, in their order
     "requires": "Needs", "formula": "Formula", "here": "Here", "ours": "Ours", "missing": "Missing", "unclaimed": "Not claimed",
 }  # fmt: skip
@@ -41,7 +45,32 @@ def describe(name: str) -> dict[str, Any]:
     about["results"] = [{"study": c, **r} for c, e in found.items() for r in e["results"] if r["method"] in mine]
     about["waiting"] = [c for c in about["claims"] if c not in verdicts]
     about["verdict"] = _verdict(about["results"]) if about["claims"] else "no claim"
+    about["data"] = ", ".join(_data(raw))
+    about["minutes"] = _minutes(name)
+    about["paper_scale"] = name in reproduce.names()
     return about
+
+
+def missing() -> dict[str, dict[str, Any]]:
+    """Return the published work that does not run by its name: name -> paper, family, what it requires, what is missing."""
+    have = names()
+    return {n: about for n, about in reading.read_file(MISSING).items() if n not in have}
+
+
+def rows() -> list[dict[str, str]]:
+    """Return a row of texts for each system and each missing one: name, family, source, needs, data, verdict, minutes; none is empty."""
+    found = []
+    for a in map(describe, names()):
+        found.append({
+            "name": a["name"], "family": ", ".join(a["family"]), "source": a["paper"], "needs": a["requires"], "data": a["data"],
+            "verdict": a["verdict"], "minutes": a["minutes"],
+        })  # fmt: skip
+    for n, a in missing().items():
+        found.append({
+            "name": n, "family": ", ".join(a["family"]), "source": a["paper"], "needs": a["requires"], "data": "none",
+            "verdict": f"does not run; missing: {a['missing']}", "minutes": "none",
+        })  # fmt: skip
+    return found
 
 
 def page(name: str, *, markdown: bool = False) -> str:
@@ -52,7 +81,11 @@ def page(name: str, *, markdown: bool = False) -> str:
         paper = _linked(paper)
         methods = ", ".join(f"[{n}](../methods/{n}.md)" for n in about["methods"])
     lines = [f"# {name}" if markdown else name, "", f"{about['about']}", "", f"Paper: {paper}", ""]
-    lines += [f"Family: {', '.join(about['family'])}. Methods: {methods}.", "", f"    rayfed run {name}"]
+    lines += [
+        f"Family: {', '.join(about['family'])}. Methods: {methods}. Data: {about['data']}. Minutes: {about['minutes']}.",
+        "",
+    ]
+    lines += [f"    rayfed run {name}", *([f"    rayfed reproduce {name} --plan"] if about["paper_scale"] else [])]
     for key, title in TITLES.items():
         if about[key]:
             lines += ["", f"## {title}\n" if markdown else title, *_text(about[key], markdown)]
@@ -68,13 +101,13 @@ def page(name: str, *, markdown: bool = False) -> str:
 
 
 def listing() -> str:
-    """Return all systems as text for a terminal: name, verdicts, family, paper, needs."""
+    """Return all systems as text for a terminal: name, verdicts, family, paper, data, minutes, needs; then what does not run."""
     lines = []
-    for a in map(describe, names()):
+    for r in rows():
         lines += [
-            f"{a['name']:26} {a['verdict']} ({', '.join(a['family'])})",
-            f"    {a['paper']}",
-            f"    needs: {a['requires']}",
+            f"{r['name']:26} {r['verdict']} ({r['family']})",
+            f"    {r['source']}",
+            f"    data: {r['data']}; minutes: {r['minutes']}; needs: {r['needs']}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -88,18 +121,17 @@ def index() -> str:
         "A system is published work that runs by its name, `rayfed run NAME`, on data that the package brings or makes; yours by",
         "`--set task.data=...`. `rayfed systems NAME` prints its page: the paper, the formula, what stands in for what, what is ours, and",
         "what is not claimed. Where a paper is not federated, one client is the paper's algorithm, and what several add is ours.",
+        f"At their papers' scale, on your data and GPUs: `rayfed reproduce NAME --plan` of {', '.join(reproduce.names())}.",
+        "Minutes are of one core, all arms of the ready config, by `python benchmarks/minutes.py`. Work that does not run by its name",
+        "says what is missing.",
         "",
-        "| system | family | paper | needs | verdicts |",
-        "|---|---|---|---|---|",
+        "| system | family | source | needs | data | verdicts | minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for a in map(describe, names()):
-        cells = [
-            f"[{a['name']}]({a['name']}.md)",
-            ", ".join(a["family"]),
-            _linked(a["paper"]),
-            a["requires"],
-            a["verdict"],
-        ]
+    there = names()
+    for r in rows():
+        name = f"[{r['name']}]({r['name']}.md)" if r["name"] in there else r["name"]
+        cells = [name, r["family"], _linked(r["source"]), *(r[k] for k in ("needs", "data", "verdict", "minutes"))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -123,6 +155,23 @@ def write(folder: Path = FOLDER) -> None:
 def _raw(name: str) -> Mapping[str, Any]:
     found: Mapping[str, Any] = reading.read_file(READY / f"{name}.yaml")
     return found
+
+
+def _data(raw: Mapping[str, Any]) -> list[str]:
+    """Return the data of a config and of its arms, each once."""
+
+    def name(task: Any) -> str | None:
+        given = (task or {}).get("data") if isinstance(task, Mapping) else None
+        return given if given is None or isinstance(given, str) else given.get("name")
+
+    found = [name(raw.get("task")), *(name((arm or {}).get("task")) for arm in (raw.get("arms") or {}).values())]
+    return list(dict.fromkeys(n for n in found if n))
+
+
+def _minutes(name: str) -> str:
+    """Return how long a system's ready config took, as text."""
+    known = json.loads(MINUTES.read_text(encoding="utf-8")) if MINUTES.is_file() else {}
+    return f"{known[name]['minutes']:.1f}" if name in known else "not measured"
 
 
 def _linked(text: str) -> str:

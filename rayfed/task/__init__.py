@@ -49,6 +49,7 @@ OFFERS = {  # what a task offers to methods, as `Method.needs` and `Task.offers`
     "reconstructions": "inputs as a network gives them back (B, *input_shape)",
     "masks": "logits of each pixel (B, K + 1, H, W)",
     "boxes": "boxes, objectness and classes of each cell of a grid (B, 5 + C, h, w)",
+    "views": "several views of each input (multi-crop)",
     "tokens": "logits of the token that comes next",
     "public": "a public set (federation.public)",
     "public labels": "a public set with labels (federation.public.labels)",

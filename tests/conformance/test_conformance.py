@@ -17,6 +17,14 @@ from tests.conformance.checks import CHECKS, Case, every_part_is_seen
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8, "noise": 4}  # DisUE's D-phase
 FEW = {"steps": 3, "generator_steps": 5, "latent": 4}  # GIFD's search
 LEAKS = {"federation": {"probe": 20}}
+IMAGES = {
+    "task": {
+        "data": {"name": "synthetic:images", "examples": 200, "classes": 4, "size": 4, "test": 40},
+        "model": {"hidden": [8]},
+    },
+    "federation": {"split": {"val": 0.3}},
+}
+SMALL_HEADS = {"prototypes": 8, "hidden": 4, "bottleneck": 3, "levels": (1, 2)}  # Franca's
 ADAM = {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "schedule": {"kind": "cosine"}}
 MOMENTUM = {"optimizer": {"momentum": 0.9, "nesterov": True}, "epochs": None, "steps": 5}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha": 8}}
@@ -177,6 +185,10 @@ VARIANTS: dict[str, list[Any]] = {
         ({"vote_steps": 2, "accumulate": 2}, KNOWN_TARGET),
         ({"vote_steps": 2, "accumulate": 2, "broadcast": "voted"}, toy.merge(BATCHNORM, KNOWN_TARGET)),
     ],
+    "fedlgd": [
+        {"ipc": 2, "server_ipc": 1, "warm_steps": 2, "refresh_steps": 2, "server_steps": 2, "every": 1, "refreshes": 2},
+        {"ipc": 2, "server_ipc": 2, "warm_steps": 2, "server_steps": 1, "every": 2, "refreshes": 1},
+    ],
     "fedloge": [{"fixed_steps": 20}],
     "fedproto": [{}, ({"weight": "examples", "predict": "head"}, BATCHNORM)],
     "fedrep": [{"head_epochs": 2}, ({"head_epochs": 1, "weight": "examples", "private": ["1", "head"]}, BATCHNORM)],
@@ -191,6 +203,10 @@ VARIANTS: dict[str, list[Any]] = {
         ({"merge": "code"}, ALONE),
     ],
     "late_fusion": [({}, LACKING)],
+    "madaug": [
+        ({"from_round": 1, "floor": 0.5, "operations": ("cutout", "rotate", "contrast")}, IMAGES),
+        ({"from_round": 1, "scope": "private", "per_image": 2}, IMAGES),
+    ],
     "moon": [{}, ({"mu": 5.0}, {**BATCHNORM, "local": MOMENTUM})],
     "fedbip": [{}, {"negative": "raw", "temperature": 0.5, "neighbours": 3, "newcomers": "first"}],
     "fedbip_l": [{}, {"layers": "module", "weights": "uniform"}],
@@ -277,6 +293,15 @@ VARIANTS: dict[str, list[Any]] = {
         {"gap": "squared", "personal_from": 1},
         {"gap": "cosine"},
         {"gap": "weights"},
+    ],
+    "franca": [
+        (SMALL_HEADS, toy.VIEWS),
+        (
+            {**SMALL_HEADS, "teacher": "server", "projection": "linear", "patches": 1.0},
+            toy.merge(
+                toy.VIEWS, {"task": {"model": {"name": "vit-tiny", "patch": 2, "dim": 8, "heads": 2, "depth": 1}}}
+            ),
+        ),
     ],
     "fedrap": [({"item_rate": 2.0}, toy.TASTES), ({"item_rate": 2.0, "personal": False, "mu": 1.0}, toy.TASTES)],
     "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],

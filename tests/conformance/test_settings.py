@@ -19,6 +19,14 @@ from tests.toy import Result, ToyFed
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8}
 FEW = {"steps": 3, "generator_steps": 5, "latent": 4}
 LEAKS = {"federation": {"probe": 20}}
+IMAGES = {
+    "task": {
+        "data": {"name": "synthetic:images", "examples": 200, "classes": 4, "size": 4, "test": 40},
+        "model": {"hidden": [8]},
+    },
+    "federation": {"split": {"val": 0.3}},
+}
+LGD = {"every": 1, "ipc": 2, "server_ipc": 1, "warm_steps": 1, "refresh_steps": 1, "server_steps": 2}
 PROBE = {"federation": {"probe": 40}}
 VAL = {"federation": {"split": {"val": 0.3}}}
 STREAM = {"federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}}
@@ -46,6 +54,14 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedftg": (SHORT, PROBE),
     "feddf": ({"steps": 3, "batch": 16}, PROBE),
     "fedmd": ({}, PROBE),
+    "madaug": ({}, IMAGES),
+    "fedlgd": (LGD, {}),
+    "franca": ({"prototypes": 8, "hidden": 4, "bottleneck": 3, "levels": [1, 2]}, toy.VIEWS),
+    ("franca", "patches"): (
+        {"prototypes": 8, "hidden": 4, "bottleneck": 3, "levels": [1, 2]},
+        toy.merge(toy.VIEWS, {"task": {"model": {"name": "vit-tiny", "patch": 2, "dim": 8, "heads": 2, "depth": 1}}}),
+    ),
+    **dict.fromkeys([("fedlgd", n) for n in ("lam", "temperature")], ({**LGD, "every": 2}, {})),
     "fedd2s": ({"samples": 1, "server_steps": 2}, {}),
     ("fedd2s", "least"): ({"samples": 1, "server_steps": 2, "drop": 1.0}, {}),
     "fedloge": ({"fixed_steps": 20}, {}),
@@ -227,7 +243,7 @@ SHAPED = [
 
 @pytest.mark.parametrize("local", SHAPED, ids=lambda c: next(iter(c)))
 @pytest.mark.parametrize(
-    "name", [n for n in methods.names() if not methods.get(n).needs & {"items", "fronts", "pairs"}]
+    "name", [n for n in methods.names() if not methods.get(n).needs & {"items", "fronts", "pairs", "views"}]
 )
 def test_what_shapes_a_local_step_is_read_by_every_method(name: str, local: dict[str, Any], fit: Fit) -> None:
     options, more = BASES.get(name, ({}, {}))

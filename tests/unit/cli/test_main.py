@@ -12,6 +12,7 @@ from tests.unit.cli.commands import TINY, Call, shell, write
 
 COMMANDS = (
     "run",
+    "reproduce",
     "resume",
     "validate",
     "partition",

@@ -50,8 +50,8 @@ SMALL = ["rounds=2", "evaluate={every: 2}", "resources.executor=loop", "resource
 OWN = (  # rows of a kind that pictures are not: with clients, domains, items, pairs, problems
     "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "fed-e4rag", "fedka", "fedmac", "fedrecsys", "ha-fedformer",
 )  # fmt: skip
-LONG = (  # many steps of a language model or of a server, adapters of many kinds, a search for each picture, a deep network
-    "disue_families", "federatedscope-llm", "fed-llm-survey", "fedlora-survey", "fednano", "gifd", "fedloge",
+LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures
+    "disue_families", "federatedscope-llm", "fed-llm-survey", "fedlora-survey", "fednano", "gifd", "fedloge", "fedlgd", "franca", "madaug",
 )  # fmt: skip
 
 

@@ -59,6 +59,25 @@ def test_a_page_in_markdown_links_paper_methods_and_claims() -> None:
     assert "\n## Not claimed\n" in said and "rayfed systems" not in said
 
 
+def test_no_row_has_an_empty_field_and_what_does_not_run_says_what_is_missing() -> None:
+    rows = system_pages.rows()
+    assert [r["name"] for r in rows] == [*NAMES, *system_pages.missing()]
+    assert not [(r["name"], key) for r in rows for key, text in r.items() if not text.strip()]
+    assert all(r["verdict"].startswith("does not run; missing: ") for r in rows[len(NAMES) :])
+    said = system_pages.listing()
+    assert all(
+        r["source"] in said and r["verdict"] in said and f"data: {r['data']}; minutes: {r['minutes']}" in said
+        for r in rows
+    )
+    assert len(system_pages.index().split("|---|")[1].splitlines()) - 1 == len(rows)
+
+
+def test_parts_of_mosaic_are_named_where_they_are() -> None:
+    about = system_pages.describe("datafree-mosaic")
+    assert about["methods"] == ["fedavg", "disue"] and "rayfed/distill/client_generators.py" in about["here"]
+    assert (ROOT / "rayfed/distill/client_generators.py").is_file()
+
+
 def test_an_unknown_name() -> None:
     said = refusal(system_pages.describe, "fed-merg")
     assert said.startswith("systems: 'fed-merg' is unknown (did you mean 'fed-merge'?); known: ")
