@@ -88,7 +88,7 @@ def read_trace(file: str, clients: int, rng: np.random.Generator | None = None) 
 
 
 def local_steps(config: Config, federation: Federation) -> np.ndarray:
-    """Return the local steps of each client's visit by the config, (clients,)."""
+    """Return the local steps of each client's visit by the config, (clients,); a method's own number: `Method.visit_steps`."""
     sizes, local = federation.train.sizes(), config.local
     if local.steps:
         return np.where(sizes > 0, local.steps, 0)
@@ -118,15 +118,15 @@ def check(config: Config) -> list[str]:
     return found
 
 
-def problems(config: Config, federation: Federation) -> list[str]:
+def problems(config: Config, federation: Federation, steps: np.ndarray) -> list[str]:
     """Return who would never be done, and why nobody could ever be in time; asked where the federation is known, before anything
-    starts."""
+    starts. steps: of each client's visit, (clients,)."""
     deadline, of = config.failures.stragglers.deadline_s, devices(config, federation.clients)
     if of is None:
         return []
     n = federation.population
     with np.errstate(over="ignore"):
-        took = of.seconds(range(n), local_steps(config, federation)[:n], 0, 0)
+        took = of.seconds(np.arange(n), steps[:n], 0, 0)
     if (never := took > LONGEST).any():
         return [
             f"devices: client {traces.named(never)} would take {float(took.max()):.3g} s for its steps and never be done; allowed: at most "
@@ -140,6 +140,18 @@ def problems(config: Config, federation: Federation) -> list[str]:
     return [
         f"failures.stragglers.deadline_s: {deadline:g} found, the fastest client's steps take {least:.3g} s; allowed: more than that"
     ]
+
+
+def room(config: Config, federation: Federation, steps: np.ndarray) -> np.ndarray | None:
+    """Return how many bytes a model may have for each client to take it, do its steps and send it within the deadline, (N,); None
+    where there is no deadline, or no transfer takes time."""
+    deadline, of = config.failures.stragglers.deadline_s, devices(config, federation.clients)
+    if deadline is None or of is None or not np.isfinite([of.up, of.down]).any():
+        return None
+    n = federation.population
+    left, per_byte = deadline - steps[:n] / of.speed[:n], 1 / of.up[:n] + 1 / of.down[:n]
+    with np.errstate(divide="ignore"):
+        return np.where(left >= 0, np.maximum(left, 1e-300) / per_byte, -1.0)
 
 
 # -- methods that do not wait for all ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rayfed import tree
+from rayfed import clock, tree
 from rayfed.config.schema import Section
 from rayfed.metrics import NO_LOGS
 from rayfed.visits import Visit, model_of
@@ -114,6 +114,11 @@ class Method:
         """Return the setting by which what a round computes follows from the number of all rounds; None, as by default, where it
         does not. A run of such a method is not resumed with other `rounds`: it would be neither run."""
         return None
+
+    def visit_steps(self, federation: Federation) -> np.ndarray:
+        """Return the local steps of each client's visit, (clients,), of which simulated time is made (`devices`); by default those of
+        `local.steps` or `local.epochs`."""
+        return clock.local_steps(self.config, federation)
 
     def splits_model(self) -> bool:
         """Return whether it needs `Task.features`: a model that ends in a linear layer on features (B, d); False by default."""

@@ -109,6 +109,7 @@ class Phase(NamedTuple):
 
     counts: whether its steps are training, so that `info.steps` and `info.sum_lr` grow; false where it only measures.
     falls: whether the rate falls from info.lr to zero over its steps (`schedules`), which `info.sum_lr` then adds up.
+    local_steps: for how many local steps one of its steps stands, where it does several itself.
     """
 
     over: Over
@@ -116,12 +117,14 @@ class Phase(NamedTuple):
     enter: Callable[[ClientContext, Tree], Tree] | None = None
     counts: bool = True
     falls: bool = False
+    local_steps: int = 1
 
     def passed(self, info: Info, done: Tensor) -> Info:
         """Return `info` after its `done` real steps."""
         if not self.counts:
             return info
         # lr (T + T-1 + ... + 1) / T = lr (T + 1) / 2
+        done = done * self.local_steps
         rates = (done + done.clamp(max=1)) / 2 if self.falls else done
         return info._replace(steps=info.steps + done, sum_lr=info.sum_lr + rates * info.lr)
 

@@ -32,7 +32,8 @@ class Federations:
         method = methods.of(config)
         problems = models.fits(config.task.model, split.input_shape) + task_check.problems(config, split, method)
         problems = problems or asked(config.method.name, "fits", lambda: method.fits(split))
-        problems = problems or metric_names.settings_problems(config, method, split) or clock.problems(config, split)
+        problems = problems or metric_names.settings_problems(config, method, split)
+        problems = problems or clock.problems(config, split, method.visit_steps(split))
         if problems:
             raise ConfigError(problems)
         return split

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rayfed import cut, methods, models
+from rayfed import clock, cut, methods, models, tree
 from rayfed.config import phases, unread, user_code
 from rayfed.config.watchdog import say_if_slow
 from rayfed.data import modalities
@@ -38,6 +38,7 @@ from rayfed.transform import checks
 
 if TYPE_CHECKING:
     from rayfed.config.schema import Config
+    from rayfed.method import Method
     from rayfed.partition import Federation
     from rayfed.task import Task
 
@@ -47,13 +48,15 @@ ROWS = 4  # of the data, on which an own network is tried
 @dataclass(frozen=True)
 class Question:
     """Plain values: a config, what a task reads of its federation, some rows of its arrays by name, why it must not write buffers,
-    the method's `splits_model`, and the key under which a good answer is remembered."""
+    the method's `splits_model`, the bytes that each family's model may have for anybody to be in time (() where that limits nothing),
+    and the key under which a good answer is remembered."""
 
     config: dict[str, Any]
     federation: dict[str, Any]
     rows: dict[str, list[Any]]
     no_buffers: str | None
     splits_model: bool
+    room: list[float]
     key: str
 
 
@@ -61,8 +64,8 @@ def question(config: Config, federation: Federation) -> Question | None:
     """Return what has to be checked; None for rayfed's own models that start from their seed, and for what was checked before."""
     method = methods.of(config)
     asks = type(method).fits_model is not methods.Method.fits_model
-    several = len(families.names(config)) > 0
-    asks = asks or config.task.split is not None
+    several, room = len(families.names(config)) > 0, _room(config, federation, method)
+    asks = asks or config.task.split is not None or bool(room)
     if config.task.model.name in models.KNOWN and config.init.from_ is None and not (asks or _needs_vmap(config)):
         return None
     values = config.to_dict()
@@ -91,12 +94,25 @@ def question(config: Config, federation: Federation) -> Question | None:
     ]
     splits = method.splits_model()
     no_buffers = method.no_buffers or checks.no_buffers(config)
-    decides = json.dumps([about, no_buffers, splits, *settings], sort_keys=True, default=str)
+    decides = json.dumps([about, no_buffers, splits, room, *settings], sort_keys=True, default=str)
     key = hashlib.sha256(decides.encode()).hexdigest()[:32]
     if _known(key).exists():
         return None
     rows = {n: np.asarray(a)[federation.train.rows[:ROWS]].tolist() for n, a in federation.arrays.items()}
-    return Question(values, about, rows, no_buffers, splits, key)
+    return Question(values, about, rows, no_buffers, splits, room, key)
+
+
+def _room(config: Config, federation: Federation, method: Method) -> list[float]:
+    """Return the bytes that each family's model may have for one of its clients to meet the deadline, of one model for all the one
+    number; [] where that limits nothing."""
+    found = clock.room(config, federation, method.visit_steps(federation))
+    if found is None:
+        return []
+    of = families.drawn(config, federation.population, federation.clients)
+    if of is None:
+        return [float(found.max())]
+    mine = of[: federation.population]
+    return [float(found[mine == i].max()) for i in range(len(families.names(config)))]
 
 
 def find_problems(questions: Mapping[str, Question | None]) -> dict[str, list[str]]:
@@ -154,7 +170,19 @@ def _problems_of(q: Question) -> list[str]:
         name, allowed = config.task.model.name, "a model with running statistics or counters"
         problems.append(unread.sentence("local.buffers", "private", "task.model", name, allowed))
     there = {n: t for n, t in found.items() if t is not None}
+    problems = problems or _deadline_problems(q, config, [tree.nbytes(t.params_like) for t in there.values()])
     return problems or (family_check.problems(methods.of(config), there) if families.names(config) else [])
+
+
+def _deadline_problems(q: Question, config: Config, sizes: Sequence[int]) -> list[str]:
+    """Return that nobody could ever be in time because of transfers. sizes: bytes of each family's model."""
+    if not q.room or any(size <= room for size, room in zip(sizes, q.room, strict=True)):
+        return []
+    size, room = min(zip(sizes, q.room, strict=True), key=lambda both: both[0] - both[1])
+    return [
+        f"failures.stragglers.deadline_s: {config.failures.stragglers.deadline_s:g} found, in which no client takes a model of {size:,} bytes, "
+        f"does its steps and sends the model (one of {max(room, 0):,.0f} bytes at most); allowed: a longer time"
+    ]
 
 
 def _built(q: Question, config: Config) -> tuple[Task | None, list[str]]:

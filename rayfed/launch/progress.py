@@ -9,6 +9,8 @@ from typing import Any
 from rayfed.launch.time_left import time_text
 from rayfed.metrics import FAMILIES, SCOPES
 from rayfed.report.tables import caution
+from rayfed.storage.provenance import read_settings
+from rayfed.storage.study_folder import study_base
 
 SHOWN = ("accuracy/global", "accuracy/personal", "loss/global")  # in the live line
 STUDY_METRICS = (
@@ -93,7 +95,9 @@ def _print_study(path: Path, summary: dict[str, Any]) -> None:
     console, arms = Console(), summary["arms"]
     table = Table(title=f"final round, mean ± sd over {_seeds(path)} seeds")
     measured = dict.fromkeys(m for values in arms.values() for m in values)
-    names = [m for m in _chosen(STUDY_METRICS, measured, STUDY_COLUMNS) if m in measured][:STUDY_COLUMNS]
+    first = [f"{name}/{scope}" for name in _asked(path) for scope in ("global", "personal")]
+    names = [m for m in dict.fromkeys([*first, *_chosen(STUDY_METRICS, measured, STUDY_COLUMNS)]) if m in measured]
+    names = names[:STUDY_COLUMNS]
     table.add_column("arm")
     for name in names:
         table.add_column(name.replace("/", "\n"), justify="right")
@@ -109,6 +113,14 @@ def _print_study(path: Path, summary: dict[str, Any]) -> None:
     claims = summary.get("claim") or []
     for c in claims if isinstance(claims, list) else [claims]:
         console.print(f"claim: {c['metric']} of {c['better']} over {c['than']} at round {c['at']}: {c.get('verdict')}")
+
+
+def _asked(path: Path) -> list[str]:
+    """Return the names of the metrics that a study or its arms ask for beside the task's own (`evaluate.metrics`)."""
+    study = read_settings(path, "study.yaml")
+    parts = [study_base(study), *(study.get("arms") or {}).values()]
+    found = [n for p in parts for n in ((p or {}).get("evaluate") or {}).get("metrics") or ()]
+    return list(dict.fromkeys(str(n).rpartition(":")[2] for n in found))
 
 
 def _print_run(summary: dict[str, Any]) -> None:

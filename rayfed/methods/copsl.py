@@ -89,6 +89,16 @@ class CoPSL(Method):
             )
         return found
 
+    def fits_model(self, task: Task) -> list[str]:
+        heads = HEADS.select(task.params_like, task)
+        if heads and len(heads) < len(task.params_like):
+            return []
+        found = "all parameters are" if heads else "no parameter is"
+        return [
+            f"task.model: {self.config.task.model.name} found, of which {found} part of `heads`, which stay at the clients; allowed: a "
+            "network with a module `heads` for what belongs to one problem each, and a trunk beside it"
+        ]
+
     def init(self, task: Task, key: int) -> Tree:
         trunk = TRUNK.select(task.init_params(key), task)
         return {"trunk": trunk, "opt": optimizers.make(self.local.optimizer).init(trunk)}

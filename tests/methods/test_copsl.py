@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rayfed import tree
+from rayfed.launch import model_check
+from rayfed.launch.federations import Federations
 from tests import toy
 from tests.toy import Result
 
@@ -120,3 +123,33 @@ def test_what_it_cannot_do_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             toy.config("copsl", **toy.merge(toy.FRONTS, {"local": local}))
+
+
+OWN = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes, input_shape):
+        super().__init__()
+        self.heads = nn.Linear(2, 36)
+        self.trunk = nn.Linear({trunk}, 2) if {trunk} else nn.Identity()
+
+    def forward(self, p):
+        return self.heads(p).unflatten(-1, (6, 6))
+"""
+
+
+def test_a_network_without_heads_or_without_a_trunk_is_refused_before_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    for text, said in (
+        (OWN.replace("heads", "body").format(trunk=2), "of which no parameter is part of `heads`"),
+        (OWN.format(trunk=0), "of which all parameters are part of `heads`"),
+    ):
+        file.write_text(text)
+        model = {"task": {"model": {"name": f"{file}:Net"}}}
+        made = toy.config("copsl", **toy.merge(toy.merge(toy.FRONTS, EVERYBODY), model))
+        asked = model_check.question(made, Federations().of(made))
+        assert asked is not None
+        (problem,) = model_check.check_models({"": asked})[""]
+        assert said in problem, problem

@@ -69,3 +69,10 @@ def test_settings_that_nothing_would_read_are_refused(name: str) -> None:
         "local.work.kind: uniform",
         "local.schedule.within: linear",
     ]
+
+
+@pytest.mark.parametrize("name", ["fedzo", "fzoos"])
+def test_a_visit_takes_as_long_as_its_local_steps(name: str) -> None:
+    speed = {"devices": {"profile": "tiers", "tiers": [{"share": 1.0, "speed": 2.0}]}}
+    done = toy.simulate({"name": name}, rounds=1, **toy.merge(QUADRATICS, toy.merge(STEPS, speed)))
+    assert done.fed.elapsed == 1.5 and set(done.fed.durations()) == {1.5}, "three steps, two a second"

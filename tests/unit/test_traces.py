@@ -10,7 +10,8 @@ import pytest
 
 from rayfed import clock, participation
 from rayfed.config.load import READY
-from rayfed.errors import ConfigError, FailsAgain
+from rayfed.errors import ConfigError
+from rayfed.launch import model_check
 from rayfed.launch.federations import Federations
 from tests import toy
 
@@ -97,6 +98,11 @@ def test_a_device_that_never_comes_back_is_refused(tmp_path: Path) -> None:
 def test_a_deadline_that_nobody_meets_because_of_transfers_is_refused() -> None:
     tiers = {"profile": "tiers", "tiers": [{"share": 1.0, "speed": 1e6, "bandwidth": 10.0}]}
     made = toy.config(devices=tiers, failures={"stragglers": {"deadline_s": 20.0}})
-    Federations().of(made)  # steps alone would do
-    with pytest.raises(FailsAgain, match=r"failures.stragglers.deadline_s: 20 found, the fastest client takes 170 s"):
-        toy.make_fed(made)
+    split = Federations().of(made)  # steps alone would do
+    asked = model_check.question(made, split)
+    assert asked is not None and asked.room == pytest.approx([100.0], rel=1e-4)  # 20 s at 10 bytes a second, both ways
+    (said,) = model_check.check_models({"": asked})[""]
+    assert said.startswith("failures.stragglers.deadline_s: 20 found, in which no client takes a model of 848 bytes")
+    enough = toy.config(devices=tiers, failures={"stragglers": {"deadline_s": 170.0}})
+    enough_asked = model_check.question(enough, split)
+    assert enough_asked is not None and model_check.check_models({"": enough_asked}) == {"": []}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+import numpy as np
 from pydantic import Field
 
 from rayfed import Method, MethodSettings, optimizers, tree
@@ -73,6 +74,9 @@ class ZerothOrder(Method):
         if self.settings.value == "f1" and federation.form != "classes":
             return ["method.value: f1 found, task.data holds no classes; allowed: loss"]
         return []
+
+    def visit_steps(self, federation: Federation) -> np.ndarray:
+        return np.where(federation.train.sizes() > 0, self.local_steps, 0)
 
     @property
     def local_steps(self) -> int:

@@ -48,6 +48,23 @@ def test_a_task_without_accuracy_shows_what_it_measures(tmp_path: Path, capsys: 
     assert "recall-a" not in out and "bytes/up" not in out
 
 
+def test_the_table_of_a_study_begins_with_the_metrics_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("loss/global", "accuracy/global", "accuracy/personal", "accuracy/cluster", "f1/global", "mine/personal")
+    arms = {"fedavg": {n: {"mean": 0.5, "sd": None, "n": 1} for n in names}}
+    study = tmp_path / "study.yaml"
+    heads = []
+    for asked in ("", "evaluate: {metrics: [own.py:mine, f1]}\n"):
+        study.write_text(asked + "arms: {fedavg: {}}\n", encoding="utf-8")
+        print_result(tmp_path, {"arms": arms})
+        lines = capsys.readouterr().out.splitlines()
+        above, below = (line.replace("┃", " ").split() for line in (lines[2], lines[3]))
+        heads.append([f"{a}/{b}" for a, b in zip(above, below[1:], strict=True)])
+    assert heads[0] == ["accuracy/global", "accuracy/personal", "accuracy/cluster", "loss/global"]
+    assert heads[1] == ["mine/personal", "f1/global", "accuracy/global", "accuracy/personal"]
+
+
 def test_the_table_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = {"point": {"method.clusters": 3}, "value": 0.5, "sd": 0.25, "seeds": {"0": 0.25, "1": 0.75}, "round": 4}
     second = {**best, "value": 0.25, "sd": None, "difference": {"mean": -0.25, "ci95": [-0.5, 0.0], "n": 2}}
