@@ -3,7 +3,8 @@ what the claim about federated instruction tuning starts from.
 
     python benchmarks/pretrain_tasks.py [FOLDER]
 
-FOLDER: where the model is written in transformers' format, with the records in FOLDER/tasks; default
+FOLDER: where the model is written in transformers' format, with the records in FOLDER/tasks, and others of the sixteen kinds that it was
+trained on in FOLDER/known.parquet; default
 $RAYFED_MODELS/tiny-lm-tasks, or ~/.cache/rayfed/models/tiny-lm-tasks. It takes about a minute on one core, and gives the same
 weights each time on one machine. A record is one instruction about 3 to 6 letters, `reverse: c a f = f a c`. The model (300,000
 parameters) is trained on endless records of sixteen kinds; the records on disk are of eight others, 250 each to train and 40 to test.
@@ -91,6 +92,13 @@ def batch(tok: Any, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
+def write_known(where: Path) -> None:
+    """Write records of the kinds that the model was trained on, 50 each, on which it is measured what later training forgets."""
+    rng = random.Random(1)
+    rows = [record(k, KNOWN, rng) for k in KNOWN for _ in range(50)]
+    pq.write_table(pa.Table.from_pylist(rows), where / "known.parquet")
+
+
 def main(where: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -124,6 +132,7 @@ def main(where: Path) -> None:
     model.eval()
     model.save_pretrained(where)
     tok.save_pretrained(where)
+    write_known(where)
     (where / "tasks").mkdir(exist_ok=True)
     for name, n in (("train", 250), ("test", 40)):
         rows = [record(k, FEDERATED, rng) for k in FEDERATED for _ in range(n)]

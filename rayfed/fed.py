@@ -208,7 +208,9 @@ class Fed:
         kind = config.federation.participation.kind
         self._comes = participation.Availability(config, federation) if kind in participation.BY_THEMSELVES else None
         self._devices = clock.devices(config, federation.clients)
-        self._usual: np.ndarray | None = None  # seconds of a visit of as many steps as the config asks for
+        self._usual: tuple[Federation, np.ndarray] | None = (
+            None  # a split, seconds of its visits as the config asks for
+        )
         late = config.failures.stragglers
         self._hurries = late.deadline_s is not None or late.over_select > 0
         self.begin(0)
@@ -357,15 +359,15 @@ class Fed:
         n = self.population
         if self._devices is None:
             return np.ones(n)
-        if steps is None and self._usual is not None:
-            return self._usual
+        if steps is None and self._usual is not None and self._usual[0] is self.federation:
+            return self._usual[1]
         told = self.method.visit_steps(self.federation)[:n] if steps is None else steps
         size: Any = tree.nbytes(self.task.params_like)
         if self.task.family is not None:
             size = np.array([tree.nbytes(t.params_like) for t in self.task.families.values()])[self.task.family[:n]]
         took = self._devices.seconds(np.arange(n), told, size, size)
         if steps is None:
-            self._usual = took
+            self._usual = self.federation, took
             took.flags.writeable = False
         return took
 

@@ -15,6 +15,7 @@ from rayfed.visits import Visit, model_of
 from rayfed.wire import Wire
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from rayfed.config.schema import Config

@@ -143,6 +143,10 @@ SCOPES: dict[str, tuple[str, str]] = {
         "what each client is served, on test rows as they are or moved against it, whichever is worse (evaluate.adversary)",
         "clients, each on its own test split",
     ),
+    "retained": (
+        "the one server or universal model, of a method without one what clients are served",
+        "test rows of another task (evaluate.retained)",
+    ),
 }
 OF_FAMILY = "family-"  # begins the scope of what clients of a family of models are served
 OF_TASK = "task-"  # begins the scope of a task of a stream

@@ -50,16 +50,27 @@ def report(
     table: Annotated[
         str | None, typer.Option("--table", metavar="FORM", help="Print the final values as latex | md | csv; no page.")
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Print a report card: what each arm trains, sends and reaches, its worst clients too; no page.",
+        ),
+    ] = False,
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME/SCOPE", help="Of the table; may be repeated; default: all scores."),
+        typer.Option(
+            "--metric",
+            metavar="NAME/SCOPE",
+            help="Of the table, or a NAME of the card; may be repeated; default: all scores.",
+        ),
     ] = None,
 ) -> None:
-    """Write report.html again, or a page that compares several, and print its path; or figures and a table for a paper."""
+    """Write report.html again, or a page that compares several, and print its path; or a report card, figures, a table for a paper."""
     from rayfed.report import write_comparison, write_figures, write_report
     from rayfed.storage.provenance import settings_file
 
-    alone = figures is None and table is None
+    alone = figures is None and table is None and not card
     kinds = ("config.yaml", "study.yaml", *(["sweep.yaml"] if len(runs) == 1 and alone else []))
     missing = [str(r) for r in runs if settings_file(r) not in kinds]
     if missing:
@@ -67,10 +78,18 @@ def report(
     if out is not None and (len(runs) == 1 or not alone):
         other = f"the report of {runs[0]} goes into it" if alone else "--figures DIR takes figures"
         raise ConfigError(f"report: --out {out} is for a page that compares; {other}")
-    if metrics and table is None:
-        raise ConfigError("report: --metric chooses columns of --table latex | md | csv")
+    if metrics and table is None and not card:
+        raise ConfigError("report: --metric chooses columns of --table latex | md | csv, or what --card shows")
+    if card and (table is not None or figures is not None):
+        raise ConfigError("report: --card found beside --table or --figures; allowed: one of them")
     if alone:
         typer.echo(str(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)))
+        return
+    if card:
+        from rayfed.report.card import markdown
+        from rayfed.report.subject import load, load_comparison
+
+        typer.echo(markdown(load(runs[0]) if len(runs) == 1 else load_comparison(runs), metrics or ()), nl=False)
         return
     text = table and result_text(runs, table, metrics or ())
     if figures is not None:

@@ -22,7 +22,7 @@ Judge = Callable[[Mapping[str, Any], Config | None, Collection[str]], list[str]]
 
 READY = Path(__file__).parent / "ready"
 SHORT = (
-    *((k, "name") for k in ("method", "task.data", "task.model", "task.kind")),
+    *((k, "name") for k in ("method", "task.data", "task.model", "task.kind", "evaluate.retained")),
     *((k, "kind") for k in ("adapter", "aggregate")),
     ("devices", "profile"),
     *((f"federation.{k}", "kind") for k in ("partition", "groups", "participation", "holdout", "stream")),

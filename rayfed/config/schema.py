@@ -932,6 +932,11 @@ class Evaluate(Section):
         None,
         description="Scope adversarial: what clients are served is also scored on test inputs moved against it (PGD); docs/robust.md.",
     )
+    retained: Named | None = Field(
+        None,
+        description="Data of another task, as `task.data` says it, on whose test rows the global model (else what clients are served) is "
+        "scored too, scope `retained`: what training forgets.",
+    )
     rows: tuple[int, ...] = Field(
         (),
         description="Evaluated rounds in which the scores of each scored row are kept too, in rows/round-R.npz of the run folder.",

@@ -63,6 +63,7 @@ class Evaluation(Enum):
     ENSEMBLE = "ensemble"  # the served models' predictions on the pooled test set
     BACKDOOR = "backdoor"  # scores of what honest clients are served, on test rows with an attacker's trigger
     ADVERSARIAL = "adversarial"  # scores of what each client is served, on its own test rows moved against it
+    RETAINED = "retained"  # scores of what each client is served on another task's rows
     SERVED = "served"  # the served model itself, for use from Python
 
     def __str__(self) -> str:
@@ -96,8 +97,8 @@ def build(
         own = of.task.family_name
         return _measure(of, lambda client: tree.pick(client.shared["experts"][own], client.mine["expert"]), rows)
     view, seen = method.view(task), task.read_by(partial(method.logits, task))
-    if evaluation in (Evaluation.PERSONAL, Evaluation.BACKDOOR):
-        split = "backdoor" if evaluation is Evaluation.BACKDOOR else split
+    if evaluation in (Evaluation.PERSONAL, Evaluation.BACKDOOR, Evaluation.RETAINED):
+        split = split if evaluation is Evaluation.PERSONAL else evaluation.value
         of = scoring(task, data)._replace(task=seen)
         return scored(view, of, lambda client, carry: view.end(client, carry)[0]["model"], rows, split)
     if evaluation is Evaluation.ADVERSARIAL:
@@ -331,6 +332,8 @@ class Evaluator:
             row |= scope("adversarial", self._ask(Evaluation.ADVERSARIAL, participants, served).sums)
         if self.federation.backdoor is not None:
             row |= self._score_backdoor(self.federation.backdoor, scored, served)
+        if len(self.federation.retained):
+            row |= self._score_retained(state, participants, served)
         return row, [self._make_row(c, personal, cluster_of, seconds.get(c)) for c in sorted(personal.sums)]
 
     def _takes_part_in(self, family: int, client: int) -> bool:
@@ -412,6 +415,18 @@ class Evaluator:
         theirs = [c for c in clients if len(triggered[c])]
         return scope("backdoor", self._ask(Evaluation.BACKDOOR, theirs, served).sums)
 
+    def _score_retained(self, state: Tree, clients: Sequence[int], served: ServedPayload) -> dict[str, float | None]:
+        """Score scope `retained` on another task's rows: the one model, or where a method has none what clients are served, all alike."""
+        rows = self.federation.retained
+        if not self.method.universal:
+            found = scope("retained", self._ask(Evaluation.RETAINED, clients, served).sums)
+            return {n: v for n, v in found.items() if not n.endswith("_ex")}
+        by_row = self.score_rows(state[str(self.method.universal)], rows)
+        if by_row.failures:
+            self._note("retained", f"null: {min(by_row.failures.items())[1]}")
+            return {f"{n}/retained": None for n in self.task.row_measures}
+        return {f"{n}/retained": float(by_row.values[n].mean()) for n in self.task.row_measures}
+
     def _score_stream(self, served: ServedPayload, now: Mapping[int, Scores]) -> dict[str, float]:
         """Score what clients are served on each task of a stream so far; now: their scores on the present one."""
         engine, measures = self.dispatcher.engine, [m for m in self.task.measures if m.of == "rows"]
@@ -467,7 +482,7 @@ class Evaluator:
         out: dict[int, Scores] = {}
         failures: dict[int, str] = {}
         test = self.federation.test
-        copies = (Evaluation.BACKDOOR, Evaluation.ADVERSARIAL)  # of test rows, changed
+        copies = (Evaluation.BACKDOOR, Evaluation.ADVERSARIAL, Evaluation.RETAINED)  # of test rows, changed, or everybody's
         sends = (self._keeps() or self.sets) and evaluation not in copies
         most = max((len(test[c]) for c in clients), default=0) if sends else 0
         by_row: dict[int, Mapping[str, np.ndarray]] = {}

@@ -669,11 +669,19 @@ class Runner:
             "notes": notes,
             "stopped_early": run.early,
             "collapsed": run.collapsed.to_dict() if run.collapsed else None,
+            **self._sizes(),
             **self._measures(),
         }
         self._write_status()
         self.folder.finish(RunStatus.DONE, summary)
         return Ending(RunStatus.DONE, run.reached)
+
+    def _sizes(self) -> dict[str, Any]:
+        """Return how many parameters are trained, and how many the network has, where all clients have one."""
+        task = self.prepared.task
+        if task.families:
+            return {}
+        return {"parameters": {"trained": sum(p.numel() for p in task.params_like.values()), "all": task.size}}
 
     def _measures(self) -> dict[str, Any]:
         """Return what is measured, for the summary, where its readers do not know it from its names."""

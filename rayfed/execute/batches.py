@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rayfed.task import Task
     from rayfed.tree import Tree
 
+EVERYBODYS = ("public", "retained")  # splits that are the same rows for every client
 MEASURE_BATCH = 128  # rows per step of `once`: large enough for the kernels, small enough for memory
 FEWEST, MOST = 64, 1024  # rows of one piece where one model is scored
 PIECE_WORK = 2**28  # multiplications in such a piece, about
@@ -164,10 +165,10 @@ class BatchSampler:
 
     def rows(self, client: int, split: str, round: int = 1) -> np.ndarray:
         """Return the rows of the data arrays in one client's split ("train", "test" ...), or in a piece of the pooled test set
-        ("pooled 3") or the public set ("public"), the same for everyone. Of a stream what the round's task makes of it; "test 2" is the
-        test split of task 2 whatever the round is."""
-        if split == "public":
-            return self.fed.public
+        ("pooled 3"), the public set ("public") or another task's rows ("retained"), the same for everyone. Of a stream what the round's
+        task makes of it; "test 2" is the test split of task 2 whatever the round is."""
+        if split in EVERYBODYS:
+            return getattr(self.fed, split)  # type: ignore[no-any-return]
         if split.startswith("pooled"):
             pieces = pooled_pieces(self.fed.at(round)) if self.fed.stages else self.pieces
             return pieces[int(split.removeprefix("pooled "))]
@@ -255,10 +256,10 @@ class BatchSampler:
         if over.kind == "nothing":
             none = np.zeros(len(clients), np.int64)
             return np.zeros(1, np.int64), none, none
-        if over.split == "public":
-            k = len(clients)
-            rows = self.fed.public if len(self.fed.public) else np.zeros(1, np.int64)
-            return rows, np.zeros(k, np.int64), np.full(k, len(self.fed.public))
+        if over.split in EVERYBODYS:
+            k, there = len(clients), getattr(self.fed, over.split)
+            rows = there if len(there) else np.zeros(1, np.int64)
+            return rows, np.zeros(k, np.int64), np.full(k, len(there))
         if given is not None:
             each = np.full(len(given), given.shape[1])
             return given.reshape(-1), np.cumsum(each) - each, each

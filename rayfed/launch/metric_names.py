@@ -36,13 +36,14 @@ def known(method: Method, federation: Federation) -> list[str]:
         ("adversarial", method.config.evaluate.adversary is not None and tests[:n].any()),
     ):
         scopes += [scope, f"{scope}_ex"] if there else []
+    scopes += ["retained"] if len(federation.retained) else []
     config = method.config
     family = families.drawn(config, n, federation.clients)
     for number, name in enumerate(families.names(config)):
         scope = metrics.family_scope(name)
         scopes += [scope, f"{scope}_ex"] if family is not None and tests[:n][family[:n] == number].any() else []
     measured = scoring.measures(config, federation, scoring.asked(config, federation)[0])
-    without = {"backdoor", "adversarial"} | (set() if config.evaluate.finetune_epochs else {"local"})
+    without = {"backdoor", "adversarial", "retained"} | (set() if config.evaluate.finetune_epochs else {"local"})
     of_sets = [s for s in scopes if s.removesuffix("_ex") not in without]
     names = [f"{m.name}/{s}" for s in scopes for m in measured if m.of == "rows" or s in of_sets]
     tasks_so_far = [metrics.task_scope(k + 1) for k in range(len(federation.stages))]

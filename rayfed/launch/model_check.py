@@ -180,8 +180,8 @@ def _deadline_problems(q: Question, config: Config, sizes: Sequence[int]) -> lis
         return []
     size, room = min(zip(sizes, q.room, strict=True), key=lambda both: both[0] - both[1])
     return [
-        f"failures.stragglers.deadline_s: {config.failures.stragglers.deadline_s:g} found, in which no client takes a model of {size:,} bytes, "
-        f"does its steps and sends the model (one of {max(room, 0):,.0f} bytes at most); allowed: a longer time"
+        f"failures.stragglers.deadline_s: {config.failures.stragglers.deadline_s:g} found, in which no client takes a model of "
+        f"{size:,} bytes, does its steps and sends the model (one of {max(room, 0):,.0f} bytes at most); allowed: a longer time"
     ]
 
 

@@ -44,6 +44,7 @@ from rayfed.config.watchdog import say_if_slow
 from rayfed.errors import ConfigError, nearest, refusing
 from rayfed.execute.tuning import compiler
 from rayfed.models import families, folder, pretrained, private_buffers
+from rayfed.partition import retained
 from rayfed.partition.groups import too_many
 from rayfed.storage import object_store
 from rayfed.storage.run_folder import model_damage
@@ -293,6 +294,8 @@ def _check_evaluation(config: Config) -> list[str]:
     if (config.stop.metric is None) != (config.stop.at is None and config.stop.patience is None):
         problems.append("stop: metric belongs together with at or patience; set it and one of them, or none")
     problems += _check_metrics(config.evaluate.metrics or ())
+    if (other := config.evaluate.retained) is not None and not VARIABLE.search(other.name):
+        problems += retained.named(_found(retained.KEY, partial(data.check, other)))
     if isinstance(asked, int) and asked > clients:
         problems.append(f"evaluate.clients: {asked} found, there are {clients} clients")
     return problems

@@ -89,7 +89,9 @@ class FedZO(ZerothOrder):
             sent = {"delta": update_of(client, carry["z"], task), "c": carry["sum"], "queries": carry["queries"]}
             return sent, {"c_i": carry["sum"]}
 
-        return Visit(begin, [Phase(whole(), step, local_steps=steps)], end, ALONE, lambda carry: unflat(carry["z"], task))
+        return Visit(
+            begin, [Phase(whole(), step, local_steps=steps)], end, ALONE, lambda carry: unflat(carry["z"], task)
+        )
 
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s = self.settings

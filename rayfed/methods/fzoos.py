@@ -147,7 +147,9 @@ class FZooS(ZerothOrder):
             own = {**client.own, **{n: carry[n] for n in ("points", "values", "known", "z")}}
             return {"delta": update_of(client, carry["z"], task), "queries": carry["queries"]}, own
 
-        return Visit(begin, [Phase(whole(), step, local_steps=steps)], end, ALONE, lambda carry: unflat(carry["z"], task))
+        return Visit(
+            begin, [Phase(whole(), step, local_steps=steps)], end, ALONE, lambda carry: unflat(carry["z"], task)
+        )
 
     @visit
     def exchange(self, task: Task) -> Visit:

@@ -24,7 +24,7 @@ from rayfed.errors import ConfigError, nearest
 from rayfed.lazy import make_callable
 from rayfed.models import folder
 from rayfed.partition import groups as planted
-from rayfed.partition import owners
+from rayfed.partition import owners, retained
 from rayfed.partition.normalise import normalised
 from rayfed.partition.stream import Stage, staged
 from rayfed.partition.targets import Targets, by_stratum
@@ -126,8 +126,8 @@ class Federation:
     trigger; task: the task's kind; targets: what y holds where that is no class, the classes being strata then; new_classes: those of
     which no client has a row, in order; texts: (1 + T, C, L) token ids of the classes' names and of T sentences with each, -1 on padding,
     where the task reads them; stages: who holds what in each task of a stream (`federation.stream`), of which the splits here are the
-    first one's, and every: rounds of one; modalities: what rows of kind
-    modalities hold (`rayfed.data.modalities`).
+    first one's, and every: rounds of one; modalities: what rows of kind modalities hold (`rayfed.data.modalities`); retained: rows of
+    another task, at the end of the arrays.
     """
 
     arrays: dict[str, np.ndarray]
@@ -154,6 +154,7 @@ class Federation:
     modalities: tuple[modalities.Modality, ...] = ()
     stages: tuple[Stage, ...] = ()
     every: int = 0
+    retained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def at(self, round: int) -> Federation:
         """Return who holds what in a round, from 1: this federation, or of a stream what the task of that round makes of it."""
@@ -212,6 +213,8 @@ class Federation:
             flat[n] = getattr(self, n)
         if self.texts is not None:
             flat["texts"] = self.texts
+        if len(self.retained):
+            flat["retained"] = self.retained
         flat["names"] = np.array(getattr(self.names, "ids", self.names), dtype=str)
         flat["meta"] = {
             "population": self.population, "classes": self.classes, "input_shape": list(self.input_shape),
@@ -247,6 +250,7 @@ class Federation:
         meta["modalities"] = modalities.of(meta.get("modalities", ()))
         made: dict[str, Any] = {n: flat[n] for n in ("pooled_test", "group", "class_counts")}
         made["public"], made["texts"] = flat["probe"], flat.get("texts")
+        made |= {"retained": flat["retained"]} if "retained" in flat else {}
         splits = [n for n in ("train", "val", "test", "backdoor") if f"{n}/offsets" in flat]
         made |= {n: Index(flat[f"{n}/offsets"], flat[f"{n}/rows"]) for n in splits}
         made["arrays"] = {k.removeprefix("arrays/"): a for k, a in flat.items() if k.startswith("arrays/")}
@@ -274,6 +278,7 @@ def split_key(config: Mapping[str, Any]) -> str:
         scored,
         config.get("attacks") or [],
         *([task["normalise"]] if task.get("normalise", "none") != "none" else []),
+        *([config["evaluate"]["retained"]] if config["evaluate"].get("retained") else []),
     ]
     return json.dumps(asked, sort_keys=True, default=str)
 
@@ -287,21 +292,7 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     where domains decide, what `embedding` and `longtail` say they leave out, and the public rows, which are taken out before
     anything is dealt. Rows without a class are dealt by strata (`rayfed.partition.targets`).
     """
-    if dataset is None:
-        from rayfed import data
-
-        phases.begin(f"reading {config.task.data.name}")
-        dataset = data.load(config.task.data, config.seed)
-    if dataset.train.x.dtype == object:
-        phases.begin(f"tokenising the texts of {dataset.name}")
-        from rayfed.data import chat, instruct, text
-
-        by = text if dataset.kind == "text" else chat if dataset.train.x.shape[1] == 1 else instruct
-        dataset = by.tokenised(dataset, config)
-    elif dataset.kind == "text":
-        from rayfed.data import text
-
-        text.check_ids(dataset, config)
+    dataset = whole = read(config, dataset)
     f, n = config.federation, config.federation.clients
     phases.begin(f"splitting {dataset.name} over {n:,} clients")
     held = n - config.training_clients()
@@ -381,13 +372,48 @@ def build(config: Config, dataset: Dataset | None = None) -> Federation:
     arrays = {"x": x, "y": y} | columns
     if not f.public.labels:
         arrays["y"][probe] = 0 if targets and targets.form == "numbers" else -1
+    arrays, others = {n: np.ascontiguousarray(a) for n, a in arrays.items()}, np.zeros(0, np.int64)
+    if config.evaluate.retained is not None:
+        arrays, others = _with_retained(config, arrays, whole)
     made = Federation(
-        {n: np.ascontiguousarray(a) for n, a in arrays.items()}, train, val, test, pooled, n - held, group, owned.names,
+        arrays, train, val, test, pooled, n - held, group, owned.names,
         counts.reshape(n, dataset.classes).astype(np.int64, copy=False), dataset.classes, dataset.input_shape, dataset.kind,
         dataset.label_names, probe, notes, backdoor, name, targets, f.public.labels, tuple(map(int, new)), texts,
         dataset.modalities,
+        retained=others,
     )  # fmt: skip
     return made if f.stream.kind == "none" else staged(made, f.stream, draw, dataset.name)
+
+
+def read(config: Config, dataset: Dataset | None = None) -> Dataset:
+    """Return the data set of `task.data`, texts as the model's tokens; dataset: it, where it has been read already."""
+    if dataset is None:
+        from rayfed import data
+
+        phases.begin(f"reading {config.task.data.name}")
+        dataset = data.load(config.task.data, config.seed)
+    if dataset.train.x.dtype == object:
+        phases.begin(f"tokenising the texts of {dataset.name}")
+        from rayfed.data import chat, instruct, text
+
+        by = text if dataset.kind == "text" else chat if dataset.train.x.shape[1] == 1 else instruct
+        return by.tokenised(dataset, config)
+    if dataset.kind == "text":
+        from rayfed.data import text
+
+        text.check_ids(dataset, config)
+    return dataset
+
+
+def _with_retained(
+    config: Config, arrays: dict[str, np.ndarray], dataset: Dataset
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the arrays with the rows of `evaluate.retained` at their end, and which these are."""
+    try:
+        other = read(retained.config_of(config))
+    except ConfigError as e:
+        raise ConfigError(retained.named(e.problems)) from None
+    return retained.added(config, arrays, dataset, other)
 
 
 def _attacked(

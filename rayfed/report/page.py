@@ -33,6 +33,7 @@ def render(subject: Subject) -> tuple[str, list[Picture]]:
         headline(subject.name, KIND[subject.kind], _facts(subject)),
         results.verdicts(subject),
         part("section", "Results", results.final_values(subject)),
+        results.card_table(subject),
         results.difference_table(subject),
         results.rank_table(subject),
         section("Curves", drawn.curves),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayfed.metrics import lower_is_better, outcome
+from rayfed.report import card
 from rayfed.report.client_pictures import client_metric, client_values
 from rayfed.report.html import duration, joined, number, part, size, spread, swatch, table
 from rayfed.report.picture import line_style
@@ -128,6 +129,14 @@ def _run_values(subject: Subject) -> str:
     if not over_examples:
         return over_clients
     return joined([over_clients, part("details", "Means over examples", table(head, over_examples))])
+
+
+def card_table(subject: Subject) -> str:
+    """Return the report card of several arms that were scored on another task too; nothing of others."""
+    if len(subject.arms) < 2 or not any(m.endswith("/retained") for m in subject.metrics):
+        return ""
+    head, *body = ([escape(c) for c in line] for line in card.lines(subject))
+    return "<h2>Report card</h2>" + table(head, body, escape(card.about(subject)))
 
 
 # -- differences -------------------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ VARIANTS: dict[str, list[Any]] = {
     "autoflip": [{"explore_epochs": 2}, ({"mask": "random", "prune": 0.3}, {"local": ADAM}), {"mask": "magnitude"}],
     "fedlex": [{"explore_epochs": 2}, {"explore_epochs": 1, "normalise": "robust", "server_momentum": 0.9}],
     "frl": [{}, ({"scores": "absolute", "keep": 0.3}, {"local": MOMENTUM})],
+    "frag": [{"key_bits": 128, "queries": 2, "k": 3, "dims": 4}, {"scheme": "none", "queries": 3, "dims": 0}],
     "gifd": [({**FEW, "search": how}, LEAKS) for how in ("gifd", "pixels")],
     "ccvr": [
         {"when": "loop", "steps": 5, "batch": 8},
