@@ -152,7 +152,8 @@ def main() -> None:
     losses = table(rates, range(1000, 1000 + repetitions), clients)
     _, spent = halving(len(rates), lambda c, rung: float(c))
     found: dict[str, Any] = {
-        "about": about(), "command": " ".join(["python", "benchmarks/hpo_noise.py", *sys.argv[1:]]), "repetitions": repetitions, "rounds": spent,
+        "about": about(), "command": " ".join(["python", "benchmarks/hpo_noise.py", *sys.argv[1:]]),
+        "repetitions": repetitions, "rounds": spent,
         "rounds_random": max(1, spent // RUNGS[-1]) * RUNGS[-1], "rates": list(rates),
         "regrets": {str(m): replay(losses, m, 5 if a.tiny else 100) for m in ASKED},
         "losses": np.nanmean(losses, -1).tolist(),
