@@ -50,6 +50,7 @@ class Method:
         no_privacy: why its clients cannot take the gradients of `local.privacy`, of one example at a time and with noise, as the end of
             a sentence: they train by steps of their own, or by numbers of a whole batch; None if they can.
         reads_rows: whether its batches carry `row` (B,) int64, the number of each row in the data.
+        trains: whether clients train models, which scope `local` scores in passing.
         logs: of each name given to `fed.log` what it is and in which unit, name -> (sentence, unit).
 
     Arguments:
@@ -94,6 +95,7 @@ class Method:
     no_rule: ClassVar[str | None] = None
     no_privacy: ClassVar[str | None] = None
     reads_rows: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
 
     def __init__(self, settings: Any, config: Config):
         self.settings, self.config, self.local = settings, config, config.local

@@ -30,7 +30,7 @@ def known(method: Method, federation: Federation) -> list[str]:
     for scope, there in (
         ("personal", tests[:n].any()),
         ("cluster", clusters and type(method).experts is not Method.experts and tests[:n].any()),
-        ("local", tests[:n].any()),
+        ("local", tests[:n].any() and (method.trains or method.config.evaluate.finetune_epochs)),
         ("unseen", tests[n:].any()),
         ("backdoor", federation.backdoor is not None),
         ("adversarial", method.config.evaluate.adversary is not None and tests[:n].any()),

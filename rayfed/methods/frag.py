@@ -44,6 +44,7 @@ class FRAG(Method):
     Kept at party j: its share, or its key pair's secret. At the server: the public key of scheme paillier.
     """
 
+    trains = False
     no_buffers = "trains no model"
     no_privacy = "trains no model, of whose steps examples could be clipped"
     no_rule = "has no updates"
