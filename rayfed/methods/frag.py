@@ -41,7 +41,7 @@ class FRAG(Method):
     `bits` makes equal.
     No model is trained; the one that is scored is the start, and says nothing. Down: queries, ciphertexts of the scores. Up: queries,
     ciphertexts of the scores, parts of the decryption; then which vectors are nearest, which is measured against plain search here.
-    Kept at party j: its share, or its key pair's secret. At the server: the public key of scheme paillier.
+    Kept at clients (parties): its share, or its key pair's secret. At the server: the public key of scheme paillier.
     """
 
     trains = False
@@ -100,7 +100,7 @@ class FRAG(Method):
             found.append(f"method.scheme: bfv found, and {why}; allowed: paillier, none")
         if s.scheme == "bfv" and s.bits > 9:
             found.append(f"method.bits: {s.bits} found, allowed with method.scheme: bfv: at most 9")
-        if s.scheme == "paillier" and Packing.of(s.bits, s.key_bits).count < 1:
+        if s.scheme == "paillier" and Packing.of(s.bits, s.key_bits).many < 1:
             found.append(f"method.key_bits: {s.key_bits} found, no score of {2 * s.bits + 3} bits fits; allowed: more")
         for name, value, plain in (
             ("clip", config.local.clip, None),

@@ -43,7 +43,8 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
         [("disue", n) for n in ("teacher", "space", "covariance", "shrink")], ({**SHORT, "inputs": "statistics"}, {})
     ),
     ("fedlex", "server_momentum"): ({}, {"rounds": 3}),
-    "frag": ({"key_bits": 128, "queries": 2, "k": 3, "dims": 4}, {}),
+    ("frag", "scheme"): ({"queries": 1, "k": 2, "dims": 2}, {}),
+    "frag": ({"key_bits": 128, "queries": 1, "k": 2, "dims": 2}, {}),
     "gifd": (FEW, LEAKS),
     ("gifd", "tv"): (FEW, {**LEAKS, "task": {"data": "digits"}}),
     "cfl": (CUTS, {"federation": {"split": {"val": 0.2}}}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 from rayfed.errors import ConfigError
 from rayfed.methods._bases import encryption
 from rayfed.methods._bases.encryption import Overflow, Packing
+from rayfed.methods.frag import FRAG
 from tests import toy
 
 KEY, SHARES = encryption.dealt(5, 3, 128)
@@ -50,7 +51,7 @@ def test_encrypted_inner_products_are_the_whole_numbers() -> None:
     q, rows = draw.integers(-9, 10, (2, 3)), draw.integers(-9, 10, (11, 3))
     packing = Packing.of(4, 128)
     made = encryption.score(KEY, packing, encryption.encrypt(KEY, q, rng), rows, rng)
-    assert made.shape == (2, packing.ciphertexts(11), KEY.width) and packing.count == 11
+    assert made.shape == (2, packing.ciphertexts(11), KEY.width) and packing.many == 11
     parts = np.stack([encryption.partials(KEY, made, s) for s in SHARES])
     np.testing.assert_array_equal(encryption.combined(KEY, packing, parts, 11), q @ rows.T)
 
@@ -65,7 +66,7 @@ def test_a_search_by_hand_and_who_is_sent_what() -> None:
             return super().ask(visit, to, **more)
 
     done = toy.simulate(SMALL, rounds=1, kind=Watched)
-    f, method, fed = done.fed.federation, done.fed.method, done.fed
+    f, method, fed = done.fed.federation, cast("FRAG", done.fed.method), done.fed
     drawn = fed.drawn[0].ids
     asker = next(c for c in drawn if len(f.test[c]))
     everyone = tuple(range(f.population))

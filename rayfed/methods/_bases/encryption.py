@@ -124,10 +124,10 @@ def _is_prime(n: int, rng: random.Random, rounds: int = 40) -> bool:
 
 
 class Packing(NamedTuple):
-    """Several inner products in one plaintext: `each` bits for one, `count` of them, so that M of them take ceil(M / count) ciphertexts."""
+    """Several inner products in one plaintext: `each` bits for one, `many` of them, so that M of them take ceil(M / many) ciphertexts."""
 
     each: int
-    count: int
+    many: int
 
     @classmethod
     def of(cls, bits: int, modulus: int) -> Packing:
@@ -136,7 +136,7 @@ class Packing(NamedTuple):
         return cls(each, (modulus - 2) // each)
 
     def ciphertexts(self, rows: int) -> int:
-        return math.ceil(rows / self.count)
+        return math.ceil(rows / self.many)
 
     @property
     def middle(self) -> int:
@@ -145,7 +145,7 @@ class Packing(NamedTuple):
 
     def open(self, packed: int, rows: int) -> Iterator[int]:
         """Yield the first inner products of a plaintext."""
-        for i in range(min(rows, self.count)):
+        for i in range(min(rows, self.many)):
             yield (packed >> (i * self.each) & ((1 << self.each) - 1)) - self.middle
 
 
@@ -155,15 +155,15 @@ def encrypt(key: Paillier, queries: np.ndarray, rng: random.Random) -> Bytes:
 
 
 def score(key: Paillier, packing: Packing, query: Bytes, rows: np.ndarray, rng: random.Random) -> Bytes:
-    """Return the inner products of encrypted queries with rows (M, d), packed and made unlinkable, (Q, ceil(M / count), width)."""
+    """Return the inner products of encrypted queries with rows (M, d), packed and made unlinkable, (Q, ceil(M / many), width)."""
     out = []
     for q in as_numbers(query):
         inverses = [pow(c, -1, key.square) for c in q]
         scores = [key.weighted(q, inverses, row) for row in rows.tolist()]
         packed = []
-        for first in range(0, len(scores), packing.count):
+        for first in range(0, len(scores), packing.many):
             found = 1
-            for c in reversed(scores[first : first + packing.count]):
+            for c in reversed(scores[first : first + packing.many]):
                 found = pow(found, 1 << packing.each, key.square) * c * (1 + key.n * packing.middle) % key.square
             packed.append(key.again(found, rng))
         out.append(packed)
@@ -181,8 +181,8 @@ def combined(key: Paillier, packing: Packing, parts: Bytes, rows: int) -> np.nda
     shape = parts.shape[1:-1]
     numbers = [as_numbers(p.reshape(-1, key.width)) for p in parts]
     opened = [key.combined(each) for each in zip(*numbers, strict=True)]
-    found = np.array([list(packing.open(m, packing.count)) for m in opened], np.int64)
-    return found.reshape(*shape[:-1], shape[-1] * packing.count)[..., :rows]
+    found = np.array([list(packing.open(m, packing.many)) for m in opened], np.int64)
+    return found.reshape(*shape[:-1], shape[-1] * packing.many)[..., :rows]
 
 
 def as_bytes(numbers: Any, width: int) -> Bytes:
