@@ -148,7 +148,7 @@ def federation(c: Config) -> Federation:
     """The config's federation, read-only; the same object for the same split."""
     d = c.to_dict()
     task = d["task"]["data"], d["task"]["kind"]
-    split = json.dumps([d["seed"], task, d["federation"], d["attacks"]], sort_keys=True)
+    split = json.dumps([d["seed"], task, d["federation"], d["attacks"], d["evaluate"].get("retained")], sort_keys=True)
     if split not in _federations:
         made = partition.build(c)
         for a in (

@@ -135,8 +135,8 @@ def card_table(subject: Subject) -> str:
     """Return the report card of several arms that were scored on another task too; nothing of others."""
     if len(subject.arms) < 2 or not any(m.endswith("/retained") for m in subject.metrics):
         return ""
-    head, *body = ([escape(c) for c in line] for line in card.lines(subject))
-    return "<h2>Report card</h2>" + table(head, body, escape(card.about(subject)))
+    head, *body = card.lines(subject)
+    return part("section", "Report card", table(head, body, card.about(subject)))
 
 
 # -- differences -------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ OWN = (  # rows of a kind that pictures are not: with clients, domains, items, p
     "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "fed-e4rag", "fedka", "fedmac", "fedrecsys", "ha-fedformer",
 )  # fmt: skip
 LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures
-    "disue_families", "federatedscope-llm", "fed-llm-survey", "fedlora-survey", "fednano", "gifd", "fedloge", "fedlgd", "franca", "madaug",
+    "disue_families", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
+    "fedlgd", "franca", "madaug",
 )  # fmt: skip
 
 
