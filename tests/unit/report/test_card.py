@@ -18,7 +18,7 @@ class Record(RunRecord):
     """A run whose clients are given."""
 
     @property
-    def clients(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def clients(self) -> list[dict[str, Any]]:
         return [{"client": i, "round": 2, "accuracy": v, "unseen": False} for i, v in enumerate(CLIENTS)]
 
 
