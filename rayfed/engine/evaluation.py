@@ -482,7 +482,11 @@ class Evaluator:
         out: dict[int, Scores] = {}
         failures: dict[int, str] = {}
         test = self.federation.test
-        copies = (Evaluation.BACKDOOR, Evaluation.ADVERSARIAL, Evaluation.RETAINED)  # of test rows, changed, or everybody's
+        copies = (
+            Evaluation.BACKDOOR,
+            Evaluation.ADVERSARIAL,
+            Evaluation.RETAINED,
+        )  # of test rows, changed, or everybody's
         sends = (self._keeps() or self.sets) and evaluation not in copies
         most = max((len(test[c]) for c in clients), default=0) if sends else 0
         by_row: dict[int, Mapping[str, np.ndarray]] = {}
