@@ -56,6 +56,15 @@ CLIENT_SIDE = {"task": {"split": {"after": ["head"]}}}
 VAL = {"federation": {"split": {"val": 0.3}}}
 OWNERS = {"modalities": {"absent": 0.0, "owners": {"image+text": 1, "measurements": 1}}}
 LACKING = toy.merge(toy.MODAL, {"task": {"model": {"absent": "skip"}}, "federation": OWNERS})
+WIDTHS = {
+    "task": {
+        "model": {
+            "large": {"name": "mlp", "hidden": [6], "share": 0.5},
+            "small": {"name": "mlp", "hidden": [4], "share": 0.5},
+        }
+    },
+    "federation": {"public": {"rows": 30, "labels": True}},
+}
 SIDES = {
     "task": {
         "data": {**toy.MODAL["task"]["data"], "features": 0},
@@ -196,6 +205,10 @@ VARIANTS: dict[str, list[Any]] = {
     "fedrod": [{}, ({"gamma": 0.5}, BATCHNORM)],
     "fedsa": [{}, ({"decay": 0.5, "weight": "examples", "predict": "head"}, {**BATCHNORM, "local": MOMENTUM})],
     "fraug": [{"noise": 4}, ({"interpolate": True, "distance": "l1"}, BATCHNORM)],
+    "fedconv": [
+        ({"server_epochs": 1, "filter_epochs": 1, "weight_epochs": 1}, WIDTHS),
+        ({"start": "normal", "activation": "none", "filter_epochs": 1, "weight_epochs": 1}, WIDTHS),
+    ],
     "creamfl": [({"server_batch": 8}, SIDES), ({"scale": True, "aggregate": "mean", "pass_last": True}, SIDES)],
     "fedmac": [({}, toy.MODAL), ({"contrast": "sum", "table": "mean"}, toy.MODAL)],
     "ha_fedformer": [
@@ -323,6 +336,7 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "fedsoft": [{}, {"clusters": 2, "lam": 0.0, "selection": "weighted", "every": 1, "floor": 0.0}],
     "fesem": [{}, {"clusters": 2, "seeding": "random", "weight": "one"}],
+    "pfedlora": [{"rank": 2}, ({"mu": 1.0, "weight": "one"}, {**BATCHNORM, "local": MOMENTUM})],
     "pfedrec": [
         ({"item_rate": 0.5}, toy.TASTES),
         ({"item_rate": 0.5, "view": "shared", "aggregate": "touched"}, toy.TASTES),
