@@ -52,7 +52,7 @@ OWN = (  # rows of a kind that pictures are not: with clients, domains, items, p
 )  # fmt: skip
 LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures
     "disue_families", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
-    "fedlgd", "franca", "madaug",
+    "fedlgd", "franca", "ha-fedformer", "madaug",
 )  # fmt: skip
 
 
