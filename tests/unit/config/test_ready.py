@@ -48,11 +48,12 @@ SMALL = ["rounds=2", "evaluate={every: 2}", "resources.executor=loop", "resource
 
 
 OWN = (  # rows of a kind that pictures are not: with clients, domains, items, pairs, problems
-    "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "fed-e4rag", "fedka", "fedmac", "fedrecsys", "ha-fedformer",
+    "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "fed-e4rag", "fedagain", "fedka", "fedmac", "fedrecsys", "fedsto",
+    "fets-challenge", "ha-fedformer",
 )  # fmt: skip
 LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures
     "disue_families", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
-    "fedlgd", "franca", "ha-fedformer", "madaug",
+    "fedagain", "fedlgd", "fedsto", "fets-challenge", "franca", "ha-fedformer", "madaug",
 )  # fmt: skip
 
 
