@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rayfed import methods
+from rayfed.config.schema import TINY_PAIR
 from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
 from tests import toy
@@ -32,6 +33,15 @@ RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 2: 0.25, 4: 0.25}, "alpha"
 BOTTLENECK = {"adapter": {"kind": "bottleneck", "size": 3}}
 SSF = {"adapter": {"kind": "ssf"}}
 PROMPT = {"adapter": {"kind": "prompt", "tokens": 3}}
+VISUAL = {
+    "task": {
+        "data": {"name": "synthetic:images", "classes": 4, "examples": 48, "test": 8, "size": 8},
+        "model": {"name": f"hf:{Path(TINY_PAIR).with_name('tiny-vit-digits')}"},
+    },
+    "adapter": {"kind": "vpt", "tokens": 1},
+    "federation": {"clients": 4, "per_round": 2, "partition": {"kind": "iid"}},
+    "local": {"epochs": None, "steps": 1, "batch_size": 4, "optimizer": {"lr": 0.02}},
+}
 UNLABELLED = toy.merge(toy.TOWERS, {"federation": {"public": {"rows": 10, "classes": "new"}}})
 
 BATCHNORM = {"task": {"model": {"name": f"{Path(__file__).parents[1] / 'own_nets.py'}:batchnorm"}}}
@@ -273,6 +283,7 @@ VARIANTS: dict[str, list[Any]] = {
     "fednano": [({}, CLIENT_SIDE), ({"fisher": "steps", "normalise": True}, CLIENT_SIDE), ({"rows": 5}, CLIENT_SIDE)],
     "sfprompt": [({"local_epochs": 1}, CUT), ({"keep": 1.0, "weight": "kept", "local_lr": 0.05}, CUT)],
     "fedins": [({"pool": 3}, SSF), ({"pool": 2, "match": 0.5, "weight": "examples"}, SSF)],
+    "pro_vpt": [({"scores": "removal"}, VISUAL), ({"scores": "removal", "policy": "thompson"}, VISUAL)],
     "pfedpg": [({}, PROMPT), ({"descriptor": "one", "width": 3}, PROMPT)],
     "fedalt": [{}, {"mixer": "half", "weight": "one"}],
     "fdlora": [{"grid": 3, "rows": 8}, {"grid": 2, "beta": 0.0, "sync": 1}],

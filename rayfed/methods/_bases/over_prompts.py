@@ -12,7 +12,7 @@ from rayfed.visits import whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayfed import ClientContext, Task, Tree
+    from rayfed import ClientContext, Tree
     from rayfed.visits import Batch
 
 LEAST = 2  # negatives of a row; where fewer are hard, some are drawn at random
@@ -24,7 +24,7 @@ class OverPrompts(OverAdapter):
     kinds = ("prompts",)
     needs: ClassVar[frozenset[str]] = frozenset({"towers"})
 
-    def logits(self, task: Task, model: Tree, x: Tensor) -> Tensor:
+    def logits(self, task: Any, model: Tree, x: Tensor) -> Tensor:
         if "base" not in model:
             return task.apply(model, x)
         base: Tensor = task.apply(model["base"], x)
