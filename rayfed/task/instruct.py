@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rayfed.tree import Tree
 
+ROWS = ("loss", "accuracy", "exact")  # of each record
 AT_ONCE = 2**25  # logits of one piece of a scored batch: 128 MiB in float32
 
 
@@ -78,7 +79,7 @@ class Instruct(Task):
             return torch.stack([_mean(_nll(logits, target), answer), _mean(hit, answer), _all(hit, answer)], -1)
 
         got = self._in_pieces(one, batch["x"])
-        return dict(zip(self.row_measures, got.unbind(-1), strict=True))
+        return dict(zip(ROWS, got.unbind(-1), strict=True))
 
     def score(self, params: Tree, batch: Any) -> dict[str, Tensor]:
         """Return `metrics`: what a model says of every token is too much to bring to the server."""
@@ -88,7 +89,7 @@ class Instruct(Task):
         """Return loss, accuracy and exact (B,) of a weighted mean of `predict`s, (B, L - 1, 3)."""
         answer = (batch["x"][:, 1, 1:] >= 0).to(p.dtype)
         found = (-torch.log(p[..., 0].clamp(min=1e-12)), p[..., 1], p[..., 2])
-        return {n: _mean(x, answer) for n, x in zip(self.row_measures, found, strict=True)}
+        return {n: _mean(x, answer) for n, x in zip(ROWS, found, strict=True)}
 
     def _next(self, params: Tree, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (logits (B, L - 1, V), the tokens they are of (B, L - 1), 1 on answer tokens and 0 elsewhere)."""
