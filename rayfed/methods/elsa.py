@@ -56,6 +56,7 @@ class Elsa(Method):
     Distances are between places of clients and edges drawn in a square: no network is measured. `edges: 1, beta: 0` is FedAvg.
     Down: the model (P); once: the public inputs. Up: its change, tau_n n_n; once: mu_n, Sigma_n, P_n (D + D^2 + Q C), n_n.
     Between edges and cloud: K models up and down every `cloud_every` rounds (`elsa/cloud_bytes`), which clients' bytes do not have.
+    Kept at clients: nothing. At the server: the cloud's and the edges' models, tau, who is where.
     """
 
     class Settings(MethodSettings):

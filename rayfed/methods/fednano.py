@@ -33,7 +33,7 @@ class FedNano(Method):
         F-weighted mean of theta_k; where that denominator is at most `eps`, sum_k a_k delta_k[p].
     `fisher: none` is FedAvg. A client whose loss is large weighs more, unless `normalise`. Embeddings and labels that cross are no secret.
     Down: theta (P). Up: delta_k and F_k (2 P), which the server multiplies itself; over the cut 2 rows x L x d numbers for each epoch, and
-    for the pass of F_k. At the server: theta.
+    for the pass of F_k. Kept at clients: nothing. At the server: theta.
     """
 
     class Settings(MethodSettings):

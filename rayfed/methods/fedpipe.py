@@ -43,6 +43,7 @@ class FedPipe(OverLoRA):
     Served: the network with unquantised weights. Times are simulated by the cost model of `rayfed.adapters.budget`, and the round's is the
     slowest client's. Without limits and with `pad` it is FedIT.
     Down: r_il (m + n) entries of each layer, head; what to train. Up: their changes; once: one number for each layer.
+    Kept at clients: nothing. At the server: A, B, head, everybody's plan; within a round its clients' factors.
     """
 
     one_rank = "each layer of each client has a rank of its own, at most this one"

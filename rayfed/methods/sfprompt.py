@@ -47,6 +47,7 @@ class SFPrompt(Method):
     Kept rows stay in their batches, of which one without any changes nothing (ours). `keep: 1, local_epochs: 0` is split prompt tuning.
     The labels stay at the client. Large scores are those of wrong labels, too.
     Down: W_t, p. Up: their change; over the cuts 4 x rows kept x (T + P) d numbers for each of `local.epochs`.
+    Kept at clients: nothing. At the server: W_t, p, the body.
     """
 
     class Settings(MethodSettings):
