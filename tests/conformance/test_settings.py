@@ -29,6 +29,7 @@ IMAGES = {
 LGD = {"every": 1, "ipc": 2, "server_ipc": 1, "warm_steps": 1, "refresh_steps": 1, "server_steps": 2}
 PROBE = {"federation": {"probe": 40}}
 VAL = {"federation": {"split": {"val": 0.3}}}
+DRIFT = {"federation": {"groups": {"kind": "none"}, "stream": {"kind": "drift", "every": 1, "tasks": 2}}}
 STREAM = {"federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}, "alpha": 8}}
 CUTS = {"min_round": 0, "eps_1": 2.0, "eps_2": 0.0}
@@ -79,6 +80,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.1}}},
     ),
+    "feddrift": ({"every": 1, "delta": 0.05}, DRIFT),
     "fal": ({"low": None, "high": None}, {}),
     "fot": ({}, STREAM),
     "feddat": ({}, {"adapter": {"kind": "bottleneck", "size": 3}}),
