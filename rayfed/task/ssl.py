@@ -29,18 +29,20 @@ VOTE = 0.07  # what cosines are divided by in a neighbour's vote (Wu et al. 2018
 
 
 class SSL(TaskKind):
-    """Learn features (B, d) of images: what a network's last layer `head` is given; the layer itself is left out, so that a run's model
-    is a start (`init.from`) for any task with the same network.
+    """Learn features (B, d) of images without labels, which only judge them.
+
+    Features are what a network's last layer `head` is given; the layer itself is left out, so that a run's model is a start (`init.from`)
+    for any task with the same network.
 
     A training step makes `views` large crops of each image and `crops` small ones (multi-crop, Caron et al. 2020, "Unsupervised Learning of
     Visual Features by Contrasting Cluster Assignments", 2006.09882), each changed by `local.augment` too. Small crops are shown at the
     images' own size, so that any network takes them. loss: contrast of a row's first two views, -log of exp(cos(z_i, z'_i) / T) over the
-    sum of exp(cos(z_i, z'_j) / T) over the batch's rows j, both ways (SimCLR's, Chen et al. 2020, "A Simple Framework for Contrastive
-    Learning of Visual Representations", 2002.05709, without a projector); methods that have another one (`franca`) make their own views.
-    Measures are of a set of rows, a client's or the pooled test set, and use its labels: knn: leave one out, the class with the most votes
-    exp(cos / 0.07) of the `k` nearest others; knn@p: with the first 1/p of the features; linear: a logistic regression's share of right
-    answers, trained on one half of the rows and asked for the other, both ways; loss: as in training, over the whole set, with the images
-    themselves as views.
+    sum of exp(cos(z_i, z'_j) / T) over the batch's rows j, both ways (after SimCLR, Chen et al. 2020, "A Simple Framework for Contrastive
+    Learning of Visual Representations", 2002.05709, without a projector, and against the other views' rows alone); methods that have
+    another one (`franca`) make their own views. Measures are of a set of rows, a client's or the pooled test set, and use its labels:
+    knn: leave one out, the class with the most votes exp(cos / 0.07) of the `k` nearest others; knn@p: with the first 1/p of the
+    features; linear: a logistic regression's share of right answers, trained on one half of the rows and asked for the other, both ways;
+    loss: as in training, over the whole set, with the images themselves as views.
     """
 
     class Settings(TaskSettings):

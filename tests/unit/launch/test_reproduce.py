@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rayfed import methods
 from rayfed.config.load import load_config, ready
 from rayfed.launch import reproduce
 from rayfed.launch.reproduce import Cell
@@ -15,12 +16,13 @@ from tests.configs import refusal
 
 @pytest.mark.parametrize("name", reproduce.names())
 def test_a_paper_is_a_study_whose_arms_and_rounds_its_cells_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("RAYFED_DATA", "RAYFED_INSTRUCTIONS", "RAYFED_LM"):
+    for variable in ("RAYFED_DATA", "RAYFED_INSTRUCTIONS", "RAYFED_LM", "RAYFED_MODEL"):
         monkeypatch.setenv(variable, "digits")
     paper = reproduce.read(name)
     study: Any = load_config(paper.config)
     assert name in ready() and {c.arm for c in paper.cells} == set(study.arms)
     assert all(c.at <= study.base.rounds for c in paper.cells)
+    assert not [p for config in study.arms.values() for p in methods.of(config).check(config)]
     said = reproduce.plan(name)
     assert all(f"{c.paper:g}" in said and c.arm in said for c in paper.cells) and f"rayfed run {name}" in said
     assert len(said.split("Compared:")[1].strip().splitlines()) == len(paper.cells)
