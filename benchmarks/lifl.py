@@ -23,30 +23,15 @@ from typing import Any
 import numpy as np
 from scale import cluster, config, folder, only_run, parameters, start
 
-from rayfed import tree
-from rayfed.methods.fedavg import FedAvg
-
 HERE = Path(__file__).resolve().parent
 WARM = 1  # first rounds that do not count
 
 
-class Flat(FedAvg):
-    """FedAvg whose server adds up the updates itself, one after another, in the order of the clients."""
-
-    def round(self, state: Any, fed: Any, task: Any) -> Any:
-        got = fed.ask(self.train, fed.sample(), shared={"model": state["model"]})
-        shares = (got.examples / got.examples.sum()).tolist()
-        total = tree.zeros(state["model"])
-        for share, update in zip(shares, got.gather("delta").values(), strict=True):
-            total = tree.add(total, update, share)
-        return {"model": tree.add(state["model"], total)}
+ARMS: dict[str, Any] = {"sums": "fedavg", "flat": f"{HERE / 'flat_sums.py'}:Flat"}
 
 
-ARMS: dict[str, Any] = {"sums": "fedavg", "flat": f"{Path(__file__).resolve()}:Flat"}
-
-
-def one(arm: str, clients: int, a: argparse.Namespace) -> dict[str, Any]:
-    """Run an arm on two nodes and return its figures, and its final model as one vector."""
+def one(arm: str, clients: int, a: argparse.Namespace, address: str, mark: str) -> dict[str, Any]:
+    """Run an arm on the two nodes and return its figures, and its final model as one vector."""
     from safetensors.numpy import load_file
 
     from rayfed.storage.run_folder import read_metrics
@@ -55,8 +40,7 @@ def one(arm: str, clients: int, a: argparse.Namespace) -> dict[str, Any]:
         2 * a.clients, clients, a.rounds, examples=40 * a.clients, hidden=(a.width, a.width), method=ARMS[arm],
         resources={"cohort": 2, "visits": "actors"}, evaluate={"every": a.rounds}, storage={"snapshot_every": a.rounds},
     )  # fmt: skip
-    mark = uuid.uuid4().hex
-    with cluster(2, mark) as address, folder() as where:
+    with folder() as where:
         command = start(made, where, "--address", address, mark=mark)
         command.end()
         run = only_run(where)
@@ -115,7 +99,9 @@ def main() -> None:
     a = p.parse_args()
     from watch import about
 
-    rows = [one(arm, n, a) for n in (1, a.clients) for arm in ARMS]
+    mark = uuid.uuid4().hex
+    with cluster(2, mark) as address:
+        rows = [one(arm, n, a, address, mark) for n in (1, a.clients) for arm in ARMS]
     models = {r["arm"]: r["model"] for r in rows if r["clients"] == a.clients}
     rows = [{k: v for k, v in r.items() if k != "model"} for r in rows]
     update = 4 * parameters((a.width, a.width))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayfed import keys, tree
 from rayfed import transform as transforms
 from rayfed.errors import FailsAgain, RunFailed
+from rayfed.execute.tuning import replay
 from rayfed.fold import total
 from rayfed.lazy import torch
 from rayfed.transform import At, Collected, Piece
@@ -76,6 +77,7 @@ class Chain:
         declared = self._declared() if any(t.feedback or t.kind == "lowrank" for t in self.steps) else ()
         self._own = {t.kind: made for t in self.steps if (made := t.own_init(declared))}
         self.keeps = bool(self._own)
+        self._known: dict[tuple[Piece, ...], Callable[..., Any]] = {}
 
     @classmethod
     def of(cls, config: Config, method: Method, task: Task) -> Chain | None:
@@ -126,11 +128,9 @@ class Chain:
         key = torch.tensor([keys.key(seed, dispatch, c, "transforms") for c in clients], device=device)
         common = keys.key(seed, dispatch, -1, "transforms")
         state = tree.from_numpy(asked.state, str(device))
-
-        def one(v: Tensor, own: Tree, key: Tensor) -> tuple[Tensor, Tensor, Tree, Tree]:
-            return self._one(v, own, key, torch.tensor(common, device=device), state, pieces)
-
-        decoded, codes, after, sums = torch.vmap(one)(v, own, key)
+        every = self._every(pieces)
+        given = v, own, key, torch.tensor(common, device=device), state
+        decoded, codes, after, sums = replay.call(every, every, *given)
         if self.mask is not None:
             weight = torch.cat([weights[p.part][:, None].expand(-1, p.stop - p.start) for p in pieces], 1)
             if fixed := len(tree.values(sent)) - len(pieces):
@@ -142,6 +142,16 @@ class Chain:
         each = self._bytes_each(v.shape[1], v.dtype.itemsize * 8, pieces)
         nbytes = None if each is None else len(clients) * each + fixed
         return Encoded({**parts, **self._parts(sent, decoded, pieces)}, after, sums, names, nbytes)
+
+    def _every(self, pieces: tuple[Piece, ...]) -> Callable[..., tuple[Tensor, Tensor, Tree, Tree]]:
+        """Return `_one` for all clients of a call at once, for vectors of these pieces: a function of its own, so that it is recorded."""
+        if pieces not in self._known:
+
+            def every(v: Tensor, own: Tree, key: Tensor, common: Tensor, state: Tree) -> Any:
+                return torch.vmap(lambda v, own, key: self._one(v, own, key, common, state, pieces))(v, own, key)
+
+            self._known[pieces] = every
+        return self._known[pieces]
 
     def _one(
         self, v: Tensor, own: Tree, key: Tensor, common: Tensor, state: Tree, pieces: tuple[Piece, ...]
