@@ -6,6 +6,7 @@ After LIFL (2405.10968): updates are added up where they were made, then node by
 FedAvg does here (`sums`). `flat` is the same method without a fold: every update is brought to the server, which adds them up one
 after another. Both on a Ray of two nodes of one CPU, a client actor on each, an MLP of two hidden layers of --width; each with one
 client a round and with --clients, so that what further clients cost the server's process can be told from what it holds anyway.
+Bytes are the engine's `ray/bytes/up`, for `flat` and the updates that its server fetches, which that does not count.
 Its memory is the most that was resident, sampled twice a second, mapped pages of the object store among it. Writes
 benchmarks/lifl.json and LIFL.md, or into --out.
 """
@@ -49,7 +50,8 @@ def one(arm: str, clients: int, a: argparse.Namespace, address: str, mark: str) 
         model = load_file(weights)
         server = [s.rss["server"] for s in command.watch.samples if "server" in s.rss]
     found = {
-        "arm": arm, "clients": clients, "up": statistics.median(r["ray/bytes/up"] for r in rows),
+        "arm": arm, "clients": clients,
+        "up": statistics.median(r["ray/bytes/up"] for r in rows) + (arm == "flat") * clients * 4 * parameters((a.width, a.width)),
         "round_s": statistics.median(r["time/round"] for r in rows), "server_rss": max(server),
     }  # fmt: skip
     print(json.dumps(found), flush=True)
