@@ -77,7 +77,7 @@ class FedAgain(OneModel):
 
     logs: ClassVar = {
         "trust/least": ("smallest trust of a round's clients", "0 to 1, reciprocal: any"),
-        "aggregate/attackers": ("share of the round's weights that attackers got", "fraction"),
+        "trust/honest": ("share of the round's weights that clients who do not attack got", "fraction"),
     }
     wire: ClassVar[Wire] = OneModel.wire._replace(
         up={
@@ -150,8 +150,8 @@ class FedAgain(OneModel):
         share = now if self.settings.trust == "reciprocal" else now * got.examples
         fed.log("trust/least", float(now.min()))
         if len(everyone := attack.everyone(self.config)):
-            theirs = torch.as_tensor(np.isin(got.ids, everyone))
-            fed.log("aggregate/attackers", float(share[theirs].sum() / share.sum().clamp(min=1e-300)))
+            honest = torch.as_tensor(~np.isin(got.ids, everyone))
+            fed.log("trust/honest", float(share[honest].sum() / share.sum().clamp(min=1e-300)))
         if self.settings.trust == "dual" and bool((now == now[0]).all()) and float(now[0]):
             update = got.folded["delta"]  # FedAvg's own sum, to the bit
         elif float(share.sum()):

@@ -151,7 +151,7 @@ class FeTS(Method):
         fold = mean("delta", weight="examples")
         got = fed.ask(self.train, trains, shared={"held": state["model"]}, fold=fold, keep=keep)
         # Asked second, of the same model: its clients then train on the batches that they have under FedAvg.
-        seen = fed.ask(self.score, there, shared={"model": state["model"]})
+        seen = fed.ask(self.score, there.tolist(), shared={"model": state["model"]})
         after = self._advanced(state, seen, trains, there, fed)
         update, v = got.folded["delta"], state["v"]
         if s.aggregation == "clipped" and got.ids:
