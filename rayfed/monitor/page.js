@@ -125,7 +125,7 @@ function curves(title, lines, unit, abouts) {
     const n = names[i % names.length], raw = i >= names.length;  // raw: what is smoothed, faint and without a legend
     return {
       label: names.length > 1 || n !== title ? n : "value", about: (abouts || {})[n], stroke: colour(n), width: 1.8, spanGaps: true,
-      alpha: raw ? 0.3 : 1, class: raw ? "raw" : null, show: !view.hidden.has(key(n)), points: {size: 5},
+      alpha: raw ? 0.3 : 1, class: raw ? "raw" : null, show: !view.hidden.has(key(n)), points: {size: 5, fill: colour(n)},
       value: (u, v) => v === null || v === undefined ? "–" : number(v, unit)};
   });
   const toggled = (i, on, u) => {
