@@ -330,6 +330,7 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "fedrap": [({"item_rate": 2.0}, toy.TASTES), ({"item_rate": 2.0, "personal": False, "mu": 1.0}, toy.TASTES)],
     "fedpurel": [{}, {"align": "kl", "projection": "global", "everyone_first": False, "strength": 0.5}],
+    "dfrd": [SHORT],
     "feddrift": [
         {"every": 1, "delta": 0.1},
         ({"every": 1, "delta": 0.05, "eager": True, "start": "cluster", "weight": "one"}, {**STREAM, "rounds": 3}),

@@ -80,6 +80,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.1}}},
     ),
+    "dfrd": (SHORT, PROBE),
     "feddrift": ({"every": 1, "delta": 0.05}, DRIFT),
     "fal": ({"low": None, "high": None}, {}),
     "fot": ({}, STREAM),
@@ -103,10 +104,12 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "ocfl": ({}, {"federation": {"per_round": None}, "local": {"epochs": 4}}),
     ("pacfl", "relative"): ({"threshold": 20.0}, {}),
     ("fedftg", "classes"): (SHORT, {"federation": {"per_round": 1}}),
+    ("dfrd", "classes"): (SHORT, {"federation": {"per_round": 1}}),
 }
 ON_TEXTS = {
     ("disue", "length"),
     ("fedftg", "length"),
+    ("dfrd", "length"),
     ("fedbip", "similarity"),
     ("fedbip_l", "similarity"),
     ("fedoa", "pool"),
@@ -121,6 +124,7 @@ class Fewer(ToyFed):
 
 
 TWINS = (
+    "dfrd",
     "disue_families",
     "fedftg",
     "fedbip_l",
