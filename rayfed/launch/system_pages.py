@@ -54,7 +54,7 @@ def describe(name: str) -> dict[str, Any]:
 def missing() -> dict[str, dict[str, Any]]:
     """Return the published work that does not run by its name: name -> paper, family, what it requires, what is missing."""
     have = names()
-    return {n: about for n, about in reading.read_file(MISSING).items() if n not in have}
+    return {n: about for n, about in (reading.read_file(MISSING) or {}).items() if n not in have}
 
 
 def rows() -> list[dict[str, str]]:
