@@ -90,6 +90,8 @@ def _check(run: Path, config: Config, out: Path, name: str, where: str, merge: b
     pretrained, kind = config.task.model.name.startswith("hf:"), config.adapter.kind
     if folder.is_pair(config.task.model.name) and config.task.kind.name in ("auto", "towers"):
         problems.append(f"export: {run} is of two towers; what it trained is in {run / 'model'}, adapter or hf")
+    if merge and config.task.model.options.get("base") == "nf4":
+        problems.append("--merge: task.model.base: nf4 found, into which nothing is merged; leave it out")
     if merge and not pretrained:
         problems.append(f"--merge: task.model: {config.task.model.name} found, which has no adapter; leave it out")
     elif (merge or onnx) and kind not in (*WHOLE, "lora", "ia3"):

@@ -31,6 +31,8 @@ class SLoRA(OverLoRA):
     Unequal ranks: stage 1 is the same for all, and a client's first rows of A and columns of B are v's best pair of its rank.
     """
 
+    reads_base = True
+
     class Settings(MethodSettings):
         sparse_rounds: int | None = Field(
             None, ge=0, description="Rounds of stage 1; default: 20 % of all, at least 1; 0 is FedIT."

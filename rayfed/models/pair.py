@@ -69,7 +69,6 @@ class Pair(nn.Module):
         self.context: Context | None = None
         text = about.text_config
         self.pad, self.places = int(getattr(text, "pad_token_id", None) or 0), int(text.max_position_embeddings)
-        network.requires_grad_(config.adapter.kind in ("none", "full"))
         with torch.no_grad():
             each = torch.stack([self._text(self._whole(t)) for t in texts[1:]])
         self.register_buffer("anchors", F.normalize(each.mean(0), dim=-1), persistent=False)

@@ -25,6 +25,7 @@ OPTIONS: dict[str, Any] = {
     "head": "auto",
     "checkpointing": False,
     "device_map": None,
+    "base": "float",
     "dropout": True,  # whether the network's own dropout acts in training steps
 }
 CHOICES = {
@@ -32,6 +33,7 @@ CHOICES = {
     "head": ("auto", "mean"),
     "checkpointing": (False, True),
     "dropout": (True, False),
+    "base": ("float", "nf4"),
 }
 PIXELS = "preprocessor_config.json"
 SPARE = 10**8  # numbers that a network may hold in addition to those of its files: heads, masks
@@ -106,6 +108,19 @@ def _map_problems(v: Any) -> list[str]:
 
 def check_config(config: Config) -> list[str]:
     """Return what in the model's options does not go with the rest of the config."""
+    from rayfed import adapters
+
+    options = config.task.model.options
+    kept = (*adapters.IN_PEFT, *adapters.INSIDE)
+    if options.get("base") == "nf4" and config.adapter.kind not in kept:
+        return [
+            f"task.model.base: nf4 found, of adapter.kind: {config.adapter.kind} whole networks are kept; allowed: float, or one of "
+            f"{', '.join(kept)}"
+        ]
+    if options.get("base") == "nf4" and options.get("device_map") is not None:
+        return [f"task.model.base: nf4 found, allowed with task.model.device_map: {options['device_map']}: float"]
+    if options.get("base") == "nf4" and config.task.split is not None:
+        return ["task.model.base: nf4 found, allowed with task.split: float"]
     if config.adapter.kind == "prefix" and config.task.model.options.get("checkpointing"):
         # A layer appends to the past keys and values: computed again, it would append twice.
         return ["task.model.checkpointing: true found, allowed with adapter.kind: prefix: false"]
@@ -216,6 +231,7 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
         if kind == "instruct":
             _check_causal(spec.name, about.model_type, causal, loaded["missing_keys"])
         network = _with_adapter(network, config, kind, options["head"], causal, base.get("words"))
+    _in_four_bits(network, config)
     drawn = {str(n) for n in loaded["missing_keys"]} | {str(k[0]) for k in loaded["mismatched_keys"]}
     made = Wrapped(network, about, classes, kind, options["head"], config.adapter, causal, pad, drawn, alone)
     if kind == "image":
@@ -231,6 +247,19 @@ def build(config: Config, classes: int, kind: str, base: dict[str, Any], input_s
     return made
 
 
+def _in_four_bits(network: Any, config: Config) -> None:
+    """Put what is frozen in linear layers into NF4 where the config says so. ConfigError where there is no such layer."""
+    if config.task.model.options.get("base") != "nf4":
+        return
+    from rayfed.models import nf4
+    from rayfed.models.wrapped import is_head
+
+    if not nf4.install(network, is_head):
+        raise ConfigError(
+            f"task.model.base: nf4 found, {config.task.model.name} has no frozen torch.nn.Linear; allowed: float"
+        )
+
+
 def towers(config: Config, base: dict[str, Any], classes: int) -> tuple[Any, Any]:
     """Return (transformers' network of two towers around the base's arrays, its config). ConfigError where it is none."""
     spec = config.task.model
@@ -238,6 +267,8 @@ def towers(config: Config, base: dict[str, Any], classes: int) -> tuple[Any, Any
     attention = {**OPTIONS, **spec.options}["attention"]
     with _quiet():
         network, _ = _network(_auto("image", "mean"), about, base["arrays"], attention, config)
+    network.requires_grad_(config.adapter.kind in ("none", "full"))
+    _in_four_bits(network, config)
     return network.eval(), about
 
 

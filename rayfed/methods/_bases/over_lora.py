@@ -20,10 +20,12 @@ GAP = {"lora/gap": ("||D* - B A||_F / ||D*||_F over all layers, D* the mean of t
 class OverLoRA(OneModel):
     """Base of the methods that are about the factors A and B: they refuse configs without `adapter: {kind: lora}`.
 
-    one_rank: why the method cannot have clients of different ranks; None if it can.
+    one_rank: why the method cannot have clients of different ranks; None if it can. reads_base: whether it reads or moves frozen weights,
+    which then cannot be in four bits.
     """
 
     one_rank: ClassVar[str | None] = None
+    reads_base: ClassVar[bool] = False
 
     def check(self, config: Config) -> list[str]:
         if config.adapter.kind != "lora":
@@ -31,12 +33,17 @@ class OverLoRA(OneModel):
         if self.one_rank and ranks.unequal(config):
             found = ", ".join(map(str, sorted(config.adapter.shares)))
             return [f"adapter.rank: {found} found, method.name: {config.method.name} allows one: {self.one_rank}"]
+        if self.reads_base and config.task.model.options.get("base") == "nf4":
+            return [
+                f"task.model.base: nf4 found, method.name: {config.method.name} works on frozen weights; allowed: float"
+            ]
         return []
 
 
 class MovesBase(OverLoRA):
     """Base of the methods that put into the frozen weights W what the factors' means miss: `weight` is one of their settings."""
 
+    reads_base = True
     wire: ClassVar[Wire] = Wire(
         down={
             "model": Part(PARAMS),
