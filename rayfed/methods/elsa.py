@@ -98,6 +98,7 @@ class Elsa(Method):
         },
     )
     logs: ClassVar = {
+        "elsa/apart": ("S of two clients, mean over pairs", "nats"),
         "elsa/left_out": ("clients whose trust is below tau_min of the median", "clients"),
         "elsa/auc": ("area under the ROC curve of 1 - trust, for clients that attack (attacks)", "fraction"),
         "elsa/edge_bytes": (
@@ -205,6 +206,7 @@ class Elsa(Method):
             spread = np.trace(sigma, axis1=1, axis2=2).mean() / s.dims
             apart = symmetric_kl(mu, sigma + s.eps * max(spread, 1e-12) * np.eye(s.dims))
             lams = (s.similarity, s.latency, s.distrust)
+            fed.log("elsa/apart", float(apart.sum() / max(1, len(ids) * (len(ids) - 1))))
             edge[ids] = assign(apart, near[ids], tau[ids], lams, s.capacity or n)
             examples[ids] = [r.examples for r in got]
         bad = attack.everyone(self.config)

@@ -26,7 +26,7 @@ class FedNano(Method):
     `task.split` cuts the network behind the client's part; all that is trained is before the cut, small adapters on what the client's
     encoder answers (`adapter: {kind: bottleneck, targets: [embed_tokens]}`), and the frozen rest is the server's.
     Client k: theta_k <- local training from theta, every step's embeddings and their gradients crossing the cut. Then its diagonal Fisher
-        information, the mean over its rows (at most `rows` of them, by whole batches) of the squared gradient of each row's loss:
+        information, the mean over its rows (at most the first `rows` of them) of the squared gradient of each row's loss:
         F_k[p] = (1 / n) sum_i (d loss_i(theta_k) / d theta[p])^2; `fisher: steps` adds up squared gradients of its steps in place of
         a pass of its own (FedNano-EF), which for batches of b rows are too small by about b. `normalise` divides F_k by its mean.
     Server, entry by entry: theta[p] <- theta[p] + sum_k a_k F_k[p] delta_k[p] / sum_k a_k F_k[p], a_k = n_k / n, which is the
@@ -44,7 +44,7 @@ class FedNano(Method):
         normalise: bool = Field(
             False, description="Divide each client's Fisher information by its mean over the entries."
         )
-        rows: int | None = Field(None, ge=1, description="Rows of the pass, about; null: all.")
+        rows: int | None = Field(None, ge=1, description="Rows of the pass, a client's first ones; null: all.")
         eps: float = Field(1e-12, ge=0, description="Denominator up to which an entry has the plain mean.")
 
     wire: ClassVar[Wire] = Wire(
@@ -91,11 +91,10 @@ class FedNano(Method):
             return {"model": client.shared["model"], **extra}
 
         def square(carry: Tree, batch: Batch, key: Tensor) -> Tree:
-            found = squared(task, carry["model"], batch)
-            rows = batch["w"].sum()
+            w = batch["w"]
             if s.rows is not None:
-                counts = (carry["n"] < s.rows).to(rows.dtype)
-                found, rows = tree.scale(found, counts), rows * counts
+                w = w * (carry["n"] + w.cumsum(0) <= s.rows).to(w.dtype)
+            found, rows = squared(task, carry["model"], {**batch, "w": w}), w.sum()
             if task.crossings is not None and task.cut is not None:
                 task.crossings.pass_through(rows.to(torch.int64), len(task.cut.names))
             return {**carry, "fisher": tree.add(carry["fisher"], found), "n": carry["n"] + rows}

@@ -53,14 +53,14 @@ class FedPipe(OverLoRA):
     class Settings(MethodSettings):
         needs: ClassVar = {
             "rank": (Need("choose", ("uniform",)),),
-            "deadline_s": (Need("choose", ("uniform",), but=True),),
+            **dict.fromkeys(("deadline_s", "least_bits"), (Need("choose", ("uniform",), but=True),)),
         }
 
         deadline_s: float | None = Field(
             None, gt=0, description="Simulated seconds that a client's visit may take; null: any."
         )
-        precisions: list[Literal[4, 8, 16]] = Field(
-            [16, 8, 4], min_length=1, description="Bits that frozen weights may have."
+        least_bits: Literal[4, 8, 16] = Field(
+            4, description="Fewest bits that frozen weights may have; 16: they stay as they are."
         )
         profile_rank: int = Field(
             2, ge=1, description="Rank of every layer when importance is measured; at most the adapter's."
@@ -127,7 +127,7 @@ class FedPipe(OverLoRA):
         for client, plan in enumerate(self.plans(task, np.ones(len(names)))):
             if plan is None:
                 limits = self.limits(task)[client]
-                least = min(self.settings.precisions)
+                least = self.settings.least_bits
                 need = budget.memory(network(task, self.local.batch_size), np.eye(len(names), dtype=np.int64)[0], least)
                 out.append(
                     f"devices: client {client} has {limits.memory:.3g} bytes and {limits.seconds:.3g} s, in which nothing can be trained: "
@@ -136,6 +136,13 @@ class FedPipe(OverLoRA):
                 )
                 break
         return out
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Return the bits that frozen weights may have."""
+        if self.settings.choose == "uniform":
+            return (16,)
+        return tuple(b for b in budget.PRECISIONS if b >= self.settings.least_bits)
 
     def limits(self, task: Task) -> list[budget.Limits]:
         """Return what each client may spend, (N,)."""
@@ -154,14 +161,14 @@ class FedPipe(OverLoRA):
         out: list[budget.Plan | None] = []
         for client, limits in enumerate(self.limits(task)):
             if s.choose == "uniform":
-                ranks, bits = np.full(len(net.sizes), s.rank, np.int64), max(s.precisions)
+                ranks, bits = np.full(len(net.sizes), s.rank, np.int64), 16
                 spent = budget.memory(net, ranks, bits), budget.seconds(net, ranks, limits, most)
                 out.append(budget.Plan(ranks, bits, *spent))
                 continue
             value = importance
             if s.choose == "random":
                 value = keys.numpy(keys.key(key, 0, client, "order of layers")).random(len(net.sizes)) * net.sizes
-            out.append(budget.planned(net, limits, value.tolist(), most, s.precisions))
+            out.append(budget.planned(net, limits, value.tolist(), most, self.precisions))
         return out
 
     def init(self, task: Task, key: int) -> Tree:
@@ -206,12 +213,12 @@ class FedPipe(OverLoRA):
     @visit
     def train(self, task: Task) -> Visit:
         names, still = lora.pairs(task.params_like), {}
-        if set(self.settings.precisions) != {16}:
+        if self.precisions != (16,):
             still = {n: task.frozen[n].to(task.dtype) for n in (lora.weight_of(task, pair)[0] for pair in names)}
 
         def start(client: ClientContext) -> Tree:
             model = cut_layers(client.shared["model"], client.mine["plan"][:-1, 0], names)
-            few = {n: at_bits(w, client.mine["bits"], self.settings.precisions) for n, w in still.items()}
+            few = {n: at_bits(w, client.mine["bits"], self.precisions) for n, w in still.items()}
             return {"model": model, "first": model, "still": few}
 
         def objective(params: Tree, carry: Tree, batch: Any, key: Any) -> Tensor:
@@ -331,7 +338,7 @@ def cut_layers(model: Tree, ranks: Tensor, names: list[lora.Names]) -> Tree:
     return out
 
 
-def at_bits(w: Tensor, bits: Tensor, precisions: list[int]) -> Tensor:
+def at_bits(w: Tensor, bits: Tensor, precisions: tuple[int, ...]) -> Tensor:
     """Return weights rounded to a client's own number of bits, 0-d, one of `precisions`."""
     out = w
     for b in sorted(set(precisions) - {16}):

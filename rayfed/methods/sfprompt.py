@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rayfed import ANY, Method, MethodSettings, Part, Phase, Visit, Wire, keys, mean, sgd_visit, tree, visit
+from rayfed import ANY, MethodSettings, Part, Phase, Visit, Wire, keys, mean, sgd_visit, tree, visit
 from rayfed.lazy import torch
+from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.task import needs_classes
-from rayfed.visits import epochs, whole
+from rayfed.training import work
+from rayfed.visits import whole
 from rayfed.wire import SCALAR, Anything
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from rayfed.partition import Federation
     from rayfed.visits import Batch
 
-KINDS = ("vpt", "prompt", "head")
-
 
 @dataclass(frozen=True)
 class Tuned(Anything):
@@ -32,7 +32,7 @@ class Tuned(Anything):
         return tree.zeros(tuned(task, task.params_like))
 
 
-class SFPrompt(Method):
+class SFPrompt(OverAdapter):
     """SFPrompt 2024, "Split Federated Prompt Fine-Tuning" (2407.17533); no public code by its authors. From its abstract and summaries of
     others: forms marked [inferred] are not the paper's text.
 
@@ -78,13 +78,12 @@ class SFPrompt(Method):
     }
     needs = frozenset({"classes"})
     reads_rows = True
+    kinds = ("vpt", "prompt", "head")
     no_buffers = "it trains frozen layers, whose statistics belong to the path through the body"
     no_privacy = "chooses rows by scores of all of them"
 
     def check(self, config: Config) -> list[str]:
-        out, kind, split = [], config.adapter.kind, config.task.split
-        if kind not in KINDS:
-            out.append(f"adapter.kind: {kind} found, method.name: sfprompt needs vpt, prompt or head")
+        out, kind, split = super().check(config), config.adapter.kind, config.task.split
         if kind == "vpt" and config.adapter.deep:  # type: ignore[union-attr]
             out.append(
                 "adapter.deep: true found, allowed with method.name: sfprompt: false; it has one prompt, before the head"
@@ -139,9 +138,7 @@ class SFPrompt(Method):
             update={"epochs": s.local_epochs or None, "steps": None, "clip": self.local.clip}
         )
         local = sgd_visit(lambda p, b, k: short_loss(task, p, b, k), before, start=start, lr=s.local_lr)
-        split = sgd_visit(
-            task.loss, self.local, start=start, objective=hardest, phases=[(epochs(self.local.epochs or 1), None)]
-        )
+        split = sgd_visit(task.loss, self.local, start=start, objective=hardest, phases=[(work(self.local), None)])
         (last,) = split.phases
 
         def on_kept(carry: Tree, batch: Batch, key: Tensor) -> Tree:
@@ -156,7 +153,8 @@ class SFPrompt(Method):
 
         def end(client: ClientContext, carry: Tree) -> tuple[Tree, Tree]:
             delta = tree.sub(carry["model"], client.shared["model"])
-            return {"delta": delta, "kept": carry["kept"] / (self.local.epochs or 1), "hits": carry["hits"]}, client.own
+            passes = 1 if self.local.steps else self.local.epochs or 1
+            return {"delta": delta, "kept": carry["kept"] / passes, "hits": carry["hits"]}, client.own
 
         phases = [
             *(local.phases if s.local_epochs else ()),

@@ -412,10 +412,7 @@ def fit(on_bert: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Case],
     """Gives a case of a method that needs adapters a model that takes them."""
 
     def give(case: Case) -> Case:
-        needs = (
-            issubclass(methods.get(case.name), OverLoRA | OverAdapter)
-            or case.changes.get("adapter", {}).get("kind") == "prompt"
-        )
+        needs = issubclass(methods.get(case.name), OverLoRA | OverAdapter)
         return case._replace(changes=on_bert(case.changes)) if needs else case
 
     return give

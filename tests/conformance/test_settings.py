@@ -37,6 +37,16 @@ ALL = {"federation": {"per_round": None}}
 DEVICES = {"devices": {"profile": "lognormal", "sigma": 1.0}}
 COMES = {"federation": {"per_round": None, "participation": {"kind": "bernoulli", "chance": 0.5}}}
 
+ELSA = {"warm_steps": 2, "dims": 3}
+PUBLIC = {"federation": {"public": {"rows": 20}}}
+CUT = {"adapter": {"kind": "prompt", "tokens": 3}, "task": {"split": {"after": ["embeddings", "layer.0"]}}}
+TIERS = {
+    "devices": {
+        "profile": "tiers",
+        "tiers": [{"share": 0.5, "speed": 10.0}, {"share": 0.5, "speed": 5.0, "memory": 30000.0}],
+    }
+}
+
 # Under which settings and changes to the toy's config a method runs here; ("method", "setting") where one needs others.
 BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "ccvr": ({"when": "loop", "steps": 5}, {}),
@@ -84,6 +94,13 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "feddrift": ({"every": 1, "delta": 0.05}, DRIFT),
     "fal": ({"low": None, "high": None}, {}),
     "fot": ({}, STREAM),
+    "sfprompt": ({}, CUT),
+    "fednano": ({}, {"task": {"split": {"after": ["head"]}}}),
+    "fedpipe": ({"profile_steps": 2}, TIERS),
+    "elsa": (ELSA, PUBLIC),
+    ("elsa", "tau_min"): ({**ELSA, "beta": 500.0}, PUBLIC),
+    ("elsa", "capacity"): ({**ELSA, "edges": 4}, PUBLIC),
+    ("elsa", "distrust"): ({**ELSA, "edges": 4, "capacity": 3}, PUBLIC),
     "feddat": ({}, {"adapter": {"kind": "bottleneck", "size": 3}}),
     "fedins": ({"pool": 3}, {"adapter": {"kind": "ssf"}}),
     "pfedpg": ({}, {"adapter": {"kind": "prompt", "tokens": 3}}),

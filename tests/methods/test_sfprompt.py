@@ -92,5 +92,7 @@ def test_the_split_networks_gradient_is_the_whole_ones(runs: dict[str, Any]) -> 
 def test_what_it_needs_is_said(on_bert: OnBert) -> None:
     with pytest.raises(ConfigError, match=r"task.split.after: nothing found, method.name: sfprompt needs two"):
         toy.config("sfprompt", **on_bert({"adapter": {"kind": "head"}}))
-    with pytest.raises(ConfigError, match=r"adapter.kind: lora found, method.name: sfprompt needs vpt, prompt or head"):
+    with pytest.raises(
+        ConfigError, match=r"adapter.kind: lora found, method.name: sfprompt needs vpt or prompt or head"
+    ):
         toy.config("sfprompt", **on_bert(SPLIT))
