@@ -23,7 +23,7 @@ from rayfed import (
     visit,
 )
 from rayfed.lazy import torch
-from rayfed.training import gradient, work
+from rayfed.training import clipped, gradient, work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,8 @@ class FedSTO(Method):
         low: float = Field(0.3, ge=0, description="Score from which a teacher's answer counts at all (paper: 0.1).")
         high: float = Field(0.7, ge=0, description="Score from which it is a label (paper: 0.6); above 1: never.")
         lam: float = Field(1e-4, ge=0, description="Weight of R.")
-        rest: list[str] = Field(
-            ["neck", "head"],
+        rest: tuple[str, ...] = Field(
+            ("neck", "head"),
             min_length=1,
             description="Words in the names of what is not the backbone; head: the classifier.",
         )
@@ -90,7 +90,7 @@ class FedSTO(Method):
             return []
         has = "nothing" if not rest else "everything"
         return [
-            f"method.rest: {self.settings.rest} found, which names {has} of task.model; allowed: words of some of its names"
+            f"method.rest: {[*self.settings.rest]} found, which names {has} of task.model; allowed: words of some of its names"
         ]
 
     def _rest(self, task: Task) -> frozenset[str]:
@@ -151,6 +151,7 @@ class FedSTO(Method):
             for step, at in enumerate(order.split(self.local.batch_size)):
                 key = torch.tensor(fed.key(f"server step {epoch} {step}"), device=at.device)
                 slope = gradient(loss, model, {n: x[at] for n, x in rows.items()}, key)
+                slope = slope if self.local.clip is None else clipped(slope, self.local.clip)
                 model, state = opt.update(slope, state, model, o.lr)
         return model
 

@@ -45,7 +45,8 @@ TABLE_SEED = 0xFEEDFACE
 class FeTS(Method):
     """Pati et al. 2021, "The Federated Tumor Segmentation (FeTS) Challenge" (2105.05874), task 1, after the organisers' code.
 
-    Round r: every client of the round is sent x^r and scores it on its validation rows, s_r their mean; those that `choose` takes
+    Round r: every client of the round is sent x^r and scores it on its validation rows by the task's first measure of which
+    higher is better (Dice, accuracy), s_r their mean; those that `choose` takes
     train it as well and send u_i. Server: `mean` x + sum (n_i / n) u_i; `clipped`, each u_i first cut to the `percentile` of |u| over
     all entries of a tensor and all clients; `momentum`, v <- beta v + mean, x <- x + v.
     The clock: client i takes download + n_val t_val, and where it trains + E n_train t_train + n_val t_val + upload seconds, each
@@ -70,9 +71,6 @@ class FeTS(Method):
         momentum: float = Field(0.9, ge=0, lt=1, description="beta.")
         choose: Literal["everybody", "skip_slowest"] = Field(
             "everybody", description="Who of a round's clients trains."
-        )
-        score: str | None = Field(
-            None, description="Measure of rows that is scored; null: the first of which higher is better."
         )
         budget: float = Field(604800.0, gt=0, description="W, simulated seconds: a week.")
 
@@ -106,13 +104,13 @@ class FeTS(Method):
                 "federation.split.val: 0 found, and fets scores on validation rows; allowed: a share of a client's rows, e.g. 0.2"
             ]
         cls = of(federation.task)
-        named = {m.name for m in cls.measured(cls.Settings(**self.config.task.kind.options)) if m.of == "rows"}
-        wanted = self.settings.score
-        if wanted is not None and wanted not in named:
-            return [
-                f"method.score: {wanted!r} found, task.kind: {federation.task} has of rows: {', '.join(sorted(named))}"
-            ]
-        return []
+        if any(
+            m.of == "rows" and m.better == "higher" for m in cls.measured(cls.Settings(**self.config.task.kind.options))
+        ):
+            return []
+        return [
+            f"method.name: fets found, task.kind: {federation.task} measures no row by a number of which higher is better"
+        ]
 
     def cost(self, part: str, sent: Tree) -> int:
         return 0 if part == "held" else super().cost(part, sent)
@@ -123,7 +121,7 @@ class FeTS(Method):
 
     @visit
     def score(self, task: Task) -> Visit:
-        name = self.settings.score or next(m.name for m in task.measures if m.of == "rows" and m.better == "higher")
+        name = next(m.name for m in task.measures if m.of == "rows" and m.better == "higher")
         return measure(
             lambda model, batch: {"score": task.metrics(model, batch)[name]},
             lambda client: {"score": torch.zeros((), dtype=task.dtype, device=task.device)},

@@ -29,6 +29,15 @@ IMAGES = {
 LGD = {"every": 1, "ipc": 2, "server_ipc": 1, "warm_steps": 1, "refresh_steps": 1, "server_steps": 2}
 PROBE = {"federation": {"probe": 40}}
 VAL = {"federation": {"split": {"val": 0.3}}}
+LABELLED = {"federation": {"public": {"rows": 20, "labels": True}}}
+OBJECTS = {  # scenes with boxes
+    "task": {
+        "data": {"name": "scenes:objects", "examples": 40, "test": 12, "size": 20, "objects": 1, "classes": 2},
+        "kind": {"name": "detect"},
+        "model": {"name": "grid", "width": 4},
+    },
+    "federation": {"clients": 4, "per_round": 2, "partition": {"kind": "natural"}, "groups": {"kind": "none"}},
+}
 DRIFT = {"federation": {"groups": {"kind": "none"}, "stream": {"kind": "drift", "every": 1, "tasks": 2}}}
 STREAM = {"federation": {"groups": {"kind": "none"}, "stream": {"kind": "permuted", "every": 1, "tasks": 2}}}
 RANKS = {"adapter": {"kind": "lora", "rank": {1: 0.5, 4: 0.5}, "alpha": 8}}
@@ -93,6 +102,8 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "dfrd": (SHORT, PROBE),
     "feddrift": ({"every": 1, "delta": 0.05}, DRIFT),
     "fal": ({"low": None, "high": None}, {}),
+    "fedsto": ({"warmup": 1, "selective": 1, "high": 0.3, "lam": 0.01}, LABELLED),
+    ("fedsto", "low"): ({"warmup": 0, "selective": 0, "high": 0.26, "low": 0.1}, toy.merge(OBJECTS, LABELLED)),
     "fot": ({}, STREAM),
     "sfprompt": ({}, CUT),
     "fednano": ({}, {"task": {"split": {"after": ["head"]}}}),

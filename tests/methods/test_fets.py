@@ -73,8 +73,3 @@ def test_the_slowest_third_is_left_out_and_after_the_budget_nothing_is_done() ->
 def test_what_cannot_be_scored_is_refused() -> None:
     (problem,) = methods.of(toy.config("fets")).fits(toy.federation(toy.config()))
     assert problem.startswith("federation.split.val: 0 found")
-    c = toy.config({"name": "fets", "score": "dice"}, **VAL)
-    assert (
-        "method.score: 'dice' found, task.kind: classify has of rows: accuracy, loss"
-        in methods.of(c).fits(toy.federation(c))[0]
-    )
