@@ -76,7 +76,7 @@ class MAO(OverPrompts):
 
     def check(self, config: Config) -> list[str]:
         out, public = super().check(config), config.federation.public
-        if self.settings.new_rounds and (public.classes != "new" or public.labels or not public.rows):
+        if not out and self.settings.new_rounds and (public.classes != "new" or public.labels or not public.rows):
             found = f"rows: {public.rows}, classes: {public.classes}, labels: {str(public.labels).lower()}"
             out.append(
                 f"federation.public: {found} found, method.new_rounds: {self.settings.new_rounds} learns from unlabelled pictures of "
