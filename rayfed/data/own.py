@@ -101,7 +101,7 @@ def _chats(part: Any, which: str) -> Any:
             raise ConfigError(
                 f"{which}: row {row} is no list of messages {{role: TEXT, content: TEXT}}, as the rows before it are"
             )
-        made[row, 0] = chat.record(messages, f"{which}: row {row}")
+        made[row, 0] = chat.record(list(messages), f"{which}: row {row}")
     return replace(part, x=made)
 
 
