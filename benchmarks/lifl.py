@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,9 @@ def main() -> None:
     rows = [{k: v for k, v in r.items() if k != "model"} for r in rows]
     update = 4 * parameters((a.width, a.width))
     memory = {(r["arm"], r["clients"]): r["server_rss"] for r in rows}
+    command = f"python benchmarks/lifl.py --clients {a.clients} --width {a.width} --rounds {a.rounds}"
     found = {
-        "about": about(), "command": " ".join(["python", "benchmarks/lifl.py", *sys.argv[1:]]), "note": a.note, "clients": a.clients,
+        "about": about(), "command": command, "note": a.note, "clients": a.clients,
         "update": update, "rows": rows, "grown": {arm: (memory[arm, a.clients] - memory[arm, 1]) / update for arm in ARMS},
         "difference": float(np.linalg.norm(models["sums"] - models["flat"]) / np.linalg.norm(models["sums"])),
     }  # fmt: skip

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -204,8 +203,11 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    command = (
+        f"python benchmarks/transforms.py --pairs {a.pairs} --rounds {a.rounds} --models {a.models} --chains {a.chains}"
+    )
     about = {
-        "command": " ".join(["python", "benchmarks/transforms.py", *sys.argv[1:]]), "note": a.note, "opacus": opacus_version(),
+        "command": command, "note": a.note, "opacus": opacus_version(),
         "torch": torch.__version__, "python": platform.python_version(), "pairs": a.pairs, "rounds": a.rounds,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, processor time",
     }  # fmt: skip

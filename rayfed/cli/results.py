@@ -57,6 +57,13 @@ def report(
             help="Print a report card: what each arm trains, sends and reaches, its worst clients too; no page.",
         ),
     ] = False,
+    bootstrap: Annotated[
+        bool,
+        typer.Option(
+            "--bootstrap",
+            help="Print each client's AUROC under each arm against the first one's, by paired bootstrap; no page.",
+        ),
+    ] = False,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,7 +77,7 @@ def report(
     from rayfed.report import write_comparison, write_figures, write_report
     from rayfed.storage.provenance import settings_file
 
-    alone = figures is None and table is None and not card
+    alone = figures is None and table is None and not card and not bootstrap
     kinds = ("config.yaml", "study.yaml", *(["sweep.yaml"] if len(runs) == 1 and alone else []))
     missing = [str(r) for r in runs if settings_file(r) not in kinds]
     if missing:
@@ -84,6 +91,13 @@ def report(
         raise ConfigError("report: --card found beside --table or --figures; allowed: one of them")
     if alone:
         typer.echo(str(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)))
+        return
+    if bootstrap:
+        if len(runs) > 1 or card or table is not None or figures is not None:
+            raise ConfigError("report: --bootstrap found beside others; allowed: one study, and it alone")
+        from rayfed.launch import resampled
+
+        typer.echo(resampled.markdown(runs[0]), nl=False)
         return
     if card:
         from rayfed.report.card import markdown
