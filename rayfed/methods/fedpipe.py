@@ -53,15 +53,13 @@ class FedPipe(OverLoRA):
     class Settings(MethodSettings):
         needs: ClassVar = {
             "rank": (Need("choose", ("uniform",)),),
-            **dict.fromkeys(("deadline_s", "least_bits"), (Need("choose", ("uniform",), but=True),)),
+            "deadline_s": (Need("choose", ("uniform",), but=True),),
         }
 
         deadline_s: float | None = Field(
             None, gt=0, description="Simulated seconds that a client's visit may take; null: any."
         )
-        least_bits: Literal[4, 8, 16] = Field(
-            4, description="Fewest bits that frozen weights may have; 16: they stay as they are."
-        )
+        most_bits: Literal[4, 8, 16] = Field(16, description="Most bits that frozen weights have; 16: as they are.")
         profile_rank: int = Field(
             2, ge=1, description="Rank of every layer when importance is measured; at most the adapter's."
         )
@@ -127,7 +125,7 @@ class FedPipe(OverLoRA):
         for client, plan in enumerate(self.plans(task, np.ones(len(names)))):
             if plan is None:
                 limits = self.limits(task)[client]
-                least = self.settings.least_bits
+                least = min(self.precisions)
                 need = budget.memory(network(task, self.local.batch_size), np.eye(len(names), dtype=np.int64)[0], least)
                 out.append(
                     f"devices: client {client} has {limits.memory:.3g} bytes and {limits.seconds:.3g} s, in which nothing can be trained: "
@@ -141,8 +139,8 @@ class FedPipe(OverLoRA):
     def precisions(self) -> tuple[int, ...]:
         """Return the bits that frozen weights may have."""
         if self.settings.choose == "uniform":
-            return (16,)
-        return tuple(b for b in budget.PRECISIONS if b >= self.settings.least_bits)
+            return (self.settings.most_bits,)
+        return tuple(b for b in budget.PRECISIONS if b <= self.settings.most_bits)
 
     def limits(self, task: Task) -> list[budget.Limits]:
         """Return what each client may spend, (N,)."""
@@ -161,7 +159,7 @@ class FedPipe(OverLoRA):
         out: list[budget.Plan | None] = []
         for client, limits in enumerate(self.limits(task)):
             if s.choose == "uniform":
-                ranks, bits = np.full(len(net.sizes), s.rank, np.int64), 16
+                ranks, bits = np.full(len(net.sizes), s.rank, np.int64), s.most_bits
                 spent = budget.memory(net, ranks, bits), budget.seconds(net, ranks, limits, most)
                 out.append(budget.Plan(ranks, bits, *spent))
                 continue

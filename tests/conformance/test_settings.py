@@ -108,6 +108,7 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "sfprompt": ({}, CUT),
     "fednano": ({}, {"task": {"split": {"after": ["head"]}}}),
     "fedpipe": ({"profile_steps": 2}, TIERS),
+    ("fedpipe", "rank"): ({}, {"adapter": {"kind": "lora", "rank": 4, "targets": ["query", "value"]}}),
     "elsa": (ELSA, PUBLIC),
     ("elsa", "tau_min"): ({**ELSA, "beta": 500.0}, PUBLIC),
     ("elsa", "capacity"): ({**ELSA, "edges": 4}, PUBLIC),
