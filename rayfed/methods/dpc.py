@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed import ClientContext, Fed, Tree
+    from rayfed.config.schema import Config
     from rayfed.visits import Batch
 
 
@@ -49,6 +50,14 @@ class DPC(OverPrompts):
     )
     universal: ClassVar[str | None] = None
     no_privacy = "a row's loss is against the other rows of its batch"
+
+    def check(self, config: Config) -> list[str]:
+        out = super().check(config)
+        if config.local.label_smoothing:
+            out.append(
+                f"local.label_smoothing: {config.local.label_smoothing:g} found, stage 2 of dpc compares with a batch's texts; allowed: 0"
+            )
+        return out
 
     def own_init(self, task: Any, client: int, key: int) -> Tree:
         return {"mixed": task.initial, "trained": torch.zeros((), dtype=task.dtype, device=task.device)}

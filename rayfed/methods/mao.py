@@ -76,6 +76,11 @@ class MAO(OverPrompts):
 
     def check(self, config: Config) -> list[str]:
         out, public = super().check(config), config.federation.public
+        if config.local.label_smoothing and self.settings.candidates == "batch":
+            out.append(
+                f"local.label_smoothing: {config.local.label_smoothing:g} found, method.candidates: batch compares with the texts of a "
+                "batch; allowed: 0, or method.candidates: all"
+            )
         if not out and self.settings.new_rounds and (public.classes != "new" or public.labels or not public.rows):
             found = f"rows: {public.rows}, classes: {public.classes}, labels: {str(public.labels).lower()}"
             out.append(

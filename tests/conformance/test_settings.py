@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from rayfed import methods, tree
+from rayfed.config.schema import TINY_PAIR
 from rayfed.errors import ConfigError
 from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
@@ -56,9 +58,23 @@ TIERS = {
     }
 }
 
+UNLABELLED = toy.merge(toy.TOWERS, {"federation": {"public": {"rows": 10, "classes": "new"}}})
+VISUAL = {
+    "task": {
+        "data": {"name": "synthetic:images", "classes": 4, "examples": 48, "test": 8, "size": 8},
+        "model": {"name": f"hf:{Path(TINY_PAIR).with_name('tiny-vit-digits')}"},
+    },
+    "adapter": {"kind": "vpt", "tokens": 1},
+    "federation": {"clients": 4, "per_round": 2, "partition": {"kind": "iid"}},
+    "local": {"epochs": None, "steps": 1, "batch_size": 4, "optimizer": {"lr": 0.02}},
+}
+
 # Under which settings and changes to the toy's config a method runs here; ("method", "setting") where one needs others.
 BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "ccvr": ({"when": "loop", "steps": 5}, {}),
+    "dpc": ({"stage_rounds": 1, "k": 2}, toy.TOWERS),
+    "mao": ({"base_rounds": 1, "new_rounds": 1, "k": 3}, UNLABELLED),
+    "pro_vpt": ({"scores": "removal"}, VISUAL),
     **dict.fromkeys(
         [("disue", n) for n in ("teacher", "space", "covariance", "shrink")], ({**SHORT, "inputs": "statistics"}, {})
     ),
