@@ -35,6 +35,8 @@ def test_trust_by_hand() -> None:
     assert [round(t / sum(found), 4) for t in found] == [0.4683, 0.4683, 0.0634]
     # distances to the median (0, 0) are 1, 1, 4: a forger with the smallest error of all
     assert trust([1, 1, 0.1], [[1, 0], [-1, 0], [0, 4]], b=1.0, center="received")[2] == pytest.approx(math.exp(-3))
+    # the median of 1, -1, 0, 8 is 1/2: distances .5, 1.5, .5, 7.5 over their median 1
+    assert trust([1] * 4, [[1], [-1], [0], [8]], b=1.0) == pytest.approx([1, math.exp(-0.5), 1, math.exp(-6.5)])
     assert trust([1, 1, math.inf], square)[2] == 0
     assert trust([3, 3, 6], square) == pytest.approx(trust([1, 1, 2], square))  # units do not count
     far = [[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0], [0.5, 0.5]]
