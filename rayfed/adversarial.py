@@ -23,15 +23,17 @@ def within(z: Tensor, x: Tensor, ball: Ball) -> Tensor:
     """Return points z (B, ...) projected on the ball around inputs x and on the range of inputs."""
     away = z - x
     far = (
-        away.clamp(-ball.rho, ball.rho) if ball.norm == "inf" else away * (ball.rho / _length(away).clamp(min=ball.rho))
+        away.clamp(-ball.rho, ball.rho)
+        if ball.norm == "linf"
+        else away * (ball.rho / _length(away).clamp(min=ball.rho))
     )
     z = x + far
     return z if ball.low is None and ball.high is None else z.clamp(ball.low, ball.high)
 
 
 def start(x: Tensor, ball: Ball, key: Tensor) -> Tensor:
-    """Return random points of the ball around inputs x (B, ...): uniform for the norm inf; for 2 of uniform direction and distance."""
-    if ball.norm == "inf":
+    """Return random points of the ball around inputs x (B, ...): uniform for linf; for l2 of uniform direction and distance."""
+    if ball.norm == "linf":
         return within(x + ball.rho * (2 * keys.uniform(key, x.shape, x.dtype) - 1), x, ball)
     way = keys.normal(key, x.shape, x.dtype)
     far = keys.uniform(keys.fold(key, 1), (len(x),), x.dtype).reshape(-1, *[1] * (x.dim() - 1))
@@ -39,7 +41,7 @@ def start(x: Tensor, ball: Ball, key: Tensor) -> Tensor:
 
 
 def moved(loss: Callable[[Tensor], Tensor], x: Tensor, begin: Tensor, ball: Ball, steps: int, step: float) -> Tensor:
-    """Return inputs (B, ...) after `steps` of z <- P(z + step sign(grad loss(z))), under the norm 2 along grad / ||grad||_2.
+    """Return inputs (B, ...) after `steps` of z <- P(z + step sign(grad loss(z))), under l2 along grad / ||grad||_2.
 
     loss: of each row, (B,), of its own input alone; begin: where the first step begins. Madry et al. 2018 (1706.06083); one step of
     size rho from x itself is FGSM (Goodfellow et al. 2015, 1412.6572). No gradient passes through what it returns.
@@ -48,7 +50,7 @@ def moved(loss: Callable[[Tensor], Tensor], x: Tensor, begin: Tensor, ball: Ball
     z = begin
     for _ in range(steps):
         g = slope(z)
-        z = within(z + step * (g.sign() if ball.norm == "inf" else g / _length(g).clamp(min=1e-12)), x, ball)
+        z = within(z + step * (g.sign() if ball.norm == "linf" else g / _length(g).clamp(min=1e-12)), x, ball)
     return z.detach()
 
 

@@ -889,7 +889,7 @@ class Ball(Section):
     """How far inputs may be moved."""
 
     rho: float = Field(0.1, ge=0, description="How far an input may be moved, in units of the inputs.")
-    norm: Literal["inf", "2"] = Field("inf", description="Norm that this is of: of each number, or Euclidean.")
+    norm: Literal["linf", "l2"] = Field("linf", description="Norm that this is of: the largest number's, or Euclidean.")
     low: float | None = Field(0.0, description="Least value of an input; null: any.")
     high: float | None = Field(1.0, description="Largest value of an input; null: any.")
 

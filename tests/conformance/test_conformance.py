@@ -338,7 +338,7 @@ VARIANTS: dict[str, list[Any]] = {
     "fal": [
         ({**FREE, "steps": 2}, {}),
         (
-            {**FREE, "norm": "2", "random_start": False, "clean": 0.5, "weight": "examples"},
+            {**FREE, "norm": "l2", "random_start": False, "clean": 0.5, "weight": "examples"},
             {**BATCHNORM, "local": MOMENTUM},
         ),
     ],

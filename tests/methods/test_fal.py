@@ -29,12 +29,12 @@ def test_one_step_of_the_whole_ball_is_fgsm() -> None:
     w, x = torch.tensor([2.0, -3.0, 1.0, 0.0]), torch.tensor([[0.5, 0.5, 0.95, 0.3]])
     made = adversarial.moved(lambda z: z @ w, x, x, Ball(rho=0.1), 1, 0.1)
     torch.testing.assert_close(made, torch.tensor([[0.6, 0.4, 1.0, 0.3]]))
-    round_ball = Ball(rho=0.1, norm="2", low=None, high=None)
+    round_ball = Ball(rho=0.1, norm="l2", low=None, high=None)
     made = adversarial.moved(lambda z: z @ w, x, x, round_ball, 3, 0.1)  # along w, back on the ball
     torch.testing.assert_close(made, x + 0.1 * w / 14**0.5)
 
 
-@pytest.mark.parametrize("norm", ["inf", "2"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_inputs_stay_in_the_ball_and_losses_do_not_fall(norm: str) -> None:
     done = toy.simulate({"name": "fal", **FREE}, rounds=1, dtype="float64")
     task, model, arrays = done.fed.task, done.state["model"], done.fed.federation.arrays
@@ -47,7 +47,7 @@ def test_inputs_stay_in_the_ball_and_losses_do_not_fall(norm: str) -> None:
 
     began = adversarial.start(x, ball, torch.tensor(7))
     for z in (began, adversarial.moved(loss, x, began, ball, 5, 0.1), adversarial.moved(loss, x, x, ball, 5, 0.1)):
-        away = (z - x).abs().amax(1) if norm == "inf" else (z - x).norm(dim=1)
+        away = (z - x).abs().amax(1) if norm == "linf" else (z - x).norm(dim=1)
         assert float(away.max()) <= 0.4 + 1e-9 and float(z.abs().max()) <= 1
     assert float(loss(z).mean()) > float(loss(x).mean()) + 0.05
     assert float((began - x).abs().max()) > 0.1
