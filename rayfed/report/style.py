@@ -48,7 +48,7 @@ figure .caption{margin:4px 4px 0}
 .panels svg{display:block;width:100%;height:auto}
 @media(max-width:860px){.of3{grid-template-columns:repeat(2,minmax(0,1fr))}}
 @media(max-width:640px){main{padding:20px 16px 48px}h2{margin-top:32px}th,td{padding-left:14px}
-th:first-child,td:first-child{white-space:normal;min-width:90px;max-width:40vw;overflow-wrap:anywhere}
+th:first-child,td:first-child{white-space:normal;min-width:90px;max-width:42vw;overflow-wrap:break-word}
 .of2,.of3,.side{grid-template-columns:minmax(0,1fr)}}
 pre{background:var(--panel);border-radius:8px;padding:12px 16px;overflow-x:auto;font-size:13px;line-height:1.45}
 .command{white-space:pre-wrap;overflow-wrap:anywhere}
