@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = asked.out / "matrix.json"
     settings = {"seeds": asked.seeds, "rounds": asked.rounds, "rules": rules}
     asked.out.mkdir(parents=True, exist_ok=True)
-    known = json.loads(kept.read_text()) if kept.exists() else {}
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if known.get("settings") != settings:
         known = {"settings": settings, "cells": {}, "seconds": {}}
     for method in asked.methods:
@@ -211,10 +211,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 cells, seconds = run(method, attack, rules, asked.seeds, asked.rounds)
                 known["cells"] |= cells
                 known["seconds"][name] = seconds
-                kept.write_text(json.dumps(known, indent=1) + "\n")
+                kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
                 print(f"{name}: {len(cells)} cells, {seconds:.0f} s", flush=True)
     text = page(known["cells"], sum(known["seconds"].values()), asked.seeds, asked.rounds)
-    (asked.out / "MATRIX.md").write_text(text)
+    (asked.out / "MATRIX.md").write_text(text, encoding="utf-8")
     print(asked.out / "MATRIX.md")
 
 
