@@ -288,6 +288,7 @@ VARIANTS: dict[str, list[Any]] = {
     "fedalt": [{}, {"mixer": "half", "weight": "one"}],
     "fdlora": [{"grid": 3, "rows": 8}, {"grid": 2, "beta": 0.0, "sync": 1}],
     "fedsvd": [{}, ({"every": 2, "weight": "one"}, RANKS)],
+    "fedlease": [{"most": 3}, {"most": 1, "weight": "one"}],
     "fl_tac": [{}, {"clusters": 2, "weight": "one"}],
     "ravan": [{}, {"heads": 1, "start": "normal", "scales": False}],
     "fedgen": [
