@@ -168,7 +168,7 @@ class BatchSampler:
         ("pooled 3"), the public set ("public") or another task's rows ("retained"), the same for everyone. Of a stream what the round's
         task makes of it; "test 2" is the test split of task 2 whatever the round is."""
         if split in EVERYBODYS:
-            return getattr(self.fed, split)  # type: ignore[no-any-return]
+            return getattr(self.fed, split)
         if split.startswith("pooled"):
             pieces = pooled_pieces(self.fed.at(round)) if self.fed.stages else self.pieces
             return pieces[int(split.removeprefix("pooled "))]
