@@ -59,6 +59,7 @@ TIERS = {
 }
 
 UNLABELLED = toy.merge(toy.TOWERS, {"federation": {"public": {"rows": 10, "classes": "new"}}})
+MANY = toy.merge(toy.TOWERS, {"task": {"data": {"classes": 24, "examples": 480}}, "federation": {"new_classes": 4}})
 VISUAL = {
     "task": {
         "data": {"name": "synthetic:images", "classes": 4, "examples": 48, "test": 8, "size": 8},
@@ -74,6 +75,9 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "ccvr": ({"when": "loop", "steps": 5}, {}),
     "dpc": ({"stage_rounds": 1, "k": 2}, toy.TOWERS),
     "mao": ({"base_rounds": 1, "new_rounds": 1, "k": 3}, UNLABELLED),
+    **dict.fromkeys([("mao", "peak"), ("mao", "std")], ({"base_rounds": 3, "new_rounds": 0, "k": 3}, toy.TOWERS)),
+    **dict.fromkeys([("mao", "pool"), ("mao", "negatives")], ({"base_rounds": 2, "new_rounds": 0, "k": 3}, MANY)),
+    ("dpc", "pool"): ({"stage_rounds": 1, "k": 3}, MANY),
     "pro_vpt": ({"scores": "removal"}, VISUAL),
     **dict.fromkeys(
         [("disue", n) for n in ("teacher", "space", "covariance", "shrink")], ({**SHORT, "inputs": "statistics"}, {})
