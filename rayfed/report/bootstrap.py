@@ -60,6 +60,5 @@ def paired_auroc(
     there = ~np.isnan(a)
     a, b = a[there], b[there]
     low, high = np.quantile(a - b, [0.025, 0.975])
-    return Bootstrap(
-        *whole, (float(low), float(high)), float((a <= b).mean()), float((b <= a).mean()), int(there.sum())
-    )
+    shares = float((a <= b).mean()), float((b <= a).mean())
+    return Bootstrap(whole[0], whole[1], (float(low), float(high)), *shares, int(there.sum()))
