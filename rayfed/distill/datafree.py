@@ -8,6 +8,7 @@ word embeddings, `inputs: embeddings`, which enter the model past its table of w
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
@@ -285,9 +286,7 @@ def distill_on_draws(
         alpha = ensemble.class_weights(counts, s.gamma)
         if callable(experts):
             told = experts
-
-            def answers(z: Tensor) -> Tensor:
-                return told(z.reshape(-1, *task.input_shape))
+            answers: Callable[[Tensor], Tensor] = lambda z: told(z.reshape(-1, *task.input_shape))  # noqa: E731
         else:
             answers = ensemble.answers(space.answer, [space.learns(e) for e in experts])
         held = of.counts * (counts.sum(0) > 0)

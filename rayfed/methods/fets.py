@@ -45,17 +45,18 @@ TABLE_SEED = 0xFEEDFACE
 class FeTS(Method):
     """Pati et al. 2021, "The Federated Tumor Segmentation (FeTS) Challenge" (2105.05874), task 1, after the organisers' code.
 
-    Round r: every client of the round is sent x^r and scores it on its validation rows by the task's first measure of which
-    higher is better (Dice, accuracy), s_r their mean; those that `choose` takes
-    train it as well and send u_i. Server: `mean` x + sum (n_i / n) u_i; `clipped`, each u_i first cut to the `percentile` of |u| over
-    all entries of a tensor and all clients; `momentum`, v <- beta v + mean, x <- x + v.
+    Round r: every client of the round is sent x^r and scores it on its validation rows by the task's first measure of which higher
+    is better (Dice, accuracy), s_r their mean; those that `choose` takes train it as well and send u_i. Server: `mean` x + sum (n_i
+    / n) u_i; `clipped`, each u_i first cut to the `percentile` of |u| over all entries of a tensor and all clients; `momentum`, v
+    <- beta v + mean, x <- x + v.
     The clock: client i takes download + n_val t_val, and where it trains + E n_train t_train + n_val t_val + upload seconds, each
     part drawn anew in each round for each client, Normal(m, (m / 10)^2) and at least 1 s; the round takes as long as the slowest,
     whether it trains or not. Its means are drawn once for each client, the same for every seed: log-uniform in the real federation's
     ranges, one number for its computer, one for its network. With T the seconds so far and W the `budget`:
     best <- max(best, s_r), A <- A + best dt, convergence = (A + (W - T) best) / W. A round that begins after W does nothing.
     `choose: skip_slowest` leaves out the third of the clients that last took longest, except in every third round.
-    Down: the model (P floats). Up: the score, and of who trains the update (P), n_i. At the server: x, v, the clients' last times.
+    Down: the model (P floats). Up: the score, and of who trains the update (P), n_i. Kept at clients: nothing. At the server: x, v, the
+    clients' last times.
     """
 
     no_rule = "it has the challenge's own rules (`aggregation`)"

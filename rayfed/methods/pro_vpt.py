@@ -37,8 +37,8 @@ class PROVPT(OverAdapter):
       candidate: (b*, i*) = argmax I; without it the loss would be about I lower, so it is idle or in the way where I > 0.
       reward of the move before: r = L_before - L_now - I_before.
       destination: from `policy`. ppo: actor and critic, two tanh layers of 64, on the standardised sums of scores by block, the shares
-      of the
-        prompts without the candidate, and b* as one of B; one step of PPO after two rewards (60 passes, clip 0.2, entropy 0.01, value 0.5).
+        of the prompts without the candidate, and b* as one of B; one step of PPO after two rewards (60 passes,
+        clip 0.2, entropy 0.01, value 0.5).
         thompson: Beta(1 + wins, 1 + losses) of each block, a win where L_now + I_before <= L_before. random: any block (a control).
       move: unless the destination is b*, p_{b*,i*} becomes 1e-3 p_{b*,i*} and the destination's last, which is nearly neutral where eps is
         above the square of that.
@@ -46,8 +46,8 @@ class PROVPT(OverAdapter):
     visit. With several, clients send scores and losses, the server averages both and moves a prompt for all alike (ours), so that tokens
     that are averaged always stand in the same place. PPO's returns are the sums of rewards to come within its two, less their mean and
     over their deviation [inferred].
-    Down: the model, twice where scores are asked for. Up: B n scores and a loss, then the change. Kept at clients: nothing. At the
-    server: the model, whose tokens per block tell where the prompts are; the policy, and the last move.
+    Down: the model, twice where scores are asked for. Up: B n scores and a loss, then the change. Kept at clients: nothing.
+    At the server: the model, whose tokens per block tell where the prompts are; the policy, and the last move.
     """
 
     kinds = ("vpt",)

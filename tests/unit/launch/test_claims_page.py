@@ -31,7 +31,7 @@ def test_the_page_has_a_line_per_claim_and_a_table_per_file(tmp_path: Path) -> N
     assert "| a | 0.9000 ± 0.0100 | 1.5 kB | 2.0 MB | 0.125 |" in page and "| b | 0.8500 | – | – | – |" in page
     assert "Stale" not in page and "not judged yet" not in page
     new = render({}, {"small": file}, {})
-    assert "## Registered, not judged yet\n\n- small: What it is.\n" in new
+    assert "## Registered, not judged yet\n\n### small\n\nWhat it is.\n" in new
     stale = render({"small": ENTRY}, {"small": file}, {"small": ["settings", "code"]})
     assert "**Stale: the settings and the code changed after it was judged.**" in stale and "*better* (stale)" in stale
 

@@ -13,7 +13,7 @@ from rayfed.errors import ConfigError
 from rayfed.launch.preflight import load_request
 from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
-from tests.configs import good, problems, the_problem
+from tests.configs import LEAST, good, problems, the_problem
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,16 @@ def test_each_methods_settings_are_its_own(name: str) -> None:
         "split": {"val": 0.2},
         "stream": stream,
     }  # some methods need them
+    cuts = {"fednano": ["body.0"], "sfprompt": ["body.0", "body.2"]}.get(name)
+    task = LEAST["task"] | ({"split": {"after": cuts}} if cuts else {})
     if issubclass(methods.get(name), OverLoRA | OverAdapter):
         needed = " or ".join(getattr(methods.get(name), "kinds", ("lora",)))
-        sentence = the_problem(method={"name": name}, federation=planted)
+        sentence = the_problem(method={"name": name}, federation=planted, task=task)
         assert sentence == f"adapter.kind: none found, method.name: {name} needs {needed}"
     else:
         local = {"steps": 1, "epochs": None}
-        assert good(method={"name": name}, federation=planted, local=local).method.name == name
-    sentence = the_problem(method={"name": name, "no_such_setting": 1}, federation=planted)
+        assert good(method={"name": name}, federation=planted, local=local, task=task).method.name == name
+    sentence = the_problem(method={"name": name, "no_such_setting": 1}, federation=planted, task=task)
     known = ", ".join(methods.get(name).Settings.model_fields)
     assert sentence.startswith("method.no_such_setting: unknown key") and sentence.endswith(f"known: {known}")
 
