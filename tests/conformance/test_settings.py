@@ -70,6 +70,31 @@ VISUAL = {
     "local": {"epochs": None, "steps": 1, "batch_size": 4, "optimizer": {"lr": 0.02}},
 }
 
+OF_TWO = {**toy.MODAL["task"]["data"], "features": 0}
+OF_ONE = {"absent": 0.0, "owners": {"image": 1, "text": 1}}  # modalities of clients
+FUSED = toy.merge(toy.MODAL, {"task": {"model": {"absent": "skip"}}})
+FUSED["federation"] = {**FUSED["federation"], "modalities": {"owners": {"image": 1, "text+measurements": 1}}}
+DECODED = {
+    "task": {"data": OF_TWO, "model": {"name": "crossformer", "dim": 4}},
+    "federation": {**toy.MODAL["federation"], "split": {"val": 0.3}, "modalities": OF_ONE},
+    "local": {"epochs": None, "steps": 2},
+}
+PAIRED = {
+    "task": {"data": OF_TWO, "kind": "retrieval", "model": {"name": "modalities", "dim": 4, "hidden": 6}},
+    "federation": {**toy.MODAL["federation"], "public": {"rows": 20}, "modalities": {"absent": 0.2}},
+}
+WIDTHS = toy.merge(
+    LABELLED,
+    {
+        "task": {
+            "model": {
+                "large": {"name": "mlp", "hidden": [8], "share": 0.5},
+                "small": {"name": "mlp", "hidden": [5], "share": 0.5},
+            }
+        }
+    },
+)
+
 # Under which settings and changes to the toy's config a method runs here; ("method", "setting") where one needs others.
 BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "ccvr": ({"when": "loop", "steps": 5}, {}),
@@ -121,6 +146,12 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "dfrd": (SHORT, PROBE),
     "feddrift": ({"every": 1, "delta": 0.05}, DRIFT),
+    "fedmac": ({}, toy.MODAL),
+    "late_fusion": ({}, FUSED),
+    "ha_fedformer": ({"samples": 2, "block": 2}, DECODED),
+    **dict.fromkeys([("ha_fedformer", n) for n in ("merge", "step", "noise")], ({}, DECODED)),
+    "creamfl": ({"server_batch": 8}, PAIRED),
+    "fedconv": ({"filter_epochs": 2, "server_lr": 0.01, "filter_lr": 0.01}, WIDTHS),
     "fal": ({"low": None, "high": None}, {}),
     "fedsto": ({"warmup": 1, "selective": 1, "high": 0.3, "lam": 0.01}, LABELLED),
     ("fedsto", "low"): ({"warmup": 0, "selective": 0, "high": 0.26, "low": 0.1}, toy.merge(OBJECTS, LABELLED)),

@@ -47,12 +47,12 @@ PICTURES = ["task.data={name: synthetic:images, size: 8, examples: 300, test: 50
 SMALL = ["rounds=2", "evaluate={every: 2}", "resources.executor=loop", "resources.actors=1", "track=[]"]
 
 
-OWN = (  # rows of a kind that pictures are not: with clients, domains, items, pairs, problems
-    "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "fed-e4rag", "fedagain", "fedka", "fedmac", "fedrecsys", "fedsto",
-    "fets-challenge", "ha-fedformer",
+OWN = (  # rows of a kind that pictures are not: with clients, domains, items, pairs, problems, classes that have names
+    "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "dpc", "fed-e4rag", "fedagain", "fedka", "fedmac", "fedrecsys", "fedsto",
+    "fets-challenge", "ha-fedformer", "mao",
 )  # fmt: skip
-LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures
-    "disue_families", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
+LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures, two towers
+    "disue_families", "dpc", "mao", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
     "fedagain", "fedlgd", "fedsto", "fets-challenge", "franca", "ha-fedformer", "madaug",
 )  # fmt: skip
 
