@@ -61,6 +61,7 @@ class Attack:
     Settings: ClassVar[type[AttackSettings]] = AttackSettings
     place: ClassVar[Literal["data", "update", "craft"]] = "update"
     marks: ClassVar[bool] = False  # whether its rows carry a mark (`stamp`) that means `settings.target`
+    relabels: ClassVar[bool] = False  # whether what it does to data is done to labels
     lasting: ClassVar[bool] = False  # whether the key that `change` is given is the same in all rounds
 
     def __init__(self, settings: Any):
@@ -104,6 +105,16 @@ def on_updates(config: Config) -> list[str]:
     """Return the kinds of a config's attacks that act on updates, of those that are known."""
     known = KINDS.names()
     return [a.kind for a in config.attacks if a.kind in known and KINDS.get(a.kind).place != "data"]
+
+
+def unread(config: Config, kind: str) -> list[str]:
+    """Return why attacks on labels do nothing where a task of this kind reads none in training."""
+    return [
+        f"attacks.{i}.kind: {a.kind} found, which changes labels, and task.kind: {kind} reads none in training; "
+        "allowed: corrupt, or attacks on updates"
+        for i, a in enumerate(config.attacks)
+        if KINDS.get(a.kind).relabels
+    ]
 
 
 def attackers(config: Config, attack: Attack) -> np.ndarray:

@@ -29,6 +29,7 @@ class LabelFlip(Attack):
 
     Settings = Settings
     place: ClassVar[Literal["data", "update", "craft"]] = "data"
+    relabels: ClassVar[bool] = True
 
     def fits(self, rows: Rows) -> str | None:
         if rows.kind == "instruct":

@@ -33,6 +33,7 @@ class Trigger(Attack):
 
     Settings = Settings
     place: ClassVar[Literal["data", "update", "craft"]] = "data"
+    relabels: ClassVar[bool] = True
     marks: ClassVar[bool] = True
 
     def fits(self, rows: Rows) -> str | None:

@@ -115,8 +115,15 @@ def _own_loss(method: type[Method]) -> bool:
     return False
 
 
-def moving(config: Config, what: str) -> list[str]:
-    """Return why pixels cannot be moved where a task learns what belongs to places; what: that is, in words."""
+def moving(config: Config, what: str, *, turned: bool = False) -> list[str]:
+    """Return why pixels cannot be moved where a task learns what belongs to places; what: that is, in words; turned: whether it may be
+    of pictures that a group's rotation has turned for good."""
+    groups = config.federation.groups
+    if groups.kind == "rotation" and groups.count > 1 and not turned:
+        return [
+            f"federation.groups.kind: rotation found, which turns pictures, and {what} would stay where they are; allowed: none, classes, "
+            "domain"
+        ]
     still = ", ".join(n for n in REGISTRY.names() if not REGISTRY.get(n).moves and not REGISTRY.get(n).mixes)
     return [
         f"local.augment.{i}.kind: {one.kind} found, which moves pixels, and {what} would stay where they are; allowed: {still}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -40,6 +40,8 @@ class ResizedCrop(Augmentation):
             if v[1] > 1:
                 raise ValueError(f"{list(v)} found, allowed: at most 1, the whole image")
             return v
+
+    moves: ClassVar[bool] = True
 
     def image(self, x: Tensor, key: Tensor) -> Tensor:
         s, (h, w) = self.settings, x.shape[-2:]

@@ -51,7 +51,21 @@ def check(spec: Named) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, number) or not least <= value <= most:
             word = "whole number" if number is int else "number"
             out.append(f"task.data.{name}: {value!r} found, allowed: a {word} from {least:g} to {most:g}")
-    return out
+    return out or _too_large(kind, {n: d for n, (d, _, _) in OPTIONS[kind].items()} | spec.options)
+
+
+def _too_large(kind: str, o: dict[str, Any]) -> list[str]:
+    """Return a sentence where pictures, and masks of 8 bytes a pixel, do not fit into this machine's memory."""
+    import psutil
+
+    rows = o.get("examples", 0) + o.get("test", 0)
+    asked, free = rows * o.get("size", 0) ** 2 * (12 if kind == "strokes" else 4), psutil.virtual_memory().available
+    if asked <= free:
+        return []
+    return [
+        f"task.data: scenes:{kind} of {rows:,} pictures of {o['size']}x{o['size']} takes {asked / 1e9:,.0f} GB, "
+        f"{free / 1e9:,.0f} GB of memory are free here"
+    ]
 
 
 def load(spec: Named, seed: int) -> Dataset:

@@ -47,7 +47,8 @@ class FedAgain(OneModel):
     `federation.public`, where no client can lie. D_i = ||y_i - z||, z the coordinate-wise median of the round's models.
     T_i = exp(-a max(0, e_i / med_j e_j - 1)) exp(-b max(0, D_i / med_j D_j - 1)), then `memory` of a client's own trust before:
     T_i <- memory T_i' + (1 - memory) T_i. Server: x <- x + sum_i n_i T_i u_i / sum_j n_j T_j; the coordinate-wise median of the
-    updates where all trust is 0. An error that is no number has trust 0. Where trust is the same for all it is FedAvg, to the bit.
+    updates where all trust is 0. An error that is no number has trust 0; a client without validation rows has the median of the others'.
+    Where trust is the same for all it is FedAvg, to the bit.
     `trust: reciprocal`, of a summary of the second paper: T_i = 1 / (e_i ||u_i|| + 1e-4), e_i of x on client i's rows,
     weights T_i / sum_j T_j.
     Down: the model (P floats). Up: the update (P), n_i, e_i (1 or 2 numbers). Kept at clients: nothing. At the server: x, one number each.
@@ -165,10 +166,14 @@ class FedAgain(OneModel):
         """Return the error of each reply, (n,) float64."""
         s = self.settings
         if s.signal == "own":
-            if s.trust == "reciprocal":
-                return got.stacked("received").double()
-            error = got.stacked("error").double()
-            return error / got.stacked("received").double() if s.relative else error
+            error = got.stacked("received" if s.trust == "reciprocal" else "error").double()
+            if s.relative and s.trust == "dual":
+                error = error / got.stacked("received").double()
+            measured = np.asarray(
+                (fed.federation.val if self.config.federation.split.val else fed.federation.train).sizes()
+            )
+            blind = torch.as_tensor(measured[got.ids] == 0)
+            return torch.where(blind, median(error[~blind]), error) if blind.any() and not blind.all() else error
         public = fed.public()
         with torch.no_grad():
             losses = [task.loss(tree.add(model, u), public).mean() for u in tree.unstack(updates)]
@@ -176,7 +181,8 @@ class FedAgain(OneModel):
 
     def _trust(self, error: Tensor, updates: Tree) -> Tensor:
         """Return trust by this round alone, (n,) float64, of errors (n,) and updates with leaves (n, ...)."""
-        s, rows = self.settings, torch.cat([x.flatten(1) for x in tree.values(updates)], 1).double()
+        s, error = self.settings, torch.where(error.isfinite(), error, torch.inf)  # NaN would spoil the median
+        rows = torch.cat([x.flatten(1) for x in tree.values(updates)], 1).double()
         if s.trust == "reciprocal":
             found = 1 / (error * rows.norm(dim=1) + 1e-4)
         else:

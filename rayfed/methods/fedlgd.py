@@ -47,7 +47,7 @@ class FedLGD(Method):
     S_k: client k's own made inputs, ipc of each class; S_g: the server's, server_ipc of each. e_w(x): what the last layer is given.
     Before its first round client k draws S_k from Normal(mean, deviation) of its rows' values by class and channel, and takes `warm_steps`
     steps down sum_c |mean e_w(A(x_c)) - mean e_w(A(S_k,c))|^2 on the pixels, w drawn anew in each step, A one draw of `local.augment` for
-    both sides, x a batch of its rows. S_g is drawn from the mean of these statistics over clients.
+    both sides, x a batch of its rows. S_g is drawn from the mean of these statistics over the first round's clients.
     Round t from 0, a refresh where t is a multiple of `every`, at most `refreshes` times: with t > 0 clients distil S_k again,
     `refresh_steps` with the global model as w. Clients train on S_k and S_g, never on rows: cross-entropy, and in the other rounds plus
     lam R, R the supervised contrastive loss of the batch's features and those of all of S_g. Server: the plain mean of the models;
@@ -236,6 +236,7 @@ class FedLGD(Method):
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s, ids, t = self.settings, fed.sample(), fed.round - 1
         state = self._distilled(state, fed, task, [c for c in ids if not bool(state["ready"][c])])
+        ids = [c for c in ids if bool(state["ready"][c])]  # whose distillation failed has nothing to train on
         refresh = t % s.every == 0 and t // s.every < s.refreshes
         if refresh and t and s.refresh_steps:
             fed.ask(self.refresh, ids, shared={"model": state["model"]})

@@ -168,7 +168,7 @@ def spectral_norm(m: Tensor) -> Tensor:
 def away_from_orthogonal(params: Tree, names: frozenset[str]) -> Tensor:
     """Return R of the weights among these entries, 0-d: those of more than one axis, and of convolutions with more than one input."""
     weights = [params[n].flatten(1) for n in sorted(names) if params[n].dim() > 1]
-    found = torch.zeros((), dtype=weights[0].dtype, device=weights[0].device)
+    found = next(iter(params.values())).new_zeros(())
     for w in (w for w in weights if w.shape[1] > 1):
         for m in (w.T @ w, w @ w.T):
             found = found + spectral_norm(m - torch.eye(len(m), dtype=m.dtype, device=m.device))

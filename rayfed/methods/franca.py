@@ -39,6 +39,7 @@ class Franca(Method):
     [ours]: the mean of patches stands for the class token, which vit-tiny lacks; what is not seen is 0; the momentum stays; prototypes
     move from the first step; masked patches are the farthest from a block's centre, in an image whose edges meet (the code's inverse
     block mask, shifted cyclically).
+    A rule of aggregation (`aggregate`) acts on both networks; heads are averaged.
     Down: student, teacher (2 P) and their heads. Up: the updates of these. Kept at clients: nothing. At the server: all four; the
     teacher's network is what is served and saved.
     """
@@ -79,8 +80,8 @@ class Franca(Method):
         up={
             "delta": Part(PARAMS, update=True, robust=True, note="of the student"),
             "heads": Part(ANY, update=True, note="their update"),
-            "model": Part(PARAMS, note="update of the teacher"),
-            "model_heads": Part(ANY, note="update of its heads"),
+            "model": Part(PARAMS, update=True, robust=True, note="update of the teacher"),
+            "model_heads": Part(ANY, update=True, note="update of its heads"),
         },
         server={
             "model": Part(PARAMS, note="the teacher, which is served"), "model_heads": Part(ANY, note="its heads"),
@@ -170,8 +171,11 @@ class Franca(Method):
                 self._hidden(task, len(w), keys.fold(key, 100 + i)) if s.patches else None for i in range(len(large))
             ]
             told = [self._seen(task, teacher["model"], x, None) for x in large]
-            got = [self._seen(task, params["model"], x, m) for x, m in zip(large, hidden, strict=True)]
-            got += [self._seen(task, params["model"], x, None) for x in small]
+            views = zip([*large, *small], [*hidden, *[None] * len(small)], strict=True)
+            got = [
+                self._seen(task, params["model"], x, m, (batch, keys.fold(key, 200 + i)))
+                for i, (x, m) in enumerate(views)
+            ]
             total = torch.zeros_like(w)
             for level in s.levels:
                 mine, its = (p["heads"][f"image-{level}"] for p in (params, teacher))
@@ -215,10 +219,13 @@ class Franca(Method):
         each = keys.fold(key, torch.arange(rows, device=key.device))
         return torch.vmap(lambda k: cyclic_mask(k, high // patch, wide // patch))(each).to(task.dtype)
 
-    def _seen(self, task: Task, model: Tree, x: Tensor, hidden: Tensor | None) -> tuple[Tensor, Any]:
-        """Return features (B, D) of crops, and with `patches` those of each patch (B, T, D); hidden: patches that are 0, or None."""
+    def _seen(
+        self, task: Task, model: Tree, x: Tensor, hidden: Tensor | None, step: tuple[Batch, Tensor] | None = None
+    ) -> tuple[Tensor, Any]:
+        """Return features (B, D) of crops, and with `patches` those of each patch (B, T, D); hidden: patches that are 0, or None; step: the
+        student's batch and key, who is in train mode (vit-tiny, of patches, is the same in both)."""
         if not self.settings.patches:
-            return task.apply(model, x), None
+            return (task.apply(model, x) if step is None else task.seen(model, x, *step)), None  # type: ignore[attr-defined]
         if hidden is not None:
             patch, (high, wide) = patch_of(task), x.shape[-2:]
             shown = (1 - hidden).reshape(len(x), 1, high // patch, wide // patch)

@@ -214,8 +214,9 @@ class MADAug(Method):
         def loss(params: Tree, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
             return (task.cross_entropy(task.apply(params, x), y) * w).sum() / w.sum().clamp(min=1)
 
-        slope = torch.func.grad(loss)(model, mixed, batch["y"], batch["w"].to(task.dtype))
-        after = tree.add(model, slope, -carry["rate"])
+        moves = tree.without(model, task.buffers)  # running statistics have no gradient in a step of training
+        slope = torch.func.grad(lambda p: loss({**model, **p}, mixed, batch["y"], batch["w"].to(task.dtype)))(moves)
+        after = {**model, **tree.add(moves, slope, -carry["rate"])}
         size = ((p * m).sum(1) * batch["w"]).sum() / batch["w"].sum().clamp(min=1)
         return loss(after, val["x"], val["y"], val["w"]), size
 

@@ -39,8 +39,9 @@ class Detect(TaskKind):
 
     A detection's score is objectness times class; of those of one class that overlap by more than `nms` the best stays. map50:
     average precision at an overlap (intersection over union) of 1/2, mean over classes that there are; map: its mean over
-    0.5, 0.55 ... 0.95; both with COCO's 101 recalls and at most 100 detections of an image. It is worked out here, in NumPy:
-    torchmetrics needs pycocotools and torchvision for it, compiled packages that nothing else here reads (values are pycocotools').
+    0.5, 0.55 ... 0.95; both with COCO's 101 recalls and at most 100 detections of an image, over all its classes
+    (pycocotools: of each). It is worked out here, in NumPy: torchmetrics needs pycocotools and torchvision
+    for it, compiled packages that nothing else here reads (values of so many detections are pycocotools').
     """
 
     class Settings(TaskSettings):

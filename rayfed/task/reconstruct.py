@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from rayfed import augment
+from rayfed import attack, augment
 from rayfed.errors import nearest
 from rayfed.metrics import MEASURES, Measure
 from rayfed.task import TaskKind, TaskSettings
@@ -56,7 +56,9 @@ class Reconstruct(TaskKind):
     @classmethod
     def problems(cls, config: Config, federation: Federation) -> list[str]:
         """Return why there is nothing to tell apart."""
-        if wrong := augment.moving(config, "what is to be given back"):
+        if wrong := augment.moving(config, "what is to be given back", turned=True):
+            return wrong
+        if wrong := attack.unread(config, "reconstruct"):
             return wrong
         s, names = cls.Settings(**config.task.kind.options), federation.label_names
         if unknown := [n for n in s.anomalies or () if n not in names]:
@@ -94,11 +96,12 @@ class Reconstruct(TaskKind):
         return self.metrics(params, batch)
 
     def summary(self, rows: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, float]:
-        """Return auroc, ap and recall@fpr5 of a set of rows; NaN where it has no anomalies, or nothing else."""
+        """Return auroc, ap and recall@fpr5 of a set of rows; NaN where it has no anomalies, or nothing else, or where
+        an error is no number."""
         from sklearn.metrics import average_precision_score, roc_auc_score
 
         odd, error = np.isin(batch["y"], self._anomalies), np.asarray(rows["loss"])
-        if odd.all() or not odd.any():
+        if odd.all() or not odd.any() or not np.isfinite(error).all():
             return dict.fromkeys(("auroc", "ap", "recall@fpr5"), math.nan)
         return {
             "auroc": float(roc_auc_score(odd, error)),

@@ -91,9 +91,10 @@ class Segment(TaskKind):
             ]
         known, k = masks[masks != VOID], len(names)
         if known.size and (known.min() < 0 or known.max() > k):
-            row = int(np.argmax(((masks < 0) | ((masks > k) & (masks != VOID))).any((1, 2))))
+            wrong_at = (masks < 0) | ((masks > k) & (masks != VOID))
+            row = int(np.argmax(wrong_at.any((1, 2))))
             return [
-                f"task.data: the mask of row {row} holds {int(masks[row][masks[row] != VOID].max())}, task.kind.regions names {k}; "
+                f"task.data: the mask of row {row} holds {int(masks[row][wrong_at[row]].max())}, task.kind.regions names {k}; "
                 f"allowed: 0 to {k}, and {VOID} for what is not known"
             ]
         return []

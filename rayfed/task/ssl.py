@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from rayfed import augment, keys
+from rayfed import attack, augment, keys
 from rayfed.config.schema import Kind
 from rayfed.errors import ConfigError
 from rayfed.lazy import F, torch
@@ -83,7 +83,7 @@ class SSL(TaskKind):
         """Return why features cannot be learned as asked."""
         if federation.kind != "image":
             return [f"task.kind: ssl makes views of images, task.data holds {federation.kind} data"]
-        s, found = cls.Settings(**config.task.kind.options), []
+        s, found = cls.Settings(**config.task.kind.options), attack.unread(config, "ssl")
         found += [f"task.kind.parts: {p} found, allowed: whole numbers >= 2" for p in s.parts if p < 2]
         for name in ("area", "small_area"):
             kind = Kind.model_validate({"kind": "resized_crop", "area": list(getattr(s, name))})
@@ -206,10 +206,13 @@ def neighbours(h: np.ndarray, y: np.ndarray, k: int) -> float:
 
 def probe(h: np.ndarray, y: np.ndarray) -> float:
     """Return the share of rows (n, d) whose class (n,) a logistic regression on standardised features finds that was trained on every other
-    row, those of each class dealt to two halves in turn; NaN where a half has fewer than two classes."""
+    row, those of each class dealt to two halves in turn; NaN where a half has fewer than two classes,
+    or a feature is no number."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
+    if not np.isfinite(h).all():
+        return math.nan
     half = np.zeros(len(y), int)
     for c in np.unique(y):
         at = np.flatnonzero(y == c)

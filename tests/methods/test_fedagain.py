@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ def test_trust_by_hand() -> None:
     # the median of 1, -1, 0, 8 is 1/2: distances .5, 1.5, .5, 7.5 over their median 1
     assert trust([1] * 4, [[1], [-1], [0], [8]], b=1.0) == pytest.approx([1, math.exp(-0.5), 1, math.exp(-6.5)])
     assert trust([1, 1, math.inf], square)[2] == 0
+    assert trust([1, math.nan, math.nan], square) == [
+        1,
+        0,
+        0,
+    ]  # two of three are no numbers, and the third is as it was
     assert trust([3, 3, 6], square) == pytest.approx(trust([1, 1, 2], square))  # units do not count
     far = [[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0], [0.5, 0.5]]
     nearer, farther = (trust([1] * 4, [*far[:2], [0.0, y], far[3]])[2] for y in (3.0, 5.0))
@@ -66,6 +72,19 @@ def test_a_round_by_hand() -> None:
     assert twice and all(second[c] >= 0.5 * first[c] for c in twice)  # half of it is from before
     later = toy.simulate({"name": "fedagain", "memory": 0.0}, executor="vmap", dtype="float64", rounds=2)
     assert not np.allclose(later.state["trust"].numpy()[twice], second[twice])
+
+
+def test_who_has_no_validation_rows_counts_as_the_median() -> None:
+    method: Any = methods.of(toy.config("fedagain", federation={"split": {"val": 0.3}}))
+
+    class Got(SimpleNamespace):
+        def stacked(self, part: str) -> torch.Tensor:
+            return torch.tensor([0.0, 3.0, 5.0, 4.0])
+
+    sizes = SimpleNamespace(sizes=lambda: np.array([0, 3, 3, 3]))
+    fed: Any = SimpleNamespace(federation=SimpleNamespace(val=sizes))
+    task: Any = None
+    assert method._errors(Got(ids=[0, 1, 2, 3]), {}, {}, fed, task).tolist() == [4, 3, 5, 4]
 
 
 def test_who_is_far_counts_little() -> None:

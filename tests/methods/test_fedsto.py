@@ -66,6 +66,7 @@ def test_r_is_of_singular_values() -> None:
     assert float(away_from_orthogonal({"w": wide, "b": torch.ones(4)}, frozenset({"w", "b"}))) == pytest.approx(
         exact, rel=0.1
     )
+    assert float(away_from_orthogonal({"w": wide, "b": torch.ones(4)}, frozenset({"b"}))) == 0  # nothing but biases
     diagonal = torch.diag(torch.tensor([3.0, 1.0, -0.5]).double())
     assert float(spectral_norm(diagonal)) == pytest.approx(3, rel=0.05)
 

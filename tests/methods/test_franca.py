@@ -72,6 +72,18 @@ def test_spread_by_hand() -> None:
     assert koleo(z[:1], w[:1]).tolist() == [0] and koleo(z, torch.ones(3))[0] > 3
 
 
+def test_attacks_and_rules_reach_the_teacher_too() -> None:
+    """A client sends a million times its update: without a bound that moves the model that is served, with one it cannot."""
+    attacks = {"attacks": [{"kind": "scale", "clients": [0], "factor": 1e6}], "federation": {"per_round": None}}
+    bound = {"aggregate": {"kind": "norm_bound", "norm": 0.1}}
+    loose, bounded = (
+        toy.simulate(SMALL, rounds=1, executor="vmap", **toy.merge(VIEWS, {**attacks, **more})) for more in ({}, bound)
+    )
+    for part in ("model", "student"):
+        moved = [tree.norm(tree.sub(r.state[part], r.initial[part])) for r in (loose, bounded)]
+        assert float(moved[0]) > 1 and float(moved[1]) < 0.11, part
+
+
 @pytest.mark.parametrize("teacher", ["clients", "server"])
 def test_a_teacher_that_keeps_all_of_itself_stays_and_one_that_keeps_nothing_is_the_student(teacher: str) -> None:
     kept, gone = (

@@ -86,6 +86,22 @@ def test_a_policy_step_by_hand() -> None:
     assert float(torch.stack([g.abs().max() for g in got.values()]).max()) > 0 and math.isfinite(float(value))
 
 
+def test_a_policys_step_leaves_running_statistics() -> None:
+    done = toy.simulate(EARLY, rounds=1, dtype="float64", **IMAGES)
+    method, task, model = done.fed.method, done.fed.task, done.initial["model"]
+    name = next(iter(model))
+    x, y, key = torch.rand(4, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3]), torch.tensor(5)
+    batch = {"x": x, "y": y, "w": torch.ones(4, dtype=torch.float64)}
+
+    def after(buffers: tuple[str, ...], rate: float) -> float:
+        task.buffers = buffers
+        carry = {"model": model, "val": batch, "rate": rate}
+        return float(method.validated(task, done.initial["policy"], carry, batch, key)[0])
+
+    assert after((), 0.3) != after((name,), 0.3)
+    assert after(tuple(model), 0.3) == after((), 0.0)  # nothing else moves
+
+
 def test_what_it_refuses() -> None:
     with pytest.raises(Exception, match="madaug learns by validation rows"):
         toy.simulate("madaug", **toy.merge(IMAGES, {"federation": {"split": {"val": 0.0}}}))

@@ -66,6 +66,10 @@ def test_partners_stand_beside_the_first_and_weather_is_seen() -> None:
         ({"name": "scenes:object"}, "did you mean"),
         ({"name": "scenes:objects", "size": 8}, "task.data.size: 8 found, allowed: a whole number from 20 to 256"),
         ({"name": "scenes:strokes", "noise": True}, "task.data.noise: True found, allowed: a number from 0 to 1"),
+        (
+            {"name": "scenes:strokes", "examples": 10**6, "size": 256},
+            "scenes:strokes of 1,000,240 pictures of 256x256 takes",
+        ),
         ({"name": "scenes:anomalies", "norml": 4}, "task.data.norml: unknown option of scenes:anomalies"),
     ],
 )

@@ -37,6 +37,7 @@ def test_errors_and_measures_by_hand() -> None:
     assert found["auroc"] == pytest.approx(5 / 6) and found["recall@fpr5"] == 0.5  # one of six pairs is the wrong way
     assert found["ap"] == pytest.approx((1 + 2 / 3) / 2)
     assert np.isnan(t.summary({"loss": error[:3]}, {"y": y[:3]})["auroc"])
+    assert np.isnan(t.summary({"loss": error * np.nan}, {"y": y})["auroc"])  # of a model that has diverged
 
 
 def test_anomalies_are_named_or_have_no_training_rows() -> None:
@@ -50,6 +51,9 @@ def test_anomalies_are_named_or_have_no_training_rows() -> None:
     every = toy.merge(ODD, {"task": {"data": {"name": "digits"}}})
     (none,) = kind.problems(toy.config(**every), toy.federation(toy.config(**every)))
     assert none.startswith("task.kind.anomalies: missing, every class of digits has training rows")
+    flipped = toy.config(**toy.merge(ODD, {"attacks": [{"kind": "label_flip", "clients": [0]}]}))
+    (unread,) = kind.problems(flipped, f)
+    assert unread.startswith("attacks.0.kind: label_flip found, which changes labels, and task.kind: reconstruct reads")
 
 
 def test_a_network_learns() -> None:

@@ -81,6 +81,13 @@ def test_masks_that_do_not_fit_are_refused() -> None:
     assert "has masks of shape (19, 20), its images are (1, 20, 20)" in shape
     (twice,) = kind.problems(toy.config(**toy.merge(STROKES, {"task": {"kind": {"regions": ["a b", "a_b"]}}})), f)
     assert "found twice" in twice
+    for kind_of, name in (("resized_crop", "local.augment.0.kind"), ("flip", "local.augment.0.kind")):
+        (moved,) = kind.problems(toy.config(**toy.merge(STROKES, {"local": {"augment": [{"kind": kind_of}]}})), f)
+        assert moved.startswith(f"{name}: {kind_of} found, which moves pixels") and "resized_crop" not in moved[50:]
+    (turned,) = kind.problems(
+        toy.config(**toy.merge(STROKES, {"federation": {"groups": {"kind": "rotation", "count": 2}}})), f
+    )
+    assert turned.startswith("federation.groups.kind: rotation found, which turns pictures, and masks would stay")
 
 
 def test_a_network_learns() -> None:

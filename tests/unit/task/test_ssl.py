@@ -87,6 +87,7 @@ def test_a_probe_finds_what_is_linear_and_nothing_else() -> None:
     assert probe(h, y) < 0.75
     h[:, 2] += 9 * y
     assert probe(h, y) == 1.0 and math.isnan(probe(h[:3], np.zeros(3, int)))
+    assert math.isnan(probe(h * np.nan, y))  # of a model that has diverged
 
 
 def refused(method: Any = "fedavg", **changes: Any) -> list[str]:
