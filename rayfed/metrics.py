@@ -152,7 +152,7 @@ SCOPES: dict[str, tuple[str, str]] = {
         "what honest clients are served, on test rows with an attacker's trigger, of which the attacker's class is correct",
         "honest clients, each on marked copies of its own test rows of other classes",
     ),
-    "adversarial": (
+    "robust": (
         "what each client is served, on test rows as they are or moved against it, whichever is worse (evaluate.adversary)",
         "clients, each on its own test split",
     ),

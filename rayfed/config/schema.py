@@ -895,7 +895,7 @@ class Ball(Section):
 
 
 class Adversary(Ball):
-    """What attacks inputs in scope `adversarial`: projected gradient steps against the model that is scored."""
+    """What attacks inputs in scope `robust`: projected gradient steps against the model that is scored."""
 
     steps: int = Field(10, ge=1, description="Steps of the attack.")
     step: float | None = Field(None, gt=0, description="Length of a step; null: 2.5 rho / steps.")
@@ -930,7 +930,7 @@ class Evaluate(Section):
     )
     adversary: Adversary | None = Field(
         None,
-        description="Scope adversarial: what clients are served is also scored on test inputs moved against it (PGD); docs/robust.md.",
+        description="Scope robust: what clients are served is also scored on test inputs moved against it (PGD); docs/robust.md.",
     )
     retained: Named | None = Field(
         None,

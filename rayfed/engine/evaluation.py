@@ -62,7 +62,7 @@ class Evaluation(Enum):
     LOCAL = "local"  # scores of what each client is served, fine-tuned on its train split
     ENSEMBLE = "ensemble"  # the served models' predictions on the pooled test set
     BACKDOOR = "backdoor"  # scores of what honest clients are served, on test rows with an attacker's trigger
-    ADVERSARIAL = "adversarial"  # scores of what each client is served, on its own test rows moved against it
+    ROBUST = "robust"  # scores of what each client is served, on its own test rows moved against it
     RETAINED = "retained"  # scores of what each client is served on another task's rows
     SERVED = "served"  # the served model itself, for use from Python
 
@@ -101,7 +101,7 @@ def build(
         split = split if evaluation is Evaluation.PERSONAL else evaluation.value
         of = scoring(task, data)._replace(task=seen)
         return scored(view, of, lambda client, carry: view.end(client, carry)[0]["model"], rows, split)
-    if evaluation is Evaluation.ADVERSARIAL:
+    if evaluation is Evaluation.ROBUST:
         of = scoring(task)._replace(task=adversarial.attacked(seen, method.config.evaluate.adversary))
         return scored(view, of, lambda client, carry: view.end(client, carry)[0]["model"])
     if evaluation is Evaluation.SERVED:
@@ -329,7 +329,7 @@ class Evaluator:
         if self.fed.whole.stages:
             row |= self._score_stream(served, personal.of(lambda c: c < population).sums)
         if self.config.evaluate.adversary is not None:
-            row |= scope("adversarial", self._ask(Evaluation.ADVERSARIAL, participants, served).sums)
+            row |= scope("robust", self._ask(Evaluation.ROBUST, participants, served).sums)
         if self.federation.backdoor is not None:
             row |= self._score_backdoor(self.federation.backdoor, scored, served)
         if len(self.federation.retained):
@@ -484,7 +484,7 @@ class Evaluator:
         test = self.federation.test
         copies = (
             Evaluation.BACKDOOR,
-            Evaluation.ADVERSARIAL,
+            Evaluation.ROBUST,
             Evaluation.RETAINED,
         )  # of test rows, changed, or everybody's
         sends = (self._keeps() or self.sets) and evaluation not in copies
@@ -496,7 +496,7 @@ class Evaluator:
                 group,
                 shared=served.shared,
                 mine=mine,
-                arguments=() if evaluation is Evaluation.ADVERSARIAL else self._arguments(most),
+                arguments=() if evaluation is Evaluation.ROBUST else self._arguments(most),
             )
             if replies.ids:
                 sums = {part: replies.stacked(part).tolist() for part in ("n", *self.task.row_measures)}

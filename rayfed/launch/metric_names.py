@@ -33,7 +33,7 @@ def known(method: Method, federation: Federation) -> list[str]:
         ("local", tests[:n].any() and (method.trains or method.config.evaluate.finetune_epochs)),
         ("unseen", tests[n:].any()),
         ("backdoor", federation.backdoor is not None),
-        ("adversarial", method.config.evaluate.adversary is not None and tests[:n].any()),
+        ("robust", method.config.evaluate.adversary is not None and tests[:n].any()),
     ):
         scopes += [scope, f"{scope}_ex"] if there else []
     scopes += ["retained"] if len(federation.retained) else []
@@ -43,7 +43,7 @@ def known(method: Method, federation: Federation) -> list[str]:
         scope = metrics.family_scope(name)
         scopes += [scope, f"{scope}_ex"] if family is not None and tests[:n][family[:n] == number].any() else []
     measured = scoring.measures(config, federation, scoring.asked(config, federation)[0])
-    without = {"backdoor", "adversarial", "retained"} | (set() if config.evaluate.finetune_epochs else {"local"})
+    without = {"backdoor", "robust", "retained"} | (set() if config.evaluate.finetune_epochs else {"local"})
     of_sets = [s for s in scopes if s.removesuffix("_ex") not in without]
     names = [f"{m.name}/{s}" for s in scopes for m in measured if m.of == "rows" or s in of_sets]
     tasks_so_far = [metrics.task_scope(k + 1) for k in range(len(federation.stages))]

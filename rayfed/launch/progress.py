@@ -18,7 +18,7 @@ STUDY_METRICS = (
     "accuracy/forgetting",
     "accuracy/global",
     "accuracy/personal",
-    "accuracy/adversarial",
+    "accuracy/robust",
     "accuracy/backdoor",
     "accuracy/cluster",
     "accuracy/unseen",

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from rayfed.methods.fedftg import FedFTG
+from rayfed.methods._bases.finetuned_average import FineTunedAverage
 
 
-class DFRD(FedFTG):
+class DFRD(FineTunedAverage):
     """Luo et al. 2023, "DFRD: Data-Free Robustness Distillation for Heterogeneous Federated Learning" (NeurIPS, 2309.13546), for clients of
     one architecture.
 
@@ -23,7 +23,7 @@ class DFRD(FedFTG):
     average and its Adam state; within a round the models of all its clients.
     """
 
-    class Settings(FedFTG.Settings):
+    class Settings(FineTunedAverage.Settings):
         mix: Literal["prob", "logit"] = Field("logit", description="Experts mix as logits (paper) or as probabilities.")
         fidelity_of: Literal["ensemble", "each"] = Field(
             "ensemble",

@@ -30,7 +30,7 @@ class FAL(OneModel):
     Server: w <- w + server_lr mean_i (y_i - w), equal weights.
     Down: w (P). Up: the update (P). Kept at clients: nothing. At the server: w. Costs steps + 1 passes for each of FedAvg's.
     With rho = 0, or without a step and a random start, it is FedAvg with the same weights, to the bit.
-    `evaluate.adversary` measures any method's models under such an attack: scope `adversarial`.
+    `evaluate.adversary` measures any method's models under such an attack: scope `robust`.
     """
 
     no_privacy = "takes its gradients on inputs that it has moved"

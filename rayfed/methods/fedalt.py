@@ -9,15 +9,13 @@ from pydantic import Field
 from rayfed import ANY, SCALAR, MethodSettings, Part, Visit, Wire, mean, model_of, sgd_visit, total, tree, visit
 from rayfed.adapters import lora
 from rayfed.lazy import torch
-from rayfed.methods._bases.over_lora import OverLoRA
+from rayfed.methods._bases.over_lora import FACTORS, OverLoRA, factors
 from rayfed.wire import params_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rayfed import ClientContext, Fed, Task, Tree
-
-FACTORS = params_of("lora_A", "lora_B")
 
 
 class FedALT(OverLoRA):
@@ -148,11 +146,6 @@ class FedALT(OverLoRA):
         finally:
             for h in hooks:
                 h.remove()
-
-
-def factors(params: Tree) -> Tree:
-    """Return the adapter's A and B of a trained tree."""
-    return lora.select(params, lambda n: lora.is_a(n) or lora.is_b(n))
 
 
 def joined(own: Tree, rest: Tree, share: float) -> Tree:

@@ -12,8 +12,7 @@ from rayfed.adapters import lora
 from rayfed.cluster import canonical
 from rayfed.lazy import torch
 from rayfed.methods._bases.clustered import least, losses
-from rayfed.methods._bases.over_lora import OverLoRA
-from rayfed.methods.fedalt import FACTORS, factors
+from rayfed.methods._bases.over_lora import FACTORS, OverLoRA, factors
 from rayfed.wire import params_of, tensor
 
 if TYPE_CHECKING:

@@ -76,13 +76,13 @@ def test_scores_under_attack(method: str) -> None:
         return toy.simulate(method, rounds=1, executor=executor, dtype="float64", **changes).scores()[0]
 
     weak, strong = scores("vmap", rho=1e-9), scores("vmap", rho=0.8, steps=3)
-    assert weak["accuracy/adversarial"] == weak["accuracy/personal"] == strong["accuracy/personal"]
-    assert weak["loss/adversarial"] == pytest.approx(weak["loss/personal"], abs=1e-7)
+    assert weak["accuracy/robust"] == weak["accuracy/personal"] == strong["accuracy/personal"]
+    assert weak["loss/robust"] == pytest.approx(weak["loss/personal"], abs=1e-7)
     assert (
-        strong["accuracy/adversarial"] < strong["accuracy/personal"]
-        and strong["loss/adversarial"] > strong["loss/personal"] + 0.2
+        strong["accuracy/robust"] < strong["accuracy/personal"]
+        and strong["loss/robust"] > strong["loss/personal"] + 0.2
     )
-    assert scores("loop", rho=0.8, steps=3)["loss/adversarial"] == pytest.approx(strong["loss/adversarial"], rel=1e-9)
+    assert scores("loop", rho=0.8, steps=3)["loss/robust"] == pytest.approx(strong["loss/robust"], rel=1e-9)
 
 
 def test_what_does_not_fit_is_refused() -> None:

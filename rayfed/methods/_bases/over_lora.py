@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rayfed import ANY, PARAMS, Part, Wire, mean, visit
 from rayfed.adapters import lora, ranks
 from rayfed.methods._bases.one_model import OneModel
+from rayfed.wire import params_of
 
 if TYPE_CHECKING:
     from rayfed import ClientContext, Fed, Task, Tree, Visit
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 
 GAP = {"lora/gap": ("||D* - B A||_F / ||D*||_F over all layers, D* the mean of the clients' products", "0 = exact")}
+FACTORS = params_of("lora_A", "lora_B")
+
+
+def factors(params: Tree) -> Tree:
+    """Return the adapter's A and B of a trained tree."""
+    return lora.select(params, lambda n: lora.is_a(n) or lora.is_b(n))
 
 
 class OverLoRA(OneModel):

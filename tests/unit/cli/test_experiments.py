@@ -81,6 +81,7 @@ def test_the_resolved_config_is_the_one_that_ran(world: World) -> None:
     assert "auto" not in left and resolved.with_resources(**dict.fromkeys(CHOSEN, "auto")) == load_request(TINY)
     assert yaml.safe_load((world.run / "config.yaml").read_text())["evaluate"] == {
         "every": 2, "clients": "auto", "split": "test", "finetune_epochs": 0, "finetune_lr": None, "rows": [], "metrics": None,
+        "adversary": None, "retained": None,
     }  # fmt: skip
 
 

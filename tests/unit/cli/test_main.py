@@ -42,7 +42,7 @@ WRONG = [
     (["rnu", "fedavg"], "No such command 'rnu'"),
     (["run"], "Missing argument"),
     (["run", "fedavg", "--locla"], "--local"),
-    (["run", "fedavgg", "--local"], "(did you mean 'fedavg'?); ready: anarchic-fl, autoflip, ccvr, cellm, "),
+    (["run", "fedavgg", "--local"], "(did you mean 'fedavg'?); ready: anarchic-fl, autoflip, bdpfl, ccvr, "),
     (["run", "fedavg", "--local", "--set", "method=scafold"], "(did you mean 'scaffold'?)"),
     (["run", "fedavg", "--local", "--set", "federation.cleints=3"], "(did you mean 'clients'?)"),
     (["run", "fedavg", "--local", "--set", "rounds"], "--set rounds: write it as a.b=value"),

@@ -53,7 +53,7 @@ OWN = (  # rows of a kind that pictures are not: with clients, domains, items, p
 )  # fmt: skip
 LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures, two towers
     "disue_families", "dpc", "mao", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
-    "fedagain", "fedlgd", "fedsto", "fets-challenge", "franca", "ha-fedformer", "madaug",
+    "fedagain", "fedlgd", "fedpipe", "fedsto", "fets-challenge", "franca", "ha-fedformer", "madaug",
 )  # fmt: skip
 
 

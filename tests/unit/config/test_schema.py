@@ -27,7 +27,8 @@ good = partial(configs.good, load=load_config)
 
 
 ADDED = {  # keys of sections that the contract does not have yet
-    "evaluate": {"split", "rows", "finetune_lr", "metrics"}, "failures": {"client_timeout_s"}, "stop": {"patience", "min_change"},
+    "evaluate": {"split", "rows", "finetune_lr", "metrics", "adversary", "retained"},
+    "failures": {"client_timeout_s"}, "stop": {"patience", "min_change"},
     "storage": {"best"},
     "resources": {"deterministic", "matmul", "channels_last", "visits", "replay"},
 }  # fmt: skip

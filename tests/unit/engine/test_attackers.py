@@ -19,7 +19,7 @@ from tests.unit.attack.test_attack import KINDS
 from tests.unit.engine.test_ruling import CLIENTS, WIDE, asked
 
 THEIRS = [2, 7, 11]
-ON_UPDATES = sorted(k for k in KINDS if k not in ("label_flip", "trigger"))
+ON_UPDATES = sorted(k for k in KINDS if k not in ("label_flip", "trigger", "corrupt"))
 
 
 def rows_of(got: Any) -> dict[int, dict[str, torch.Tensor]]:

@@ -25,7 +25,7 @@ def rows(*accuracies: float | None) -> list[dict[str, Any]]:
 
 def test_chance_is_the_share_of_the_most_frequent_label() -> None:
     arrays = {"y": np.array([0, 0, 0, 1, 2, 2])}
-    split: Any = SimpleNamespace(pooled_test=np.array([1, 2, 3, 4]), arrays=arrays)
+    split: Any = SimpleNamespace(pooled_test=np.array([1, 2, 3, 4]), arrays=arrays, stages=())
     task: Any = SimpleNamespace(per_class=True)
     assert collapse.chance(task, split) == Chance(0.5, 4) and Chance(0.5, 100).spread == pytest.approx(0.05)
     assert collapse.chance(SimpleNamespace(per_class=False), split) is None  # type: ignore[arg-type]
