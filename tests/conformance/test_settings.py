@@ -16,7 +16,6 @@ from rayfed.errors import ConfigError
 from rayfed.methods._bases.over_adapter import OverAdapter
 from rayfed.methods._bases.over_lora import OverLoRA
 from tests import toy
-from tests.conformance.test_conformance import ALONE, LACKING, SIDES, WIDTHS
 from tests.toy import Result, ToyFed
 
 SHORT = {"iterations": 2, "student_steps": 2, "batch": 8}
@@ -162,13 +161,6 @@ BASES: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedpipe": ({"profile_steps": 2}, TIERS),
     ("fedpipe", "rank"): ({}, {"adapter": {"kind": "lora", "rank": 4, "targets": ["query", "value"]}}),
     "elsa": (ELSA, PUBLIC),
-    "fedmac": ({}, toy.MODAL),
-    "late_fusion": ({}, LACKING),
-    "creamfl": ({"server_batch": 8}, SIDES),
-    "fedconv": ({"server_epochs": 1, "filter_epochs": 1, "weight_epochs": 1}, WIDTHS),
-    "ha_fedformer": ({"samples": 2, "block": 1}, ALONE),
-    **dict.fromkeys([("ha_fedformer", n) for n in ("merge", "step", "noise")], ({}, ALONE)),
-    ("ha_fedformer", "fuse"): ({"samples": 2, "block": 1}, toy.merge(ALONE, VAL)),
     ("elsa", "tau_min"): ({**ELSA, "beta": 500.0}, PUBLIC),
     ("elsa", "capacity"): ({**ELSA, "edges": 4}, PUBLIC),
     ("elsa", "distrust"): ({**ELSA, "edges": 4, "capacity": 3}, PUBLIC),

@@ -48,8 +48,8 @@ SMALL = ["rounds=2", "evaluate={every: 2}", "resources.executor=loop", "resource
 
 
 OWN = (  # rows of a kind that pictures are not: with clients, domains, items, pairs, problems, classes that have names
-    "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "dpc", "fed-e4rag", "fedagain", "fedka", "fedmac", "fedrecsys", "fedsto",
-    "fets-challenge", "ha-fedformer", "mao",
+    "chest-radiograph-ssl", "coaction", "copsl", "creamfl", "dpc", "fed-e4rag", "fedagain", "fedka", "fedmac", "fedpipe", "fedrecsys",
+    "fedsto", "fets-challenge", "ha-fedformer", "mao",
 )  # fmt: skip
 LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures, two towers
     "disue_families", "dpc", "mao", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
