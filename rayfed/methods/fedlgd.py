@@ -236,7 +236,7 @@ class FedLGD(Method):
     def round(self, state: Tree, fed: Fed, task: Task) -> Tree:
         s, ids, t = self.settings, fed.sample(), fed.round - 1
         state = self._distilled(state, fed, task, [c for c in ids if not bool(state["ready"][c])])
-        ids = [c for c in ids if bool(state["ready"][c])]  # whose distillation failed has nothing to train on
+        ids = tuple(c for c in ids if bool(state["ready"][c]))  # whose distillation failed has nothing to train on
         refresh = t % s.every == 0 and t // s.every < s.refreshes
         if refresh and t and s.refresh_steps:
             fed.ask(self.refresh, ids, shared={"model": state["model"]})

@@ -401,10 +401,28 @@ def cases(name: str) -> list[Case]:
     return [Case({"name": name, **settings}, changes) for settings, changes in rows]
 
 
-ALL = [  # the first variant of each method in every run of the tests, the others where `slow` ones run
-    pytest.param(case, id=f"{name}-{i}", marks=[pytest.mark.slow] if i else [])
+SHARED = {  # checks of what methods about adapters have from their bases: by default of a few of them, of the others where `slow` ones run
+    "later_rounds_add_nothing", "order_and_workers_change_nothing", "again_is_the_same", "scoring_changes_nothing", "debug_is_loop",
+}  # fmt: skip
+FEW_ADAPTERS = ("fedit", "hetlora", "feddat", "pfedpg")
+
+
+def on_adapters(name: str) -> bool:
+    return issubclass(methods.get(name), OverLoRA | OverAdapter)
+
+
+def is_slow(name: str, variant: int, check: str) -> bool:
+    """Whether a check is left to the slow tests: of all but a method's first variant, and what is shared."""
+    return variant > 0 or (check in SHARED and on_adapters(name) and name not in FEW_ADAPTERS)
+
+
+EVERY = [
+    pytest.param(
+        case, check, id=f"{name}-{i}-{check.__name__}", marks=[pytest.mark.slow] * is_slow(name, i, check.__name__)
+    )
     for name in methods.names()
     for i, case in enumerate(cases(name))
+    for check in CHECKS
 ]
 
 
@@ -413,14 +431,12 @@ def fit(on_bert: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Case],
     """Gives a case of a method that needs adapters a model that takes them."""
 
     def give(case: Case) -> Case:
-        needs = issubclass(methods.get(case.name), OverLoRA | OverAdapter)
-        return case._replace(changes=on_bert(case.changes)) if needs else case
+        return case._replace(changes=on_bert(case.changes)) if on_adapters(case.name) else case
 
     return give
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize(("case", "check"), EVERY)
 def test_method(case: Case, check: Callable[[Case, Path], None], fit: Callable[[Case], Case], tmp_path: Path) -> None:
     check(fit(case), tmp_path)
 

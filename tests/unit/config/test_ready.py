@@ -54,6 +54,7 @@ OWN = (  # rows of a kind that pictures are not: with clients, domains, items, p
 LONG = (  # many steps of a language model, adapters of many kinds, a search for each picture, deep networks, distilled pictures, two towers
     "disue_families", "dpc", "mao", "federatedscope-llm", "fed-llm-survey", "frag", "fedlora-survey", "fednano", "gifd", "fedloge",
     "fedagain", "fedlgd", "fedpipe", "fedsto", "fets-challenge", "franca", "ha-fedformer", "madaug",
+    "elsa", "datafree-mosaic", "fedpeft", "fedit-shepherd", "feddat", "sfprompt", "creamfl",
 )  # fmt: skip
 
 
