@@ -179,7 +179,8 @@ class MAO(OverPrompts):
         t, whole = (r, s.base_rounds) if in_a else (r - s.base_rounds, s.new_rounds)
         more = density(t, whole, s.peak, s.std)
         before = means["base"] if in_a else means["new"]
-        share = more / (weight + more)
+        total = weight + more  # 0 far from the peak, where numbers end: there the last round outweighs all before it
+        share = torch.where(total > 0, more / total, 1.0)
         averaged = tree.map(lambda a, b: (1 - share) * a + share * b, before, theta)
         means = {"base": averaged, "new": averaged} if in_a else {"base": means["base"], "new": averaged}
         return {"model": means, "theta": theta, "weight": weight + more}

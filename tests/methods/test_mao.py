@@ -67,6 +67,12 @@ def test_the_averages_weights_sum_to_one(three: toy.Result) -> None:
         torch.testing.assert_close(x, wanted[n])
 
 
+def test_weights_too_small_for_numbers_leave_prompts_finite() -> None:
+    """The first of 100 rounds weighs e^-2775: it stands alone until another comes."""
+    one = run(k=1, candidates="all", base_rounds=100, new_rounds=0, **BARE)
+    assert tree.same(one.state["model"]["base"], one.state["theta"])
+
+
 def test_regularisers_are_zero_where_features_are_the_frozen_ones(three: toy.Result) -> None:
     task, method = three.fed.task, three.fed.method
     batch = task.batch({n: a[:4] for n, a in three.fed.federation.arrays.items()})
