@@ -58,7 +58,9 @@ def stop_on_signals(
     previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
-    except _EndAtOnce:
+    except BaseException as e:
+        if not _ends_at_once(e):
+            raise
         text = "interrupted at once; continue with `rayfed resume` from the last snapshot"
         if received.done:
             text = (
@@ -70,6 +72,13 @@ def stop_on_signals(
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
+
+
+def _ends_at_once(error: BaseException | None) -> bool:
+    """Return whether a second signal is behind an error: where it comes within Ray's C++, it arrives as the cause of a SystemError."""
+    while error is not None and not isinstance(error, _EndAtOnce):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _say(text: str) -> None:

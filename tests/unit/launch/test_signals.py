@@ -40,6 +40,18 @@ def test_the_first_signal_asks_and_the_second_ends(number: int) -> None:
     assert ended.value.exit_code == 128 + number and signal.getsignal(number) is before
 
 
+def test_a_second_signal_within_native_code_ends_at_once_too() -> None:
+    """Ray's `wait` turns what a signal handler raises into a SystemError caused by it."""
+    with pytest.raises(Interrupted, match="at once"), stop_on_signals(Running()):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException as e:
+            raise SystemError("returned a result with an exception set") from e
+    with pytest.raises(SystemError), stop_on_signals(Running()):
+        raise SystemError("of another kind")
+
+
 def test_what_is_waited_for_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     with stop_on_signals(Running(), lambda: "round 3 of 9"):
         os.kill(os.getpid(), signal.SIGINT)
