@@ -141,7 +141,9 @@ def _row(name: str) -> Any:
 def test_loop_is_vmap(name: str, data: Path) -> None:
     if why := refusal(name, data):
         assert not issubclass(methods.get(name), OverLoRA), why
-        assert "texts" in why or " needs " in why, why  # nothing but the data, or the kind of task, may speak against it
+        assert "texts" in why or " needs " in why, (
+            why
+        )  # nothing but the data, or the kind of task, may speak against it
         pytest.skip(why)
     spec, changes = case(name, data)
     same(*(toy.simulate(spec, executor=e, **changes) for e in ("loop", "vmap")))
